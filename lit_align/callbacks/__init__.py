@@ -1,0 +1,8 @@
+"""Callbacks: what cuts across objectives."""
+
+from lit_align.callbacks.phase_progress import PhaseProgress
+from lit_align.callbacks.reference_refresh import ReferenceRefresh
+from lit_align.callbacks.run_report import RunReport
+from lit_align.callbacks.win_rate import WinRate
+
+__all__ = ["PhaseProgress", "ReferenceRefresh", "RunReport", "WinRate"]

@@ -1,0 +1,72 @@
+"""What a run says on the terminal: lines, a panel, and one progress bar per phase. Rank 0 speaks, the others are silent."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False)
+
+
+@rank_zero_only
+def say(*objects: object) -> None:
+    """Print lines or rich renderables."""
+    console.print(*objects)
+
+
+class Phase:
+    """A named piece of long work: a bar while it runs (on a terminal), one line when it is done.
+
+    Args:
+        name: Such as "sample".
+        total: How many units of work there are.
+        unit: What is counted, in the plural.
+        done: Units finished before, when a killed run goes on.
+    """
+
+    def __init__(self, name: str, total: int, unit: str, done: int = 0):
+        self.name, self.total, self.unit = name, total, unit
+        self.done = done
+        self.note = ""
+        self.started = time.monotonic()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn(f"{name:<18}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=console,
+            transient=True,
+            disable=rank_zero_only.rank != 0 or not console.is_terminal,
+        )
+        self._task = self._bar.add_task(name, total=total, completed=done, note="")
+        self._bar.start()
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        """Count `by` units as done; `note` is shown behind the bar."""
+        self.done += by
+        self.note = note or self.note
+        self._bar.update(self._task, advance=by, note=self.note)
+
+    def finish(self, note: str = "") -> None:
+        """Take the bar away and leave a line."""
+        self._bar.stop()
+        seconds = time.monotonic() - self.started
+        behind = f" · {note or self.note}" if note or self.note else ""
+        say(f"  {self.name:<18} {self.done}/{self.total} {self.unit} · {seconds:.1f} s{behind}")
+
+
+@contextmanager
+def phase(name: str, total: int, unit: str, done: int = 0) -> Iterator[Phase]:
+    """A `Phase` for a `with` block; its bar goes away on errors too."""
+    running = Phase(name, total, unit, done)
+    try:
+        yield running
+    except BaseException:
+        running._bar.stop()
+        raise
+    running.finish()

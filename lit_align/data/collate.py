@@ -1,0 +1,243 @@
+"""From text to batches: the one way in which prompts and responses become tokens, and the loader that serves them.
+
+Prompt and response are tokenized apart, so that no token spans both. A plain prompt gets the special tokens that the
+tokenizer begins a text with; a chat goes through its template, once, with the turn of the assistant opened. A response
+ends with the token that ends the assistant's turn (or the text), so that the policy learns to stop.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lit_align.data.formats import Text
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
+from lit_align.policy import Policy
+
+LongPrompts = Literal["error", "drop", "left"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its K responses, as tokens; the best first where they are ordered."""
+
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+    source: str
+    reference_logps: list[float] | None = None
+    sampler_logps: list[float] | None = None
+    rewards: list[float] | None = None
+    labels: float | list[float] | None = None
+    win_probabilities: list[float] | None = None
+    mismatched: bool = False
+
+
+class Encoder:
+    """Turns texts into tokens within stated limits, and counts what did not fit.
+
+    Args:
+        max_prompt_length: Longest prompt, in tokens.
+        max_response_length: Longest response, in tokens, its end included; longer ones lose their end (and its token).
+        long_prompts: What happens to a longer prompt: an error, the row is dropped, or its beginning (left) is cut.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_prompt_length: int,
+        max_response_length: int,
+        long_prompts: LongPrompts = "error",
+    ):
+        self.tokenizer = tokenizer
+        self.max_prompt_length = max_prompt_length
+        self.max_response_length = max_response_length
+        self.long_prompts = long_prompts
+        self.counts: Counter[str] = Counter()
+        self._turn_end = _turn_end(tokenizer)
+
+    def prompt(self, text: Text, source: str) -> list[int] | None:
+        """Tokens of a prompt; None where the row is to be dropped.
+
+        Raises:
+            UserError: the prompt is too long (by the rule `error`), empty, or a chat without a chat template.
+        """
+        if isinstance(text, str):
+            ids = list(self.tokenizer(text).input_ids)
+            if ids and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers close the text
+                ids.pop()
+            if not ids and (start := self.tokenizer.bos_token_id or self.tokenizer.eos_token_id) is not None:
+                ids = [start]
+        else:
+            if not self.tokenizer.chat_template:
+                raise UserError(
+                    f"{source}: the prompt is a chat, but {self.tokenizer.name_or_path!r} has no chat template. Use "
+                    "an instruct model's tokenizer, or prompts of plain text."
+                )
+            rendered = self.tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
+            ids = list(self.tokenizer(rendered, add_special_tokens=False).input_ids)
+        if len(ids) <= self.max_prompt_length:
+            return ids
+        if self.long_prompts == "error":
+            raise UserError(
+                f"{source}: the prompt has {len(ids)} tokens, but max_prompt_length={self.max_prompt_length}. Raise "
+                "it, or set long_prompts=left (cut the beginning) or long_prompts=drop (leave such rows out)."
+            )
+        self.counts[f"prompts too long, {'cut' if self.long_prompts == 'left' else 'dropped'}"] += 1
+        return ids[-self.max_prompt_length :] if self.long_prompts == "left" else None
+
+    def response(self, text: str, *, chat: bool) -> list[int]:
+        """Tokens of a response, its end included unless it is cut."""
+        ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        ids.append(self._turn_end if chat else self._eos)
+        if len(ids) > self.max_response_length:
+            self.counts["responses too long, cut"] += 1
+        return ids[: self.max_response_length]
+
+    @property
+    def _eos(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-sequence token.")
+        return self.tokenizer.eos_token_id
+
+    def end_ids(self) -> list[int]:
+        """Tokens at which sampling ends a response."""
+        return list(dict.fromkeys([self._eos, self._turn_end]))
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The special token that the chat template puts behind an assistant's message; the text's end if there is none."""
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "lit_align"}]
+        rendered = str(tokenizer.apply_chat_template(chat, tokenize=False))
+        behind = tokenizer(rendered.rpartition("lit_align")[2], add_special_tokens=False).input_ids
+        for token in behind:
+            if token in tokenizer.all_special_ids:
+                return token
+    return tokenizer.eos_token_id
+
+
+def collate(examples: Sequence[Example], indices: Sequence[int]) -> PreferenceBatch:
+    """Put examples of equal K into a batch; padding is on the right.
+
+    Args:
+        indices: Number of each example in its data set.
+    """
+
+    def column(name: str) -> Tensor | None:
+        values = [getattr(example, name) for example in examples]
+        return None if values[0] is None else torch.tensor(values, dtype=torch.float32)
+
+    prompt_ids, prompt_mask = _pad([example.prompt_ids for example in examples])
+    responses = [ids for example in examples for ids in example.response_ids]
+    response_ids, response_mask = _pad(responses)
+    shape = (len(examples), len(responses) // len(examples), response_ids.shape[1])
+    return PreferenceBatch(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        response_ids=response_ids.view(shape),
+        response_mask=response_mask.view(shape),
+        index=torch.tensor(indices),
+        reference_logps=column("reference_logps"),
+        sampler_logps=column("sampler_logps"),
+        rewards=column("rewards"),
+        labels=column("labels"),
+        win_probabilities=column("win_probabilities"),
+        mismatched=examples[0].mismatched,
+    )
+
+
+@torch.no_grad()
+def record_logps(
+    of: Callable[[PreferenceBatch], Tensor], policy: Policy, examples: Sequence[Example], batch_size: int
+) -> list[list[float]]:
+    """Log-probabilities of every response of each example.
+
+    Args:
+        of: The policy itself, or a reference's `logps`.
+        policy: In eval mode meanwhile; batches go to its device.
+        batch_size: Examples that are computed at once.
+    """
+    modes = {module: module.training for module in policy.modules()}
+    policy.eval()
+    logps: list[list[float]] = []
+    try:
+        for start in range(0, len(examples), batch_size):
+            some = examples[start : start + batch_size]
+            logps += of(move_data_to_device(collate(some, range(len(some))), policy.device)).tolist()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return logps
+
+
+def _pad(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(width) < lengths[:, None]
+
+
+class ExampleLoader:
+    """Batches of examples in an order that is a function of (seed, epoch); resumes in the middle of an epoch.
+
+    Every process takes every world_size-th example. With several processes what is left over after the last full
+    batch of all is dropped (`dropped` examples of the epoch), so that none waits for another.
+
+    Args:
+        batch_size: Examples per batch and process.
+        shuffle: Draw a new order each epoch.
+        epoch: Tells the current epoch; asked when iteration begins.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        epoch: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.examples = examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
+        share = len(examples) // (batch_size * world_size) * batch_size if world_size > 1 else len(examples)
+        self.share = share
+        self.dropped = len(examples) - share * world_size
+        self._served = 0
+        self._resume_at = 0
+
+    def __len__(self) -> int:
+        return -(-self.share // self.batch_size)
+
+    def __iter__(self) -> Iterator[PreferenceBatch]:
+        order = list(range(len(self.examples)))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
+            order = torch.randperm(len(order), generator=generator).tolist()
+        mine = order[self.rank :: self.world_size][: self.share]
+        self._served, self._resume_at = self._resume_at, 0
+        for start in range(self._served * self.batch_size, self.share, self.batch_size):
+            indices = mine[start : start + self.batch_size]
+            self._served += 1
+            yield collate([self.examples[i] for i in indices], indices)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"served": self._served}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the batches that were served; an epoch that was served whole begins anew."""
+        self._resume_at = state["served"] % max(1, len(self))

@@ -1,0 +1,382 @@
+"""On-policy rounds: each epoch samples responses from the current policy, scores them, pairs them, and trains on them.
+
+    prompts ──sample──▶ responses ──record──▶ log π_s, log π_ref ──score──▶ rewards ──pair──▶ the epoch's examples
+
+A round is keyed by the optimizer step and the policy's fingerprint, never by "the loader was called", for Lightning
+calls it more often than that when a run resumes. Everything is stored as it comes (`store.py`): a killed run goes on
+in the middle of sampling, and one that resumes within an epoch trains on the very pairs it had.
+"""
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_align.console import phase, say
+from lit_align.data.collate import Example, ExampleLoader, record_logps
+from lit_align.data.formats import Row, read_rows
+from lit_align.data.offline_pairs import PairsDataModule, _listing
+from lit_align.data.pairing import BestWorst, PairingRule, Pairs
+from lit_align.data.sampling import Sampling, sample_responses, sampling_batches
+from lit_align.data.scorers import Scorer, score
+from lit_align.data.store import Round, digest
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
+from lit_align.objectives import AnchoredObjective, PreferenceObjective
+from lit_align.reference import CopiedReference
+
+Rows = list[dict[str, Any]]
+
+
+class OnPolicyPairs(PairsDataModule):
+    """Each epoch is a round: K responses per prompt from the current policy, scored, paired and trained on once.
+
+    Args:
+        prompts: A file, a saved data set or a hub name with prompts.
+        scorer: Gives each response its reward.
+        prompts_split: Split of a saved or hub data set.
+        prompts_per_round: all prompts in every round; chunk, an equal share for each of max_epochs rounds, as PRPO
+            does; or a number, the next so many in each round, beginning anew when they are used up.
+        responses_per_prompt: K.
+        sampling: How responses are drawn.
+        sampling_batch_size: Responses drawn at once. It decides the samples (to the bit), so keep it over a resume.
+        sampling_dtype: Type of the copy that samples: bfloat16 is fastest, policy is the policy's own.
+        pairing: Which of the K responses are trained on.
+        store: Folder of the rounds; None is `rounds` in the run's folder (trainer.default_root_dir).
+    """
+
+    def __init__(
+        self,
+        prompts: str,
+        scorer: Scorer,
+        *,
+        prompts_split: str | None = None,
+        prompts_per_round: int | Literal["all", "chunk"] = "all",
+        responses_per_prompt: int = 4,
+        sampling: Sampling = Sampling(),  # noqa: B008  # read, never written
+        sampling_batch_size: int = 128,
+        sampling_dtype: Literal["bfloat16", "policy"] = "bfloat16",
+        pairing: PairingRule | None = None,
+        store: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if responses_per_prompt < 2:
+            raise UserError(f"data.responses_per_prompt={responses_per_prompt}: a preference needs at least 2.")
+        if sampling_batch_size < responses_per_prompt:
+            raise UserError(
+                f"data.sampling_batch_size={sampling_batch_size} cannot hold the {responses_per_prompt} responses of "
+                "one prompt; raise it."
+            )
+        if isinstance(prompts_per_round, int) and prompts_per_round < 1:
+            raise UserError(f"data.prompts_per_round={prompts_per_round} must be at least 1, or all, or chunk.")
+        self.prompts = prompts
+        self.scorer = scorer
+        self.prompts_split = prompts_split
+        self.prompts_per_round: int | Literal["all", "chunk"] = prompts_per_round
+        self.responses_per_prompt = responses_per_prompt
+        self.sampling = sampling
+        self.sampling_batch_size = sampling_batch_size
+        self.sampling_dtype = sampling_dtype
+        self.pairing = pairing or BestWorst()
+        self.store = store
+        self.rounds_made = 0
+        self._made_at: int | None = None  # the optimizer step of the present round
+        self._key: dict[str, Any] = {}  # of the present round
+        self._pairs: Pairs | None = None
+        self._prompts: list[tuple[Row, list[int]]] = []
+        self._line = ""
+
+    # --- Lightning ---
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit" or self._prompts:
+            return
+        assert self.trainer is not None
+        if not isinstance(self.trainer.lightning_module, PreferenceObjective):
+            raise UserError("OnPolicyPairs samples from `lightning_module.policy`: train a lit_align objective with it.")
+        self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        self._check_rounds()
+        rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
+        self.encoder.counts.clear()
+        for row in rows:
+            ids = self.encoder.prompt(row.prompt, row.source)
+            if ids is not None:
+                self._prompts.append((row, ids))
+        if not self._prompts:
+            raise UserError(f"{self.prompts}: no prompt is left: {_listing(self.encoder.counts)}.")
+        skipped = Counter(rows.skipped) + self.encoder.counts
+        self._line = f"{len(self._prompts)} prompts from {self.prompts}: {rows.description}"
+        self._line += f"; {_listing(skipped)}" if skipped else ""
+
+    def _check_rounds(self) -> None:
+        if self.prompts_per_round == "chunk" and (self.trainer.max_epochs or 0) < 1:
+            raise UserError("data.prompts_per_round=chunk cuts the prompts by trainer.max_epochs: set it.")
+
+    def train_dataloader(self) -> ExampleLoader:
+        if self._is_new_round():
+            self._begin_round()
+        if self._pairs is None:
+            self._pairs = self._fill_round()
+        return self._loader(self._pairs.examples, shuffle=True, seed=self.seed + self._key["round"])
+
+    def _is_new_round(self) -> bool:
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        if self._made_at is None:
+            return True
+        if self._made_at == self.trainer.global_step:
+            return False
+        if (self.trainer.max_epochs or -1) > 0 and loop.epoch_progress.current.processed >= self.trainer.max_epochs:
+            return False  # resumed behind the last round: there is nothing left to train
+        return not (loop.restarting and not loop.epoch_loop.batch_progress.is_last_batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rounds_made": self.rounds_made, "made_at": self._made_at, "key": self._key}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rounds_made = state_dict["rounds_made"]
+        self._made_at = state_dict["made_at"]
+        self._key = state_dict["key"]
+        self._pairs = None
+
+    # --- a round ---
+
+    @property
+    def module(self) -> PreferenceObjective:
+        assert self.trainer is not None
+        return self.trainer.lightning_module  # type: ignore[return-value]
+
+    def _begin_round(self) -> None:
+        assert self.trainer is not None and self.module.policy is not None
+        self._key = {
+            "round": self.rounds_made,
+            "step": self.trainer.global_step,
+            "seed": self.seed,
+            "policy": self.module.policy.fingerprint(),
+            "sampling": vars(self.sampling),
+            "responses_per_prompt": self.responses_per_prompt,
+            "batch_size": self.sampling_batch_size,
+            "dtype": self.sampling_dtype,
+            "prompts": digest(repr([ids for _, ids in self._chosen_prompts(self.rounds_made)])),
+        }
+        self._made_at = self.trainer.global_step
+        self.rounds_made += 1
+        self._pairs = None
+
+    def _chosen_prompts(self, index: int) -> list[tuple[Row, list[int]]]:
+        """The prompts of one round; those of `all` in their own order, others from one shuffled order."""
+        if self.prompts_per_round == "all":
+            return self._prompts
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(self._prompts), generator=generator).tolist()
+        if self.prompts_per_round == "chunk":
+            assert self.trainer is not None and self.trainer.max_epochs
+            return [self._prompts[i] for i in order[index :: self.trainer.max_epochs]]
+        start = index * self.prompts_per_round
+        return [self._prompts[order[i % len(order)]] for i in range(start, start + self.prompts_per_round)]
+
+    def _fill_round(self) -> Pairs:
+        """Sample, score, pair and record what is not stored yet."""
+        assert self.trainer is not None
+        index = self._key["round"]
+        made = Round(self.store or Path(self.trainer.default_root_dir, "rounds"), index, self._key)
+        prompts = self._chosen_prompts(index)
+        of = f" of {self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else ""
+        say(f"round {index + 1}{of}")
+
+        batches = sampling_batches([len(ids) for _, ids in prompts], self.sampling_batch_size // self.responses_per_prompt)
+        clock = [time.monotonic()]
+        samples = self._part("sample", "samples", made, batches, self._sampler(index, prompts))
+        clock.append(time.monotonic())
+        scores = self._part(
+            "score",
+            f"scores-{digest(self.scorer.identity)}",
+            made,
+            batches,
+            lambda places: self._score([prompts[i][0] for i in places], [samples[i] for i in places]),
+        )
+        clock.append(time.monotonic())
+        groups = [
+            Example(
+                prompt_ids=ids,
+                response_ids=sampled["response_ids"],
+                source=row.source,
+                rewards=scored["scores"],
+                sampler_logps=sampled["sampler_logps"],
+            )
+            for (row, ids), sampled, scored in zip(prompts, samples, scores, strict=True)
+        ]
+        pairs = self.pairing(groups)
+        left_out = _listing(pairs.counts)
+        if not pairs.examples:
+            raise UserError(f"round {index + 1} gives no pair to train on: of {len(groups)} prompts {left_out}.")
+        say(f"  {'pair':<18} {len(pairs.examples)} pairs from {len(groups)} prompts" + (f"; {left_out}" if pairs.counts else ""))
+        if self._records_reference():
+            pairs = self._with_reference(made, pairs)
+        self._log_round(samples, groups, pairs, {"sample": clock[1] - clock[0], "score": clock[2] - clock[1]})
+        return pairs
+
+    def _part(
+        self,
+        name: str,
+        part: str,
+        made: Round,
+        batches: Sequence[Sequence[int]],
+        make: Callable[[Sequence[int]], Rows],
+    ) -> Rows:
+        """One row per prompt (or example), in their order: stored batches are read, missing ones are made and stored.
+
+        Args:
+            name: Shown beside the bar.
+            batches: Places of the prompts of each batch; every process makes its share of the batches.
+            make: Gives the rows of one batch's places.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        total = sum(map(len, batches))
+        missing = [number for number in range(len(batches)) if made.read(part, number) is None]
+        if missing:
+            stored = total - sum(len(batches[number]) for number in missing)
+            with phase(name, total, "prompts" + (f" ({stored} stored before)" if stored else ""), done=stored) as bar:
+                for number in missing:
+                    if number % trainer.world_size == trainer.global_rank:
+                        made.write(part, number, make(batches[number]))
+                    bar.advance(len(batches[number]))
+        else:
+            say(f"  {name:<18} {total} prompts, stored before in {made.path}")
+        trainer.strategy.barrier(part)
+        rows: Rows = [{}] * total
+        for number, places in enumerate(batches):
+            read = made.read(part, number)
+            if read is None:
+                raise RuntimeError(f"{made.path}: batch {number} of {part} is missing; do all processes share the folder?")
+            for place, row in zip(places, read, strict=True):
+                rows[place] = row
+        return rows
+
+    def _sampler(self, index: int, prompts: Sequence[tuple[Row, list[int]]]) -> Callable[[Sequence[int]], Rows]:
+        """Draws the responses of a batch of prompts and records log π_s; the copy that samples is made when needed."""
+        policy = self.module.policy
+        assert policy is not None
+        dtype = torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype
+        model = functools.cache(lambda: policy.merged_copy(dtype))
+
+        def sample(places: Sequence[int]) -> Rows:
+            ids = [prompts[i][1] for i in places]
+            keys = [(self.seed, index, prompts[i][0].source) for i in places]
+            responses = sample_responses(
+                model(), self.tokenizer, ids, keys, self.responses_per_prompt, self.sampling, self.encoder.end_ids()
+            )
+            examples = [
+                Example(prompt, [r.ids for r in drawn], prompts[i][0].source)
+                for i, prompt, drawn in zip(places, ids, responses, strict=True)
+            ]
+            return [
+                {
+                    "source": example.source,
+                    "prompt": prompts[i][0].prompt,
+                    "prompt_ids": example.prompt_ids,
+                    "responses": [r.text for r in drawn],
+                    "response_ids": example.response_ids,
+                    "finished": [r.finished for r in drawn],
+                    "sampler_logps": logps,
+                }
+                for i, example, drawn, logps in zip(places, examples, responses, self._logps(policy, examples), strict=True)
+            ]
+
+        return sample
+
+    def _logps(self, of: Callable[[PreferenceBatch], Tensor], examples: Sequence[Example]) -> list[list[float]]:
+        """Log-probabilities of every response of each example, in the precision that training has."""
+        assert self.trainer is not None and self.module.policy is not None
+        with self.trainer.precision_plugin.forward_context():
+            return record_logps(of, self.module.policy, examples, self.batch_size)
+
+    def _score(self, rows: Sequence[Row], samples: Rows) -> Rows:
+        responses = [text for sample in samples for text in sample["responses"]]
+        prompts = [row.prompt for row in rows for _ in range(self.responses_per_prompt)]
+        scores = score(self.scorer, prompts, responses)
+        K = self.responses_per_prompt
+        return [
+            {"source": row.source, "scores": scores[start : start + K], "scorer": self.scorer.identity}
+            for row, start in zip(rows, range(0, len(scores), K), strict=True)
+        ]
+
+    def _records_reference(self) -> bool:
+        """Where the reference is a second model that stands still until the round ends.
+
+        An adapter's costs nothing to keep, and live it agrees with the policy to the bit.
+        """
+        module = self.module
+        return (
+            isinstance(module, AnchoredObjective)
+            and module.beta > 0
+            and not module.reference_moves_in_round
+            and isinstance(module.reference, CopiedReference)
+        )
+
+    def _with_reference(self, made: Round, pairs: Pairs) -> Pairs:
+        """The pairs with log π_ref recorded, once for the round."""
+        reference = self.module.reference
+        assert isinstance(reference, CopiedReference)
+        examples = pairs.examples
+        batches = [range(start, min(start + 64, len(examples))) for start in range(0, len(examples), 64)]
+        which = digest(reference.fingerprint() + repr([example.response_ids for example in examples]))
+        rows = self._part(
+            "reference",
+            f"reference-{which}",
+            made,
+            batches,
+            lambda places: [
+                {"source": examples[i].source, "reference_logps": logps}
+                for i, logps in zip(places, self._logps(reference.logps, [examples[i] for i in places]), strict=True)
+            ],
+        )
+        recorded = [replace(e, reference_logps=r["reference_logps"]) for e, r in zip(examples, rows, strict=True)]
+        return replace(pairs, examples=recorded)
+
+    def _log_round(self, samples: Rows, groups: Sequence[Example], pairs: Pairs, seconds: dict[str, float]) -> None:
+        """Log what a round gave; `self.log` is not to be had while Lightning asks for a loader.
+
+        | metric | formula |
+        |---|---|
+        | round/reward | mean reward over all responses |
+        | round/reward_best, round/reward_worst | mean over prompts of the highest and the lowest reward |
+        | round/length | mean number of response tokens |
+        | round/finished | share of responses that ended by themselves |
+        | round/pairs, round/dropped | examples trained on; prompts left out by the pairing rule |
+        | round/seconds_sample, round/seconds_score | wall-clock time of the two phases |
+        """
+        assert self.trainer is not None
+        rewards = torch.tensor([group.rewards for group in groups])
+        finished = torch.tensor([sample["finished"] for sample in samples])
+        lengths = [len(ids) for group in groups for ids in group.response_ids]
+        values = {
+            "round": float(self._key["round"]),
+            "round/reward": rewards.mean().item(),
+            "round/reward_best": rewards.amax(1).mean().item(),
+            "round/reward_worst": rewards.amin(1).mean().item(),
+            "round/length": sum(lengths) / len(lengths),
+            "round/finished": finished.float().mean().item(),
+            "round/pairs": float(len(pairs.examples)),
+            "round/dropped": float(sum(pairs.counts.values())),
+        } | {f"round/seconds_{name}": value for name, value in seconds.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values, step=self.trainer.global_step)
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        yield "data", self._line
+        rounds = {"all": "all prompts", "chunk": "the next share of the prompts"}.get(
+            str(self.prompts_per_round), f"{self.prompts_per_round} prompts"
+        )
+        yield "rounds", f"{rounds} × {self.responses_per_prompt} responses of up to {self.sampling.max_new_tokens} tokens"
+        yield "scorer", self.scorer.identity
+        if self._pairs:
+            yield from self._describe_example(self._pairs.examples[0])

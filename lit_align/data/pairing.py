@@ -1,0 +1,96 @@
+"""Which of a prompt's K scored responses are trained on. What a rule leaves out is counted by its reason."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lit_align.data.collate import Example
+from lit_align.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What came of a round's groups."""
+
+    examples: list[Example]
+    counts: Counter[str]  # prompts left out, by reason
+
+
+class PairingRule(ABC):
+    """Chooses examples from groups: each group holds one prompt, K responses and their rewards.
+
+    Before the rule sees a group, empty responses and repetitions of an earlier one are taken out. A group with fewer
+    than two responses left is dropped whole.
+    """
+
+    def __call__(self, groups: Sequence[Example]) -> Pairs:
+        examples: list[Example] = []
+        counts: Counter[str] = Counter()
+        for group in groups:
+            distinct = _distinct(group)
+            if len(distinct) < 2:
+                counts["all responses equal or empty"] += 1
+                continue
+            chosen, reason = self.choose(take(group, distinct))
+            if reason:
+                counts[reason] += 1
+            examples += chosen
+        return Pairs(examples, counts)
+
+    @abstractmethod
+    def choose(self, group: Example) -> tuple[list[Example], str]:
+        """The examples of one group, or none and the reason."""
+
+
+class BestWorst(PairingRule):
+    """The response of the highest reward against that of the lowest.
+
+    Args:
+        min_margin: Drop the prompt if their rewards differ by no more than this; a tie is always dropped.
+    """
+
+    def __init__(self, min_margin: float = 0.0):
+        if min_margin < 0:
+            raise UserError(f"pairing.min_margin={min_margin} must be ≥ 0.")
+        self.min_margin = min_margin
+
+    def choose(self, group: Example) -> tuple[list[Example], str]:
+        assert group.rewards is not None
+        order = ranked(group.rewards)
+        margin = group.rewards[order[0]] - group.rewards[order[-1]]
+        if margin == 0:
+            return [], "tied"
+        if margin <= self.min_margin:
+            return [], "margin too small"
+        return [take(group, [order[0], order[-1]])], ""
+
+
+def ranked(rewards: Sequence[float]) -> list[int]:
+    """Indices from the highest reward to the lowest; equal rewards keep their order."""
+    return sorted(range(len(rewards)), key=lambda i: -rewards[i])
+
+
+def take(group: Example, branches: Sequence[int]) -> Example:
+    """The same prompt with some of its responses, in the order given."""
+
+    def some(values: list[float] | None) -> list[float] | None:
+        return None if values is None else [values[i] for i in branches]
+
+    return replace(
+        group,
+        response_ids=[group.response_ids[i] for i in branches],
+        rewards=some(group.rewards),
+        sampler_logps=some(group.sampler_logps),
+        reference_logps=some(group.reference_logps),
+        win_probabilities=some(group.win_probabilities),
+    )
+
+
+def _distinct(group: Example) -> list[int]:
+    """The first of each set of equal responses, without empty ones (at most an end token)."""
+    first: dict[tuple[int, ...], int] = {}
+    for place, ids in enumerate(group.response_ids):
+        if len(ids) > 1:
+            first.setdefault(tuple(ids), place)
+    return list(first.values())

@@ -1,0 +1,191 @@
+"""Sampling responses: fixed batches, one random stream per sample, so that a crash or another machine changes nothing.
+
+Each sample's uniform numbers come from a generator seeded by (seed, round, prompt, sample) and decide its tokens by
+inverting the distribution function. Prompts are cut into batches, sorted by length, by the round alone. Equal weights,
+type and thread count then give equal bytes, in whatever order and by whatever process the batches are sampled.
+(Equal batches matter: in bfloat16 another batch shape alone moves the logits enough to change every sample.)
+"""
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+
+from lit_align.errors import UserError
+
+
+@dataclass
+class Sampling:
+    """How responses are drawn.
+
+    Args:
+        max_new_tokens: Longest response, in tokens.
+        temperature: Logits are divided by it; 1 is the model's own distribution, 0 the greedy choice.
+        top_p: Keep the fewest tokens whose probabilities reach this sum (1: all).
+        top_k: Keep this many of the likeliest tokens (0: all).
+        stop: A response ends before the first of these strings.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"sampling.max_new_tokens={self.max_new_tokens} must be at least 1.")
+        if self.temperature < 0:
+            raise UserError(f"sampling.temperature={self.temperature} must be ≥ 0; 0 is the greedy choice.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"sampling.top_p={self.top_p} must lie in (0, 1]; 1 keeps every token.")
+
+
+@dataclass(frozen=True)
+class Response:
+    """A sampled response."""
+
+    ids: list[int]  # its tokens, the end token included if it came
+    text: str  # without special tokens, and without the stop string it ended at
+    finished: bool  # whether it ended by itself within max_new_tokens
+
+
+def sampling_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Cut prompts into batches of `size`, the longest first (so that memory runs out at once if it will).
+
+    Args:
+        lengths: Length of each prompt, in tokens.
+
+    Returns:
+        Indices into `lengths`, batch by batch; a function of its arguments alone.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def sample_responses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    keys: Sequence[Hashable],
+    count: int,
+    sampling: Sampling,
+    end_ids: Sequence[int],
+) -> list[list[Response]]:
+    """Draw `count` responses for each prompt of one batch.
+
+    Args:
+        model: A plain transformers model in eval mode.
+        prompts: Token ids of each prompt.
+        keys: What identifies each prompt's random streams; sample k of a prompt draws on (key, k).
+        end_ids: Tokens that end a response.
+    """
+    rows = [prompt for prompt in prompts for _ in range(count)]
+    uniforms = torch.stack(
+        [torch.rand(sampling.max_new_tokens, generator=stream(key, k)) for key in keys for k in range(count)]
+    )
+    drawn = [
+        _response(ids, tokenizer, sampling.stop, end_ids) for ids in generate(model, rows, sampling, uniforms, end_ids)
+    ]
+    return [drawn[start : start + count] for start in range(0, len(drawn), count)]
+
+
+def _response(
+    ids: list[int], tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], end_ids: Sequence[int]
+) -> Response:
+    """Decode a response, cut behind the token that completes the first stop string."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    if not any(string in text for string in stop):
+        return Response(ids, text, finished=ids[-1] in end_ids)
+    size = next(n for n in range(1, len(ids) + 1) if any(s in tokenizer.decode(ids[:n]) for s in stop))
+    text = text[: min(text.find(string) for string in stop if string in text)]
+    return Response(ids[:size], text, finished=True)
+
+
+def stream(*key: Hashable) -> torch.Generator:
+    """The random stream that belongs to a key, such as (seed, round, prompt, sample)."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def generate(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms: Tensor, end_ids: Sequence[int]
+) -> list[list[int]]:
+    """Draw one response per prompt by inverting its distribution at given uniform numbers.
+
+    Args:
+        model: A plain transformers model in eval mode.
+        prompts: Token ids of each row's prompt; repeat a prompt to draw several responses.
+        sampling: Filters and the longest response; stop strings are the caller's business.
+        uniforms: [rows, max_new_tokens] in [0, 1): row i, step t decides token t of response i.
+        end_ids: Tokens that end a response.
+
+    Returns:
+        Token ids of each response, with the end token if it came.
+    """
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=False,  # the choice is made by `_InverseTransform`
+        use_cache=True,
+        eos_token_id=list(end_ids),
+        pad_token_id=end_ids[0],
+    )
+    processors = LogitsProcessorList()
+    if sampling.temperature > 0:
+        processors.append(_InverseTransform(sampling, uniforms.to(model.device), width))
+    with torch.inference_mode():
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            logits_processor=processors,
+        )
+    return [_until_end(row, end_ids) for row in output[:, width:].tolist()]
+
+
+class _InverseTransform(LogitsProcessor):
+    """Keep only the token at which the filtered distribution function first exceeds the row's uniform number."""
+
+    def __init__(self, sampling: Sampling, uniforms: Tensor, prompt_width: int):
+        self.sampling = sampling
+        self.uniforms = uniforms
+        self.prompt_width = prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        probabilities = filtered_probabilities(scores, self.sampling)
+        cumulative = probabilities.cumsum(-1)
+        step = input_ids.shape[1] - self.prompt_width
+        point = self.uniforms[:, step, None] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, point, right=True)
+        # rounding can put the point at the very end, past the last token that has any probability
+        token = torch.where(token < scores.shape[-1], token, probabilities.argmax(-1, keepdim=True))
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+def filtered_probabilities(scores: Tensor, sampling: Sampling) -> Tensor:
+    """Next-token probabilities, [rows, V] float32, after temperature, top-k and top-p."""
+    scores = scores.float() / sampling.temperature
+    if 0 < sampling.top_k < scores.shape[-1]:
+        kth = scores.topk(sampling.top_k).values[:, -1:]
+        scores = scores.masked_fill(scores < kth, -torch.inf)
+    probabilities = scores.softmax(-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+        probabilities = probabilities.masked_fill(beyond.scatter(1, order, beyond), 0.0)
+    return probabilities
+
+
+def _until_end(tokens: list[int], end_ids: Sequence[int]) -> list[int]:
+    end = next((place + 1 for place, token in enumerate(tokens) if token in end_ids), len(tokens))
+    return tokens[:end]

@@ -1,0 +1,69 @@
+"""`metrics.csv`: every logged value of a run, whatever other logger it has, also over a resume."""
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsCSV(Logger):
+    """One row per logging call, one column per metric, in `FOLDER/metrics.csv`.
+
+    The first row of this process decides what it goes on from: rows of that step and later ones, of an earlier run in
+    the same folder or from behind the checkpoint that is resumed, are dropped.
+    """
+
+    def __init__(self, folder: str | Path):
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._rows: list[dict[str, Any]] | None = None
+        self._unsaved = 0
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """They are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = step or 0
+        if self._rows is None:
+            self._rows = [row for row in read_metrics(self.path) if row["step"] < step]
+        self._rows.append({"step": step} | {name: float(value) for name, value in metrics.items() if name != "epoch"})
+        self._unsaved += 1
+        if self._unsaved >= 20:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._rows:
+            return
+        names = list(dict.fromkeys(name for row in self._rows for name in row))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        self._unsaved = 0
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, each with the values it has; none if there is no such file."""
+    if not Path(path).exists():
+        return []
+    with Path(path).open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

@@ -1,0 +1,18 @@
+"""Shapes are checked where a tensor enters a loss, so that broadcasting never hides a mistake."""
+
+from torch import Tensor
+
+
+def check_shape(argument: str, tensor: Tensor | None, *needed: int | str) -> None:
+    """Raise unless the tensor has the shape needed: `check_shape("labels", labels, logps.shape[0])`.
+
+    A number is that size; a string names any size ("B"), or any from a least one on ("K>=2"). An argument
+    that is None is optional and passes.
+    """
+
+    def fits(size: int, need: int | str) -> bool:
+        return size == need if isinstance(need, int) else size >= int(need.partition(">=")[2] or 0)
+
+    if tensor is not None and not (tensor.ndim == len(needed) and all(map(fits, tensor.shape, needed))):
+        shape = ", ".join(map(str, needed))
+        raise ValueError(f"`{argument}` has shape {list(tensor.shape)}, but needs [{shape}].")

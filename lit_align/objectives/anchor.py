@@ -1,0 +1,61 @@
+"""The effective anchor: one line that turns a base objective into its proximal (PR) form.
+
+    log anchor = log π_ref + λ/(β+λ) · (log π_s − log π_ref),      β_eff = β + λ
+
+Holding the policy near the reference (weight β) and near the sampler π_s that produced this round's
+responses (weight λ, `proximal`) costs, up to a constant of the prompt, one KL of weight β + λ to the
+geometric mixture of the two:
+
+    β KL(π‖π_ref) + λ KL(π‖π_s) = (β+λ) [KL(π‖π̃) − log Σ_y π_ref^a π_s^(1−a)]
+    π̃ ∝ π_ref^a π_s^(1−a),      a = β/(β+λ)
+
+So every loss that sees log-probabilities only as log π − log anchor has its PR form here: PR-DPO, PR-IPO,
+PR-SPPO, PR-EXO (Iterative PRPO, TMLR submission 7047), and PR-KTO besides. The mixture is taken between the
+log-probabilities of whole responses and stays unnormalised: the missing log Z̃(x) cancels in every pairwise
+or listwise loss, and SPPO's baseline carries it. A mixture renormalised at each token is another object.
+
+The quotient (β log π_ref + λ log π_s)/(β+λ) would round even where one weight is 0; here λ = 0 is the base
+objective bit for bit.
+"""
+
+import torch
+from torch import Tensor
+
+from lit_align.objectives._shapes import check_shape
+
+
+def effective_anchor(
+    reference_logps: Tensor | None, sampler_logps: Tensor | None, beta: float, proximal: float
+) -> tuple[Tensor, float]:
+    """The log-probabilities that the policy is held near, and the weight it is held with.
+
+    Args:
+        reference_logps: log π_ref of each response, any shape; may be None if `beta` is 0.
+        sampler_logps: log π_s of each response, the same shape; may be None if `proximal` is 0.
+        beta: Weight of the KL to the reference, ≥ 0.
+        proximal: λ, weight of the KL to the sampler, ≥ 0. 0 gives the base objective, bitwise.
+
+    Returns:
+        The anchor's log-probabilities, and β_eff = `beta` + `proximal`.
+    """
+    if not (beta >= 0 and proximal >= 0 and beta + proximal > 0):
+        raise ValueError(
+            f"beta={beta} and proximal={proximal}: both must be ≥ 0 and one > 0, or nothing holds the policy."
+        )
+    if proximal > 0 and sampler_logps is None:
+        raise ValueError(
+            f"proximal={proximal} holds the policy near its sampler, but there are no sampler log-probs: "
+            "use data that records them (OnPolicyPairs), or set proximal=0."
+        )
+    if beta > 0 and reference_logps is None:
+        raise ValueError(
+            f"beta={beta} holds the policy near a reference, but there are no reference log-probs: "
+            "give the objective a reference or data that records them, or set beta=0."
+        )
+    if proximal == 0 or sampler_logps is None:
+        assert reference_logps is not None
+        return reference_logps, beta
+    if beta == 0 or reference_logps is None:
+        return sampler_logps, proximal
+    check_shape("sampler_logps", sampler_logps, *reference_logps.shape)
+    return torch.lerp(reference_logps, sampler_logps, proximal / (beta + proximal)), beta + proximal

@@ -1,0 +1,363 @@
+"""What all objectives share: a policy, one step, what is logged; and for those with a reference, the
+anchor.
+
+`PreferenceObjective` trains a policy on preference batches. `AnchoredObjective` adds the reference, its
+refresh, the proximal weight and the step-0 check. An objective overrides `loss`, states its `formula`, and
+says what its loss is where the policy equals its anchor.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_align.console import say
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
+from lit_align.metrics import PreferenceMetrics
+from lit_align.objectives.anchor import effective_anchor
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig, load_tokenizer
+from lit_align.reference import (
+    AdapterReference,
+    CopiedReference,
+    ReferenceConfig,
+    RefreshRule,
+    make_reference,
+)
+
+torch.serialization.add_safe_globals(
+    [PolicyConfig, LoRAConfig, ReferenceConfig]
+)  # hyperparameters of a checkpoint
+
+
+class PreferenceObjective(L.LightningModule):
+    """A policy trained on preference batches.
+
+    Args:
+        policy: Which language model is trained.
+        lora: Train a low-rank adapter instead of all weights.
+        optimizer: Any torch optimizer; 1e-6 is the papers' learning rate for full fine-tuning, LoRA wants 10 to 100
+            times more.
+        schedule: What the learning rate does after warm-up, over the run's progress: linear and cosine fall to 0.
+        warmup_steps: Optimizer steps in which the learning rate rises to its value; the TR paper takes 100.
+    """
+
+    formula: ClassVar[str]
+    anchored: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        *,
+        lora: LoRAConfig | None = None,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
+            parameters, lr=1e-6, weight_decay=0.0
+        ),
+        schedule: Literal["constant", "linear", "cosine"] = "linear",
+        warmup_steps: int = 0,
+    ):
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.policy_config = policy
+        self.lora = lora
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.strict_loading = False  # `load_state_dict` below is strict about what a checkpoint holds
+        self.policy: Policy | None = None
+        self.metrics = torch.nn.ModuleDict(
+            {stage: PreferenceMetrics(self.anchored) for stage in ("train_", "val_")}
+        )
+        self._tokenizer = None
+
+    # --- what an objective says ---
+
+    def loss(self, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch) -> Tensor:
+        """Loss per example, [B], from log π [B, K], the anchor's [B, K] and β_eff."""
+        raise NotImplementedError
+
+    # --- the model ---
+
+    @property
+    def tokenizer(self):
+        """The policy's tokenizer, there before the model is."""
+        if self._tokenizer is None:
+            self._tokenizer = self.policy.tokenizer if self.policy else load_tokenizer(self.policy_config)
+        return self._tokenizer
+
+    def configure_model(self) -> None:
+        if self.policy is None:
+            self.policy = Policy.load(self.policy_config, self.lora)
+
+    def configure_optimizers(self):
+        assert self.policy is not None
+        optimizer = self.optimizer([weight for _, weight in self.policy.trainable_weights()])
+        scheduler = LambdaLR(optimizer, self._learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _learning_rate_factor(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        left = 1 - self.progress()
+        return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.schedule]
+
+    def progress(self) -> float:
+        """Share of the run that is done: by steps where `max_steps` is set, else by rounds and batches of the round.
+
+        Not by an estimate of all steps: the number of pairs differs from round to round.
+        """
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return min(1.0, trainer.global_step / trainer.max_steps)
+        loop = trainer.fit_loop
+        if not trainer.max_epochs or trainer.max_epochs < 0 or not math.isfinite(loop.max_batches):
+            return 0.0
+        share = (loop.epoch_loop.batch_idx + 1) / loop.max_batches if loop.max_batches else 0.0
+        return min(1.0, (trainer.current_epoch + share) / trainer.max_epochs)
+
+    # --- a step ---
+
+    def anchor(self, batch: PreferenceBatch) -> tuple[Tensor | None, float]:
+        """The anchor's log-probabilities, [B, K], and β_eff; none here."""
+        return None, 1.0
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def _step(self, batch: PreferenceBatch, stage: Literal["train", "val"]) -> Tensor:
+        assert self.policy is not None
+        logps = self.policy(batch)
+        anchor_logps, beta = self.anchor(batch)
+        losses = self.loss(logps, anchor_logps, beta, batch)
+        loss = losses.mean()
+        if stage == "train":
+            self._check_finite(loss, losses, batch)
+            self._check_first_step(loss, logps, anchor_logps, beta, batch)
+        metrics = self.metrics[f"{stage}_"]
+        if stage == "train":
+            values = metrics(losses, logps, anchor_logps, batch.lengths, beta)
+            values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch.size)
+        else:
+            metrics.update(losses, logps, anchor_logps, batch.lengths, beta)
+        return loss
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = self.metrics["val_"]
+        if metrics.update_called:
+            self.log_dict({f"val/{name}": value for name, value in metrics.compute().items()})
+        metrics.reset()
+
+    def _check_finite(self, loss: Tensor, losses: Tensor, batch: PreferenceBatch) -> None:
+        if not torch.isfinite(loss):
+            rows = batch.index[~torch.isfinite(losses.detach())].tolist()
+            raise UserError(
+                f"the loss of step {self.trainer.global_step} is {loss.item()}, from examples {rows} of this round's "
+                "data. Lower the learning rate or clip gradients (trainer.gradient_clip_val), or take those examples out."
+            )
+
+    def _check_first_step(
+        self, loss: Tensor, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch
+    ) -> None:
+        """Nothing to check without an anchor."""
+
+    def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Give each step a random stream of its own: checkpoints hold no generator states, and dropout draws on one."""
+        key = (
+            int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            self.trainer.global_step,
+            batch_idx,
+            self.trainer.global_rank,
+        )
+        torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "little"))
+
+    # --- checkpoints ---
+
+    def _is_saved(self, name: str) -> bool:
+        """Whether a checkpoint holds this weight: not what the policy's path gives back."""
+        return self.lora is None or not name.startswith("policy.") or ".lora_" in name
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if self._is_saved(name)}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        self.configure_model()
+        different = self.state_dict().keys() ^ state_dict.keys()
+        if different:
+            raise UserError(
+                f"this checkpoint is of another model or configuration: {len(different)} weights have no counterpart, "
+                f"such as {sorted(different)[0]!r}. Resume with the configuration that made it."
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    # --- what a first run shows ---
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        """Lines of the run's header: what is shown, and what it is."""
+        assert self.policy is not None
+        yield "objective", f"{type(self).__name__}: {self.formula}"
+        trained = sum(weight.numel() for _, weight in self.policy.trainable_weights())
+        total = sum(weight.numel() for weight in self.policy.parameters())
+        how = (
+            f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights"
+            if self.lora
+            else f"{total / 1e6:.0f} M weights"
+        )
+        yield "policy", f"{self.policy_config.path} ({how}, {str(self.policy.dtype).removeprefix('torch.')})"
+        if self.lora is None and self.policy.dtype.itemsize < 4:
+            yield (
+                "",
+                "half-precision weights are trained as they are: updates below 0.4 % of a weight are lost",
+            )
+
+
+class AnchoredObjective(PreferenceObjective):
+    """An objective that holds the policy near an anchor: a reference, the sampler of the pairs, or both.
+
+    Args:
+        policy: Which language model is trained.
+        beta: Weight of staying near the reference.
+        proximal: λ, the weight of staying near the policy that sampled this round's responses; above 0 it makes the
+            objective its proximal form (PR-DPO, PR-IPO, ...) and needs data that records the sampler (OnPolicyPairs).
+        reference: What the policy is held near.
+    """
+
+    anchored = True
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        *,
+        beta: float = 0.1,
+        proximal: float = 0.0,
+        reference: ReferenceConfig = ReferenceConfig(),  # noqa: B008  # read, never written
+        **kwargs: Any,
+    ):
+        super().__init__(policy, **kwargs)
+        self.save_hyperparameters(ignore=["optimizer"])
+        if not (beta >= 0 and proximal >= 0 and beta + proximal > 0):
+            raise UserError(
+                f"model: beta={beta} and proximal={proximal} must both be ≥ 0, and one of them > 0."
+            )
+        self.beta = beta
+        self.proximal = proximal
+        self.reference_config = reference
+        self.reference: CopiedReference | AdapterReference | None = None
+        self.refresh_rule: RefreshRule | None = (
+            None  # set by the ReferenceRefresh callback before the model is built
+        )
+        self._checked_first_step = False
+
+    def loss_at_anchor(self, beta: float) -> float:
+        """Closed form of the loss where the policy equals its anchor."""
+        raise NotImplementedError
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.reference is None:
+            assert self.policy is not None
+            self.reference = make_reference(
+                self.policy, self.policy_config, self.lora, self.reference_config, self.refresh_rule
+            )
+
+    def anchor(self, batch: PreferenceBatch) -> tuple[Tensor | None, float]:
+        reference_logps = batch.reference_logps
+        if reference_logps is None and self.beta > 0:
+            assert self.reference is not None
+            reference_logps = self.reference.logps(batch)
+        return effective_anchor(reference_logps, batch.sampler_logps, self.beta, self.proximal)
+
+    @property
+    def reference_moves_in_round(self) -> bool:
+        """Whether recorded log π_ref would be out of date before the round ends."""
+        return self.refresh_rule is not None and self.refresh_rule.unit == "step"
+
+    @torch.no_grad()
+    def _check_first_step(
+        self, loss: Tensor, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch
+    ) -> None:
+        """The step-0 check: where the policy still is its anchor, margins vanish and the loss has its closed form."""
+        if self._checked_first_step or self.trainer.global_step > 0 or self.reference_config.path is not None:
+            return
+        self._checked_first_step = True
+        assert anchor_logps is not None and self.policy is not None
+        if self._dropout_is_active():
+            say(
+                "step-0 check         not made: dropout is active, so the policy in training is not its anchor"
+            )
+            return
+        off = (logps - anchor_logps).abs().max().item()
+        bound, why = self._first_step_bound(logps, batch)
+        expected = self.loss_at_anchor(beta)
+        if not off <= bound:
+            raise UserError(
+                f"step-0 check: the policy is its own anchor, but a log-probability differs by {off:.3g} nats (bound "
+                f"{bound:.3g}, {why}) and the loss is {loss.item():.6f} instead of {expected:.6f}. The reference, the "
+                "recorded log-probabilities or the data's tokens do not belong to this policy."
+            )
+        say(
+            f"step-0 check         loss {loss.item():.4f}, expected {expected:.4f} ✓   margins "
+            + ("exactly 0 ✓" if off == 0 else f"within {off:.2g} ≤ {bound:.2g} nats ✓")
+            + f" ({why})"
+        )
+
+    def _first_step_bound(self, logps: Tensor, batch: PreferenceBatch) -> tuple[float, str]:
+        """How far, in nats of a response, policy and anchor may be apart by rounding alone, and why."""
+        assert self.policy is not None
+        recorded = batch.reference_logps is not None or self.proximal > 0
+        if not recorded and self.reference_config.dtype == "auto":
+            return 0.0, "live reference"
+        why = "recorded anchor" if recorded else "reference of another type"
+        if self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision):
+            return 1e-3, why
+        alone = torch.cat([self.policy(batch.select(slice(i, i + 1))) for i in range(batch.size)])
+        return max(0.1, 4 * (logps - alone).abs().max().item()), f"{why}, half precision"
+
+    def _dropout_is_active(self) -> bool:
+        """A fresh adapter's own dropout does not count: it acts on an update that is still 0."""
+        fresh = self.lora is not None and self.lora.adapter is None
+        names = ((name, m) for name, m in self.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0)
+        return self.policy_config.dropout or any(not (fresh and "lora_dropout" in name) for name, _ in names)
+
+    def _is_saved(self, name: str) -> bool:
+        return super()._is_saved(name) and (
+            self.refresh_rule is not None or not name.startswith("reference.")
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["refresh_rule"] = self.refresh_rule.state() if self.refresh_rule else None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("refresh_rule")
+        now = self.refresh_rule
+        if saved == (now.state() if now else None) or (now and now.accept_change):
+            return
+        was = RefreshRule(**saved) if saved else "no refresh"
+        raise UserError(
+            f"the checkpoint was made with the rule: reference {was}; this run has: {now or 'no refresh'}. Resume with "
+            "the same reference_refresh, or set reference_refresh.accept_change=true to go on with the new one."
+        )
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        yield from super().describe()
+        yield (
+            "reference",
+            str(self.reference) + (f" of {self.reference_config.path}" if self.reference_config.path else ""),
+        )
+        yield "refresh", str(self.refresh_rule or "never: the reference stays as it starts")
+        if self.proximal:
+            yield (
+                "proximal",
+                f"λ={self.proximal:g}: held near the policy that sampled the pairs, β_eff={self.beta + self.proximal:g}",
+            )

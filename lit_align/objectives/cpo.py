@@ -1,0 +1,41 @@
+"""Contrastive preference optimization (CPO): −log σ(β(log π(y_w) − log π(y_l))) − α log π(y_w).
+
+Xu et al. 2024 (arXiv 2401.08417), equation 3 and the likelihood term: DPO with a uniform reference, which
+cancels, and imitation of the chosen response in place of the KL that went with it. Use it where one model
+must fit in memory and the chosen responses are good enough to imitate (it was made for translation).
+
+Where we differ: the likelihood term is a sum over tokens, as in the paper. TRL averages it over all tokens
+of the batch; with `lengths` it is the mean over each response's tokens, the nearest loss that is defined
+per example.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.objectives._labels import label_mean
+from lit_align.objectives._shapes import check_shape
+
+
+def cpo_loss(
+    logps: Tensor,
+    *,
+    beta: float,
+    alpha: float = 1.0,
+    lengths: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """CPO's loss of each pair, [B].
+
+    Args:
+        logps: [B, 2], log π of the chosen (column 0) and the rejected response, summed over tokens.
+        beta: Scale of the reward; 0.1 in the paper.
+        alpha: Weight of the likelihood of the chosen response; 1 in the paper.
+        lengths: [B, 2], numbers of tokens, to average that likelihood over tokens; None sums it.
+        labels: [B], the probability that column 0 wins, of the preference term only; None means 1.
+    """
+    check_shape("logps", logps, "B", 2)
+    check_shape("lengths", lengths, *logps.shape)
+    check_shape("labels", labels, logps.shape[0])
+    preference_B = label_mean(lambda z: -F.logsigmoid(z), beta * (logps[:, 0] - logps[:, 1]), labels)
+    chosen_logps_B = logps[:, 0] if lengths is None else logps[:, 0] / lengths[:, 0]
+    return preference_B - alpha * chosen_logps_B

@@ -1,0 +1,114 @@
+"""Direct preference optimization (DPO): −log σ(βh).
+
+    h = [log π(y_w) − log anchor(y_w)] − [log π(y_l) − log anchor(y_l)]
+
+Rafailov et al. 2023 (arXiv 2305.18290), equation 7. The implicit reward β log(π/anchor) fits a
+Bradley–Terry model of the preferences; the optimum is that of reward maximisation with a KL penalty, π ∝
+anchor · exp(r/β). Use it first: it is the baseline of every other objective here. Its curvature
+β²σ(βh)σ(−βh) vanishes as the margin grows; a refresh of the reference sets h = 0 and restores it (TR-DPO).
+
+Three ways to doubt a label, each a weight w in  −w log σ(βh) − (1−w) log σ(−βh):
+    conservative   w = 1 − ε          bounds the margin: optimum βh = logit(1−ε)
+    robust         w = (1−ε)/(1−2ε)   unbiased if a share ε of the labels is flipped (arXiv 2403.00409)
+    soft labels    w = p              the annotators' or the reward model's own probability
+With rewards of K responses ("dpo-rw" in EXO's code, arXiv 2402.00856), the cross-entropy of two softmaxes:
+
+    −Σ_k softmax(r/β_r)_k · log softmax(β log(π/anchor))_k
+
+For K = 2 this is the soft label p = σ((r_w − r_l)/β_r), for β_r → 0 plain DPO on the best response. Its
+optimum π ∝ anchor · exp(r/(β β_r)) has KL weight β β_r.
+
+Where we differ: TRL's `sigmoid` ignores its `label_smoothing`; here that is conservative DPO. If soft
+labels are smoothed as well, smoothing flips them: w = p(1−ε) + (1−p)ε.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.logprobs import PreferenceBatch
+from lit_align.objectives._labels import label_mean
+from lit_align.objectives._shapes import check_shape
+from lit_align.objectives.base import AnchoredObjective
+from lit_align.policy import PolicyConfig
+
+
+def dpo_loss(
+    logps: Tensor,
+    anchor_logps: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    labels: Tensor | None = None,
+    robust: bool = False,
+    rewards: Tensor | None = None,
+    reward_temperature: float = 1.0,
+) -> Tensor:
+    """DPO's loss of each example, [B].
+
+    Args:
+        logps: [B, K], log π of each response: K = 2, chosen and rejected, or any K ≥ 2 with `rewards`.
+        anchor_logps: [B, K], log-probabilities of the reference, or of the effective anchor.
+        beta: Scale of the implicit reward β log(π/anchor); 0.1 in the paper.
+        label_smoothing: ε in [0, ½), the share of labels held to be flipped.
+        labels: [B], the probability that column 0 wins; None means 1.
+        robust: Undo the bias of flipped labels instead of smoothing them.
+        rewards: [B, K], scalar rewards in place of labels.
+        reward_temperature: β_r, of `rewards` only.
+    """
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, ½): at ½ labels say nothing.")
+    check_shape("logps", logps, "B", 2 if rewards is None else "K>=2")
+    check_shape("anchor_logps", anchor_logps, *logps.shape)
+    check_shape("labels", labels, logps.shape[0])
+    check_shape("rewards", rewards, *logps.shape)
+    implicit_rewards_BK = beta * (logps - anchor_logps)
+
+    if rewards is not None:
+        if labels is not None or label_smoothing or robust:
+            raise ValueError("`rewards` take the place of labels, label_smoothing and robust: drop these.")
+        targets_BK = torch.softmax(rewards / reward_temperature, dim=-1)
+        return -(targets_BK * torch.log_softmax(implicit_rewards_BK, dim=-1)).sum(-1)
+
+    weights: Tensor | float = (1 - label_smoothing) / (1 - 2 * label_smoothing if robust else 1)
+    if labels is not None:
+        labels = labels.to(logps.dtype)
+        weights = labels * weights + (1 - labels) * (1 - weights)
+    margins_B = implicit_rewards_BK[:, 0] - implicit_rewards_BK[:, 1]
+    return label_mean(lambda z: -F.logsigmoid(z), margins_B, weights)
+
+
+class DPO(AnchoredObjective):
+    """Direct preference optimization; with `proximal` > 0, PR-DPO.
+
+    Args:
+        policy: Which language model is trained.
+        label_smoothing: ε in [0, ½), the share of labels believed to be flipped (conservative DPO).
+        robust: Correct the bias of flipped labels instead of smoothing (robust DPO).
+    """
+
+    formula = "−log σ(β·Δlog π/anchor)"
+
+    def __init__(
+        self, policy: PolicyConfig, *, label_smoothing: float = 0.0, robust: bool = False, **kwargs: Any
+    ):
+        super().__init__(policy, **kwargs)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.label_smoothing = label_smoothing
+        self.robust = robust
+
+    def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
+        return dpo_loss(
+            logps,
+            anchor_logps,
+            beta=beta,
+            label_smoothing=self.label_smoothing,
+            labels=batch.labels,
+            robust=self.robust,
+        )
+
+    def loss_at_anchor(self, beta: float) -> float:
+        return math.log(2)

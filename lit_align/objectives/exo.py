@@ -1,0 +1,60 @@
+"""Efficient exact optimization (EXO): KL( softmax_k β log(π/anchor) ‖ softmax_k r/β_r ).
+
+Ji et al. 2024 (arXiv 2402.00856), equation 16 for pairs and the K-response form above it. The *reverse* KL,
+with the policy's distribution over the K responses on the left, is the direction of the RLHF objective
+itself: where DPO's cross-entropy must cover every response, EXO seeks the best mode that the policy can
+represent. Use it with scalar rewards and any K ≥ 2, or on labelled pairs with the target (1−ε, ε):
+
+    q = σ(βh):   q (log q − log(1−ε)) + (1−q) (log(1−q) − log ε)
+
+whose optimum is βh = logit(1−ε); ε > 0, as the reverse KL to a certain label is infinite. Soft labels p
+move the target to (p, 1−p) and are no average of two losses: pass `rewards` [B, 2] = (logit p, 0).
+
+`beta` is the paper's β_π: the optimum π ∝ anchor · exp(r/(β_π β_r)) has KL weight β_π β_r. The PR form of
+weights (β, λ) keeps β_r and passes beta = (β+λ)/β_r.
+
+Where we differ: the authors train the *tempered* policy, logits/0.8 for policy and reference alike; that is
+for the log-probabilities to do. Their pair form has ε = σ(−10); TRL has K = 2 only, with the ε = 1e-3 used
+here.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lit_align.objectives._shapes import check_shape
+
+
+def exo_loss(
+    logps: Tensor,
+    anchor_logps: Tensor,
+    *,
+    beta: float,
+    rewards: Tensor | None = None,
+    reward_temperature: float = 1.0,
+    label_smoothing: float = 1e-3,
+) -> Tensor:
+    """EXO's loss of each example, [B].
+
+    Args:
+        logps: [B, K], log π of each response: K = 2, chosen and rejected, or any K ≥ 2 with `rewards`.
+        anchor_logps: [B, K], log-probabilities of the reference, or of the effective anchor.
+        beta: β_π, the scale of the implicit reward; 0.5, with β_r = 0.1, in the HH script.
+        rewards: [B, K], scalar rewards in place of the pair's order.
+        reward_temperature: β_r, of `rewards` only.
+        label_smoothing: ε in (0, ½), of the pair form only.
+    """
+    check_shape("logps", logps, "B", 2 if rewards is None else "K>=2")
+    check_shape("anchor_logps", anchor_logps, *logps.shape)
+    check_shape("rewards", rewards, *logps.shape)
+    if rewards is not None:
+        target_logps = torch.log_softmax(rewards / reward_temperature, dim=-1)
+    elif 0 < label_smoothing < 0.5:
+        target_logps = logps.new_tensor([math.log1p(-label_smoothing), math.log(label_smoothing)])
+    else:
+        raise ValueError(
+            f"label_smoothing={label_smoothing} must lie in (0, ½): EXO's KL to a certain label is infinite."
+        )
+    policy_logps_BK = torch.log_softmax(beta * (logps - anchor_logps), dim=-1)
+    return (policy_logps_BK.exp() * (policy_logps_BK - target_logps)).sum(-1)

@@ -1,0 +1,72 @@
+"""Identity preference optimization (IPO): (h − 1/(2β))².
+
+    h = [log π(y_w) − log anchor(y_w)] − [log π(y_l) − log anchor(y_l)]
+
+Azar et al. 2023 (arXiv 2310.12036), equation 17. The paper's τ is `beta` here (`tau` is the trust region's
+refresh period). Each pair has a finite target margin 1/(2β), or (2p−1)/(2β) if the first response wins with
+probability p; the population optimum is π ∝ anchor · exp(P(y≻μ)/β): preference probabilities, no
+Bradley–Terry model. Use it where labels are nearly deterministic, which drives DPO's margin to infinity.
+
+Where we differ: log-probabilities are *summed* over a response, as in the paper's formula, eric-mitchell's
+code, OpenRLHF and turbo-alignment. TRL, HALOs and LLaMA-Factory take the mean per token (TRL reports that
+the paper's experiments did): divide logps and anchor_logps by the response lengths for that. The two values
+of β are not comparable: for responses of 100 tokens, the mean form asks for a margin 100 times as large.
+"""
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lit_align.logprobs import PreferenceBatch
+from lit_align.objectives._labels import label_mean
+from lit_align.objectives._shapes import check_shape
+from lit_align.objectives.base import AnchoredObjective
+from lit_align.policy import PolicyConfig
+
+
+def ipo_loss(logps: Tensor, anchor_logps: Tensor, *, beta: float, labels: Tensor | None = None) -> Tensor:
+    """IPO's loss of each pair, [B].
+
+    Args:
+        logps: [B, 2], log π of the chosen (column 0) and the rejected response.
+        anchor_logps: [B, 2], log-probabilities of the reference, or of the effective anchor.
+        beta: The paper's τ: the margin is pulled to 1/(2β).
+        labels: [B], the probability that column 0 wins; None means 1.
+    """
+    check_shape("logps", logps, "B", 2)
+    check_shape("anchor_logps", anchor_logps, *logps.shape)
+    check_shape("labels", labels, logps.shape[0])
+    log_ratios_B2 = logps - anchor_logps
+    margins_B = log_ratios_B2[:, 0] - log_ratios_B2[:, 1]
+    return label_mean(lambda h: (h - 1 / (2 * beta)) ** 2, margins_B, labels)
+
+
+class IPO(AnchoredObjective):
+    """Identity preference optimization; with `proximal` > 0, PR-IPO.
+
+    Args:
+        policy: Which language model is trained.
+        length_normalize: Take the mean log-probability per token instead of the sum, as TRL does; its beta is not
+            comparable to the paper's.
+    """
+
+    formula = "(Δlog π/anchor − 1/(2β))²"
+
+    def __init__(self, policy: PolicyConfig, *, length_normalize: bool = False, **kwargs: Any):
+        super().__init__(policy, **kwargs)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.length_normalize = length_normalize
+        if length_normalize:
+            rank_zero_warn(
+                "IPO on log-probabilities per token: this beta is not comparable to the paper's, on sums."
+            )
+
+    def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
+        if self.length_normalize:
+            lengths = batch.lengths.clamp(min=1)
+            logps, anchor_logps = logps / lengths, anchor_logps / lengths
+        return ipo_loss(logps, anchor_logps, beta=beta, labels=batch.labels)
+
+    def loss_at_anchor(self, beta: float) -> float:
+        return 1 / (2 * beta) ** 2

@@ -1,0 +1,52 @@
+"""Odds-ratio preference optimization (ORPO): −l̄_w − β log σ(log odds_w − log odds_l).
+
+    l̄ = log π(y)/|y|,      log odds = l̄ − log(1 − exp l̄)
+
+Hong et al. 2024 (arXiv 2403.07691), equations 6 and 7; the paper's λ is `beta`. Supervised fine-tuning on
+the chosen response and a preference in one stage, with no reference: use it from the base model, in place
+of SFT followed by DPO.
+
+log(1 − exp l̄) is taken by `log1mexp`: at l̄ → 0⁻ (a response learnt by heart) the plain expression rounds
+to log 0.
+
+Where we differ: the likelihood is that of the response, averaged over its tokens and then over pairs. TRL
+takes it over prompt *and* response and over all tokens of the batch at once, and computes the odds in
+float32.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.objectives._labels import label_mean
+from lit_align.objectives._shapes import check_shape
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 − exp x) for x ≤ 0, accurate at both ends (Mächler 2012) and finite at 0."""
+    x = x.clamp(max=-torch.finfo(x.dtype).eps)  # beyond this a log-probability is rounding, not signal
+    near_zero = x > -math.log(2)
+    # each branch sees only arguments it can differentiate: `where` alone would let 0 · ∞ = nan through
+    log_expm1 = torch.log(-torch.expm1(torch.where(near_zero, x, -1.0)))
+    log1p_exp = torch.log1p(-torch.exp(torch.where(near_zero, -1.0, x)))
+    return torch.where(near_zero, log_expm1, log1p_exp)
+
+
+def orpo_loss(logps: Tensor, lengths: Tensor, *, beta: float, labels: Tensor | None = None) -> Tensor:
+    """ORPO's loss of each pair, [B].
+
+    Args:
+        logps: [B, 2], log π of the chosen (column 0) and the rejected response, summed over tokens.
+        lengths: [B, 2], their numbers of tokens.
+        beta: The paper's λ, weight of the odds-ratio term; 0.1 to 0.25 in the paper.
+        labels: [B], the probability that column 0 wins, of the odds-ratio term only; None means 1.
+    """
+    check_shape("logps", logps, "B", 2)
+    check_shape("lengths", lengths, *logps.shape)
+    check_shape("labels", labels, logps.shape[0])
+    mean_logps_B2 = logps / lengths
+    log_odds_B2 = mean_logps_B2 - log1mexp(mean_logps_B2)
+    log_odds_ratios_B = log_odds_B2[:, 0] - log_odds_B2[:, 1]
+    return beta * label_mean(lambda z: -F.logsigmoid(z), log_odds_ratios_B, labels) - mean_logps_B2[:, 0]

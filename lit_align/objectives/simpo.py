@@ -1,0 +1,30 @@
+"""Simple preference optimization (SimPO): −log σ(β(l̄_w − l̄_l) − γ),  l̄ = log π(y)/|y|.
+
+Meng et al. 2024 (arXiv 2405.14734), equation 6. The reward is the mean log-probability of a token, which is
+what generation ranks by, so there is no reference and long responses gain nothing; γ is the margin to win
+by. Use it as the strong reference-free baseline; with nothing to hold the policy, the learning rate does
+the holding.
+
+Where we differ: γ stands as in the paper and in TRL; the authors' code takes γ/β (`gamma_beta_ratio`).
+TRL's trainer adds CPO's likelihood term unless `cpo_alpha=0`; here there is none.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.objectives._shapes import check_shape
+
+
+def simpo_loss(logps: Tensor, lengths: Tensor, *, beta: float, gamma: float) -> Tensor:
+    """SimPO's loss of each pair, [B].
+
+    Args:
+        logps: [B, 2], log π of the chosen (column 0) and the rejected response, summed over tokens.
+        lengths: [B, 2], their numbers of tokens.
+        beta: Scale of the reward; 2 to 2.5 in the paper.
+        gamma: Target margin, 0.3 to 1.6 in the paper.
+    """
+    check_shape("logps", logps, "B", 2)
+    check_shape("lengths", lengths, *logps.shape)
+    mean_logps_B2 = logps / lengths
+    return -F.logsigmoid(beta * (mean_logps_B2[:, 0] - mean_logps_B2[:, 1]) - gamma)

@@ -1,0 +1,94 @@
+"""Self-play preference optimization (SPPO): Σ_y (log π/anchor − (P(y≻π_t) − c)/β)².
+
+Wu et al. 2024 (arXiv 2405.00675), equation 4.7, where β = 1/η and the anchor is π_t, the policy of the last
+round. Each of the K responses is regressed on its own probability of beating π_t; the optimum,
+π ∝ anchor · exp(P/β), is a step of multiplicative weights towards the Nash policy. Use it with a preference
+model that is not transitive, and to pull the winner up as well as the loser down.
+
+The constant is the log-normaliser: with c(x) = β log Σ_y anchor(y) exp(P(y≻π_t)/β) the optimum has loss 0.
+The paper takes c = ½, the value for large β. `sppo_baseline` estimates it from the K samples of π_s,
+
+    c(x) = β log (1/K) Σ_k (anchor_k/π_s,k) exp(P_k/β)
+
+which in the PR form (β = β_eff, anchor the *unnormalised* mixture) carries log Z̃ too; dividing by Σ_k
+anchor_k/π_s,k would drop it. A plain mean over K samples is unbiased for exp(c/β), not for c: K small or β
+small against the spread of P makes it noisy.
+
+Where we differ: the sum over K is the paper's, with no ½. The authors' code averages the pair, which halves
+loss and gradient. They estimate P by `win_probabilities_from_pairwise`, soft, each response against all K
+including itself, η = 1e3 (β = 1e-3); TRL's `sppo_hard` is win_probabilities [1, 0].
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lit_align.objectives._shapes import check_shape
+
+
+def win_probabilities_from_pairwise(pairwise: Tensor) -> Tensor:
+    """P̂(y_i≻π_s), [B, K]: the mean over all K opponents, itself included at ½.
+
+    Args:
+        pairwise: [B, K, K], the probability that response i beats response j; the diagonal is not read.
+    """
+    check_shape("pairwise", pairwise, "B", pairwise.shape[-1], "K")
+    itself = torch.eye(pairwise.shape[-1], dtype=torch.bool, device=pairwise.device)
+    return torch.where(itself, 0.5, pairwise).mean(-1)
+
+
+def win_probabilities_from_rewards(rewards: Tensor, reward_temperature: float = 1.0) -> Tensor:
+    """P̂(y_i≻π_s), [B, K], with P_ij = σ((r_i − r_j)/β_r).
+
+    Args:
+        rewards: [B, K], scalar rewards.
+        reward_temperature: β_r.
+    """
+    check_shape("rewards", rewards, "B", "K")
+    differences_BKK = rewards[:, :, None] - rewards[:, None, :]
+    return win_probabilities_from_pairwise(torch.sigmoid(differences_BKK / reward_temperature))
+
+
+def sppo_baseline(
+    anchor_logps: Tensor, sampler_logps: Tensor, *, win_probabilities: Tensor, beta: float
+) -> Tensor:
+    """The constant c(x), [B], estimated by the plain mean over the K responses that the sampler drew.
+
+    Args:
+        anchor_logps: [B, K], log-probabilities of the (effective) anchor.
+        sampler_logps: [B, K], log π_s; the anchor itself if that is what sampled.
+        win_probabilities: [B, K], P(y≻π_s).
+        beta: 1/η, or β_eff.
+    """
+    check_shape("anchor_logps", anchor_logps, "B", "K>=1")
+    check_shape("sampler_logps", sampler_logps, *anchor_logps.shape)
+    check_shape("win_probabilities", win_probabilities, *anchor_logps.shape)
+    exponents_BK = anchor_logps - sampler_logps + win_probabilities / beta
+    return beta * (torch.logsumexp(exponents_BK, dim=-1) - math.log(anchor_logps.shape[-1]))
+
+
+def sppo_loss(
+    logps: Tensor,
+    anchor_logps: Tensor,
+    *,
+    win_probabilities: Tensor,
+    beta: float,
+    baseline: Tensor | float = 0.5,
+) -> Tensor:
+    """SPPO's loss of each prompt, [B], summed over its responses.
+
+    Args:
+        logps: [B, K], log π of each response, K ≥ 1.
+        anchor_logps: [B, K], log-probabilities of the last round's policy, or of the effective anchor.
+        win_probabilities: [B, K], P(y≻π_t): soft from the helpers above, hard as [1, 0].
+        beta: 1/η; 1e-3 in the authors' code.
+        baseline: c, one number or [B] from `sppo_baseline`.
+    """
+    check_shape("logps", logps, "B", "K>=1")
+    check_shape("anchor_logps", anchor_logps, *logps.shape)
+    check_shape("win_probabilities", win_probabilities, *logps.shape)
+    if isinstance(baseline, Tensor):
+        check_shape("baseline", baseline, logps.shape[0])
+        baseline = baseline[:, None]
+    return (logps - anchor_logps - (win_probabilities - baseline) / beta).square().sum(-1)

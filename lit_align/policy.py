@@ -1,0 +1,316 @@
+"""The policy: the causal language model that every objective trains, and that samples its own responses.
+
+It is loaded from a hub name, a folder or a GGUF file, carries a LoRA adapter if asked to, gives the log-probabilities
+of a batch's responses (`forward`), hands out a plain copy to sample from, and is saved in transformers' format.
+"""
+
+import copy
+import hashlib
+import importlib.metadata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch, check_logits, response_logps
+
+disable_progress_bar()  # loading weights is quick, and its bar would break into ours
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass
+class PolicyConfig:
+    """Which language model is trained, and how it is loaded.
+
+    Args:
+        path: Hub name, folder, or GGUF file; `PACKAGE:FILE.gguf` is a file that an installed package ships.
+        dtype: Type of the weights. auto: float32, so that small updates are not rounded away; bfloat16 under LoRA,
+            whose frozen weights need no more (the adapter stays float32).
+        attention: transformers' attention implementation: sdpa, eager, flash_attention_2, ...
+        dropout: Keep the model's own dropout while training. Off, policy and reference agree exactly at the start.
+        gradient_checkpointing: Compute activations again in the backward pass: less memory, about a third more time.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run code that the model's repository ships.
+    """
+
+    path: str
+    dtype: Dtype = "auto"
+    attention: str = "sdpa"
+    dropout: bool = False
+    gradient_checkpointing: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class LoRAConfig:
+    """A low-rank adapter is trained and the model itself stays frozen (Hu et al., arXiv 2106.09685).
+
+    Args:
+        r: Rank of each update ΔW = (alpha / r)·BA.
+        alpha: Scale of the update.
+        dropout: Dropout on the adapter's input while training.
+        targets: Names of the layers to adapt; all-linear is every linear layer but the output head.
+        rslora: Scale by alpha / √r instead (arXiv 2312.03732).
+        adapter: Folder of an existing adapter to go on training; it brings its own r, alpha, targets.
+    """
+
+    r: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+    rslora: bool = False
+    adapter: str | None = None
+
+
+class Policy(nn.Module):
+    """A causal language model with its tokenizer.
+
+    `model` is the transformers model itself, with LoRA layers injected where there is an adapter; `adapter` is peft's
+    wrapper around it in that case (not registered: its parameters are the model's).
+    """
+
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: PeftModel | None = None):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        object.__setattr__(self, "adapter", adapter)
+
+    @classmethod
+    def load(cls, config: PolicyConfig, lora: LoRAConfig | None = None) -> "Policy":
+        """Load the model, and put the adapter on it. In training mode, trainable weights only with `requires_grad`.
+
+        Raises:
+            UserError: the model or adapter cannot be found or read.
+        """
+        tokenizer = load_tokenizer(config)
+        dtype = resolve_dtype(config, lora)
+        where = _locate(config)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                **where, dtype=dtype, attn_implementation=config.attention, **_gguf_options(where)
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.policy.path: cannot load {config.path!r}: {_first_line(error)}") from error
+        if not config.dropout:
+            _turn_off_dropout(model)
+        if config.gradient_checkpointing:
+            # the name has changed between releases of transformers 5
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        check_logits(model)
+        adapter = _add_adapter(model, lora) if lora else None
+        policy = cls(adapter.get_base_model() if adapter else model, tokenizer, adapter)
+        return policy.train()
+
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        """log π(y|x) of every response, [B, K]."""
+        return response_logps(self.model, batch)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's own weights (an adapter's may be wider)."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every weight as if the adapter were merged: W + ΔW, accumulated in float32.
+
+        Names are those of the plain transformers model. Tied weights appear once.
+        """
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" in name:
+                continue
+            layer = self.model.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
+            if ".base_layer." in name and isinstance(layer, LoraLayer) and name.endswith(".weight"):
+                delta = sum(layer.get_delta_weight(slot).float() for slot in layer.active_adapters)  # type: ignore[operator]
+                yield name.replace(".base_layer", ""), parameter.float() + delta
+            else:
+                yield name.replace(".base_layer", ""), parameter
+
+    def trainable_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of what is trained: all weights, or the adapter's factors."""
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def fingerprint(self) -> str:
+        """Identifies the policy's present weights, the adapter's included."""
+        return fingerprint((n, w) for n, w in self.model.named_parameters() if ".lora_" not in n or ".default." in n)
+
+    @torch.no_grad()
+    def merged_copy(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """A frozen plain model with the policy's present weights, the adapter merged, in eval mode.
+
+        Args:
+            dtype: Type of its weights; buffers keep theirs, since rotary frequencies do not survive bfloat16.
+        """
+        if self.adapter is not None:
+            merged = copy.deepcopy(self.adapter).merge_and_unload()
+            if dtype != torch.bfloat16:  # peft has rounded W + ΔW to the base's type
+                weights = dict(merged.named_parameters())
+                for name, value in self.full_weights():
+                    weights[name].data = value.to(dtype or value.dtype, copy=True)
+        else:
+            merged = copy.deepcopy(self.model)
+        for parameter in merged.parameters():
+            parameter.requires_grad_(False)
+            if dtype is not None:
+                parameter.data = parameter.data.to(dtype)
+        if dtype is not None:
+            merged.config.dtype = dtype
+        return merged.eval()
+
+    @contextmanager
+    def adapters(self, slots: Sequence[str]) -> Iterator[None]:
+        """Run with these adapter slots active instead (none: the plain model).
+
+        peft's own switches also toggle `requires_grad`, on the trained slot too; this one touches the flags alone.
+        """
+        layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
+        try:
+            for layer in layers:
+                layer._disable_adapters, layer._active_adapter = not slots, list(slots)
+            yield
+        finally:
+            for layer, (disabled, active) in zip(layers, before, strict=True):
+                layer._disable_adapters, layer._active_adapter = disabled, active
+
+    def save(self, folder: str | Path) -> None:
+        """Write model and tokenizer in transformers' format, an adapter merged, in the type it was loaded in."""
+        model = self.merged_copy(self.dtype) if self.adapter is not None else self.model
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: there is no such model, or it has no tokenizer.
+    """
+    where = _locate(config)
+    try:
+        return AutoTokenizer.from_pretrained(**where)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.policy.path: no tokenizer for {config.path!r}: {_first_line(error)}") from error
+
+
+def resolve_dtype(config: PolicyConfig, lora: LoRAConfig | None) -> torch.dtype:
+    """The type that the model's weights get."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if lora else torch.float32
+    return getattr(torch, config.dtype)
+
+
+def _locate(config: PolicyConfig) -> dict[str, Any]:
+    """`from_pretrained`'s arguments for a hub name, a folder, a GGUF file, or a GGUF file in a package."""
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+    if config.path.endswith(".gguf"):
+        package, colon, file = config.path.rpartition(":")
+        path = Path(file)
+        if colon:
+            path = _file_of_package(package, file)
+        if not path.is_file():
+            raise UserError(f"model.policy.path: there is no GGUF file {str(path)!r}.")
+        return options | {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    looks_local = Path(config.path).is_absolute() or config.path.startswith(".") or config.path.count("/") != 1
+    if looks_local and "/" in config.path and not Path(config.path).is_dir():
+        raise UserError(
+            f"model.policy.path: there is no folder {config.path!r}. Give a folder saved by `save_pretrained`, a hub "
+            "name such as HuggingFaceTB/SmolLM2-135M, or a GGUF file."
+        )
+    return options | {"pretrained_model_name_or_path": config.path}
+
+
+def _file_of_package(package: str, file: str) -> Path:
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"model.policy.path: the package {package!r} is not installed.") from error
+    for entry in files:
+        if entry.name == Path(file).name:
+            return Path(str(entry.locate()))
+    raise UserError(f"model.policy.path: the package {package!r} ships no file {file!r}.")
+
+
+def _gguf_options(where: dict[str, Any]) -> dict[str, Any]:
+    """Unpack GGUF weights: packed ones can be neither trained nor saved (transformers ≥ 5.20 keeps them packed)."""
+    if "gguf_file" not in where:
+        return {}
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def _turn_off_dropout(model: nn.Module) -> None:
+    """Also where it is a number that attention reads (`attention_dropout`, GPT-2's `attn_pdrop`)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _add_adapter(model: PreTrainedModel, lora: LoRAConfig) -> PeftModel:
+    if lora.adapter is not None:
+        try:
+            adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {_first_line(error)}") from error
+        config = adapter.peft_config["default"]
+        if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
+            raise UserError(
+                f"model.lora.adapter: {lora.adapter!r} is no plain LoRA adapter (DoRA, modules_to_save and trained "
+                "biases are not supported). Merge it into the model and start from that."
+            )
+        return adapter
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft wants an int and works with any number
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        use_rslora=lora.rslora,
+    )
+    try:
+        return get_peft_model(model, config)  # type: ignore[return-value]
+    except ValueError as error:
+        raise UserError(f"model.lora.targets={lora.targets!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@torch.no_grad()
+def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """16 hexadecimal digits that identify weights by their bits: a position-weighted sum modulo 2⁶⁴ of each tensor."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights, key=lambda pair: pair[0]):
+        bits = weight.detach().contiguous().view(-1).view(getattr(torch, f"int{8 * weight.element_size()}"))
+        total = torch.zeros((), dtype=torch.int64, device=weight.device)
+        for start in range(0, bits.numel(), 1 << 22):
+            chunk = bits[start : start + (1 << 22)].long()
+            place = torch.arange(start, start + chunk.numel(), device=weight.device)
+            total += (chunk * (2 * place + 1) * 0x9E3779B1).sum()  # odd weights: a permutation changes the sum
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {total.item()}\n".encode())
+    return digest.hexdigest()[:16]

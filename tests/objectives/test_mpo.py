@@ -1,0 +1,132 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lit_align.objectives.mpo import mpo_loss
+from lit_align.objectives.sft import sft_loss
+
+
+def slope(margin, **options):
+    d = torch.tensor([margin], dtype=torch.float64, requires_grad=True)
+    loss = mpo_loss(torch.stack([d, torch.zeros_like(d)], -1), **options)
+    return torch.autograd.grad(loss.sum(), d)[0].item()
+
+
+def test_the_loss_of_a_pair_worked_by_hand():
+    logps = torch.tensor([[0.5, 0.125]], dtype=torch.float64).log()  # odds 4 : 1
+    assert mpo_loss(logps).item() == pytest.approx(-0.8, rel=1e-14)
+    assert mpo_loss(logps, log_form=True).item() == pytest.approx(-math.log(0.8), rel=1e-14)
+    assert mpo_loss(logps, labels=torch.tensor([0.75])).item() == pytest.approx(-0.65, rel=1e-14)
+
+
+def test_the_slope_is_minus_a_quarter_on_an_even_pair_and_the_log_forms_minus_a_half():
+    assert slope(0.0) == pytest.approx(-1 / 4, rel=1e-15)
+    assert slope(0.0, log_form=True) == pytest.approx(-1 / 2, rel=1e-15)
+
+
+@pytest.mark.parametrize("margin", [-800.0, -30.0, -1.0, -1e-3, 1e-3, 1.0, 30.0, 800.0])
+def test_the_slope_is_bounded_and_never_pushes_the_winner_down(margin):
+    assert -1 / 4 <= slope(margin) <= 0
+    if abs(margin) >= 800:
+        assert slope(margin) == 0  # long won or badly lost: the pair is left alone
+
+
+def test_the_log_form_keeps_pushing_at_a_pair_that_is_badly_lost():
+    assert slope(-800.0, log_form=True) == -1
+
+
+@pytest.mark.parametrize("p", [0.55, 0.8, 1.0])
+@pytest.mark.parametrize("q", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("beta", [0.05, 0.5, 3.0])
+def test_with_its_sft_term_the_two_armed_optimum_is_the_root_of_its_quadratic(p, q, beta, solve):
+    reference = torch.tensor([q, 1 - q], dtype=torch.float64)
+    label = torch.tensor([p], dtype=torch.float64)
+
+    def loss(logps):
+        likelihood = (reference * sft_loss(logps, torch.ones(2))).sum()
+        return mpo_loss(logps[None], labels=label).sum() + beta * likelihood
+
+    c = 2 * p - 1
+    root = ((c - beta) + math.sqrt((c - beta) ** 2 + 4 * c * beta * q)) / (2 * c)
+    assert solve(loss, reference.log()).exp()[0].item() == pytest.approx(root, abs=1e-7)
+
+
+def test_the_two_armed_optimum_goes_to_the_reference_or_to_certainty_with_its_weight():
+    def root(c, beta, q):
+        return ((c - beta) + math.sqrt((c - beta) ** 2 + 4 * c * beta * q)) / (2 * c)
+
+    assert root(1.0, 1e6, 0.3) == pytest.approx(0.3, abs=1e-5)
+    assert root(1.0, 1e-6, 0.3) == pytest.approx(1.0, abs=1e-5)
+
+
+def expected_preference_gradient(logits, sampler, preferences):
+    """∇ of E over pairs from the sampler, and over the policy's own choice in each, of its preference P.
+
+    By the score function, choice by choice: Σ π(choice) P(choice) ∇ log π(choice), where the policy chooses i over
+    j with probability σ(log π_i − log π_j), so that ∇ log π(choice) = σ(log π_j − log π_i) (e_i − e_j).
+    """
+    gradient = torch.zeros_like(logits)
+    V = len(logits)
+    for i in range(V):
+        for j in range(V):
+            drawn = sampler[i] * sampler[j]
+            for chosen, other in ((i, j), (j, i)):
+                choice = torch.sigmoid(logits[chosen] - logits[other])
+                score = torch.zeros_like(logits)
+                score[chosen] += 1 - choice
+                score[other] -= 1 - choice
+                gradient += drawn * choice * preferences[chosen, other] * score
+    return gradient
+
+
+def preference_data_gradient(logits, sampler, preferences, **options):
+    """∇ of −mpo_loss over labelled pairs: y_w≻y_l is in the data with probability μ_w μ_l P(y_w≻y_l), twice."""
+    logits = logits.clone().requires_grad_()
+    V = len(logits)
+    pairs = torch.cartesian_prod(torch.arange(V), torch.arange(V))
+    weights = 2 * sampler[pairs].prod(-1) * preferences.flatten()
+    loss = (weights * mpo_loss(logits.log_softmax(0)[pairs], **options)).sum()
+    return -torch.autograd.grad(loss, logits)[0]
+
+
+def test_theorem_4_1_the_gradient_of_the_expected_preference_is_its_estimate_from_preference_data(
+    bandit, random
+):
+    logits, sampler = random(5), bandit.sampler.exp()
+    expected = expected_preference_gradient(logits, sampler, bandit.preferences)
+    assert expected.abs().max() > 1e-3
+    assert_close(preference_data_gradient(logits, sampler, bandit.preferences), expected)
+
+
+def test_theorem_4_1_is_not_true_of_the_log_form(bandit, random):
+    logits, sampler = random(5), bandit.sampler.exp()
+    expected = expected_preference_gradient(logits, sampler, bandit.preferences)
+    log_form = preference_data_gradient(logits, sampler, bandit.preferences, log_form=True)
+    assert torch.cosine_similarity(expected, log_form, dim=0) < 0.9999
+
+
+@pytest.mark.parametrize("log_form", [False, True])
+def test_soft_labels_are_an_average_over_who_wins(log_form, random):
+    logps, p = random(5, 2), torch.rand(5, dtype=torch.float64)
+    there, back = mpo_loss(logps, log_form=log_form), mpo_loss(logps.flip(1), log_form=log_form)
+    assert_close(mpo_loss(logps, labels=p, log_form=log_form), p * there + (1 - p) * back)
+
+
+def test_an_even_label_teaches_the_sigma_form_nothing(random):
+    logps = random(5, 2).requires_grad_()
+    mpo_loss(logps, labels=torch.full((5,), 0.5)).sum().backward()
+    assert logps.grad.abs().max() < 1e-16
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"logps": (3, 3)}, r"`logps` has shape \[3, 3\], but needs \[B, 2\]"),
+        ({"logps": (3, 2), "labels": (2,)}, r"`labels` has shape \[2\], but needs \[3\]"),
+    ],
+)
+def test_a_wrong_shape_is_named(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        mpo_loss(**{name: torch.zeros(shape) for name, shape in shapes.items()})

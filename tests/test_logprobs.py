@@ -1,0 +1,185 @@
+"""Response log-probabilities against one row at a time, computed in the open."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from lit_align import logprobs
+from lit_align.data.collate import Example, collate
+from lit_align.logprobs import PreferenceBatch, check_logits, response_logps
+from tiny import llama_config
+from torch import Tensor
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(llama_config(vocab_size=61, tie_word_embeddings=True)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3)
+    ),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(vocab_size=61, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4)
+    ),
+    "gemma2 (soft-capped)": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=3.0, attn_implementation="eager")),
+    "cohere (scaled)": lambda: CohereForCausalLM(CohereConfig(**{**SIZES, "logit_scale": 0.3})),
+    "granite (divided)": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
+}
+
+
+def build(name: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return MODELS[name]().to(dtype).eval()
+
+
+def random_examples(seed: int = 0, count: int = 3, branches: int = 2) -> list[Example]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(low: int, high: int) -> list[int]:
+        length = int(torch.randint(low, high, (), generator=generator))
+        return torch.randint(1, 61, (length,), generator=generator).tolist()
+
+    return [Example(tokens(1, 9), [tokens(1, 12) for _ in range(branches)], "") for _ in range(count)]
+
+
+def one_by_one(model: PreTrainedModel, examples: list[Example]) -> Tensor:
+    """The definition: sum of log softmax at each response token, a row at a time, from the model's own logits."""
+    rows = []
+    for example in examples:
+        for response in example.response_ids:
+            ids = torch.tensor([example.prompt_ids + response])
+            logps = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+            places = range(len(example.prompt_ids), ids.shape[1])
+            rows.append(torch.stack([logps[place - 1, ids[0, place]] for place in places]).sum())
+    return torch.stack(rows).view(len(examples), -1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logps_equal_the_definition_in_every_architecture(name: str) -> None:
+    model, examples = build(name), random_examples()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            response_logps(model, collate(examples, range(3))), one_by_one(model, examples), rtol=1e-6, atol=1e-6
+        )
+
+
+def test_gradients_equal_the_definition_through_recomputed_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "HEAD_CHUNK", 5)
+    model, examples = build("gpt_neox"), random_examples()
+    weights = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 1.0]], dtype=torch.float64)
+    (response_logps(model, collate(examples, range(3))) * weights).sum().backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    (one_by_one(model, examples) * weights).sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_padding_batch_order_and_company_change_nothing() -> None:
+    model, examples = build("gpt_neox"), random_examples(count=4)
+    with torch.no_grad():
+        together = response_logps(model, collate(examples, range(4)))
+        backwards = response_logps(model, collate(examples[::-1], range(4))).flip(0)
+        alone = torch.cat([response_logps(model, collate([example], [0])) for example in examples])
+        wide = collate(examples, range(4))
+        for field, dims in (("prompt", 5), ("response", 7)):
+            for part in ("ids", "mask"):
+                name = f"{field}_{part}"
+                setattr(wide, name, torch.nn.functional.pad(getattr(wide, name), (0, dims)))
+        padded = response_logps(model, wide)
+    for other in (backwards, alone, padded):
+        torch.testing.assert_close(other, together, rtol=1e-12, atol=1e-12)
+
+
+def test_prompt_tokens_never_contribute() -> None:
+    """log π(y|x) for a prompt that is its own continuation differs from log π(x, y) by exactly log π(x)."""
+    model = build("gpt_neox")
+    first, second, third = [7], [9, 11, 4], [3, 5]
+    with torch.no_grad():
+        whole = response_logps(model, collate([Example(first, [second + third], "")], [0]))
+        begin = response_logps(model, collate([Example(first, [second], "")], [0]))
+        rest = response_logps(model, collate([Example(first + second, [third], "")], [0]))
+    torch.testing.assert_close(whole, begin + rest, rtol=1e-12, atol=1e-12)
+
+
+def test_mean_logp_is_the_sum_divided_by_the_number_of_response_tokens() -> None:
+    model, examples = build("llama"), random_examples()
+    batch = collate(examples, range(3))
+    assert batch.lengths.tolist() == [[len(ids) for ids in example.response_ids] for example in examples]
+
+
+def test_an_empty_response_has_logp_zero() -> None:
+    batch = collate([Example([5, 6], [[3, 4], []], "")], [0])
+    assert response_logps(build("llama"), batch)[0, 1] == 0
+
+
+def test_logits_of_the_whole_batch_are_never_formed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "HEAD_CHUNK", 4)
+    model = build("llama", torch.float32)
+    seen: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda *args: seen.append(args[-1].shape[0]))
+    batch = collate(random_examples(count=4), range(4))
+    response_logps(model, batch).sum().backward()
+    assert max(seen) <= 4
+    assert sum(seen) == 2 * int(batch.lengths.sum())  # response tokens only: once forward, once again backward
+
+
+def test_a_bfloat16_model_sums_in_float32() -> None:
+    logps = response_logps(build("llama", torch.bfloat16), collate(random_examples(), range(3)))
+    assert logps.dtype == torch.float32
+
+
+def test_an_architecture_with_other_logits_is_refused() -> None:
+    model = build("llama", torch.float32)
+    check_logits(model)
+    forward = model.forward
+
+    def odd(*args: object, **kwargs: object):
+        output = forward(*args, **kwargs)
+        return replace(output, logits=output.logits * 1.5)
+
+    model.forward = odd
+    with pytest.raises(NotImplementedError, match="LlamaForCausalLM computes its logits in a way"):
+        check_logits(model)
+
+
+def test_select_keeps_every_field_in_step() -> None:
+    batch = collate(random_examples(count=3), [10, 11, 12])
+    batch = replace(batch, rewards=torch.arange(6.0).view(3, 2))
+    part = batch.select(slice(1, 2))
+    assert isinstance(part, PreferenceBatch)
+    assert (part.size, part.index.tolist(), part.rewards.tolist()) == (1, [11], [[2.0, 3.0]])

@@ -1,0 +1,252 @@
+"""The reference: frozen, mixed by name, exact under LoRA, in every form."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from lit_align.data.collate import Example, collate
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig, fingerprint
+from lit_align.reference import (
+    AdapterReference,
+    CopiedReference,
+    ReferenceConfig,
+    RefreshRule,
+    make_reference,
+    mix_weights,
+)
+
+
+@pytest.fixture
+def batch() -> PreferenceBatch:
+    return collate([Example([70, 80], [[90, 100, 0], [95, 0]], ""), Example([71], [[99, 0], [98, 97, 0]], "")], [0, 1])
+
+
+def policy_of(folder: str, lora: LoRAConfig | None = None, dtype: str = "auto") -> Policy:
+    torch.manual_seed(0)
+    return Policy.load(PolicyConfig(folder, dtype=dtype), lora)  # type: ignore[arg-type]
+
+
+def jolt(policy: Policy, seed: int, size: float = 0.05) -> None:
+    """Move what is trained, as a step would."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for _, weight in policy.trainable_weights():
+            weight.add_(size * torch.randn_like(weight))
+
+
+LORA = LoRAConfig(r=4, alpha=8)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("form", ["copy", "adapter"])
+def test_a_live_reference_of_the_policys_dtype_agrees_with_it_to_the_bit(tiny_model, batch, lora, dtype, form):
+    if form == "adapter" and lora is None:
+        return
+    policy = policy_of(tiny_model, lora, dtype)
+    reference = make_reference(policy, PolicyConfig(tiny_model, dtype=dtype), lora, ReferenceConfig(form), None)
+    assert torch.equal(policy(batch), reference.logps(batch))
+
+
+def test_soft_mixing_follows_the_closed_form(tiny_model):
+    """ref_T = (1−α)^T ref_0 + Σ_k α(1−α)^(T−k) θ_k."""
+    policy, alpha, T = policy_of(tiny_model, dtype="float64"), 0.3, 5
+    reference = CopiedReference(policy)
+    expected = {name: (1 - alpha) ** T * w.detach().clone() for name, w in policy.full_weights()}
+    for k in range(1, T + 1):
+        jolt(policy, k)
+        reference.mix(policy, alpha)
+        for name, weight in policy.full_weights():
+            expected[name] += alpha * (1 - alpha) ** (T - k) * weight.detach()
+    for name, weight in reference.model.named_parameters():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-12, atol=1e-12)
+
+
+def test_soft_mixing_under_lora_mixes_the_merged_weights_not_the_factors(tiny_model):
+    policy = policy_of(tiny_model, LORA, "float32")
+    reference = make_reference(
+        policy, PolicyConfig(tiny_model, dtype="float32"), LORA, ReferenceConfig(), RefreshRule(0.4, 1)
+    )
+    assert isinstance(reference, CopiedReference)
+    twin = {name: weight.clone() for name, weight in copy.deepcopy(policy).merged_copy().named_parameters()}
+    for k in range(1, 6):
+        jolt(policy, k)
+        reference.mix(policy, 0.4)
+        merged = dict(policy.merged_copy(torch.float32).named_parameters())
+        for name, weight in twin.items():
+            weight.lerp_(merged[name], 0.4)
+    for name, weight in reference.model.named_parameters():
+        torch.testing.assert_close(weight, twin[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_a_hard_refresh_makes_the_reference_the_policy_to_the_bit(tiny_model, batch, lora):
+    policy = policy_of(tiny_model, lora, "float32")
+    config = PolicyConfig(tiny_model, dtype="float32")
+    reference = make_reference(policy, config, lora, ReferenceConfig(), RefreshRule(1.0, 2))
+    jolt(policy, 1)
+    assert not torch.equal(policy(batch), reference.logps(batch))
+    reference.mix(policy, 1.0)
+    assert torch.equal(policy(batch), reference.logps(batch))
+    jolt(policy, 2)
+    assert not torch.equal(policy(batch), reference.logps(batch))
+
+
+def test_under_lora_a_hard_reference_is_an_adapter_and_a_resting_one_the_plain_model(tiny_model):
+    config = PolicyConfig(tiny_model)
+    hard = make_reference(policy_of(tiny_model, LORA), config, LORA, ReferenceConfig(), RefreshRule(1.0, 1))
+    rests = make_reference(policy_of(tiny_model, LORA), config, LORA, ReferenceConfig(), None)
+    assert isinstance(hard, AdapterReference) and hard.slots == ["reference"]
+    assert isinstance(rests, AdapterReference) and rests.slots == []
+
+
+def test_continuing_an_adapter_the_reference_is_that_adapter_as_it_was(tiny_model, batch, tmp_path):
+    first = policy_of(tiny_model, LORA, "float32")
+    jolt(first, 1, size=0.3)
+    first.adapter.save_pretrained(tmp_path)
+    lora = LoRAConfig(adapter=str(tmp_path))
+    policy = policy_of(tiny_model, lora, "float32")
+    reference = make_reference(policy, PolicyConfig(tiny_model, dtype="float32"), lora, ReferenceConfig(), None)
+    before = policy(batch).detach()
+    assert torch.equal(reference.logps(batch), before)
+    with policy.adapters([]):
+        assert (policy(batch) - before).abs().max() > 1e-3  # "adapter off" would be another model
+    jolt(policy, 2)
+    assert torch.equal(reference.logps(batch), before)
+
+
+def test_the_reference_is_frozen_and_never_in_training_mode(tiny_model, batch):
+    policy = policy_of(tiny_model)
+    reference = CopiedReference(policy)
+    reference.train()
+    assert not any(module.training for module in reference.modules())
+    assert not any(weight.requires_grad for weight in reference.parameters())
+    assert not reference.logps(batch).requires_grad
+
+
+def test_an_adapter_reference_leaves_modes_flags_and_gradients_of_the_policy_alone(tiny_model, batch):
+    policy = policy_of(tiny_model, replace(LORA, dropout=0.5))
+    reference = AdapterReference(policy, snapshot=True)
+    trained = {name for name, _ in policy.trainable_weights()}
+    assert trained and not any(".reference." in name for name in trained)
+    modes = [module.training for module in policy.modules()]
+    logps = policy(batch)
+    first, second = reference.logps(batch), reference.logps(batch)
+    assert torch.equal(first, second)  # dropout does not act on it
+    assert [module.training for module in policy.modules()] == modes
+    assert {name for name, _ in policy.trainable_weights()} == trained
+    logps.sum().backward()
+    for name, weight in policy.model.named_parameters():
+        assert (weight.grad is not None) == (name in trained), name
+
+
+def test_a_small_alpha_moves_a_bfloat16_reference(tiny_model):
+    """In bfloat16 alone 1 + 0.01·(1.01 − 1) rounds back to 1, for ever."""
+    policy = policy_of(tiny_model, dtype="bfloat16")
+    reference = CopiedReference(policy, accumulate=True)
+    start = {name: w.float().clone() for name, w in reference.model.named_parameters()}
+    with torch.no_grad():
+        for _, weight in policy.trainable_weights():
+            weight.mul_(1.0625)
+    for _ in range(100):
+        reference.mix(policy, 0.01)
+    for name, weight in reference.model.named_parameters():
+        expected = start[name] + (1 - 0.99**100) * (dict(policy.full_weights())[name].float() - start[name])
+        torch.testing.assert_close(weight.float(), expected, rtol=2**-8, atol=1e-6)
+
+
+def test_tied_weights_are_mixed_once(tiny_model):
+    policy = policy_of(tiny_model)
+    reference = CopiedReference(policy)
+    assert reference.model.lm_head.weight is reference.model.model.embed_tokens.weight
+    before = reference.model.lm_head.weight.clone()
+    jolt(policy, 1)
+    reference.mix(policy, 0.5)
+    expected = torch.lerp(before, policy.model.lm_head.weight, 0.5)
+    torch.testing.assert_close(reference.model.lm_head.weight, expected.detach())
+
+
+def test_a_hard_refresh_copies_buffers_too(tiny_model):
+    policy = policy_of(tiny_model)
+    reference = CopiedReference(policy)
+    policy.model.model.rotary_emb.inv_freq.mul_(2)
+    reference.mix(policy, 1.0)
+    assert torch.equal(reference.model.model.rotary_emb.inv_freq, policy.model.model.rotary_emb.inv_freq)
+
+
+def test_mixing_pairs_weights_by_name_whatever_their_order():
+    target = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    mix_weights(target, {"b": torch.full((2,), 2.0), "a": torch.ones(2)}, 0.5)
+    assert target["a"].tolist() == [0.5, 0.5] and target["b"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("source", [{"a": torch.ones(2)}, {"a": torch.ones(2), "b": torch.ones(3)}])
+def test_mixing_weights_that_do_not_match_changes_nothing_and_names_them(source):
+    target = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    with pytest.raises(ValueError, match="b"):
+        mix_weights(target, source, 0.5)
+    assert target["a"].tolist() == [0.0, 0.0]
+
+
+def test_mixing_with_alpha_zero_changes_nothing():
+    target = {"a": torch.randn(5)}
+    before = target["a"].clone()
+    mix_weights(target, {"a": torch.randn(5)}, 0.0)
+    assert torch.equal(target["a"], before)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -0.1, 1.5, float("nan")])
+def test_alpha_outside_its_range_is_refused_with_the_direction_of_the_mix(alpha):
+    with pytest.raises(UserError, match=r"reference_refresh.alpha=.*must lie in \(0, 1\].*reference ← alpha·policy"):
+        RefreshRule(alpha, 1)
+
+
+def test_tau_below_one_is_refused():
+    with pytest.raises(UserError, match="reference_refresh.tau=0 must be at least 1"):
+        RefreshRule(1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("lora", "config", "rule", "message"),
+    [
+        (None, ReferenceConfig("adapter"), None, "form=adapter needs an adapter"),
+        (LORA, ReferenceConfig("adapter"), RefreshRule(0.5, 1), "cannot be mixed softly"),
+        (LORA, ReferenceConfig("adapter", dtype="float32"), None, "leave path and dtype out"),
+    ],
+)
+def test_a_form_that_cannot_be_right_is_refused(tiny_model, lora, config, rule, message):
+    with pytest.raises(UserError, match=message):
+        make_reference(policy_of(tiny_model, lora), PolicyConfig(tiny_model), lora, config, rule)
+
+
+def test_a_fingerprint_tells_weights_apart_by_bits_places_and_names():
+    weight = torch.arange(12.0).view(3, 4)
+    swapped = weight.clone()
+    swapped[0, 0], swapped[2, 3] = weight[2, 3], weight[0, 0]
+    prints = {
+        fingerprint([("a", weight)]),
+        fingerprint([("a", swapped)]),
+        fingerprint([("b", weight)]),
+        fingerprint([("a", weight.view(4, 3))]),
+        fingerprint([("a", weight.double())]),
+        fingerprint([("a", weight * (1 + 2**-23))]),
+    }
+    assert len(prints) == 6
+    assert fingerprint([("a", weight), ("b", swapped)]) == fingerprint([("b", swapped), ("a", weight.clone())])
+
+
+def test_a_merged_copy_computes_what_the_adapted_policy_does(tiny_model, batch):
+    policy = policy_of(tiny_model, LORA, "float32")
+    jolt(policy, 1)
+    merged = CopiedReference(policy)
+    torch.testing.assert_close(merged.logps(batch), policy(batch).detach(), rtol=1e-4, atol=1e-4)
+    assert not any("lora" in name for name, _ in merged.model.named_parameters())
+
+
+def test_bfloat16_copies_keep_rotary_frequencies_in_float32(tiny_model):
+    copied = policy_of(tiny_model).merged_copy(torch.bfloat16)
+    assert copied.lm_head.weight.dtype == torch.bfloat16
+    assert copied.model.rotary_emb.inv_freq.dtype == torch.float32
