@@ -1,11 +1,11 @@
-"""Align a language model.
+"""Align a language model: fit, validate, test or predict with a configuration.
 
-python train.py fit --config configs/quickstart.yaml                       # train; also validate, test, predict
+python train.py fit --config configs/quickstart.yaml
 python train.py fit --config configs/dpo.yaml --config configs/overlays/lora.yaml --model.beta=0.2
-python train.py fit --config configs/dpo.yaml --reference_refresh.alpha=0.6 --reference_refresh.tau=512
-python train.py fit --config configs/dpo.yaml --reference_refresh=null     # the reference stays where it is
-python train.py fit --config configs/dpo.yaml --print_config               # the merged configuration, nothing run
-python train.py fit --model.help=DPO                                       # an objective's options
+python train.py fit --config configs/dpo.yaml --reference_refresh.alpha=0.6 --reference_refresh.tau=1
+python train.py fit --config configs/dpo.yaml --reference_refresh=null   # the reference stays where it is
+python train.py fit --config configs/dpo.yaml --print_config             # all of it merged; nothing is run
+python train.py fit --model.help=DPO                                     # the options of an objective
 """
 
 from lit_align.cli import main

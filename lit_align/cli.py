@@ -184,11 +184,11 @@ class SaveConfig(SaveConfigCallback):
             if isinstance(logger, WandbLogger):
                 run = logger.experiment
                 self._write(os.path.join(run.dir, "lit_align.yaml"))  # config.yaml there is W&B's own
-                config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+                config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
                 run.config.update({"cli": config}, allow_val_change=True)
 
     def _write(self, path: str) -> None:
-        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
 
 
 def in_order(args: list[str]) -> list[str]:
@@ -215,8 +215,8 @@ def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:
         UserError: a YAML sets an option for one objective, another uses it, and their defaults differ.
     """
     chosen: Any = locate(config.model.class_path)
-    for path in config.config or []:
-        written = yaml.safe_load(path.get_content()).get("model")
+    for path in filter(None, config.config or []):  # None: given as text, not as a file
+        written = yaml.safe_load(path.read_text()).get("model")
         if not isinstance(written, dict):
             continue
         names = {key: c for c in subclasses(PreferenceObjective) for key in (c.__name__, import_path(c))}
@@ -277,6 +277,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                 if cls is None:
                     reason = message[found.end() :].strip().partition("\n")[0]
                     return f"{where}: cannot import '{text}' ({reason}). {known(base)}"
+            case "argument" if not (cls or text.startswith("-")):
+                return f"'{text}' is not understood: options are written --key=value. {see}"
             case "option" | "extra" | "argument":
                 return unknown_option(where, cls, text, found["group"], parser, see)
             case "required" if cls is None:  # 'fit.model, fit.data'
@@ -314,8 +316,6 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
 
 def unknown_option(where: str, cls: Any, option: str, group: str | None, parser: Any, see: str) -> str:
     """`group` is the dataclass among the options of `cls` that lacks the option."""
-    if not (where or group or "." in option or option.startswith("--")):
-        return f"'{option}' is not understood: options are written --key=value. {see}"
     option = option.removeprefix("--").partition("=")[0]
     option = f"{group}.{option}" if group else option
     if cls is None:
@@ -357,7 +357,7 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
 
 
 def below(where: str, cls: Any, key: str) -> str:
-    """The key as a YAML has it: under a class's `init_args`, but directly under a dataclass or named callback."""
+    """The key as a YAML has it: under a class's `init_args`; of a dataclass or a named callback, directly."""
     direct = cls is None or dataclasses.is_dataclass(cls) or where in NAMED_CALLBACKS
     return ".".join(part for part in (where, "" if direct else "init_args", key) if part)
 
@@ -438,16 +438,16 @@ def paragraph(text: str) -> str:
 
 # --- what it does not say ---
 
-# What Lightning says at a start that nobody can act on. Each line has its reason.
+# What Lightning says at a start that nobody can act on; each line has its reason.
 WARNINGS = [
     r"Found \d+ module\(s\) in eval mode",  # the reference is, and is meant to be
     r".*does not have many workers",  # batches are cut from memory: a worker would only cost
     r".*`tensorboardX` has been removed",  # the CSV logger is meant
+    r"Total length of `list` across ranks is zero",  # no validation data were given, and none is wanted
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own business with torch
 ]
-TIPS = re.compile(
-    r"litlogger|litmodels|TPU available: False"
-)  # advertisements, and a device that nobody missed
+# Advertisements, and a device that nobody missed.
+TIPS = re.compile(r"litlogger|litmodels|TPU available: False")
 
 
 def is_no_tip(record: logging.LogRecord) -> bool:

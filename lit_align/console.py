@@ -13,8 +13,8 @@ console = Console(highlight=False)
 
 @rank_zero_only
 def say(*objects: object) -> None:
-    """Print lines or rich renderables."""
-    console.print(*objects)
+    """Print lines or rich renderables; long lines are left to the terminal, so that commands can be copied."""
+    console.print(*objects, soft_wrap=all(isinstance(o, str) for o in objects))
 
 
 class Phase:
@@ -34,7 +34,7 @@ class Phase:
         self.started = time.monotonic()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn(f"{name:<18}"),
+            TextColumn(f"{name:<14}"),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
@@ -57,7 +57,7 @@ class Phase:
         self._bar.stop()
         seconds = time.monotonic() - self.started
         behind = f" · {note or self.note}" if note or self.note else ""
-        say(f"  {self.name:<18} {self.done}/{self.total} {self.unit} · {seconds:.1f} s{behind}")
+        say(f"  {self.name:<14} {self.done}/{self.total} {self.unit} · {seconds:.1f} s{behind}")
 
 
 @contextmanager

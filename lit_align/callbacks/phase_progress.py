@@ -24,14 +24,15 @@ class PhaseProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = int(self.total_train_batches) if self.total_train_batches != float("inf") else 0
-        self._open("train", total, trainer.fit_loop.epoch_loop.batch_progress.current.completed)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed  # of the last epoch, unless it goes on
+        self._open("train", total, done if 0 < done < total else 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._phase is not None:
             values = trainer.callback_metrics
-            shown = {"loss": "train/loss", "accuracy": "train/reward_accuracy", "margin": "train/reward_margin"}
+            shown = {"loss": "train/loss", "acc": "train/reward_accuracy", "margin": "train/reward_margin"}
             note = "  ".join(f"{name} {values[key]:.3f}" for name, key in shown.items() if key in values)
             self._phase.advance(note=note)
 

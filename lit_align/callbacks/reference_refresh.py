@@ -53,7 +53,7 @@ class ReferenceRefresh(Callback):
             pl_module.reference.mix(pl_module.policy, self.rule.alpha)  # type: ignore[union-attr, operator]
             self.count += 1
             self.last_step = trainer.global_step
-            pl_module.log("reference/refreshes", float(self.count))
+        pl_module.log("reference/refreshes", float(self.count))
 
     def is_due(self, trainer: Trainer) -> bool:
         """Whether the optimizer has just made the step, or the round its last step, that a refresh follows."""

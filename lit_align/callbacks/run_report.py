@@ -99,11 +99,18 @@ def plot_curves(rows: list[dict[str, float]], path: Path) -> None:
     figure, axes = plt.subplots(height, columns, figsize=(4.2 * columns, 3 * height), squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    refreshes = [row["step"] + 1 for row in rows if "reference/refreshes" in row]
+    refreshes = _refresh_steps(rows)
     for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
         _draw(axis, title, names, rows, refreshes)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _refresh_steps(rows: list[dict[str, float]]) -> list[float]:
+    """The steps at which the count of refreshes went up."""
+    counts = [(row["step"], row["reference/refreshes"]) for row in rows if "reference/refreshes" in row]
+    before = [0.0, *(count for _, count in counts)]
+    return [step for (step, count), last in zip(counts, before, strict=False) if count > last]
 
 
 def _draw(axis: Axes, title: str, names: list[str], rows: list[dict[str, float]], refreshes: list[float]) -> None:

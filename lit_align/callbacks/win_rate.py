@@ -118,7 +118,7 @@ class WinRate(Callback):
         if self.validation is None:
             return
         if trainer.is_global_zero:
-            verdict = self._judge(self.validation, "validation", pl_module)
+            verdict = self._judge(self.validation, "held-out", pl_module)
             values = {"reward": verdict.by_scorer[""]["reward_end"], "win_rate": verdict.by_scorer[""]["win_rate"]}
             for name in filter(None, self.scorers):
                 values |= {f"{key}_{name}": verdict.by_scorer[name][key.replace("reward", "reward_end")] for key in list(values)[:2]}
@@ -126,7 +126,7 @@ class WinRate(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics({f"val/{key}": value for key, value in values.items()}, step=trainer.global_step)
             say(
-                f"  {'':<18} reward {values['reward']:.3f}, win rate {values['win_rate']:.1%}, "
+                f"  {'':<14} reward {values['reward']:.3f}, win rate {values['win_rate']:.1%}, "
                 f"KL from start {verdict.kl_from_start:.2f} nats"
             )
         trainer.strategy.barrier("validation")
@@ -149,7 +149,7 @@ class WinRate(Callback):
         if path not in self._read:
             self._read[path] = self._prepare(path, name, start, module)
         prompts = self._read[path]
-        responses = self._answers(prompts.ids, prompts.sources, f"{name}: policy", module.policy, module)
+        responses = self._answers(prompts.ids, prompts.sources, f"{name} policy", module.policy, module)
         by_scorer = {}
         for scorer_name, scorer in self.scorers.items():
             metric = WinRateMetric()
@@ -172,7 +172,7 @@ class WinRate(Callback):
         texts = [row.prompt for row, _ in kept]
         ids = [ids for _, ids in kept]
         sources = [row.source for row, _ in kept]
-        responses = self._answers(ids, sources, f"{name}: start", start, module)
+        responses = self._answers(ids, sources, f"{name} start", start, module)
         rewards = {name: self._rewards(scorer, texts, responses) for name, scorer in self.scorers.items()}
         return Prompts(name, texts, ids, sources, responses, rewards)
 

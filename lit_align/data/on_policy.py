@@ -153,6 +153,12 @@ class OnPolicyPairs(PairsDataModule):
         assert self.trainer is not None
         return self.trainer.lightning_module  # type: ignore[return-value]
 
+    @property
+    def folder(self) -> Path:
+        """Where the rounds are."""
+        assert self.trainer is not None
+        return Path(self.store or Path(self.trainer.default_root_dir, "rounds"))
+
     def _begin_round(self) -> None:
         assert self.trainer is not None and self.module.policy is not None
         self._key = {
@@ -186,7 +192,7 @@ class OnPolicyPairs(PairsDataModule):
         """Sample, score, pair and record what is not stored yet."""
         assert self.trainer is not None
         index = self._key["round"]
-        made = Round(self.store or Path(self.trainer.default_root_dir, "rounds"), index, self._key)
+        made = Round(self.folder, index, self._key)
         prompts = self._chosen_prompts(index)
         of = f" of {self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else ""
         say(f"round {index + 1}{of}")
@@ -217,7 +223,7 @@ class OnPolicyPairs(PairsDataModule):
         left_out = _listing(pairs.counts)
         if not pairs.examples:
             raise UserError(f"round {index + 1} gives no pair to train on: of {len(groups)} prompts {left_out}.")
-        say(f"  {'pair':<18} {len(pairs.examples)} pairs from {len(groups)} prompts" + (f"; {left_out}" if pairs.counts else ""))
+        say(f"  {'pair':<14} {len(pairs.examples)} pairs from {len(groups)} prompts" + (f"; {left_out}" if pairs.counts else ""))
         if self._records_reference():
             pairs = self._with_reference(made, pairs)
         self._log_round(samples, groups, pairs, {"sample": clock[1] - clock[0], "score": clock[2] - clock[1]})
@@ -250,7 +256,7 @@ class OnPolicyPairs(PairsDataModule):
                         made.write(part, number, make(batches[number]))
                     bar.advance(len(batches[number]))
         else:
-            say(f"  {name:<18} {total} prompts, stored before in {made.path}")
+            say(f"  {name:<14} {total} prompts, stored before in {made.path}")
         trainer.strategy.barrier(part)
         rows: Rows = [{}] * total
         for number, places in enumerate(batches):
@@ -269,6 +275,12 @@ class OnPolicyPairs(PairsDataModule):
         model = functools.cache(lambda: policy.merged_copy(dtype))
 
         def sample(places: Sequence[int]) -> Rows:
+            if self._made_at != self.module.global_step:
+                raise UserError(
+                    f"the checkpoint is in the middle of round {index + 1}, whose responses were drawn at step "
+                    f"{self._made_at} and are no longer in {self.folder}. Give that folder back (data.store), or resume "
+                    "from a checkpoint at the end of an epoch."
+                )
             ids = [prompts[i][1] for i in places]
             keys = [(self.seed, index, prompts[i][0].source) for i in places]
             responses = sample_responses(

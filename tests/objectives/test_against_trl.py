@@ -1,7 +1,7 @@
 """The losses against TRL's own code, run on stubs of its trainers; where the two differ, the test says why.
 
-TRL computes most losses inside one trainer method. Here that method runs as it stands: on a "self" with just the
-attributes that it reads, and on a "model" that returns made-up log-probabilities (or logits) in float64.
+TRL computes most losses inside one trainer method. Here that method runs as it stands: on a "self" with just
+the attributes that it reads, and on a "model" that returns made-up log-probabilities (or logits) in float64.
 """
 
 import os
@@ -186,7 +186,7 @@ def test_sft_of_one_response_is_trls_sft_and_of_many_differs_because_trl_average
 
 
 def trl_kto(batch, labels, beta, mismatched, weights=(1.0, 1.0)):
-    """TRL's loss of 2B single responses; `mismatched` holds their z0 log-probabilities, policy and reference."""
+    """TRL's loss of 2B single responses; `mismatched` are log π and log π_ref of those that make z0."""
     trainer = stub(
         beta=beta,
         loss_type="kto",

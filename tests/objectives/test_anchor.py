@@ -68,6 +68,15 @@ def test_a_beta_of_zero_is_the_base_objective_with_the_sampler_as_reference(loss
     assert torch.equal(loss(policy, *effective_anchor(reference, sampler, 0.0, proximal)), base)
 
 
+@pytest.mark.parametrize(("beta", "proximal", "kept"), [(0.1, 0.0, "reference"), (0.0, 0.1, "sampler")])
+def test_a_response_impossible_under_the_policy_without_weight_does_no_harm(beta, proximal, kept, logps):
+    _, reference, sampler = logps
+    impossible = torch.full_like(reference, -torch.inf)
+    anchored_to = (reference, impossible) if kept == "reference" else (impossible, sampler)
+    anchor, _ = effective_anchor(*anchored_to, beta, proximal)
+    assert torch.equal(anchor, reference if kept == "reference" else sampler)
+
+
 @anchored
 @weighted
 def test_a_sampler_equal_to_the_reference_only_adds_its_weight(loss, beta, proximal, logps):

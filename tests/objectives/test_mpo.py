@@ -64,8 +64,8 @@ def test_the_two_armed_optimum_goes_to_the_reference_or_to_certainty_with_its_we
 def expected_preference_gradient(logits, sampler, preferences):
     """∇ of E over pairs from the sampler, and over the policy's own choice in each, of its preference P.
 
-    By the score function, choice by choice: Σ π(choice) P(choice) ∇ log π(choice), where the policy chooses i over
-    j with probability σ(log π_i − log π_j), so that ∇ log π(choice) = σ(log π_j − log π_i) (e_i − e_j).
+    By the score function, choice by choice: Σ π(choice) P(choice) ∇ log π(choice), where the policy chooses i
+    over j with probability σ(log π_i − log π_j), so that ∇ log π(choice) = σ(log π_j − log π_i) (e_i − e_j).
     """
     gradient = torch.zeros_like(logits)
     V = len(logits)
@@ -82,7 +82,7 @@ def expected_preference_gradient(logits, sampler, preferences):
 
 
 def preference_data_gradient(logits, sampler, preferences, **options):
-    """∇ of −mpo_loss over labelled pairs: y_w≻y_l is in the data with probability μ_w μ_l P(y_w≻y_l), twice."""
+    """∇ of −mpo_loss over labelled pairs: y_w≻y_l is in the data with probability 2 μ_w μ_l P(y_w≻y_l)."""
     logits = logits.clone().requires_grad_()
     V = len(logits)
     pairs = torch.cartesian_prod(torch.arange(V), torch.arange(V))

@@ -39,7 +39,7 @@ def test_a_response_learnt_by_heart_has_a_finite_loss_and_gradient(dtype, logp, 
 
 
 def test_a_pair_worked_by_hand():
-    # mean probabilities ½ and ¼ per token: odds 1 and 1/3, so −log σ(log 3) = log(4/3); and log 2 for the likelihood
+    # ½ and ¼ per token: odds 1 and 1/3, so −log σ(log 3) = log(4/3); and log 2 for the likelihood
     logps = torch.tensor([[0.5, 0.25]], dtype=torch.float64).log() * torch.tensor([[6, 2]])
     loss = orpo_loss(logps, torch.tensor([[6, 2]]), beta=0.2)
     assert loss.item() == pytest.approx(math.log(2) + 0.2 * math.log(4 / 3), rel=1e-14)
@@ -63,11 +63,11 @@ def test_the_two_armed_optimum_balances_likelihood_against_the_odds_ratio(beta, 
         return (weights * orpo_loss(logps[pairs], torch.ones(2, 2), beta=beta)).sum()
 
     # π = σ(s), odds ratio 2s: (σ(s) − p) + 2β(σ(2s) − p) = 0, by bisection
-    low, high = -10.0, 10.0
+    low, high, s = -10.0, 10.0, 0.0
     for _ in range(100):
-        s = (low + high) / 2
         slope = 1 / (1 + math.exp(-s)) - p + 2 * beta * (1 / (1 + math.exp(-2 * s)) - p)
         low, high = (low, s) if slope > 0 else (s, high)
+        s = (low + high) / 2
     start = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
     assert solve(loss, start).exp()[0].item() == pytest.approx(1 / (1 + math.exp(-s)), abs=1e-7)
 
