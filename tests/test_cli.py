@@ -448,6 +448,11 @@ def test_the_second_run_overwrites_the_configuration_of_the_first(fit: Callable[
         assert yaml.safe_load(Path("run/config.yaml").read_text())["model"]["init_args"]["beta"] == beta
 
 
+def test_validation_leaves_the_configuration_of_training_alone(tiny_model: str):
+    main(["validate", *FIT[1:], f"--model.policy.path={tiny_model}", "--data.validation=pairs.jsonl"])
+    assert [path.name for path in Path("run").iterdir()] == ["config_validate.yaml"]
+
+
 def test_the_saved_configuration_is_a_configuration(
     fit: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ):
@@ -490,10 +495,10 @@ def test_wandb_gets_the_configuration(fit: Callable[..., None]):
 
 
 def test_a_first_run_says_nothing_that_nobody_can_act_on(
-    fit: Callable[..., None], capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+    fit: Callable[..., None], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ):
     fit("--trainer.limit_train_batches=1", "--trainer.enable_checkpointing=true", "--trainer.logger=true")
-    said = "".join(capfd.readouterr()) + "".join(str(warning.message) for warning in recwarn)
+    said = caplog.text + "".join(str(warning.message) for warning in recwarn)
     assert "GPU available" in said, "what is said was caught"
     for noise in (
         "eval mode",

@@ -1,5 +1,13 @@
 """Builders of tiny real models and tokenizers for the tests."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch import Callback
+from lit_align.data import FunctionScorer, OnPolicyPairs, Sampling
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -40,3 +48,59 @@ def llama_config(**changes: object) -> LlamaConfig:
         "initializer_range": 0.2,
     }
     return LlamaConfig(**{**sizes, **changes})
+
+
+REWARDS = "def reward(prompts, responses): return [float(sum(map(ord, r)) % 17) for r in responses]\n"
+
+
+def write_prompts(folder: Path, count: int = 24) -> str:
+    """Prompts of different lengths, and a reward function beside them; gives the prompts' path."""
+    rows = [{"prompt": f"Prompt number {i}" + " and more" * (i % 3)} for i in range(count)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rewards.py").write_text(REWARDS)
+    return str(folder / "prompts.jsonl")
+
+
+def write_pairs(folder: Path, count: int = 8) -> str:
+    """Preference pairs of plain text; gives their path."""
+    rows = [{"prompt": f"p{i}:", "chosen": f" yes {i}" * (1 + i % 3), "rejected": f" no {i}"} for i in range(count)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "pairs.jsonl")
+
+
+def on_policy(folder: Path, **options: Any) -> OnPolicyPairs:
+    """Rounds over `write_prompts`' prompts, 8 each."""
+    defaults = {
+        "sampling": Sampling(max_new_tokens=8),
+        "prompts_per_round": 8,
+        "batch_size": 3,
+        "sampling_batch_size": 16,
+        "store": str(folder / "rounds"),
+        "seed": 1,
+    }
+    scorer = FunctionScorer(f"{folder / 'rewards.py'}:reward")
+    return OnPolicyPairs(write_prompts(folder), scorer, **(defaults | options))
+
+
+def adamw(lr: float = 1e-3) -> Any:
+    return lambda parameters: torch.optim.AdamW(parameters, lr=lr)
+
+
+def sgd(lr: float = 0.1) -> Any:
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr)
+
+
+def fit(module: Any, data: Any, *callbacks: Callback, ckpt_path: str | None = None, **options: Any) -> L.Trainer:
+    """A real fit on this machine, as quiet as it can be. The seed is set before, for LoRA's first weights."""
+    defaults = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    L.seed_everything(1, verbose=False)
+    trainer = L.Trainer(**(defaults | options), callbacks=list(callbacks))
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return trainer

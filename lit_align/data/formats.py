@@ -1,340 +1,666 @@
-"""From files to rows: sources of prompts and preferences, their formats detected by their columns.
+"""From raw rows to typed rows. Whatever a data module reads passes through `read_rows`.
 
-A source is a .jsonl, .json or .parquet file, a folder saved by `datasets`, or a hub name. The first format in `FORMATS`
-whose columns the first row has is taken for all rows; it is named on the screen. Every error names file and row, what
-was found, and the mend; rows that a rule skips are counted.
+    file, saved data set, hub ──▶ Record (columns as they are) ──Format.parse──▶ Row (prompt, responses) ──▶ kind
+
+The format is detected once, by the first row, in the order of `FORMATS`; every further row must fit it. A prompt is
+plain text or a chat; a response is always text, in a chat the content of its last turn. What a rule leaves out is
+counted under its reason; what no rule covers is an error that names the row.
 """
 
 import json
+import math
+import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lit_align.errors import UserError
 
-Message = dict[str, str]
-Text = str | list[Message]
-"""Plain text, or a chat: messages with `role` and `content`."""
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-Kind = Literal["prompts", "preferences"]
+Message = dict[str, str]  # {"role": …, "content": …}; a message's other keys are not read
+Text = str | list[Message]  # plain text, or a chat
+Kind = Literal["prompts", "preferences", "labelled", "texts"]
 
 
 class DataError(UserError):
-    """A source that cannot be read, or a row that is not what its format needs."""
-
-
-class _Skip(Exception):
-    """A row is left out by a stated rule."""
+    """A data set that cannot be read. Names the file, the row, what was found there, and the mend."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt with its responses."""
+    """One prompt and its responses."""
 
     prompt: Text
-    responses: tuple[str, ...] = ()  # the chosen one first; none for a mere prompt
-    rewards: tuple[float, ...] | None = None
-    source: str = ""  # "file.jsonl:17", counted from 1
+    responses: tuple[str, ...] = ()  # the chosen or the best one first
+    rewards: tuple[float, ...] | None = None  # of each response
+    labels: tuple[bool, ...] | None = None  # whether each response is desirable (KTO)
+    source: str = ""  # "file.jsonl:17" or "name[split]:17"; rows are counted from 1
 
 
-@dataclass
-class Rows(Sequence[Row]):
-    """All rows of a source."""
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a data set, and what was seen on the way."""
 
     rows: list[Row]
-    description: str  # the format, in words
-    skipped: Counter[str] = field(default_factory=Counter)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.rows[index]
+    format: str  # name of the detected format
+    description: str  # one line for the screen
+    skipped: Counter[str]  # what was left out or mended, by reason
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Row:
+        return self.rows[place]
+
+
+def read_rows(path_or_name: str | os.PathLike[str], *, split: str | None = None, kind: Kind) -> Rows:
+    """Read a data set whole, detecting its format.
+
+    Args:
+        path_or_name: A .jsonl, .json or .parquet file, a folder that `datasets` saved, or a hub name; a configuration
+            is written behind a colon (openai/summarize_from_feedback:comparisons).
+        split: Split of a folder or hub name; None is the only one, or else train.
+        kind: What the rows are for. prompts: what precedes any response, each once. preferences: the better response
+            and one or more worse ones. labelled: responses marked desirable or not; pairs give one of each. texts: a
+            response to imitate; of pairs, the chosen one.
+
+    Raises:
+        DataError: the data set does not exist, is damaged or empty or of no known format, or a row does not fit it.
+    """
+    source = os.fspath(path_or_name)
+    skipped: Counter[str] = Counter()
+    records = _records(source, split, skipped)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{source}: the data set is empty. Give one with at least one row.")
+    format = _detect(first, kind)
+    parsed = _parsed(format, chain([first], records), skipped)
+    rows = list(_SELECT[kind](parsed, skipped))
+    if not rows:
+        counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        raise DataError(f"{source}: nothing is left of what was read as {format.name}: {counts}.")
+    forms = " and ".join(
+        {"plain text" if isinstance(row.prompt, str) else "chat messages": 0 for row in rows}
+    )
+    columns = ", ".join(first.get(column)[0] for column in format.columns)
+    return Rows(rows, format.name, f"{format.name}, {forms} (columns {columns})", skipped)
+
+
+# --- a raw row ---
+
+
+@dataclass(frozen=True)
+class Record:
+    """A raw row. Its getters raise a `DataError` that says what is wrong; `a|b` stands for either column."""
+
+    values: Mapping[str, Any]
+    source: str
+
+    def has(self, column: str) -> bool:
+        return any(self.values.get(name) is not None for name in column.split("|"))
+
+    def get(self, column: str) -> tuple[str, Any]:
+        """The column's name and its value."""
+        for name in column.split("|"):
+            if (value := self.values.get(name)) is not None:
+                return name, value
+        raise DataError(
+            f"{self.source}: the row has no {_either(column)}, as the first row has; its columns are "
+            f"{_columns(self)}. Fill it in, or take the row out."
+        )
+
+    def text(self, column: str) -> Text:
+        return self._text(*self.get(column))
+
+    def texts(self, column: str) -> list[Text]:
+        """A list of texts, or a single one."""
+        name, value = self.get(column)
+        return [self._text(name, each) for each in value] if _is_several(value) else [self._text(name, value)]
+
+    def string(self, column: str) -> str:
+        name, value = self.get(column)
+        if not isinstance(value, str):
+            raise self.wrong(name, value, "text")
+        return value
+
+    def numbers(self, column: str) -> list[float]:
+        """A list of numbers, or a single one."""
+        name, value = self.get(column)
+        values = value if isinstance(value, list) else [value]
+        for each in values:
+            if isinstance(each, bool) or not isinstance(each, int | float) or not math.isfinite(each):
+                raise self.wrong(name, each, "a finite number")
+        return [float(each) for each in values]
+
+    def label(self, column: str) -> bool:
+        name, value = self.get(column)
+        if value not in (True, False):  # 1 and 0 are equal to these
+            raise self.wrong(name, value, "true or false")
+        return bool(value)
+
+    def inner(self, column: str) -> "Record":
+        """The object in a column, as a record of its own."""
+        name, value = self.get(column)
+        if not isinstance(value, dict):
+            raise self.wrong(name, value, "an object")
+        return Record(value, self.source)
+
+    def wrong(self, name: str, value: object, needed: str) -> DataError:
+        return DataError(
+            f"{self.source}: `{name}` holds {_shown(value)}, but needs {needed}. Mend it or drop the row."
+        )
+
+    def _text(self, name: str, value: object) -> Text:
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list) or not value:
+            raise self.wrong(name, value, 'text, or messages like {"role": "user", "content": "…"}')
+        return [self._message(name, each) for each in value]
+
+    def _message(self, name: str, value: object) -> Message:
+        if isinstance(value, dict):
+            role, content = value.get("role"), value.get("content")
+            if isinstance(role, str) and isinstance(content, str):
+                return {"role": role, "content": content}
+        raise self.wrong(
+            name, value, 'messages with text in both keys, like {"role": "user", "content": "…"}'
+        )
+
+
+class _Skip(Exception):
+    """The row is left out, and counted under this reason."""
+
+
+# --- from a record to a row, format by format ---
+
+
+def _text_row(record: Record) -> Row:
+    return Row("", (record.string("text"),), source=record.source)
+
+
+def _prompt_row(record: Record) -> Row:
+    return Row(record.text("prompt"), source=record.source)
+
+
+def _chat_row(record: Record) -> Row:
+    chat = record.text("messages")
+    if isinstance(chat, str):
+        raise record.wrong("messages", chat, "a list of messages")
+    if chat[-1]["role"] != "assistant":
+        return Row(chat, source=record.source)
+    return _row(record, None, [chat])
+
+
+def _completion_row(record: Record) -> Row:
+    return _row(record, record.text("prompt"), [record.text("completion|response")])
+
+
+def _labelled_row(record: Record) -> Row:
+    return replace(_completion_row(record), labels=(record.label("label"),))
+
+
+def _explicit_pair(record: Record) -> Row:
+    return _pair(record, record.text("prompt"))
+
+
+def _implicit_pair(record: Record) -> Row:
+    return _pair(record, None)
+
+
+def _pair(record: Record, prompt: Text | None) -> Row:
+    row = _row(record, prompt, [record.text("chosen"), *record.texts("rejected")])
+    if not (record.has("score_chosen") and record.has("score_rejected")):
+        return row
+    return replace(row, rewards=_one_each(record, row, "score_chosen", "score_rejected"))
+
+
+def _ranked_row(record: Record) -> Row:
+    """The responses in order of their rewards, the best first."""
+    row = _row(record, record.text("prompt"), record.texts("responses|completions"))
+    rewards = _one_each(record, row, "rewards|scores")
+    order = sorted(range(len(rewards)), key=lambda k: -rewards[k])
+    return replace(
+        row, responses=tuple(row.responses[k] for k in order), rewards=tuple(rewards[k] for k in order)
+    )
+
+
+def _transcript_pair(record: Record) -> Row:
+    """Anthropic's HH: whole dialogues as text, each turn opened by a blank line and its speaker."""
+    return _row(record, None, [_dialogue(record.string("chosen")), _dialogue(record.string("rejected"))])
+
+
+def _post_row(record: Record) -> Row:
+    """A Reddit post in the form of the TL;DR papers (Stiennon et al., arXiv 2009.01325)."""
+    post = record if record.has("post") else record.inner("info")
+    summary = record.values.get("summary")
+    responses = (_behind(summary),) if isinstance(summary, str) else ()
+    return Row(_post(post), responses, source=record.source)
+
+
+def _comparison_row(record: Record) -> Row:
+    """OpenAI's summarize_from_feedback: a post, two summaries, and which one a person chose."""
+    name, summaries = record.get("summaries")
+    if not isinstance(summaries, list) or len(summaries) != 2:
+        raise record.wrong(name, summaries, "a list of two summaries")
+    texts = [
+        _behind(Record({"summaries": each}, record.source).inner("summaries").string("text"))
+        for each in summaries
+    ]
+    name, choice = record.get("choice")
+    if choice not in (0, 1):
+        raise record.wrong(name, choice, "0 or 1")
+    return Row(_post(record.inner("info")), (texts[choice], texts[1 - choice]), source=record.source)
+
 
 @dataclass(frozen=True)
 class Format:
-    """How rows with certain columns are read.
+    """A layout of columns.
 
     Args:
-        columns: All of these must be there.
-        parse: Gives prompt, responses and rewards of a row; raises `ValueError` with what is wrong.
+        name: Says on the screen what was detected.
+        columns: Columns that a row must have; `a|b` is either.
+        kinds: What its rows can serve as.
+        parse: Makes a row of a record.
+        condition: What else the first record must be.
     """
 
     name: str
-    kind: Kind
     columns: tuple[str, ...]
-    parse: Callable[[dict[str, Any]], Row]
+    kinds: frozenset[Kind]
+    parse: Callable[[Record], Row]
+    condition: Callable[[Record], bool] = lambda record: True
+
+    def matches(self, record: Record) -> bool:
+        return all(record.has(column) for column in self.columns) and self.condition(record)
 
 
-def read_rows(path: str, *, split: str | None = None, kind: Kind) -> Rows:
-    """Read a source whole.
+_PAIRS: frozenset[Kind] = frozenset({"prompts", "preferences", "labelled", "texts"})
+_IMITATION: frozenset[Kind] = frozenset({"prompts", "texts"})
+
+FORMATS = (
+    Format("TL;DR comparisons", ("info", "summaries", "choice"), _PAIRS, _comparison_row),
+    Format(
+        "ranked responses with rewards",
+        ("prompt", "responses|completions", "rewards|scores"),
+        frozenset({"prompts", "preferences", "texts"}),
+        _ranked_row,
+    ),
+    Format(
+        "preferences with several rejected responses",
+        ("prompt", "chosen", "rejected"),
+        _PAIRS,
+        _explicit_pair,
+        lambda record: _is_several(record.values["rejected"]),
+    ),
+    Format(
+        "preference pairs with an explicit prompt", ("prompt", "chosen", "rejected"), _PAIRS, _explicit_pair
+    ),
+    Format(
+        "preference pairs in Human/Assistant transcripts",
+        ("chosen", "rejected"),
+        _PAIRS,
+        _transcript_pair,
+        lambda record: all(_is_dialogue(record.values[name]) for name in ("chosen", "rejected")),
+    ),
+    Format("preference pairs with an implicit prompt", ("chosen", "rejected"), _PAIRS, _implicit_pair),
+    Format(
+        "labelled responses",
+        ("prompt", "completion|response", "label"),
+        frozenset({"prompts", "labelled"}),
+        _labelled_row,
+    ),
+    Format("prompts with a response", ("prompt", "completion|response"), _IMITATION, _completion_row),
+    Format("chats", ("messages",), _IMITATION, _chat_row),
+    Format("prompts", ("prompt",), frozenset({"prompts"}), _prompt_row),
+    Format("TL;DR posts", ("post|info",), _IMITATION, _post_row),
+    Format("texts", ("text",), frozenset({"texts"}), _text_row),
+)
+
+
+def _detect(first: Record, kind: Kind) -> Format:
+    fitting = [format for format in FORMATS if kind in format.kinds]
+    for format in fitting:
+        if format.matches(first):
+            return format
+    forms = dict.fromkeys(" + ".join(_either(column) for column in format.columns) for format in fitting)
+    raise DataError(
+        f"{first.source}: no {kind} can be read from the columns {_columns(first)}. Rename them to one of these forms: "
+        f"{'; '.join(forms)}."
+    )
+
+
+def _parsed(format: Format, records: Iterator[Record], skipped: Counter[str]) -> Iterator[Row]:
+    for record in records:
+        try:
+            yield format.parse(record)
+        except _Skip as reason:
+            skipped[str(reason)] += 1
+
+
+# --- what each kind takes of a row ---
+
+
+def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
+    """Prompts; one that stands in several rows because each has another response is taken once."""
+    seen: set[str] = set()
+    for row in rows:
+        key = row.prompt if isinstance(row.prompt, str) else json.dumps(row.prompt)
+        if row.responses and key in seen:
+            skipped["repeated prompts"] += 1
+            continue
+        seen.add(key)
+        yield Row(row.prompt, source=row.source)
+
+
+def _select_preferences(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
+    """Rows with a best response and others that differ from it."""
+    for row in rows:
+        texts = row.responses
+        kept = [k for k, text in enumerate(texts) if text.strip() and text not in texts[:k]]
+        if len(kept) < 2 or kept[0] != 0:
+            skipped["rows with equal or empty responses"] += 1
+            continue
+        rewards = tuple(row.rewards[k] for k in kept) if row.rewards else None
+        if rewards and len(set(rewards)) == 1:
+            skipped["rows with equal rewards"] += 1
+            continue
+        if len(kept) < len(texts):
+            skipped["repeated or empty responses"] += len(texts) - len(kept)
+        yield replace(row, responses=tuple(texts[k] for k in kept), rewards=rewards)
+
+
+def _select_labelled(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
+    """Rows with labels; the first response of a preference is desirable, the others are not."""
+    for row in rows:
+        if row.labels is None:
+            for pair in _select_preferences(iter([row]), skipped):
+                yield replace(pair, labels=(True, *[False] * (len(pair.responses) - 1)))
+        elif row.responses[0].strip():
+            yield row
+        else:
+            skipped["rows with an empty response"] += 1
+
+
+def _select_texts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
+    """Prompts with the one response to imitate."""
+    for row in rows:
+        if row.responses and row.responses[0].strip():
+            yield Row(row.prompt, row.responses[:1], source=row.source)
+        else:
+            skipped["rows without a response"] += 1
+
+
+_SELECT: dict[Kind, Callable[[Iterator[Row], Counter[str]], Iterator[Row]]] = {
+    "prompts": _select_prompts,
+    "preferences": _select_preferences,
+    "labelled": _select_labelled,
+    "texts": _select_texts,
+}
+
+
+# --- telling prompt and response apart ---
+
+
+def _row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Row:
+    """A row of responses, each alone or behind the prompt it answers.
 
     Args:
-        path: .jsonl, .json or .parquet file, folder saved by `datasets`, or hub name.
-        split: Of a saved or hub data set; None is "train".
-        kind: Whether the rows are mere prompts, or preferences between responses.
-
-    Raises:
-        DataError: the source is missing or empty, is no JSON, or a row lacks what its format needs.
+        prompt: None if it is only to be had as what the answers share.
     """
-    rows = Rows([], "")
-    chosen: Format | None = None
-    for source, row in _records(path, split):
-        if not isinstance(row, dict):
-            raise DataError(f"{source}: a row must be an object with named columns, not {_shown(row)}.")
-        if chosen is None:
-            chosen = _detect(source, row, kind)
-            rows.description = f"{chosen.name} ({', '.join(chosen.columns)})"
-        try:
-            parsed = chosen.parse(_Columns(row))
-        except _Skip as reason:
-            rows.skipped[str(reason)] += 1
-            continue
-        except ValueError as error:
-            raise DataError(f"{source}: {error} The format, by the first row, is: {rows.description}.") from error
-        rows.rows.append(Row(parsed.prompt, parsed.responses, parsed.rewards, source))
-    if chosen is None:
-        raise DataError(f"{path}: there is no row in it.")
-    return rows
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    if len(texts) == len(answers):
+        if prompt is None:
+            prompt, texts = _shared_words(texts)
+        return Row(prompt, tuple(texts), source=record.source)
+    if texts:
+        raise DataError(
+            f"{record.source}: one response is text and another is a list of messages. Make them all the same."
+        )
+    chats = [answer for answer in answers if isinstance(answer, list)]
+    if any(chat[-1]["role"] != "assistant" for chat in chats):
+        raise _Skip("rows whose last turn is not the assistant's")
+    shared = chats[0][:-1]
+    if any(chat[:-1] != shared for chat in chats):
+        raise _Skip("rows whose responses differ before their last turn")
+    if isinstance(prompt, str):
+        opened = any(
+            message["role"] == "user" for message in shared
+        )  # then `prompt` is among them (UltraFeedback)
+        shared = shared if opened else [{"role": "user", "content": prompt}, *shared]
+    elif prompt is not None and shared[: len(prompt)] != prompt:
+        shared = [*prompt, *shared]
+    if not shared:
+        raise _Skip("rows without a prompt")
+    return Row(shared, tuple(chat[-1]["content"] for chat in chats), source=record.source)
+
+
+def _shared_words(texts: list[str]) -> tuple[str, list[str]]:
+    """The words that texts begin with in common, and what follows; the space before a word belongs to what follows."""
+    if len(set(texts)) == 1:
+        raise _Skip("rows with equal or empty responses")
+    shared = os.path.commonprefix(texts)
+    if not all(text[len(shared) : len(shared) + 1].isspace() for text in texts):  # it ends within a word
+        shared = shared[: len(shared) - len(re.split(r"\s", shared)[-1])].removesuffix(" ")
+    if not shared.strip():
+        raise _Skip("rows without a shared prompt")
+    return shared, [text[len(shared) :] for text in texts]
+
+
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+def _is_dialogue(value: object) -> bool:
+    return isinstance(value, str) and _TURN.match(value) is not None
+
+
+def _dialogue(transcript: str) -> list[Message]:
+    before, *turns = _TURN.split(transcript)
+    if before.strip() or not turns:
+        raise _Skip("rows that are no transcript")
+    return [
+        {"role": _SPEAKERS[speaker], "content": words.strip()}
+        for speaker, words in zip(turns[::2], turns[1::2], strict=True)
+    ]
+
+
+def _post(record: Record) -> str:
+    """SUBREDDIT, TITLE and POST, as far as given, ending with the TL;DR: that a summary follows."""
+    heads = {
+        "subreddit": "SUBREDDIT: r/{}",
+        "title": "TITLE: {}",
+        "post": "POST: {}",
+        "article": "ARTICLE: {}",
+    }
+    if not record.has("post|article"):
+        record.string("post")
+    parts = [
+        head.format(record.string(column).strip()) for column, head in heads.items() if record.has(column)
+    ]
+    return "\n\n".join([*parts, "TL;DR:"])
+
+
+def _behind(words: str) -> str:
+    """A summary as it follows `TL;DR:`, one space between them."""
+    return f" {words.strip()}" if words.strip() else ""
+
+
+def _one_each(record: Record, row: Row, *columns: str) -> tuple[float, ...]:
+    numbers = [number for column in columns for number in record.numbers(column)]
+    if len(numbers) != len(row.responses):
+        raise DataError(
+            f"{record.source}: {len(row.responses)} responses, but {len(numbers)} numbers in {_listing(columns)}. Give "
+            "one number per response."
+        )
+    return tuple(numbers)
+
+
+def _is_several(value: object) -> bool:
+    """A list of texts, not a chat, which is a list of objects."""
+    return isinstance(value, list) and all(isinstance(each, str | list) for each in value)
 
 
 # --- sources ---
 
 
-def _records(path: str, split: str | None) -> Iterator[tuple[str, Any]]:
-    """Each row with its place, counted from 1."""
-    file = Path(path)
-    if file.suffix in (".jsonl", ".json", ".parquet"):
-        if not file.is_file():
-            raise DataError(f"{path}: there is no such file.")
-        if split is not None:
-            raise DataError(f"{path}: a file has no splits; leave split={split!r} out.")
-        yield from {".jsonl": _json_lines, ".json": _json_file, ".parquet": _parquet}[file.suffix](file)
-    elif file.is_dir():
-        yield from _saved(path, split)
-    else:
-        yield from _hub(path, split)
+def _records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[Record]:
+    path = Path(source)
+    if path.is_dir():
+        return _saved_records(path, split)
+    reader = _READERS.get(path.suffix)
+    if reader is None and not path.exists() and _HUB_NAME.fullmatch(source):
+        return _hub_records(source, split)
+    if not path.is_file():
+        raise DataError(f"{source}: there is no such file. Give {_SOURCES}.")
+    if reader is None:
+        raise DataError(f"{source}: a {path.suffix or 'nameless'} file cannot be read. Give {_SOURCES}.")
+    if split is not None:
+        raise DataError(f"{source}: split={split!r} has no effect, for a file has no splits. Leave it out.")
+    return reader(path, skipped)
 
 
-def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield f"{file}:{number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{file}:{number}: no JSON ({error.msg} at column {error.colno}).") from error
+def _read_json(path: Path, skipped: Counter[str]) -> Iterator[Record]:
+    """One object per line, or a list of objects."""
+    with path.open("rb") as file:
+        is_list = path.suffix == ".json" and file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        file.seek(0)
+        if is_list:
+            numbered = enumerate(_loads(file.read(), path.name, 1, skipped), 1)
+        else:
+            lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+            numbered = ((number, _loads(line, path.name, number, skipped)) for number, line in lines)
+        for number, values in numbered:
+            if not isinstance(values, dict):
+                raise DataError(
+                    f"{path.name}:{number}: the row is {_shown(values)}, but needs to be an object such as "
+                    '{"prompt": "…"}.'
+                )
+            yield Record(values, f"{path.name}:{number}")
 
 
-def _json_file(file: Path) -> Iterator[tuple[str, Any]]:
+def _loads(data: bytes, name: str, line: int, skipped: Counter[str]) -> Any:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(data)
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise DataError(
+            f"{name}:{line}: this line is not UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from error
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{file}:{error.lineno}: no JSON ({error.msg}). A file with one object per line must end in .jsonl."
+            f"{name}:{line + error.lineno - 1}: this line is no JSON ({error.msg}, column {error.colno}): "
+            f"{_shown(error.doc[error.doc.rfind(chr(10), 0, error.pos) + 1 :])}. A file holds one object per line, or "
+            "(.json) one list of objects."
         ) from error
-    if not isinstance(rows, list):
-        raise DataError(f"{file}: must hold a list of rows, not {_shown(rows)}.")
-    yield from ((f"{file}:{number}", row) for number, row in enumerate(rows, start=1))
+    return _without_surrogates(value, skipped) if _SURROGATE.search(data) else value
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+
+
+def _without_surrogates(value: Any, skipped: Counter[str]) -> Any:
+    """Half a surrogate pair is no character: no tokenizer takes it, no file can hold it. It becomes �."""
+    if isinstance(value, dict):
+        return {key: _without_surrogates(each, skipped) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_surrogates(each, skipped) for each in value]
+    if not isinstance(value, str):
+        return value
+    whole = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if whole != value:
+        skipped["texts with half a surrogate pair, now �"] += 1
+    return whole
+
+
+def _read_parquet(path: Path, skipped: Counter[str]) -> Iterator[Record]:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: this is no Parquet file ({_line(error)}). Write it anew.") from error
+    rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(1024))
+    return (Record(row, f"{path.name}:{number}") for number, row in enumerate(rows, 1))
+
+
+_READERS = {".jsonl": _read_json, ".json": _read_json, ".parquet": _read_parquet}
+_SOURCES = "a .jsonl, .json or .parquet file, a folder saved by `datasets`, or a hub name"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def _saved_records(path: Path, split: str | None) -> Iterator[Record]:
+    from datasets import Dataset, load_from_disk  # takes seconds to import
 
     try:
-        batches = pq.ParquetFile(file).iter_batches()
-        number = 0
-        for batch in batches:
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file}:{number}", row
-    except pa.ArrowException as error:
-        raise DataError(f"{file}: no Parquet file ({error}).") from error
-
-
-def _saved(path: str, split: str | None) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no folder saved by `datasets.save_to_disk`.") from error
-    yield from _numbered(path, loaded, split)
-
-
-def _hub(path: str, split: str | None) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(path)
-    except Exception as error:  # the hub's errors are of many types, and all of them mean this
+        data = load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"{path!r} is no .jsonl, .json or .parquet file, no folder, and no data set that the hub gives us "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})."
+            f"{path}: no data set can be read from this folder ({_line(error)}). Give {_SOURCES}."
         ) from error
-    yield from _numbered(path, loaded, split)
-
-
-def _numbered(path: str, loaded: Any, split: str | None) -> Iterator[tuple[str, Any]]:
-    if hasattr(loaded, "keys"):
-        name = split or "train"
-        if name not in loaded:
-            raise DataError(f"{path}: has no split {name!r}, but {', '.join(loaded)}. Name one of these.")
-        loaded = loaded[name]
-        path = f"{path}[{name}]"
-    elif split is not None:
-        raise DataError(f"{path}: is one data set without splits; leave split={split!r} out.")
-    yield from ((f"{path}:{number}", row) for number, row in enumerate(loaded, start=1))
-
-
-# --- formats ---
-
-
-class _Columns(dict[str, Any]):
-    """A row whose missing or empty columns are a clear error."""
-
-    def __missing__(self, column: str) -> Any:
-        raise ValueError(f"has no column {column!r}; its columns are: {', '.join(self) or 'none'}.")
-
-    def text(self, column: str) -> str:
-        value = self[column]
-        if not isinstance(value, str):
-            raise ValueError(f"column {column!r} must be text, not {_shown(value)}.")
-        return value
-
-    def chat_or_text(self, column: str) -> Text:
-        value = self[column]
-        return value if isinstance(value, str) else _chat(column, value)
-
-
-def _chat(column: str, value: Any) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"column {column!r} must be text or a list of messages, not {_shown(value)}.")
-    for message in value:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise ValueError(f"column {column!r} must hold messages with `role` and `content`, not {_shown(message)}.")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _reply(column: str, value: Any) -> str:
-    """A response that is text, or a chat of one message by the assistant."""
-    if isinstance(value, str):
-        return value
-    chat = _chat(column, value)
-    if len(chat) != 1:
-        raise ValueError(f"column {column!r} must hold one message beside an explicit prompt, not {len(chat)}.")
-    return chat[0]["content"]
-
-
-def _prompt(row: _Columns) -> Row:
-    return Row(row.chat_or_text("prompt"))
-
-
-def _messages(row: _Columns) -> Row:
-    chat = _chat("messages", row["messages"])
-    while chat and chat[-1]["role"] == "assistant":
-        chat.pop()
-    if not chat:
-        raise ValueError("column 'messages' has no message before the assistant's.")
-    return Row(chat)
-
-
-def _explicit(row: _Columns) -> Row:
-    prompt = row.chat_or_text("prompt")
-    chosen, rejected = row["chosen"], row["rejected"]
-    if isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and isinstance(rejected[0], dict):
-        return _implicit(row)  # UltraFeedback: whole chats, the prompt beside them
-    several = rejected if isinstance(rejected, list) and all(isinstance(r, str) for r in rejected) else [rejected]
-    if not several:
-        raise ValueError("column 'rejected' is an empty list.")
-    return _pair(prompt, _reply("chosen", chosen), *(_reply("rejected", r) for r in several))
-
-
-def _implicit(row: _Columns) -> Row:
-    chosen, rejected = row.chat_or_text("chosen"), row.chat_or_text("rejected")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if "\n\nAssistant:" in chosen and "\n\nHuman:" in chosen:
-            chosen, rejected = _transcript("chosen", chosen), _transcript("rejected", rejected)
-        else:
-            raise ValueError(
-                "columns 'chosen' and 'rejected' are plain texts without a 'prompt' column, and no "
-                "'\\n\\nHuman: … \\n\\nAssistant: …' transcripts, so that the prompt is unknown."
+    if isinstance(data, Dataset):
+        if split is not None:
+            raise DataError(
+                f"{path}: split={split!r} has no effect, for the folder holds one data set. Leave it out."
             )
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        raise ValueError("columns 'chosen' and 'rejected' must both be texts, or both chats.")
-    if chosen[:-1] != rejected[:-1] or chosen[-1]["role"] != rejected[-1]["role"]:
-        raise _Skip("whose chats differ before the last message")
-    if len(chosen) < 2:
-        raise ValueError("columns 'chosen' and 'rejected' have a single message: there is no prompt.")
-    return _pair(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])
+        return _dataset_records(data, path.name)
+    name = split or (next(iter(data)) if len(data) == 1 else "train")
+    if name not in data:
+        raise DataError(
+            f"{path}: there is no split {name!r}; there are {_listing(data)}. Set `split` to one of them."
+        )
+    return _dataset_records(data[name], f"{path.name}[{name}]")
 
 
-def _transcript(column: str, text: str) -> list[Message]:
-    """Anthropic's HH transcripts as a chat."""
-    roles = {"\n\nHuman:": "user", "\n\nAssistant:": "assistant"}
-    chat: list[Message] = []
-    rest = text if text.startswith("\n\n") else f"\n\n{text}"
-    while rest:
-        mark = next((mark for mark in roles if rest.startswith(mark)), None)
-        if mark is None:
-            raise ValueError(f"column {column!r} must begin with 'Human:' or 'Assistant:', not {_shown(rest.strip())}.")
-        rest = rest[len(mark) :]
-        ends = [place for other in roles if (place := rest.find(other)) >= 0]
-        end = min(ends, default=len(rest))
-        chat.append({"role": roles[mark], "content": rest[:end].strip()})
-        rest = rest[end:]
-    return chat
+def _hub_records(source: str, split: str | None) -> Iterator[Record]:
+    from datasets import load_dataset
+
+    name, _, configuration = source.partition(":")
+    split = split or "train"
+    try:
+        data = load_dataset(name, configuration or None, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{source}: there is no such file or folder, and the hub gives no data set of that name with split "
+            f"{split!r} ({_line(error)}). Give {_SOURCES}."
+        ) from error
+    return _dataset_records(data, f"{source}[{split}]")
 
 
-def _ranked(row: _Columns) -> Row:
-    responses, rewards = row["responses"], row["rewards"]
-    if not isinstance(responses, list) or not isinstance(rewards, list) or len(responses) != len(rewards):
-        raise ValueError("columns 'responses' and 'rewards' must be lists of one length.")
-    if len(responses) < 2:
-        raise _Skip("with fewer than two responses")
-    if not all(isinstance(r, int | float) and not isinstance(r, bool) and r == r for r in rewards):
-        raise ValueError(f"column 'rewards' must hold numbers, not {_shown(rewards)}.")
-    order = sorted(range(len(rewards)), key=lambda i: -rewards[i])
-    texts = tuple(_reply("responses", responses[i]) for i in order)
-    return Row(row.chat_or_text("prompt"), texts, tuple(float(rewards[i]) for i in order))
+def _dataset_records(data: "Dataset", name: str) -> Iterator[Record]:
+    batches = data.with_format(None).iter(1024)
+    rows = (dict(zip(b, values, strict=True)) for b in batches for values in zip(*b.values(), strict=True))
+    return (Record(row, f"{name}:{number}") for number, row in enumerate(rows, 1))
 
 
-def _pair(prompt: Text, chosen: str, *rejected: str) -> Row:
-    different = [text for text in rejected if text != chosen]
-    if not different:
-        raise _Skip("whose responses are equal")
-    return Row(prompt, (chosen, *different))
+# --- words of messages ---
 
 
-FORMATS = [
-    Format("prompts", "prompts", ("prompt",), _prompt),
-    Format("prompts from chats", "prompts", ("messages",), _messages),
-    Format("prompts of preference pairs", "prompts", ("chosen", "rejected"), lambda row: Row(_implicit(row).prompt)),
-    Format("rewarded responses with explicit prompts", "preferences", ("prompt", "responses", "rewards"), _ranked),
-    Format("pairs with explicit prompts", "preferences", ("prompt", "chosen", "rejected"), _explicit),
-    Format("pairs with shared prompts", "preferences", ("chosen", "rejected"), _implicit),
-]
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def _detect(source: str, row: dict[str, Any], kind: Kind) -> Format:
-    of_kind = [form for form in FORMATS if form.kind == kind]
-    for form in of_kind:
-        if all(column in row for column in form.columns):
-            return form
-    raise DataError(
-        f"{source}: no known format of {kind} has the columns {', '.join(row) or '(none)'}. Needed are: "
-        + "; or ".join(", ".join(form.columns) for form in of_kind)
-        + "."
-    )
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
-def _shown(value: Any, width: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+def _columns(record: Record) -> str:
+    return _listing(name for name, value in record.values.items() if value is not None) or "(none)"
+
+
+def _either(column: str) -> str:
+    return column.replace("|", " or ")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

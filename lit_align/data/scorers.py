@@ -1,248 +1,145 @@
-"""What gives a response its reward: a Python function, or a sequence-classification model.
+"""Scorers: one number for each response to a prompt, higher is better. `score` is how the package asks them."""
 
-`score` is the one place where the package calls a scorer; it batches, and lets no missing or non-finite score through.
-"""
-
-import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import math
+import numbers
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from lit_align.data.formats import Text
+from lit_align.data.formats import Message, Text
 from lit_align.errors import UserError
 
 
 class ScorerError(UserError):
-    """A scorer that failed, or gave something that is no score for each response."""
+    """A scorer failed. Names the scorer, the first prompt and response concerned, and the mend."""
 
 
 class Scorer(ABC):
-    """Gives each response a reward; the higher, the better.
+    """Gives each response its reward. Subclass it, set `batch_size`, and say who you are."""
 
-    Args:
-        batch_size: Responses that are scored at once.
-    """
-
-    def __init__(self, batch_size: int = 64):
-        if batch_size < 1:
-            raise UserError(f"scorer.batch_size={batch_size} must be at least 1.")
-        self.batch_size = batch_size
+    batch_size: int  # most responses per call
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """Name and version, recorded with each score."""
+        """Name and version, recorded with each score: it changes whenever the scores may."""
 
     @abstractmethod
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
-        """The reward of each response to its prompt."""
+        """The reward of each response to the prompt of the same place, [N]."""
+
+    def start(self) -> None:
+        """Load what is needed to score; may be called again."""
 
     def release(self) -> None:
-        """Give memory back until the next call."""
-
-
-class FunctionScorer(Scorer):
-    """A Python function `(prompts, responses) -> rewards`.
-
-    Args:
-        function: Where it is: package.module.function, or path/to/file.py:function.
-        batch_size: Responses that are scored at once.
-    """
-
-    def __init__(self, function: str, batch_size: int = 256):
-        super().__init__(batch_size)
-        self.name = function
-        self.function, self._file = _find(function)
-
-    @property
-    def identity(self) -> str:
-        """The function's name with a fingerprint of its file."""
-        code = Path(self._file).read_bytes() if self._file else b""
-        return f"{self.name} @{hashlib.sha256(code).hexdigest()[:8]}"
-
-    def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
-        return self.function(prompts, responses)
-
-
-def _find(function: str) -> tuple[Callable[..., Any], str | None]:
-    """The function, and the file it is in."""
-    place, colon, name = function.rpartition(":") if ".py:" in function else (*function.rpartition(".")[:2], function.rpartition(".")[2])
-    try:
-        if colon == ":":
-            if not Path(place).is_file():
-                raise UserError(f"scorer.function={function!r}: there is no file {place!r}.")
-            module = _module_of(str(Path(place).resolve()))
-        else:
-            module = importlib.import_module(place)
-    except ImportError as error:
-        raise UserError(
-            f"scorer.function={function!r}: cannot import {place!r} ({error}). Give package.module.function, or "
-            "path/to/file.py:function."
-        ) from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise UserError(f"scorer.function={function!r}: {place!r} has no function {name!r}.")
-    return found, getattr(module, "__file__", None)
-
-
-@functools.cache
-def _module_of(file: str) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class SequenceClassificationScorer(Scorer):
-    """A reward model: any transformers model for sequence classification.
-
-    Args:
-        model: Folder or hub name.
-        label: Which output is the reward, as a log-probability, of a model with several; one with a single output
-            gives that itself.
-        template: How prompt and response are put together, such as "{prompt}{response}"; None takes the model's chat
-            template if it has one, else that.
-        last_line: Of a plain prompt only its last line is scored: the beginning of what the response goes on with.
-        max_length: Longest text in tokens; its beginning is cut. None is what the tokenizer states.
-        batch_size: Responses that are scored at once.
-        dtype: Type of the weights.
-        device: Where it runs; None is a GPU if there is one.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        label: int | None = None,
-        template: str | None = None,
-        last_line: bool = False,
-        max_length: int | None = None,
-        batch_size: int = 64,
-        dtype: str = "float32",
-        device: str | None = None,
-    ):
-        super().__init__(batch_size)
-        if ("/" in model or model.startswith(".")) and model.count("/") != 1 and not Path(model).is_dir():
-            raise UserError(f"scorer.model: there is no folder {model!r}. Give a folder saved by `save_pretrained`.")
-        if template is not None and "{response}" not in template:
-            raise UserError(f"scorer.template={template!r} must contain {{response}}, and as a rule {{prompt}}.")
-        self.path = model
-        self.label = label
-        self.template = template
-        self.last_line = last_line
-        self.max_length = max_length
-        self.dtype = dtype
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._loaded: tuple[Any, Any] | None = None
-
-    @property
-    def identity(self) -> str:
-        """The model's path, for a folder with a fingerprint of its weights (of pieces of each file)."""
-        digest = hashlib.sha256()
-        for file in sorted(Path(self.path).glob("*.safetensors")):
-            size = file.stat().st_size
-            with file.open("rb") as weights:
-                for place in range(0, size, max(1, size // 16)):
-                    weights.seek(place)
-                    digest.update(weights.read(1 << 16))
-        return f"{self.path} @{digest.hexdigest()[:8]}" if Path(self.path).is_dir() else self.path
-
-    def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
-        model, tokenizer = self._load()
-        texts = [self._text(prompt, response, tokenizer) for prompt, response in zip(prompts, responses, strict=True)]
-        inputs = tokenizer(
-            texts,
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            add_special_tokens=self.template is not None or not tokenizer.chat_template,
-            return_tensors="pt",
-        ).to(self.device)
-        with torch.inference_mode():
-            logits = model(**inputs).logits.float()
-        return (logits[:, 0] if self.label is None else logits.log_softmax(-1)[:, self.label]).tolist()
-
-    def _text(self, prompt: Text, response: str, tokenizer: Any) -> str:
-        if self.template is None and tokenizer.chat_template:
-            chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            return tokenizer.apply_chat_template([*chat, {"role": "assistant", "content": response}], tokenize=False)
-        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        if self.last_line:
-            text = text.rpartition("\n")[2]
-        return (self.template or "{prompt}{response}").format(prompt=text, response=response)
-
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(self.path, truncation_side="left")
-                model = AutoModelForSequenceClassification.from_pretrained(self.path, dtype=getattr(torch, self.dtype))
-            except (OSError, ValueError) as error:
-                raise UserError(f"scorer.model: cannot load {self.path!r}: {str(error).splitlines()[0]}") from error
-            if (model.config.num_labels > 1) != (self.label is not None):
-                raise UserError(
-                    f"scorer.label={self.label}: {self.path!r} has {model.config.num_labels} outputs; "
-                    + ("say which is the reward." if self.label is None else "leave label out.")
-                )
-            self._loaded = model.eval().to(self.device), tokenizer
-        return self._loaded
-
-    def release(self) -> None:
-        self._loaded = None
+        """Free it, as between rounds; the next call loads it again."""
 
 
 def score(
     scorer: Scorer,
     prompts: Sequence[Text],
     responses: Sequence[str],
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], object] | None = None,
 ) -> list[float]:
-    """The reward of each response to its prompt.
+    """The reward of each response, [N], in batches of like length (the longest first).
 
     Args:
-        advance: Told how many responses have been scored, batch by batch.
+        advance: Called with the number of responses of each finished batch.
 
     Raises:
-        ScorerError: the scorer raised, gave another number of scores than responses, or one that is no finite number.
+        ScorerError: the scorer raises, or gives the wrong number of scores, or one that is no finite number.
     """
-    scores: list[float] = []
-    for start in range(0, len(responses), scorer.batch_size):
-        some_prompts = prompts[start : start + scorer.batch_size]
-        some = responses[start : start + scorer.batch_size]
-        try:
-            given = list(scorer(some_prompts, some))
-        except UserError:
-            raise
-        except Exception as error:
-            raise ScorerError(
-                f"the scorer {scorer.identity} failed on responses {start} to {start + len(some) - 1} "
-                f"({type(error).__name__}: {error}). What is sampled is stored: mend it and run again."
-            ) from error
-        if len(given) != len(some):
-            raise ScorerError(f"the scorer {scorer.identity} gave {len(given)} scores for {len(some)} responses.")
-        for offset, value in enumerate(given):
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise ScorerError(
-                    f"the scorer {scorer.identity} gave {value!r}, which is no finite number, for response "
-                    f"{start + offset}: {_short(some[offset])} to the prompt {_short(some_prompts[offset])}."
-                )
-            scores.append(number)
-        advance(len(some))
+    if len(prompts) != len(responses):
+        raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses: give one prompt per response.")
+    order = sorted(range(len(responses)), key=lambda i: -len(_joined(prompts[i])) - len(responses[i]))
+    scores = [math.nan] * len(responses)
+    for start in range(0, len(order), scorer.batch_size):
+        places = order[start : start + scorer.batch_size]
+        batch = _score_batch(scorer, [prompts[i] for i in places], [responses[i] for i in places])
+        for i, value in zip(places, batch, strict=True):
+            scores[i] = value
+        if advance is not None:
+            advance(len(places))
     return scores
 
 
-def _short(text: Text, width: int = 80) -> str:
-    shown = repr(text if isinstance(text, str) else text[-1].get("content", ""))
-    return shown if len(shown) <= width else f"{shown[: width - 1]}…"
+def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> list[float]:
+    def failed(what: str, mend: str, first: int = 0) -> ScorerError:
+        return ScorerError(
+            f"scorer {scorer.identity}: {what}; prompt {_shown(prompts[first])}, response "
+            f"{_shown(responses[first])}. {mend}"
+        )
+
+    try:
+        values = scorer(prompts, responses)
+    except UserError:
+        raise
+    except Exception as error:
+        mend = "Mend the scorer; these texts show the failure."
+        if isinstance(error, torch.OutOfMemoryError):
+            mend = f"Lower its batch_size={scorer.batch_size}."
+        what = f"raised {type(error).__name__}: {error}; a batch of {len(responses)} that begins with"
+        raise failed(what, mend) from error
+    if isinstance(values, Tensor) or hasattr(values, "tolist"):  # tensors and arrays
+        values = values.tolist()  # type: ignore[union-attr]
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(responses):
+        got = f"{len(values)} scores" if isinstance(values, Sequence) else f"a {type(values).__name__}"
+        raise failed(f"gave {got} for {len(responses)} responses", "Return a list with one number per response.")
+    for place, value in enumerate(values):
+        if not isinstance(value, numbers.Real):
+            raise failed(f"gave {value!r}, which is no number", "Return one number per response.", place)
+        if not math.isfinite(value):
+            raise failed(f"gave {value}", "Return a finite number; rewards that are missing must be decided on.", place)
+    return [float(value) for value in values]
+
+
+class FunctionScorer(Scorer):
+    """A Python function, called as `function(prompts, responses)`, that returns one number per response.
+
+    A prompt is a string, or a list of messages with `role` and `content`.
+
+    Args:
+        function: Where it is: package.module.function, or path/to/file.py:function.
+        batch_size: Most responses per call.
+    """
+
+    def __init__(self, function: str, batch_size: int = 256):
+        _check_batch_size(batch_size)
+        self.batch_size = batch_size
+        self._function = _import_function(function)
+        self._name = function
+
+    @cached_property
+    def identity(self) -> str:
+        """The path, and a fingerprint of the file that holds the function."""
+        file = inspect.getsourcefile(inspect.unwrap(self._function)) if callable(self._function) else None
+        return f"{self._name}@{_digest([Path(file)])}" if file else self._name
+
+    def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
+        return self._function(prompts, responses)
+
+
+def _import_function(path: str) -> Callable[..., Sequence[float]]:
+    """Import `package.module.function` or `file.py:function`."""
+    file, colon, name = path.rpartition(":")
+    module, dot, last = path.rpartition(".")
+    ...

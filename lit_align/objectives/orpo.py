@@ -26,12 +26,9 @@ from lit_align.objectives._shapes import check_shape
 
 def log1mexp(x: Tensor) -> Tensor:
     """log(1 − exp x) for x ≤ 0, accurate at both ends (Mächler 2012) and finite at 0."""
-    x = x.clamp(max=-torch.finfo(x.dtype).eps)  # beyond this a log-probability is rounding, not signal
-    near_zero = x > -math.log(2)
-    # each branch sees only arguments it can differentiate: `where` alone would let 0 · ∞ = nan through
-    log_expm1 = torch.log(-torch.expm1(torch.where(near_zero, x, -1.0)))
-    log1p_exp = torch.log1p(-torch.exp(torch.where(near_zero, -1.0, x)))
-    return torch.where(near_zero, log_expm1, log1p_exp)
+    # closer to 0 is rounding, not signal; and exp(x) < 1, in whose logarithm's slope `where` would meet 0 · ∞
+    x = x.clamp(max=-4 * torch.finfo(x.dtype).eps)
+    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 def orpo_loss(logps: Tensor, lengths: Tensor, *, beta: float, labels: Tensor | None = None) -> Tensor:

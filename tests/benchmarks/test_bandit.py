@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "bandit.py"
 
@@ -17,7 +18,6 @@ def bandit():
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    module.LONG = 1000
     yield module
     del sys.modules[spec.name]
 
@@ -51,8 +51,6 @@ def test_proximal_rounds_converge_where_hard_replacement_diverges(bandit):
 
 
 def test_on_a_certain_label_dpo_never_stops_and_mpo_does(bandit):
-    import torch
-
     reference = torch.tensor([[bandit.MASS, 1 - bandit.MASS]], dtype=torch.float64).log()
     dpo = bandit.two_arms(lambda x: bandit.dpo_loss(x[None], reference, beta=bandit.WEIGHT).sum(), 1000)
     mpo = bandit.two_arms(lambda x: bandit.mpo_with_sft(x, 1.0, bandit.WEIGHT, bandit.MASS), 1000)

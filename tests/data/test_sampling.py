@@ -1,0 +1,105 @@
+"""Sampling: the right distribution, one stream per sample, nothing that depends on the company."""
+
+import pytest
+import torch
+from lit_align.data.sampling import Sampling, filtered_probabilities, generate, sample_responses, sampling_batches, stream
+from lit_align.errors import UserError
+from lit_align.policy import Policy, PolicyConfig
+from tiny import byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return Policy.load(PolicyConfig(tiny_model)).merged_copy()
+
+
+def test_samples_follow_the_models_distribution(model):
+    """Frequencies of the first token against softmax(logits / temperature), 4 standard errors."""
+    sampling, rows = Sampling(max_new_tokens=1, temperature=0.7), 4000
+    prompt = [70, 71, 72]
+    drawn = generate(model, [prompt] * rows, sampling, torch.rand(rows, 1, generator=stream(0)), [0])
+    counts = torch.bincount(torch.tensor([ids[0] for ids in drawn]), minlength=259)
+    with torch.no_grad():
+        expected = (model(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
+    error = (expected * (1 - expected) / rows).sqrt()
+    assert ((counts / rows - expected).abs() <= 4 * error + 2 / rows).all()
+
+
+def test_the_uniform_number_picks_the_token_by_the_distribution_function(model):
+    with torch.no_grad():
+        cumulative = model(torch.tensor([[70]])).logits[0, -1].softmax(-1).cumsum(-1)
+    for u in (0.0, 0.2, 0.5, 0.999999):
+        ((token,),) = generate(model, [[70]], Sampling(max_new_tokens=1), torch.tensor([[u]]), [0])
+        below = cumulative[token - 1].item() if token else 0.0
+        assert below - 1e-5 <= u <= cumulative[token].item() + 1e-5
+
+
+def test_each_sample_has_its_own_stream_whatever_samples_with_it(model):
+    tokenizer, sampling = byte_tokenizer(), Sampling(max_new_tokens=6)
+    prompts = {"a": [70, 71], "b": [80], "c": [90, 91, 92]}
+
+    def draw(*keys):
+        drawn = sample_responses(model, tokenizer, [prompts[k] for k in keys], list(keys), 3, sampling, [0])
+        return dict(zip(keys, drawn, strict=True))
+
+    together = draw("a", "b", "c")
+    assert draw("c", "b", "a") == together
+    assert draw("b")["b"] == together["b"]
+    assert len({tuple(r.ids) for r in together["a"]}) == 3
+
+
+def test_a_response_ends_with_its_end_token(model):
+    ids = generate(model, [[70]] * 50, Sampling(max_new_tokens=40), torch.rand(50, 40, generator=stream(1)), [0, 5, 9])
+    ended = [row for row in ids if row[-1] in (0, 5, 9)]
+    assert ended and all(not set(row[:-1]) & {0, 5, 9} for row in ids)
+    assert all(len(row) == 40 for row in ids if row[-1] not in (0, 5, 9))
+
+
+def test_greedy_is_the_likeliest_token(model):
+    (ids,) = generate(model, [[70, 71]], Sampling(max_new_tokens=3, temperature=0), torch.zeros(1, 3), [0])
+    row = [70, 71]
+    for token in ids:
+        with torch.no_grad():
+            assert model(torch.tensor([row])).logits[0, -1].argmax() == token
+        row.append(token)
+
+
+def test_a_stop_string_cuts_text_and_tokens(model):
+
+    tokenizer = byte_tokenizer()
+    from lit_align.data.sampling import _response
+
+    ids = tokenizer("one line\nanother").input_ids
+    response = _response(ids, tokenizer, ["\n"], [0])
+    assert (response.text, tokenizer.decode(response.ids), response.finished) == ("one line", "one line\n", True)
+    assert _response(ids[:5], tokenizer, ["\n"], [0]).finished is False
+
+
+def test_filters_keep_the_fewest_and_likeliest_tokens():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    top_k = filtered_probabilities(logits, Sampling(top_k=2))
+    assert top_k[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    top_p = filtered_probabilities(logits, Sampling(top_p=0.6))
+    assert (top_p[0] > 0).tolist() == [True, True, False, False]
+    cold = filtered_probabilities(logits, Sampling(temperature=0.5))
+    assert cold[0, 0].item() == pytest.approx(0.25 / (0.25 + 0.09 + 0.0225 + 0.0025))
+
+
+def test_batches_are_cut_by_length_and_depend_on_nothing_else():
+    lengths = [3, 9, 1, 9, 5]
+    assert sampling_batches(lengths, 2) == [[1, 3], [4, 0], [2]]
+    assert stream(1, 2, "a", 0).initial_seed() == stream(1, 2, "a", 0).initial_seed()
+    assert len({stream(1, r, p, k).initial_seed() for r in range(3) for p in "ab" for k in range(4)}) == 24
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"temperature": -1}, "temperature=-1 must be ≥ 0"),
+        ({"top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
+    ],
+)
+def test_impossible_sampling_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**options)

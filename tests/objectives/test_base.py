@@ -1,0 +1,273 @@
+"""What all objectives share, on a real model: the first step, the log, the schedule, the checkpoint."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lit_align.callbacks import ReferenceRefresh
+from lit_align.data import OfflinePairs
+from lit_align.errors import UserError
+from lit_align.objectives import DPO, IPO
+from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.reference import ReferenceConfig
+from tiny import adamw, fit, on_policy, sgd, write_pairs
+
+LORA = LoRAConfig(r=4)
+
+
+class Watch(Callback):
+    """Keeps the logged values of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def __getitem__(self, name: str) -> list[float]:
+        return [step[name] for step in self.steps]
+
+
+@pytest.fixture
+def pairs(in_tmp: Path) -> OfflinePairs:
+    return OfflinePairs(write_pairs(in_tmp), batch_size=4)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize(
+    ("make", "closed_form"),
+    [(DPO, math.log(2)), (lambda *a, **k: DPO(*a, label_smoothing=0.2, **k), math.log(2)), (IPO, 25.0)],
+    ids=["DPO", "conservative DPO", "IPO"],
+)
+def test_the_first_loss_is_the_closed_form_with_margins_of_exactly_zero(tiny_model, pairs, lora, make, closed_form, capsys):
+    watch = Watch()
+    fit(make(PolicyConfig(tiny_model), lora=lora, beta=0.1), pairs, watch)
+    assert watch["train/loss"][0] == pytest.approx(closed_form, rel=1e-6)
+    assert watch["train/reward_margin"][0] == 0 == watch["train/reward_accuracy"][0]
+    assert "margins exactly 0 ✓ (live reference)" in capsys.readouterr().out
+
+
+def test_the_first_step_is_checked_with_recorded_anchors_within_rounding(tiny_model, in_tmp, capsys):
+    fit(DPO(PolicyConfig(tiny_model), proximal=0.1), on_policy(in_tmp), max_steps=1)
+    said = capsys.readouterr().out
+    assert "step-0 check" in said and "≤ 0.001 nats ✓ (recorded anchor)" in said.replace("exactly 0", "≤ 0.001 nats")
+
+
+def test_in_half_precision_the_bound_is_measured_and_said(tiny_model, in_tmp, capsys):
+    fit(DPO(PolicyConfig(tiny_model), lora=LORA, proximal=0.1), on_policy(in_tmp), max_steps=1)
+    assert "recorded anchor, half precision" in capsys.readouterr().out
+
+
+class Corrupt(Callback):
+    """Moves the reference before the first step."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        with torch.no_grad():
+            next(pl_module.reference.parameters()).add_(0.05)
+
+
+def test_a_reference_that_is_not_the_policy_stops_the_first_step(tiny_model, pairs):
+    with pytest.raises(UserError, match=r"step-0 check: .* differs by .* and the loss is .* instead of 0.693147"):
+        fit(DPO(PolicyConfig(tiny_model)), pairs, Corrupt())
+
+
+def test_another_model_as_reference_is_not_expected_to_agree(tiny_model, pairs, tmp_path, capsys):
+    torch.manual_seed(3)
+    other = DPO(PolicyConfig(tiny_model))
+    other.configure_model()
+    assert other.policy is not None
+    with torch.no_grad():
+        other.policy.model.lm_head.weight.mul_(1.3)
+    other.policy.save(tmp_path / "other")
+    watch = Watch()
+    fit(DPO(PolicyConfig(tiny_model), reference=ReferenceConfig(path=str(tmp_path / "other"))), pairs, watch)
+    assert watch["train/loss"][0] != pytest.approx(math.log(2), abs=1e-4)
+    assert "step-0 check" not in capsys.readouterr().out
+
+
+def weights(module: Any) -> dict[str, torch.Tensor]:
+    assert module.policy is not None
+    return {name: weight.detach().clone() for name, weight in module.policy.trainable_weights()}
+
+
+def run(tiny_model: str, pairs: OfflinePairs, *callbacks: Callback, trainer: dict[str, Any] | None = None, **options: Any):
+    module = DPO(PolicyConfig(tiny_model), optimizer=adamw(), **options)
+    watch = Watch()
+    fit(module, pairs, *callbacks, watch, **({"max_epochs": 2} | (trainer or {})))
+    return weights(module), watch
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_a_refresh_that_never_comes_leaves_the_base_method_bit_for_bit(tiny_model, pairs, lora):
+    base, _ = run(tiny_model, pairs, lora=lora)
+    assert same(base, run(tiny_model, pairs, ReferenceRefresh(1.0, 1000), lora=lora)[0])
+    assert not same(base, run(tiny_model, pairs, ReferenceRefresh(1.0, 1), lora=lora)[0])
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_replaced_at_each_step_the_reference_keeps_the_loss_at_ln_2_while_weights_move(tiny_model, pairs, lora):
+    start = DPO(PolicyConfig(tiny_model), lora=lora)
+    start.configure_model()
+    moved, watch = run(tiny_model, pairs, ReferenceRefresh(1.0, 1), lora=lora)
+    assert watch["train/loss"] == [pytest.approx(math.log(2), rel=1e-6)] * 4
+    assert watch["train/reward_margin"] == [0.0] * 4
+    assert not same(moved, weights(start)) and watch["reference/refreshes"] == [1, 2, 3, 4]
+
+
+def test_right_after_a_sync_the_gradient_is_half_beta_times_that_of_the_margin(tiny_model, pairs):
+    """dL/dh = −β/2 at h = 0, and −βσ(−βh) before, by autograd through the real path."""
+    module = DPO(PolicyConfig(tiny_model), optimizer=adamw(1e-2), beta=0.3)
+    fit(module, pairs, ReferenceRefresh(1.0, 1000))
+    assert module.policy is not None and module.reference is not None
+    batch = next(iter(pairs.train_dataloader()))
+
+    def gradient() -> torch.Tensor:
+        logps = module.policy(batch).detach().requires_grad_()
+        anchor, beta = module.anchor(batch)
+        module.loss(logps, anchor, beta, batch).sum().backward()
+        return logps.grad[:, 0]
+
+    assert not torch.allclose(gradient(), torch.tensor(-0.15), atol=1e-4)
+    module.reference.mix(module.policy, 1.0)
+    assert torch.allclose(gradient(), torch.tensor(-0.15), atol=1e-7)
+
+
+def test_the_reference_moves_by_optimizer_steps_not_by_accumulated_batches(tiny_model, in_tmp):
+    """One batch of 8 and eight of 1, accumulated, are one step, one refresh, and equal weights within rounding."""
+    path = write_pairs(in_tmp, 8)
+    results = []
+    for batch_size, accumulate in ((8, 1), (1, 8)):
+        module = DPO(PolicyConfig(tiny_model), optimizer=sgd())
+        watch = Watch()
+        data = OfflinePairs(path, batch_size=batch_size, seed=1)
+        fit(module, data, ReferenceRefresh(0.5, 1), watch, accumulate_grad_batches=accumulate, max_epochs=2)
+        assert watch["reference/refreshes"][-1] == 2
+        results.append({**weights(module), **dict(module.reference.model.named_parameters())})
+    for name, weight in results[0].items():
+        torch.testing.assert_close(weight, results[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_reference_is_in_eval_mode_and_out_of_the_optimizer_whatever_happens(tiny_model, pairs):
+    module = DPO(PolicyConfig(tiny_model))
+    trainer = fit(module, pairs)
+    module.train()
+    assert module.policy is not None and module.policy.training
+    assert not any(m.training for m in module.reference.modules())
+    optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert optimized == {id(p) for _, p in module.policy.trainable_weights()}
+    assert not optimized & {id(p) for p in module.reference.parameters()}
+
+
+def test_lambda_zero_is_the_base_objective_bit_for_bit_also_on_policy(tiny_model, in_tmp):
+    module, other = DPO(PolicyConfig(tiny_model), proximal=0.0), DPO(PolicyConfig(tiny_model))
+    fit(module, on_policy(in_tmp))
+    fit(other, on_policy(in_tmp))
+    assert same(weights(module), weights(other))
+
+
+def test_a_proximal_weight_without_a_sampler_names_itself_and_the_mend(tiny_model, pairs):
+    with pytest.raises(ValueError, match=r"proximal=0.1 .* OnPolicyPairs.* proximal=0"):
+        fit(DPO(PolicyConfig(tiny_model), proximal=0.1), pairs)
+
+
+def test_recorded_and_live_reference_give_the_same_loss(tiny_model, in_tmp, monkeypatch):
+    watches = []
+    for recorded in (True, False):
+        monkeypatch.setattr("lit_align.data.on_policy.OnPolicyPairs._records_reference", lambda self, r=recorded: r)
+        watch = Watch()
+        fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), on_policy(in_tmp), watch, max_epochs=2)
+        watches.append(watch)
+    assert watches[0]["train/loss"] == pytest.approx(watches[1]["train/loss"], abs=1e-5)
+    assert len(set(watches[0]["train/loss"])) > 2
+
+
+def test_what_is_logged_is_what_it_says(tiny_model, pairs):
+    module, watch = DPO(PolicyConfig(tiny_model), beta=0.2), Watch()
+    fit(module, pairs, watch, ReferenceRefresh(1.0, 1000))
+    batch = next(iter(pairs.train_dataloader()))
+    step = watch.steps[0]
+    assert step["train/length_chosen"] == batch.lengths[:, 0].double().mean()
+    assert step["train/length_rejected"] == batch.lengths[:, 1].double().mean()
+    assert step["train/logp_chosen"] < 0 and step["train/log_ratio_chosen"] == 0
+    later = watch.steps[1]
+    margin = 0.2 * (later["train/log_ratio_chosen"] - later["train/log_ratio_rejected"])
+    assert later["train/reward_margin"] == pytest.approx(margin, abs=1e-7)
+
+
+def test_validation_logs_the_same_metrics_over_the_whole_set(tiny_model, in_tmp):
+    path = write_pairs(in_tmp, 7)
+    data = OfflinePairs(path, validation=path, batch_size=3)
+    trainer = fit(DPO(PolicyConfig(tiny_model)), data, max_steps=1)
+    values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+    assert {"val/loss", "val/reward_accuracy", "val/reward_margin", "val/logp_chosen"} <= values.keys()
+    loader = data.val_dataloader()
+    assert [len(batch.index) for batch in loader] == [3, 3, 1]
+    with torch.no_grad():
+        logps = torch.cat([trainer.lightning_module.policy(batch) for batch in loader])
+    assert values["val/logp_chosen"] == pytest.approx(logps[:, 0].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 2 / 3, 0.5, 1 / 3, 1 / 6]),
+        ("cosine", [0.5, 1, 0.75, 0.5, 0.25, (1 - math.sqrt(0.75)) / 2]),
+    ],
+)
+def test_the_schedule_warms_up_and_follows_the_progress_of_the_run(tiny_model, in_tmp, schedule, expected):
+    watch = Watch()
+    module = DPO(PolicyConfig(tiny_model), optimizer=sgd(1.0), schedule=schedule, warmup_steps=2)
+    fit(module, OfflinePairs(write_pairs(in_tmp, 6), batch_size=3), watch, max_epochs=3)
+    assert watch["train/learning_rate"] == pytest.approx(expected)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tiny_model, pairs):
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            batch.labels = torch.tensor([1.0, float("nan"), 1.0, 1.0])
+            self.row = batch.index[1].item()
+
+    spoil = Spoil()
+    with pytest.raises(UserError, match=r"the loss of step 0 is nan, from examples \[\d+\]") as caught:
+        fit(DPO(PolicyConfig(tiny_model)), pairs, spoil)
+    assert f"[{spoil.row}]" in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [lambda p: DPO(p, beta=-0.1), lambda p: DPO(p, beta=0.0), lambda p: DPO(p, proximal=-1)])
+def test_weights_that_hold_nothing_are_refused_at_once(tiny_model, make: Callable[[PolicyConfig], DPO]):
+    with pytest.raises(UserError, match="must both be ≥ 0, and one of them > 0"):
+        make(PolicyConfig(tiny_model))
+
+
+def test_a_model_folder_that_does_not_exist_is_named(pairs):
+    with pytest.raises(UserError, match=r"model.policy.path: there is no folder './no/such/model'"):
+        fit(DPO(PolicyConfig("./no/such/model")), pairs)
+
+
+def test_a_checkpoint_of_lora_holds_the_adapter_alone_and_a_resting_reference_is_in_none(tiny_model):
+    for lora in (None, LORA):
+        module = DPO(PolicyConfig(tiny_model), lora=lora)
+        module.configure_model()
+        names = module.state_dict().keys()
+        assert names and not any(name.startswith("reference.") for name in names)
+        assert lora is None or all(".lora_" in name for name in names)
+
+
+def test_a_module_is_loaded_from_its_checkpoint_outside_a_trainer(tiny_model, pairs, tmp_path):
+    module = DPO(PolicyConfig(tiny_model), lora=LORA, beta=0.3, optimizer=adamw(), label_smoothing=0.1)
+    trainer = fit(module, pairs)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    loaded = DPO.load_from_checkpoint(tmp_path / "run.ckpt")
+    assert (loaded.beta, loaded.label_smoothing) == (0.3, 0.1)
+    assert same(weights(module), weights(loaded))
+    with pytest.raises(UserError, match="this checkpoint is of another model or configuration"):
+        DPO.load_from_checkpoint(tmp_path / "run.ckpt", lora=None)
