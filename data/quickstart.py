@@ -59,7 +59,7 @@ OPENING_WORDS = (3, 5)
 # Three invented examples (against, mixed, for) show the model what to write: one sentence on one line.
 EXAMPLES = """\
 Sentences from movie reviews:
-A dull comedy that forgets to be funny.
+A dull thriller that forgets to be tense.
 The acting is fine, but the story never finds its way.
 This is a film I will be glad to see again.
 """
@@ -91,47 +91,6 @@ def _vader() -> Any:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return SentimentIntensityAnalyzer()
-
-
-# --- The judge ---
-
-
-def judge_sentiment(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
-    """The rating, from -4 to 4, that the judge expects people to give each text. Not for training.
-
-    Args:
-        prompts: Prompts, each a text or a chat.
-        responses: The response to each.
-    """
-    model, tokenizer = _judge()
-    return _ratings(model, tokenizer, list(map(as_read, prompts, responses)))
-
-
-@functools.cache
-def _judge() -> tuple[Any, Any]:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    folder = str(FOLDER / "judge")
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def _ratings(model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64) -> list[float]:
-    """The model's rating of each text."""
-    import torch
-
-    ratings = torch.zeros(len(texts))
-    for indices in _batches_by_length(texts, batch_size):
-        inputs = tokenizer([texts[i] for i in indices], padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            ratings[indices] = model(**inputs).logits[:, 0].float()
-    return ratings.tolist()
-
-
-def _batches_by_length(texts: Sequence[str], size: int) -> list[list[int]]:
-    """Indices of texts in batches of similar length, which need little padding."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 # --- Step 1: the model ---
@@ -239,7 +198,7 @@ def _opening(text: str, words: int) -> str | None:
     return opening if plain and vader_sentiment([""], [opening]) == [0.0] else None
 
 
-# --- Step 4: fitting the judge ---
+# --- Step 4: the judge ---
 
 
 def make_judge(target: Path) -> str:
@@ -295,6 +254,24 @@ def _fit(model: Any, tokenizer: Any, snippets: list[Snippet], peak: float = 2e-4
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+
+
+def _ratings(model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64) -> list[float]:
+    """The model's rating of each text."""
+    import torch
+
+    ratings = torch.zeros(len(texts))
+    for indices in _batches_by_length(texts, batch_size):
+        inputs = tokenizer([texts[i] for i in indices], padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            ratings[indices] = model(**inputs).logits[:, 0].float()
+    return ratings.tolist()
+
+
+def _batches_by_length(texts: Sequence[str], size: int) -> list[list[int]]:
+    """Indices of texts in batches of similar length, which need little padding."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 # --- The whole ---

@@ -78,8 +78,8 @@ def on_policy(folder: Path, **options: Any) -> OnPolicyPairs:
         "store": str(folder / "rounds"),
         "seed": 1,
     }
-    scorer = FunctionScorer(f"{folder / 'rewards.py'}:reward")
-    return OnPolicyPairs(write_prompts(folder), scorer, **(defaults | options))
+    prompts = write_prompts(folder)
+    return OnPolicyPairs(prompts, FunctionScorer(f"{folder / 'rewards.py'}:reward"), **(defaults | options))
 
 
 def adamw(lr: float = 1e-3) -> Any:

@@ -1,10 +1,10 @@
 """From raw rows to typed rows. Whatever a data module reads passes through `read_rows`.
 
-    file, saved data set, hub ──▶ Record (columns as they are) ──Format.parse──▶ Row (prompt, responses) ──▶ kind
+    file, folder, hub ──▶ Record (columns as they are) ──Format.parse──▶ Row (prompt, responses) ──▶ kind
 
-The format is detected once, by the first row, in the order of `FORMATS`; every further row must fit it. A prompt is
-plain text or a chat; a response is always text, in a chat the content of its last turn. What a rule leaves out is
-counted under its reason; what no rule covers is an error that names the row.
+The format is detected once, by the first row, in the order of `FORMATS`; every further row must fit it. A prompt
+is plain text or a chat; a response is always text, in a chat the content of its last turn. What a rule leaves out
+is counted under its reason; what no rule covers is an error that names the row.
 """
 
 import json
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,15 +69,15 @@ def read_rows(path_or_name: str | os.PathLike[str], *, split: str | None = None,
     """Read a data set whole, detecting its format.
 
     Args:
-        path_or_name: A .jsonl, .json or .parquet file, a folder that `datasets` saved, or a hub name; a configuration
-            is written behind a colon (openai/summarize_from_feedback:comparisons).
-        split: Split of a folder or hub name; None is the only one, or else train.
-        kind: What the rows are for. prompts: what precedes any response, each once. preferences: the better response
-            and one or more worse ones. labelled: responses marked desirable or not; pairs give one of each. texts: a
-            response to imitate; of pairs, the chosen one.
+        path_or_name: A .jsonl, .json or .parquet file, a folder that `datasets` saved, or a hub name, with its
+            configuration behind a colon if it has several (openai/summarize_from_feedback:comparisons).
+        split: Split of a folder or hub name; None is a folder's only one, or else train.
+        kind: What the rows are for. prompts: what precedes any response. preferences: the better response, then
+            one or more worse ones. labelled: responses marked desirable or not; preferences give both. texts: one
+            response to imitate; of a preference, the better one.
 
     Raises:
-        DataError: the data set does not exist, is damaged or empty or of no known format, or a row does not fit it.
+        DataError: the data set does not exist, is damaged, empty or of no known format, or a row does not fit it.
     """
     source = os.fspath(path_or_name)
     skipped: Counter[str] = Counter()
@@ -336,8 +336,8 @@ def _detect(first: Record, kind: Kind) -> Format:
             return format
     forms = dict.fromkeys(" + ".join(_either(column) for column in format.columns) for format in fitting)
     raise DataError(
-        f"{first.source}: no {kind} can be read from the columns {_columns(first)}. Rename them to one of these forms: "
-        f"{'; '.join(forms)}."
+        f"{first.source}: no {kind} can be read from the columns {_columns(first)}. Rename them to one of these "
+        f"forms: {'; '.join(forms)}."
     )
 
 
@@ -426,7 +426,7 @@ def _row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Row:
         return Row(prompt, tuple(texts), source=record.source)
     if texts:
         raise DataError(
-            f"{record.source}: one response is text and another is a list of messages. Make them all the same."
+            f"{record.source}: one response is text, another a list of messages. Make them all the same."
         )
     chats = [answer for answer in answers if isinstance(answer, list)]
     if any(chat[-1]["role"] != "assistant" for chat in chats):
@@ -447,10 +447,10 @@ def _row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Row:
 
 
 def _shared_words(texts: list[str]) -> tuple[str, list[str]]:
-    """The words that texts begin with in common, and what follows; the space before a word belongs to what follows."""
+    """The words with which all texts begin, and what follows them in each, from the space before a word on."""
     if len(set(texts)) == 1:
         raise _Skip("rows with equal or empty responses")
-    shared = os.path.commonprefix(texts)
+    shared = os.path.commonprefix(texts)  # noqa: RUF071  # character by character is what is meant
     if not all(text[len(shared) : len(shared) + 1].isspace() for text in texts):  # it ends within a word
         shared = shared[: len(shared) - len(re.split(r"\s", shared)[-1])].removesuffix(" ")
     if not shared.strip():
@@ -501,8 +501,8 @@ def _one_each(record: Record, row: Row, *columns: str) -> tuple[float, ...]:
     numbers = [number for column in columns for number in record.numbers(column)]
     if len(numbers) != len(row.responses):
         raise DataError(
-            f"{record.source}: {len(row.responses)} responses, but {len(numbers)} numbers in {_listing(columns)}. Give "
-            "one number per response."
+            f"{record.source}: {len(row.responses)} responses, but {len(numbers)} numbers in "
+            f"{_listing(map(_either, columns))}. Give one number per response."
         )
     return tuple(numbers)
 
@@ -520,7 +520,10 @@ def _records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[
     if path.is_dir():
         return _saved_records(path, split)
     reader = _READERS.get(path.suffix)
-    if reader is None and not path.exists() and _HUB_NAME.fullmatch(source):
+    is_path = (
+        len(path.parts) == 2 and path.parent.is_dir()
+    )  # it looks like a hub name, but its folder is here
+    if reader is None and not is_path and not path.exists() and _HUB_NAME.fullmatch(source):
         return _hub_records(source, split)
     if not path.is_file():
         raise DataError(f"{source}: there is no such file. Give {_SOURCES}.")
@@ -561,8 +564,8 @@ def _loads(data: bytes, name: str, line: int, skipped: Counter[str]) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{name}:{line + error.lineno - 1}: this line is no JSON ({error.msg}, column {error.colno}): "
-            f"{_shown(error.doc[error.doc.rfind(chr(10), 0, error.pos) + 1 :])}. A file holds one object per line, or "
-            "(.json) one list of objects."
+            f"{_shown(error.doc[error.doc.rfind(chr(10), 0, error.pos) + 1 :])}. A file holds one object per line, "
+            "or (.json) one list of objects."
         ) from error
     return _without_surrogates(value, skipped) if _SURROGATE.search(data) else value
 
@@ -616,7 +619,7 @@ def _saved_records(path: Path, split: str | None) -> Iterator[Record]:
     name = split or (next(iter(data)) if len(data) == 1 else "train")
     if name not in data:
         raise DataError(
-            f"{path}: there is no split {name!r}; there are {_listing(data)}. Set `split` to one of them."
+            f"{path}: there is no split {name!r}; there are {_listing(map(str, data))}. Set `split` to one of them."
         )
     return _dataset_records(data[name], f"{path.name}[{name}]")
 
@@ -630,16 +633,17 @@ def _hub_records(source: str, split: str | None) -> Iterator[Record]:
         data = load_dataset(name, configuration or None, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{source}: there is no such file or folder, and the hub gives no data set of that name with split "
-            f"{split!r} ({_line(error)}). Give {_SOURCES}."
+            f"{source}: there is no such file or folder, and the hub gives no data set of that name with "
+            f"split={split!r} ({_line(error)}). Give {_SOURCES}."
         ) from error
     return _dataset_records(data, f"{source}[{split}]")
 
 
 def _dataset_records(data: "Dataset", name: str) -> Iterator[Record]:
-    batches = data.with_format(None).iter(1024)
-    rows = (dict(zip(b, values, strict=True)) for b in batches for values in zip(*b.values(), strict=True))
-    return (Record(row, f"{name}:{number}") for number, row in enumerate(rows, 1))
+    number = 0
+    for batch in data.with_format("arrow").iter(1024):
+        for number, row in enumerate(cast(pa.Table, batch).to_pylist(), number + 1):
+            yield Record(row, f"{name}:{number}")
 
 
 # --- words of messages ---

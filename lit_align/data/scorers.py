@@ -1,17 +1,17 @@
-"""Scorers: one number for each response to a prompt, higher is better. `score` is how the package asks them."""
+"""Scorers: one number for each response to a prompt, the higher the better. `score` asks them, and checks."""
 
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import math
 import numbers
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lit_align.data.formats import Message, Text
+from lit_align.data.formats import Text
 from lit_align.errors import UserError
 
 
@@ -47,11 +47,11 @@ class Scorer(ABC):
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
         """The reward of each response to the prompt of the same place, [N]."""
 
-    def start(self) -> None:
-        """Load what is needed to score; may be called again."""
+    def start(self) -> None:  # noqa: B027  # not every scorer has something to load
+        """Load what is needed to score; calling it again does nothing."""
 
-    def release(self) -> None:
-        """Free it, as between rounds; the next call loads it again."""
+    def release(self) -> None:  # noqa: B027
+        """Free it, as between rounds; the next score loads it again."""
 
 
 def score(
@@ -69,7 +69,9 @@ def score(
         ScorerError: the scorer raises, or gives the wrong number of scores, or one that is no finite number.
     """
     if len(prompts) != len(responses):
-        raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses: give one prompt per response.")
+        raise ValueError(
+            f"{len(prompts)} prompts for {len(responses)} responses: give one prompt per response."
+        )
     order = sorted(range(len(responses)), key=lambda i: -len(_joined(prompts[i])) - len(responses[i]))
     scores = [math.nan] * len(responses)
     for start in range(0, len(order), scorer.batch_size):
@@ -85,7 +87,7 @@ def score(
 def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> list[float]:
     def failed(what: str, mend: str, first: int = 0) -> ScorerError:
         return ScorerError(
-            f"scorer {scorer.identity}: {what}; prompt {_shown(prompts[first])}, response "
+            f"scorer {scorer.identity}: {what}; prompt {_shown(_joined(prompts[first]))}, response "
             f"{_shown(responses[first])}. {mend}"
         )
 
@@ -103,12 +105,16 @@ def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> l
         values = values.tolist()  # type: ignore[union-attr]
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(responses):
         got = f"{len(values)} scores" if isinstance(values, Sequence) else f"a {type(values).__name__}"
-        raise failed(f"gave {got} for {len(responses)} responses", "Return a list with one number per response.")
+        raise failed(
+            f"gave {got} for {len(responses)} responses", "Return a list with one number per response."
+        )
     for place, value in enumerate(values):
         if not isinstance(value, numbers.Real):
             raise failed(f"gave {value!r}, which is no number", "Return one number per response.", place)
         if not math.isfinite(value):
-            raise failed(f"gave {value}", "Return a finite number; rewards that are missing must be decided on.", place)
+            raise failed(
+                f"gave {value}", "Return a finite number; rewards that are missing must be decided on.", place
+            )
     return [float(value) for value in values]
 
 
@@ -123,23 +129,267 @@ class FunctionScorer(Scorer):
     """
 
     def __init__(self, function: str, batch_size: int = 256):
-        _check_batch_size(batch_size)
-        self.batch_size = batch_size
-        self._function = _import_function(function)
-        self._name = function
+        self.function = _import_function(function)
+        self.batch_size = _at_least_one("batch_size", batch_size)
+        file = getattr(sys.modules.get(self.function.__module__ or ""), "__file__", None)
+        self._identity = f"{function}@{_fingerprint([Path(file)])}" if file else function
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        """The path, and a fingerprint of the file that holds the function."""
-        file = inspect.getsourcefile(inspect.unwrap(self._function)) if callable(self._function) else None
-        return f"{self._name}@{_digest([Path(file)])}" if file else self._name
+        """The import path and a fingerprint of the file behind it."""
+        return self._identity
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
-        return self._function(prompts, responses)
+        return self.function(prompts, responses)
+
+
+class SequenceClassificationScorer(Scorer):
+    """A sequence-classification model of transformers: a reward model, or any classifier.
+
+    With one output the reward is that logit. With several it is the log-odds of `label`, log p/(1−p), since its
+    differences do not shrink near p = 1 as those of p do. The weights are loaded at the first score.
+
+    Args:
+        model: Folder saved by `save_pretrained`, or a hub name.
+        batch_size: Most texts per forward pass.
+        dtype: Type of the weights; auto is the one they were saved in.
+        device: auto is the GPU if there is one; or cpu, cuda, cuda:1, mps.
+        template: What the model reads, such as "Q: {prompt} A: {response}"; the messages of a chat are joined by
+            blank lines. None is the tokenizer's chat template or, without one, the response right behind the prompt.
+        label: Which output is the reward, for models with several, counted from 0.
+        max_length: Longest text in tokens; longer ones lose their beginning and are counted (`truncated`). None is
+            what the model allows.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        batch_size: int = 32,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        device: str = "auto",
+        template: str | None = None,
+        label: int | None = None,
+        max_length: int | None = None,
+    ):
+        self.model = model
+        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.dtype = dtype
+        self.device = device
+        self.template = template
+        self.label = label
+        self.config, self.tokenizer = _load_config(model)
+        self.max_length = self._limit(max_length)
+        self.truncated = 0  # texts cut so far
+        self._loaded: PreTrainedModel | None = None
+        options = {"dtype": dtype, "template": template, "label": label, "max_length": max_length}
+        self._options = "".join(f" {n}={v!r}" for n, v in options.items() if v not in (None, "auto"))
+        if template is not None:
+            _check_template(template)
+        _check_label(model, self.config, label)
+
+    @property
+    def identity(self) -> str:
+        """Name, version, and the options that change scores."""
+        return f"{self.model}@{self._version}{self._options}"
+
+    @cached_property
+    def _version(self) -> str:
+        """Fingerprint of a folder's files, or the hub's commit."""
+        folder = Path(self.model)
+        if not folder.is_dir():
+            return str(getattr(self.config, "_commit_hash", None))[:16]
+        kinds = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja"}
+        return _fingerprint(sorted(file for file in folder.iterdir() if file.suffix in kinds))
+
+    def start(self) -> None:
+        self._loaded = self._loaded or self._load()
+
+    def release(self) -> None:
+        self._loaded = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> list[float]:
+        model = self._loaded = self._loaded or self._load()
+        texts = [self._text(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        inputs = self.tokenizer.pad({"input_ids": self._token_ids(texts)}, return_tensors="pt").to(
+            model.device
+        )
+        logits_NL = model(**inputs).logits.float()
+        return self._rewards(logits_NL).tolist()
+
+    def _rewards(self, logits_NL: Tensor) -> Tensor:
+        """Logit or log-odds, [N]."""
+        if self.label is None:
+            return logits_NL[:, 0]
+        if self.config.problem_type == "multi_label_classification":  # each output is a log-odds by itself
+            return logits_NL[:, self.label]
+        others = [k for k in range(logits_NL.shape[1]) if k != self.label]
+        return logits_NL[:, self.label] - logits_NL[:, others].logsumexp(-1)
+
+    def _text(self, prompt: Text, response: str) -> str:
+        if self.template is not None:
+            return self.template.format(prompt=_joined(prompt), response=response)
+        if self.tokenizer.chat_template:
+            chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            chat = [*chat, {"role": "assistant", "content": response}]
+            return str(self.tokenizer.apply_chat_template(chat, tokenize=False))
+        return _joined(prompt) + ("" if isinstance(prompt, str) else "\n\n") + response
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of each text, without the beginning of those that are too long."""
+        # a chat template has put the special tokens in already
+        special = self.template is not None or not self.tokenizer.chat_template
+        encode = partial(self.tokenizer, add_special_tokens=special, verbose=False)
+        ids = encode(texts).input_ids
+        long = [place for place, each in enumerate(ids) if len(each) > self.max_length]
+        if long and not self.truncated:
+            rank_zero_warn(
+                f"scorer {self.model}: a text of {len(ids[long[0]])} tokens is longer than "
+                f"max_length={self.max_length}, and is scored without its beginning. Further ones are only counted. "
+                "Raise max_length if the model allows, or shorten the prompts."
+            )
+        self.truncated += len(long)
+        for place in long:
+            ids[place] = encode(texts[place], truncation=True, max_length=self.max_length).input_ids
+        return ids
+
+    def _limit(self, max_length: int | None) -> int:
+        """Most tokens of a text."""
+        positions = getattr(self.config, "max_position_embeddings", None) or 10**9
+        if max_length is None:
+            return min(positions, self.tokenizer.model_max_length)
+        if max_length > positions:
+            raise UserError(
+                f"scorer.max_length={max_length}: {self.model!r} has no more than {positions} positions."
+            )
+        return _at_least_one("max_length", max_length)
+
+    def _load(self) -> PreTrainedModel:
+        dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        try:
+            with (
+                torch.random.fork_rng()
+            ):  # training draws the same numbers whether or not a scorer was loaded
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    self.model, dtype=dtype, output_loading_info=True
+                )
+        except (OSError, ValueError) as error:
+            raise UserError(f"scorer.model: cannot load {self.model!r}: {_first_line(error)}") from error
+        if report["missing_keys"]:
+            raise UserError(
+                f"scorer.model: {self.model!r} has no weights for {', '.join(sorted(report['missing_keys']))}, so "
+                "that its scores would be random. Give a model trained for sequence classification."
+            )
+        model.config.pad_token_id = self.tokenizer.pad_token_id  # decoders find a text's last token by it
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return model.eval().requires_grad_(False).to(device)
 
 
 def _import_function(path: str) -> Callable[..., Sequence[float]]:
-    """Import `package.module.function` or `file.py:function`."""
-    file, colon, name = path.rpartition(":")
-    module, dot, last = path.rpartition(".")
-    ...
+    """Import package.module.function, or path/to/file.py:function."""
+    forms = "Give package.module.function, or path/to/file.py:function."
+    place, _, name = path.rpartition(":" if ":" in path else ".")
+    if not place or not name:
+        raise UserError(f"scorer.function={path!r} is no path to a function. {forms}")
+    if ":" in path and not Path(place).is_file():
+        raise UserError(f"scorer.function={path!r}: there is no file {place!r}. {forms}")
+    try:
+        module = _import_file(Path(place)) if ":" in path else importlib.import_module(place)
+    except Exception as error:  # whatever the user's file does
+        raise UserError(
+            f"scorer.function={path!r}: {place!r} cannot be imported ({type(error).__name__}: {error}). {forms}"
+        ) from error
+    if not hasattr(module, name):
+        raise UserError(f"scorer.function={path!r}: {place!r} has no {name!r}. {forms}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise UserError(f"scorer.function={path!r} is a {type(function).__name__}, not a function. {forms}")
+    return function
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Run a file as a module of its own name, so that no other module is hidden by it."""
+    name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    path = Path(model)
+    is_path = path.is_absolute() or len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir())
+    if is_path and not path.is_dir():
+        raise UserError(
+            f"scorer.model: there is no folder {model!r}. Give one saved by `save_pretrained`, or a hub name."
+        )
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"scorer.model: {model!r} is no folder with a model and its tokenizer, and the hub gives none of that name "
+            f"({_first_line(error)})."
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.truncation_side = "left"  # the response is what counts
+    return config, tokenizer
+
+
+def _check_template(template: str) -> None:
+    try:
+        shows_response = "\0" in template.format(prompt="", response="\0")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"scorer.template={template!r} cannot be filled in ({type(error).__name__}: {error}). Use {{prompt}} and "
+            "{response}, and double any other brace."
+        ) from error
+    if not shows_response:
+        raise UserError(
+            f"scorer.template={template!r} leaves the response out. Put {{response}} in its place."
+        )
+
+
+def _check_label(model: str, config: PretrainedConfig, label: int | None) -> None:
+    count = config.num_labels
+    if count == 1 and label is not None:
+        raise UserError(f"scorer.label={label} has no effect: {model!r} has one output. Leave it out.")
+    if count > 1 and (label is None or not 0 <= label < count):
+        names = ", ".join(f"{number} {name}" for number, name in (config.id2label or {}).items())
+        raise UserError(f"scorer.label={label}: {model!r} has {count} outputs; set label to one of: {names}.")
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise UserError(f"scorer.{name}={value} must be at least 1.")
+    return value
+
+
+def _fingerprint(files: Sequence[Path]) -> str:
+    """16 hexadecimal digits that identify files by name and content."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _joined(prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 100 else f"{text[:60]!r} … {text[-40:]!r}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -21,6 +21,7 @@ objective bit for bit.
 import torch
 from torch import Tensor
 
+from lit_align.errors import UserError
 from lit_align.objectives._shapes import check_shape
 
 
@@ -39,16 +40,16 @@ def effective_anchor(
         The anchor's log-probabilities, and β_eff = `beta` + `proximal`.
     """
     if not (beta >= 0 and proximal >= 0 and beta + proximal > 0):
-        raise ValueError(
+        raise UserError(
             f"beta={beta} and proximal={proximal}: both must be ≥ 0 and one > 0, or nothing holds the policy."
         )
     if proximal > 0 and sampler_logps is None:
-        raise ValueError(
+        raise UserError(
             f"proximal={proximal} holds the policy near its sampler, but there are no sampler log-probs: "
             "use data that records them (OnPolicyPairs), or set proximal=0."
         )
     if beta > 0 and reference_logps is None:
-        raise ValueError(
+        raise UserError(
             f"beta={beta} holds the policy near a reference, but there are no reference log-probs: "
             "give the objective a reference or data that records them, or set beta=0."
         )

@@ -24,8 +24,10 @@ class Watch(Callback):
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
+        self.batches: list[Any] = []
 
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
         self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def __getitem__(self, name: str) -> list[float]:
@@ -174,7 +176,7 @@ def test_lambda_zero_is_the_base_objective_bit_for_bit_also_on_policy(tiny_model
 
 
 def test_a_proximal_weight_without_a_sampler_names_itself_and_the_mend(tiny_model, pairs):
-    with pytest.raises(ValueError, match=r"proximal=0.1 .* OnPolicyPairs.* proximal=0"):
+    with pytest.raises(UserError, match=r"proximal=0.1 .*OnPolicyPairs.* proximal=0"):
         fit(DPO(PolicyConfig(tiny_model), proximal=0.1), pairs)
 
 
@@ -192,8 +194,7 @@ def test_recorded_and_live_reference_give_the_same_loss(tiny_model, in_tmp, monk
 def test_what_is_logged_is_what_it_says(tiny_model, pairs):
     module, watch = DPO(PolicyConfig(tiny_model), beta=0.2), Watch()
     fit(module, pairs, watch, ReferenceRefresh(1.0, 1000))
-    batch = next(iter(pairs.train_dataloader()))
-    step = watch.steps[0]
+    batch, step = watch.batches[0], watch.steps[0]
     assert step["train/length_chosen"] == batch.lengths[:, 0].double().mean()
     assert step["train/length_rejected"] == batch.lengths[:, 1].double().mean()
     assert step["train/logp_chosen"] < 0 and step["train/log_ratio_chosen"] == 0
@@ -205,7 +206,7 @@ def test_what_is_logged_is_what_it_says(tiny_model, pairs):
 def test_validation_logs_the_same_metrics_over_the_whole_set(tiny_model, in_tmp):
     path = write_pairs(in_tmp, 7)
     data = OfflinePairs(path, validation=path, batch_size=3)
-    trainer = fit(DPO(PolicyConfig(tiny_model)), data, max_steps=1)
+    trainer = fit(DPO(PolicyConfig(tiny_model)), data, limit_train_batches=1)
     values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
     assert {"val/loss", "val/reward_accuracy", "val/reward_margin", "val/logp_chosen"} <= values.keys()
     loader = data.val_dataloader()
