@@ -1,0 +1,236 @@
+"""On-policy rounds: drawn once, by the right policy, stored whole, resumed to the bit."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lit_align.callbacks import ReferenceRefresh
+from lit_align.data import BestWorst, OnPolicyPairs
+from lit_align.data.collate import Example
+from lit_align.data.store import Round
+from lit_align.errors import UserError
+from lit_align.objectives import DPO
+from lit_align.policy import LoRAConfig, PolicyConfig
+from tiny import adamw, fit, on_policy
+
+LORA = LoRAConfig(r=4, dropout=0.2)
+
+
+class Rounds(Callback):
+    """Keeps the examples of each round, and with which weights they were made."""
+
+    def __init__(self) -> None:
+        self.made: list[list[Example]] = []
+        self.at: list[int] = []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.made.append(trainer.datamodule._pairs.examples)
+        self.at.append(trainer.datamodule._made_at)
+
+
+def module_of(tiny_model: str, **options: Any) -> DPO:
+    return DPO(PolicyConfig(tiny_model), optimizer=adamw(), **({"proximal": 0.1} | options))
+
+
+def state(module: DPO) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in module.state_dict().items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different, different[:3]
+
+
+def test_each_epoch_is_a_round_of_other_prompts_by_the_policy_of_its_beginning(tiny_model, in_tmp):
+    rounds = Rounds()
+    module = module_of(tiny_model)
+    fit(module, on_policy(in_tmp, prompts_per_round="chunk"), rounds, max_epochs=3)
+    sources = [{example.source for example in made} for made in rounds.made]
+    assert rounds.at == [0, 3, 6] or rounds.at[0] == 0 < rounds.at[1] < rounds.at[2]
+    assert not (sources[0] & sources[1]) and not (sources[1] & sources[2])
+    assert len(list((in_tmp / "rounds").iterdir())) == 3
+
+
+def test_recorded_sampler_logps_are_those_of_the_policy_that_drew(tiny_model, in_tmp):
+    class Compare(Callback):
+        def __init__(self) -> None:
+            self.off: list[float] = []
+
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            for batch in trainer.datamodule.train_dataloader():
+                with torch.no_grad():
+                    self.off.append((pl_module.policy(batch) - batch.sampler_logps).abs().max().item())
+
+    compare = Compare()
+    fit(module_of(tiny_model), on_policy(in_tmp), compare, max_epochs=2)
+    assert max(compare.off) < 1e-4
+
+
+def test_the_chosen_response_has_the_higher_reward_of_its_own_text(tiny_model, in_tmp):
+    data = on_policy(in_tmp)
+    fit(module_of(tiny_model), data)
+    made = Round(data.folder, 0, data._key)
+    stored = {row["source"]: row for n in range(2) for row in made.read("samples", n) or []}
+    for example in data._pairs.examples:
+        row = stored[example.source]
+        texts = [row["responses"][row["response_ids"].index(ids)] for ids in example.response_ids]
+        assert [float(sum(map(ord, text)) % 17) for text in texts] == example.rewards
+        assert example.rewards[0] > example.rewards[1]
+
+
+REFRESHES = {
+    "no refresh": [],
+    "soft": [(0.5, 1, "step")],
+    "hard": [(1.0, 2, "step")],
+    "round": [(1.0, 1, "round")],
+}
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA with dropout"])
+@pytest.mark.parametrize("refresh", REFRESHES)
+def test_resumed_at_any_step_the_run_ends_in_the_same_bits(tiny_model, in_tmp, lora, refresh):
+    """Mid-epoch, at a round's last batch, and between rounds; the moved reference included."""
+
+    def run(folder: str, *keep: Callback, ckpt_path: str | None = None) -> dict[str, torch.Tensor]:
+        module = module_of(tiny_model, lora=lora)
+        callbacks = [ReferenceRefresh(*rule) for rule in REFRESHES[refresh]]
+        data = on_policy(in_tmp, store=f"{folder}/rounds")
+        fit(module, data, *callbacks, *keep, ckpt_path=ckpt_path, max_epochs=3, enable_checkpointing=bool(keep))
+        return state(module)
+
+    keep = ModelCheckpoint("whole/checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole = run("whole", keep)
+    checkpoints = sorted(Path("whole/checkpoints").glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+    assert len(checkpoints) >= 6
+    for checkpoint in checkpoints[1::2]:
+        shutil.copytree("whole/rounds", "again/rounds", dirs_exist_ok=True)
+        assert_same(whole, run("again", ckpt_path=str(checkpoint)))
+
+
+class StopSampling(Exception):
+    pass
+
+
+def test_a_run_killed_while_sampling_keeps_what_is_done_and_ends_in_the_same_pairs(tiny_model, in_tmp, monkeypatch):
+    """Killed after the first batch of the second round; the batch is not drawn again."""
+    from lit_align.data import on_policy as code
+
+    drawn: list[int] = []
+    original = code.sample_responses
+
+    def counted(*args: Any) -> Any:
+        if len(drawn) == 3 and stop:
+            raise StopSampling
+        drawn.append(len(args[2]))
+        return original(*args)
+
+    monkeypatch.setattr(code, "sample_responses", counted)
+    stop = False
+    rounds = Rounds()
+    options = {"max_epochs": 2, "enable_checkpointing": True}
+    whole = module_of(tiny_model)
+    fit(whole, on_policy(in_tmp, store="whole"), rounds, ModelCheckpoint("w"), **options)
+    assert len(drawn) == 4
+
+    drawn.clear()
+    stop = True
+    last = ModelCheckpoint("k", save_last=True, save_on_train_epoch_end=True)
+    with pytest.raises(StopSampling):
+        fit(module_of(tiny_model), on_policy(in_tmp, store="killed"), last, **options)
+    stop = False
+    again, resumed = Rounds(), module_of(tiny_model)
+    fit(resumed, on_policy(in_tmp, store="killed"), again, ckpt_path="k/last.ckpt", max_epochs=2)
+    assert len(drawn) == 4  # two batches a round, each drawn once
+    assert again.made[-1] == rounds.made[-1]
+    assert_same(state(whole), state(resumed))
+
+
+def test_the_same_command_again_draws_nothing_and_ends_in_the_same_bits(tiny_model, in_tmp, monkeypatch):
+    first, second = module_of(tiny_model), module_of(tiny_model)
+    fit(first, on_policy(in_tmp), max_epochs=2)
+    monkeypatch.setattr("lit_align.data.on_policy.sample_responses", None)
+    fit(second, on_policy(in_tmp), max_epochs=2)
+    assert_same(state(first), state(second))
+
+
+def test_responses_of_an_earlier_policy_are_never_drawn_by_a_later_one(tiny_model, in_tmp):
+    keep = ModelCheckpoint("ckpt", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    fit(module_of(tiny_model), on_policy(in_tmp), keep, enable_checkpointing=True, max_epochs=2)
+    shutil.rmtree("rounds")
+    with pytest.raises(UserError, match=r"in the middle of round 1, .* no longer in .*rounds.*Give that folder back"):
+        fit(module_of(tiny_model), on_policy(in_tmp), ckpt_path="ckpt/step=1.ckpt", max_epochs=2)
+
+
+def test_a_resting_reference_copy_is_recorded_and_an_adapters_stays_live(tiny_model, in_tmp):
+    rounds = Rounds()
+    fit(module_of(tiny_model), on_policy(in_tmp, store="full"), rounds)
+    fit(module_of(tiny_model, lora=LORA), on_policy(in_tmp, store="lora"), rounds)
+    fit(module_of(tiny_model), on_policy(in_tmp, store="step"), rounds, ReferenceRefresh(1.0, 2))
+    fit(module_of(tiny_model), on_policy(in_tmp, store="round"), rounds, ReferenceRefresh(1.0, 1, "round"))
+    recorded = [made[0].reference_logps is not None for made in rounds.made]
+    assert recorded == [True, False, False, True]
+
+
+def test_a_refresh_by_round_comes_before_the_next_rounds_reference_is_recorded(tiny_model, in_tmp):
+    """SPPO's setting: reference ← policy each round, so that both anchors of a round's pairs are one."""
+    rounds = Rounds()
+    fit(module_of(tiny_model), on_policy(in_tmp), rounds, ReferenceRefresh(1.0, 1, "round"), max_epochs=2)
+    for example in rounds.made[1]:
+        assert example.reference_logps == pytest.approx(example.sampler_logps, abs=1e-4)
+
+
+def test_prompts_begin_anew_when_they_are_used_up(tiny_model, in_tmp):
+    rounds = Rounds()
+    fit(module_of(tiny_model), on_policy(in_tmp, prompts_per_round=20), rounds, max_epochs=2)
+    sources = [{example.source for example in made} for made in rounds.made]
+    assert sources[0] & sources[1] and len(sources[0] | sources[1]) > 20
+
+
+def test_a_round_without_any_pair_says_why(tiny_model, in_tmp):
+    with pytest.raises(UserError, match="round 1 gives no pair to train on: of 8 prompts 8 margin too small"):
+        fit(module_of(tiny_model), on_policy(in_tmp, pairing=BestWorst(min_margin=1000)))
+
+
+def test_the_counts_of_a_round_are_on_the_screen(tiny_model, in_tmp, capsys):
+    fit(module_of(tiny_model), on_policy(in_tmp, pairing=BestWorst(min_margin=12)))
+    said = capsys.readouterr().out
+    assert "round 1 of 1" in said and "8/8 prompts" in said and "margin too small" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"responses_per_prompt": 1}, "data.responses_per_prompt=1: a preference needs at least 2"),
+        ({"responses_per_prompt": 8, "sampling_batch_size": 4}, "cannot hold the 8 responses"),
+        ({"prompts_per_round": 0}, "data.prompts_per_round=0 must be at least 1"),
+        ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
+    ],
+)
+def test_impossible_options_are_refused_at_once(in_tmp, options, message):
+    with pytest.raises(UserError, match=message):
+        on_policy(in_tmp, **options)
+
+
+def test_a_prompt_longer_than_the_limit_is_named_before_anything_is_drawn(tiny_model, in_tmp):
+    with pytest.raises(UserError, match=r"prompts.jsonl:1: the prompt has 15 tokens, but max_prompt_length=4"):
+        fit(module_of(tiny_model), on_policy(in_tmp, max_prompt_length=4))
+
+
+@pytest.mark.parametrize("code", ["[float('nan')] * len(responses)", "[1.0]", "1 / 0"])
+def test_a_scorer_that_fails_stops_the_round_and_what_was_drawn_is_kept(tiny_model, in_tmp, code, monkeypatch):
+    data = on_policy(in_tmp)
+    (in_tmp / "bad.py").write_text(f"def reward(prompts, responses): return {code}\n")
+    from lit_align.data import FunctionScorer
+
+    good, data.scorer = data.scorer, FunctionScorer("bad.py:reward")
+    with pytest.raises(UserError, match=r"scorer bad.py:reward"):
+        fit(module_of(tiny_model), data)
+    monkeypatch.setattr("lit_align.data.on_policy.sample_responses", None)  # nothing is drawn again
+    again: OnPolicyPairs = on_policy(in_tmp)
+    again.scorer = good
+    fit(module_of(tiny_model), again)
