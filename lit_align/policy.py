@@ -157,23 +157,17 @@ class Policy(nn.Module):
         """A frozen plain model with the policy's present weights, the adapter merged, in eval mode.
 
         Args:
-            dtype: Type of its weights; buffers keep theirs, since rotary frequencies do not survive bfloat16.
+            dtype: Type of its weights, the policy's by default; buffers keep theirs, since rotary frequencies do not
+                survive bfloat16.
         """
-        if self.adapter is not None:
-            merged = copy.deepcopy(self.adapter).merge_and_unload()
-            if dtype != torch.bfloat16:  # peft has rounded W + ΔW to the base's type
-                weights = dict(merged.named_parameters())
-                for name, value in self.full_weights():
-                    weights[name].data = value.to(dtype or value.dtype, copy=True)
-        else:
-            merged = copy.deepcopy(self.model)
-        for parameter in merged.parameters():
-            parameter.requires_grad_(False)
-            if dtype is not None:
-                parameter.data = parameter.data.to(dtype)
-        if dtype is not None:
-            merged.config.dtype = dtype
-        return merged.eval()
+        dtype = dtype or self.dtype
+        plain = copy.deepcopy(self.model) if self.adapter is None else copy.deepcopy(self.adapter).unload()
+        weights = dict(plain.named_parameters())
+        for name, value in self.full_weights():
+            weights[name].data = value.to(dtype, copy=True)
+            weights[name].requires_grad_(False)
+        plain.config.dtype = dtype
+        return plain.eval()
 
     @contextmanager
     def adapters(self, slots: Sequence[str]) -> Iterator[None]:
@@ -193,7 +187,7 @@ class Policy(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write model and tokenizer in transformers' format, an adapter merged, in the type it was loaded in."""
-        model = self.merged_copy(self.dtype) if self.adapter is not None else self.model
+        model = self.model if self.adapter is None else self.merged_copy()
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

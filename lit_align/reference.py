@@ -94,7 +94,7 @@ class CopiedReference(nn.Module):
 
     def __init__(self, policy: Policy, *, dtype: torch.dtype | None = None, accumulate: bool = False):
         super().__init__()
-        self.model = policy.merged_copy(dtype or policy.dtype)
+        self.model = policy.merged_copy(dtype)
         half = (dtype or policy.dtype).itemsize < 4
         self.accumulator = policy.merged_copy(torch.float32) if accumulate and half else None
 

@@ -2,9 +2,9 @@
 
     file, folder, hub ──▶ Record (columns as they are) ──Format.parse──▶ Row (prompt, responses) ──▶ kind
 
-The format is detected once, by the first row, in the order of `FORMATS`; every further row must fit it. A prompt
-is plain text or a chat; a response is always text, in a chat the content of its last turn. What a rule leaves out
-is counted under its reason; what no rule covers is an error that names the row.
+The format is detected once, by the first row, in the order of `FORMATS`; every further row must fit it. A
+prompt is plain text or a chat; a response is always text, in a chat the content of its last turn. What a rule
+leaves out is counted under its reason; what no rule covers is an error that names the row.
 """
 
 import json
@@ -69,15 +69,15 @@ def read_rows(path_or_name: str | os.PathLike[str], *, split: str | None = None,
     """Read a data set whole, detecting its format.
 
     Args:
-        path_or_name: A .jsonl, .json or .parquet file, a folder that `datasets` saved, or a hub name, with its
-            configuration behind a colon if it has several (openai/summarize_from_feedback:comparisons).
+        path_or_name: A .jsonl, .json or .parquet file, a folder that `datasets` saved, or a hub name, with a
+            configuration behind a colon if need be (openai/summarize_from_feedback:comparisons).
         split: Split of a folder or hub name; None is a folder's only one, or else train.
-        kind: What the rows are for. prompts: what precedes any response. preferences: the better response, then
-            one or more worse ones. labelled: responses marked desirable or not; preferences give both. texts: one
-            response to imitate; of a preference, the better one.
+        kind: What the rows are for. prompts: what precedes any response. preferences: the better response,
+            then one or more worse ones. labelled: responses marked desirable or not; preferences give both.
+            texts: one response to imitate; of a preference, the better one.
 
     Raises:
-        DataError: the data set does not exist, is damaged, empty or of no known format, or a row does not fit it.
+        DataError: the data set does not exist, is damaged, empty or of no known format, or a row is.
     """
     source = os.fspath(path_or_name)
     skipped: Counter[str] = Counter()
@@ -336,8 +336,8 @@ def _detect(first: Record, kind: Kind) -> Format:
             return format
     forms = dict.fromkeys(" + ".join(_either(column) for column in format.columns) for format in fitting)
     raise DataError(
-        f"{first.source}: no {kind} can be read from the columns {_columns(first)}. Rename them to one of these "
-        f"forms: {'; '.join(forms)}."
+        f"{first.source}: no {kind} can be read from the columns {_columns(first)}. Rename them to one of "
+        f"these forms: {'; '.join(forms)}."
     )
 
 
@@ -447,7 +447,7 @@ def _row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Row:
 
 
 def _shared_words(texts: list[str]) -> tuple[str, list[str]]:
-    """The words with which all texts begin, and what follows them in each, from the space before a word on."""
+    """The words with which all texts begin, and what follows in each, from the space before a word on."""
     if len(set(texts)) == 1:
         raise _Skip("rows with equal or empty responses")
     shared = os.path.commonprefix(texts)  # noqa: RUF071  # character by character is what is meant
@@ -564,8 +564,8 @@ def _loads(data: bytes, name: str, line: int, skipped: Counter[str]) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{name}:{line + error.lineno - 1}: this line is no JSON ({error.msg}, column {error.colno}): "
-            f"{_shown(error.doc[error.doc.rfind(chr(10), 0, error.pos) + 1 :])}. A file holds one object per line, "
-            "or (.json) one list of objects."
+            f"{_shown(error.doc[error.doc.rfind(chr(10), 0, error.pos) + 1 :])}. A file holds one object per "
+            "line, or (.json) one list of objects."
         ) from error
     return _without_surrogates(value, skipped) if _SURROGATE.search(data) else value
 
@@ -619,7 +619,7 @@ def _saved_records(path: Path, split: str | None) -> Iterator[Record]:
     name = split or (next(iter(data)) if len(data) == 1 else "train")
     if name not in data:
         raise DataError(
-            f"{path}: there is no split {name!r}; there are {_listing(map(str, data))}. Set `split` to one of them."
+            f"{path}: there is no split {name!r}; set `split` to one of {_listing(map(str, data))}."
         )
     return _dataset_records(data[name], f"{path.name}[{name}]")
 
@@ -640,10 +640,9 @@ def _hub_records(source: str, split: str | None) -> Iterator[Record]:
 
 
 def _dataset_records(data: "Dataset", name: str) -> Iterator[Record]:
-    number = 0
-    for batch in data.with_format("arrow").iter(1024):
-        for number, row in enumerate(cast(pa.Table, batch).to_pylist(), number + 1):
-            yield Record(row, f"{name}:{number}")
+    batches = data.with_format("arrow").iter(1024)
+    rows = chain.from_iterable(cast(pa.Table, batch).to_pylist() for batch in batches)
+    return (Record(row, f"{name}:{number}") for number, row in enumerate(rows, 1))
 
 
 # --- words of messages ---

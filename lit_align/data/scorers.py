@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -60,13 +60,13 @@ def score(
     responses: Sequence[str],
     advance: Callable[[int], object] | None = None,
 ) -> list[float]:
-    """The reward of each response, [N], in batches of like length (the longest first).
+    """The reward of each response, [N], asked for in batches of like length, the longest first.
 
     Args:
         advance: Called with the number of responses of each finished batch.
 
     Raises:
-        ScorerError: the scorer raises, or gives the wrong number of scores, or one that is no finite number.
+        ScorerError: the scorer raises, gives the wrong number of scores, or one that is no finite number.
     """
     if len(prompts) != len(responses):
         raise ValueError(
@@ -85,36 +85,30 @@ def score(
 
 
 def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> list[float]:
-    def failed(what: str, mend: str, first: int = 0) -> ScorerError:
-        return ScorerError(
-            f"scorer {scorer.identity}: {what}; prompt {_shown(_joined(prompts[first]))}, response "
-            f"{_shown(responses[first])}. {mend}"
-        )
+    def failed(what: str, mend: str, place: int = 0) -> ScorerError:
+        prompt, response = _shown(_joined(prompts[place])), _shown(responses[place])
+        return ScorerError(f"scorer {scorer.identity} {what} (prompt {prompt}, response {response}). {mend}")
 
     try:
-        values = scorer(prompts, responses)
+        values: Any = scorer(prompts, responses)
     except UserError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise failed("ran out of memory", f"Lower its batch_size={scorer.batch_size}.") from error
     except Exception as error:
-        mend = "Mend the scorer; these texts show the failure."
-        if isinstance(error, torch.OutOfMemoryError):
-            mend = f"Lower its batch_size={scorer.batch_size}."
-        what = f"raised {type(error).__name__}: {error}; a batch of {len(responses)} that begins with"
-        raise failed(what, mend) from error
-    if isinstance(values, Tensor) or hasattr(values, "tolist"):  # tensors and arrays
-        values = values.tolist()  # type: ignore[union-attr]
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(responses):
-        got = f"{len(values)} scores" if isinstance(values, Sequence) else f"a {type(values).__name__}"
-        raise failed(
-            f"gave {got} for {len(responses)} responses", "Return a list with one number per response."
-        )
+        what = f"raised {type(error).__name__}: {error}, on a batch of {len(responses)} that begins here"
+        raise failed(what, "Mend the scorer.") from error
+    if hasattr(values, "tolist"):  # tensors and arrays
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise failed(f"returned a {type(values).__name__}", "Return a list, one number per response.")
+    if len(values) != len(responses):
+        raise failed(f"gave {len(values)} scores for {len(responses)} responses", "Return one per response.")
     for place, value in enumerate(values):
         if not isinstance(value, numbers.Real):
             raise failed(f"gave {value!r}, which is no number", "Return one number per response.", place)
         if not math.isfinite(value):
-            raise failed(
-                f"gave {value}", "Return a finite number; rewards that are missing must be decided on.", place
-            )
+            raise failed(f"gave {value}", "Return a finite number, also where there is no answer.", place)
     return [float(value) for value in values]
 
 
@@ -146,7 +140,7 @@ class FunctionScorer(Scorer):
 class SequenceClassificationScorer(Scorer):
     """A sequence-classification model of transformers: a reward model, or any classifier.
 
-    With one output the reward is that logit. With several it is the log-odds of `label`, log p/(1−p), since its
+    With one output the reward is that logit. With several it is the log-odds of `label`, log p/(1−p): its
     differences do not shrink near p = 1 as those of p do. The weights are loaded at the first score.
 
     Args:
@@ -154,11 +148,12 @@ class SequenceClassificationScorer(Scorer):
         batch_size: Most texts per forward pass.
         dtype: Type of the weights; auto is the one they were saved in.
         device: auto is the GPU if there is one; or cpu, cuda, cuda:1, mps.
-        template: What the model reads, such as "Q: {prompt} A: {response}"; the messages of a chat are joined by
-            blank lines. None is the tokenizer's chat template or, without one, the response right behind the prompt.
+        template: What the model reads, such as "Q: {prompt} A: {response}"; a chat's messages are joined by
+            blank lines. None is the tokenizer's chat template, where a plain prompt is the user's message; or
+            without one, the response right behind the prompt.
         label: Which output is the reward, for models with several, counted from 0.
-        max_length: Longest text in tokens; longer ones lose their beginning and are counted (`truncated`). None is
-            what the model allows.
+        max_length: Longest text in tokens; longer ones lose their beginning and are counted (`truncated`).
+            None is what the model allows.
     """
 
     def __init__(
@@ -247,8 +242,8 @@ class SequenceClassificationScorer(Scorer):
         if long and not self.truncated:
             rank_zero_warn(
                 f"scorer {self.model}: a text of {len(ids[long[0]])} tokens is longer than "
-                f"max_length={self.max_length}, and is scored without its beginning. Further ones are only counted. "
-                "Raise max_length if the model allows, or shorten the prompts."
+                f"max_length={self.max_length}, and is scored without its beginning. Further ones are only "
+                "counted. Raise max_length if the model allows, or shorten the prompts."
             )
         self.truncated += len(long)
         for place in long:
@@ -257,12 +252,12 @@ class SequenceClassificationScorer(Scorer):
 
     def _limit(self, max_length: int | None) -> int:
         """Most tokens of a text."""
-        positions = getattr(self.config, "max_position_embeddings", None) or 10**9
+        positions = getattr(self.config, "max_position_embeddings", None) or sys.maxsize
         if max_length is None:
             return min(positions, self.tokenizer.model_max_length)
         if max_length > positions:
             raise UserError(
-                f"scorer.max_length={max_length}: {self.model!r} has no more than {positions} positions."
+                f"scorer.max_length={max_length}: {self.model!r} takes {positions} at most. Lower it."
             )
         return _at_least_one("max_length", max_length)
 
@@ -299,19 +294,21 @@ def _import_function(path: str) -> Callable[..., Sequence[float]]:
         module = _import_file(Path(place)) if ":" in path else importlib.import_module(place)
     except Exception as error:  # whatever the user's file does
         raise UserError(
-            f"scorer.function={path!r}: {place!r} cannot be imported ({type(error).__name__}: {error}). {forms}"
+            f"scorer.function={path!r}: cannot import {place!r} ({type(error).__name__}: {error}). {forms}"
         ) from error
-    if not hasattr(module, name):
-        raise UserError(f"scorer.function={path!r}: {place!r} has no {name!r}. {forms}")
-    function = getattr(module, name)
+    function: Any = getattr(module, name, None)
+    if function is None:
+        raise UserError(f"scorer.function={path!r}: there is no {name!r} in {place!r}. {forms}")
     if not callable(function):
         raise UserError(f"scorer.function={path!r} is a {type(function).__name__}, not a function. {forms}")
-    return function
+    return function  # type: ignore[return-value]  # what it returns, `score` checks
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Run a file as a module of its own name, so that no other module is hidden by it."""
+    """Run a file once, as a module whose name hides no other."""
     name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
@@ -329,15 +326,13 @@ def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]
     path = Path(model)
     is_path = path.is_absolute() or len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir())
     if is_path and not path.is_dir():
-        raise UserError(
-            f"scorer.model: there is no folder {model!r}. Give one saved by `save_pretrained`, or a hub name."
-        )
+        raise UserError(f"scorer.model: there is no folder {model!r}. {_MODELS}")
     try:
         config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"scorer.model: {model!r} is no folder with a model and its tokenizer, and the hub gives none of that name "
-            f"({_first_line(error)})."
+            f"scorer.model: {model!r} is no folder with a model and its tokenizer, and the hub gives none of "
+            f"that name ({_first_line(error)}). {_MODELS}"
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -345,27 +340,28 @@ def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]
     return config, tokenizer
 
 
+_MODELS = "Give a folder saved by `save_pretrained`, or a hub name."
+
+
 def _check_template(template: str) -> None:
     try:
-        shows_response = "\0" in template.format(prompt="", response="\0")
+        filled = template.format(prompt="", response="\0")
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise UserError(
-            f"scorer.template={template!r} cannot be filled in ({type(error).__name__}: {error}). Use {{prompt}} and "
-            "{response}, and double any other brace."
+            f"scorer.template={template!r} cannot be filled in ({type(error).__name__}: {error}). Put in {{prompt}} "
+            "and {response}, and double any other brace."
         ) from error
-    if not shows_response:
-        raise UserError(
-            f"scorer.template={template!r} leaves the response out. Put {{response}} in its place."
-        )
+    if "\0" not in filled:
+        raise UserError(f"scorer.template={template!r} leaves the response out. Put in {{response}}.")
 
 
 def _check_label(model: str, config: PretrainedConfig, label: int | None) -> None:
-    count = config.num_labels
+    count = config.num_labels or 1
     if count == 1 and label is not None:
         raise UserError(f"scorer.label={label} has no effect: {model!r} has one output. Leave it out.")
     if count > 1 and (label is None or not 0 <= label < count):
         names = ", ".join(f"{number} {name}" for number, name in (config.id2label or {}).items())
-        raise UserError(f"scorer.label={label}: {model!r} has {count} outputs; set label to one of: {names}.")
+        raise UserError(f"scorer.label={label}: {model!r} has {count} outputs. Set it to one of: {names}.")
 
 
 def _at_least_one(name: str, value: int) -> int:

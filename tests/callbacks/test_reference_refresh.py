@@ -1,0 +1,112 @@
+"""When the reference moves, by driving the callback's hooks; how, in tests/test_reference.py."""
+
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lit_align.callbacks import ReferenceRefresh
+from lit_align.data import OfflinePairs
+from lit_align.errors import UserError
+from lit_align.objectives import DPO
+from lit_align.policy import PolicyConfig
+from tiny import adamw, fit, write_pairs
+
+
+def refreshes(callback: ReferenceRefresh, steps: list[int], batches: int = 4) -> list[int]:
+    """At which of the batches the callback mixes; `steps` is the optimizer's step after each batch."""
+    mixed: list[int] = []
+    for number, step in enumerate(steps):
+        module = SimpleNamespace(
+            policy=None, reference=SimpleNamespace(mix=lambda *a, n=number: mixed.append(n)), log=lambda *a: None
+        )
+        trainer = SimpleNamespace(
+            global_step=step, is_last_batch=number % batches == batches - 1, current_epoch=number // batches
+        )
+        callback.on_train_batch_end(trainer, module, None, None, number)  # type: ignore[arg-type]
+    return mixed
+
+
+def test_it_comes_every_tau_optimizer_steps():
+    assert refreshes(ReferenceRefresh(1.0, 3), [1, 2, 3, 4, 5, 6, 7]) == [2, 5]
+
+
+def test_batches_of_an_accumulation_do_not_count():
+    assert refreshes(ReferenceRefresh(0.5, 1), [0, 0, 1, 1, 1, 2, 2, 2]) == [2, 5]
+
+
+def test_by_round_it_comes_at_the_last_batch_of_every_tau_th_epoch():
+    assert refreshes(ReferenceRefresh(1.0, 1, "round"), list(range(1, 13))) == [3, 7, 11]
+    assert refreshes(ReferenceRefresh(1.0, 2, "round"), list(range(1, 13))) == [7]
+
+
+def test_its_state_goes_through_a_checkpoint():
+    first = ReferenceRefresh(1.0, 2)
+    refreshes(first, [1, 2])
+    second = ReferenceRefresh(1.0, 2)
+    second.load_state_dict(first.state_dict())
+    assert refreshes(second, [2, 3, 4]) == [2] and second.count == 2
+
+
+class NoReference(L.LightningModule):
+    def training_step(self, batch, batch_idx):
+        raise AssertionError
+
+
+def test_a_module_without_a_reference_is_refused():
+    trainer = SimpleNamespace(strategy=None)
+    with pytest.raises(UserError, match=r"reference_refresh: NoReference has no reference to refresh.*=null"):
+        ReferenceRefresh(1.0).setup(trainer, NoReference(), "fit")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def checkpoint(tiny_model, in_tmp):
+    """Two steps of TR-DPO, on disk."""
+
+    def make(*rule) -> tuple[DPO, str]:
+        module = DPO(PolicyConfig(tiny_model), optimizer=adamw())
+        keep = ModelCheckpoint("ckpt", filename="last")
+        callbacks = [ReferenceRefresh(*rule)] if rule else []
+        fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=4), keep, *callbacks, enable_checkpointing=True)
+        return module, "ckpt/last.ckpt"
+
+    return make
+
+
+def resume(tiny_model, path, *rule, **options) -> DPO:
+    module = DPO(PolicyConfig(tiny_model), optimizer=adamw())
+    callbacks = [ReferenceRefresh(*rule, **options)] if rule else []
+    fit(module, OfflinePairs("pairs.jsonl", batch_size=4), *callbacks, ckpt_path=path, max_epochs=1)
+    return module
+
+
+def test_the_moved_reference_is_in_the_checkpoint(tiny_model, checkpoint):
+    module, path = checkpoint(0.5, 1)
+    again = resume(tiny_model, path, 0.5, 1)
+    start = DPO(PolicyConfig(tiny_model))
+    start.configure_model()
+    for (name, saved), loaded, fresh in zip(
+        module.reference.named_parameters(), again.reference.parameters(), start.reference.parameters(), strict=True
+    ):
+        assert torch.equal(saved, loaded), name
+        assert not torch.equal(saved, fresh), name
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ((0.5, 1), (1.0, 1), r"reference ← 0.5·policy \+ 0.5·reference, every step; this run has: ← policy, every step"),
+        ((0.5, 1), (), r"this run has: no refresh"),
+        ((), (0.5, 1), r"reference no refresh; this run has"),
+    ],
+)
+def test_resuming_with_another_rule_stops_and_names_both(tiny_model, checkpoint, before, after, message):
+    _, path = checkpoint(*before)
+    with pytest.raises(UserError, match=message):
+        resume(tiny_model, path, *after)
+
+
+def test_another_rule_is_accepted_when_told(tiny_model, checkpoint):
+    _, path = checkpoint(0.5, 1)
+    resume(tiny_model, path, 0.5, 2, accept_change=True)

@@ -1,0 +1,30 @@
+"""Logged means, against sums by hand."""
+
+import torch
+from lit_align.metrics import PreferenceMetrics
+
+
+def test_means_are_over_examples_not_batches_and_ties_are_no_success():
+    metric = PreferenceMetrics()
+    zeros = torch.zeros(2, 2)
+    metric.update(torch.tensor([1.0, 2.0]), torch.tensor([[-1.0, -3.0], [-2.0, -2.0]]), zeros, torch.tensor([[3, 5], [4, 4]]), 0.5)
+    metric.update(torch.tensor([6.0]), torch.tensor([[-4.0, -1.0]]), torch.tensor([[-3.0, -1.0]]), torch.tensor([[9, 1]]), 0.5)
+    values = {name: value.item() for name, value in metric.compute().items()}
+    assert values == {
+        "loss": 3.0,
+        "reward_accuracy": 1 / 3,  # the tie of the second example counts 0
+        "reward_margin": 0.5 * (2 + 0 - 1) / 3,
+        "logp_chosen": -7 / 3,
+        "logp_rejected": -2.0,
+        "log_ratio_chosen": -4 / 3,
+        "log_ratio_rejected": -5 / 3,
+        "length_chosen": 16 / 3,
+        "length_rejected": 10 / 3,
+    }
+
+
+def test_without_an_anchor_there_are_no_log_ratios():
+    metric = PreferenceMetrics(anchored=False)
+    metric.update(torch.tensor([1.0]), torch.tensor([[-1.0, -3.0]]), None, torch.tensor([[3, 5]]))
+    values = metric.compute()
+    assert values["reward_margin"] == 2 and not any("log_ratio" in name for name in values)
