@@ -41,7 +41,7 @@ class Phase:
             TextColumn("{task.fields[note]}", style="dim"),
             console=console,
             transient=True,
-            disable=rank_zero_only.rank != 0 or not console.is_terminal,
+            disable=getattr(rank_zero_only, "rank", 0) != 0 or not console.is_terminal,
         )
         self._task = self._bar.add_task(name, total=total, completed=done, note="")
         self._bar.start()

@@ -10,7 +10,7 @@ Shapes: B prompts, K branches (responses) of each, P prompt tokens, R response t
 of the batch in all, H hidden units, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +53,8 @@ class PreferenceBatch:
 
     def select(self, rows: slice) -> "PreferenceBatch":
         """The same batch with some of its prompts only."""
-        values = {
-            name: value[rows] if isinstance(value, Tensor) else value for name, value in vars(self).items()
-        }
-        return PreferenceBatch(**values)
+        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
 def response_logps(model: PreTrainedModel, batch: PreferenceBatch) -> Tensor:
@@ -97,6 +95,7 @@ def _rows(batch: PreferenceBatch) -> tuple[Tensor, Tensor, Tensor]:
 def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """log softmax(logits)[target] of M tokens, [M], from their hidden states [M, H], chunk by chunk."""
     head = model.get_output_embeddings()
+    assert head is not None
     config = model.config.get_text_config()
 
     def chunk_logps(hidden_chunk: Tensor, target_chunk: Tensor) -> Tensor:

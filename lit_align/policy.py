@@ -82,6 +82,7 @@ class Policy(nn.Module):
     """
 
     model: PreTrainedModel
+    adapter: PeftModel | None
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: PeftModel | None = None):
         super().__init__()
@@ -113,7 +114,7 @@ class Policy(nn.Module):
             enable({"use_reentrant": False})
         check_logits(model)
         adapter = _add_adapter(model, lora) if lora else None
-        policy = cls(adapter.get_base_model() if adapter else model, tokenizer, adapter)
+        policy = cls(adapter.get_base_model() if adapter else model, tokenizer, adapter)  # type: ignore[arg-type]
         return policy.train()
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
@@ -127,7 +128,7 @@ class Policy(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the model's own weights (an adapter's may be wider)."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self.model.get_input_embeddings().weight.dtype  # type: ignore[return-value]
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every weight as if the adapter were merged: W + ΔW, accumulated in float32.
@@ -280,7 +281,7 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig) -> PeftModel:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft wants an int and works with any number
+        lora_alpha=lora.alpha,  # type: ignore  # peft wants an int and works with any number
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
         use_rslora=lora.rslora,

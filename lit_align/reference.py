@@ -12,6 +12,7 @@ adapter slot, or with none. bfloat16 keeps 8 bits, so a small α would round to 
 precision accumulates in float32 beside the weights it runs with.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -195,7 +196,7 @@ def make_reference(
             raise UserError("model.reference.form=adapter needs an adapter: set model.lora, or form=copy.")
         if soft:
             raise UserError(
-                f"model.reference.form=adapter cannot be mixed softly (alpha={rule.alpha}): the mean of two products BA "
+                f"model.reference.form=adapter cannot be mixed softly ({rule}): the mean of two products BA "
                 "is no product of mean factors. Use form=copy (or auto), or alpha=1."
             )
         if config.path is not None or config.dtype != "auto":
@@ -213,7 +214,7 @@ def make_reference(
 
 
 @torch.no_grad()
-def mix_weights(target: dict[str, Tensor], source: dict[str, Tensor], alpha: float) -> None:
+def mix_weights(target: Mapping[str, Tensor], source: Mapping[str, Tensor], alpha: float) -> None:
     """target ← alpha·source + (1−alpha)·target in place, paired by name.
 
     Raises:

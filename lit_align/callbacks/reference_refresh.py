@@ -44,7 +44,7 @@ class ReferenceRefresh(Callback):
             )
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError("reference_refresh: sharded models are not supported yet; use one device or DDP.")
-        pl_module.refresh_rule = self.rule
+        pl_module.refresh_rule = self.rule  # type: ignore[assignment]  # any module that offers the contract above
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,6 +6,7 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.axes import Axes
 from rich.table import Table
@@ -67,7 +68,8 @@ def _memory(module: PreferenceObjective) -> str:
     weights = sum(w.numel() * w.element_size() for w in module.policy.parameters())
     trained = sum(w.numel() * w.element_size() for _, w in module.policy.trainable_weights())
     reference = getattr(module, "reference", None)
-    second = sum(w.numel() * w.element_size() for w in reference.parameters()) if hasattr(reference, "parameters") else 0
+    copied = reference.parameters() if isinstance(reference, torch.nn.Module) else []
+    second = sum(w.numel() * w.element_size() for w in copied)
     parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
     listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top"

@@ -55,7 +55,7 @@ class Encoder:
         max_response_length: int,
         long_prompts: LongPrompts = "error",
     ):
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer  # the stubs' unions of all that it can return help nobody
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.long_prompts = long_prompts
@@ -111,7 +111,7 @@ class Encoder:
         return list(dict.fromkeys([self._eos, self._turn_end]))
 
 
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
+def _turn_end(tokenizer: Any) -> int:
     """The special token that the chat template puts behind an assistant's message; the text's end if there is none."""
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "lit_align"}]

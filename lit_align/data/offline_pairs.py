@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
-from transformers import PreTrainedTokenizerBase
 
 from lit_align.console import say
 from lit_align.data.collate import Encoder, Example, ExampleLoader, LongPrompts
@@ -63,10 +62,10 @@ class PairsDataModule(L.LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.given_seed is None else self.given_seed
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Any:
         """The policy's."""
         assert self.trainer is not None
-        return self.trainer.lightning_module.tokenizer  # type: ignore[return-value]
+        return self.trainer.lightning_module.tokenizer
 
     @property
     def encoder(self) -> Encoder:

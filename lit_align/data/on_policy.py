@@ -116,6 +116,7 @@ class OnPolicyPairs(PairsDataModule):
         self._line += f"; {_listing(skipped)}" if skipped else ""
 
     def _check_rounds(self) -> None:
+        assert self.trainer is not None
         if self.prompts_per_round == "chunk" and (self.trainer.max_epochs or 0) < 1:
             raise UserError("data.prompts_per_round=chunk cuts the prompts by trainer.max_epochs: set it.")
 
@@ -133,7 +134,7 @@ class OnPolicyPairs(PairsDataModule):
             return True
         if self._made_at == self.trainer.global_step:
             return False
-        if (self.trainer.max_epochs or -1) > 0 and loop.epoch_progress.current.processed >= self.trainer.max_epochs:
+        if (self.trainer.max_epochs or -1) > 0 and loop.epoch_progress.current.processed >= self.trainer.max_epochs:  # type: ignore[attr-defined, operator]
             return False  # resumed behind the last round: there is nothing left to train
         return not (loop.restarting and not loop.epoch_loop.batch_progress.is_last_batch)
 

@@ -9,6 +9,7 @@ type and thread count then give equal bytes, in whatever order and by whatever p
 import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def sample_responses(
 
 
 def _response(
-    ids: list[int], tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], end_ids: Sequence[int]
+    ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]
 ) -> Response:
     """Decode a response, cut behind the token that completes the first stop string."""
     text = tokenizer.decode(ids, skip_special_tokens=True)

@@ -69,9 +69,7 @@ def score(
         ScorerError: the scorer raises, gives the wrong number of scores, or one that is no finite number.
     """
     if len(prompts) != len(responses):
-        raise ValueError(
-            f"{len(prompts)} prompts for {len(responses)} responses: give one prompt per response."
-        )
+        raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses: give one prompt per response.")
     order = sorted(range(len(responses)), key=lambda i: -len(_joined(prompts[i])) - len(responses[i]))
     scores = [math.nan] * len(responses)
     for start in range(0, len(order), scorer.batch_size):
@@ -208,9 +206,7 @@ class SequenceClassificationScorer(Scorer):
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> list[float]:
         model = self._loaded = self._loaded or self._load()
         texts = [self._text(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        inputs = self.tokenizer.pad({"input_ids": self._token_ids(texts)}, return_tensors="pt").to(
-            model.device
-        )
+        inputs = self.tokenizer.pad({"input_ids": self._token_ids(texts)}, return_tensors="pt").to(model.device)
         logits_NL = model(**inputs).logits.float()
         return self._rewards(logits_NL).tolist()
 
@@ -256,17 +252,13 @@ class SequenceClassificationScorer(Scorer):
         if max_length is None:
             return min(positions, self.tokenizer.model_max_length)
         if max_length > positions:
-            raise UserError(
-                f"scorer.max_length={max_length}: {self.model!r} takes {positions} at most. Lower it."
-            )
+            raise UserError(f"scorer.max_length={max_length}: {self.model!r} takes {positions} at most.")
         return _at_least_one("max_length", max_length)
 
     def _load(self) -> PreTrainedModel:
         dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         try:
-            with (
-                torch.random.fork_rng()
-            ):  # training draws the same numbers whether or not a scorer was loaded
+            with torch.random.fork_rng():  # training draws the same numbers whether or not a scorer was loaded
                 model, report = AutoModelForSequenceClassification.from_pretrained(
                     self.model, dtype=dtype, output_loading_info=True
                 )
@@ -334,6 +326,11 @@ def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]
             f"scorer.model: {model!r} is no folder with a model and its tokenizer, and the hub gives none of "
             f"that name ({_first_line(error)}). {_MODELS}"
         ) from error
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        raise UserError(
+            f"scorer.model: {model!r} is {config.architectures}, no sequence classification. Give a model "
+            "trained to give scores."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.truncation_side = "left"  # the response is what counts
@@ -348,8 +345,8 @@ def _check_template(template: str) -> None:
         filled = template.format(prompt="", response="\0")
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise UserError(
-            f"scorer.template={template!r} cannot be filled in ({type(error).__name__}: {error}). Put in {{prompt}} "
-            "and {response}, and double any other brace."
+            f"scorer.template={template!r} cannot be filled in ({type(error).__name__}: {error}). Put in "
+            "{prompt} and {response}, and double any other brace."
         ) from error
     if "\0" not in filled:
         raise UserError(f"scorer.template={template!r} leaves the response out. Put in {{response}}.")

@@ -79,8 +79,8 @@ class PreferenceObjective(L.LightningModule):
 
     # --- what an objective says ---
 
-    def loss(self, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch) -> Tensor:
-        """Loss per example, [B], from log π [B, K], the anchor's [B, K] and β_eff."""
+    def loss(self, logps: Tensor, anchor_logps: Any, beta: float, batch: PreferenceBatch) -> Tensor:
+        """Loss per example, [B], from log π [B, K], the anchor's [B, K] (None without an anchor) and β_eff."""
         raise NotImplementedError
 
     # --- the model ---
@@ -96,7 +96,7 @@ class PreferenceObjective(L.LightningModule):
         if self.policy is None:
             self.policy = Policy.load(self.policy_config, self.lora)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         assert self.policy is not None
         optimizer = self.optimizer([weight for _, weight in self.policy.trainable_weights()])
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
@@ -143,7 +143,7 @@ class PreferenceObjective(L.LightningModule):
         if stage == "train":
             self._check_finite(loss, losses, batch)
             self._check_first_step(loss, logps, anchor_logps, beta, batch)
-        metrics = self.metrics[f"{stage}_"]
+        metrics: Any = self.metrics[f"{stage}_"]
         if stage == "train":
             values = metrics(losses, logps, anchor_logps, batch.lengths, beta)
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -153,7 +153,7 @@ class PreferenceObjective(L.LightningModule):
         return loss
 
     def on_validation_epoch_end(self) -> None:
-        metrics = self.metrics["val_"]
+        metrics: Any = self.metrics["val_"]
         if metrics.update_called:
             self.log_dict({f"val/{name}": value for name, value in metrics.compute().items()})
         metrics.reset()
