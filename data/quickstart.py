@@ -35,7 +35,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import random
 import subprocess
 import sys
@@ -138,15 +137,13 @@ def make_snippets(target: Path) -> str:
 
 def _download_sdist() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--quiet", "--no-deps", "--no-binary=:all:", f"--dest={folder}"]
+        options = ["-qq", "--no-deps", "--no-binary=:all:", f"--dest={folder}"]
         command = [sys.executable, "-m", "pip", "download", *options, "vaderSentiment==3.3.2"]
         subprocess.run(command, check=True)
         content = (Path(folder) / SDIST).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != SDIST_SHA256:
-        raise SystemExit(
-            f"{SDIST} has sha256 {digest}, but {SDIST_SHA256} is expected: the package index changed it."
-        )
+        raise SystemExit(f"{SDIST} has sha256 {digest}, but {SDIST_SHA256} is expected: the package index changed it.")
     return content
 
 
@@ -289,8 +286,10 @@ STEPS: dict[str, Callable[[Path], str]] = {
 
 def main() -> None:
     """Make what is missing. To make a thing again, delete it."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # one line per step is enough
+    logging.disable_progress_bar()
     FOLDER.mkdir(exist_ok=True)
     for name, make in STEPS.items():
         start = time.perf_counter()

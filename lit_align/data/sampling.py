@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from lit_align.errors import UserError
 
@@ -89,9 +90,8 @@ def sample_responses(
     uniforms = torch.stack(
         [torch.rand(sampling.max_new_tokens, generator=stream(key, k)) for key in keys for k in range(count)]
     )
-    drawn = [
-        _response(ids, tokenizer, sampling.stop, end_ids) for ids in generate(model, rows, sampling, uniforms, end_ids)
-    ]
+    tokens = generate(model, rows, sampling, uniforms, end_ids, tokenizer)
+    drawn = [_response(ids, tokenizer, sampling.stop, end_ids) for ids in tokens]
     return [drawn[start : start + count] for start in range(0, len(drawn), count)]
 
 
@@ -99,12 +99,11 @@ def _response(
     ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]
 ) -> Response:
     """Decode a response, cut behind the token that completes the first stop string."""
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    if not any(string in text for string in stop):
+    size = next((n for n in range(1, len(ids) + 1) if any(s in tokenizer.decode(ids[:n]) for s in stop)), None)
+    text = tokenizer.decode(ids[:size], skip_special_tokens=True)
+    if size is None:
         return Response(ids, text, finished=ids[-1] in end_ids)
-    size = next(n for n in range(1, len(ids) + 1) if any(s in tokenizer.decode(ids[:n]) for s in stop))
-    text = text[: min(text.find(string) for string in stop if string in text)]
-    return Response(ids[:size], text, finished=True)
+    return Response(ids[:size], text[: min(text.find(string) for string in stop if string in text)], finished=True)
 
 
 def stream(*key: Hashable) -> torch.Generator:
@@ -114,19 +113,25 @@ def stream(*key: Hashable) -> torch.Generator:
 
 
 def generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms: Tensor, end_ids: Sequence[int]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    uniforms: Tensor,
+    end_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[list[int]]:
     """Draw one response per prompt by inverting its distribution at given uniform numbers.
 
     Args:
         model: A plain transformers model in eval mode.
         prompts: Token ids of each row's prompt; repeat a prompt to draw several responses.
-        sampling: Filters and the longest response; stop strings are the caller's business.
+        sampling: Filters, the longest response, and stop strings.
         uniforms: [rows, max_new_tokens] in [0, 1): row i, step t decides token t of response i.
         end_ids: Tokens that end a response.
+        tokenizer: Needed for stop strings.
 
     Returns:
-        Token ids of each response, with the end token if it came.
+        Token ids of each response, with the end token if it came; behind a stop string there is padding.
     """
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -144,12 +149,16 @@ def generate(
     processors = LogitsProcessorList()
     if sampling.temperature > 0:
         processors.append(_InverseTransform(sampling, uniforms.to(model.device), width))
+    stopping = StoppingCriteriaList()
+    if sampling.stop:
+        stopping.append(_StopStrings(sampling.stop, tokenizer, width))
     with torch.inference_mode():
         output = model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
             logits_processor=processors,
+            stopping_criteria=stopping,
         )
     return [_until_end(row, end_ids) for row in output[:, width:].tolist()]
 
@@ -171,6 +180,24 @@ class _InverseTransform(LogitsProcessor):
         # rounding can put the point at the very end, past the last token that has any probability
         token = torch.where(token < scores.shape[-1], token, probabilities.argmax(-1, keepdim=True))
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+class _StopStrings(StoppingCriteria):
+    """A row is done when the text of its last tokens holds one of the strings.
+
+    transformers' own criterion compares strings with the vocabulary's entries and misses characters of several bytes.
+    """
+
+    def __init__(self, strings: Sequence[str], tokenizer: Any, prompt_width: int):
+        self.strings = strings
+        self.tokenizer = tokenizer
+        self.prompt_width = prompt_width
+        self.tail = max(len(string.encode()) for string in strings) + 4  # tokens; one may be a single byte
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_width :][:, -self.tail :])
+        done = [any(string in text for string in self.strings) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
 
 
 def filtered_probabilities(scores: Tensor, sampling: Sampling) -> Tensor:

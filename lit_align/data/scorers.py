@@ -328,8 +328,8 @@ def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]
         ) from error
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
         raise UserError(
-            f"scorer.model: {model!r} is {config.architectures}, no sequence classification. Give a model "
-            "trained to give scores."
+            f"scorer.model: {model!r} is {', '.join(config.architectures or ['of no known kind'])}, not a sequence classifier. "
+            "Give a model trained to give scores."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -42,7 +42,9 @@ def test_no_beginning_of_sequence_is_doubled():
 
 
 def test_a_long_prompt_is_an_error_or_is_dropped_or_cut_as_asked_and_counted():
-    with pytest.raises(UserError, match=r"rows.jsonl:3: the prompt has 9 tokens, but max_prompt_length=4. Raise it, or"):
+    with pytest.raises(
+        UserError, match=r"rows.jsonl:3: the prompt has 9 tokens, but max_prompt_length=4. Raise it, or"
+    ):
         encoder(max_prompt_length=4).prompt("long text", "rows.jsonl:3")
     dropping = encoder(max_prompt_length=4, long_prompts="drop")
     assert dropping.prompt("long text", "") is None and dropping.counts == {"prompts too long, dropped": 1}
@@ -70,7 +72,10 @@ def test_any_response_comes_back_from_its_tokens(text):
 
 def test_a_batch_holds_each_prompt_once_with_padding_on_the_right():
     batch = collate(
-        [Example([5, 6, 7], [[8], [9, 10]], "", rewards=[1.0, 0.0]), Example([4], [[3, 2, 1], [6]], "", rewards=[2.0, 1.0])],
+        [
+            Example([5, 6, 7], [[8], [9, 10]], "", rewards=[1.0, 0.0]),
+            Example([4], [[3, 2, 1], [6]], "", rewards=[2.0, 1.0]),
+        ],
         [40, 41],
     )
     assert batch.prompt_ids.tolist() == [[5, 6, 7], [4, 0, 0]]

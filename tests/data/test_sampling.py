@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from lit_align.data.sampling import Sampling, filtered_probabilities, generate, sample_responses, sampling_batches, stream
+from lit_align.data.sampling import (
+    Sampling,
+    filtered_probabilities,
+    generate,
+    sample_responses,
+    sampling_batches,
+    stream,
+)
 from lit_align.errors import UserError
 from lit_align.policy import Policy, PolicyConfig
 from tiny import byte_tokenizer
@@ -73,6 +80,17 @@ def test_a_stop_string_cuts_text_and_tokens(model):
     response = _response(ids, tokenizer, ["\n"], [0])
     assert (response.text, tokenizer.decode(response.ids), response.finished) == ("one line", "one line\n", True)
     assert _response(ids[:5], tokenizer, ["\n"], [0]).finished is False
+
+
+def test_a_row_that_reached_its_stop_string_is_the_same_as_if_it_had_gone_on_and_been_cut(model):
+    tokenizer, prompts, keys = byte_tokenizer(), [[70, 71]], ["a"]
+    free = sample_responses(model, tokenizer, prompts, keys, 20, Sampling(max_new_tokens=30), [0])[0]
+    letter = next(c for r in free for c in r.text[3:] if c.isascii() and c.isalnum())
+    stopped = sample_responses(model, tokenizer, prompts, keys, 20, Sampling(max_new_tokens=30, stop=[letter]), [0])[0]
+    assert any(letter in r.text for r in free)
+    for before, after in zip(free, stopped, strict=True):
+        assert after.text == before.text.partition(letter)[0]
+        assert after.ids == before.ids[: len(after.ids)]
 
 
 def test_filters_keep_the_fewest_and_likeliest_tokens():
