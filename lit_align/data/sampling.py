@@ -99,8 +99,12 @@ def _response(
     ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]
 ) -> Response:
     """Decode a response, cut behind the token that completes the first stop string."""
-    size = next((n for n in range(1, len(ids) + 1) if any(s in tokenizer.decode(ids[:n]) for s in stop)), None)
-    text = tokenizer.decode(ids[:size], skip_special_tokens=True)
+
+    def text_of(size: int | None) -> str:
+        return tokenizer.decode(ids[:size], skip_special_tokens=True)
+
+    size = next((n for n in range(1, len(ids) + 1) if any(string in text_of(n) for string in stop)), None)
+    text = text_of(size)
     if size is None:
         return Response(ids, text, finished=ids[-1] in end_ids)
     return Response(ids[:size], text[: min(text.find(string) for string in stop if string in text)], finished=True)
@@ -195,7 +199,9 @@ class _StopStrings(StoppingCriteria):
         self.tail = max(len(string.encode()) for string in strings) + 4  # tokens; one may be a single byte
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_width :][:, -self.tail :])
+        texts = self.tokenizer.batch_decode(
+            input_ids[:, self.prompt_width :][:, -self.tail :], skip_special_tokens=True
+        )
         done = [any(string in text for string in self.strings) for text in texts]
         return torch.tensor(done, device=input_ids.device)
 
