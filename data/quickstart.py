@@ -119,7 +119,7 @@ def make_model(target: Path) -> str:
 
 
 class Snippet(NamedTuple):
-    rating: float  # mean over about 20 people, in [-4, 4]
+    rating: float  # the mean of several people's, in [-4, 4]
     text: str
 
 
@@ -197,6 +197,9 @@ def _opening(text: str, words: int) -> str | None:
 
 # --- Step 4: the judge ---
 
+# The judge reads what `as_read` gives: the prompt's last line and the response, between its special tokens.
+JUDGE_TEMPLATE = "[CLS]{{ (messages[0].content.split('\\n')[-1] + messages[-1].content).strip() }}[SEP]"
+
 
 def make_judge(target: Path) -> str:
     """Fit MiniLM's upper layers to the human ratings, by mean squared error; hold out 1000 sentences."""
@@ -224,6 +227,7 @@ def make_judge(target: Path) -> str:
         "held_out": len(held_out),
         "fitted": len(fitted),
     }
+    tokenizer.chat_template = JUDGE_TEMPLATE
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     (target / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

@@ -2,9 +2,9 @@
 
     log π(y|x) = Σ_t log softmax(logits_t)[y_t]      over the response's tokens, its end-of-sequence token included
 
-One function serves policy, reference and sampler. It runs the decoder once, sends only the positions that predict a
-response token through the output head, and those in chunks that the backward pass computes again: neither logits of
-prompts and padding nor a tensor of [all tokens, vocabulary] is ever formed.
+One function serves policy, reference and sampler. It computes a prompt once for all its responses, sends only the
+positions that predict a response token through the output head, and those in chunks that the backward pass computes
+again: neither logits of prompts and padding nor a tensor of [all tokens, vocabulary] is ever formed.
 
 Shapes: B prompts, K branches (responses) of each, P prompt tokens, R response tokens, N = B·K rows, M response tokens
 of the batch in all, H hidden units, V vocabulary.
@@ -57,39 +57,101 @@ class PreferenceBatch:
         return replace(self, **tensors)
 
 
-def response_logps(model: PreTrainedModel, batch: PreferenceBatch) -> Tensor:
+def response_logps(model: PreTrainedModel, batch: PreferenceBatch, *, shared_prefix: bool = True) -> Tensor:
     """log π(y|x) of every response, [B, K] in float32 (float64 for a float64 model), with gradient.
 
     Args:
         model: A causal language model, its LoRA layers included.
         batch: Prompts must have at least one token each. Empty responses have log-probability 0.
+        shared_prefix: Compute each prompt once for all its responses, side by side in one row; else one row per
+            response. Not every model can (`can_share_prefix`).
     """
-    ids, mask, predicts_response = _rows(batch)
-    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # [N, P+R, H]
-    token_logps_M = _token_logps(model, hidden[predicts_response], batch.response_ids[batch.response_mask])
-    token_logps = token_logps_M.new_zeros(batch.response_mask.shape)
-    return token_logps.masked_scatter(batch.response_mask, token_logps_M).sum(-1)
+    inputs, predicts = _shared_rows(batch) if shared_prefix else _single_rows(batch)
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state  # [rows, row length, H]
+    mask = batch.response_mask
+    hidden_MH = hidden.flatten(0, 1)[predicts[mask]]
+    token_logps_M = _token_logps(model, hidden_MH, batch.response_ids[mask])
+    return token_logps_M.new_zeros(mask.shape).masked_scatter(mask, token_logps_M).sum(-1)
 
 
-def _rows(batch: PreferenceBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _single_rows(batch: PreferenceBatch) -> tuple[dict[str, Tensor], Tensor]:
     """One row per response: its prompt, then the response, then padding.
 
-    Returns token ids, mask, and the positions whose next token is a response token; each [B·K, P+R].
+    Returns the decoder's inputs, [B·K, P+R], and for each response token the place (in all rows laid end to end) whose
+    output predicts it, [B, K, R].
     """
     B, K, R = batch.response_ids.shape
     P = batch.prompt_ids.shape[1]
-    prompt_lengths = batch.prompt_mask.sum(-1).repeat_interleave(K)[:, None]
-    response_lengths = batch.lengths.reshape(B * K, 1)
+    width = P + R
+    prompt_lengths = batch.prompt_mask.sum(-1)[:, None, None]  # [B, 1, 1]
+    places = (prompt_lengths + torch.arange(R, device=prompt_lengths.device)).expand(B, K, R)
 
-    ids = batch.response_ids.new_zeros(B * K, P + R)
-    ids[:, :P] = batch.prompt_ids.repeat_interleave(K, dim=0)
-    places = prompt_lengths + torch.arange(R, device=ids.device)
-    ids.scatter_(1, places, batch.response_ids.reshape(B * K, R))
+    ids = batch.response_ids.new_zeros(B, K, width)
+    ids[:, :, :P] = batch.prompt_ids[:, None]
+    ids.scatter_(2, places, batch.response_ids)
+    end = prompt_lengths + batch.lengths[:, :, None]
+    mask = torch.arange(width, device=ids.device) < end
+    rows = torch.arange(B * K, device=ids.device).view(B, K, 1)
+    inputs = {"input_ids": ids.view(B * K, width), "attention_mask": mask.view(B * K, width).long()}
+    return inputs, rows * width + places - 1
 
-    position = torch.arange(P + R, device=ids.device)
-    end = prompt_lengths + response_lengths
-    predicts_response = (position >= prompt_lengths - 1) & (position < end - 1)
-    return ids, (position < end).long(), predicts_response
+
+def _shared_rows(batch: PreferenceBatch) -> tuple[dict[str, Tensor], Tensor]:
+    """One row per prompt: the prompt, then its responses, each of which sees the prompt and itself alone.
+
+    Positions restart behind the prompt for each response. Returns as `_single_rows` does, for rows of length P + K·R.
+    """
+    B, K, R = batch.response_ids.shape
+    P = batch.prompt_ids.shape[1]
+    device = batch.prompt_ids.device
+    width = P + K * R
+    prompt_lengths = batch.prompt_mask.sum(-1)[:, None]  # [B, 1]
+    step = torch.arange(R, device=device).repeat(K)  # [K·R], place within the response
+
+    positions = torch.cat([torch.arange(P, device=device).expand(B, P), prompt_lengths + step], dim=1)
+    real = torch.cat([batch.prompt_mask, batch.response_mask.flatten(1)], dim=1)
+    part = torch.cat([torch.full((P,), -1, device=device), torch.arange(K, device=device).repeat_interleave(R)])
+    order = torch.arange(width, device=device)
+    visible = (part[None, :] == -1) | (part[None, :] == part[:, None])  # a key of the prompt, or of the same response
+    visible = visible & (order[None, :] <= order[:, None])
+    seen = visible & real[:, None, :] | torch.eye(width, dtype=torch.bool, device=device)  # padding sees itself: no NaN
+    inputs = {
+        "input_ids": torch.cat([batch.prompt_ids, batch.response_ids.flatten(1)], dim=1),
+        "attention_mask": seen[:, None],  # [B, 1, row, row]
+        "position_ids": positions,
+    }
+    before = P + torch.arange(K * R, device=device).view(K, R) - 1
+    places = torch.where(torch.arange(R, device=device) == 0, prompt_lengths[:, :, None] - 1, before)
+    return inputs, torch.arange(B, device=device).view(B, 1, 1) * width + places
+
+
+@torch.no_grad()
+def can_share_prefix(model: PreTrainedModel) -> bool:
+    """Whether the model gives the same log-probabilities with shared prompts: tried, on a few tokens.
+
+    Some cannot: eager attention reads a mask of booleans as numbers, sliding windows need masks of their own.
+    """
+    if getattr(model.config, "_attn_implementation", None) != "sdpa":
+        return False
+    ids = torch.arange(1, 13, device=model.device) % model.config.get_text_config().vocab_size
+    batch = PreferenceBatch(
+        prompt_ids=ids[:5].view(1, 5),
+        prompt_mask=torch.tensor([[True, True, True, True, False]], device=ids.device),
+        response_ids=ids[6:].view(1, 2, 3),
+        response_mask=torch.tensor([[[True, True, True], [True, True, False]]], device=ids.device),
+        index=ids[:1],
+    )
+    windows = getattr(model.config.get_text_config(), "sliding_window", None)
+    was_training = model.training
+    model.eval()
+    try:
+        shared = response_logps(model, batch)
+        single = response_logps(model, batch, shared_prefix=False)
+    except (TypeError, ValueError, RuntimeError):  # no position_ids, another form of mask
+        return False
+    finally:
+        model.train(was_training)
+    return windows is None and torch.allclose(shared, single, rtol=0.02, atol=0.02)
 
 
 def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from lit_align.errors import UserError
-from lit_align.logprobs import PreferenceBatch, check_logits, response_logps
+from lit_align.logprobs import PreferenceBatch, can_share_prefix, check_logits, response_logps
 
 disable_progress_bar()  # loading weights is quick, and its bar would break into ours
 
@@ -88,6 +88,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.shared_prefix = can_share_prefix(model)
         object.__setattr__(self, "adapter", adapter)
 
     @classmethod
@@ -119,7 +120,7 @@ class Policy(nn.Module):
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """log π(y|x) of every response, [B, K]."""
-        return response_logps(self.model, batch)
+        return response_logps(self.model, batch, shared_prefix=self.shared_prefix)
 
     @property
     def device(self) -> torch.device:

@@ -97,11 +97,12 @@ class CopiedReference(nn.Module):
         super().__init__()
         self.model = policy.merged_copy(dtype)
         half = (dtype or policy.dtype).itemsize < 4
+        self.shared_prefix = policy.shared_prefix
         self.accumulator = policy.merged_copy(torch.float32) if accumulate and half else None
 
     @torch.no_grad()
     def logps(self, batch: PreferenceBatch) -> Tensor:
-        return response_logps(self.model, batch)
+        return response_logps(self.model, batch, shared_prefix=self.shared_prefix)
 
     @torch.no_grad()
     def mix(self, policy: Policy, alpha: float) -> None:
@@ -161,7 +162,7 @@ class AdapterReference:
         model.eval()
         try:
             with self.policy.adapters(self.slots):
-                return response_logps(model, batch)
+                return response_logps(model, batch, shared_prefix=self.policy.shared_prefix)
         finally:
             for module, mode in modes.items():
                 module.training = mode

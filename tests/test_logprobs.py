@@ -6,7 +6,7 @@ import pytest
 import torch
 from lit_align import logprobs
 from lit_align.data.collate import Example, collate
-from lit_align.logprobs import PreferenceBatch, check_logits, response_logps
+from lit_align.logprobs import PreferenceBatch, can_share_prefix, check_logits, response_logps
 from tiny import llama_config
 from torch import Tensor
 from transformers import (
@@ -88,39 +88,51 @@ def one_by_one(model: PreTrainedModel, examples: list[Example]) -> Tensor:
     return torch.stack(rows).view(len(examples), -1)
 
 
+@pytest.mark.parametrize("branches", [1, 2, 5])
 @pytest.mark.parametrize("name", MODELS)
-def test_logps_equal_the_definition_in_every_architecture(name: str) -> None:
-    model, examples = build(name), random_examples()
+def test_logps_equal_the_definition_in_every_architecture(name: str, branches: int) -> None:
+    model, examples = build(name), random_examples(branches=branches)
+    shared = can_share_prefix(model)
+    assert shared == ("gemma2" not in name)  # sliding windows and eager attention: one row per response
     with torch.no_grad():
-        torch.testing.assert_close(
-            response_logps(model, collate(examples, range(3))), one_by_one(model, examples), rtol=1e-6, atol=1e-6
-        )
+        logps = response_logps(model, collate(examples, range(3)), shared_prefix=shared)
+        torch.testing.assert_close(logps, one_by_one(model, examples), rtol=1e-6, atol=1e-6)
 
 
-def test_gradients_equal_the_definition_through_recomputed_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shared_prefix", [True, False])
+@pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "opt"])  # these compute in float64 throughout
+def test_gradients_equal_the_definition_through_recomputed_chunks(
+    name: str, shared_prefix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logprobs, "HEAD_CHUNK", 5)
-    model, examples = build("gpt_neox"), random_examples()
+    model, examples = build(name), random_examples()
     weights = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 1.0]], dtype=torch.float64)
-    (response_logps(model, collate(examples, range(3))) * weights).sum().backward()
-    ours = {name: p.grad.clone() for name, p in model.named_parameters()}
+    batch = collate(examples, range(3))
+    (response_logps(model, batch, shared_prefix=shared_prefix) * weights).sum().backward()
+    ours = {weight: p.grad.clone() for weight, p in model.named_parameters()}
     model.zero_grad()
     (one_by_one(model, examples) * weights).sum().backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-9, atol=1e-9, msg=name)
+    for weight, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[weight], parameter.grad, rtol=1e-10, atol=1e-10, msg=weight)
 
 
-def test_padding_batch_order_and_company_change_nothing() -> None:
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_padding_batch_order_and_company_change_nothing(shared_prefix: bool) -> None:
     model, examples = build("gpt_neox"), random_examples(count=4)
+
+    def logps_of(batch: PreferenceBatch) -> Tensor:
+        return response_logps(model, batch, shared_prefix=shared_prefix)
+
     with torch.no_grad():
-        together = response_logps(model, collate(examples, range(4)))
-        backwards = response_logps(model, collate(examples[::-1], range(4))).flip(0)
-        alone = torch.cat([response_logps(model, collate([example], [0])) for example in examples])
+        together = logps_of(collate(examples, range(4)))
+        backwards = logps_of(collate(examples[::-1], range(4))).flip(0)
+        alone = torch.cat([logps_of(collate([example], [0])) for example in examples])
         wide = collate(examples, range(4))
         for field, dims in (("prompt", 5), ("response", 7)):
             for part in ("ids", "mask"):
                 name = f"{field}_{part}"
                 setattr(wide, name, torch.nn.functional.pad(getattr(wide, name), (0, dims)))
-        padded = response_logps(model, wide)
+        padded = logps_of(wide)
     for other in (backwards, alone, padded):
         torch.testing.assert_close(other, together, rtol=1e-12, atol=1e-12)
 

@@ -1,0 +1,46 @@
+"""The quickstart as shipped, made small: the real model, the real texts, the real judge, through the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lit_align.cli import main
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parent.parent
+PREPARED = ROOT / "data" / "quickstart"
+
+
+@pytest.mark.skipif(not (PREPARED / "judge").exists(), reason="`make install` prepares data/quickstart")
+def test_the_quickstart_runs_and_says_what_it_did(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    prompts = (PREPARED / "test.jsonl").read_text().splitlines()
+    (tmp_path / "few.jsonl").write_text("\n".join(prompts[:4]))
+    main(
+        [
+            "fit",
+            "--config=configs/quickstart.yaml",
+            f"--trainer.default_root_dir={tmp_path / 'run'}",
+            "--trainer.max_epochs=2",
+            "--data.prompts_per_round=6",
+            "--data.batch_size=2",
+            "--data.sampling.max_new_tokens=8",
+            f"--win_rate.prompts={tmp_path / 'few.jsonl'}",
+            f"--win_rate.validation={tmp_path / 'few.jsonl'}",
+        ]
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    keys = {"reward_start", "reward_end", "win_rate", "win_rate_low", "win_rate_high"}
+    assert keys | {"kl_from_start"} <= summary.keys() and keys <= summary["judge"].keys()
+    assert (tmp_path / "run" / "curves.png").exists() and (tmp_path / "run" / "metrics.csv").exists()
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").config.model_type == "llama"
+    said = capsys.readouterr().out
+    assert "step-0 check" in said and "Against the start, on 4 held-out prompts" in said and "--ckpt_path" in said
+
+
+@pytest.mark.skipif(not PREPARED.exists(), reason="`make install` prepares data/quickstart")
+def test_no_prompt_is_in_two_splits():
+    splits = [set((PREPARED / f"{name}.jsonl").read_text().splitlines()) for name in ("train", "validation", "test")]
+    assert [len(split) for split in splits] == [1024, 64, 128]
+    assert len(set.union(*splits)) == 1216
