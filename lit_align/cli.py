@@ -162,7 +162,7 @@ class AlignCLI(LightningCLI):
                 callback.dirpath = os.path.join(config["default_root_dir"], "checkpoints")
         bar = [] if config.get("enable_progress_bar") is False else [PhaseProgress()]
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header says it
-        return super()._instantiate_trainer(config, [*given, *bar, RunReport()])
+        return super()._instantiate_trainer(config, [*bar, *given, RunReport()])
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would put a checkpoint's hyperparameters over the configuration."""
@@ -466,6 +466,7 @@ WARNINGS = [
     r".*`tensorboardX` has been removed",  # the CSV logger is meant
     r"Total length of `list` across ranks is zero",  # no validation data were given, and none is wanted
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own business with torch
+    r"`is_gradient_checkpointing` is deprecated",  # peft's with transformers
 ]
 # Advertisements, and a device that nobody missed.
 TIPS = re.compile(r"litlogger|litmodels|TPU available: False")

@@ -293,9 +293,7 @@ class AnchoredObjective(PreferenceObjective):
         self._checked_first_step = True
         assert anchor_logps is not None and self.policy is not None
         if self._dropout_is_active():
-            say(
-                "step-0 check         not made: dropout is active, so the policy in training is not its anchor"
-            )
+            say(f"  {'step-0 check':<14} not made: with dropout the policy in training is not its anchor")
             return
         off = (logps - anchor_logps).abs().max().item()
         bound, why = self._first_step_bound(logps, batch)
@@ -306,11 +304,8 @@ class AnchoredObjective(PreferenceObjective):
                 f"{bound:.3g}, {why}) and the loss is {loss.item():.6f} instead of {expected:.6f}. The reference, the "
                 "recorded log-probabilities or the data's tokens do not belong to this policy."
             )
-        say(
-            f"step-0 check         loss {loss.item():.4f}, expected {expected:.4f} ✓   margins "
-            + ("exactly 0 ✓" if off == 0 else f"within {off:.2g} ≤ {bound:.2g} nats ✓")
-            + f" ({why})"
-        )
+        margins = "exactly 0" if off == 0 else f"{off:.2g} ≤ {bound:.2g} nats"
+        say(f"  {'step-0 check':<14} loss {loss.item():.4f} = {expected:.4f} ✓ · margins {margins} ✓ · {why}")
 
     def _first_step_bound(self, logps: Tensor, batch: PreferenceBatch) -> tuple[float, str]:
         """How far, in nats of a response, policy and anchor may be apart by rounding alone, and why."""

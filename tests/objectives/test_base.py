@@ -50,13 +50,13 @@ def test_the_first_loss_is_the_closed_form_with_margins_of_exactly_zero(tiny_mod
     fit(make(PolicyConfig(tiny_model), lora=lora, beta=0.1), pairs, watch)
     assert watch["train/loss"][0] == pytest.approx(closed_form, rel=1e-6)
     assert watch["train/reward_margin"][0] == 0 == watch["train/reward_accuracy"][0]
-    assert "margins exactly 0 ✓ (live reference)" in capsys.readouterr().out
+    assert "margins exactly 0 ✓ · live reference" in capsys.readouterr().out
 
 
 def test_the_first_step_is_checked_with_recorded_anchors_within_rounding(tiny_model, in_tmp, capsys):
     fit(DPO(PolicyConfig(tiny_model), proximal=0.1), on_policy(in_tmp), max_steps=1)
     said = capsys.readouterr().out
-    assert "step-0 check" in said and "≤ 0.001 nats ✓ (recorded anchor)" in said.replace("exactly 0", "≤ 0.001 nats")
+    assert "step-0 check" in said and "≤ 0.001 nats ✓ · recorded anchor" in said.replace("exactly 0", "≤ 0.001 nats")
 
 
 def test_in_half_precision_the_bound_is_measured_and_said(tiny_model, in_tmp, capsys):
