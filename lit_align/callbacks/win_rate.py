@@ -63,7 +63,9 @@ class Verdict:
 
 
 class WinRate(Callback):
-    """Win rate against the start on held-out prompts, at the end and after each round; writes `summary.json`.
+    """Win rate against the start on held-out prompts, after each round, at the end, and by `python train.py test`.
+
+    The verdict at the end is printed and written to `summary.json` in the run's folder.
 
     Args:
         prompts: Held-out prompts for the end of training: a file, a saved data set or a hub name.
@@ -132,6 +134,12 @@ class WinRate(Callback):
         trainer.strategy.barrier("validation")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._final_verdict(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._final_verdict(trainer, pl_module)
+
+    def _final_verdict(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.verdict = self._judge(self.prompts, "test", pl_module)
             summary = {key: value for key, value in self.verdict.by_scorer[""].items()}
@@ -155,6 +163,7 @@ class WinRate(Callback):
             metric = WinRateMetric()
             metric.update(self._rewards(scorer, prompts.texts, responses), prompts.start_rewards[scorer_name])
             by_scorer[scorer_name] = metric.compute()
+            scorer.release()
 
         examples = [
             Example(ids, [response.ids for response in drawn], source)

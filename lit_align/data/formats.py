@@ -91,9 +91,7 @@ def read_rows(path_or_name: str | os.PathLike[str], *, split: str | None = None,
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise DataError(f"{source}: nothing is left of what was read as {format.name}: {counts}.")
-    forms = " and ".join(
-        {"plain text" if isinstance(row.prompt, str) else "chat messages": 0 for row in rows}
-    )
+    forms = " and ".join({"plain text" if isinstance(row.prompt, str) else "chat messages": 0 for row in rows})
     columns = ", ".join(first.get(column)[0] for column in format.columns)
     return Rows(rows, format.name, f"{format.name}, {forms} (columns {columns})", skipped)
 
@@ -158,9 +156,7 @@ class Record:
         return Record(value, self.source)
 
     def wrong(self, name: str, value: object, needed: str) -> DataError:
-        return DataError(
-            f"{self.source}: `{name}` holds {_shown(value)}, but needs {needed}. Mend it or drop the row."
-        )
+        return DataError(f"{self.source}: `{name}` holds {_shown(value)}, but needs {needed}. Mend it or drop the row.")
 
     def _text(self, name: str, value: object) -> Text:
         if isinstance(value, str):
@@ -174,9 +170,7 @@ class Record:
             role, content = value.get("role"), value.get("content")
             if isinstance(role, str) and isinstance(content, str):
                 return {"role": role, "content": content}
-        raise self.wrong(
-            name, value, 'messages with text in both keys, like {"role": "user", "content": "…"}'
-        )
+        raise self.wrong(name, value, 'messages with text in both keys, like {"role": "user", "content": "…"}')
 
 
 class _Skip(Exception):
@@ -231,9 +225,7 @@ def _ranked_row(record: Record) -> Row:
     row = _row(record, record.text("prompt"), record.texts("responses|completions"))
     rewards = _one_each(record, row, "rewards|scores")
     order = sorted(range(len(rewards)), key=lambda k: -rewards[k])
-    return replace(
-        row, responses=tuple(row.responses[k] for k in order), rewards=tuple(rewards[k] for k in order)
-    )
+    return replace(row, responses=tuple(row.responses[k] for k in order), rewards=tuple(rewards[k] for k in order))
 
 
 def _transcript_pair(record: Record) -> Row:
@@ -255,8 +247,7 @@ def _comparison_row(record: Record) -> Row:
     if not isinstance(summaries, list) or len(summaries) != 2:
         raise record.wrong(name, summaries, "a list of two summaries")
     texts = [
-        _behind(Record({"summaries": each}, record.source).inner("summaries").string("text"))
-        for each in summaries
+        _behind(Record({"summaries": each}, record.source).inner("summaries").string("text")) for each in summaries
     ]
     name, choice = record.get("choice")
     if choice not in (0, 1):
@@ -304,9 +295,7 @@ FORMATS = (
         _explicit_pair,
         lambda record: _is_several(record.values["rejected"]),
     ),
-    Format(
-        "preference pairs with an explicit prompt", ("prompt", "chosen", "rejected"), _PAIRS, _explicit_pair
-    ),
+    Format("preference pairs with an explicit prompt", ("prompt", "chosen", "rejected"), _PAIRS, _explicit_pair),
     Format(
         "preference pairs in Human/Assistant transcripts",
         ("chosen", "rejected"),
@@ -425,9 +414,7 @@ def _row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Row:
             prompt, texts = _shared_words(texts)
         return Row(prompt, tuple(texts), source=record.source)
     if texts:
-        raise DataError(
-            f"{record.source}: one response is text, another a list of messages. Make them all the same."
-        )
+        raise DataError(f"{record.source}: one response is text, another a list of messages. Make them all the same.")
     chats = [answer for answer in answers if isinstance(answer, list)]
     if any(chat[-1]["role"] != "assistant" for chat in chats):
         raise _Skip("rows whose last turn is not the assistant's")
@@ -435,9 +422,7 @@ def _row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Row:
     if any(chat[:-1] != shared for chat in chats):
         raise _Skip("rows whose responses differ before their last turn")
     if isinstance(prompt, str):
-        opened = any(
-            message["role"] == "user" for message in shared
-        )  # then `prompt` is among them (UltraFeedback)
+        opened = any(message["role"] == "user" for message in shared)  # then `prompt` is among them (UltraFeedback)
         shared = shared if opened else [{"role": "user", "content": prompt}, *shared]
     elif prompt is not None and shared[: len(prompt)] != prompt:
         shared = [*prompt, *shared]
@@ -486,9 +471,7 @@ def _post(record: Record) -> str:
     }
     if not record.has("post|article"):
         record.string("post")
-    parts = [
-        head.format(record.string(column).strip()) for column, head in heads.items() if record.has(column)
-    ]
+    parts = [head.format(record.string(column).strip()) for column, head in heads.items() if record.has(column)]
     return "\n\n".join([*parts, "TL;DR:"])
 
 
@@ -520,9 +503,7 @@ def _records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[
     if path.is_dir():
         return _saved_records(path, split)
     reader = _READERS.get(path.suffix)
-    is_path = (
-        len(path.parts) == 2 and path.parent.is_dir()
-    )  # it looks like a hub name, but its folder is here
+    is_path = len(path.parts) == 2 and path.parent.is_dir()  # it looks like a hub name, but its folder is here
     if reader is None and not is_path and not path.exists() and _HUB_NAME.fullmatch(source):
         return _hub_records(source, split)
     if not path.is_file():
@@ -558,9 +539,7 @@ def _loads(data: bytes, name: str, line: int, skipped: Counter[str]) -> Any:
         value = json.loads(data)
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
-        raise DataError(
-            f"{name}:{line}: this line is not UTF-8 ({error.reason}). Save the file as UTF-8."
-        ) from error
+        raise DataError(f"{name}:{line}: this line is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise DataError(
             f"{name}:{line + error.lineno - 1}: this line is no JSON ({error.msg}, column {error.colno}): "
@@ -598,7 +577,7 @@ def _read_parquet(path: Path, skipped: Counter[str]) -> Iterator[Record]:
 
 _READERS = {".jsonl": _read_json, ".json": _read_json, ".parquet": _read_parquet}
 _SOURCES = "a .jsonl, .json or .parquet file, a folder saved by `datasets`, or a hub name"
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 
 
 def _saved_records(path: Path, split: str | None) -> Iterator[Record]:
@@ -606,21 +585,18 @@ def _saved_records(path: Path, split: str | None) -> Iterator[Record]:
 
     try:
         data = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError) as error:  # the last where there is no row
         raise DataError(
-            f"{path}: no data set can be read from this folder ({_line(error)}). Give {_SOURCES}."
+            f"{path}: this folder is empty, damaged, or was not saved by `save_to_disk` ({_line(error)}). Give "
+            f"{_SOURCES}."
         ) from error
     if isinstance(data, Dataset):
         if split is not None:
-            raise DataError(
-                f"{path}: split={split!r} has no effect, for the folder holds one data set. Leave it out."
-            )
+            raise DataError(f"{path}: split={split!r} has no effect, for the folder holds one data set. Leave it out.")
         return _dataset_records(data, path.name)
     name = split or (next(iter(data)) if len(data) == 1 else "train")
     if name not in data:
-        raise DataError(
-            f"{path}: there is no split {name!r}; set `split` to one of {_listing(map(str, data))}."
-        )
+        raise DataError(f"{path}: there is no split {name!r}; set `split` to one of {_listing(map(str, data))}.")
     return _dataset_records(data[name], f"{path.name}[{name}]")
 
 

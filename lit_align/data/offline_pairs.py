@@ -19,6 +19,8 @@ class PairsDataModule(L.LightningDataModule):
     Args:
         validation: Preference pairs whose loss and margins are logged as val/...; the same sources as for training.
         validation_split: Split of a saved or hub data set.
+        test: Preference pairs whose loss and margins `python train.py test` reports as test/....
+        test_split: Split of a saved or hub data set.
         batch_size: Prompts per batch and process.
         max_prompt_length: Longest prompt, in tokens.
         max_response_length: Longest response in tokens, its end included; longer ones are cut, and counted.
@@ -31,6 +33,8 @@ class PairsDataModule(L.LightningDataModule):
         *,
         validation: str | None = None,
         validation_split: str | None = None,
+        test: str | None = None,
+        test_split: str | None = None,
         batch_size: int = 8,
         max_prompt_length: int = 512,
         max_response_length: int = 512,
@@ -47,6 +51,8 @@ class PairsDataModule(L.LightningDataModule):
                 raise UserError(f"data.{name}={value} must be at least 1.")
         self.validation = validation
         self.validation_split = validation_split
+        self.test = test
+        self.test_split = test_split
         self.batch_size = batch_size
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
@@ -84,6 +90,12 @@ class PairsDataModule(L.LightningDataModule):
         if self._validation_examples is None:
             self._validation_examples, _ = self.read_pairs(self.validation, self.validation_split, BestWorst())
         return self._loader(self._validation_examples, shuffle=False)
+
+    def test_dataloader(self) -> ExampleLoader | list[Any]:
+        if self.test is None:
+            return [[None]]  # one loader of one empty batch: without a batch Lightning calls no hook of `WinRate`
+        examples, _ = self.read_pairs(self.test, self.test_split, BestWorst())
+        return self._loader(examples, shuffle=False)
 
     def read_pairs(self, path: str, split: str | None, pairing: PairingRule) -> tuple[list[Example], str]:
         """Examples of a source of preferences, and one line that says what it was."""

@@ -209,6 +209,7 @@ class OnPolicyPairs(PairsDataModule):
             batches,
             lambda places: self._score([prompts[i][0] for i in places], [samples[i] for i in places]),
         )
+        self.scorer.release()
         clock.append(time.monotonic())
         groups = [
             Example(

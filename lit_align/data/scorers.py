@@ -95,7 +95,7 @@ def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> l
         raise failed("ran out of memory", f"Lower its batch_size={scorer.batch_size}.") from error
     except Exception as error:
         what = f"raised {type(error).__name__}: {error}, on a batch of {len(responses)} that begins here"
-        raise failed(what, "Mend the scorer.") from error
+        raise failed(what, "Mend the scorer and run again.") from error
     if hasattr(values, "tolist"):  # tensors and arrays
         values = values.tolist()
     if not isinstance(values, list | tuple):
@@ -149,6 +149,8 @@ class SequenceClassificationScorer(Scorer):
         template: What the model reads, such as "Q: {prompt} A: {response}"; a chat's messages are joined by
             blank lines. None is the tokenizer's chat template, where a plain prompt is the user's message; or
             without one, the response right behind the prompt.
+        last_line: Read only the last line of a plain prompt: what the response goes on with, not the examples
+            above it.
         label: Which output is the reward, for models with several, counted from 0.
         max_length: Longest text in tokens; longer ones lose their beginning and are counted (`truncated`).
             None is what the model allows.
@@ -161,6 +163,7 @@ class SequenceClassificationScorer(Scorer):
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         device: str = "auto",
         template: str | None = None,
+        last_line: bool = False,
         label: int | None = None,
         max_length: int | None = None,
     ):
@@ -169,13 +172,20 @@ class SequenceClassificationScorer(Scorer):
         self.dtype = dtype
         self.device = device
         self.template = template
+        self.last_line = last_line
         self.label = label
         self.config, self.tokenizer = _load_config(model)
         self.max_length = self._limit(max_length)
         self.truncated = 0  # texts cut so far
         self._loaded: PreTrainedModel | None = None
-        options = {"dtype": dtype, "template": template, "label": label, "max_length": max_length}
-        self._options = "".join(f" {n}={v!r}" for n, v in options.items() if v not in (None, "auto"))
+        options = {
+            "dtype": None if dtype == "auto" else dtype,
+            "template": template,
+            "last_line": last_line or None,
+            "label": label,
+            "max_length": max_length,
+        }
+        self._options = "".join(f" {name}={value!r}" for name, value in options.items() if value is not None)
         if template is not None:
             _check_template(template)
         _check_label(model, self.config, label)
@@ -191,8 +201,7 @@ class SequenceClassificationScorer(Scorer):
         folder = Path(self.model)
         if not folder.is_dir():
             return str(getattr(self.config, "_commit_hash", None))[:16]
-        kinds = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja"}
-        return _fingerprint(sorted(file for file in folder.iterdir() if file.suffix in kinds))
+        return _fingerprint(sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)}))
 
     def start(self) -> None:
         self._loaded = self._loaded or self._load()
@@ -220,6 +229,9 @@ class SequenceClassificationScorer(Scorer):
         return logits_NL[:, self.label] - logits_NL[:, others].logsumexp(-1)
 
     def _text(self, prompt: Text, response: str) -> str:
+        """What the model reads."""
+        if self.last_line and isinstance(prompt, str):
+            prompt = prompt.rpartition("\n")[2]
         if self.template is not None:
             return self.template.format(prompt=_joined(prompt), response=response)
         if self.tokenizer.chat_template:
@@ -258,7 +270,7 @@ class SequenceClassificationScorer(Scorer):
     def _load(self) -> PreTrainedModel:
         dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         try:
-            with torch.random.fork_rng():  # training draws the same numbers whether or not a scorer was loaded
+            with torch.random.fork_rng(devices=[]):  # loading must not move the numbers that training draws
                 model, report = AutoModelForSequenceClassification.from_pretrained(
                     self.model, dtype=dtype, output_loading_info=True
                 )
@@ -316,7 +328,8 @@ def _import_file(path: Path) -> ModuleType:
 
 def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     path = Path(model)
-    is_path = path.is_absolute() or len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir())
+    is_path = model.startswith(("/", ".", "~")) or len(path.parts) > 2
+    is_path |= len(path.parts) == 2 and path.parent.is_dir()  # it looks like a hub name, but its folder is here
     if is_path and not path.is_dir():
         raise UserError(f"scorer.model: there is no folder {model!r}. {_MODELS}")
     try:
@@ -328,8 +341,8 @@ def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]
         ) from error
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
         raise UserError(
-            f"scorer.model: {model!r} is {', '.join(config.architectures or ['of no known kind'])}, not a sequence classifier. "
-            "Give a model trained to give scores."
+            f"scorer.model: {model!r} is {', '.join(config.architectures or ['of no stated kind'])}, no "
+            "sequence classifier. Give a model that was trained to give scores."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -337,6 +350,18 @@ def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]
     return config, tokenizer
 
 
+# what weights, configuration and tokenizer are read from; logs and metrics may lie next to them
+_MODEL_FILES = [
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "config.json",
+    "token*.*",
+    "*tokens*.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+]
 _MODELS = "Give a folder saved by `save_pretrained`, or a hub name."
 
 

@@ -73,7 +73,7 @@ class PreferenceObjective(L.LightningModule):
         self.strict_loading = False  # `load_state_dict` below is strict about what a checkpoint holds
         self.policy: Policy | None = None
         self.metrics = torch.nn.ModuleDict(
-            {stage: PreferenceMetrics(self.anchored) for stage in ("train_", "val_")}
+            {stage: PreferenceMetrics(self.anchored) for stage in ("train_", "val_", "test_")}
         )
         self._tokenizer = None
 
@@ -134,7 +134,11 @@ class PreferenceObjective(L.LightningModule):
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         self._step(batch, "val")
 
-    def _step(self, batch: PreferenceBatch, stage: Literal["train", "val"]) -> Tensor:
+    def test_step(self, batch: PreferenceBatch | None, batch_idx: int) -> None:
+        if batch is not None:  # else there are no test pairs, and callbacks alone have something to test
+            self._step(batch, "test")
+
+    def _step(self, batch: PreferenceBatch, stage: Literal["train", "val", "test"]) -> Tensor:
         assert self.policy is not None
         logps = self.policy(batch)
         anchor_logps, beta = self.anchor(batch)
@@ -153,9 +157,15 @@ class PreferenceObjective(L.LightningModule):
         return loss
 
     def on_validation_epoch_end(self) -> None:
-        metrics: Any = self.metrics["val_"]
+        self._log_means("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test")
+
+    def _log_means(self, stage: Literal["val", "test"]) -> None:
+        metrics: Any = self.metrics[f"{stage}_"]
         if metrics.update_called:
-            self.log_dict({f"val/{name}": value for name, value in metrics.compute().items()})
+            self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})
         metrics.reset()
 
     def _check_finite(self, loss: Tensor, losses: Tensor, batch: PreferenceBatch) -> None:

@@ -2,15 +2,16 @@
 
 import json
 
+import lightning as L
 import pytest
 import torch
 from lit_align.callbacks import RunReport, WinRate
-from lit_align.data import FunctionScorer
+from lit_align.data import FunctionScorer, OfflinePairs
 from lit_align.errors import UserError
 from lit_align.loggers import read_metrics
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
-from tiny import adamw, fit, on_policy
+from tiny import adamw, fit, on_policy, write_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -59,3 +60,24 @@ def test_missing_held_out_prompts_are_found_before_training(tiny_model, in_tmp):
     data = on_policy(in_tmp)
     with pytest.raises(UserError, match=r"no_such.jsonl"):
         fit(DPO(PolicyConfig(tiny_model)), data, WinRate("no_such.jsonl", scorer()))
+
+
+def test_testing_a_checkpoint_gives_the_verdict_of_the_run_that_made_it(tiny_model, in_tmp):
+    data = on_policy(in_tmp)
+    verdict = WinRate("prompts.jsonl", scorer())
+    trainer = fit(DPO(PolicyConfig(tiny_model), optimizer=adamw(3e-2)), data, verdict, default_root_dir="run")
+    trainer.save_checkpoint("run.ckpt")
+    first = (in_tmp / "run" / "summary.json").read_text()
+    again = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir="test", enable_model_summary=False,
+        callbacks=[WinRate("prompts.jsonl", scorer())],
+    )  # fmt: skip
+    again.test(DPO(PolicyConfig(tiny_model)), on_policy(in_tmp), ckpt_path="run.ckpt")
+    assert json.loads((in_tmp / "test" / "summary.json").read_text()) == json.loads(first)
+
+
+def test_test_pairs_are_reported(tiny_model, in_tmp):
+    path = write_pairs(in_tmp, 7)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    (values,) = trainer.test(DPO(PolicyConfig(tiny_model)), OfflinePairs(path, test=path, batch_size=3), verbose=False)
+    assert values["test/loss"] == pytest.approx(0.6931472) and "test/reward_margin" in values

@@ -141,9 +141,9 @@ def test_ranked_lists_come_out_best_first_with_their_rewards(read: Read):
 
 
 def test_repeated_responses_of_a_ranked_list_take_their_rewards_with_them(read: Read):
-    rows = read({"prompt": "Q", "responses": ["a", "b", "a"], "rewards": [3, 2, 1]})
+    rows = read({"prompt": "Q", "responses": ["a", "a", "b"], "rewards": [3, 2, 1]})
     assert rows[0].responses == ("a", "b")
-    assert rows[0].rewards == (3.0, 2.0)
+    assert rows[0].rewards == (3.0, 1.0)
 
 
 COMPARISON = {
@@ -178,6 +178,7 @@ def test_tldr_posts_are_prompts_and_with_a_summary_texts(read: Read):
         ({"chosen": "same words", "rejected": "same words"}, "equal or empty responses"),
         ({"chosen": chat("Q", " "), "rejected": chat("Q", "a")}, "equal or empty responses"),
         ({"chosen": chat("Q", "a"), "rejected": chat("Q", "")}, "equal or empty responses"),
+        ({"chosen": chat("Q", ""), "rejected": [chat("Q", "b"), chat("Q", "c")]}, "equal or empty responses"),
         ({"chosen": chat("Q", "x", "Q", "a"), "rejected": chat("Q", "y", "Q", "b")}, "differ before"),
         ({"chosen": chat("Q", "a"), "rejected": chat("Q", "b", "c")}, "not the assistant's"),
         ({"chosen": chat("Q", "a")[1:], "rejected": chat("Q", "b")[1:]}, "without a prompt"),
@@ -376,6 +377,9 @@ def test_a_line_in_another_encoding_is_named(tmp_path: Path):
     message = message_of(lambda: read_rows(file, kind="prompts"))
     assert "rows.jsonl:2" in message
     assert "UTF-8" in message
+    listed = tmp_path / "rows.json"
+    listed.write_bytes(b'[{"prompt": "caf\xc3\xa9"},\n\n{"prompt": "caf\xe9"}]')
+    assert "rows.json:3" in message_of(lambda: read_rows(listed, kind="prompts"))
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "list.json", "rows.parquet", "saved"])
