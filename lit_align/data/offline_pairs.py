@@ -91,9 +91,9 @@ class PairsDataModule(L.LightningDataModule):
             self._validation_examples, _ = self.read_pairs(self.validation, self.validation_split, BestWorst())
         return self._loader(self._validation_examples, shuffle=False)
 
-    def test_dataloader(self) -> ExampleLoader | list[Any]:
+    def test_dataloader(self) -> ExampleLoader | range:
         if self.test is None:
-            return [[None]]  # one loader of one empty batch: without a batch Lightning calls no hook of `WinRate`
+            return range(1)  # a batch that is none: without any Lightning calls no hook, and `WinRate` needs one
         examples, _ = self.read_pairs(self.test, self.test_split, BestWorst())
         return self._loader(examples, shuffle=False)
 

@@ -134,8 +134,8 @@ class PreferenceObjective(L.LightningModule):
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         self._step(batch, "val")
 
-    def test_step(self, batch: PreferenceBatch | None, batch_idx: int) -> None:
-        if batch is not None:  # else there are no test pairs, and callbacks alone have something to test
+    def test_step(self, batch: PreferenceBatch | int, batch_idx: int) -> None:
+        if isinstance(batch, PreferenceBatch):  # else there are no test pairs, and callbacks alone do something
             self._step(batch, "test")
 
     def _step(self, batch: PreferenceBatch, stage: Literal["train", "val", "test"]) -> Tensor:
