@@ -24,8 +24,8 @@ class PhaseProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = int(self.total_train_batches) if self.total_train_batches != float("inf") else 0
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed  # of the last epoch, unless it goes on
-        self._open("train", total, done if 0 < done < total else 0)
+        resumed = trainer.fit_loop.restarting and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        self._open("train", total, trainer.fit_loop.epoch_loop.batch_progress.current.completed if resumed else 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

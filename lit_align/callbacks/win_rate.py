@@ -232,7 +232,8 @@ class WinRate(Callback):
         say(f"KL(policy‖start) {verdict.kl_from_start:.2f} nats per response\n")
         for place in range(min(self.shown, len(prompts.ids))):
             text = prompts.texts[place]
-            say(Styled(text if isinstance(text, str) else text[-1]["content"], style="bold"))
+            text = text if isinstance(text, str) else text[-1]["content"]
+            say(Styled(("… " if "\n" in text.strip() else "") + text.strip().rpartition("\n")[2], style="bold"))
             say(Styled("  before  ", style="dim").append(_one_line(prompts.start[place][0]), style="not dim"))
             say(Styled("  after   ", style="dim").append(_one_line(verdict.responses[place][0]), style="not dim"))
 

@@ -225,6 +225,9 @@ class OnPolicyPairs(PairsDataModule):
         left_out = _listing(pairs.counts)
         if not pairs.examples:
             raise UserError(f"round {index + 1} gives no pair to train on: of {len(groups)} prompts {left_out}.")
+        if index == 0:
+            for name, text in self._describe_example(pairs.examples[0]):
+                say(f"  {name:<14} {text}")
         say(f"  {'pair':<14} {len(pairs.examples)} pairs from {len(groups)} prompts" + (f"; {left_out}" if pairs.counts else ""))
         if self._records_reference():
             pairs = self._with_reference(made, pairs)
@@ -392,5 +395,3 @@ class OnPolicyPairs(PairsDataModule):
         )
         yield "rounds", f"{rounds} × {self.responses_per_prompt} responses of up to {self.sampling.max_new_tokens} tokens"
         yield "scorer", self.scorer.identity
-        if self._pairs:
-            yield from self._describe_example(self._pairs.examples[0])

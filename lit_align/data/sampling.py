@@ -7,7 +7,8 @@ type and thread count then give equal bytes, in whatever order and by whatever p
 """
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,7 +157,7 @@ def generate(
     stopping = StoppingCriteriaList()
     if sampling.stop:
         stopping.append(_StopStrings(sampling.stop, tokenizer, width))
-    with torch.inference_mode():
+    with torch.inference_mode(), _contiguous_head(model):
         output = model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -165,6 +166,22 @@ def generate(
             stopping_criteria=stopping,
         )
     return [_until_end(row, end_ids) for row in output[:, width:].tolist()]
+
+
+@contextmanager
+def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
+    """Give the output head contiguous hidden states.
+
+    For the slice of last positions that `generate` takes of a prefill, `linear` on CPU copies the head's weights once
+    for every row: with 128 rows and 49,152 tokens that took four fifths of the prefill's time.
+    """
+    head = model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Module)
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _InverseTransform(LogitsProcessor):
