@@ -110,7 +110,7 @@ class AlignCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=SaveConfig,
             seed_everything_default=1,
-            trainer_defaults={"default_root_dir": "runs"},
+            trainer_defaults={"default_root_dir": "runs", "logger": False},  # the report keeps metrics.csv
             parser_class=AlignParser,
             auto_configure_optimizers=False,  # objectives take their own: here there is no policy yet
             args=sys.argv[1:] if args is None else args,

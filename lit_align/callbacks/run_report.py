@@ -91,7 +91,7 @@ PANELS = {
 
 
 def plot_curves(rows: list[dict[str, float]], path: Path) -> None:
-    """Draw the panels that have values, with a mark at each refresh of the reference."""
+    """Draw the panels that have values, with marks where rounds begin and where the reference is refreshed."""
     panels = {title: [n for n in names if any(n in row for row in rows)] for title, names in PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
@@ -101,9 +101,10 @@ def plot_curves(rows: list[dict[str, float]], path: Path) -> None:
     figure, axes = plt.subplots(height, columns, figsize=(4.2 * columns, 3 * height), squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    refreshes = _refresh_steps(rows)
+    rounds = [row["step"] for row in rows if row.get("round", 0) > 0]
+    marks = {"refresh of the reference": ("tab:red", _refresh_steps(rows)), "new round": ("0.8", rounds)}
     for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
-        _draw(axis, title, names, rows, refreshes)
+        _draw(axis, title, names, rows, marks)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -115,15 +116,22 @@ def _refresh_steps(rows: list[dict[str, float]]) -> list[float]:
     return [step for (step, count), last in zip(counts, before, strict=False) if count > last]
 
 
-def _draw(axis: Axes, title: str, names: list[str], rows: list[dict[str, float]], refreshes: list[float]) -> None:
+def _draw(
+    axis: Axes,
+    title: str,
+    names: list[str],
+    rows: list[dict[str, float]],
+    marks: dict[str, tuple[str, list[float]]],
+) -> None:
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
         axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 12 else None, markersize=3, label=name)
-    for number, step in enumerate(refreshes if len(refreshes) <= 40 else []):
-        axis.axvline(step, color="0.75", linewidth=0.8, zorder=0, label="refresh" if number == 0 else None)
+    for label, (color, steps) in marks.items():
+        for number, step in enumerate(steps if len(steps) <= 40 else []):
+            line = {"color": color, "linewidth": 0.8, "linestyle": ":", "zorder": 0}
+            axis.axvline(step, label=label if number == 0 else None, **line)
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel("optimizer step", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False)
-

@@ -318,7 +318,10 @@ class AnchoredObjective(PreferenceObjective):
         say(f"  {'step-0 check':<14} loss {loss.item():.4f} = {expected:.4f} ✓ · margins {margins} ✓ · {why}")
 
     def _first_step_bound(self, logps: Tensor, batch: PreferenceBatch) -> tuple[float, str]:
-        """How far, in nats of a response, policy and anchor may be apart by rounding alone, and why."""
+        """How far, in nats of a response, policy and anchor may be apart by rounding alone, and why.
+
+        In half precision another batch shape moves a response by tenths of a nat: how far is measured here.
+        """
         assert self.policy is not None
         recorded = batch.reference_logps is not None or self.proximal > 0
         if not recorded and self.reference_config.dtype == "auto":
@@ -327,7 +330,7 @@ class AnchoredObjective(PreferenceObjective):
         if self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision):
             return 1e-3, why
         alone = torch.cat([self.policy(batch.select(slice(i, i + 1))) for i in range(batch.size)])
-        return max(0.1, 4 * (logps - alone).abs().max().item()), f"{why}, half precision"
+        return max(0.1, 4 * (logps - alone).abs().max().item()), why
 
     def _dropout_is_active(self) -> bool:
         """A fresh adapter's own dropout does not count: it acts on an update that is still 0."""
