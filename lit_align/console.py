@@ -8,6 +8,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+WIDTH = 15
+"""Columns of the names that lines begin with."""
+
 console = Console(highlight=False)
 
 
@@ -15,6 +18,11 @@ console = Console(highlight=False)
 def say(*objects: object) -> None:
     """Print lines or rich renderables; long lines are left to the terminal, so that commands can be copied."""
     console.print(*objects, soft_wrap=all(isinstance(o, str) for o in objects))
+
+
+def tell(name: str, text: str) -> None:
+    """Print a line of the run's account: what it is about, and what there is to say."""
+    say(f"  {name:<{WIDTH}} {text}")
 
 
 class Phase:
@@ -34,7 +42,7 @@ class Phase:
         self.started = time.monotonic()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn(f"{name:<14}"),
+            TextColumn(f"{name:<{WIDTH}}"),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
@@ -57,7 +65,7 @@ class Phase:
         self._bar.stop()
         seconds = time.monotonic() - self.started
         behind = f" · {note or self.note}" if note or self.note else ""
-        say(f"  {self.name:<14} {self.done}/{self.total} {self.unit} · {seconds:.1f} s{behind}")
+        tell(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{behind}")
 
 
 @contextmanager

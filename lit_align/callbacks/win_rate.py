@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text as Styled
 from torch import Tensor
 
-from lit_align.console import phase, say
+from lit_align.console import phase, say, tell
 from lit_align.data.collate import Encoder, Example, record_logps
 from lit_align.data.formats import Text, read_rows
 from lit_align.data.sampling import Response, Sampling, sample_responses, sampling_batches
@@ -127,10 +127,8 @@ class WinRate(Callback):
             values |= {"kl_from_start": verdict.kl_from_start, "length": verdict.length}
             for logger in trainer.loggers:
                 logger.log_metrics({f"val/{key}": value for key, value in values.items()}, step=trainer.global_step)
-            say(
-                f"  {'':<14} reward {values['reward']:.3f}, win rate {values['win_rate']:.1%}, "
-                f"KL from start {verdict.kl_from_start:.2f} nats"
-            )
+            kl = f"KL from start {verdict.kl_from_start:.2f} nats"
+            tell("", f"reward {values['reward']:.3f}, win rate {values['win_rate']:.1%}, {kl}")
         trainer.strategy.barrier("validation")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

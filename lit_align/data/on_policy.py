@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_align.console import phase, say
+from lit_align.console import phase, say, tell
 from lit_align.data.collate import Example, ExampleLoader, record_logps
 from lit_align.data.formats import Row, read_rows
 from lit_align.data.offline_pairs import PairsDataModule, _listing
@@ -227,8 +227,8 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError(f"round {index + 1} gives no pair to train on: of {len(groups)} prompts {left_out}.")
         if index == 0:
             for name, text in self._describe_example(pairs.examples[0]):
-                say(f"  {name:<14} {text}")
-        say(f"  {'pair':<14} {len(pairs.examples)} pairs from {len(groups)} prompts" + (f"; {left_out}" if pairs.counts else ""))
+                tell(name, text)
+        tell("pair", f"{len(pairs.examples)} pairs from {len(groups)} prompts" + (f"; {left_out}" if pairs.counts else ""))
         if self._records_reference():
             pairs = self._with_reference(made, pairs)
         self._log_round(samples, groups, pairs, {"sample": clock[1] - clock[0], "score": clock[2] - clock[1]})
@@ -261,7 +261,7 @@ class OnPolicyPairs(PairsDataModule):
                         made.write(part, number, make(batches[number]))
                     bar.advance(len(batches[number]))
         else:
-            say(f"  {name:<14} {total} prompts, stored before in {made.path}")
+            tell(name, f"{total} prompts, stored before in {made.path}")
         trainer.strategy.barrier(part)
         rows: Rows = [{}] * total
         for number, places in enumerate(batches):

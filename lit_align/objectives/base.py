@@ -18,7 +18,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_align.console import say
+from lit_align.console import tell
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
@@ -303,7 +303,7 @@ class AnchoredObjective(PreferenceObjective):
         self._checked_first_step = True
         assert anchor_logps is not None and self.policy is not None
         if self._dropout_is_active():
-            say(f"  {'step-0 check':<14} not made: with dropout the policy in training is not its anchor")
+            tell("step-0 check", "not made: with dropout the policy in training is not its anchor")
             return
         off = (logps - anchor_logps).abs().max().item()
         bound, why = self._first_step_bound(logps, batch)
@@ -315,7 +315,7 @@ class AnchoredObjective(PreferenceObjective):
                 "recorded log-probabilities or the data's tokens do not belong to this policy."
             )
         margins = "exactly 0" if off == 0 else f"{off:.2g} ≤ {bound:.2g} nats"
-        say(f"  {'step-0 check':<14} loss {loss.item():.4f} = {expected:.4f} ✓ · margins {margins} ✓ · {why}")
+        tell("step-0 check", f"loss {loss.item():.4f} = {expected:.4f} ✓ · margins {margins} ✓ · {why}")
 
     def _first_step_bound(self, logps: Tensor, batch: PreferenceBatch) -> tuple[float, str]:
         """How far, in nats of a response, policy and anchor may be apart by rounding alone, and why.
