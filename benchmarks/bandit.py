@@ -145,9 +145,7 @@ def show_iterates(out: Path | None) -> Iterator[Row]:
     right.text(ROUNDS, 1.3, "TR hard is there at $t = 1$, and goes on", color=RED, ha="right")
     right.set(ylim=(4e-9, 5), xlim=(-0.3, ROUNDS + 0.3), xlabel="round $t$")
     right.set_title("Distance to the RLHF optimum,  KL$(\\pi_t\\,\\|\\,\\pi^*)$")
-    save(
-        figure, out / "iterates.png", "lines: the laws     points: solved with dpo_loss and effective_anchor"
-    )
+    save(figure, out / "iterates.png", "lines: the laws     points: solved with dpo_loss and effective_anchor")
 
 
 # --- syncs -------------------------------------------------------------------------------------------------
@@ -218,9 +216,7 @@ def show_syncs(out: Path | None) -> Iterator[Row]:
     axes[2].legend(frameon=False, loc="upper left")
     for axis in axes:
         axis.set(xlabel="step", xlim=(0, STEPS))
-    save(
-        figure, out / "syncs.png", "one pair, gradient descent; h is the margin to the reference as it stands"
-    )
+    save(figure, out / "syncs.png", "one pair, gradient descent; h is the margin to the reference as it stands")
 
 
 # --- certain labels ----------------------------------------------------------------------------------------
@@ -271,16 +267,11 @@ def show_certain_labels(out: Path | None) -> Iterator[Row]:
     yield Row("MPO + SFT, label certain: margin of the root", stop, runs["MPO"][-1])
     weights = torch.logspace(-1.7, 1.3, 13).tolist()
     solved = {
-        c: [
-            solve(lambda x, c=c, w=w: mpo_with_sft(x, c, w, MASS), reference[0]).exp()[0].item()
-            for w in weights
-        ]
+        c: [solve(lambda x, c=c, w=w: mpo_with_sft(x, c, w, MASS), reference[0]).exp()[0].item() for w in weights]
         for c in (1.0, 0.6, 0.2)
     }
     for c, points in solved.items():
-        yield Row(
-            f"MPO + SFT, c = {c:g}, β = {weights[6]:.2f}: π*", mpo_optimum(c, weights[6], MASS), points[6]
-        )
+        yield Row(f"MPO + SFT, c = {c:g}, β = {weights[6]:.2f}: π*", mpo_optimum(c, weights[6], MASS), points[6])
     if out is None:
         return
 
@@ -332,9 +323,7 @@ def rows(out: Path | None = None) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bandit"), help="folder of the figures")
     out = parser.parse_args().out
     table = rows(out)

@@ -143,9 +143,7 @@ class AlignCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (
-            ValueError
-        ) as error:  # a constructor's comes wrapped, as the report of a value that fits no type
+        except ValueError as error:  # a constructor's comes wrapped, as the report of a value that fits no type
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__
@@ -312,9 +310,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
             case "other":
                 return f"{where}: {text} is no {name(base)}. {known(base)}"
             case "unnamed":
-                return (
-                    f"{where}: no class is named (class_path: NAME, options under init_args:). {known(base)}"
-                )
+                return f"{where}: no class is named (class_path: NAME, options under init_args:). {known(base)}"
             case "type":
                 return wrong_value(where, base, message[found.start() :], see)
             case "file":
@@ -363,9 +359,7 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
     value = re.sub(r"^NestedArg\(key='[^']*', val=(.*)\)$", r"\1", value).strip("'\"")
     value = "null" if value == "None" else value
     types = re.findall(r"Expected an? <class '([\w.]+)'>", tried)
-    choices = [
-        c.strip(" '\"") for literal in re.findall(r"Literal\[(.*?)\]", tried) for c in literal.split(",")
-    ]
+    choices = [c.strip(" '\"") for literal in re.findall(r"Literal\[(.*?)\]", tried) for c in literal.split(",")]
     missing = re.search(r"Expected a dot import path string: (\S+)", tried)
     if missing and not {"float", "int", "str"} & set(types):
         hint = did_you_mean(missing[1], class_names(base))

@@ -1,4 +1,4 @@
-"""What a run says on the terminal: lines, a panel, and one progress bar per phase. Rank 0 speaks, the others are silent."""
+"""What a run says on the terminal: lines, and one progress bar per phase. Rank 0 speaks, the others are silent."""
 
 import time
 from collections.abc import Iterator

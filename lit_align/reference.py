@@ -45,7 +45,11 @@ class RefreshRule:
 
     def __str__(self) -> str:
         every = f"every {self.unit}" if self.tau == 1 else f"every {self.tau} {self.unit}s"
-        return f"← policy, {every}" if self.alpha == 1 else f"← {self.alpha:g}·policy + {1 - self.alpha:g}·reference, {every}"
+        return (
+            f"← policy, {every}"
+            if self.alpha == 1
+            else f"← {self.alpha:g}·policy + {1 - self.alpha:g}·reference, {every}"
+        )
 
     def state(self) -> dict[str, Any]:
         """What identifies the rule in a checkpoint."""
@@ -148,7 +152,9 @@ class AdapterReference:
     def _add_slot(self) -> None:
         adapter = self.policy.adapter
         assert adapter is not None
-        config = type(adapter.peft_config["default"])(**{**adapter.peft_config["default"].to_dict(), "lora_dropout": 0.0})
+        config = type(adapter.peft_config["default"])(
+            **{**adapter.peft_config["default"].to_dict(), "lora_dropout": 0.0}
+        )
         adapter.add_adapter(self.SLOT, config)
         for name, parameter in self.policy.model.named_parameters():
             if f".{self.SLOT}." in name:
@@ -170,7 +176,9 @@ class AdapterReference:
     @torch.no_grad()
     def mix(self, policy: Policy, alpha: float) -> None:
         if alpha != 1 or not self.slots:
-            raise ValueError("an adapter's factors can be replaced, not mixed: the mean of BA is not the product of means")
+            raise ValueError(
+                "an adapter's factors can be replaced, not mixed: the mean of BA is not the product of means"
+            )
         weights = dict(policy.model.named_parameters())
         ours = {name: weight for name, weight in weights.items() if f".{self.SLOT}." in name}
         mix_weights(ours, {name: weights[name.replace(f".{self.SLOT}.", ".default.")] for name in ours}, 1.0)
@@ -184,7 +192,11 @@ class AdapterReference:
 
 
 def make_reference(
-    policy: Policy, policy_config: PolicyConfig, lora: LoRAConfig | None, config: ReferenceConfig, rule: RefreshRule | None
+    policy: Policy,
+    policy_config: PolicyConfig,
+    lora: LoRAConfig | None,
+    config: ReferenceConfig,
+    rule: RefreshRule | None,
 ) -> CopiedReference | AdapterReference:
     """Build the cheapest reference that is right.
 

@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 
 torch.set_num_threads(1)
 
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a two-layer Llama with tied embeddings."""

@@ -133,9 +133,7 @@ def test_the_command_line_overrides_files_wherever_it_stands(options: str):
 
 
 def test_a_class_may_stand_after_its_options():
-    Path("bare.yaml").write_text(
-        DPO_YAML.replace("class_path: DPO", "class_path: IPO").replace("beta: 0.2", "")
-    )
+    Path("bare.yaml").write_text(DPO_YAML.replace("class_path: DPO", "class_path: IPO").replace("beta: 0.2", ""))
     built = AlignCLI(["--model.label_smoothing=0.1", "--model=DPO", "--config=bare.yaml"], run=False)
     assert built.config.model.init_args.label_smoothing == 0.1
 
@@ -174,9 +172,7 @@ def test_null_switches_the_refresh_off(how: str):
 
 def test_the_refresh_can_be_set_where_the_file_has_none():
     path = edited("reference_refresh: {alpha: 0.6, tau: 1}\n", "")
-    built = AlignCLI(
-        ["--config", path, "--reference_refresh.alpha=1", "--reference_refresh.tau=512"], run=False
-    )
+    built = AlignCLI(["--config", path, "--reference_refresh.alpha=1", "--reference_refresh.tau=512"], run=False)
     assert built.config.reference_refresh.init_args.tau == 512
 
 
@@ -239,8 +235,7 @@ def test_a_sweep_without_hyphens_is_refused(fails: Errors):
 
 def test_a_plain_null_of_a_sweep_is_refused_and_a_quoted_one_works(fails: Errors):
     plain, quoted = (
-        create_sweep_command_args({"args": {"model.init_args.lora": {"value": v}}})["args"]
-        for v in (None, "null")
+        create_sweep_command_args({"args": {"model.init_args.lora": {"value": v}}})["args"] for v in (None, "null")
     )
     assert "model.init_args.lora" in fails("fit", "--config", "dpo.yaml", *plain)
     assert parse(*quoted).config.model.init_args.lora is None
@@ -253,9 +248,7 @@ FIT = ("fit", "--config", "dpo.yaml")
 
 def test_an_unknown_key_is_named_with_the_nearest_one_and_all_there_are(fails: Errors):
     said = fails(*FIT, "--model.init_args.bta=1")
-    assert said.startswith(
-        "error: model.init_args.bta: DPO has no option 'bta'. Did you mean 'beta'? Options: "
-    )
+    assert said.startswith("error: model.init_args.bta: DPO has no option 'bta'. Did you mean 'beta'? Options: ")
     assert "label_smoothing" in said
     assert "proximal" in said, "the base class's options too"
     assert said.endswith("See: python train.py fit --model.help=DPO")
@@ -318,16 +311,12 @@ def test_a_wrong_value_is_named_with_what_it_should_be(fails: Errors, option: st
 
 
 def test_null_in_a_file_is_no_number(fails: Errors):
-    assert "model.init_args.beta: 'null' is not a number" in fails(
-        "fit", "--config", edited("beta: 0.2", "beta:")
-    )
+    assert "model.init_args.beta: 'null' is not a number" in fails("fit", "--config", edited("beta: 0.2", "beta:"))
 
 
 @pytest.mark.parametrize("how", ["option", "file"])
 def test_an_unknown_class_is_named_with_those_there_are(fails: Errors, how: str):
-    args = (
-        [*FIT, "--model=DPOO"] if how == "option" else ["fit", "--config", edited("path: DPO", "path: DPOO")]
-    )
+    args = [*FIT, "--model=DPOO"] if how == "option" else ["fit", "--config", edited("path: DPO", "path: DPOO")]
     said = fails(*args)
     assert said.startswith("error: model: there is no class 'DPOO'. Did you mean 'DPO'? Known: ")
     assert "IPO" in said
@@ -453,18 +442,14 @@ def test_validation_leaves_the_configuration_of_training_alone(tiny_model: str):
     assert [path.name for path in Path("run").iterdir()] == ["config_validate.yaml"]
 
 
-def test_the_saved_configuration_is_a_configuration(
-    fit: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-):
+def test_the_saved_configuration_is_a_configuration(fit: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
     fit("--trainer.limit_train_batches=1")
     saved = Path("run/config.yaml").read_text()
     main(["fit", "--config", "run/config.yaml"])
     assert Path("run/config.yaml").read_text() == saved
 
 
-def test_a_checkpoint_does_not_replace_the_configuration(
-    fit: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_checkpoint_does_not_replace_the_configuration(fit: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
     fit("--trainer.enable_checkpointing=true")
     [checkpoint] = Path("run").rglob("*.ckpt")
     kept = torch.load(checkpoint, weights_only=True)["hyper_parameters"]

@@ -27,7 +27,9 @@ def test_no_configuration_imports_through_a_door():
     for path in (ROOT / "configs").rglob("*.yaml"):
         for line in path.read_text().splitlines():
             text = line.partition("#")[0]
-            assert "callbacks." not in text.replace("lightning.pytorch.callbacks.", "").replace("lit_align.callbacks.", ""), path
+            assert "callbacks." not in text.replace("lightning.pytorch.callbacks.", "").replace(
+                "lit_align.callbacks.", ""
+            ), path
             assert " data." not in text, path
 
 

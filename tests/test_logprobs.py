@@ -4,9 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lit_align import logprobs
-from lit_align.data.collate import Example, collate
-from lit_align.logprobs import PreferenceBatch, can_share_prefix, check_logits, response_logps
 from tiny import llama_config
 from torch import Tensor
 from transformers import (
@@ -29,6 +26,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from lit_align import logprobs
+from lit_align.data.collate import Example, collate
+from lit_align.logprobs import PreferenceBatch, can_share_prefix, check_logits, response_logps
 
 SIZES = {
     "vocab_size": 61,
@@ -55,7 +56,9 @@ MODELS = {
     "opt": lambda: OPTForCausalLM(
         OPTConfig(vocab_size=61, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4)
     ),
-    "gemma2 (soft-capped)": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=3.0, attn_implementation="eager")),
+    "gemma2 (soft-capped)": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SIZES, final_logit_softcapping=3.0, attn_implementation="eager")
+    ),
     "cohere (scaled)": lambda: CohereForCausalLM(CohereConfig(**{**SIZES, "logit_scale": 0.3})),
     "granite (divided)": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
 }
@@ -149,7 +152,7 @@ def test_prompt_tokens_never_contribute() -> None:
 
 
 def test_mean_logp_is_the_sum_divided_by_the_number_of_response_tokens() -> None:
-    model, examples = build("llama"), random_examples()
+    examples = random_examples()
     batch = collate(examples, range(3))
     assert batch.lengths.tolist() == [[len(ids) for ids in example.response_ids] for example in examples]
 

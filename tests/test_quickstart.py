@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from lit_align.cli import main
 from transformers import AutoModelForCausalLM
+
+from lit_align.cli import main
 
 ROOT = Path(__file__).parent.parent
 PREPARED = ROOT / "data" / "quickstart"
@@ -31,12 +32,16 @@ def test_the_quickstart_runs_and_says_what_it_did(tmp_path, monkeypatch, capsys)
     )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     keys = {"reward_start", "reward_end", "win_rate", "win_rate_low", "win_rate_high"}
-    assert keys | {"kl_from_start"} <= summary.keys() and keys <= summary["judge"].keys()
-    assert (tmp_path / "run" / "curves.png").exists() and (tmp_path / "run" / "metrics.csv").exists()
+    assert keys | {"kl_from_start"} <= summary.keys()
+    assert keys <= summary["judge"].keys()
+    assert (tmp_path / "run" / "curves.png").exists()
+    assert (tmp_path / "run" / "metrics.csv").exists()
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").config.model_type == "llama"
     said = capsys.readouterr().out
-    assert "step-0 check" in said and "Against the start, on 4 held-out prompts" in said and "--ckpt_path" in said
+    assert "step-0 check" in said
+    assert "Against the start, on 4 held-out prompts" in said
+    assert "--ckpt_path" in said
 
 
 @pytest.mark.skipif(not PREPARED.exists(), reason="`make install` prepares data/quickstart")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from lit_align.data.collate import Example, collate
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
@@ -99,8 +100,10 @@ def test_under_lora_a_hard_reference_is_an_adapter_and_a_resting_one_the_plain_m
     config = PolicyConfig(tiny_model)
     hard = make_reference(policy_of(tiny_model, LORA), config, LORA, ReferenceConfig(), RefreshRule(1.0, 1))
     rests = make_reference(policy_of(tiny_model, LORA), config, LORA, ReferenceConfig(), None)
-    assert isinstance(hard, AdapterReference) and hard.slots == ["reference"]
-    assert isinstance(rests, AdapterReference) and rests.slots == []
+    assert isinstance(hard, AdapterReference)
+    assert hard.slots == ["reference"]
+    assert isinstance(rests, AdapterReference)
+    assert rests.slots == []
 
 
 def test_continuing_an_adapter_the_reference_is_that_adapter_as_it_was(tiny_model, batch, tmp_path):
@@ -131,7 +134,8 @@ def test_an_adapter_reference_leaves_modes_flags_and_gradients_of_the_policy_alo
     policy = policy_of(tiny_model, replace(LORA, dropout=0.5))
     reference = AdapterReference(policy, snapshot=True)
     trained = {name for name, _ in policy.trainable_weights()}
-    assert trained and not any(".reference." in name for name in trained)
+    assert trained
+    assert not any(".reference." in name for name in trained)
     modes = [module.training for module in policy.modules()]
     logps = policy(batch)
     first, second = reference.logps(batch), reference.logps(batch)
@@ -180,7 +184,8 @@ def test_a_hard_refresh_copies_buffers_too(tiny_model):
 def test_mixing_pairs_weights_by_name_whatever_their_order():
     target = {"a": torch.zeros(2), "b": torch.zeros(2)}
     mix_weights(target, {"b": torch.full((2,), 2.0), "a": torch.ones(2)}, 0.5)
-    assert target["a"].tolist() == [0.5, 0.5] and target["b"].tolist() == [1.0, 1.0]
+    assert target["a"].tolist() == [0.5, 0.5]
+    assert target["b"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("source", [{"a": torch.ones(2)}, {"a": torch.ones(2), "b": torch.ones(3)}])
@@ -205,7 +210,7 @@ def test_alpha_outside_its_range_is_refused_with_the_direction_of_the_mix(alpha)
 
 
 def test_tau_below_one_is_refused():
-    with pytest.raises(UserError, match="reference_refresh.tau=0 must be at least 1"):
+    with pytest.raises(UserError, match=r"reference_refresh.tau=0 must be at least 1"):
         RefreshRule(1.0, 0)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch import Callback
-from lit_align.data import FunctionScorer, OnPolicyPairs, Sampling
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from lit_align.data import FunctionScorer, OnPolicyPairs, Sampling
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -1,4 +1,4 @@
-"""One progress bar per phase: training and validation here, sampling and scoring where they happen (`console.phase`)."""
+"""One progress bar per phase: training here, sampling and scoring where they happen (`console.phase`)."""
 
 from typing import Any
 

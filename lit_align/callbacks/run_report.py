@@ -98,7 +98,9 @@ def plot_curves(rows: list[dict[str, float]], path: Path) -> None:
         return
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(4.2 * columns, 3 * height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        height, columns, figsize=(4.2 * columns, 3 * height), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     rounds = [row["step"] for row in rows if row.get("round", 0) > 0]

@@ -123,7 +123,10 @@ class WinRate(Callback):
             verdict = self._judge(self.validation, "held-out", pl_module)
             values = {"reward": verdict.by_scorer[""]["reward_end"], "win_rate": verdict.by_scorer[""]["win_rate"]}
             for name in filter(None, self.scorers):
-                values |= {f"{key}_{name}": verdict.by_scorer[name][key.replace("reward", "reward_end")] for key in list(values)[:2]}
+                values |= {
+                    f"{key}_{name}": verdict.by_scorer[name][key.replace("reward", "reward_end")]
+                    for key in list(values)[:2]
+                }
             values |= {"kl_from_start": verdict.kl_from_start, "length": verdict.length}
             for logger in trainer.loggers:
                 logger.log_metrics({f"val/{key}": value for key, value in values.items()}, step=trainer.global_step)
@@ -140,7 +143,7 @@ class WinRate(Callback):
     def _final_verdict(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.verdict = self._judge(self.prompts, "test", pl_module)
-            summary = {key: value for key, value in self.verdict.by_scorer[""].items()}
+            summary = dict(self.verdict.by_scorer[""].items())
             summary["kl_from_start"] = self.verdict.kl_from_start
             summary |= {name: self.verdict.by_scorer[name] for name in filter(None, self.scorers)}  # type: ignore[dict-item]
             folder = Path(trainer.default_root_dir)
@@ -150,7 +153,8 @@ class WinRate(Callback):
         trainer.strategy.barrier("test")
 
     def _judge(self, path: str, name: str, module: LightningModule) -> Verdict:
-        assert isinstance(module, PreferenceObjective) and module.policy is not None
+        assert isinstance(module, PreferenceObjective)
+        assert module.policy is not None
         start = Policy.load(module.policy_config, module.lora).to(module.policy.device)
         if path not in self._read:
             self._read[path] = self._prepare(path, name, start, module)

@@ -128,7 +128,9 @@ class PairsDataModule(L.LightningDataModule):
         different = [ids for ids in rejected if ids != chosen]
         return (
             [Example(prompt_ids, [chosen, ids], row.source, rewards=rewards) for ids in different],
-            Counter({"equal after truncation": len(rejected) - len(different)} if len(different) < len(rejected) else {}),
+            Counter(
+                {"equal after truncation": len(rejected) - len(different)} if len(different) < len(rejected) else {}
+            ),
         )
 
     def _loader(self, examples: list[Example], *, shuffle: bool, seed: int | None = None) -> ExampleLoader:

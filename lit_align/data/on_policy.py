@@ -100,7 +100,9 @@ class OnPolicyPairs(PairsDataModule):
             return
         assert self.trainer is not None
         if not isinstance(self.trainer.lightning_module, PreferenceObjective):
-            raise UserError("OnPolicyPairs samples from `lightning_module.policy`: train a lit_align objective with it.")
+            raise UserError(
+                "OnPolicyPairs samples from `lightning_module.policy`: train a lit_align objective with it."
+            )
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         self._check_rounds()
         rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
@@ -161,7 +163,8 @@ class OnPolicyPairs(PairsDataModule):
         return Path(self.store or Path(self.trainer.default_root_dir, "rounds"))
 
     def _begin_round(self) -> None:
-        assert self.trainer is not None and self.module.policy is not None
+        assert self.trainer is not None
+        assert self.module.policy is not None
         self._key = {
             "round": self.rounds_made,
             "step": self.trainer.global_step,
@@ -184,7 +187,8 @@ class OnPolicyPairs(PairsDataModule):
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(self._prompts), generator=generator).tolist()
         if self.prompts_per_round == "chunk":
-            assert self.trainer is not None and self.trainer.max_epochs
+            assert self.trainer is not None
+            assert self.trainer.max_epochs
             return [self._prompts[i] for i in order[index :: self.trainer.max_epochs]]
         start = index * self.prompts_per_round
         return [self._prompts[order[i % len(order)]] for i in range(start, start + self.prompts_per_round)]
@@ -198,7 +202,9 @@ class OnPolicyPairs(PairsDataModule):
         of = f" of {self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else ""
         say(f"round {index + 1}{of}")
 
-        batches = sampling_batches([len(ids) for _, ids in prompts], self.sampling_batch_size // self.responses_per_prompt)
+        batches = sampling_batches(
+            [len(ids) for _, ids in prompts], self.sampling_batch_size // self.responses_per_prompt
+        )
         clock = [time.monotonic()]
         samples = self._part("sample", "samples", made, batches, self._sampler(index, prompts))
         clock.append(time.monotonic())
@@ -228,7 +234,10 @@ class OnPolicyPairs(PairsDataModule):
         if index == 0:
             for name, text in self._describe_example(pairs.examples[0]):
                 tell(name, text)
-        tell("pair", f"{len(pairs.examples)} pairs from {len(groups)} prompts" + (f"; {left_out}" if pairs.counts else ""))
+        tell(
+            "pair",
+            f"{len(pairs.examples)} pairs from {len(groups)} prompts" + (f"; {left_out}" if pairs.counts else ""),
+        )
         if self._records_reference():
             pairs = self._with_reference(made, pairs)
         self._log_round(samples, groups, pairs, {"sample": clock[1] - clock[0], "score": clock[2] - clock[1]})
@@ -267,7 +276,9 @@ class OnPolicyPairs(PairsDataModule):
         for number, places in enumerate(batches):
             read = made.read(part, number)
             if read is None:
-                raise RuntimeError(f"{made.path}: batch {number} of {part} is missing; do all processes share the folder?")
+                raise RuntimeError(
+                    f"{made.path}: batch {number} of {part} is missing; do all processes share the folder?"
+                )
             for place, row in zip(places, read, strict=True):
                 rows[place] = row
         return rows
@@ -283,7 +294,7 @@ class OnPolicyPairs(PairsDataModule):
             if self._made_at != self.module.global_step:
                 raise UserError(
                     f"the checkpoint is in the middle of round {index + 1}, whose responses were drawn at step "
-                    f"{self._made_at} and are no longer in {self.folder}. Give that folder back (data.store), or resume "
+                    f"{self._made_at} and are no longer in {self.folder}. Give that folder back (data.store) or resume "
                     "from a checkpoint at the end of an epoch."
                 )
             ids = [prompts[i][1] for i in places]
@@ -305,14 +316,17 @@ class OnPolicyPairs(PairsDataModule):
                     "finished": [r.finished for r in drawn],
                     "sampler_logps": logps,
                 }
-                for i, example, drawn, logps in zip(places, examples, responses, self._logps(policy, examples), strict=True)
+                for i, example, drawn, logps in zip(
+                    places, examples, responses, self._logps(policy, examples), strict=True
+                )
             ]
 
         return sample
 
     def _logps(self, of: Callable[[PreferenceBatch], Tensor], examples: Sequence[Example]) -> list[list[float]]:
         """Log-probabilities of every response of each example, in the precision that training has."""
-        assert self.trainer is not None and self.module.policy is not None
+        assert self.trainer is not None
+        assert self.module.policy is not None
         with self.trainer.precision_plugin.forward_context():
             return record_logps(of, self.module.policy, examples, self.batch_size)
 
@@ -393,5 +407,8 @@ class OnPolicyPairs(PairsDataModule):
         rounds = {"all": "all prompts", "chunk": "the next share of the prompts"}.get(
             str(self.prompts_per_round), f"{self.prompts_per_round} prompts"
         )
-        yield "rounds", f"{rounds} × {self.responses_per_prompt} responses of up to {self.sampling.max_new_tokens} tokens"
+        yield (
+            "rounds",
+            f"{rounds} × {self.responses_per_prompt} responses of up to {self.sampling.max_new_tokens} tokens",
+        )
         yield "scorer", self.scorer.identity

@@ -96,9 +96,7 @@ def sample_responses(
     return [drawn[start : start + count] for start in range(0, len(drawn), count)]
 
 
-def _response(
-    ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]
-) -> Response:
+def _response(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]) -> Response:
     """Decode a response, cut behind the token that completes the first stop string."""
 
     def text_of(size: int | None) -> str:

@@ -28,7 +28,9 @@ def win_rates(rewards: Tensor, other: Tensor, *, tie: float = 0.5) -> Tensor:
     return ((difference > 0).double() + tie * (difference == 0).double()).mean((1, 2))
 
 
-def bootstrap_interval(values: Tensor, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Tensor, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
     """Percentile interval of the mean of independent values, [P]."""
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(values), (resamples, len(values)), generator=generator)

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 
-def label_mean(
-    loss: Callable[[Tensor], Tensor], margins: Tensor, labels: Tensor | float | None = None
-) -> Tensor:
+def label_mean(loss: Callable[[Tensor], Tensor], margins: Tensor, labels: Tensor | float | None = None) -> Tensor:
     """The loss of each margin, averaged over which response wins.
 
     Args:

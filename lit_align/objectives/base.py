@@ -32,9 +32,7 @@ from lit_align.reference import (
     make_reference,
 )
 
-torch.serialization.add_safe_globals(
-    [PolicyConfig, LoRAConfig, ReferenceConfig]
-)  # hyperparameters of a checkpoint
+torch.serialization.add_safe_globals([PolicyConfig, LoRAConfig, ReferenceConfig])  # hyperparameters of a checkpoint
 
 
 class PreferenceObjective(L.LightningModule):
@@ -57,9 +55,7 @@ class PreferenceObjective(L.LightningModule):
         policy: PolicyConfig,
         *,
         lora: LoRAConfig | None = None,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
-            parameters, lr=1e-6, weight_decay=0.0
-        ),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         schedule: Literal["constant", "linear", "cosine"] = "linear",
         warmup_steps: int = 0,
     ):
@@ -173,7 +169,7 @@ class PreferenceObjective(L.LightningModule):
             rows = batch.index[~torch.isfinite(losses.detach())].tolist()
             raise UserError(
                 f"the loss of step {self.trainer.global_step} is {loss.item()}, from examples {rows} of this round's "
-                "data. Lower the learning rate or clip gradients (trainer.gradient_clip_val), or take those examples out."
+                "data. Lower the learning rate or clip gradients (trainer.gradient_clip_val), or take them out."
             )
 
     def _check_first_step(
@@ -220,9 +216,7 @@ class PreferenceObjective(L.LightningModule):
         trained = sum(weight.numel() for _, weight in self.policy.trainable_weights())
         total = sum(weight.numel() for weight in self.policy.parameters())
         how = (
-            f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights"
-            if self.lora
-            else f"{total / 1e6:.0f} M weights"
+            f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights" if self.lora else f"{total / 1e6:.0f} M weights"
         )
         yield "policy", f"{self.policy_config.path} ({how}, {str(self.policy.dtype).removeprefix('torch.')})"
         if self.lora is None and self.policy.dtype.itemsize < 4:
@@ -257,16 +251,12 @@ class AnchoredObjective(PreferenceObjective):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
         if not (beta >= 0 and proximal >= 0 and beta + proximal > 0):
-            raise UserError(
-                f"model: beta={beta} and proximal={proximal} must both be ≥ 0, and one of them > 0."
-            )
+            raise UserError(f"model: beta={beta} and proximal={proximal} must both be ≥ 0, and one of them > 0.")
         self.beta = beta
         self.proximal = proximal
         self.reference_config = reference
         self.reference: CopiedReference | AdapterReference | None = None
-        self.refresh_rule: RefreshRule | None = (
-            None  # set by the ReferenceRefresh callback before the model is built
-        )
+        self.refresh_rule: RefreshRule | None = None  # set by the ReferenceRefresh callback before the model is built
         self._checked_first_step = False
 
     def loss_at_anchor(self, beta: float) -> float:
@@ -301,7 +291,8 @@ class AnchoredObjective(PreferenceObjective):
         if self._checked_first_step or self.trainer.global_step > 0 or self.reference_config.path is not None:
             return
         self._checked_first_step = True
-        assert anchor_logps is not None and self.policy is not None
+        assert anchor_logps is not None
+        assert self.policy is not None
         if self._dropout_is_active():
             tell("step-0 check", "not made: with dropout the policy in training is not its anchor")
             return
@@ -339,9 +330,7 @@ class AnchoredObjective(PreferenceObjective):
         return self.policy_config.dropout or any(not (fresh and "lora_dropout" in name) for name, _ in names)
 
     def _is_saved(self, name: str) -> bool:
-        return super()._is_saved(name) and (
-            self.refresh_rule is not None or not name.startswith("reference.")
-        )
+        return super()._is_saved(name) and (self.refresh_rule is not None or not name.startswith("reference."))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["refresh_rule"] = self.refresh_rule.state() if self.refresh_rule else None
@@ -367,5 +356,5 @@ class AnchoredObjective(PreferenceObjective):
         if self.proximal:
             yield (
                 "proximal",
-                f"λ={self.proximal:g}: held near the policy that sampled the pairs, β_eff={self.beta + self.proximal:g}",
+                f"λ={self.proximal:g}: held near the pairs' sampler, β_eff={self.beta + self.proximal:g}",
             )

@@ -92,9 +92,7 @@ class DPO(AnchoredObjective):
 
     formula = "−log σ(β·Δlog π/anchor)"
 
-    def __init__(
-        self, policy: PolicyConfig, *, label_smoothing: float = 0.0, robust: bool = False, **kwargs: Any
-    ):
+    def __init__(self, policy: PolicyConfig, *, label_smoothing: float = 0.0, robust: bool = False, **kwargs: Any):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
         self.label_smoothing = label_smoothing

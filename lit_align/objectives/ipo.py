@@ -58,9 +58,7 @@ class IPO(AnchoredObjective):
         self.save_hyperparameters(ignore=["optimizer"])
         self.length_normalize = length_normalize
         if length_normalize:
-            rank_zero_warn(
-                "IPO on log-probabilities per token: this beta is not comparable to the paper's, on sums."
-            )
+            rank_zero_warn("IPO on log-probabilities per token: this beta is not comparable to the paper's, on sums.")
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
         if self.length_normalize:

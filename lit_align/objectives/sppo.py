@@ -50,9 +50,7 @@ def win_probabilities_from_rewards(rewards: Tensor, reward_temperature: float = 
     return win_probabilities_from_pairwise(torch.sigmoid(differences_BKK / reward_temperature))
 
 
-def sppo_baseline(
-    anchor_logps: Tensor, sampler_logps: Tensor, *, win_probabilities: Tensor, beta: float
-) -> Tensor:
+def sppo_baseline(anchor_logps: Tensor, sampler_logps: Tensor, *, win_probabilities: Tensor, beta: float) -> Tensor:
     """The constant c(x), [B], estimated by the plain mean over the K responses that the sampler drew.
 
     Args:

@@ -44,9 +44,7 @@ def test_a_figure_is_drawn_of_each(table):
 def test_proximal_rounds_converge_where_hard_replacement_diverges(bandit):
     proximal, moving = bandit.iterates(1.0), bandit.iterates(0.0, moving_reference=True)
     assert proximal.distance[-1] < 1e-7
-    assert all(
-        after < before for before, after in zip(proximal.distance, proximal.distance[1:], strict=False)
-    )
+    assert all(after < before for before, after in zip(proximal.distance, proximal.distance[1:], strict=False))
     assert moving.strength[-1] == pytest.approx(bandit.ROUNDS / bandit.BETA, rel=1e-9)
 
 

@@ -6,12 +6,13 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import adamw, fit, write_pairs
+
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
-from tiny import adamw, fit, write_pairs
 
 
 def refreshes(callback: ReferenceRefresh, steps: list[int], batches: int = 4) -> list[int]:
@@ -46,7 +47,8 @@ def test_its_state_goes_through_a_checkpoint():
     refreshes(first, [1, 2])
     second = ReferenceRefresh(1.0, 2)
     second.load_state_dict(first.state_dict())
-    assert refreshes(second, [2, 3, 4]) == [2] and second.count == 2
+    assert refreshes(second, [2, 3, 4]) == [2]
+    assert second.count == 2
 
 
 class NoReference(L.LightningModule):
@@ -96,7 +98,11 @@ def test_the_moved_reference_is_in_the_checkpoint(tiny_model, checkpoint):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ((0.5, 1), (1.0, 1), r"reference ← 0.5·policy \+ 0.5·reference, every step; this run has: ← policy, every step"),
+        (
+            (0.5, 1),
+            (1.0, 1),
+            r"reference ← 0.5·policy \+ 0.5·reference, every step; this run has: ← policy, every step",
+        ),
         ((0.5, 1), (), r"this run has: no refresh"),
         ((), (0.5, 1), r"reference no refresh; this run has"),
     ],

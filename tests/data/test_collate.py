@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import byte_tokenizer
+
 from lit_align.data.collate import Encoder, Example, ExampleLoader, collate
 from lit_align.errors import UserError
-from tiny import byte_tokenizer
 
 CHAT = [{"role": "user", "content": "Hi"}]
 
@@ -38,7 +39,8 @@ def test_no_beginning_of_sequence_is_doubled():
     made = encoder()
     made.tokenizer.bos_token = "<|im_start|>"
     ids = made.prompt(CHAT, "")
-    assert ids is not None and ids[:2].count(made.tokenizer.bos_token_id) == 1
+    assert ids is not None
+    assert ids[:2].count(made.tokenizer.bos_token_id) == 1
 
 
 def test_a_long_prompt_is_an_error_or_is_dropped_or_cut_as_asked_and_counted():
@@ -47,7 +49,8 @@ def test_a_long_prompt_is_an_error_or_is_dropped_or_cut_as_asked_and_counted():
     ):
         encoder(max_prompt_length=4).prompt("long text", "rows.jsonl:3")
     dropping = encoder(max_prompt_length=4, long_prompts="drop")
-    assert dropping.prompt("long text", "") is None and dropping.counts == {"prompts too long, dropped": 1}
+    assert dropping.prompt("long text", "") is None
+    assert dropping.counts == {"prompts too long, dropped": 1}
     cutting = encoder(max_prompt_length=4, long_prompts="left")
     assert cutting.tokenizer.decode(cutting.prompt("long text", "")) == "text"
     assert cutting.counts == {"prompts too long, cut": 1}
@@ -60,7 +63,7 @@ def test_a_long_response_loses_its_end_and_is_counted():
 
 
 def test_a_chat_needs_a_chat_template():
-    with pytest.raises(UserError, match="rows.jsonl:1: the prompt is a chat, but .* has no chat template"):
+    with pytest.raises(UserError, match=r"rows.jsonl:1: the prompt is a chat, but .* has no chat template"):
         encoder(chat=False).prompt(CHAT, "rows.jsonl:1")
 
 
@@ -105,8 +108,10 @@ def test_every_example_is_served_once_in_an_order_of_seed_and_epoch():
 def test_processes_share_the_examples_without_overlap_and_in_equal_numbers():
     loaders = [ExampleLoader(examples(11), 2, seed=1, rank=rank, world_size=2) for rank in range(2)]
     served = [order(loader) for loader in loaders]
-    assert [len(loader) for loader in loaders] == [2, 2] and not set(served[0]) & set(served[1])
-    assert [len(s) for s in served] == [4, 4] and loaders[0].dropped == 3
+    assert [len(loader) for loader in loaders] == [2, 2]
+    assert not set(served[0]) & set(served[1])
+    assert [len(s) for s in served] == [4, 4]
+    assert loaders[0].dropped == 3
 
 
 def test_a_loader_goes_on_behind_what_it_served():

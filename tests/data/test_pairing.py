@@ -1,6 +1,7 @@
 """What is trained on, and what is left out for which reason."""
 
 import pytest
+
 from lit_align.data.collate import Example
 from lit_align.data.pairing import BestWorst, take
 from lit_align.errors import UserError

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tiny import byte_tokenizer
+
 from lit_align.data.sampling import (
     Sampling,
     filtered_probabilities,
@@ -12,7 +14,6 @@ from lit_align.data.sampling import (
 )
 from lit_align.errors import UserError
 from lit_align.policy import Policy, PolicyConfig
-from tiny import byte_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,8 @@ def test_each_sample_has_its_own_stream_whatever_samples_with_it(model):
 def test_a_response_ends_with_its_end_token(model):
     ids = generate(model, [[70]] * 50, Sampling(max_new_tokens=40), torch.rand(50, 40, generator=stream(1)), [0, 5, 9])
     ended = [row for row in ids if row[-1] in (0, 5, 9)]
-    assert ended and all(not set(row[:-1]) & {0, 5, 9} for row in ids)
+    assert ended
+    assert all(not set(row[:-1]) & {0, 5, 9} for row in ids)
     assert all(len(row) == 40 for row in ids if row[-1] not in (0, 5, 9))
 
 

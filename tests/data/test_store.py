@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from lit_align.data.store import Round
 
 
@@ -14,7 +16,8 @@ def test_rows_come_back_as_they_were_whatever_their_text(tmp_path):
     assert made.read("samples", 0) is None
     made.write("samples", 0, rows)
     assert made.read("samples", 0) == rows
-    assert made.read("samples", 1) is None and made.read("scores", 0) is None
+    assert made.read("samples", 1) is None
+    assert made.read("scores", 0) is None
 
 
 def test_the_same_key_finds_the_same_folder_and_another_key_another(tmp_path):
@@ -31,7 +34,8 @@ def test_a_damaged_file_is_reported_set_aside_and_counts_as_missing(tmp_path, ca
     file = made.path / "samples-00000.parquet"
     file.write_bytes(file.read_bytes()[:-20])
     assert made.read("samples", 0) is None
-    assert "cannot be read" in capsys.readouterr().out and (made.path / "samples-00000.damaged").exists()
+    assert "cannot be read" in capsys.readouterr().out
+    assert (made.path / "samples-00000.damaged").exists()
     assert made.read("samples", 1) == [{"a": 2}]
 
 
@@ -42,8 +46,6 @@ def test_a_write_that_is_cut_off_leaves_nothing_that_is_read(tmp_path, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lit_align.data.store.os.replace", killed)
-    try:
+    with pytest.raises(KeyboardInterrupt):
         made.write("samples", 0, [{"a": 1}])
-    except KeyboardInterrupt:
-        pass
     assert made.read("samples", 0) is None

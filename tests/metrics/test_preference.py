@@ -1,14 +1,19 @@
 """Logged means, against sums by hand."""
 
 import torch
+
 from lit_align.metrics import PreferenceMetrics
 
 
 def test_means_are_over_examples_not_batches_and_ties_are_no_success():
     metric = PreferenceMetrics()
     zeros = torch.zeros(2, 2)
-    metric.update(torch.tensor([1.0, 2.0]), torch.tensor([[-1.0, -3.0], [-2.0, -2.0]]), zeros, torch.tensor([[3, 5], [4, 4]]), 0.5)
-    metric.update(torch.tensor([6.0]), torch.tensor([[-4.0, -1.0]]), torch.tensor([[-3.0, -1.0]]), torch.tensor([[9, 1]]), 0.5)
+    metric.update(
+        torch.tensor([1.0, 2.0]), torch.tensor([[-1.0, -3.0], [-2.0, -2.0]]), zeros, torch.tensor([[3, 5], [4, 4]]), 0.5
+    )
+    metric.update(
+        torch.tensor([6.0]), torch.tensor([[-4.0, -1.0]]), torch.tensor([[-3.0, -1.0]]), torch.tensor([[9, 1]]), 0.5
+    )
     values = {name: value.item() for name, value in metric.compute().items()}
     assert values == {
         "loss": 3.0,
@@ -27,4 +32,5 @@ def test_without_an_anchor_there_are_no_log_ratios():
     metric = PreferenceMetrics(anchored=False)
     metric.update(torch.tensor([1.0]), torch.tensor([[-1.0, -3.0]]), None, torch.tensor([[3, 5]]))
     values = metric.compute()
-    assert values["reward_margin"] == 2 and not any("log_ratio" in name for name in values)
+    assert values["reward_margin"] == 2
+    assert not any("log_ratio" in name for name in values)

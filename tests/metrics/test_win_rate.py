@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+
 from lit_align.metrics import WinRateMetric, bootstrap_interval, win_rates
 
 

@@ -25,9 +25,7 @@ from lit_align.objectives.simpo import simpo_loss
 from lit_align.objectives.sppo import sppo_loss
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-trl = pytest.importorskip(
-    "trl", minversion="1.16", reason="the peer whose numbers these are; `make install` has it"
-)
+trl = pytest.importorskip("trl", minversion="1.16", reason="the peer whose numbers these are; `make install` has it")
 
 from trl import DPOTrainer, KTOTrainer, RewardTrainer  # noqa: E402
 from trl.experimental.cpo import CPOTrainer  # noqa: E402
@@ -40,9 +38,7 @@ LENGTHS = torch.tensor([[7, 2], [1, 4], [5, 5], [3, 6], [7, 1], [2, 7]])
 
 def stub(**attributes):
     """A trainer's "self": one process, nothing but the loss."""
-    accelerator = SimpleNamespace(
-        device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x
-    )
+    accelerator = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)
     common = {
         "accelerator": accelerator,
         "model": SimpleNamespace(training=True),
@@ -234,9 +230,7 @@ def test_kto_in_micro_batches_differs_from_trl_because_its_z0_is_that_of_the_mic
         )
         theirs.append(trl_kto(one, labels[i : i + 1], 0.5, (mismatched[0][i], mismatched[1][i])))
         z0 = kto_z0(*mismatched)
-        ours.append(
-            kto_loss(logps[i : i + 1], anchor_logps[i : i + 1], labels[i : i + 1], beta=0.5, z0=z0).squeeze()
-        )
+        ours.append(kto_loss(logps[i : i + 1], anchor_logps[i : i + 1], labels[i : i + 1], beta=0.5, z0=z0).squeeze())
     same(torch.stack(ours).mean(), whole)
     assert_different(torch.stack(theirs).mean(), whole)
 

@@ -188,9 +188,7 @@ def test_pr_ipo_finds_the_proximal_optimum_of_the_preference_probability(beta, p
 
     def loss(logps):
         labels = bandit.preferences.flatten()
-        return (
-            weights * ipo_loss(logps[bandit.pairs], anchor[bandit.pairs], beta=beta_eff, labels=labels)
-        ).sum()
+        return (weights * ipo_loss(logps[bandit.pairs], anchor[bandit.pairs], beta=beta_eff, labels=labels)).sum()
 
     optimum = proximal_optimum(bandit, bandit.preferences @ drawn, beta, proximal)
     assert_close(solve(loss, bandit.sampler), optimum, atol=1e-6, rtol=0)
@@ -228,9 +226,7 @@ def test_pr_sppo_with_the_exact_constant_loses_nothing_at_the_proximal_optimum(b
     c = (beta + proximal) * (bandit.sampler.exp() * mixed.exp()).sum().log()
 
     def loss(logps):
-        return sppo_loss(
-            logps[None], anchor[None], win_probabilities=P[None], beta=beta_eff, baseline=c[None]
-        ).sum()
+        return sppo_loss(logps[None], anchor[None], win_probabilities=P[None], beta=beta_eff, baseline=c[None]).sum()
 
     optimum = proximal_optimum(bandit, P, beta, proximal)
     assert loss(optimum).item() == pytest.approx(0, abs=1e-20)
@@ -239,16 +235,12 @@ def test_pr_sppo_with_the_exact_constant_loses_nothing_at_the_proximal_optimum(b
 
 @weighted
 def test_the_estimated_constant_is_the_exact_one_when_the_samples_are_the_population(beta, proximal, bandit):
-    counts = torch.tensor(
-        [4, 1, 6, 2, 3]
-    )  # a sampler with rational probabilities, and one sample of each unit
+    counts = torch.tensor([4, 1, 6, 2, 3])  # a sampler with rational probabilities, and one sample of each unit
     samples = torch.repeat_interleave(torch.arange(5), counts)
     sampler = (counts.double() / counts.sum()).log()
     anchor, beta_eff = effective_anchor(bandit.reference, sampler, beta, proximal)
     P = bandit.preferences @ sampler.exp()
-    c = sppo_baseline(
-        anchor[samples][None], sampler[samples][None], win_probabilities=P[samples][None], beta=beta_eff
-    )
+    c = sppo_baseline(anchor[samples][None], sampler[samples][None], win_probabilities=P[samples][None], beta=beta_eff)
     exact(c, beta_eff * (anchor + P / beta_eff).logsumexp(0)[None])
     self_normalised = beta_eff * (anchor + P / beta_eff - anchor.logsumexp(0)).logsumexp(0)
     assert (self_normalised - c).abs() > 1e-3  # log Z̃, which self-normalising would drop

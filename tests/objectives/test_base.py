@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from tiny import adamw, fit, on_policy, sgd, write_pairs
+
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, IPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reference import ReferenceConfig
-from tiny import adamw, fit, on_policy, sgd, write_pairs
 
 LORA = LoRAConfig(r=4)
 
@@ -46,7 +47,9 @@ def pairs(in_tmp: Path) -> OfflinePairs:
     [(DPO, math.log(2)), (lambda *a, **k: DPO(*a, label_smoothing=0.2, **k), math.log(2)), (IPO, 25.0)],
     ids=["DPO", "conservative DPO", "IPO"],
 )
-def test_the_first_loss_is_the_closed_form_with_margins_of_exactly_zero(tiny_model, pairs, lora, make, closed_form, capsys):
+def test_the_first_loss_is_the_closed_form_with_margins_of_exactly_zero(
+    tiny_model, pairs, lora, make, closed_form, capsys
+):
     watch = Watch()
     fit(make(PolicyConfig(tiny_model), lora=lora, beta=0.1), pairs, watch)
     assert watch["train/loss"][0] == pytest.approx(closed_form, rel=1e-6)
@@ -57,7 +60,8 @@ def test_the_first_loss_is_the_closed_form_with_margins_of_exactly_zero(tiny_mod
 def test_the_first_step_is_checked_with_recorded_anchors_within_rounding(tiny_model, in_tmp, capsys):
     fit(DPO(PolicyConfig(tiny_model), proximal=0.1), on_policy(in_tmp), max_steps=1)
     said = capsys.readouterr().out
-    assert "step-0 check" in said and "≤ 0.001 nats ✓ · recorded anchor" in said.replace("exactly 0", "≤ 0.001 nats")
+    assert "step-0 check" in said
+    assert "≤ 0.001 nats ✓ · recorded anchor" in said.replace("exactly 0", "≤ 0.001 nats")
 
 
 def test_in_half_precision_the_bound_is_measured_and_said(tiny_model, in_tmp, capsys):
@@ -98,7 +102,9 @@ def weights(module: Any) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in module.policy.trainable_weights()}
 
 
-def run(tiny_model: str, pairs: OfflinePairs, *callbacks: Callback, trainer: dict[str, Any] | None = None, **options: Any):
+def run(
+    tiny_model: str, pairs: OfflinePairs, *callbacks: Callback, trainer: dict[str, Any] | None = None, **options: Any
+):
     module = DPO(PolicyConfig(tiny_model), optimizer=adamw(), **options)
     watch = Watch()
     fit(module, pairs, *callbacks, watch, **({"max_epochs": 2} | (trainer or {})))
@@ -123,14 +129,16 @@ def test_replaced_at_each_step_the_reference_keeps_the_loss_at_ln_2_while_weight
     moved, watch = run(tiny_model, pairs, ReferenceRefresh(1.0, 1), lora=lora)
     assert watch["train/loss"] == [pytest.approx(math.log(2), rel=1e-6)] * 4
     assert watch["train/reward_margin"] == [0.0] * 4
-    assert not same(moved, weights(start)) and watch["reference/refreshes"] == [1, 2, 3, 4]
+    assert not same(moved, weights(start))
+    assert watch["reference/refreshes"] == [1, 2, 3, 4]
 
 
 def test_right_after_a_sync_the_gradient_is_half_beta_times_that_of_the_margin(tiny_model, pairs):
     """dL/dh = −β/2 at h = 0, and −βσ(−βh) before, by autograd through the real path."""
     module = DPO(PolicyConfig(tiny_model), optimizer=adamw(1e-2), beta=0.3)
     fit(module, pairs, ReferenceRefresh(1.0, 1000))
-    assert module.policy is not None and module.reference is not None
+    assert module.policy is not None
+    assert module.reference is not None
     batch = next(iter(pairs.train_dataloader()))
 
     def gradient() -> torch.Tensor:
@@ -163,7 +171,8 @@ def test_the_reference_is_in_eval_mode_and_out_of_the_optimizer_whatever_happens
     module = DPO(PolicyConfig(tiny_model))
     trainer = fit(module, pairs)
     module.train()
-    assert module.policy is not None and module.policy.training
+    assert module.policy is not None
+    assert module.policy.training
     assert not any(m.training for m in module.reference.modules())
     optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     assert optimized == {id(p) for _, p in module.policy.trainable_weights()}
@@ -199,7 +208,8 @@ def test_what_is_logged_is_what_it_says(tiny_model, pairs):
     batch, step = watch.batches[0], watch.steps[0]
     assert step["train/length_chosen"] == batch.lengths[:, 0].double().mean()
     assert step["train/length_rejected"] == batch.lengths[:, 1].double().mean()
-    assert step["train/logp_chosen"] < 0 and step["train/log_ratio_chosen"] == 0
+    assert step["train/logp_chosen"] < 0
+    assert step["train/log_ratio_chosen"] == 0
     later = watch.steps[1]
     margin = 0.2 * (later["train/log_ratio_chosen"] - later["train/log_ratio_rejected"])
     assert later["train/reward_margin"] == pytest.approx(margin, abs=1e-7)
@@ -245,7 +255,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tiny_model, pairs):
     assert f"[{spoil.row}]" in str(caught.value)
 
 
-@pytest.mark.parametrize("make", [lambda p: DPO(p, beta=-0.1), lambda p: DPO(p, beta=0.0), lambda p: DPO(p, proximal=-1)])
+@pytest.mark.parametrize(
+    "make", [lambda p: DPO(p, beta=-0.1), lambda p: DPO(p, beta=0.0), lambda p: DPO(p, proximal=-1)]
+)
 def test_weights_that_hold_nothing_are_refused_at_once(tiny_model, make: Callable[[PolicyConfig], DPO]):
     with pytest.raises(UserError, match="must both be ≥ 0, and one of them > 0"):
         make(PolicyConfig(tiny_model))
@@ -261,7 +273,8 @@ def test_a_checkpoint_of_lora_holds_the_adapter_alone_and_a_resting_reference_is
         module = DPO(PolicyConfig(tiny_model), lora=lora)
         module.configure_model()
         names = module.state_dict().keys()
-        assert names and not any(name.startswith("reference.") for name in names)
+        assert names
+        assert not any(name.startswith("reference.") for name in names)
         assert lora is None or all(".lora_" in name for name in names)
 
 

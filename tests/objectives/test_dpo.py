@@ -60,9 +60,7 @@ def test_the_population_optimum_is_the_rlhf_optimum_whatever_the_weights_of_the_
 
 
 @pytest.mark.parametrize("reward_temperature", [1.0, 0.5])
-def test_with_rewards_the_optimum_has_the_product_of_both_betas_as_its_kl_weight(
-    reward_temperature, bandit, solve
-):
+def test_with_rewards_the_optimum_has_the_product_of_both_betas_as_its_kl_weight(reward_temperature, bandit, solve):
     groups = torch.combinations(torch.arange(5), 3)
 
     def loss(logps):
@@ -160,9 +158,7 @@ def test_a_label_smoothing_that_says_nothing_is_refused(epsilon):
         dpo_loss(torch.zeros(3, 2), torch.zeros(3, 2), beta=0.1, label_smoothing=epsilon)
 
 
-@pytest.mark.parametrize(
-    "also", [{"labels": torch.ones(3)}, {"label_smoothing": 0.1}, {"robust": True}], ids=str
-)
+@pytest.mark.parametrize("also", [{"labels": torch.ones(3)}, {"label_smoothing": 0.1}, {"robust": True}], ids=str)
 def test_rewards_beside_labels_are_refused(also):
     zeros = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="take the place of labels"):

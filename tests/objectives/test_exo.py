@@ -42,9 +42,7 @@ def test_a_group_of_three_worked_by_hand():
     # βΔ = 0, log 2, log 5: policy 1/8, 2/8, 5/8;  r/β_r = 0, 0, log 2: target 1/4, 1/4, 1/2
     ratios = torch.tensor([[1.0, 2.0, 5.0]], dtype=torch.float64).log() / 0.5
     rewards = torch.tensor([[1.0, 1.0, 2.0]], dtype=torch.float64).log() * 0.1
-    loss = exo_loss(
-        ratios - 30, torch.full_like(ratios, -30), beta=0.5, rewards=rewards, reward_temperature=0.1
-    )
+    loss = exo_loss(ratios - 30, torch.full_like(ratios, -30), beta=0.5, rewards=rewards, reward_temperature=0.1)
     expected = math.log(1 / 2) / 8 + math.log(1) / 4 + math.log(5 / 4) * 5 / 8
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
@@ -69,9 +67,7 @@ def test_a_soft_label_moves_the_target_and_is_no_average_of_two_losses(random):
 
 
 @pytest.mark.parametrize("reward_temperature", [1.0, 0.5])
-def test_the_population_optimum_has_the_product_of_both_betas_as_its_kl_weight(
-    reward_temperature, bandit, solve
-):
+def test_the_population_optimum_has_the_product_of_both_betas_as_its_kl_weight(reward_temperature, bandit, solve):
     groups = torch.combinations(torch.arange(5), 3)
 
     def loss(logps):

@@ -91,9 +91,7 @@ def preference_data_gradient(logits, sampler, preferences, **options):
     return -torch.autograd.grad(loss, logits)[0]
 
 
-def test_theorem_4_1_the_gradient_of_the_expected_preference_is_its_estimate_from_preference_data(
-    bandit, random
-):
+def test_theorem_4_1_the_gradient_of_the_expected_preference_is_its_estimate_from_preference_data(bandit, random):
     logits, sampler = random(5), bandit.sampler.exp()
     expected = expected_preference_gradient(logits, sampler, bandit.preferences)
     assert expected.abs().max() > 1e-3

@@ -8,9 +8,7 @@ from torch.testing import assert_close
 from lit_align.objectives.orpo import log1mexp, orpo_loss
 
 
-@pytest.mark.parametrize(
-    "x", [-1e-12, -1e-8, -1e-3, -0.3, -0.6931, -0.6932, -0.7, -1.0, -20.0, -50.0, -700.0]
-)
+@pytest.mark.parametrize("x", [-1e-12, -1e-8, -1e-3, -0.3, -0.6931, -0.6932, -0.7, -1.0, -20.0, -50.0, -700.0])
 def test_log1mexp_has_all_its_digits_where_the_plain_expression_has_none(x):
     with localcontext() as context:
         context.prec = 400

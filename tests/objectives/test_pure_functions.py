@@ -30,9 +30,7 @@ LOSSES = {
     "robust_dpo": lambda x, a, n, p: dpo_loss(x, a, beta=0.1, labels=p, label_smoothing=0.1, robust=True),
     "dpo_rewards": lambda x, a, n, p: dpo_loss(x, a, beta=0.1, rewards=n),
     "ipo": lambda x, a, n, p: ipo_loss(x, a, beta=0.1, labels=p),
-    "kto": lambda x, a, n, p: kto_loss(
-        x[:, 0], a[:, 0], p > 0.5, beta=0.1, z0=kto_z0(x[:1, 1], a[:1, 1]) * 0
-    ),
+    "kto": lambda x, a, n, p: kto_loss(x[:, 0], a[:, 0], p > 0.5, beta=0.1, z0=kto_z0(x[:1, 1], a[:1, 1]) * 0),
     "sppo": lambda x, a, n, p: sppo(x, a, n),
     "exo": lambda x, a, n, p: exo_loss(x, a, beta=0.1),
     "exo_rewards": lambda x, a, n, p: exo_loss(x, a, beta=0.1, rewards=n),
@@ -79,8 +77,6 @@ def test_the_gradient_is_that_of_the_loss_by_differences(loss, batch):
     logps, *rest = batch
     if loss is LOSSES["sppo"]:  # its constant is estimated from the sampler, and moves no gradient
         P = win_probabilities_from_rewards(rest[1])
-        torch.autograd.gradcheck(
-            lambda x: sppo_loss(x, rest[0], win_probabilities=P, beta=0.5), logps.requires_grad_()
-        )
+        torch.autograd.gradcheck(lambda x: sppo_loss(x, rest[0], win_probabilities=P, beta=0.5), logps.requires_grad_())
     else:
         torch.autograd.gradcheck(lambda x: loss(x, *rest), logps.requires_grad_())

@@ -33,9 +33,7 @@ def test_a_longer_response_at_the_same_rate_gains_nothing(random):
 def test_the_population_optimum_without_margin_is_a_softmax_of_the_reward_over_beta(bandit, solve):
     def loss(logps):
         ones = torch.ones(25, 2)
-        return (
-            bandit.weights * bandit.wins * simpo_loss(logps[bandit.pairs], ones, beta=2.0, gamma=0.0)
-        ).mean()
+        return (bandit.weights * bandit.wins * simpo_loss(logps[bandit.pairs], ones, beta=2.0, gamma=0.0)).mean()
 
     optimum = (bandit.rewards / 2).log_softmax(0)
     assert_close(solve(loss, bandit.reference), optimum, atol=1e-6, rtol=0)

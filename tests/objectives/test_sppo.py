@@ -30,9 +30,7 @@ def test_the_loss_is_a_sum_over_any_number_of_responses(random):
     logps, anchor, P = random(3, 4), random(3, 4), torch.rand(3, 4, dtype=torch.float64)
     c = torch.rand(3, dtype=torch.float64)
     options = {"beta": 0.3, "baseline": c}
-    one_by_one = [
-        sppo_loss(logps[:, [k]], anchor[:, [k]], win_probabilities=P[:, [k]], **options) for k in range(4)
-    ]
+    one_by_one = [sppo_loss(logps[:, [k]], anchor[:, [k]], win_probabilities=P[:, [k]], **options) for k in range(4)]
     assert_close(sppo_loss(logps, anchor, win_probabilities=P, **options), sum(one_by_one))
 
 
