@@ -97,6 +97,12 @@ class PairsDataModule(L.LightningDataModule):
         examples, _ = self.read_pairs(self.test, self.test_split, BestWorst())
         return self._loader(examples, shuffle=False)
 
+    def predict_dataloader(self) -> Any:
+        raise UserError(
+            "predict: not offered yet. The trained model lies in the run's folder under model/, in transformers' format: "
+            "load it with `AutoModelForCausalLM.from_pretrained` and call its `generate`."
+        )
+
     def read_pairs(self, path: str, split: str | None, pairing: PairingRule) -> tuple[list[Example], str]:
         """Examples of a source of preferences, and one line that says what it was."""
         rows = read_rows(path, split=split, kind="preferences")
