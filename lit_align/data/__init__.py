@@ -2,13 +2,14 @@
 
 from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
-from lit_align.data.pairing import BestWorst, PairingRule
+from lit_align.data.pairing import BestWorst, Listwise, PairingRule
 from lit_align.data.sampling import Sampling
 from lit_align.data.scorers import FunctionScorer, Scorer, SequenceClassificationScorer
 
 __all__ = [
     "BestWorst",
     "FunctionScorer",
+    "Listwise",
     "OfflinePairs",
     "OnPolicyPairs",
     "PairingRule",

@@ -99,7 +99,7 @@ class PairsDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> Any:
         raise UserError(
-            "predict: not offered yet. The trained model lies in the run's folder under model/, in transformers' format: "
+            "predict: not offered yet. The trained model is in the run's folder under model/, in transformers format: "
             "load it with `AutoModelForCausalLM.from_pretrained` and call its `generate`."
         )
 

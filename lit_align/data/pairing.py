@@ -5,8 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from lit_align.data.collate import Example
 from lit_align.errors import UserError
+from lit_align.objectives import win_probabilities_from_rewards
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,16 @@ class PairingRule(ABC):
     than two responses left is dropped whole.
     """
 
+    def __init__(self, reward_temperature: float = 1.0):
+        if reward_temperature <= 0:
+            raise UserError(f"pairing.reward_temperature={reward_temperature} must be above 0.")
+        self.reward_temperature = reward_temperature
+
     def __call__(self, groups: Sequence[Example]) -> Pairs:
         examples: list[Example] = []
         counts: Counter[str] = Counter()
-        for group in groups:
+        for whole in groups:
+            group = self._with_win_probabilities(whole)
             distinct = _distinct(group)
             if len(distinct) < 2:
                 counts["all responses equal or empty"] += 1
@@ -37,6 +46,13 @@ class PairingRule(ABC):
                 counts[reason] += 1
             examples += chosen
         return Pairs(examples, counts)
+
+    def _with_win_probabilities(self, group: Example) -> Example:
+        """Against all K responses as they were drawn, before any is taken out."""
+        assert group.rewards is not None
+        rewards = torch.tensor([group.rewards], dtype=torch.float64)
+        wins = win_probabilities_from_rewards(rewards, self.reward_temperature)
+        return replace(group, win_probabilities=wins[0].tolist())
 
     @abstractmethod
     def choose(self, group: Example) -> tuple[list[Example], str]:
@@ -48,9 +64,11 @@ class BestWorst(PairingRule):
 
     Args:
         min_margin: Drop the prompt if their rewards differ by no more than this; a tie is always dropped.
+        reward_temperature: β_r of the win probabilities P(y_i ≻ y_j) = σ((r_i − r_j)/β_r), which SPPO learns from.
     """
 
-    def __init__(self, min_margin: float = 0.0):
+    def __init__(self, min_margin: float = 0.0, reward_temperature: float = 1.0):
+        super().__init__(reward_temperature)
         if min_margin < 0:
             raise UserError(f"pairing.min_margin={min_margin} must be ≥ 0.")
         self.min_margin = min_margin
@@ -64,6 +82,32 @@ class BestWorst(PairingRule):
         if margin <= self.min_margin:
             return [], "margin too small"
         return [take(group, [order[0], order[-1]])], ""
+
+
+class Listwise(PairingRule):
+    """All K responses, the best first, for objectives over groups. A group that lost a response is dropped whole.
+
+    Args:
+        min_margin: Drop the prompt if the best and the worst reward differ by no more than this; a tie is dropped.
+        reward_temperature: β_r of the win probabilities P(y_i ≻ y_j) = σ((r_i − r_j)/β_r), which SPPO learns from.
+    """
+
+    def __init__(self, min_margin: float = 0.0, reward_temperature: float = 1.0):
+        super().__init__(reward_temperature)
+        self.min_margin = min_margin
+        self._size = 0
+
+    def __call__(self, groups: Sequence[Example]) -> Pairs:
+        self._size = max(len(group.response_ids) for group in groups)
+        return super().__call__(groups)
+
+    def choose(self, group: Example) -> tuple[list[Example], str]:
+        assert group.rewards is not None
+        if len(group.response_ids) < self._size:
+            return [], "with an equal or empty response"
+        if max(group.rewards) - min(group.rewards) <= self.min_margin:
+            return [], "tied" if self.min_margin == 0 else "margin too small"
+        return [take(group, ranked(group.rewards))], ""
 
 
 def ranked(rewards: Sequence[float]) -> list[int]:

@@ -12,7 +12,16 @@ With the implicit reward r(y) = β_eff·(log π(y|x) − log anchor(y|x)), and b
 | length_chosen, length_rejected | mean number of response tokens |
 
 "rejected" is the last branch, the worst of a group. Objectives without an anchor take r(y) = log π(y|x) and log no
-log ratios.
+log ratios; a reward model takes its reward, and logs reward_chosen and reward_rejected in place of logp.
+
+Of single responses with a label (KTO), the desirable ones count as chosen, the others as rejected, and
+
+| metric | formula |
+|---|---|
+| reward_accuracy | share of responses with r(y) > 0 if desirable, r(y) < 0 if not |
+| reward_margin | mean of r(y) over desirable and of −r(y) over undesirable responses |
+
+Of texts to imitate (SFT), loss, logp and length are logged, no more.
 """
 
 import torch
@@ -25,23 +34,34 @@ class PreferenceMetrics(Metric):
 
     Args:
         anchored: Whether there are log ratios.
+        value: Name of what is given as `logps`.
+        preferences: Whether there are better and worse responses.
     """
 
     full_state_update = False
     total: Tensor
     count: Tensor
 
-    def __init__(self, anchored: bool = True):
+    def __init__(self, anchored: bool = True, value: str = "logp", preferences: bool = True):
         super().__init__()
         self.anchored = anchored
-        self.names = ["loss", "reward_accuracy", "reward_margin"]
-        sides = ["logp", "log_ratio", "length"] if anchored else ["logp", "length"]
-        self.names += [f"{what}_{side}" for what in sides for side in ("chosen", "rejected")]
+        self.preferences = preferences
+        sides = [value, "log_ratio", "length"] if anchored else [value, "length"]
+        self.names = ["loss", *sides]
+        if preferences:
+            self.names = ["loss", "reward_accuracy", "reward_margin"]
+            self.names += [f"{what}_{side}" for what in sides for side in ("chosen", "rejected")]
         self.add_state("total", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
-        self, losses: Tensor, logps: Tensor, anchor_logps: Tensor | None, lengths: Tensor, beta: float = 1.0
+        self,
+        losses: Tensor,
+        logps: Tensor,
+        anchor_logps: Tensor | None,
+        lengths: Tensor,
+        beta: float = 1.0,
+        labels: Tensor | None = None,
     ) -> None:
         """Add B examples.
 
@@ -51,14 +71,28 @@ class PreferenceMetrics(Metric):
             anchor_logps: [B, K], or None for an objective without an anchor.
             lengths: [B, K], response tokens.
             beta: β_eff.
+            labels: [B, 1], 1 for desirable; read for single responses only.
         """
         ratios = logps if anchor_logps is None else logps - anchor_logps
-        margins = beta * (ratios[:, 0] - ratios[:, -1])
-        columns = [losses, (margins > 0).float(), margins]
-        for what in [logps, ratios, lengths] if self.anchored else [logps, lengths]:
-            columns += [what[:, 0], what[:, -1]]
-        self.total += torch.stack([column.detach().double().sum() for column in columns])
-        self.count += len(losses)
+        whats = [logps, ratios, lengths] if self.anchored else [logps, lengths]
+        every = torch.ones_like(losses)
+        if not self.preferences:
+            columns, weights = [losses, *(what[:, 0] for what in whats)], [every] * (1 + len(whats))
+        else:
+            if logps.shape[1] > 1:
+                margins, desirable, undesirable = beta * (ratios[:, 0] - ratios[:, -1]), every, every
+            else:
+                desirable = every if labels is None else labels[:, 0].to(every)
+                undesirable = 1 - desirable
+                margins = beta * ratios[:, 0] * (desirable - undesirable)
+            columns, weights = [losses, (margins > 0).float(), margins], [every] * 3
+            for what in whats:
+                columns += [what[:, 0], what[:, -1]]
+                weights += [desirable, undesirable]
+        weight = torch.stack([w.double() for w in weights])
+        self.total += (torch.stack([column.detach().double() for column in columns]) * weight).sum(1)
+        self.count += weight.sum(1)
 
     def compute(self) -> dict[str, Tensor]:
+        """Means by name; NaN of what no example had, such as the length of undesirable responses where there are none."""
         return dict(zip(self.names, (self.total / self.count).unbind(), strict=True))

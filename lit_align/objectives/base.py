@@ -9,7 +9,7 @@ says what its loss is where the policy equals its anchor.
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -45,10 +45,20 @@ class PreferenceObjective(L.LightningModule):
             times more.
         schedule: What the learning rate does after warm-up, over the run's progress: linear and cosine fall to 0.
         warmup_steps: Optimizer steps in which the learning rate rises to its value; the TR paper takes 100.
+        sft_weight: Weight of the texts in data.sft beside the preferences: their negative log-likelihood per token.
+        pretraining_weight: The same of the texts in data.pretraining.
     """
 
     formula: ClassVar[str]
     anchored: ClassVar[bool] = False
+    value: ClassVar[str] = "logp"  # what `loss` is given of each response, as metrics name it
+    # What the data modules ask of `trainer.lightning_module`: the rows it trains on, and whether each example gets
+    # another prompt's response as one more branch.
+    rows: ClassVar[Literal["preferences", "labelled", "texts"]] = "preferences"
+    needs_mismatched: ClassVar[bool] = False
+    samples: ClassVar[bool] = True  # whether its policy can be asked for responses to train on
+    # The option that weighs each stream of texts beside the preferences.
+    text_options: ClassVar[dict[str, str]] = {"sft": "sft_weight", "pretraining": "pretraining_weight"}
 
     def __init__(
         self,
@@ -58,6 +68,8 @@ class PreferenceObjective(L.LightningModule):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         schedule: Literal["constant", "linear", "cosine"] = "linear",
         warmup_steps: int = 0,
+        sft_weight: float = 0.0,
+        pretraining_weight: float = 0.0,
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
@@ -66,10 +78,14 @@ class PreferenceObjective(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup_steps = warmup_steps
+        self.text_weights = {"sft": sft_weight, "pretraining": pretraining_weight}
+        for name, weight in self.text_weights.items():
+            if weight < 0:
+                raise UserError(f"model.{self.text_options[name]}={weight} must be ≥ 0.")
         self.strict_loading = False  # `load_state_dict` below is strict about what a checkpoint holds
         self.policy: Policy | None = None
         self.metrics = torch.nn.ModuleDict(
-            {stage: PreferenceMetrics(self.anchored) for stage in ("train_", "val_", "test_")}
+            {stage: PreferenceMetrics(self.anchored, self.value, self.rows != "texts") for stage in ("train_", "val_", "test_")}
         )
         self._tokenizer = None
 
@@ -124,8 +140,35 @@ class PreferenceObjective(L.LightningModule):
         """The anchor's log-probabilities, [B, K], and β_eff; none here."""
         return None, 1.0
 
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
+    def training_step(self, batch: PreferenceBatch | dict[str, PreferenceBatch], batch_idx: int) -> Tensor:
+        """A step on preferences, or on these and texts together: {"preferences": ..., "sft": ...}."""
+        texts = {} if isinstance(batch, PreferenceBatch) else {**batch}
+        self.check_texts(texts.keys() - {"preferences"})
+        loss = self._step(batch if isinstance(batch, PreferenceBatch) else texts.pop("preferences"), "train")
+        for name, text in texts.items():
+            loss = loss + self.text_weights[name] * self._text_loss(name, text)
+        return loss
+
+    def check_texts(self, given: Collection[str]) -> None:
+        """Make sure that the streams of texts in the data are those that have a weight.
+
+        Raises:
+            UserError: a weight without its stream, or a stream without a weight.
+        """
+        for name, weight in self.text_weights.items():
+            option = f"model.{self.text_options[name]}"
+            if weight and name not in given:
+                raise UserError(f"{option}={weight} weighs texts, and there are none: give data.{name}, or {option}=0.")
+            if name in given and not weight:
+                raise UserError(f"data.{name} has no effect: its weight is 0. Set {option}, or leave data.{name} out.")
+
+    def _text_loss(self, name: str, batch: PreferenceBatch) -> Tensor:
+        from lit_align.objectives.sft import sft_loss  # a file of an objective, which imports this one
+
+        assert self.policy is not None
+        loss = sft_loss(self.policy(batch)[:, 0], batch.lengths[:, 0].clamp(min=1)).mean()
+        self.log(f"train/nll_{name}", loss.detach(), batch_size=batch.size)
+        return loss
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         self._step(batch, "val")
@@ -144,12 +187,15 @@ class PreferenceObjective(L.LightningModule):
             self._check_finite(loss, losses, batch)
             self._check_first_step(loss, logps, anchor_logps, beta, batch)
         metrics: Any = self.metrics[f"{stage}_"]
+        K = logps.shape[1] - batch.mismatched  # that branch belongs to no preference
+        anchor_logps = None if anchor_logps is None else anchor_logps[:, :K]
+        measured = (losses, logps[:, :K], anchor_logps, batch.lengths[:, :K], beta, batch.labels)
         if stage == "train":
-            values = metrics(losses, logps, anchor_logps, batch.lengths, beta)
+            values = metrics(*measured)
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch.size)
         else:
-            metrics.update(losses, logps, anchor_logps, batch.lengths, beta)
+            metrics.update(*measured)
         return loss
 
     def on_validation_epoch_end(self) -> None:
@@ -177,7 +223,7 @@ class PreferenceObjective(L.LightningModule):
     ) -> None:
         """Nothing to check without an anchor."""
 
-    def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Give each step a random stream of its own: checkpoints hold no generator states, and dropout draws on one."""
         key = (
             int(os.environ.get("PL_GLOBAL_SEED", 0)),
@@ -259,8 +305,8 @@ class AnchoredObjective(PreferenceObjective):
         self.refresh_rule: RefreshRule | None = None  # set by the ReferenceRefresh callback before the model is built
         self._checked_first_step = False
 
-    def loss_at_anchor(self, beta: float) -> float:
-        """Closed form of the loss where the policy equals its anchor."""
+    def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
+        """Closed form of the batch's mean loss where the policy equals its anchor."""
         raise NotImplementedError
 
     def configure_model(self) -> None:
@@ -298,7 +344,10 @@ class AnchoredObjective(PreferenceObjective):
             return
         off = (logps - anchor_logps).abs().max().item()
         bound, why = self._first_step_bound(logps, batch)
-        expected = self.loss_at_anchor(beta)
+        expected = self.loss_at_anchor(beta, batch)
+        at_anchor = self.loss(anchor_logps, anchor_logps, beta, batch).mean().item()
+        if not math.isclose(at_anchor, expected, rel_tol=1e-4, abs_tol=1e-6):
+            raise RuntimeError(f"{type(self).__name__}.loss at the anchor is {at_anchor}; loss_at_anchor says {expected}.")
         if not off <= bound:
             raise UserError(
                 f"step-0 check: the policy is its own anchor, but a log-probability differs by {off:.3g} nats (bound "
@@ -358,3 +407,28 @@ class AnchoredObjective(PreferenceObjective):
                 "proximal",
                 f"λ={self.proximal:g}: held near the pairs' sampler, β_eff={self.beta + self.proximal:g}",
             )
+
+
+def rewards_of(batch: PreferenceBatch) -> Tensor:
+    """The rewards of a batch's responses, [B, K].
+
+    Raises:
+        UserError: the data has none.
+    """
+    if batch.rewards is None:
+        raise UserError(
+            "the objective learns from rewards, but the data has none: take OnPolicyPairs, whose scorer gives them, or "
+            "rows with `responses` and `rewards`."
+        )
+    return batch.rewards
+
+
+def check_positive(**options: float) -> None:
+    """Raise unless each of a model's options is above 0.
+
+    Raises:
+        UserError: names the option and its value.
+    """
+    for name, value in options.items():
+        if not value > 0:
+            raise UserError(f"model.{name}={value} must be above 0.")

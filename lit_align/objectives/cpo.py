@@ -9,11 +9,16 @@ of the batch; with `lengths` it is the mean over each response's tokens, the nea
 per example.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives._shapes import check_shape
+from lit_align.objectives.base import PreferenceObjective, check_positive
+from lit_align.policy import PolicyConfig
 
 
 def cpo_loss(
@@ -39,3 +44,41 @@ def cpo_loss(
     preference_B = label_mean(lambda z: -F.logsigmoid(z), beta * (logps[:, 0] - logps[:, 1]), labels)
     chosen_logps_B = logps[:, 0] if lengths is None else logps[:, 0] / lengths[:, 0]
     return preference_B - alpha * chosen_logps_B
+
+
+class CPO(PreferenceObjective):
+    """Contrastive preference optimization: DPO with a uniform reference, and the likelihood of the chosen response.
+
+    Args:
+        policy: Which language model is trained.
+        beta: Scale of the reward; 0.1 in the paper.
+        alpha: Weight of the likelihood of the chosen response; 1 in the paper.
+        length_normalize: Average that likelihood over tokens.
+    """
+
+    formula = "−log σ(β·Δlog π) − α·log π(y_w)"
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        *,
+        beta: float = 0.1,
+        alpha: float = 1.0,
+        length_normalize: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(policy, **kwargs)
+        self.save_hyperparameters(ignore=["optimizer"])
+        check_positive(beta=beta)
+        self.beta = beta
+        self.alpha = alpha
+        self.length_normalize = length_normalize
+
+    def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
+        return cpo_loss(
+            logps,
+            beta=self.beta,
+            alpha=self.alpha,
+            lengths=batch.lengths.clamp(min=1) if self.length_normalize else None,
+            labels=batch.labels,
+        )

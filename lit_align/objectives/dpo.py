@@ -29,10 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives._shapes import check_shape
-from lit_align.objectives.base import AnchoredObjective
+from lit_align.objectives.base import AnchoredObjective, rewards_of
 from lit_align.policy import PolicyConfig
 
 
@@ -88,17 +89,41 @@ class DPO(AnchoredObjective):
         policy: Which language model is trained.
         label_smoothing: ε in [0, ½), the share of labels believed to be flipped (conservative DPO).
         robust: Correct the bias of flipped labels instead of smoothing (robust DPO).
+        reward_temperature: β_r: learn the softmax of the rewards of K responses instead of one choice; the smaller,
+            the harder. The implicit reward's scale is then β_eff/β_r, so that `beta` stays the weight of the KL.
     """
 
     formula = "−log σ(β·Δlog π/anchor)"
 
-    def __init__(self, policy: PolicyConfig, *, label_smoothing: float = 0.0, robust: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        *,
+        label_smoothing: float = 0.0,
+        robust: bool = False,
+        reward_temperature: float | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
         self.label_smoothing = label_smoothing
         self.robust = robust
+        self.reward_temperature = reward_temperature
+        if reward_temperature is not None and (label_smoothing or robust):
+            raise UserError(
+                f"model.reward_temperature={reward_temperature}: the rewards are the labels, so that label_smoothing "
+                "and robust have no effect. Leave them out."
+            )
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
+        if self.reward_temperature is not None:
+            return dpo_loss(
+                logps,
+                anchor_logps,
+                beta=beta / self.reward_temperature,
+                rewards=rewards_of(batch),
+                reward_temperature=self.reward_temperature,
+            )
         return dpo_loss(
             logps,
             anchor_logps,
@@ -108,5 +133,5 @@ class DPO(AnchoredObjective):
             robust=self.robust,
         )
 
-    def loss_at_anchor(self, beta: float) -> float:
-        return math.log(2)
+    def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
+        return math.log(batch.response_ids.shape[1])

@@ -19,11 +19,15 @@ here.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._shapes import check_shape
+from lit_align.objectives.base import AnchoredObjective, rewards_of
+from lit_align.policy import PolicyConfig
 
 
 def exo_loss(
@@ -58,3 +62,48 @@ def exo_loss(
         )
     policy_logps_BK = torch.log_softmax(beta * (logps - anchor_logps), dim=-1)
     return (policy_logps_BK.exp() * (policy_logps_BK - target_logps)).sum(-1)
+
+
+class EXO(AnchoredObjective):
+    """Efficient exact optimization; with `proximal` > 0, PR-EXO.
+
+    Args:
+        policy: Which language model is trained.
+        label_smoothing: ε in (0, ½), of the pair form: the probability that the rejected response is the better.
+        reward_temperature: β_r: match the softmax of the rewards of K ≥ 2 responses instead of a pair's order. The
+            implicit reward's scale is then β_eff/β_r, so that `beta` is the weight of the KL: the HH script's
+            β_π = 0.5 with β_r = 0.1 is beta = 0.05.
+    """
+
+    formula = "KL(softmax β·log π/anchor ‖ softmax r/β_r)"
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        *,
+        label_smoothing: float = 1e-3,
+        reward_temperature: float | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(policy, **kwargs)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.label_smoothing = label_smoothing
+        self.reward_temperature = reward_temperature
+
+    def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
+        if self.reward_temperature is None:
+            return exo_loss(logps, anchor_logps, beta=beta, label_smoothing=self.label_smoothing)
+        return exo_loss(
+            logps,
+            anchor_logps,
+            beta=beta / self.reward_temperature,
+            rewards=rewards_of(batch),
+            reward_temperature=self.reward_temperature,
+        )
+
+    def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
+        """The mean of log(1/K) − log target over branches."""
+        if self.reward_temperature is None:
+            return -math.log(2) - (math.log1p(-self.label_smoothing) + math.log(self.label_smoothing)) / 2
+        targets = torch.log_softmax(rewards_of(batch) / self.reward_temperature, dim=-1)
+        return -math.log(targets.shape[1]) - targets.mean().item()

@@ -66,5 +66,5 @@ class IPO(AnchoredObjective):
             logps, anchor_logps = logps / lengths, anchor_logps / lengths
         return ipo_loss(logps, anchor_logps, beta=beta, labels=batch.labels)
 
-    def loss_at_anchor(self, beta: float) -> float:
+    def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
         return 1 / (2 * beta) ** 2

@@ -8,16 +8,25 @@ Ethayarajh et al. 2024 (arXiv 2402.01306), equation 7. Use it when responses car
 than a rival, or when the two are unbalanced: λ_D and λ_U weigh one kind against the other.
 
 z0 estimates KL(π‖anchor), the point from which gains and losses are felt. Its responses belong to *other*
-prompts, paired where the data set or the round is made. Where we differ: some paired implementations take
-the other half of the pair for z0 and let gradient through, and TRL averages z0 over each rank's
-micro-batch, so that the loss depends on accumulation. Here `z0` is an argument; `kto_z0` makes it from
-whatever the module gathers over ranks. In the PR form the effective anchor enters z0 too.
+prompts, paired where the data set or the round is made: each example has one as its last branch. Where we
+differ: some paired implementations take the other half of the pair for z0 and let gradient through, and TRL
+averages z0 over each rank's micro-batch, so that the loss depends on accumulation. Here `KTO` takes the mean
+over all examples of the last optimizer step, of all its micro-batches and all processes (0 at the start,
+where policy and anchor are one): no step depends on how it was cut. In the PR form the effective anchor
+enters z0 too. Logged beside the metrics of all: train/z0, in nats.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._shapes import check_shape
+from lit_align.objectives.base import AnchoredObjective
+from lit_align.policy import PolicyConfig
 
 
 def kto_z0(mismatched_logps: Tensor, mismatched_anchor_logps: Tensor) -> Tensor:
@@ -62,3 +71,60 @@ def kto_loss(
     desirable_N = desirable_weight * torch.sigmoid(-gains_N)  # 1 − σ(x) = σ(−x), without cancellation
     undesirable_N = undesirable_weight * torch.sigmoid(gains_N)
     return labels * desirable_N + (1 - labels) * undesirable_N
+
+
+class KTO(AnchoredObjective):
+    """Kahneman–Tversky optimization; with `proximal` > 0, PR-KTO. Takes pairs, and single responses with a label.
+
+    Args:
+        policy: Which language model is trained.
+        desirable_weight: λ_D, weight of desirable responses.
+        undesirable_weight: λ_U, weight of undesirable ones; the paper keeps the ratio of λ_D times their number to λ_U
+            times theirs between 1 and 4/3.
+    """
+
+    formula = "λ(1 − σ(±β·(log π/anchor − z0))), + if desirable"
+    rows = "labelled"
+    needs_mismatched = True
+    z0: Tensor
+
+    def __init__(
+        self, policy: PolicyConfig, *, desirable_weight: float = 1.0, undesirable_weight: float = 1.0, **kwargs: Any
+    ):
+        super().__init__(policy, **kwargs)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.desirable_weight = desirable_weight
+        self.undesirable_weight = undesirable_weight
+        self.register_buffer("z0", torch.zeros(()))
+        self._mismatched: list[Tensor] = []  # log ratios of this optimizer step so far
+
+    def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
+        if not batch.mismatched or batch.labels is None:
+            raise UserError(
+                "KTO needs labels, and another prompt's response as the last branch of each example: use lit_align's "
+                "data modules, or set `labels` and `mismatched` of the batches."
+            )
+        if logps.requires_grad:
+            self._mismatched.append((logps - anchor_logps)[:, -1].detach())
+        losses_N = kto_loss(
+            logps[:, :-1].flatten(),
+            anchor_logps[:, :-1].flatten(),
+            batch.labels.flatten(),
+            beta=beta,
+            z0=self.z0,
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
+        )
+        return losses_N.view(batch.size, -1).mean(1)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        ratios: Any = self.all_gather(torch.cat(self._mismatched))
+        self.z0 = kto_z0(ratios.flatten(), torch.zeros_like(ratios.flatten()))
+        self._mismatched.clear()
+        self.log("train/z0", self.z0)
+
+    def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
+        """Half the mean weight of the batch's labels."""
+        assert batch.labels is not None
+        share = batch.labels.mean().item()
+        return (share * self.desirable_weight + (1 - share) * self.undesirable_weight) / 2

@@ -15,13 +15,17 @@ float32.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives._shapes import check_shape
+from lit_align.objectives.base import PreferenceObjective, check_positive
+from lit_align.policy import PolicyConfig
 
 
 def log1mexp(x: Tensor) -> Tensor:
@@ -47,3 +51,29 @@ def orpo_loss(logps: Tensor, lengths: Tensor, *, beta: float, labels: Tensor | N
     log_odds_B2 = mean_logps_B2 - log1mexp(mean_logps_B2)
     log_odds_ratios_B = log_odds_B2[:, 0] - log_odds_B2[:, 1]
     return beta * label_mean(lambda z: -F.logsigmoid(z), log_odds_ratios_B, labels) - mean_logps_B2[:, 0]
+
+
+class ORPO(PreferenceObjective):
+    """Odds-ratio preference optimization: fine-tuning and preference in one stage, without a reference.
+
+    Args:
+        policy: Which language model is trained.
+        beta: The paper's λ, weight of the odds-ratio term; 0.1 to 0.25 in the paper.
+    """
+
+    formula = "−l̄_w − β·log σ(Δlog odds),  l̄ = log π / length"
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        *,
+        beta: float = 0.1,
+        **kwargs: Any,
+    ):
+        super().__init__(policy, **kwargs)
+        self.save_hyperparameters(ignore=["optimizer"])
+        check_positive(beta=beta)
+        self.beta = beta
+
+    def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
+        return orpo_loss(logps, batch.lengths.clamp(min=1), beta=self.beta, labels=batch.labels)

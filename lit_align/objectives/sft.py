@@ -6,11 +6,15 @@ terms of Maximum Preference Optimization.
 Where we differ: the mean is per response, then over responses, so that an example's loss does not depend on
 its batch. Most trainers average over all tokens of a batch, which weights long responses more: Σ logps / Σ
 lengths.
+
+Logged: train/loss, and of each response the means of logp and length.
 """
 
 from torch import Tensor
 
+from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._shapes import check_shape
+from lit_align.objectives.base import PreferenceObjective
 
 
 def sft_loss(logps: Tensor, lengths: Tensor) -> Tensor:
@@ -23,3 +27,18 @@ def sft_loss(logps: Tensor, lengths: Tensor) -> Tensor:
     check_shape("logps", logps, "N")
     check_shape("lengths", lengths, *logps.shape)
     return -logps / lengths
+
+
+class SFT(PreferenceObjective):
+    """Supervised fine-tuning: imitates the response of each row, of a preference the better one.
+
+    Args:
+        policy: Which language model is trained.
+    """
+
+    formula = "−log π(y|x) / length"
+    rows = "texts"
+    samples = False
+
+    def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
+        return sft_loss(logps[:, 0], batch.lengths[:, 0].clamp(min=1))

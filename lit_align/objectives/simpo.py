@@ -9,10 +9,15 @@ Where we differ: γ stands as in the paper and in TRL; the authors' code takes �
 TRL's trainer adds CPO's likelihood term unless `cpo_alpha=0`; here there is none.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._shapes import check_shape
+from lit_align.objectives.base import PreferenceObjective, check_positive
+from lit_align.policy import PolicyConfig
 
 
 def simpo_loss(logps: Tensor, lengths: Tensor, *, beta: float, gamma: float) -> Tensor:
@@ -28,3 +33,32 @@ def simpo_loss(logps: Tensor, lengths: Tensor, *, beta: float, gamma: float) -> 
     check_shape("lengths", lengths, *logps.shape)
     mean_logps_B2 = logps / lengths
     return -F.logsigmoid(beta * (mean_logps_B2[:, 0] - mean_logps_B2[:, 1]) - gamma)
+
+
+class SimPO(PreferenceObjective):
+    """Simple preference optimization: no reference, rewards per token.
+
+    Args:
+        policy: Which language model is trained.
+        beta: Scale of the reward, the mean log-probability of a token; 2 to 2.5 in the paper.
+        gamma: Target margin; 0.3 to 1.6 in the paper.
+    """
+
+    formula = "−log σ(β·Δ(log π / length) − γ)"
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        *,
+        beta: float = 2.0,
+        gamma: float = 1.0,
+        **kwargs: Any,
+    ):
+        super().__init__(policy, **kwargs)
+        self.save_hyperparameters(ignore=["optimizer"])
+        check_positive(beta=beta)
+        self.beta = beta
+        self.gamma = gamma
+
+    def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
+        return simpo_loss(logps, batch.lengths.clamp(min=1), beta=self.beta, gamma=self.gamma)

@@ -20,11 +20,16 @@ including itself, η = 1e3 (β = 1e-3); TRL's `sppo_hard` is win_probabilities [
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._shapes import check_shape
+from lit_align.objectives.base import AnchoredObjective
+from lit_align.policy import PolicyConfig
 
 
 def win_probabilities_from_pairwise(pairwise: Tensor) -> Tensor:
@@ -90,3 +95,69 @@ def sppo_loss(
         check_shape("baseline", baseline, logps.shape[0])
         baseline = baseline[:, None]
     return (logps - anchor_logps - (win_probabilities - baseline) / beta).square().sum(-1)
+
+
+class SPPO(AnchoredObjective):
+    """Self-play preference optimization; with `proximal` > 0, PR-SPPO.
+
+    Plain SPPO holds the policy near the one that sampled the round: give it
+    `reference_refresh: {alpha: 1.0, unit: round}`.
+
+    Args:
+        policy: Which language model is trained.
+        beta: 1/η; the authors' code has 1e-3.
+        hard_labels: Take 1 for the chosen and 0 for the rejected response of a pair, as TRL does, instead of the win
+            probabilities against all K responses of the prompt.
+        estimate_baseline: Estimate the constant c(x) from the K responses instead of ½; needs whole groups (Listwise).
+    """
+
+    formula = "Σ (log π/anchor − (P(y≻π_s) − c)/β)²"
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        *,
+        beta: float = 1e-3,
+        hard_labels: bool = False,
+        estimate_baseline: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(policy, beta=beta, **kwargs)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.hard_labels = hard_labels
+        self.estimate_baseline = estimate_baseline
+        if hard_labels and estimate_baseline:
+            raise UserError("model.estimate_baseline needs win probabilities of K responses: leave hard_labels out.")
+
+    def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
+        wins = self._wins(logps, batch)
+        baseline = self._baseline(anchor_logps, wins, beta, batch)
+        return sppo_loss(logps, anchor_logps, win_probabilities=wins, beta=beta, baseline=baseline)
+
+    def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
+        """The mean over prompts of Σ ((P − c)/β)²."""
+        wins = self._wins(batch.lengths, batch)
+        zeros = torch.zeros_like(wins)
+        baseline = (
+            beta * (torch.logsumexp(wins / beta, -1) - math.log(wins.shape[1])) if self.estimate_baseline else 0.5
+        )
+        return sppo_loss(zeros, zeros, win_probabilities=wins, beta=beta, baseline=baseline).mean().item()
+
+    def _wins(self, like: Tensor, batch: PreferenceBatch) -> Tensor:
+        """P(y≻π_s) of each response, [B, K]."""
+        if self.hard_labels:
+            check_shape("responses", like, "B", 2)
+            return torch.tensor([1.0, 0.0], device=like.device).expand(like.shape)
+        if batch.win_probabilities is None:
+            raise UserError(
+                "SPPO needs win probabilities, which data with rewards of K responses gives (OnPolicyPairs): or set "
+                "model.hard_labels=true."
+            )
+        return batch.win_probabilities
+
+    def _baseline(self, anchor_logps: Tensor, wins: Tensor, beta: float, batch: PreferenceBatch) -> Tensor | float:
+        if not self.estimate_baseline:
+            return 0.5
+        if batch.sampler_logps is None:
+            raise UserError("model.estimate_baseline needs recorded sampler log-probs: use OnPolicyPairs.")
+        return sppo_baseline(anchor_logps, batch.sampler_logps, win_probabilities=wins, beta=beta)

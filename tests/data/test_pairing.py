@@ -1,9 +1,11 @@
 """What is trained on, and what is left out for which reason."""
 
+import math
+
 import pytest
 
 from lit_align.data.collate import Example
-from lit_align.data.pairing import BestWorst, take
+from lit_align.data.pairing import BestWorst, Listwise, take
 from lit_align.errors import UserError
 
 
@@ -48,3 +50,17 @@ def test_a_negative_margin_is_refused():
 
 def test_taking_branches_keeps_what_is_not_there_absent():
     assert take(Example([1], [[1], [2]], ""), [1]).rewards is None
+
+
+def test_groups_come_whole_and_best_first_or_not_at_all():
+    groups = [group([0.5, 2.0, -1.0]), group([1.0, 1.0, 1.0]), group([1.0, 3.0, 2.0], [[7, 0], [7, 0], [8, 0]])]
+    pairs = Listwise()(groups)
+    assert [example.rewards for example in pairs.examples] == [[2.0, 0.5, -1.0]]
+    assert pairs.counts == {"tied": 1, "with an equal or empty response": 1}
+
+
+def test_win_probabilities_are_against_all_responses_of_the_prompt_itself_included():
+    rewards = [0.5, 2.0, -1.0]
+    expected = [sum(1 / (1 + math.exp(-(r - other) / 2.0)) for other in rewards) / 3 for r in rewards]
+    (pair,) = BestWorst(reward_temperature=2.0)([group(rewards)]).examples
+    assert pair.win_probabilities == pytest.approx([expected[1], expected[2]])

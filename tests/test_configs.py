@@ -1,0 +1,52 @@
+"""Every shipped YAML trains: as it is, but for a tiny model and few steps."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_align import objectives
+from lit_align.cli import main
+from lit_align.loggers import read_metrics
+from lit_align.objectives import AnchoredObjective, PreferenceObjective
+from tiny import write_prompts
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "quickstart")
+OBJECTIVES = sorted(
+    name
+    for name in objectives.__all__
+    if isinstance(getattr(objectives, name), type)
+    and issubclass(getattr(objectives, name), PreferenceObjective)
+    and name not in ("PreferenceObjective", "AnchoredObjective")
+)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_each_configuration_trains_a_tiny_model_from_a_finite_loss(path, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load(path.read_text())
+    args = [f"--model.policy.path={tiny_model}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    args += [f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.enable_checkpointing=false"]
+    if config["data"]["class_path"] == "OnPolicyPairs":
+        prompts = write_prompts(tmp_path)
+        args += [f"--data.prompts={prompts}", "--data.prompts_per_round=8", "--data.batch_size=2"]
+        args += [f"--data.scorer.function={tmp_path / 'rewards.py'}:reward", "--data.sampling.stop=[]"]
+    main(["fit", f"--config={path}", *args])
+    losses = [row["train/loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv") if "train/loss" in row]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
+    anchored = issubclass(getattr(objectives, config["model"]["class_path"]), AnchoredObjective)
+    assert ("step-0 check" in capsys.readouterr().out) == anchored
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_is_a_file_an_export_a_yaml_a_test_and_a_row_of_the_readme(name):
+    file = Path(objectives.__file__).parent / f"{name.lower()}.py"
+    assert f"class {name}(" in file.read_text()
+    assert file.read_text().startswith('"""'), "a docstring that opens with the formula"
+    assert f"class_path: {name}\n" in (ROOT / "configs" / f"{name.lower()}.yaml").read_text()
+    assert (ROOT / "tests" / "objectives" / f"test_{name.lower()}.py").exists()
+    assert re.search(rf"^\| `{name}` \|.*{name.lower()}.py", (ROOT / "README.md").read_text(), re.MULTILINE)
