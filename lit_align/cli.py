@@ -56,6 +56,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 
 import lit_align.data  # noqa: F401  # for its names: a class is found by its short name once it is imported
@@ -90,7 +91,7 @@ def main(args: list[str] | None = None) -> None:
             COMMANDS[args[0]](args[1:])
         else:
             AlignCLI(args)
-    except UserError as error:
+    except (UserError, MisconfigurationException) as error:
         sys.stderr.write(paragraph(f"error: {error}"))
         sys.exit(2)
 
@@ -140,6 +141,11 @@ class AlignCLI(LightningCLI):
         config = self.config.get(str(self.config.get("subcommand")), self.config)
         refuse_options_of_another_objective(config, args)
 
+    def before_instantiate_classes(self) -> None:
+        path = self.config.get(str(self.config.get("subcommand")), self.config).get("ckpt_path")
+        if path and path not in ("best", "last", "hpc", "registry") and "://" not in path and not Path(path).exists():
+            raise UserError(f"ckpt_path: there is no checkpoint '{path}'.")
+
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
@@ -160,7 +166,10 @@ class AlignCLI(LightningCLI):
                 callback.dirpath = os.path.join(config["default_root_dir"], "checkpoints")
         bar = [] if config.get("enable_progress_bar") is False else [PhaseProgress()]
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header says it
-        return super()._instantiate_trainer(config, [*bar, *given, RunReport()])
+        try:
+            return super()._instantiate_trainer(config, [*bar, *given, RunReport()])
+        except ValueError as error:  # such as an unknown strategy
+            raise UserError(f"trainer: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would put a checkpoint's hyperparameters over the configuration."""
