@@ -266,7 +266,7 @@ def _turn_off_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _add_adapter(model: PreTrainedModel, lora: LoRAConfig) -> PeftModel:
+def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CAUSAL_LM") -> PeftModel:
     if lora.adapter is not None:
         try:
             adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
@@ -280,7 +280,7 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig) -> PeftModel:
             )
         return adapter
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,  # type: ignore[arg-type]  # peft takes the name of its enum
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore  # peft wants an int and works with any number
         lora_dropout=lora.dropout,

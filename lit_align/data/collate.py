@@ -194,6 +194,8 @@ class ExampleLoader:
         batch_size: Examples per batch and process.
         shuffle: Draw a new order each epoch.
         epoch: Tells the current epoch; asked when iteration begins.
+        length: Batches of an epoch, for which the examples are gone through again and again, or not to their end. None
+            is once through all.
     """
 
     def __init__(
@@ -206,6 +208,7 @@ class ExampleLoader:
         epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world_size: int = 1,
+        length: int | None = None,
     ):
         self.examples = examples
         self.batch_size = batch_size
@@ -216,24 +219,32 @@ class ExampleLoader:
         self.world_size = world_size
         share = len(examples) // (batch_size * world_size) * batch_size if world_size > 1 else len(examples)
         self.share = share
+        self.length = -(-share // batch_size) if length is None else length
         self.dropped = len(examples) - share * world_size
         self._served = 0
         self._resume_at = 0
 
     def __len__(self) -> int:
-        return -(-self.share // self.batch_size)
+        return self.length
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
-        order = list(range(len(self.examples)))
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
-            order = torch.randperm(len(order), generator=generator).tolist()
-        mine = order[self.rank :: self.world_size][: self.share]
+        once = -(-self.share // self.batch_size)
         self._served, self._resume_at = self._resume_at, 0
-        for start in range(self._served * self.batch_size, self.share, self.batch_size):
-            indices = mine[start : start + self.batch_size]
+        mine: dict[int, list[int]] = {}  # the examples of one passage, in order
+        for number in range(self._served, self.length):
+            passage, place = divmod(number, once)
+            if passage not in mine:
+                mine = {passage: self._order(passage)}
+            indices = mine[passage][place * self.batch_size : (place + 1) * self.batch_size]
             self._served += 1
             yield collate([self.examples[i] for i in indices], indices)
+
+    def _order(self, passage: int) -> list[int]:
+        order = list(range(len(self.examples)))
+        if self.shuffle:
+            key = self.seed * 1_000_003 + self.epoch() + passage * 999_999_937
+            order = torch.randperm(len(order), generator=torch.Generator().manual_seed(key)).tolist()
+        return order[self.rank :: self.world_size][: self.share]
 
     def state_dict(self) -> dict[str, Any]:
         return {"served": self._served}

@@ -1,15 +1,19 @@
 """Preference pairs that exist already: files, saved data sets, the hub."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import say
 from lit_align.data.collate import Encoder, Example, ExampleLoader, LongPrompts
-from lit_align.data.formats import Row, read_rows
-from lit_align.data.pairing import BestWorst, PairingRule
+from lit_align.data.formats import Kind, Row, read_rows
+from lit_align.data.pairing import BestWorst, PairingRule, with_labels, with_mismatched
 from lit_align.errors import UserError
 
 
@@ -25,6 +29,12 @@ class PairsDataModule(L.LightningDataModule):
         max_prompt_length: Longest prompt, in tokens.
         max_response_length: Longest response in tokens, its end included; longer ones are cut, and counted.
         long_prompts: What happens to a longer prompt: an error, drop the row, or cut its beginning (left).
+        sft: Texts to imitate, trained on together with the preferences: as many batches, over and over. Their weight is
+            the objective's. Prompts with a response, chats, preferences (the better response), or plain texts.
+        sft_split: Split of a saved or hub data set.
+        pretraining: Texts as before pre-training's end, likewise.
+        pretraining_split: Split of a saved or hub data set.
+        text_batch_size: Texts of each kind per batch and process; None is batch_size.
         seed: Of the order of examples; None takes seed_everything's.
     """
 
@@ -39,6 +49,11 @@ class PairsDataModule(L.LightningDataModule):
         max_prompt_length: int = 512,
         max_response_length: int = 512,
         long_prompts: LongPrompts = "error",
+        sft: str | None = None,
+        sft_split: str | None = None,
+        pretraining: str | None = None,
+        pretraining_split: str | None = None,
+        text_batch_size: int | None = None,
         seed: int | None = None,
     ):
         super().__init__()
@@ -46,8 +61,9 @@ class PairsDataModule(L.LightningDataModule):
             "batch_size": batch_size,
             "max_prompt_length": max_prompt_length,
             "max_response_length": max_response_length,
+            "text_batch_size": text_batch_size,
         }.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise UserError(f"data.{name}={value} must be at least 1.")
         self.validation = validation
         self.validation_split = validation_split
@@ -57,9 +73,17 @@ class PairsDataModule(L.LightningDataModule):
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.long_prompts: LongPrompts = long_prompts
+        given = {"sft": (sft, sft_split), "pretraining": (pretraining, pretraining_split)}
+        for name, (path, split) in given.items():
+            if path is None and split is not None:
+                raise UserError(f"data.{name}_split={split} has no effect without data.{name}.")
+        self.texts = {name: (path, split) for name, (path, split) in given.items() if path is not None}
+        self.text_batch_size = text_batch_size
         self.given_seed = seed
         self._encoder: Encoder | None = None
         self._validation_examples: list[Example] | None = None
+        self._text_examples: dict[str, list[Example]] = {}
+        self._text_lines: dict[str, str] = {}
 
     @property
     def seed(self) -> int:
@@ -86,6 +110,8 @@ class PairsDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> ExampleLoader | list[Any]:
         if self.validation is None:
+            if self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
+                raise UserError("validate: there are no pairs to validate on. Name some: --data.validation=PATH.")
             return []
         if self._validation_examples is None:
             self._validation_examples, _ = self.read_pairs(self.validation, self.validation_split, BestWorst())
@@ -93,6 +119,9 @@ class PairsDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> ExampleLoader | range:
         if self.test is None:
+            callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
+            if all(type(callback).on_test_end is Callback.on_test_end for callback in callbacks):
+                raise UserError("test: there is nothing to test. Name pairs (--data.test=PATH), or configure win_rate.")
             return range(1)  # a batch that is none: without any Lightning calls no hook, and `WinRate` needs one
         examples, _ = self.read_pairs(self.test, self.test_split, BestWorst())
         return self._loader(examples, shuffle=False)
@@ -103,9 +132,21 @@ class PairsDataModule(L.LightningDataModule):
             "load it with `AutoModelForCausalLM.from_pretrained` and call its `generate`."
         )
 
-    def read_pairs(self, path: str, split: str | None, pairing: PairingRule) -> tuple[list[Example], str]:
-        """Examples of a source of preferences, and one line that says what it was."""
-        rows = read_rows(path, split=split, kind="preferences")
+    def _asked(self, name: str, default: Any) -> Any:
+        """What the module that is trained asks of its data; only a `PreferenceObjective` does."""
+        assert self.trainer is not None
+        return getattr(self.trainer.lightning_module, name, default)
+
+    def read_pairs(
+        self, path: str, split: str | None, pairing: PairingRule, kind: Kind | None = None
+    ) -> tuple[list[Example], str]:
+        """Examples of a source of preferences, or of what the objective takes instead, and a line that tells of it.
+
+        Args:
+            kind: What the rows are for, where it is not the objective that says it.
+        """
+        asked: Kind = self._asked("rows", "preferences")
+        rows = read_rows(path, split=split, kind=kind or asked)
         counts = Counter(rows.skipped)
         self.encoder.counts.clear()
         examples: list[Example] = []
@@ -115,17 +156,26 @@ class PairsDataModule(L.LightningDataModule):
             counts.update(reasons)
         counts.update(self.encoder.counts)
         if not examples:
-            raise UserError(f"{path}: no pair is left to train on: {_listing(counts)}.")
-        line = f"{len(examples)} pairs from {path}: {rows.description}"
+            raise UserError(f"{path}: nothing is left to train on: {_listing(counts)}.")
+        if kind is None and self._asked("needs_mismatched", False):
+            examples = with_mismatched(with_labels(examples))
+        what = "pairs" if len(examples[0].response_ids) - examples[0].mismatched == 2 else kind or asked
+        line = f"{len(examples)} {what} from {path}: {rows.description}"
         return examples, line + (f"; {_listing(counts)}" if counts else "")
 
     def _examples(self, row: Row, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
-        prompt_ids = self.encoder.prompt(row.prompt, row.source)
+        prompt = row.prompt
+        if isinstance(prompt, str) and self._asked("chats", False) and self.tokenizer.chat_template:
+            prompt = [{"role": "user", "content": prompt}]
+        prompt_ids = self.encoder.prompt(prompt, row.source)
         if prompt_ids is None:
             return [], Counter()
-        chat = not isinstance(row.prompt, str)
+        chat = not isinstance(prompt, str)
         responses = [self.encoder.response(text, chat=chat) for text in row.responses]
         group = Example(prompt_ids, responses, row.source, rewards=list(row.rewards) if row.rewards else None)
+        if len(responses) == 1:
+            labels = [float(label) for label in row.labels] if row.labels else None
+            return [replace(group, labels=labels)], Counter()
         if group.rewards is not None and len(responses) > 2:
             pairs = pairing([group])
             return pairs.examples, pairs.counts
@@ -152,13 +202,45 @@ class PairsDataModule(L.LightningDataModule):
             world_size=trainer.world_size,
         )
 
+    def read_texts(self) -> None:
+        """Read the streams of texts that are trained on together with the preferences."""
+        if self.texts or self._asked("text_weights", None):
+            self._asked("check_texts", _refuse_texts)(self.texts)
+        for name, (path, split) in self.texts.items():
+            if name not in self._text_examples:
+                self._text_examples[name], self._text_lines[name] = self.read_pairs(path, split, BestWorst(), "texts")
+
+    def with_texts(self, loader: ExampleLoader) -> ExampleLoader | CombinedLoader:
+        """The loader of the preferences, together with one of as many batches for each stream of texts."""
+        trainer = self.trainer
+        assert trainer is not None
+        loaders = {"preferences": loader}
+        for number, (name, examples) in enumerate(self._text_examples.items(), 1):
+            loaders[name] = ExampleLoader(
+                examples,
+                self.text_batch_size or self.batch_size,
+                seed=loader.seed + 7919 * number,
+                epoch=lambda: trainer.current_epoch,
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
+                length=len(loader),
+            )
+            if not loaders[name].share:
+                raise UserError(
+                    f"data.{name}: {len(examples)} texts make no full batch for every process; lower "
+                    "data.text_batch_size or the number of processes."
+                )
+        return CombinedLoader(loaders, "min_size") if len(loaders) > 1 else loader
+
     def describe(self) -> Iterator[tuple[str, str]]:
         """Lines of the run's header."""
-        yield from ()
+        yield from self._text_lines.items()
 
     def _describe_example(self, example: Example) -> Iterator[tuple[str, str]]:
         """One decoded example, special tokens included: what the model really sees."""
-        names = ["chosen", "rejected"] if len(example.response_ids) == 2 else [f"response {k}" for k in range(99)]
+        K = len(example.response_ids) - example.mismatched
+        several = ["chosen", "rejected"] if K == 2 else [f"response {k}" for k in range(K)]
+        names = [*(several if K > 1 else ["response"]), "mismatched"]
         yield "prompt", _shown(self.tokenizer.decode(example.prompt_ids))
         for name, ids in zip(names, example.response_ids, strict=False):
             yield name, _shown(self.tokenizer.decode(ids))
@@ -168,7 +250,8 @@ class OfflinePairs(PairsDataModule):
     """Preference pairs from a file, a saved data set or the hub; prompts explicit or shared, text or chat.
 
     Args:
-        train: A .jsonl, .json or .parquet file, a folder saved by `datasets`, or a hub name.
+        train: A .jsonl, .json or .parquet file, a folder saved by `datasets`, or a hub name. For objectives that take
+            others (KTO, SFT), labelled responses or texts.
         train_split: Split of a saved or hub data set.
         pairing: Which pair is made of a row with more than two rewarded responses.
     """
@@ -185,9 +268,16 @@ class OfflinePairs(PairsDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self._examples_read is None:
+            proximal = getattr(self.trainer and self.trainer.lightning_module, "proximal", 0)
+            if proximal > 0:
+                raise UserError(
+                    f"model.proximal={proximal} holds the policy near the sampler of the pairs, which offline pairs do "
+                    "not record: use data that does (OnPolicyPairs), or set proximal=0."
+                )
+            self.read_texts()
             self._examples_read, self._line = self.read_pairs(self.train, self.train_split, self.pairing)
 
-    def train_dataloader(self) -> ExampleLoader:
+    def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         assert self._examples_read is not None
         loader = self._loader(self._examples_read, shuffle=True)
         if not len(loader):
@@ -197,12 +287,19 @@ class OfflinePairs(PairsDataModule):
             )
         if loader.dropped:
             say(f"  {loader.dropped} pairs of each epoch are left out: they fill no batch for every process.")
-        return loader
+        return self.with_texts(loader)
 
     def describe(self) -> Iterator[tuple[str, str]]:
         yield "data", self._line
+        yield from super().describe()
         if self._examples_read:
             yield from self._describe_example(self._examples_read[0])
+
+
+def _refuse_texts(texts: Mapping[str, Any]) -> None:
+    raise UserError(
+        f"data.{next(iter(texts))}: texts beside preferences need a lit_align objective, which weighs them."
+    )
 
 
 def _listing(counts: Counter[str]) -> str:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lit_align.console import phase, say, tell
 from lit_align.data.collate import Example, ExampleLoader, record_logps
 from lit_align.data.formats import Row, read_rows
 from lit_align.data.offline_pairs import PairsDataModule, _listing
-from lit_align.data.pairing import BestWorst, PairingRule, Pairs
+from lit_align.data.pairing import BestWorst, PairingRule, Pairs, with_labels, with_mismatched
 from lit_align.data.sampling import Sampling, sample_responses, sampling_batches
 from lit_align.data.scorers import Scorer, score
 from lit_align.data.store import Round, digest
@@ -103,6 +104,12 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError(
                 "OnPolicyPairs samples from `lightning_module.policy`: train a lit_align objective with it."
             )
+        if not self.trainer.lightning_module.samples:
+            raise UserError(
+                f"data.class_path=OnPolicyPairs: {type(self.trainer.lightning_module).__name__} learns from a file, "
+                "not from responses of its own. Take OfflinePairs."
+            )
+        self.read_texts()
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         self._check_rounds()
         rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
@@ -122,12 +129,12 @@ class OnPolicyPairs(PairsDataModule):
         if self.prompts_per_round == "chunk" and (self.trainer.max_epochs or 0) < 1:
             raise UserError("data.prompts_per_round=chunk cuts the prompts by trainer.max_epochs: set it.")
 
-    def train_dataloader(self) -> ExampleLoader:
+    def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         if self._is_new_round():
             self._begin_round()
         if self._pairs is None:
             self._pairs = self._fill_round()
-        return self._loader(self._pairs.examples, shuffle=True, seed=self.seed + self._key["round"])
+        return self.with_texts(self._loader(self._pairs.examples, shuffle=True, seed=self.seed + self._key["round"]))
 
     def _is_new_round(self) -> bool:
         assert self.trainer is not None
@@ -238,6 +245,8 @@ class OnPolicyPairs(PairsDataModule):
             "pair",
             f"{len(pairs.examples)} pairs from {len(groups)} prompts" + (f"; {left_out}" if pairs.counts else ""),
         )
+        if self.module.needs_mismatched:
+            pairs = self._with_mismatched(made, pairs)
         if self._records_reference():
             pairs = self._with_reference(made, pairs)
         self._log_round(samples, groups, pairs, {"sample": clock[1] - clock[0], "score": clock[2] - clock[1]})
@@ -291,12 +300,7 @@ class OnPolicyPairs(PairsDataModule):
         model = functools.cache(lambda: policy.merged_copy(dtype))
 
         def sample(places: Sequence[int]) -> Rows:
-            if self._made_at != self.module.global_step:
-                raise UserError(
-                    f"the checkpoint is in the middle of round {index + 1}, whose responses were drawn at step "
-                    f"{self._made_at} and are no longer in {self.folder}. Give that folder back (data.store) or resume "
-                    "from a checkpoint at the end of an epoch."
-                )
+            self._check_sampler()
             ids = [prompts[i][1] for i in places]
             keys = [(self.seed, index, prompts[i][0].source) for i in places]
             responses = sample_responses(
@@ -322,6 +326,15 @@ class OnPolicyPairs(PairsDataModule):
             ]
 
         return sample
+
+    def _check_sampler(self) -> None:
+        """Make sure that the policy still is the one whose round this is."""
+        if self._made_at != self.module.global_step:
+            raise UserError(
+                f"the checkpoint is in the middle of round {self._key['round'] + 1}, whose responses were drawn at "
+                f"step {self._made_at} and are no longer in {self.folder}. Give that folder back (data.store) or "
+                "resume from a checkpoint at the end of an epoch."
+            )
 
     def _logps(self, of: Callable[[PreferenceBatch], Tensor], examples: Sequence[Example]) -> list[list[float]]:
         """Log-probabilities of every response of each example, in the precision that training has."""
@@ -353,25 +366,51 @@ class OnPolicyPairs(PairsDataModule):
             and isinstance(module.reference, CopiedReference)
         )
 
+    def _with_mismatched(self, made: Round, pairs: Pairs) -> Pairs:
+        """The pairs with labels, and with another prompt's response as one more branch, its log π_s recorded too."""
+        policy = self.module.policy
+        assert policy is not None
+
+        def of(batch: PreferenceBatch) -> Tensor:
+            self._check_sampler()
+            return policy(batch)
+
+        examples = with_mismatched(with_labels(pairs.examples))
+        alone = [replace(example, response_ids=example.response_ids[-1:]) for example in examples]
+        recorded = self._recorded("mismatched", "", made, of, alone)
+        return replace(
+            pairs,
+            examples=[
+                replace(example, sampler_logps=[*(example.sampler_logps or []), *logps])
+                for example, logps in zip(examples, recorded, strict=True)
+            ],
+        )
+
     def _with_reference(self, made: Round, pairs: Pairs) -> Pairs:
         """The pairs with log π_ref recorded, once for the round."""
         reference = self.module.reference
         assert isinstance(reference, CopiedReference)
-        examples = pairs.examples
+        recorded = self._recorded("reference", reference.fingerprint(), made, reference.logps, pairs.examples)
+        examples = [replace(e, reference_logps=logps) for e, logps in zip(pairs.examples, recorded, strict=True)]
+        return replace(pairs, examples=examples)
+
+    def _recorded(
+        self, name: str, whose: str, made: Round, of: Callable[[PreferenceBatch], Tensor], examples: Sequence[Example]
+    ) -> list[list[float]]:
+        """Log-probabilities of every response of each example, computed once for the round."""
         batches = [range(start, min(start + 64, len(examples))) for start in range(0, len(examples), 64)]
-        which = digest(reference.fingerprint() + repr([example.response_ids for example in examples]))
+        which = digest(whose + repr([example.response_ids for example in examples]))
         rows = self._part(
-            "reference",
-            f"reference-{which}",
+            name,
+            f"{name}-{which}",
             made,
             batches,
             lambda places: [
-                {"source": examples[i].source, "reference_logps": logps}
-                for i, logps in zip(places, self._logps(reference.logps, [examples[i] for i in places]), strict=True)
+                {"source": examples[i].source, f"{name}_logps": logps}
+                for i, logps in zip(places, self._logps(of, [examples[i] for i in places]), strict=True)
             ],
         )
-        recorded = [replace(e, reference_logps=r["reference_logps"]) for e, r in zip(examples, rows, strict=True)]
-        return replace(pairs, examples=recorded)
+        return [row[f"{name}_logps"] for row in rows]
 
     def _log_round(self, samples: Rows, groups: Sequence[Example], pairs: Pairs, seconds: dict[str, float]) -> None:
         """Log what a round gave; `self.log` is not to be had while Lightning asks for a loader.
@@ -404,6 +443,7 @@ class OnPolicyPairs(PairsDataModule):
 
     def describe(self) -> Iterator[tuple[str, str]]:
         yield "data", self._line
+        yield from super().describe()
         rounds = {"all": "all prompts", "chunk": "the next share of the prompts"}.get(
             str(self.prompts_per_round), f"{self.prompts_per_round} prompts"
         )

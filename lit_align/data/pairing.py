@@ -131,6 +131,30 @@ def take(group: Example, branches: Sequence[int]) -> Example:
     )
 
 
+def with_labels(examples: Sequence[Example]) -> list[Example]:
+    """Pairs with a label for each response: the chosen one is desirable (1), the other is not (0)."""
+    if any(len(example.response_ids) > 2 for example in examples):
+        raise UserError("data.pairing: labels desirable and undesirable are given to pairs; take BestWorst.")
+    return [example if example.labels else replace(example, labels=[1.0, 0.0]) for example in examples]
+
+
+def with_mismatched(examples: Sequence[Example]) -> list[Example]:
+    """Each example with a response to another prompt as one more branch: that of the next example that has another.
+
+    Made where the data set or the round is made: a batch never looks at its neighbours, and may hold one example.
+    """
+    if len({tuple(example.prompt_ids) for example in examples}) < 2:
+        raise UserError("KTO's z0 needs responses to other prompts, and all rows have the same. Give other prompts.")
+    mismatched = []
+    for place, example in enumerate(examples):
+        other = (place + 1) % len(examples)
+        while examples[other].prompt_ids == example.prompt_ids:
+            other = (other + 1) % len(examples)
+        branch = examples[other].response_ids[place % len(examples[other].response_ids)]
+        mismatched.append(replace(example, response_ids=[*example.response_ids, branch], mismatched=True))
+    return mismatched
+
+
 def _distinct(group: Example) -> list[int]:
     """The first of each set of equal responses, without empty ones (at most an end token)."""
     first: dict[tuple[int, ...], int] = {}

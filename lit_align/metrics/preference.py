@@ -94,5 +94,5 @@ class PreferenceMetrics(Metric):
         self.count += weight.sum(1)
 
     def compute(self) -> dict[str, Tensor]:
-        """Means by name; NaN of what no example had, such as the length of undesirable responses where there are none."""
+        """Means by name; NaN of what no example had, as the length of undesirable responses where there are none."""
         return dict(zip(self.names, (self.total / self.count).unbind(), strict=True))

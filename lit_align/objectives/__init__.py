@@ -10,11 +10,11 @@ from lit_align.objectives.cpo import CPO, cpo_loss
 from lit_align.objectives.dpo import DPO, dpo_loss
 from lit_align.objectives.exo import EXO, exo_loss
 from lit_align.objectives.ipo import IPO, ipo_loss
-from lit_align.objectives.kto import kto_loss, kto_z0
-from lit_align.objectives.mpo import mpo_loss
+from lit_align.objectives.kto import KTO, kto_loss, kto_z0
+from lit_align.objectives.mpo import MPO, mpo_loss
 from lit_align.objectives.orpo import ORPO, log1mexp, orpo_loss
-from lit_align.objectives.reward_model import bradley_terry_loss
-from lit_align.objectives.sft import sft_loss
+from lit_align.objectives.reward_model import RewardModel, bradley_terry_loss
+from lit_align.objectives.sft import SFT, sft_loss
 from lit_align.objectives.simpo import SimPO, simpo_loss
 from lit_align.objectives.sppo import (
     SPPO,
@@ -29,10 +29,14 @@ __all__ = [
     "DPO",
     "EXO",
     "IPO",
+    "KTO",
+    "MPO",
     "ORPO",
+    "SFT",
     "SPPO",
     "AnchoredObjective",
     "PreferenceObjective",
+    "RewardModel",
     "SimPO",
     "bradley_terry_loss",
     "cpo_loss",

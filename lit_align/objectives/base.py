@@ -56,6 +56,7 @@ class PreferenceObjective(L.LightningModule):
     # another prompt's response as one more branch.
     rows: ClassVar[Literal["preferences", "labelled", "texts"]] = "preferences"
     needs_mismatched: ClassVar[bool] = False
+    chats: ClassVar[bool] = False  # plain prompts become a user's turn, where the tokenizer has a chat template
     samples: ClassVar[bool] = True  # whether its policy can be asked for responses to train on
     # The option that weighs each stream of texts beside the preferences.
     text_options: ClassVar[dict[str, str]] = {"sft": "sft_weight", "pretraining": "pretraining_weight"}
@@ -85,7 +86,10 @@ class PreferenceObjective(L.LightningModule):
         self.strict_loading = False  # `load_state_dict` below is strict about what a checkpoint holds
         self.policy: Policy | None = None
         self.metrics = torch.nn.ModuleDict(
-            {stage: PreferenceMetrics(self.anchored, self.value, self.rows != "texts") for stage in ("train_", "val_", "test_")}
+            {
+                stage: PreferenceMetrics(self.anchored, self.value, self.rows != "texts")
+                for stage in ("train_", "val_", "test_")
+            }
         )
         self._tokenizer = None
 
@@ -172,6 +176,11 @@ class PreferenceObjective(L.LightningModule):
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         self._step(batch, "val")
+
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        """log π(y|x) of every response, [B, K]."""
+        assert self.policy is not None
+        return self.policy(batch)
 
     def test_step(self, batch: PreferenceBatch | int, batch_idx: int) -> None:
         if isinstance(batch, PreferenceBatch):  # else there are no test pairs, and callbacks alone do something
@@ -347,7 +356,9 @@ class AnchoredObjective(PreferenceObjective):
         expected = self.loss_at_anchor(beta, batch)
         at_anchor = self.loss(anchor_logps, anchor_logps, beta, batch).mean().item()
         if not math.isclose(at_anchor, expected, rel_tol=1e-4, abs_tol=1e-6):
-            raise RuntimeError(f"{type(self).__name__}.loss at the anchor is {at_anchor}; loss_at_anchor says {expected}.")
+            raise RuntimeError(
+                f"{type(self).__name__}.loss at the anchor is {at_anchor}; loss_at_anchor says {expected}."
+            )
         if not off <= bound:
             raise UserError(
                 f"step-0 check: the policy is its own anchor, but a log-probability differs by {off:.3g} nats (bound "

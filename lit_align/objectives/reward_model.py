@@ -3,12 +3,41 @@
 Bradley and Terry 1952; as the second stage of RLHF, Ouyang et al. 2022 (arXiv 2203.02155), equation 1; the
 margin, Touvron et al. 2023 (arXiv 2307.09288), equation 2. Rewards are defined up to a constant of the
 prompt. Use it to score the rounds of on-policy training: fixed, on the same base model as the policy.
+
+The head starts at zero, where the base model has none, so that the first loss is log 2 (without a margin).
+What is saved, `SequenceClassificationScorer` reads at once, by the chat template that is saved with it: that
+of the tokenizer, without what follows the last turn; or where there is none, the texts end to end.
+
+Logged: loss, reward_accuracy, reward_margin, reward_chosen, reward_rejected, and lengths.
 """
 
-import torch.nn.functional as F
-from torch import Tensor
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
+
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch, _single_rows
 from lit_align.objectives._shapes import check_shape
+from lit_align.objectives.base import PreferenceObjective
+from lit_align.policy import (
+    LoRAConfig,
+    Policy,
+    PolicyConfig,
+    _add_adapter,
+    _first_line,
+    _gguf_options,
+    _locate,
+    _turn_off_dropout,
+    load_tokenizer,
+    resolve_dtype,
+)
 
 
 def bradley_terry_loss(rewards: Tensor, *, margin: Tensor | float | None = None) -> Tensor:
@@ -22,3 +51,113 @@ def bradley_terry_loss(rewards: Tensor, *, margin: Tensor | float | None = None)
     if isinstance(margin, Tensor):
         check_shape("margin", margin, rewards.shape[0])
     return -F.logsigmoid(rewards[:, 0] - rewards[:, 1] - (0 if margin is None else margin))
+
+
+class Scored(Policy):
+    """A language model with a score head in place of its output head."""
+
+    def __init__(self, model: Any, tokenizer: Any, adapter: Any = None):
+        nn.Module.__init__(self)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.shared_prefix = False  # the score is read at a row's last token
+        object.__setattr__(self, "adapter", adapter)
+
+    @classmethod
+    def load(cls, config: PolicyConfig, lora: LoRAConfig | None = None) -> "Scored":
+        tokenizer = load_tokenizer(config)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        where = _locate(config)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # that the head is new is no news
+        try:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                **where,
+                num_labels=1,
+                dtype=resolve_dtype(config, lora),
+                attn_implementation=config.attention,
+                output_loading_info=True,
+                **_gguf_options(where),
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.policy.path: cannot load {config.path!r}: {_first_line(error)}") from error
+        finally:
+            logging.set_verbosity(verbosity)
+        if "score.weight" in report["missing_keys"]:
+            nn.init.zeros_(model.score.weight)
+        model.config.pad_token_id = tokenizer.pad_token_id  # the last token is found by it
+        if not config.dropout:
+            _turn_off_dropout(model)
+        if config.gradient_checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        adapter = _add_adapter(model, replace(lora, targets=_with_head(lora.targets)), None) if lora else None
+        return cls(adapter.get_base_model() if adapter else model, tokenizer, adapter).train()  # type: ignore[return-value]
+
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        """Reward of every response, [B, K] in float32."""
+        inputs, _ = _single_rows(batch)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        ids = ids.masked_fill(mask == 0, self.model.config.pad_token_id)  # type: ignore[arg-type]
+        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).view(batch.response_ids.shape[:2])
+
+    def save(self, folder: str | Path) -> None:
+        model = self.model if self.adapter is None else self.merged_copy()
+        model.save_pretrained(folder)
+        tokenizer: Any = copy.deepcopy(self.tokenizer)
+        tokenizer.chat_template = _scored_template(tokenizer)
+        tokenizer.save_pretrained(folder)
+
+
+def _with_head(targets: str | list[str]) -> str | list[str]:
+    """The head gets an adapter too, for a new one starts at zero; to peft it is one of all linear layers."""
+    if isinstance(targets, list):
+        return [*targets, "score"]
+    return targets if targets == "all-linear" else f"({targets})|score"
+
+
+def _scored_template(tokenizer: Any) -> str:
+    """Renders a prompt and its response as they were trained on (`data.collate.Encoder`)."""
+    if tokenizer.chat_template:
+        return "{% set chat %}" + tokenizer.chat_template + "{% endset %}{{ chat | trim }}"
+    begin = "{{ bos_token }}" if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ""
+    return begin + "{% for message in messages %}{{ message.content }}{% endfor %}{{ eos_token }}"
+
+
+class RewardModel(PreferenceObjective):
+    """A Bradley–Terry reward model. Where the tokenizer has a chat template, plain prompts are read as a user's turn.
+
+    Args:
+        policy: Which decoder the score head is put on; one that has a head already goes on with it.
+        margin: By how much the chosen response's reward should exceed the other's; rewards takes the difference of
+            the scores that the rows carry.
+    """
+
+    formula = "−log σ(r_w − r_l − margin)"
+    value = "reward"
+    samples = False
+    chats = True
+
+    def __init__(self, policy: PolicyConfig, *, margin: float | Literal["rewards"] = 0.0, **kwargs: Any):
+        super().__init__(policy, **kwargs)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.margin: float | Literal["rewards"] = margin
+        if any(self.text_weights.values()):
+            raise UserError("model.sft_weight and model.pretraining_weight: a reward model gives texts no likelihood.")
+
+    def configure_model(self) -> None:
+        if self.policy is None:
+            self.policy = Scored.load(self.policy_config, self.lora)
+
+    def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
+        """`logps` are rewards here."""
+        if self.margin != "rewards":
+            return bradley_terry_loss(logps, margin=self.margin)
+        if batch.rewards is None:
+            raise UserError(
+                "model.margin=rewards takes the difference of the rows' scores, and they have none: give rows with "
+                "score_chosen and score_rejected, or a number."
+            )
+        return bradley_terry_loss(logps, margin=batch.rewards[:, 0] - batch.rewards[:, 1])
