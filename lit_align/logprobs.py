@@ -57,7 +57,9 @@ class PreferenceBatch:
         return replace(self, **tensors)
 
 
-def response_logps(model: PreTrainedModel, batch: PreferenceBatch, *, shared_prefix: bool = True) -> Tensor:
+def response_logps(
+    model: PreTrainedModel, batch: PreferenceBatch, *, shared_prefix: bool = True, temperature: float = 1.0
+) -> Tensor:
     """log π(y|x) of every response, [B, K] in float32 (float64 for a float64 model), with gradient.
 
     Args:
@@ -65,12 +67,13 @@ def response_logps(model: PreTrainedModel, batch: PreferenceBatch, *, shared_pre
         batch: Prompts must have at least one token each. Empty responses have log-probability 0.
         shared_prefix: Compute each prompt once for all its responses, side by side in one row; else one row per
             response. Not every model can (`can_share_prefix`).
+        temperature: Divides the logits.
     """
     inputs, predicts = _shared_rows(batch) if shared_prefix else _single_rows(batch)
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state  # [rows, row length, H]
     mask = batch.response_mask
     hidden_MH = hidden.flatten(0, 1)[predicts[mask]]
-    token_logps_M = _token_logps(model, hidden_MH, batch.response_ids[mask])
+    token_logps_M = _token_logps(model, hidden_MH, batch.response_ids[mask], temperature)
     return token_logps_M.new_zeros(mask.shape).masked_scatter(mask, token_logps_M).sum(-1)
 
 
@@ -154,7 +157,7 @@ def can_share_prefix(model: PreTrainedModel) -> bool:
     return windows is None and torch.allclose(shared, single, rtol=0.02, atol=0.02)
 
 
-def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits)[target] of M tokens, [M], from their hidden states [M, H], chunk by chunk."""
     head = model.get_output_embeddings()
     assert head is not None
@@ -163,6 +166,7 @@ def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Ten
     def chunk_logps(hidden_chunk: Tensor, target_chunk: Tensor) -> Tensor:
         logits = _finish_logits(head(hidden_chunk), config)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits if temperature == 1 else logits / temperature
         return logits.gather(-1, target_chunk[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
     chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)

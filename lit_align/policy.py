@@ -38,6 +38,8 @@ class PolicyConfig:
         dtype: Type of the weights. auto: float32, so that small updates are not rounded away; bfloat16 under LoRA,
             whose frozen weights need no more (the adapter stays float32).
         attention: transformers' attention implementation: sdpa, eager, flash_attention_2, ...
+        temperature: Train the tempered policy: wherever log-probabilities are taken, of policy, reference and sampler
+            alike, logits are divided by it. EXO's authors do, by the 0.8 at which they sample (sampling.temperature).
         dropout: Keep the model's own dropout while training. Off, policy and reference agree exactly at the start.
         gradient_checkpointing: Compute activations again in the backward pass: less memory, about a third more time.
         revision: Branch, tag or commit on the hub.
@@ -47,6 +49,7 @@ class PolicyConfig:
     path: str
     dtype: Dtype = "auto"
     attention: str = "sdpa"
+    temperature: float = 1.0
     dropout: bool = False
     gradient_checkpointing: bool = False
     revision: str | None = None
@@ -89,6 +92,7 @@ class Policy(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.shared_prefix = can_share_prefix(model)
+        self.temperature = 1.0
         object.__setattr__(self, "adapter", adapter)
 
     @classmethod
@@ -98,6 +102,8 @@ class Policy(nn.Module):
         Raises:
             UserError: the model or adapter cannot be found or read.
         """
+        if not config.temperature > 0:
+            raise UserError(f"model.policy.temperature={config.temperature} must be above 0.")
         tokenizer = load_tokenizer(config)
         dtype = resolve_dtype(config, lora)
         where = _locate(config)
@@ -116,11 +122,12 @@ class Policy(nn.Module):
         check_logits(model)
         adapter = _add_adapter(model, lora) if lora else None
         policy = cls(adapter.get_base_model() if adapter else model, tokenizer, adapter)  # type: ignore[arg-type]
+        policy.temperature = config.temperature
         return policy.train()
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """log π(y|x) of every response, [B, K]."""
-        return response_logps(self.model, batch, shared_prefix=self.shared_prefix)
+        return response_logps(self.model, batch, shared_prefix=self.shared_prefix, temperature=self.temperature)
 
     @property
     def device(self) -> torch.device:

@@ -102,11 +102,12 @@ class CopiedReference(nn.Module):
         self.model = policy.merged_copy(dtype)
         half = (dtype or policy.dtype).itemsize < 4
         self.shared_prefix = policy.shared_prefix
+        self.temperature = policy.temperature
         self.accumulator = policy.merged_copy(torch.float32) if accumulate and half else None
 
     @torch.no_grad()
     def logps(self, batch: PreferenceBatch) -> Tensor:
-        return response_logps(self.model, batch, shared_prefix=self.shared_prefix)
+        return response_logps(self.model, batch, shared_prefix=self.shared_prefix, temperature=self.temperature)
 
     @torch.no_grad()
     def mix(self, policy: Policy, alpha: float) -> None:
@@ -168,7 +169,7 @@ class AdapterReference:
         model.eval()
         try:
             with self.policy.adapters(self.slots):
-                return response_logps(model, batch, shared_prefix=self.policy.shared_prefix)
+                return self.policy(batch)
         finally:
             for module, mode in modes.items():
                 module.training = mode

@@ -198,3 +198,14 @@ def test_select_keeps_every_field_in_step() -> None:
     part = batch.select(slice(1, 2))
     assert isinstance(part, PreferenceBatch)
     assert (part.size, part.index.tolist(), part.rewards.tolist()) == (1, [11], [[2.0, 3.0]])
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_the_tempered_policys_logits_are_divided(shared_prefix: bool):
+    torch.manual_seed(0)
+    model = MODELS["llama"]().double()
+    batch = collate([Example([5, 6], [[7, 8, 9], [10, 11]], "")], [0])
+    logits = model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits[0, 1:4] / 0.8
+    expected = logits.log_softmax(-1)[range(3), [7, 8, 9]].sum()
+    logps = response_logps(model, batch, shared_prefix=shared_prefix, temperature=0.8)
+    torch.testing.assert_close(logps[0, 0], expected)

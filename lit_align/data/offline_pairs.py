@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import say
 from lit_align.data.collate import Encoder, Example, ExampleLoader, LongPrompts
 from lit_align.data.formats import Kind, Row, read_rows
-from lit_align.data.pairing import BestWorst, PairingRule, with_labels, with_mismatched
+from lit_align.data.pairing import BestWorst, Listwise, PairingRule, with_labels, with_mismatched
 from lit_align.errors import UserError
 
 
@@ -202,6 +202,25 @@ class PairsDataModule(L.LightningDataModule):
             world_size=trainer.world_size,
         )
 
+    def check_pairing(self, pairing: PairingRule) -> None:
+        """Make sure that the objective can train on what the rule makes.
+
+        Raises:
+            UserError: it needs the other kind.
+        """
+        assert self.trainer is not None
+        name = type(self.trainer.lightning_module).__name__
+        if isinstance(pairing, Listwise) and not self._asked("takes_groups", True):
+            raise UserError(
+                f"data.pairing=Listwise: {name}, as it is set, compares two responses. Take BestWorst, or learn from "
+                "rewards (model.reward_temperature of DPO and EXO)."
+            )
+        if self._asked("needs_whole_groups", False) and not isinstance(pairing, Listwise):
+            raise UserError(
+                f"data.pairing={type(pairing).__name__}: {name}'s constant is estimated from all responses that were "
+                "sampled. Take Listwise, or leave model.estimate_baseline out."
+            )
+
     def read_texts(self) -> None:
         """Read the streams of texts that are trained on together with the preferences."""
         if self.texts or self._asked("text_weights", None):
@@ -274,6 +293,7 @@ class OfflinePairs(PairsDataModule):
                     f"model.proximal={proximal} holds the policy near the sampler of the pairs, which offline pairs do "
                     "not record: use data that does (OnPolicyPairs), or set proximal=0."
                 )
+            self.check_pairing(self.pairing)
             self.read_texts()
             self._examples_read, self._line = self.read_pairs(self.train, self.train_split, self.pairing)
 

@@ -109,6 +109,7 @@ class OnPolicyPairs(PairsDataModule):
                 f"data.class_path=OnPolicyPairs: {type(self.trainer.lightning_module).__name__} learns from a file, "
                 "not from responses of its own. Take OfflinePairs."
             )
+        self.check_pairing(self.pairing)
         self.read_texts()
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         self._check_rounds()

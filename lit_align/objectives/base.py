@@ -52,12 +52,13 @@ class PreferenceObjective(L.LightningModule):
     formula: ClassVar[str]
     anchored: ClassVar[bool] = False
     value: ClassVar[str] = "logp"  # what `loss` is given of each response, as metrics name it
-    # What the data modules ask of `trainer.lightning_module`: the rows it trains on, and whether each example gets
-    # another prompt's response as one more branch.
-    rows: ClassVar[Literal["preferences", "labelled", "texts"]] = "preferences"
-    needs_mismatched: ClassVar[bool] = False
+    # What the data modules ask of `trainer.lightning_module`.
+    rows: ClassVar[Literal["preferences", "labelled", "texts"]] = "preferences"  # what it is trained on
+    samples: ClassVar[bool] = True  # its policy can be asked for responses to train on
     chats: ClassVar[bool] = False  # plain prompts become a user's turn, where the tokenizer has a chat template
-    samples: ClassVar[bool] = True  # whether its policy can be asked for responses to train on
+    needs_mismatched: ClassVar[bool] = False  # each example has another prompt's response as one more branch
+    takes_groups: bool = False  # more than two responses of a prompt
+    needs_whole_groups: bool = False  # all that were sampled, none selected
     # The option that weighs each stream of texts beside the preferences.
     text_options: ClassVar[dict[str, str]] = {"sft": "sft_weight", "pretraining": "pretraining_weight"}
 

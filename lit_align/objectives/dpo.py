@@ -109,6 +109,7 @@ class DPO(AnchoredObjective):
         self.label_smoothing = label_smoothing
         self.robust = robust
         self.reward_temperature = reward_temperature
+        self.takes_groups = reward_temperature is not None
         if reward_temperature is not None and (label_smoothing or robust):
             raise UserError(
                 f"model.reward_temperature={reward_temperature}: the rewards are the labels, so that label_smoothing "

@@ -14,7 +14,7 @@ move the target to (p, 1−p) and are no average of two losses: pass `rewards` [
 weights (β, λ) keeps β_r and passes beta = (β+λ)/β_r.
 
 Where we differ: the authors train the *tempered* policy, logits/0.8 for policy and reference alike; that is
-for the log-probabilities to do. Their pair form has ε = σ(−10); TRL has K = 2 only, with the ε = 1e-3 used
+`policy.temperature` here. Their pair form has ε = σ(−10); TRL has K = 2 only, with the ε = 1e-3 used
 here.
 """
 
@@ -89,6 +89,7 @@ class EXO(AnchoredObjective):
         self.save_hyperparameters(ignore=["optimizer"])
         self.label_smoothing = label_smoothing
         self.reward_temperature = reward_temperature
+        self.takes_groups = reward_temperature is not None
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
         if self.reward_temperature is None:

@@ -144,8 +144,11 @@ class RewardModel(PreferenceObjective):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
         self.margin: float | Literal["rewards"] = margin
-        if any(self.text_weights.values()):
-            raise UserError("model.sft_weight and model.pretraining_weight: a reward model gives texts no likelihood.")
+        if any(self.text_weights.values()) or policy.temperature != 1:
+            raise UserError(
+                "model: sft_weight, pretraining_weight and policy.temperature have no effect, for a reward model gives "
+                "texts no likelihood. Leave them out."
+            )
 
     def configure_model(self) -> None:
         if self.policy is None:

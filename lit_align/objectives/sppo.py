@@ -126,6 +126,8 @@ class SPPO(AnchoredObjective):
         self.save_hyperparameters(ignore=["optimizer"])
         self.hard_labels = hard_labels
         self.estimate_baseline = estimate_baseline
+        self.takes_groups = not hard_labels
+        self.needs_whole_groups = estimate_baseline
         if hard_labels and estimate_baseline:
             raise UserError("model.estimate_baseline needs win probabilities of K responses: leave hard_labels out.")
 

@@ -139,3 +139,21 @@ def test_recorded_numbers_travel_with_their_example():
     batch = collate([one], [0])
     assert torch.equal(batch.sampler_logps, torch.tensor([[-1.0, -2.0]]))
     assert torch.equal(batch.reference_logps, torch.tensor([[-3.0, -4.0]]))
+
+
+def test_a_stream_goes_through_its_examples_again_and_again_each_time_in_another_order():
+    served = order(ExampleLoader(examples(4), 2, seed=1, length=6))
+    passages = [served[start : start + 4] for start in (0, 4, 8)]
+    assert all(sorted(passage) == [0, 1, 2, 3] for passage in passages)
+    assert passages[0] != passages[1]
+    assert order(ExampleLoader(examples(4), 2, seed=1, length=1)) == served[:2]
+
+
+def test_a_stream_goes_on_behind_what_it_served():
+    stopped = ExampleLoader(examples(4), 2, seed=1, length=6)
+    iterator = iter(stopped)
+    before = [next(iterator).index.tolist() for _ in range(3)]
+    resumed = ExampleLoader(examples(4), 2, seed=1, length=6)
+    resumed.load_state_dict(stopped.state_dict())
+    after = [batch.index.tolist() for batch in resumed]
+    assert before + after == [batch.index.tolist() for batch in ExampleLoader(examples(4), 2, seed=1, length=6)]

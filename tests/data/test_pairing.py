@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lit_align.data.collate import Example
-from lit_align.data.pairing import BestWorst, Listwise, take
+from lit_align.data.pairing import BestWorst, Listwise, take, with_labels, with_mismatched
 from lit_align.errors import UserError
 
 
@@ -64,3 +64,22 @@ def test_win_probabilities_are_against_all_responses_of_the_prompt_itself_includ
     expected = [sum(1 / (1 + math.exp(-(r - other) / 2.0)) for other in rewards) / 3 for r in rewards]
     (pair,) = BestWorst(reward_temperature=2.0)([group(rewards)]).examples
     assert pair.win_probabilities == pytest.approx([expected[1], expected[2]])
+
+
+def test_each_example_gets_a_response_to_another_prompt_as_its_last_branch():
+    examples = [Example([p], [[p, 1], [p, 2]], "") for p in (1, 1, 2, 3, 1)]
+    made = with_mismatched(examples)
+    assert [example.response_ids[-1][0] for example in made] == [2, 2, 3, 1, 2]
+    assert all(
+        example.mismatched and example.response_ids[:2] == e.response_ids
+        for example, e in zip(made, examples, strict=True)
+    )
+    with pytest.raises(UserError, match="all rows have the same"):
+        with_mismatched(examples[:2])
+
+
+def test_labels_are_given_to_pairs_and_left_to_those_that_have_some():
+    pair, single = Example([1], [[1], [2]], ""), Example([1], [[1]], "", labels=[0.0])
+    assert [example.labels for example in with_labels([pair, single])] == [[1.0, 0.0], [0.0]]
+    with pytest.raises(UserError, match="take BestWorst"):
+        with_labels([Example([1], [[1], [2], [3]], "")])

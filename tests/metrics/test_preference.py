@@ -34,3 +34,22 @@ def test_without_an_anchor_there_are_no_log_ratios():
     values = metric.compute()
     assert values["reward_margin"] == 2
     assert not any("log_ratio" in name for name in values)
+
+
+def test_single_responses_count_for_the_side_of_their_label():
+    metric = PreferenceMetrics()
+    logps, anchor = torch.tensor([[-1.0], [-2.0], [-5.0]]), torch.tensor([[-2.0], [-2.5], [-4.0]])
+    labels = torch.tensor([[1.0], [0.0], [0.0]])
+    metric.update(torch.zeros(3), logps, anchor, torch.tensor([[3], [5], [7]]), 0.5, labels)
+    values = {name: value.item() for name, value in metric.compute().items()}
+    assert values["reward_accuracy"] == 2 / 3  # the second is undesirable and above its anchor
+    assert values["reward_margin"] == 0.5 * (1 - 0.5 + 1) / 3
+    assert (values["logp_chosen"], values["logp_rejected"]) == (-1, -3.5)
+    assert (values["log_ratio_chosen"], values["log_ratio_rejected"]) == (1, -0.25)
+    assert (values["length_chosen"], values["length_rejected"]) == (3, 6)
+
+
+def test_of_texts_there_is_no_better_and_worse():
+    metric = PreferenceMetrics(anchored=False, preferences=False)
+    metric.update(torch.tensor([1.0, 2.0]), torch.tensor([[-4.0], [-6.0]]), None, torch.tensor([[3], [5]]))
+    assert {name: value.item() for name, value in metric.compute().items()} == {"loss": 1.5, "logp": -5, "length": 4}

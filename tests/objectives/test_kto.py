@@ -1,9 +1,21 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import adamw, fit, on_policy, sgd, write_pairs
 from torch.testing import assert_close
 
+from lit_align.data import Listwise, OfflinePairs
+from lit_align.errors import UserError
 from lit_align.objectives.anchor import effective_anchor
-from lit_align.objectives.kto import kto_loss, kto_z0
+from lit_align.objectives.kto import KTO, kto_loss, kto_z0
+from lit_align.policy import PolicyConfig
 
 GOOD, BAD = torch.tensor([True]), torch.tensor([False])
 
@@ -112,3 +124,111 @@ def test_a_wrong_shape_is_named(change, message):
 def test_a_z0_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"`mismatched_logps` has shape \[0\], but needs \[M>=1\]"):
         kto_z0(torch.zeros(0), torch.zeros(0))
+
+
+# --- the module ---
+
+
+class Watch(Callback):
+    """Of each step, what was logged, its batch, and beforehand the log ratios of all branches."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, float]] = []
+        self.batches: list[Any] = []
+        self.ratios: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
+        self.ratios.append(pl_module.policy(batch) - pl_module.anchor(batch)[0])
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def write_labelled(folder: Path) -> str:
+    rows = [{"prompt": f"p{i}:", "completion": f" yes {i}" * (1 + i % 3), "label": i % 4 > 0} for i in range(8)]
+    (folder / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "labelled.jsonl")
+
+
+def test_each_step_is_felt_from_the_mean_log_ratio_of_the_last_steps_mismatched_responses(tiny_model, in_tmp):
+    watch = Watch()
+    module = KTO(PolicyConfig(tiny_model), optimizer=adamw(3e-3), beta=0.5)
+    fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=4), watch, max_epochs=4)
+    z0 = 0.0
+    for ratios, logged in zip(watch.ratios, watch.logged, strict=True):
+        a, b = ratios[:, 0], ratios[:, 1]
+        loss = (torch.sigmoid(-0.5 * (a - z0)) + torch.sigmoid(0.5 * (b - z0))).mean() / 2
+        assert logged["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+        z0 = max(0.0, ratios[:, 2].mean().item())
+        assert logged["train/z0"] == pytest.approx(z0, rel=1e-4, abs=1e-5)
+    assert max(logged["train/z0"] for logged in watch.logged) > 0.1
+
+
+def test_no_gradient_goes_through_a_mismatched_branch(tiny_model, in_tmp):
+    module, data = KTO(PolicyConfig(tiny_model), optimizer=adamw()), OfflinePairs(write_pairs(in_tmp))
+    fit(module, data)
+    batch = next(iter(data.train_dataloader()))
+    logps = module.policy(batch).detach().requires_grad_()
+    module.loss(logps, logps.detach() + 0.3, 0.1, batch).sum().backward()
+    assert logps.grad[:, :2].abs().min() > 0
+    assert logps.grad[:, 2].abs().max() == 0
+
+
+def test_one_batch_of_eight_and_eight_of_one_accumulated_are_one_step(tiny_model, in_tmp):
+    path, results = write_pairs(in_tmp), []
+    for batch_size, accumulate in ((8, 1), (1, 8)):
+        module, watch = KTO(PolicyConfig(tiny_model), optimizer=sgd(0.3), beta=0.5), Watch()
+        data = OfflinePairs(path, batch_size=batch_size, seed=1)
+        fit(module, data, watch, accumulate_grad_batches=accumulate, max_epochs=3)
+        assert max(logged.get("train/z0", 0) for logged in watch.logged) > 0.01
+        results.append(module.state_dict())
+    for name, value in results[0].items():
+        if "metrics" not in name:
+            assert_close(value, results[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_single_responses_are_weighed_by_their_label_and_logged_by_side(tiny_model, in_tmp):
+    watch = Watch()
+    module = KTO(PolicyConfig(tiny_model), optimizer=adamw(), desirable_weight=2.0, undesirable_weight=0.5)
+    fit(module, OfflinePairs(write_labelled(in_tmp), batch_size=8), watch)
+    (batch,), (logged,) = watch.batches, watch.logged
+    assert batch.labels.shape == (8, 1)
+    assert logged["train/loss"] == pytest.approx((6 * 2.0 + 2 * 0.5) / 8 / 2)
+    lengths = batch.lengths[:, 0]
+    assert logged["train/length_chosen"] == pytest.approx(lengths[batch.labels[:, 0] == 1].double().mean().item())
+    assert logged["train/length_rejected"] == pytest.approx(lengths[batch.labels[:, 0] == 0].double().mean().item())
+
+
+def test_a_round_records_the_mismatched_branch_as_any_other_and_resumes_to_the_bit(tiny_model, in_tmp):
+    def run(folder: str, *callbacks: Callback, ckpt_path: str | None = None) -> dict[str, torch.Tensor]:
+        module = KTO(PolicyConfig(tiny_model), optimizer=adamw(3e-3), proximal=0.1)
+        data = on_policy(in_tmp, store=f"{folder}/rounds")
+        checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+        fit(module, data, *callbacks, ckpt_path=ckpt_path, max_epochs=2, enable_checkpointing=checkpoints)
+        return {name: value for name, value in module.state_dict().items() if "metrics" not in name}
+
+    watch = Watch()
+    keep = ModelCheckpoint("whole/checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole = run("whole", keep, watch)
+    first, ratios = watch.batches[0], watch.ratios[0]
+    assert first.mismatched
+    assert first.sampler_logps.shape == first.reference_logps.shape == (3, 3)
+    assert ratios.abs().max() < 1e-4, "the policy that drew them"
+    assert "z0" in whole
+    for step in (1, 4, 5):
+        shutil.copytree("whole/rounds", "again/rounds", dirs_exist_ok=True)
+        again = run("again", ckpt_path=f"whole/checkpoints/step={step}.ckpt")
+        assert all(torch.equal(whole[name], again[name]) for name in whole), step
+
+
+def test_data_without_labels_or_with_groups_is_refused(tiny_model, in_tmp):
+    class Plain(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            vars(batch).update(vars(replace(batch, labels=None)))
+
+    with pytest.raises(UserError, match="KTO needs labels"):
+        fit(KTO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp)), Plain())
+    with pytest.raises(UserError, match=r"data.pairing=Listwise: KTO, as it is set, compares two responses"):
+        fit(KTO(PolicyConfig(tiny_model)), on_policy(in_tmp, pairing=Listwise()))

@@ -12,7 +12,7 @@ from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import Listwise, OfflinePairs
 from lit_align.errors import UserError
 from lit_align.objectives import CPO, DPO, EXO, IPO, ORPO, SPPO, SimPO
-from lit_align.policy import PolicyConfig
+from lit_align.policy import LoRAConfig, PolicyConfig
 
 
 class First(Callback):
@@ -131,3 +131,26 @@ def test_options_that_would_have_no_effect_are_refused(tiny_model):
         DPO(PolicyConfig(tiny_model), reward_temperature=0.1, label_smoothing=0.1)
     with pytest.raises(UserError, match="leave hard_labels out"):
         SPPO(PolicyConfig(tiny_model), hard_labels=True, estimate_baseline=True)
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)], ids=["full", "LoRA"])
+def test_the_tempered_policy_is_its_own_anchor_at_the_start(tiny_model, in_tmp, lora, capsys):
+    module = EXO(PolicyConfig(tiny_model, temperature=0.8), lora=lora, optimizer=adamw())
+    fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=4), ReferenceRefresh(1.0, 1))
+    assert "margins exactly 0 ✓" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("make", "pairing", "message"),
+    [
+        (lambda p: DPO(p), Listwise(), "DPO, as it is set, compares two responses"),
+        (lambda p: SPPO(p, hard_labels=True), Listwise(), "SPPO, as it is set, compares two responses"),
+        (lambda p: SPPO(p, estimate_baseline=True), None, "data.pairing=BestWorst: SPPO's constant is estimated"),
+    ],
+)
+def test_a_pairing_that_the_objective_cannot_use_is_refused_before_a_round_is_drawn(
+    tiny_model, in_tmp, make, pairing, message
+):
+    with pytest.raises(UserError, match=message):
+        fit(make(PolicyConfig(tiny_model)), on_policy(in_tmp, pairing=pairing))
+    assert not (in_tmp / "rounds").exists()

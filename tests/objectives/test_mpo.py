@@ -1,11 +1,21 @@
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import adamw, fit, on_policy, write_pairs
 from torch.testing import assert_close
 
-from lit_align.objectives.mpo import mpo_loss
+from lit_align.data import OfflinePairs
+from lit_align.errors import UserError
+from lit_align.objectives import DPO
+from lit_align.objectives.mpo import MPO, mpo_loss
 from lit_align.objectives.sft import sft_loss
+from lit_align.policy import PolicyConfig
 
 
 def slope(margin, **options):
@@ -128,3 +138,103 @@ def test_an_even_label_teaches_the_sigma_form_nothing(random):
 def test_a_wrong_shape_is_named(shapes, message):
     with pytest.raises(ValueError, match=message):
         mpo_loss(**{name: torch.zeros(shape) for name, shape in shapes.items()})
+
+
+# --- the module, and the texts that hold it ---
+
+
+@pytest.fixture
+def texts(in_tmp: Path) -> dict[str, str]:
+    """Streams of different lengths, none of them that of the pairs."""
+    sft = [{"prompt": f"q{i}", "completion": f" answer {i}" * (1 + i % 2)} for i in range(5)]
+    plain = [{"text": f"a text about {i}"} for i in range(3)]
+    for name, rows in {"sft": sft, "plain": plain}.items():
+        (in_tmp / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"sft": "sft.jsonl", "pretraining": "plain.jsonl"}
+
+
+def test_no_reference_and_no_second_model_is_ever_loaded(tiny_model, in_tmp, texts, monkeypatch):
+    loaded: list[Any] = []
+    load = torch.nn.Module.__init__
+
+    def fail(*args: Any) -> None:
+        raise AssertionError("a reference")
+
+    def count(self: Any, *args: Any, **kwargs: Any) -> None:
+        loaded.append(type(self).__name__)
+        load(self, *args, **kwargs)
+
+    monkeypatch.setattr("lit_align.objectives.base.make_reference", fail)
+    monkeypatch.setattr(torch.nn.Module, "__init__", count)
+    module = MPO(PolicyConfig(tiny_model), optimizer=adamw(), gamma=0.1)
+    fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=4, **texts))
+    assert loaded.count("LlamaForCausalLM") == 1
+    assert "CopiedReference" not in loaded
+
+
+def test_the_loss_is_the_preference_and_the_weighted_likelihood_of_each_text(tiny_model, in_tmp, texts):
+    class Losses(Callback):
+        steps: list[tuple[float, float]] = []  # noqa: RUF012
+
+        @torch.no_grad()
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            pairs, sft, plain = (pl_module.policy(batch[name]) for name in ("preferences", "sft", "pretraining"))
+            lengths = {name: part.lengths for name, part in batch.items()}
+            means = pairs / lengths["preferences"]
+            self.expected = -torch.sigmoid(means[:, 0] - means[:, 1]).mean()
+            self.expected = self.expected - 0.3 * (sft / lengths["sft"]).mean()
+            self.expected = self.expected - 0.2 * (plain / lengths["pretraining"]).mean()
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.steps.append((outputs["loss"].item(), self.expected.item()))
+
+    losses = Losses()
+    module = MPO(PolicyConfig(tiny_model), optimizer=adamw(), beta=0.3, gamma=0.2, length_normalize=True)
+    fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=3, **texts), losses, max_epochs=2)
+    assert len(losses.steps) == 6
+    for value, expected in losses.steps:
+        assert value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("rounds", [False, True], ids=["offline", "on-policy"])
+def test_resumed_within_an_epoch_the_streams_go_on_where_they_were(tiny_model, in_tmp, texts, rounds):
+    pairs = write_pairs(in_tmp)
+
+    def run(*callbacks: Callback, ckpt_path: str | None = None) -> dict[str, torch.Tensor]:
+        data = on_policy(in_tmp, **texts) if rounds else OfflinePairs(pairs, batch_size=2, **texts)
+        module = MPO(PolicyConfig(tiny_model), optimizer=adamw(), gamma=0.1)
+        options = {"enable_checkpointing": bool(callbacks), "max_epochs": 2, "ckpt_path": ckpt_path}
+        fit(module, data, *callbacks, **options)
+        return {name: value for name, value in module.state_dict().items() if "metrics" not in name}
+
+    whole = run(ModelCheckpoint("checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}"))
+    for step in (1, 2, 3, 5):
+        again = run(ckpt_path=f"checkpoints/step={step}.ckpt")
+        assert all(torch.equal(whole[name], again[name]) for name in whole), step
+
+
+def test_any_objective_takes_texts_beside_its_preferences(tiny_model, in_tmp, texts):
+    module = DPO(PolicyConfig(tiny_model), optimizer=adamw(), sft_weight=0.1)
+    trainer = fit(module, OfflinePairs(write_pairs(in_tmp), sft=texts["sft"]))
+    assert trainer.callback_metrics["train/loss"] == pytest.approx(math.log(2))
+    assert trainer.callback_metrics["train/nll_sft"] > 1
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "message"),
+    [
+        (MPO, [], r"model.beta=0.1 weighs texts, and there are none: give data.sft, or model.beta=0"),
+        (MPO, ["sft", "pretraining"], r"data.pretraining has no effect: its weight is 0. Set model.gamma"),
+        (DPO, ["sft"], r"data.sft has no effect: its weight is 0. Set model.sft_weight"),
+        (lambda p: DPO(p, sft_weight=-1), [], r"model.sft_weight=-1 must be ≥ 0"),
+        (lambda p: MPO(p, beta=-1), [], r"model.beta=-1 must be ≥ 0"),
+    ],
+)
+def test_a_weight_without_texts_and_texts_without_a_weight_are_refused(tiny_model, in_tmp, texts, make, given, message):
+    with pytest.raises(UserError, match=message):
+        fit(make(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp), **{name: texts[name] for name in given}))
+
+
+def test_a_split_of_no_texts_is_refused():
+    with pytest.raises(UserError, match=r"data.sft_split=train has no effect without data.sft"):
+        OfflinePairs("pairs.jsonl", sft_split="train")

@@ -1,10 +1,15 @@
+import json
 import math
 
 import pytest
 import torch
+from tiny import adamw, byte_tokenizer, fit, write_pairs
 from torch.testing import assert_close
 
-from lit_align.objectives.reward_model import bradley_terry_loss
+from lit_align.data import OfflinePairs, SequenceClassificationScorer
+from lit_align.errors import UserError
+from lit_align.objectives.reward_model import RewardModel, bradley_terry_loss
+from lit_align.policy import LoRAConfig, PolicyConfig
 
 
 def test_a_pair_worked_by_hand():
@@ -40,3 +45,69 @@ def test_the_population_optimum_is_the_true_reward_up_to_a_constant(bandit, solv
 def test_a_wrong_shape_is_named(shapes, message):
     with pytest.raises(ValueError, match=message):
         bradley_terry_loss(**{name: torch.zeros(shape) for name, shape in shapes.items()})
+
+
+# --- the module ---
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(r=4), LoRAConfig(r=4, targets=["q_proj"])], ids=str)
+@pytest.mark.parametrize("chat", [False, True], ids=["without a chat template", "with one"])
+def test_what_is_saved_scores_texts_as_the_module_does(tiny_model, in_tmp, lora, chat):
+    byte_tokenizer(chat).save_pretrained(in_tmp / "tokenizer")
+    module = RewardModel(PolicyConfig(tiny_model, dtype="float32"), lora=lora, optimizer=adamw(1e-2))
+    module._tokenizer = byte_tokenizer(chat)
+    data = OfflinePairs(write_pairs(in_tmp), batch_size=8)
+    trainer = fit(module, data, max_epochs=4)
+    assert trainer.callback_metrics["train/loss"] < 0.95 * math.log(2)
+    module.policy.tokenizer = module.tokenizer
+    module.policy.save(in_tmp / "saved")
+
+    rows = [json.loads(line) for line in (in_tmp / "pairs.jsonl").read_text().splitlines()]
+    scorer = SequenceClassificationScorer(str(in_tmp / "saved"))
+    texts = [row[side] for row in rows for side in ("chosen", "rejected")]
+    scores = torch.tensor(scorer([row["prompt"] for row in rows for _ in range(2)], texts)).view(8, 2)
+    (batch,) = data.train_dataloader()
+    with torch.no_grad():
+        rewards = module.policy.eval()(batch)
+    assert_close(rewards, scores[batch.index], rtol=1e-4, atol=1e-5)
+    assert rewards.std() > 1e-3
+
+
+def test_a_new_head_starts_at_ln_2_and_a_trained_one_goes_on(tiny_model, in_tmp):
+    data = OfflinePairs(write_pairs(in_tmp), batch_size=8)
+    module = RewardModel(PolicyConfig(tiny_model), optimizer=adamw(1e-2))
+    assert fit(module, data).callback_metrics["train/loss"] == pytest.approx(math.log(2), rel=1e-6)
+    module.policy.save(in_tmp / "saved")
+    again = RewardModel(PolicyConfig(str(in_tmp / "saved")), optimizer=adamw(1e-2))
+    metrics = fit(again, data).callback_metrics
+    assert metrics["train/loss"] < math.log(2) - 1e-4
+    assert metrics["train/reward_margin"] == pytest.approx(
+        metrics["train/reward_chosen"] - metrics["train/reward_rejected"]
+    )
+
+
+def test_a_checkpoint_of_lora_brings_its_head(tiny_model, in_tmp):
+    data = OfflinePairs(write_pairs(in_tmp), batch_size=8)
+    module = RewardModel(PolicyConfig(tiny_model), lora=LoRAConfig(r=4), optimizer=adamw(1e-2))
+    fit(module, data, max_epochs=2).save_checkpoint("run.ckpt")
+    (batch,) = data.train_dataloader()
+    with torch.no_grad():
+        assert torch.equal(module.eval()(batch), RewardModel.load_from_checkpoint("run.ckpt").eval()(batch))
+
+
+def test_the_margin_may_be_that_of_the_rows_scores(tiny_model, in_tmp):
+    rows = [
+        {"prompt": "p", "chosen": f"a{i}", "rejected": "b", "score_chosen": i + 1, "score_rejected": i} for i in (1, 2)
+    ]
+    (in_tmp / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = RewardModel(PolicyConfig(tiny_model), margin="rewards")
+    loss = fit(module, OfflinePairs("scored.jsonl")).callback_metrics["train/loss"]
+    assert loss == pytest.approx(math.log1p(math.e))  # rewards 0, margin 1
+    with pytest.raises(UserError, match=r"model.margin=rewards .* they have none"):
+        fit(RewardModel(PolicyConfig(tiny_model), margin="rewards"), OfflinePairs(write_pairs(in_tmp)))
+
+
+@pytest.mark.parametrize("options", [{"sft_weight": 0.1}, {"policy": PolicyConfig("x", temperature=0.8)}])
+def test_options_of_a_likelihood_are_refused(options):
+    with pytest.raises(UserError, match="have no effect, for a reward model gives texts no likelihood"):
+        RewardModel(**{"policy": PolicyConfig("x")} | options)

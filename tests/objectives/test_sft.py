@@ -1,8 +1,12 @@
 import pytest
 import torch
+from tiny import adamw, fit, on_policy, write_pairs
 from torch.testing import assert_close
 
-from lit_align.objectives.sft import sft_loss
+from lit_align.data import OfflinePairs
+from lit_align.errors import UserError
+from lit_align.objectives.sft import SFT, sft_loss
+from lit_align.policy import PolicyConfig
 
 
 def test_each_response_counts_its_own_tokens():
@@ -27,3 +31,35 @@ def test_the_population_optimum_is_the_distribution_of_the_text(bandit, solve):
 def test_a_wrong_shape_is_named(shapes, message):
     with pytest.raises(ValueError, match=message):
         sft_loss(*map(torch.zeros, shapes))
+
+
+# --- the module ---
+
+
+def test_of_preferences_the_better_response_is_imitated(tiny_model, in_tmp):
+    data = OfflinePairs(write_pairs(in_tmp), validation="pairs.jsonl", batch_size=8)
+    module = SFT(PolicyConfig(tiny_model), optimizer=adamw(3e-3))
+    trainer = fit(module, data, max_epochs=3)
+    (batch,) = data.val_dataloader()
+    assert module.tokenizer.batch_decode(batch.response_ids[:, 0])[0].startswith(" yes 0<|endoftext|>")
+    with torch.no_grad():
+        logps = module.policy.eval()(batch)[:, 0]
+    expected = -(logps / batch.lengths[:, 0]).mean().item()
+    assert trainer.callback_metrics["val/loss"] == pytest.approx(expected, rel=1e-5)
+    assert expected < trainer.callback_metrics["train/loss"]
+    logged = {name.partition("/")[2] for name in trainer.callback_metrics if name.startswith("val/")}
+    assert logged == {"loss", "logp", "length"}
+
+
+def test_plain_texts_are_learnt_from_their_first_token(tiny_model, in_tmp):
+    (in_tmp / "texts.jsonl").write_text('{"text": "one text"}\n{"text": "another"}\n')
+    data = OfflinePairs("texts.jsonl", batch_size=2)
+    fit(SFT(PolicyConfig(tiny_model)), data)
+    (batch,) = data.train_dataloader()
+    assert batch.prompt_ids.tolist() == [[0], [0]]
+    assert sorted(batch.lengths[:, 0].tolist()) == [len("another") + 1, len("one text") + 1]
+
+
+def test_rounds_of_its_own_responses_are_refused(tiny_model, in_tmp):
+    with pytest.raises(UserError, match="OnPolicyPairs: SFT learns from a file"):
+        fit(SFT(PolicyConfig(tiny_model)), on_policy(in_tmp))
