@@ -1,5 +1,6 @@
 """Preference pairs that exist already: files, saved data sets, the hub."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -87,8 +88,6 @@ class PairsDataModule(L.LightningDataModule):
 
     @property
     def seed(self) -> int:
-        import os
-
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.given_seed is None else self.given_seed
 
     @property
@@ -159,7 +158,9 @@ class PairsDataModule(L.LightningDataModule):
             raise UserError(f"{path}: nothing is left to train on: {_listing(counts)}.")
         if kind is None and self._asked("needs_mismatched", False):
             examples = with_mismatched(with_labels(examples))
-        what = "pairs" if len(examples[0].response_ids) - examples[0].mismatched == 2 else kind or asked
+        names = {"preferences": "groups", "labelled": "labelled responses"}
+        K = len(examples[0].response_ids) - examples[0].mismatched
+        what = "pairs" if K == 2 else names.get(kind or asked, "texts")
         line = f"{len(examples)} {what} from {path}: {rows.description}"
         return examples, line + (f"; {_listing(counts)}" if counts else "")
 

@@ -121,7 +121,8 @@ def _with_head(targets: str | list[str]) -> str | list[str]:
 def _scored_template(tokenizer: Any) -> str:
     """Renders a prompt and its response as they were trained on (`data.collate.Encoder`)."""
     if tokenizer.chat_template:
-        return "{% set chat %}" + tokenizer.chat_template + "{% endset %}{{ chat | trim }}"
+        trimmed = "{{ chat if add_generation_prompt else chat | trim }}"
+        return "{% set chat %}" + tokenizer.chat_template + "{% endset %}" + trimmed
     begin = "{{ bos_token }}" if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ""
     return begin + "{% for message in messages %}{{ message.content }}{% endfor %}{{ eos_token }}"
 

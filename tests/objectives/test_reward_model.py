@@ -78,9 +78,13 @@ def test_a_new_head_starts_at_ln_2_and_a_trained_one_goes_on(tiny_model, in_tmp)
     module = RewardModel(PolicyConfig(tiny_model), optimizer=adamw(1e-2))
     assert fit(module, data).callback_metrics["train/loss"] == pytest.approx(math.log(2), rel=1e-6)
     module.policy.save(in_tmp / "saved")
+    (batch,) = data.train_dataloader()
+    with torch.no_grad():
+        rewards = module.policy(batch)
     again = RewardModel(PolicyConfig(str(in_tmp / "saved")), optimizer=adamw(1e-2))
-    metrics = fit(again, data).callback_metrics
+    metrics = fit(again, OfflinePairs("pairs.jsonl", batch_size=8)).callback_metrics
     assert metrics["train/loss"] < math.log(2) - 1e-4
+    assert metrics["train/reward_chosen"] == pytest.approx(rewards[:, 0].mean().item(), rel=1e-4)
     assert metrics["train/reward_margin"] == pytest.approx(
         metrics["train/reward_chosen"] - metrics["train/reward_rejected"]
     )
