@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,3 +235,39 @@ def test_data_without_labels_or_with_groups_is_refused(tiny_model, in_tmp):
         fit(KTO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp)), Plain())
     with pytest.raises(UserError, match=r"data.pairing=Listwise: KTO, as it is set, compares two responses"):
         fit(KTO(PolicyConfig(tiny_model)), on_policy(in_tmp, pairing=Listwise()))
+
+
+PROCESSES = """
+import sys
+import lightning as L
+from lightning.pytorch import Callback
+from lit_align.data import OfflinePairs
+from lit_align.objectives import KTO
+from lit_align.policy import PolicyConfig
+from tiny import sgd
+
+class Tell(Callback):
+    def on_train_batch_end(self, trainer, module, *args):
+        with open(f"z0-{trainer.world_size}-{trainer.global_rank}", "a") as file:
+            print(module.z0.item(), file=file)
+
+model, processes = sys.argv[1], int(sys.argv[2])
+L.seed_everything(1)
+trainer = L.Trainer(accelerator="cpu", devices=processes, strategy="ddp", max_epochs=3, logger=False,
+                    enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False, callbacks=[Tell()])
+trainer.fit(KTO(PolicyConfig(model), optimizer=sgd(0.3), beta=0.5), OfflinePairs("pairs.jsonl", batch_size=8 // processes))
+"""  # noqa: E501
+
+
+@pytest.mark.slow
+def test_z0_is_one_number_on_all_processes_and_that_of_a_single_one(tiny_model, in_tmp):
+    write_pairs(in_tmp)
+    (in_tmp / "run.py").write_text(PROCESSES)
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    for processes in ("1", "2"):
+        subprocess.run([sys.executable, "run.py", tiny_model, processes], env=environment, check=True, timeout=120)
+    single, *both = ([float(x) for x in (in_tmp / f"z0-{name}").read_text().split()] for name in ("1-0", "2-0", "2-1"))
+    assert both[0] == both[1]
+    assert both[0] == pytest.approx(single, rel=1e-4)
+    assert single[-1] > 0.1
