@@ -154,6 +154,11 @@ class PairsDataModule(L.LightningDataModule):
             examples += found
             counts.update(reasons)
         counts.update(self.encoder.counts)
+        sizes = Counter(len(example.response_ids) for example in examples)
+        if len(sizes) > 1:  # a batch is of one K
+            K, most = sizes.most_common(1)[0]
+            counts[f"groups of other than {K} responses"] += sizes.total() - most
+            examples = [example for example in examples if len(example.response_ids) == K]
         if not examples:
             raise UserError(f"{path}: nothing is left to train on: {_listing(counts)}.")
         if kind is None and self._asked("needs_mismatched", False):

@@ -1,5 +1,6 @@
 """Each objective trains a real model, from a first loss that is known beforehand."""
 
+import json
 import math
 from typing import Any
 
@@ -131,6 +132,19 @@ def test_options_that_would_have_no_effect_are_refused(tiny_model):
         DPO(PolicyConfig(tiny_model), reward_temperature=0.1, label_smoothing=0.1)
     with pytest.raises(UserError, match="leave hard_labels out"):
         SPPO(PolicyConfig(tiny_model), hard_labels=True, estimate_baseline=True)
+
+
+def test_groups_come_from_files_too_all_of_one_size_and_the_others_counted(tiny_model, in_tmp):
+    rows = [{"prompt": f"p{i}", "responses": [f"a{i}", "b", "c"], "rewards": [1.0, i, 0.5]} for i in range(2, 6)]
+    rows.append({"prompt": "p", "responses": ["a", "b", "c", "d"], "rewards": [1, 2, 3, 4]})
+    (in_tmp / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = OfflinePairs("ranked.jsonl", pairing=Listwise())
+    first = First()
+    fit(EXO(PolicyConfig(tiny_model), reward_temperature=0.5, optimizer=adamw()), data, first)
+    assert first.batch.response_ids.shape[:2] == (4, 3)
+    assert first.loss == pytest.approx(kl_of_uniform_to_softmax(first.batch.rewards, 0.5), rel=1e-4)
+    assert "4 groups" in data._line
+    assert "1 groups of other than 3 responses" in data._line
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)], ids=["full", "LoRA"])
