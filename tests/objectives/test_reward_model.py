@@ -111,12 +111,7 @@ def test_the_margin_may_be_that_of_the_rows_scores(tiny_model, in_tmp):
         fit(RewardModel(PolicyConfig(tiny_model), margin="rewards"), OfflinePairs(write_pairs(in_tmp)))
 
 
-def test_a_temperature_of_likelihoods_is_refused():
-    with pytest.raises(UserError, match=r"model.policy.temperature=0.8 has no effect"):
-        RewardModel(PolicyConfig("x", temperature=0.8))
-
-
-def test_texts_beside_its_preferences_are_refused(tiny_model, in_tmp):
-    data = OfflinePairs(write_pairs(in_tmp), sft="pairs.jsonl")
-    with pytest.raises(UserError, match=r"RewardModel takes no texts beside its preferences: leave data.sft out"):
-        fit(RewardModel(PolicyConfig(tiny_model)), data)
+@pytest.mark.parametrize("options", [{"sft_weight": 0.1}, {"policy": PolicyConfig("x", temperature=0.8)}])
+def test_options_of_a_likelihood_are_refused(options):
+    with pytest.raises(UserError, match="have no effect, for a reward model gives texts no likelihood"):
+        RewardModel(**{"policy": PolicyConfig("x")} | options)
