@@ -74,7 +74,7 @@ class PreferenceObjective(L.LightningModule):
         pretraining_weight: float = 0.0,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer"])
+        self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight"])
         self.policy_config = policy
         self.lora = lora
         self.optimizer = optimizer

@@ -238,3 +238,17 @@ def test_a_weight_without_texts_and_texts_without_a_weight_are_refused(tiny_mode
 def test_a_split_of_no_texts_is_refused():
     with pytest.raises(UserError, match=r"data.sft_split=train has no effect without data.sft"):
         OfflinePairs("pairs.jsonl", sft_split="train")
+
+
+def test_a_module_with_its_text_weights_is_loaded_from_its_checkpoint(tiny_model, tmp_path):
+    import lightning as L
+
+    from lit_align.objectives import MPO
+    from lit_align.policy import PolicyConfig
+
+    module = MPO(PolicyConfig(tiny_model))
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.configure_model()
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "mpo.ckpt", weights_only=True)
+    assert MPO.load_from_checkpoint(tmp_path / "mpo.ckpt").text_weights == module.text_weights
