@@ -463,7 +463,6 @@ def test_a_checkpoint_does_not_replace_the_configuration(fit: Callable[..., None
 
 
 def test_wandb_gets_the_configuration(fit: Callable[..., None]):
-    pytest.importorskip("wandb")
     fit(
         "--trainer.limit_train_batches=1",
         "--trainer.logger=WandbLogger",

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
@@ -87,11 +88,10 @@ def sample_responses(
         keys: What identifies each prompt's random streams; sample k of a prompt draws on (key, k).
         end_ids: Tokens that end a response.
     """
-    rows = [prompt for prompt in prompts for _ in range(count)]
     uniforms = torch.stack(
         [torch.rand(sampling.max_new_tokens, generator=stream(key, k)) for key in keys for k in range(count)]
     )
-    tokens = generate(model, rows, sampling, uniforms, end_ids, tokenizer)
+    tokens = generate(model, prompts, sampling, uniforms, end_ids, tokenizer)
     drawn = [_response(ids, tokenizer, sampling.stop, end_ids) for ids in tokens]
     return [drawn[start : start + count] for start in range(0, len(drawn), count)]
 
@@ -123,25 +123,30 @@ def generate(
     end_ids: Sequence[int],
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[list[int]]:
-    """Draw one response per prompt by inverting its distribution at given uniform numbers.
+    """Draw responses by inverting the model's distribution at given uniform numbers.
+
+    A prompt's keys and values are computed once for all its responses, where the model's cache can be repeated.
 
     Args:
         model: A plain transformers model in eval mode.
-        prompts: Token ids of each row's prompt; repeat a prompt to draw several responses.
+        prompts: Token ids of each of n prompts.
         sampling: Filters, the longest response, and stop strings.
-        uniforms: [rows, max_new_tokens] in [0, 1): row i, step t decides token t of response i.
+        uniforms: [n·count, max_new_tokens] in [0, 1): row i, step t decides token t of response i; the `count`
+            responses of a prompt stand side by side.
         end_ids: Tokens that end a response.
         tokenizer: Needed for stop strings.
 
     Returns:
         Token ids of each response, with the end token if it came; behind a stop string there is padding.
     """
+    count = len(uniforms) // len(prompts)
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=False,  # the choice is made by `_InverseTransform`
@@ -157,13 +162,27 @@ def generate(
         stopping.append(_StopStrings(sampling.stop, tokenizer, width))
     with torch.inference_mode(), _contiguous_head(model):
         output = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            input_ids=ids.repeat_interleave(count, 0),
+            attention_mask=mask.repeat_interleave(count, 0),
+            past_key_values=_repeated_prefix(model, ids, mask, count) if count > 1 else None,
             generation_config=config,
             logits_processor=processors,
             stopping_criteria=stopping,
         )
     return [_until_end(row, end_ids) for row in output[:, width:].tolist()]
+
+
+def _repeated_prefix(model: PreTrainedModel, ids: Tensor, mask: Tensor, count: int) -> Cache | None:
+    """Keys and values of all prompt tokens but the last, each prompt's `count` times; None if it cannot be had."""
+    if ids.shape[1] < 2:
+        return None
+    config = GenerationConfig(max_new_tokens=1, do_sample=False, use_cache=True, return_dict_in_generate=True)
+    cache = model.generate(input_ids=ids, attention_mask=mask, generation_config=config).past_key_values  # type: ignore
+    if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None  # sliding windows and recurrent states cannot be cut
+    cache.crop(-1)
+    cache.batch_repeat_interleave(count)
+    return cache
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import MODELS, build
 from tiny import byte_tokenizer
 
 from lit_align.data.sampling import (
@@ -123,3 +124,17 @@ def test_batches_are_cut_by_length_and_depend_on_nothing_else():
 def test_impossible_sampling_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_a_prompt_computed_once_gives_the_samples_of_one_computed_for_each(architecture: str) -> None:
+    model = build(architecture, torch.float32)
+    prompts = [[3, 7, 9, 20, 4], [8, 2], [5]]
+    uniforms = torch.rand(9, 12, generator=stream(2))
+    together = generate(model, prompts, Sampling(max_new_tokens=12), uniforms, [0])
+    apart = [
+        generate(model, [prompt], Sampling(max_new_tokens=12), uniforms[3 * i + k : 3 * i + k + 1], [0])[0]
+        for i, prompt in enumerate(prompts)
+        for k in range(3)
+    ]
+    assert together == apart
