@@ -1,77 +1,148 @@
 """Held-out prompts: does the policy beat the model it started from, by the training scorer and by judges it never saw?
 
-At the end of training (and, on other prompts, after each round) the policy and the start answer the same prompts,
-with the same random streams, so that a policy that has not moved ties with itself. Logged after each round:
+At the end of training (and, on other prompts, every so many rounds) the policy and the start answer the same prompts,
+with the same random streams, so that a policy that has not moved ties with itself. Logged meanwhile:
 
 | metric | formula |
 |---|---|
 | val/reward | mean reward of the policy's responses |
-| val/win_rate | win rate against the start (`metrics/win_rate.py`) |
+| val/win_rate, val/win_rate_low, val/win_rate_high | win rate against the start, and its 95 % interval |
+| val/win_rate_length_controlled | win rate at equal length (`metrics/win_rate.py`) |
 | val/kl_from_start | E_π[log π(y|x) − log π_start(y|x)], nats per response, over the policy's fresh samples |
 | val/length | mean number of response tokens |
+| val/distinct_2, val/self_bleu | diversity of all the policy's responses (`metrics/diversity.py`) |
 | val/reward_NAME, val/win_rate_NAME | the same by each judge |
+
+`summary.json`, at the end: for the training scorer, and nested for each judge, mean rewards and win rates with their
+intervals; then kl_from_start, distinct_1, distinct_2, self_bleu; under `data` the comparison with the data set's own
+responses; under `forgetting` the negative log-likelihood per token of given texts before (nll_start) and after
+(nll_end), with the interval of the difference over texts. `held_out/` has it all by prompt, as Parquet.
+
+Every process takes its share of the batches, which are fixed by the prompts, and all get all results: the numbers do
+not depend on how many processes there are.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
 from rich.text import Text as Styled
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lit_align.console import phase, say, tell
 from lit_align.data.collate import Encoder, Example, record_logps
-from lit_align.data.formats import Text, read_rows
+from lit_align.data.formats import Row, Text, read_rows
 from lit_align.data.sampling import Response, Sampling, sample_responses, sampling_batches
 from lit_align.data.scorers import Scorer, score
 from lit_align.errors import UserError
-from lit_align.metrics import WinRateMetric
+from lit_align.metrics import WinRateMetric, distinct_n, self_bleu
+from lit_align.metrics.win_rate import bootstrap_interval, win_rates, with_interval
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
+from lit_align.sharding import gathered
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Responses to P prompts, n to each, with their rewards by scorer, [P, n], and log-probabilities."""
+
+    responses: list[list[Response]]
+    rewards: dict[str, Tensor]
+    logps: Tensor | None = None  # [P, n] under the policy
+    start_logps: Tensor | None = None  # [P, n] under the start
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each response, [P, n]."""
+        return torch.tensor([[len(response.ids) for response in drawn] for drawn in self.responses])
+
+    @property
+    def texts(self) -> list[str]:
+        return [response.text for drawn in self.responses for response in drawn]
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Held-out prompts, and what the start answers to them."""
+    """Held-out prompts, and what the start and the data set itself answer to them."""
 
     name: str
     texts: list[Text]
     ids: list[list[int]]
     sources: list[str]
-    start: list[list[Response]]
-    start_rewards: dict[str, Tensor]  # [P, n] by scorer
+    batches: list[list[int]]
+    start: Answers
+    own: Answers | None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The policy on held-out prompts, against the start."""
+    """The policy on held-out prompts, against the start (and the data set's own responses)."""
 
-    responses: list[list[Response]]
+    prompts: Prompts
+    answers: Answers
     by_scorer: dict[str, dict[str, float]]
-    kl_from_start: float  # nats per response
+    against_data: dict[str, dict[str, float]]  # by scorer; empty without own responses
+    kl: dict[str, float]  # nats per response
+    diversity: dict[str, float]
 
     @property
-    def length(self) -> float:
-        """Mean number of response tokens."""
-        lengths = [len(response.ids) for drawn in self.responses for response in drawn]
-        return sum(lengths) / len(lengths)
+    def kl_from_start(self) -> float:
+        return self.kl["kl_from_start"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per prompt, all that was asked and found."""
+        assert self.answers.logps is not None and self.answers.start_logps is not None  # noqa: PT018
+        start, ours, own = self.prompts.start, self.answers, self.prompts.own
+        rows = []
+        for place, source in enumerate(self.prompts.sources):
+            text = self.prompts.texts[place]
+            row: dict[str, Any] = {
+                "source": source,
+                "prompt": text if isinstance(text, str) else json.dumps(text, ensure_ascii=False),
+                "responses": [response.text for response in ours.responses[place]],
+                "responses_start": [response.text for response in start.responses[place]],
+                "lengths": [len(response.ids) for response in ours.responses[place]],
+                "lengths_start": [len(response.ids) for response in start.responses[place]],
+                "logps": ours.logps[place].tolist(),  # type: ignore[index]
+                "logps_start": ours.start_logps[place].tolist(),  # type: ignore[index]
+            }
+            for name in ours.rewards:
+                suffix = f"_{name}" if name else ""
+                row[f"rewards{suffix}"] = ours.rewards[name][place].tolist()
+                row[f"rewards_start{suffix}"] = start.rewards[name][place].tolist()
+                rates = win_rates(ours.rewards[name][place : place + 1], start.rewards[name][place : place + 1])
+                row[f"win_rate{suffix}"] = rates.item()
+                if own:
+                    row["response_data"] = own.responses[place][0].text
+                    row[f"reward_data{suffix}"] = own.rewards[name][place, 0].item()
+            rows.append(row)
+        return rows
 
 
 class WinRate(Callback):
-    """Win rate against the start on held-out prompts, after each round, at the end, and by `python train.py test`.
+    """Win rate against the start on held-out prompts, every so many rounds, at the end, and by `python train.py test`.
 
-    The verdict at the end is printed and written to `summary.json` in the run's folder.
+    The verdict at the end is printed and written to `summary.json` in the run's folder; by prompt, to `held_out/`.
 
     Args:
         prompts: Held-out prompts for the end of training: a file, a saved data set or a hub name.
         scorer: Gives rewards; the one that training uses, as a rule.
         judges: Further scorers by name, which training never saw.
-        validation: Other held-out prompts, answered after each round.
+        validation: Other held-out prompts, answered during training.
+        every: Rounds (or steps) from one answering of them to the next.
+        unit: What `every` counts; a round is an epoch.
+        own_responses: Compare with the responses that the data sets have beside their prompts, too: of a preference the
+            better one.
+        forgetting: Held-out texts by name; their negative log-likelihood before and after is reported at the end.
         responses_per_prompt: n, drawn from the policy and from the start.
         sampling: How responses are drawn; None is as the data module draws them.
         batch_size: Responses drawn at once.
@@ -86,6 +157,10 @@ class WinRate(Callback):
         *,
         judges: dict[str, Scorer] | None = None,
         validation: str | None = None,
+        every: int = 1,
+        unit: Literal["round", "step"] = "round",
+        own_responses: bool = False,
+        forgetting: dict[str, str] | None = None,
         responses_per_prompt: int = 4,
         sampling: Sampling | None = None,
         batch_size: int = 128,
@@ -97,9 +172,18 @@ class WinRate(Callback):
                 f"win_rate: responses_per_prompt={responses_per_prompt} must be at least 1 and at most "
                 f"batch_size={batch_size}."
             )
+        if every < 1:
+            raise UserError(f"win_rate.every={every} must be at least 1 {unit}.")
+        for name in judges or {}:
+            if name in ("", "data", "forgetting", "start") or not name.replace("_", "a").isalnum():
+                raise UserError(f"win_rate.judges: a judge cannot be called {name!r}. Take another word.")
         self.prompts = prompts
         self.validation = validation
         self.scorers = {"": scorer} | (judges or {})
+        self.every = every
+        self.unit = unit
+        self.own_responses = own_responses
+        self.forgetting = forgetting or {}
         self.responses_per_prompt = responses_per_prompt
         self.sampling = sampling
         self.batch_size = batch_size
@@ -107,6 +191,9 @@ class WinRate(Callback):
         self.seed = seed
         self.verdict: Verdict | None = None
         self._read: dict[str, Prompts] = {}
+        self._last_step = 0
+
+    # --- when ---
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(pl_module, PreferenceObjective):
@@ -114,25 +201,28 @@ class WinRate(Callback):
         if self.sampling is None:
             self.sampling = getattr(trainer.datamodule, "sampling", None) or Sampling()  # type: ignore[attr-defined]
         for path in filter(None, [self.prompts, self.validation]):
-            read_rows(path, kind="prompts")  # a missing file is found now, not after hours
+            self._rows(path)  # a missing file is found now, not after hours
+        for path in self.forgetting.values():
+            read_rows(path, kind="texts")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of an earlier run in the same folder, or from behind the checkpoint, nothing stays."""
+        self._last_step = trainer.global_step
+        if trainer.is_global_zero:
+            for path in held_out_files(trainer.default_root_dir):
+                if step_of(path) > trainer.global_step:
+                    path.unlink()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        due = trainer.global_step % self.every == 0 and trainer.global_step > self._last_step
+        if self.unit == "step" and due:
+            self._validate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.validation is None:
-            return
-        if trainer.is_global_zero:
-            verdict = self._judge(self.validation, "held-out", pl_module)
-            values = {"reward": verdict.by_scorer[""]["reward_end"], "win_rate": verdict.by_scorer[""]["win_rate"]}
-            for name in filter(None, self.scorers):
-                values |= {
-                    f"{key}_{name}": verdict.by_scorer[name][key.replace("reward", "reward_end")]
-                    for key in list(values)[:2]
-                }
-            values |= {"kl_from_start": verdict.kl_from_start, "length": verdict.length}
-            for logger in trainer.loggers:
-                logger.log_metrics({f"val/{key}": value for key, value in values.items()}, step=trainer.global_step)
-            kl = f"KL from start {verdict.kl_from_start:.2f} nats"
-            tell("", f"reward {values['reward']:.3f}, win rate {values['win_rate']:.1%}, {kl}")
-        trainer.strategy.barrier("validation")
+        if self.unit == "round" and (trainer.current_epoch + 1) % self.every == 0:
+            self._validate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._final_verdict(trainer, pl_module)
@@ -140,52 +230,141 @@ class WinRate(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._final_verdict(trainer, pl_module)
 
-    def _final_verdict(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.verdict = self._judge(self.prompts, "test", pl_module)
-            summary = dict(self.verdict.by_scorer[""].items())
-            summary["kl_from_start"] = self.verdict.kl_from_start
-            summary |= {name: self.verdict.by_scorer[name] for name in filter(None, self.scorers)}  # type: ignore[dict-item]
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-            self._show(self._read[self.prompts], self.verdict)
-        trainer.strategy.barrier("test")
+    # --- what ---
 
-    def _judge(self, path: str, name: str, module: LightningModule) -> Verdict:
+    def _validate(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.validation is None:
+            return
+        self._last_step = trainer.global_step
+        verdict, _ = self._judge(self.validation, "held-out", module)
+        ours = verdict.by_scorer[""]
+        values = {"reward": ours["reward_end"]}
+        for key in ("win_rate", "win_rate_low", "win_rate_high", "win_rate_length_controlled"):
+            values[key] = ours[key]
+        for name in filter(None, self.scorers):
+            values[f"reward_{name}"] = verdict.by_scorer[name]["reward_end"]
+            values[f"win_rate_{name}"] = verdict.by_scorer[name]["win_rate"]
+        values |= {"kl_from_start": verdict.kl_from_start, "length": ours["length_end"]}
+        values |= {key: verdict.diversity[key] for key in ("distinct_2", "self_bleu")}
+        for logger in trainer.loggers:
+            logger.log_metrics({f"val/{key}": value for key, value in values.items()}, step=trainer.global_step)
+        self._keep(trainer, verdict, f"validation-{trainer.global_step:06d}")
+        kl = f"KL from start {verdict.kl_from_start:.2f} nats"
+        tell("", f"reward {values['reward']:.3f}, win rate {values['win_rate']:.1%}, {kl}")
+
+    def _final_verdict(self, trainer: Trainer, module: LightningModule) -> None:
+        self.verdict, forgetting = self._judge(self.prompts, "test", module, texts=self.forgetting)
+        if not trainer.is_global_zero:
+            return
+        verdict = self.verdict
+        summary: dict[str, Any] = verdict.by_scorer[""] | verdict.kl | verdict.diversity
+        summary |= {"prompts": len(verdict.prompts.ids), "responses_per_prompt": self.responses_per_prompt}
+        summary |= {name: verdict.by_scorer[name] for name in filter(None, self.scorers)}
+        if data := verdict.against_data:
+            summary["data"] = data[""] | {name: data[name] for name in filter(None, self.scorers)}
+        if forgetting:
+            summary["forgetting"] = forgetting
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        self._keep(trainer, verdict, "test")
+        self._show(verdict, forgetting)
+
+    def _keep(self, trainer: Trainer, verdict: Verdict, name: str) -> None:
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir, "held_out")
+            folder.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(verdict.rows()), folder / f"{name}.parquet")
+
+    def _judge(
+        self, path: str, name: str, module: LightningModule, texts: dict[str, str] | None = None
+    ) -> tuple[Verdict, dict[str, dict[str, float]]]:
+        """Answer and score; all processes come here together, in the same order of collective calls.
+
+        Args:
+            texts: Files of texts whose likelihood is compared.
+        """
         assert isinstance(module, PreferenceObjective)
-        assert module.policy is not None
-        start = Policy.load(module.policy_config, module.lora).to(module.policy.device)
+        policy = module.policy
+        assert policy is not None
+        start = Policy.load(module.policy_config, module.lora).to(policy.device)
         if path not in self._read:
             self._read[path] = self._prepare(path, name, start, module)
         prompts = self._read[path]
-        responses = self._answers(prompts.ids, prompts.sources, f"{name} policy", module.policy, module)
-        by_scorer = {}
-        for scorer_name, scorer in self.scorers.items():
-            metric = WinRateMetric()
-            metric.update(self._rewards(scorer, prompts.texts, responses), prompts.start_rewards[scorer_name])
-            by_scorer[scorer_name] = metric.compute()
-            scorer.release()
-
-        examples = [
-            Example(ids, [response.ids for response in drawn], source)
-            for ids, drawn, source in zip(prompts.ids, responses, prompts.sources, strict=True)
-        ]
+        rows = self._answer(prompts, f"{name} policy", policy.merged_copy(torch.bfloat16), module)
         size = max(1, self.batch_size // self.responses_per_prompt // 4)
-        ours = torch.tensor(record_logps(module.policy, module.policy, examples, size))
-        theirs = torch.tensor(record_logps(start, start, examples, size))
-        return Verdict(responses, by_scorer, (ours - theirs).mean().item())
+        with gathered(policy):
+            for places, batch in ((prompts.batches[number], rows[number]) for number in rows):
+                examples = [
+                    Example(prompts.ids[i], [response.ids for response in row["responses"]], prompts.sources[i])
+                    for i, row in zip(places, batch, strict=True)
+                ]
+                ours = record_logps(policy, policy, examples, size)
+                theirs = record_logps(start, start, examples, size)
+                for row, mine, started in zip(batch, ours, theirs, strict=True):
+                    row |= {"logps": mine, "start_logps": started}
+            forgetting = {key: self._forgotten(file, policy, start, module) for key, file in (texts or {}).items()}
+        answers = _answers(prompts.batches, _all(module.trainer, rows))
+
+        def compared(other: Answers, name: str) -> dict[str, dict[str, float]]:
+            values = {}
+            for scorer in self.scorers:
+                metric = WinRateMetric(other=name, sync_on_compute=False)  # every process has all of them already
+                metric.update(answers.rewards[scorer], other.rewards[scorer], answers.lengths, other.lengths)
+                values[scorer] = metric.compute()
+            return values
+
+        assert answers.logps is not None and answers.start_logps is not None  # noqa: PT018
+        diversity = {}
+        for suffix, texts_of in (("", answers.texts), ("_start", prompts.start.texts)):
+            diversity |= {f"distinct_{n}{suffix}": distinct_n(texts_of, n) for n in (1, 2)}
+            diversity[f"self_bleu{suffix}"] = self_bleu(texts_of)
+        verdict = Verdict(
+            prompts=prompts,
+            answers=answers,
+            by_scorer=compared(prompts.start, "start"),
+            against_data=compared(prompts.own, "data") if prompts.own else {},
+            kl=with_interval("kl_from_start", (answers.logps - answers.start_logps).mean(1)),
+            diversity=diversity,
+        )
+        return verdict, forgetting
+
+    def _rows(self, path: str) -> list[Row]:
+        """The prompts of a data set; with the responses they have there, each prompt once, if these are asked for."""
+        if not self.own_responses:
+            return list(read_rows(path, kind="prompts"))
+        return list({json.dumps(row.prompt): row for row in reversed(list(read_rows(path, kind="texts")))}.values())[
+            ::-1
+        ]
 
     def _prepare(self, path: str, name: str, start: Policy, module: PreferenceObjective) -> Prompts:
         encoder = self._encoder(module)
-        read = [(row, encoder.prompt(row.prompt, row.source)) for row in read_rows(path, kind="prompts")]
+        read = [(row, encoder.prompt(row.prompt, row.source)) for row in self._rows(path)]
         kept = [(row, ids) for row, ids in read if ids is not None]
-        texts = [row.prompt for row, _ in kept]
+        if not kept:
+            raise UserError(f"{path}: no held-out prompt is left; they are longer than data.max_prompt_length.")
         ids = [ids for _, ids in kept]
-        sources = [row.source for row, _ in kept]
-        responses = self._answers(ids, sources, f"{name} start", start, module)
-        rewards = {name: self._rewards(scorer, texts, responses) for name, scorer in self.scorers.items()}
-        return Prompts(name, texts, ids, sources, responses, rewards)
+        batches = sampling_batches([len(each) for each in ids], self.batch_size // self.responses_per_prompt)
+        empty = Answers([], {})
+        prompts = Prompts(name, [r.prompt for r, _ in kept], ids, [r.source for r, _ in kept], batches, empty, None)
+        rows = self._answer(prompts, f"{name} start", start.merged_copy(torch.bfloat16), module)
+        answers = _answers(batches, _all(module.trainer, rows))
+        own = None
+        if self.own_responses:
+            responses = [
+                [
+                    Response(
+                        encoder.response(row.responses[0], chat=not isinstance(row.prompt, str)), row.responses[0], True
+                    )
+                ]
+                for row, _ in kept
+            ]
+            scored = self._share(
+                module.trainer, batches, f"{name} data", lambda places: [{"responses": responses[i]} for i in places]
+            )
+            self._score(prompts, scored)
+            own = _answers(batches, _all(module.trainer, scored))
+        return Prompts(name, prompts.texts, ids, prompts.sources, batches, answers, own)
 
     def _encoder(self, module: PreferenceObjective) -> Encoder:
         data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
@@ -193,51 +372,146 @@ class WinRate(Callback):
             return encoder
         return Encoder(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
 
-    def _answers(
-        self, ids: list[list[int]], sources: list[str], name: str, policy: Policy, module: PreferenceObjective
-    ) -> list[list[Response]]:
-        assert self.sampling is not None
-        model = policy.merged_copy(torch.bfloat16)
-        n = self.responses_per_prompt
-        end_ids = self._encoder(module).end_ids()
-        answers: list[list[Response]] = [[] for _ in ids]
-        with phase(name, len(ids), "prompts") as bar:
-            for places in sampling_batches([len(prompt) for prompt in ids], self.batch_size // n):
-                keys = [("held out", self.seed, sources[i]) for i in places]
-                drawn = sample_responses(
-                    model, module.tokenizer, [ids[i] for i in places], keys, n, self.sampling, end_ids
-                )
-                for place, responses in zip(places, drawn, strict=True):
-                    answers[place] = responses
+    # --- this process's share ---
+
+    def _share(
+        self, trainer: Trainer, batches: Sequence[Sequence[int]], name: str, make: Callable[[Sequence[int]], list[Any]]
+    ) -> dict[int, list[Any]]:
+        """`make` of the places of every batch that is this process's, by the batch's number."""
+        made = {}
+        with phase(name, sum(map(len, batches)), "prompts") as bar:
+            for number, places in enumerate(batches):
+                if number % trainer.world_size == trainer.global_rank:
+                    made[number] = make(places)
                 bar.advance(len(places))
-        return answers
+        return made
 
-    def _rewards(self, scorer: Scorer, texts: Sequence[Text], responses: list[list[Response]]) -> Tensor:
-        """Rewards of each prompt's responses, [P, n]."""
-        prompts = [text for text, drawn in zip(texts, responses, strict=True) for _ in drawn]
-        rewards = score(scorer, prompts, [response.text for drawn in responses for response in drawn])
-        return torch.tensor(rewards).view(len(texts), -1)
+    def _answer(
+        self, prompts: Prompts, name: str, model: PreTrainedModel, module: PreferenceObjective
+    ) -> dict[int, list[dict[str, Any]]]:
+        """Responses and their rewards, for this process's batches."""
+        end_ids = self._encoder(module).end_ids()
 
-    def _show(self, prompts: Prompts, verdict: Verdict) -> None:
+        def sample(places: Sequence[int]) -> list[dict[str, Any]]:
+            assert self.sampling is not None
+            keys = [("held out", self.seed, prompts.sources[i]) for i in places]
+            ids = [prompts.ids[i] for i in places]
+            n = self.responses_per_prompt
+            drawn = sample_responses(model, module.tokenizer, ids, keys, n, self.sampling, end_ids)
+            return [{"responses": responses} for responses in drawn]
+
+        rows = self._share(module.trainer, prompts.batches, name, sample)
+        self._score(prompts, rows)
+        return rows
+
+    def _score(self, prompts: Prompts, rows: dict[int, list[dict[str, Any]]]) -> None:
+        """Put `rewards` into the rows, by scorer."""
+        for name, scorer in self.scorers.items():
+            for number, batch in rows.items():
+                asked = [
+                    (prompts.texts[i], response.text)
+                    for i, row in zip(prompts.batches[number], batch, strict=True)
+                    for response in row["responses"]
+                ]
+                rewards = iter(score(scorer, [prompt for prompt, _ in asked], [text for _, text in asked]))
+                for row in batch:
+                    row.setdefault("rewards", {})[name] = [next(rewards) for _ in row["responses"]]
+            scorer.release()
+
+    def _forgotten(self, path: str, policy: Policy, start: Policy, module: PreferenceObjective) -> dict[str, float]:
+        """Negative log-likelihood per token of a file's texts, under the start and the policy."""
+        encoder = self._encoder(module)
+        examples = []
+        for row in read_rows(path, kind="texts"):
+            if (prompt := encoder.prompt(row.prompt, row.source)) is not None:
+                response = encoder.response(row.responses[0], chat=not isinstance(row.prompt, str))
+                examples.append(Example(prompt, [response], row.source))
+        lengths = [len(e.prompt_ids) + len(e.response_ids[0]) for e in examples]
+        batches = sampling_batches(lengths, max(1, self.batch_size // 4))
+
+        def measure(places: Sequence[int]) -> list[tuple[float, float]]:
+            some = [examples[i] for i in places]
+            both = (record_logps(model, model, some, len(some)) for model in (start, policy))
+            return [(-before[0], -after[0]) for before, after in zip(*both, strict=True)]
+
+        made = _all(module.trainer, self._share(module.trainer, batches, "forgetting", measure))
+        places = [i for places in batches for i in places]
+        nll = torch.tensor([values for number in range(len(batches)) for values in made[number]], dtype=torch.float64)
+        tokens = torch.tensor([len(examples[i].response_ids[0]) for i in places], dtype=torch.float64)
+        before, after = (nll.sum(0) / tokens.sum()).tolist()
+        change = (nll[:, 1] - nll[:, 0]) / tokens.mean()
+        low, high = bootstrap_interval(change)
+        return {"nll_start": before, "nll_end": after, "change": after - before, "change_low": low, "change_high": high}
+
+    # --- what is shown ---
+
+    def _show(self, verdict: Verdict, forgetting: dict[str, dict[str, float]]) -> None:
+        prompts = verdict.prompts
         table = Table(title=f"Against the start, on {len(prompts.ids)} held-out prompts", title_justify="left")
-        for column in ("scorer", "reward", "win rate", "95 % interval"):
+        for column in ("scorer", "reward", "win rate", "95 % interval", "at equal length"):
             table.add_column(column, justify="left" if column == "scorer" else "right")
-        for name, values in verdict.by_scorer.items():
-            table.add_row(
-                name or "training scorer",
-                f"{values['reward_start']:.3f} → {values['reward_end']:.3f}",
-                f"{values['win_rate']:.1%}",
-                f"{values['win_rate_low']:.1%} – {values['win_rate_high']:.1%}",
-            )
+        compared = {"start": verdict.by_scorer, "data": verdict.against_data}
+        for other, by_scorer in compared.items():
+            for name, values in by_scorer.items():
+                table.add_row(
+                    (name or "training scorer") + ("" if other == "start" else ", against the data"),
+                    f"{values[f'reward_{other}']:.3f} → {values['reward_end']:.3f}",
+                    f"{values['win_rate']:.1%}",
+                    f"{values['win_rate_low']:.1%} – {values['win_rate_high']:.1%}",
+                    f"{values['win_rate_length_controlled']:.1%}",
+                )
         say()
         say(table)
-        say(f"KL(policy‖start) {verdict.kl_from_start:.2f} nats per response\n")
+        ours, varied = verdict.by_scorer[""], verdict.diversity
+        say(f"KL(policy‖start) {verdict.kl_from_start:.2f} nats per response")
+        say(f"length {ours['length_start']:.1f} → {ours['length_end']:.1f} tokens")
+        say(f"distinct pairs of words {varied['distinct_2_start']:.1%} → {varied['distinct_2']:.1%}")
+        for name, values in forgetting.items():
+            say(
+                f"forgetting {name}: {values['nll_start']:.4f} → {values['nll_end']:.4f} nats per token "
+                f"({values['change_low']:+.4f} to {values['change_high']:+.4f})"
+            )
+        say()
         for place in range(min(self.shown, len(prompts.ids))):
             text = prompts.texts[place]
             text = text if isinstance(text, str) else text[-1]["content"]
             say(Styled(("… " if "\n" in text.strip() else "") + text.strip().rpartition("\n")[2], style="bold"))
-            say(Styled("  before  ", style="dim").append(_one_line(prompts.start[place][0]), style="not dim"))
-            say(Styled("  after   ", style="dim").append(_one_line(verdict.responses[place][0]), style="not dim"))
+            before, after = prompts.start.responses[place][0], verdict.answers.responses[place][0]
+            say(Styled("  before  ", style="dim").append(_one_line(before), style="not dim"))
+            say(Styled("  after   ", style="dim").append(_one_line(after), style="not dim"))
+
+
+def _all(trainer: Trainer, mine: dict[int, list[Any]]) -> dict[int, list[Any]]:
+    """The batches of all processes, on every one."""
+    if trainer.world_size == 1:
+        return mine
+    parts: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(parts, mine)
+    return {number: batch for part in parts for number, batch in part.items()}
+
+
+def _answers(batches: Sequence[Sequence[int]], made: dict[int, list[dict[str, Any]]]) -> Answers:
+    """Rows of batches, in the order of the prompts."""
+    rows: list[dict[str, Any]] = [{}] * sum(map(len, batches))
+    for number, places in enumerate(batches):
+        for place, row in zip(places, made[number], strict=True):
+            rows[place] = row
+
+    def column(name: str) -> Tensor | None:
+        return torch.tensor([row[name] for row in rows]) if name in rows[0] else None
+
+    rewards = {name: torch.tensor([row["rewards"][name] for row in rows]) for name in rows[0]["rewards"]}
+    return Answers([row["responses"] for row in rows], rewards, column("logps"), column("start_logps"))
+
+
+def held_out_files(folder: str | Path) -> list[Path]:
+    """What was answered during training, by step."""
+    return sorted(Path(folder, "held_out").glob("validation-*.parquet"))
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step of one of `held_out_files`."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def _one_line(response: Response) -> str:

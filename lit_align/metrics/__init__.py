@@ -1,6 +1,15 @@
 """torchmetrics for preference optimization; each file explains its metrics with their formulas."""
 
+from lit_align.metrics.diversity import distinct_n, self_bleu
 from lit_align.metrics.preference import PreferenceMetrics
-from lit_align.metrics.win_rate import WinRateMetric, bootstrap_interval, win_rates
+from lit_align.metrics.win_rate import WinRateMetric, bootstrap_interval, length_controlled_win_rate, win_rates
 
-__all__ = ["PreferenceMetrics", "WinRateMetric", "bootstrap_interval", "win_rates"]
+__all__ = [
+    "PreferenceMetrics",
+    "WinRateMetric",
+    "bootstrap_interval",
+    "distinct_n",
+    "length_controlled_win_rate",
+    "self_bleu",
+    "win_rates",
+]

@@ -1,23 +1,40 @@
-"""How often the policy's responses beat another's, with an interval.
+"""How often the policy's responses beat another's, with an interval, and with response length held equal.
 
-For a prompt with n responses of the policy (rewards r) and n of the other (rewards s):
+For a prompt with n responses of the policy (rewards r) and m of the other (rewards s):
 
-    win rate            mean over the n × n pairs of  1[r_i > s_j] + ½·1[r_i = s_j]
-    ties as wins        mean over the n × n pairs of  1[r_i ≥ s_j]         (the PRPO paper's rule; ½ becomes 62.5 % for
+    win rate            mean over the n × m pairs of  1[r_i > s_j] + ½·1[r_i = s_j]
+    ties as wins        mean over the n × m pairs of  1[r_i ≥ s_j]         (the PRPO paper's rule; ½ becomes 62.5 % for
                                                                             n = 4 when both are the same responses)
 
-and the mean of that over prompts. The interval is a percentile bootstrap over prompts: prompts, not pairs, are drawn,
+and the mean of that over prompts. Intervals are percentile bootstraps over prompts: prompts, not pairs, are drawn,
 since responses to one prompt are not independent.
+
+**Length-controlled win rate.** Judges like long responses, so that a policy can win by length alone. As in AlpacaEval 2
+(Dubois et al., arXiv 2404.04475) a logistic regression explains the outcome w ∈ {0, ½, 1} of each pair by a constant
+and by the difference in length,
+
+    P(win) = σ(θ + φ·tanh((ℓ_i − ℓ_j) / sd(ℓ_i − ℓ_j)))       and reported is  σ(θ),
+
+the win rate that is left where lengths are equal. AlpacaEval's third term, the difficulty of each prompt, is estimated
+there from many models' answers; here are two models, and it is left out. Lengths are in tokens. The interval is
+σ(θ ± 1.96·se), with the sandwich error of θ clustered by prompt. It adjusts for what length explains in these data and
+cannot tell apart a length that the judge likes from a length that the content needs.
 """
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+RIDGE = 1e-6
+"""Keeps θ finite where every pair is won: σ(θ) stops at 0.99999."""
 
-def win_rates(rewards: Tensor, other: Tensor, *, tie: float = 0.5) -> Tensor:
-    """Win rate of each prompt, [P].
+
+def pair_wins(rewards: Tensor, other: Tensor, *, tie: float = 0.5) -> Tensor:
+    """Outcome of every pair of responses, [P, n, m]: 1, `tie` or 0.
 
     Args:
         rewards: [P, n] of the policy's responses.
@@ -25,7 +42,12 @@ def win_rates(rewards: Tensor, other: Tensor, *, tie: float = 0.5) -> Tensor:
         tie: What an equal pair counts.
     """
     difference = rewards[:, :, None] - other[:, None, :]
-    return ((difference > 0).double() + tie * (difference == 0).double()).mean((1, 2))
+    return (difference > 0).double() + tie * (difference == 0).double()
+
+
+def win_rates(rewards: Tensor, other: Tensor, *, tie: float = 0.5) -> Tensor:
+    """Win rate of each prompt, [P]; arguments as of `pair_wins`."""
+    return pair_wins(rewards, other, tie=tie).mean((1, 2))
 
 
 def bootstrap_interval(
@@ -39,32 +61,87 @@ def bootstrap_interval(
     return low, high
 
 
+def length_controlled_win_rate(wins: Tensor, lengths: Tensor, other_lengths: Tensor) -> tuple[float, float, float]:
+    """Win rate at equal length, and its 95 % interval.
+
+    Args:
+        wins: [P, n, m] outcomes of pairs, in [0, 1].
+        lengths: [P, n] of the policy's responses.
+        other_lengths: [P, m] of the other's.
+    """
+    difference = (lengths[:, :, None] - other_lengths[:, None, :]).double().cpu()
+    spread = difference.std(correction=0)
+    feature = torch.tanh(difference / spread) if spread > 0 else torch.zeros_like(difference)
+    X = torch.stack([torch.ones_like(feature), feature], -1)  # [P, n, m, 2]
+    y = wins.double().cpu()
+    ridge = RIDGE * torch.eye(2, dtype=torch.float64)
+
+    coefficients = torch.zeros(2, dtype=torch.float64)
+    hessian = ridge
+    for _ in range(100):  # Newton's method; far fewer steps as a rule
+        p = torch.sigmoid(X @ coefficients)
+        gradient = ((p - y)[..., None] * X).mean((0, 1, 2)) + ridge @ coefficients
+        hessian = torch.einsum("pnm,pnma,pnmb->ab", p * (1 - p), X, X) / p.numel() + ridge
+        step = torch.linalg.solve(hessian, gradient)
+        coefficients = coefficients - step * min(1.0, 2.0 / max(step.abs().max().item(), 1e-300))
+        if step.abs().max() < 1e-10:
+            break
+    scores = ((torch.sigmoid(X @ coefficients) - y)[..., None] * X).mean((1, 2))  # [P, 2], one per cluster
+    bread = torch.linalg.inv(hessian)
+    P = len(scores)
+    variance = (bread @ (scores.T @ scores) @ bread)[0, 0] / (P * max(P - 2, 1))
+    theta, reach = coefficients[0].item(), 1.96 * math.sqrt(max(variance.item(), 0.0))
+    return _sigmoid(theta), _sigmoid(theta - reach), _sigmoid(theta + reach)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
 class WinRateMetric(Metric):
-    """Mean rewards and the win rate with its interval, over all prompts seen; `compute` returns them by name."""
+    """Mean rewards, lengths and win rates with their intervals, over all prompts seen; `compute` returns them by name.
+
+    Args:
+        other: Name of what the policy is compared with.
+    """
 
     full_state_update = False
     rewards: list[Tensor]
     other: list[Tensor]
+    lengths: list[Tensor]
+    other_lengths: list[Tensor]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("rewards", [], dist_reduce_fx="cat")
-        self.add_state("other", [], dist_reduce_fx="cat")
+    def __init__(self, other: str = "start", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.other_name = other
+        for name in ("rewards", "other", "lengths", "other_lengths"):
+            self.add_state(name, [], dist_reduce_fx="cat")
 
-    def update(self, rewards: Tensor, other: Tensor) -> None:
-        """Add P prompts with n rewards each, [P, n]."""
+    def update(self, rewards: Tensor, other: Tensor, lengths: Tensor, other_lengths: Tensor) -> None:
+        """Add P prompts: rewards and lengths (tokens) of n responses of the policy, [P, n], and m others', [P, m]."""
         self.rewards.append(rewards)
         self.other.append(other)
+        self.lengths.append(lengths)
+        self.other_lengths.append(other_lengths)
 
     def compute(self) -> dict[str, float]:
         rewards, other = dim_zero_cat(self.rewards), dim_zero_cat(self.other)
-        rates = win_rates(rewards, other)
-        low, high = bootstrap_interval(rates)
-        return {
-            "reward_start": other.double().mean().item(),
-            "reward_end": rewards.double().mean().item(),
-            "win_rate": rates.mean().item(),
-            "win_rate_low": low,
-            "win_rate_high": high,
-            "win_rate_ties_as_wins": win_rates(rewards, other, tie=1.0).mean().item(),
-        }
+        lengths, other_lengths = dim_zero_cat(self.lengths), dim_zero_cat(self.other_lengths)
+        wins = pair_wins(rewards, other)
+        controlled = length_controlled_win_rate(wins, lengths, other_lengths)
+        values: dict[str, float] = {}
+        for name, each in ((f"reward_{self.other_name}", other), ("reward_end", rewards)):
+            values |= with_interval(name, each.double().mean(1))
+        values |= with_interval("win_rate", wins.mean((1, 2)))
+        values["win_rate_ties_as_wins"] = win_rates(rewards, other, tie=1.0).mean().item()
+        names = ("win_rate_length_controlled", "win_rate_length_controlled_low", "win_rate_length_controlled_high")
+        values |= dict(zip(names, controlled, strict=True))
+        values[f"length_{self.other_name}"] = other_lengths.double().mean().item()
+        values["length_end"] = lengths.double().mean().item()
+        return values
+
+
+def with_interval(name: str, values: Tensor) -> dict[str, float]:
+    """Mean of the prompts' values, [P], with its bootstrap interval: NAME, NAME_low, NAME_high."""
+    low, high = bootstrap_interval(values)
+    return {name: values.double().mean().item(), f"{name}_low": low, f"{name}_high": high}

@@ -1,19 +1,27 @@
 """The verdict on held-out prompts, and the report of a run, on a real fit."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
+import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import adamw, fit, on_policy, write_pairs
+from tiny import adamw, fit, on_policy, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align.callbacks import RunReport, WinRate
+from lit_align.callbacks.win_rate import held_out_files
 from lit_align.data import FunctionScorer, OfflinePairs
 from lit_align.errors import UserError
 from lit_align.loggers import read_metrics
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
 
 
 def scorer() -> FunctionScorer:
@@ -107,3 +115,95 @@ def test_test_pairs_are_reported(tiny_model, in_tmp):
     (values,) = trainer.test(DPO(PolicyConfig(tiny_model)), OfflinePairs(path, test=path, batch_size=3), verbose=False)
     assert values["test/loss"] == pytest.approx(0.6931472)
     assert "test/reward_margin" in values
+
+
+def test_the_data_sets_own_responses_forgetting_and_every_prompt_are_reported(tiny_model, in_tmp):
+    data = on_policy(in_tmp)
+    rows = [{"prompt": f"Say {i}", "completion": f" well {i}"} for i in range(10)]
+    (in_tmp / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    verdict = WinRate(
+        "answers.jsonl", scorer(), judges={"other": scorer()}, validation="answers.jsonl", every=2, unit="step",
+        own_responses=True, forgetting={"texts": "answers.jsonl"}, responses_per_prompt=2,
+    )  # fmt: skip
+    module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw(3e-2))
+    fit(module, data, verdict, default_root_dir="run", log_every_n_steps=1)
+    summary = json.loads((in_tmp / "run" / "summary.json").read_text())
+    own = [float(sum(map(ord, row["completion"])) % 17) for row in rows]
+    assert summary["data"]["reward_data"] == pytest.approx(sum(own) / len(own))
+    assert summary["data"]["other"]["win_rate"] == summary["data"]["win_rate"]
+
+    forgetting = summary["forgetting"]["texts"]
+    start = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    assert forgetting["nll_start"] == pytest.approx(nll_by_hand(start, module.tokenizer, rows), rel=1e-5)
+    after = nll_by_hand(module.policy.merged_copy(torch.float32), module.tokenizer, rows)
+    assert forgetting["nll_end"] == pytest.approx(after, rel=1e-5)
+    assert forgetting["change_low"] <= forgetting["change"] <= forgetting["change_high"]
+
+    table = pq.read_table(in_tmp / "run" / "held_out" / "test.parquet").to_pylist()
+    assert [row["prompt"] for row in table] == [row["prompt"] for row in rows]
+    assert [row["reward_data"] for row in table] == own
+    assert sum(row["win_rate"] for row in table) / 10 == pytest.approx(summary["win_rate"])
+    rewards = [reward for row in table for reward in row["rewards_other"]]
+    assert sum(rewards) / len(rewards) == pytest.approx(summary["reward_end"])
+    kl = [a - b for row in table for a, b in zip(row["logps"], row["logps_start"], strict=True)]
+    assert sum(kl) / len(kl) == pytest.approx(summary["kl_from_start"])
+    assert [path.name for path in held_out_files("run")] == ["validation-000002.parquet"]
+
+
+def nll_by_hand(model, tokenizer, rows) -> float:
+    """Negative log-likelihood per response token, from plain transformers."""
+    total, tokens = 0.0, 0
+    for row in rows:
+        prompt = tokenizer(row["prompt"]).input_ids
+        response = [*tokenizer(row["completion"]).input_ids, tokenizer.eos_token_id]
+        with torch.no_grad():
+            logps = model(torch.tensor([prompt + response])).logits.float().log_softmax(-1)[0]
+        total -= sum(logps[len(prompt) - 1 + t, token].item() for t, token in enumerate(response))
+        tokens += len(response)
+    return total / tokens
+
+
+@pytest.mark.parametrize("name", ["data", "forgetting", "a/b"])
+def test_names_of_judges_that_would_hide_something_are_refused(in_tmp, name):
+    write_prompts(in_tmp)
+    with pytest.raises(UserError, match=r"win_rate\.judges"):
+        WinRate("prompts.jsonl", scorer(), judges={name: scorer()})
+
+
+SCRIPT = """
+import sys, os
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from tiny import adamw, fit, on_policy
+from lit_align.callbacks import WinRate
+from lit_align.data import FunctionScorer
+from lit_align.objectives import DPO
+from lit_align.policy import PolicyConfig
+import torch
+torch.set_num_threads(1)
+if __name__ == "__main__":
+    processes = int(sys.argv[1])
+    verdict = WinRate("prompts.jsonl", FunctionScorer("rewards.py:reward"), batch_size=10, responses_per_prompt=2,
+                      forgetting={{"texts": "texts.jsonl"}}, validation="prompts.jsonl")
+    module = DPO(PolicyConfig({model!r}, dtype="float32"), optimizer=adamw(0.0))
+    data = on_policy(Path("."), batch_size=1, prompts_per_round=4)
+    fit(module, data, verdict, default_root_dir=f"run{{processes}}", devices=processes,
+        strategy="ddp" if processes > 1 else "auto")
+"""
+
+
+def test_two_processes_share_the_work_and_give_the_same_numbers(tiny_model, in_tmp):
+    write_prompts(in_tmp)
+    rows = [{"prompt": f"Say {i}", "completion": f" well {i}"} for i in range(40)]
+    (in_tmp / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = [str(Path(__file__).parents[up]) for up in (1, 2)]
+    (in_tmp / "script.py").write_text(SCRIPT.format(paths=paths, model=tiny_model))
+    for processes in (1, 2):
+        command = [sys.executable, "script.py", str(processes)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((in_tmp / f"run{n}" / "summary.json").read_text()) for n in (1, 2))
+    assert one == two
+    files = [[Path(f"run{n}/held_out/test.parquet"), *held_out_files(f"run{n}")] for n in (1, 2)]
+    for first, second in zip(*files, strict=True):
+        assert pq.read_table(first).equals(pq.read_table(second))

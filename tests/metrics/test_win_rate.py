@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from lit_align.metrics import WinRateMetric, bootstrap_interval, win_rates
+from lit_align.metrics import WinRateMetric, bootstrap_interval, length_controlled_win_rate, win_rates
+from lit_align.metrics.win_rate import pair_wins
 
 
 def test_win_rates_count_pairs_with_ties_as_half_or_as_wins():
@@ -21,11 +22,14 @@ def test_win_rates_count_pairs_with_ties_as_half_or_as_wins():
 def test_a_policy_against_its_own_four_samples_has_half_or_by_the_papers_rule_five_eighths():
     rewards = torch.randn(50, 4)
     metric = WinRateMetric()
-    metric.update(rewards[:20], rewards[:20])
-    metric.update(rewards[20:], rewards[20:])
+    lengths = torch.randint(1, 40, (50, 4))
+    for part in (slice(20), slice(20, None)):
+        metric.update(rewards[part], rewards[part], lengths[part], lengths[part])
     values = metric.compute()
     assert values["win_rate"] == 0.5 == values["win_rate_low"] == values["win_rate_high"]
     assert values["win_rate_ties_as_wins"] == 0.625
+    assert values["win_rate_length_controlled"] == pytest.approx(0.5)
+    assert values["length_start"] == values["length_end"] == lengths.double().mean().item()
     assert values["reward_start"] == values["reward_end"] == pytest.approx(rewards.double().mean().item())
 
 
@@ -40,3 +44,57 @@ def test_intervals_of_95_percent_cover_the_truth_that_often():
         low, high = bootstrap_interval(values, resamples=1000, seed=seed)
         covered += low <= truth <= high
     assert 0.93 <= covered / 400 <= 0.98
+
+
+def judged(generator: torch.Generator, *, quality: float, bias: float, longer: float, prompts: int, n: int = 2):
+    """Outcomes of a judge with a known bias: P(win) = σ(quality + bias·tanh(Δlength / sd)), and lengths."""
+    lengths = (20 + longer + 8 * torch.randn(prompts, n, generator=generator)).round().clamp(min=1)
+    other = (20 + 8 * torch.randn(prompts, n, generator=generator)).round().clamp(min=1)
+    difference = lengths[:, :, None] - other[:, None, :]
+    p = torch.sigmoid(quality + bias * torch.tanh(difference / difference.std(correction=0)))
+    return (torch.rand(p.shape, generator=generator) < p).double(), lengths, other
+
+
+def test_length_control_takes_out_a_judges_bias_and_leaves_the_quality():
+    generator = torch.Generator().manual_seed(0)
+    wins, lengths, other = judged(generator, quality=0.0, bias=2.0, longer=12, prompts=4000)
+    assert wins.mean() > 0.65, "length alone seems to win"
+    rate, low, high = length_controlled_win_rate(wins, lengths, other)
+    assert low < 0.5 < high
+    assert rate == pytest.approx(0.5, abs=0.02)
+
+    wins, lengths, other = judged(generator, quality=1.0, bias=-2.0, longer=12, prompts=4000)
+    assert wins.mean() < 0.6, "length hides the quality"
+    rate, *_ = length_controlled_win_rate(wins, lengths, other)
+    assert rate == pytest.approx(1 / (1 + 2.718281828**-1), abs=0.02)
+
+
+def test_length_control_agrees_with_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(1)
+    wins, lengths, other = judged(generator, quality=0.5, bias=1.0, longer=4, prompts=100)
+    difference = lengths[:, :, None] - other[:, None, :]
+    feature = torch.tanh(difference / difference.std(correction=0)).flatten()[:, None].numpy()
+    fitted = LogisticRegression(C=1e6).fit(feature, wins.flatten().numpy())
+    expected = 1 / (1 + 2.718281828 ** -fitted.intercept_[0])
+    assert length_controlled_win_rate(wins, lengths, other)[0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_length_controlled_intervals_cover_the_truth():
+    """100 prompts with 2 × 2 pairs, which share responses; 400 repetitions."""
+    generator = torch.Generator().manual_seed(2)
+    covered = 0
+    for _ in range(400):
+        wins, lengths, other = judged(generator, quality=0.5, bias=1.0, longer=4, prompts=100)
+        _, low, high = length_controlled_win_rate(wins, lengths, other)
+        covered += low <= 1 / (1 + 2.718281828**-0.5) <= high
+    assert covered / 400 >= 0.93
+
+
+def test_with_equal_lengths_there_is_nothing_to_control_and_all_wins_stay_finite():
+    rewards, other, same = torch.rand(30, 2), torch.rand(30, 2), torch.full((30, 2), 7)
+    wins = pair_wins(rewards, other)
+    assert length_controlled_win_rate(wins, same, same)[0] == pytest.approx(wins.mean().item(), abs=1e-5)
+    lengths = torch.randint(1, 9, (30, 2))
+    assert 0.9999 < length_controlled_win_rate(torch.ones(30, 2, 2), lengths, same)[0] < 1
