@@ -1,6 +1,7 @@
 """What training and validation log about a batch of preferences.
 
-With the implicit reward r(y) = β_eff·(log π(y|x) − log anchor(y|x)), and branches ordered best first:
+With the implicit reward r(y) as the loss sees it, β_eff·(log π(y|x) − log anchor(y|x)) unless the objective's
+`implicit_rewards` says otherwise, and branches ordered best first:
 
 | metric | formula |
 |---|---|
@@ -11,8 +12,8 @@ With the implicit reward r(y) = β_eff·(log π(y|x) − log anchor(y|x)), and b
 | log_ratio_chosen, log_ratio_rejected | mean of log π(y|x) − log anchor(y|x); no KL: the pairs were selected |
 | length_chosen, length_rejected | mean number of response tokens |
 
-"rejected" is the last branch, the worst of a group. Objectives without an anchor take r(y) = log π(y|x) and log no
-log ratios; a reward model takes its reward, and logs reward_chosen and reward_rejected in place of logp.
+"rejected" is the last branch, the worst of a group. Objectives without an anchor log no log ratios; a reward model
+takes its reward, and logs reward_chosen and reward_rejected in place of logp.
 
 Of single responses with a label (KTO), the desirable ones count as chosen, the others as rejected, and
 
@@ -60,7 +61,7 @@ class PreferenceMetrics(Metric):
         logps: Tensor,
         anchor_logps: Tensor | None,
         lengths: Tensor,
-        beta: float = 1.0,
+        rewards: Tensor,
         labels: Tensor | None = None,
     ) -> None:
         """Add B examples.
@@ -70,21 +71,20 @@ class PreferenceMetrics(Metric):
             logps: [B, K], log π, best branch first.
             anchor_logps: [B, K], or None for an objective without an anchor.
             lengths: [B, K], response tokens.
-            beta: β_eff.
+            rewards: [B, K], implicit rewards.
             labels: [B, 1], 1 for desirable; read for single responses only.
         """
-        ratios = logps if anchor_logps is None else logps - anchor_logps
-        whats = [logps, ratios, lengths] if self.anchored else [logps, lengths]
+        whats = [logps, lengths] if anchor_logps is None else [logps, logps - anchor_logps, lengths]
         every = torch.ones_like(losses)
         if not self.preferences:
             columns, weights = [losses, *(what[:, 0] for what in whats)], [every] * (1 + len(whats))
         else:
             if logps.shape[1] > 1:
-                margins, desirable, undesirable = beta * (ratios[:, 0] - ratios[:, -1]), every, every
+                margins, desirable, undesirable = rewards[:, 0] - rewards[:, -1], every, every
             else:
                 desirable = every if labels is None else labels[:, 0].to(every)
                 undesirable = 1 - desirable
-                margins = beta * ratios[:, 0] * (desirable - undesirable)
+                margins = rewards[:, 0] * (desirable - undesirable)
             columns, weights = [losses, (margins > 0).float(), margins], [every] * 3
             for what in whats:
                 columns += [what[:, 0], what[:, -1]]

@@ -100,6 +100,10 @@ class PreferenceObjective(L.LightningModule):
         """Loss per example, [B], from log π [B, K], the anchor's [B, K] (None without an anchor) and β_eff."""
         raise NotImplementedError
 
+    def implicit_rewards(self, logps: Tensor, anchor_logps: Any, beta: float, lengths: Tensor) -> Tensor:
+        """Reward of each response as the loss sees it, [B, K], for the metrics."""
+        return logps
+
     # --- the model ---
 
     @property
@@ -198,8 +202,10 @@ class PreferenceObjective(L.LightningModule):
             self._check_first_step(loss, logps, anchor_logps, beta, batch)
         metrics: Any = self.metrics[f"{stage}_"]
         K = logps.shape[1] - batch.mismatched  # that branch belongs to no preference
+        logps, lengths = logps[:, :K], batch.lengths[:, :K]
         anchor_logps = None if anchor_logps is None else anchor_logps[:, :K]
-        measured = (losses, logps[:, :K], anchor_logps, batch.lengths[:, :K], beta, batch.labels)
+        rewards = self.implicit_rewards(logps, anchor_logps, beta, lengths.clamp(min=1))
+        measured = (losses, logps, anchor_logps, lengths, rewards, batch.labels)
         if stage == "train":
             values = metrics(*measured)
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -318,6 +324,9 @@ class AnchoredObjective(PreferenceObjective):
     def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
         """Closed form of the batch's mean loss where the policy equals its anchor."""
         raise NotImplementedError
+
+    def implicit_rewards(self, logps: Tensor, anchor_logps: Tensor, beta: float, lengths: Tensor) -> Tensor:
+        return beta * (logps - anchor_logps)
 
     def configure_model(self) -> None:
         super().configure_model()

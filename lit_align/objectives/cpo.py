@@ -82,3 +82,6 @@ class CPO(PreferenceObjective):
             lengths=batch.lengths.clamp(min=1) if self.length_normalize else None,
             labels=batch.labels,
         )
+
+    def implicit_rewards(self, logps: Tensor, anchor_logps: None, beta: float, lengths: Tensor) -> Tensor:
+        return self.beta * logps

@@ -66,5 +66,9 @@ class IPO(AnchoredObjective):
             logps, anchor_logps = logps / lengths, anchor_logps / lengths
         return ipo_loss(logps, anchor_logps, beta=beta, labels=batch.labels)
 
+    def implicit_rewards(self, logps: Tensor, anchor_logps: Tensor, beta: float, lengths: Tensor) -> Tensor:
+        rewards = super().implicit_rewards(logps, anchor_logps, beta, lengths)
+        return rewards / lengths if self.length_normalize else rewards
+
     def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
         return 1 / (2 * beta) ** 2

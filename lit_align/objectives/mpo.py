@@ -78,3 +78,6 @@ class MPO(PreferenceObjective):
         if self.length_normalize:
             logps = logps / batch.lengths.clamp(min=1)
         return mpo_loss(logps, labels=batch.labels, log_form=self.log_form)
+
+    def implicit_rewards(self, logps: Tensor, anchor_logps: None, beta: float, lengths: Tensor) -> Tensor:
+        return logps / lengths if self.length_normalize else logps

@@ -35,6 +35,11 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
+def log_odds(logps: Tensor) -> Tensor:
+    """log p − log(1 − p) of log-probabilities, any shape."""
+    return logps - log1mexp(logps)
+
+
 def orpo_loss(logps: Tensor, lengths: Tensor, *, beta: float, labels: Tensor | None = None) -> Tensor:
     """ORPO's loss of each pair, [B].
 
@@ -48,7 +53,7 @@ def orpo_loss(logps: Tensor, lengths: Tensor, *, beta: float, labels: Tensor | N
     check_shape("lengths", lengths, *logps.shape)
     check_shape("labels", labels, logps.shape[0])
     mean_logps_B2 = logps / lengths
-    log_odds_B2 = mean_logps_B2 - log1mexp(mean_logps_B2)
+    log_odds_B2 = log_odds(mean_logps_B2)
     log_odds_ratios_B = log_odds_B2[:, 0] - log_odds_B2[:, 1]
     return beta * label_mean(lambda z: -F.logsigmoid(z), log_odds_ratios_B, labels) - mean_logps_B2[:, 0]
 
@@ -77,3 +82,6 @@ class ORPO(PreferenceObjective):
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
         return orpo_loss(logps, batch.lengths.clamp(min=1), beta=self.beta, labels=batch.labels)
+
+    def implicit_rewards(self, logps: Tensor, anchor_logps: None, beta: float, lengths: Tensor) -> Tensor:
+        return log_odds(logps / lengths)

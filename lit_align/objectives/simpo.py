@@ -62,3 +62,6 @@ class SimPO(PreferenceObjective):
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
         return simpo_loss(logps, batch.lengths.clamp(min=1), beta=self.beta, gamma=self.gamma)
+
+    def implicit_rewards(self, logps: Tensor, anchor_logps: None, beta: float, lengths: Tensor) -> Tensor:
+        return self.beta * logps / lengths

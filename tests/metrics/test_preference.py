@@ -7,13 +7,10 @@ from lit_align.metrics import PreferenceMetrics
 
 def test_means_are_over_examples_not_batches_and_ties_are_no_success():
     metric = PreferenceMetrics()
-    zeros = torch.zeros(2, 2)
-    metric.update(
-        torch.tensor([1.0, 2.0]), torch.tensor([[-1.0, -3.0], [-2.0, -2.0]]), zeros, torch.tensor([[3, 5], [4, 4]]), 0.5
-    )
-    metric.update(
-        torch.tensor([6.0]), torch.tensor([[-4.0, -1.0]]), torch.tensor([[-3.0, -1.0]]), torch.tensor([[9, 1]]), 0.5
-    )
+    logps, anchor = torch.tensor([[-1.0, -3.0], [-2.0, -2.0]]), torch.zeros(2, 2)
+    metric.update(torch.tensor([1.0, 2.0]), logps, anchor, torch.tensor([[3, 5], [4, 4]]), 0.5 * (logps - anchor))
+    logps, anchor = torch.tensor([[-4.0, -1.0]]), torch.tensor([[-3.0, -1.0]])
+    metric.update(torch.tensor([6.0]), logps, anchor, torch.tensor([[9, 1]]), 0.5 * (logps - anchor))
     values = {name: value.item() for name, value in metric.compute().items()}
     assert values == {
         "loss": 3.0,
@@ -30,7 +27,8 @@ def test_means_are_over_examples_not_batches_and_ties_are_no_success():
 
 def test_without_an_anchor_there_are_no_log_ratios():
     metric = PreferenceMetrics(anchored=False)
-    metric.update(torch.tensor([1.0]), torch.tensor([[-1.0, -3.0]]), None, torch.tensor([[3, 5]]))
+    logps = torch.tensor([[-1.0, -3.0]])
+    metric.update(torch.tensor([1.0]), logps, None, torch.tensor([[3, 5]]), logps)
     values = metric.compute()
     assert values["reward_margin"] == 2
     assert not any("log_ratio" in name for name in values)
@@ -40,7 +38,7 @@ def test_single_responses_count_for_the_side_of_their_label():
     metric = PreferenceMetrics()
     logps, anchor = torch.tensor([[-1.0], [-2.0], [-5.0]]), torch.tensor([[-2.0], [-2.5], [-4.0]])
     labels = torch.tensor([[1.0], [0.0], [0.0]])
-    metric.update(torch.zeros(3), logps, anchor, torch.tensor([[3], [5], [7]]), 0.5, labels)
+    metric.update(torch.zeros(3), logps, anchor, torch.tensor([[3], [5], [7]]), 0.5 * (logps - anchor), labels)
     values = {name: value.item() for name, value in metric.compute().items()}
     assert values["reward_accuracy"] == 2 / 3  # the second is undesirable and above its anchor
     assert values["reward_margin"] == 0.5 * (1 - 0.5 + 1) / 3
@@ -51,5 +49,6 @@ def test_single_responses_count_for_the_side_of_their_label():
 
 def test_of_texts_there_is_no_better_and_worse():
     metric = PreferenceMetrics(anchored=False, preferences=False)
-    metric.update(torch.tensor([1.0, 2.0]), torch.tensor([[-4.0], [-6.0]]), None, torch.tensor([[3], [5]]))
+    logps = torch.tensor([[-4.0], [-6.0]])
+    metric.update(torch.tensor([1.0, 2.0]), logps, None, torch.tensor([[3], [5]]), logps)
     assert {name: value.item() for name, value in metric.compute().items()} == {"loss": 1.5, "logp": -5, "length": 4}

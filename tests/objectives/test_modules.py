@@ -12,7 +12,7 @@ from tiny import adamw, fit, on_policy, write_pairs
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import Listwise, OfflinePairs
 from lit_align.errors import UserError
-from lit_align.objectives import CPO, DPO, EXO, IPO, ORPO, SPPO, SimPO
+from lit_align.objectives import CPO, DPO, EXO, IPO, MPO, ORPO, SPPO, SimPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 
 
@@ -104,6 +104,40 @@ def test_without_a_reference_none_is_loaded_and_the_loss_is_that_of_the_policys_
     loss = (1 + (-margin).exp()).log() * {"simpo": 1, "cpo": 1, "orpo": 0.2}[expected]
     loss = loss - {"simpo": 0, "cpo": 0.5 * logps[:, 0], "orpo": mean[:, 0]}[expected]
     assert first.loss == pytest.approx(float(loss.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "reward"),
+    [
+        (lambda p, **k: SimPO(p, beta=2.0, **k), lambda logp, length: 2.0 * logp / length),
+        (lambda p, **k: CPO(p, beta=0.1, **k), lambda logp, length: 0.1 * logp),
+        (lambda p, **k: ORPO(p, **k), lambda logp, length: (logp / length).exp().logit()),
+        (lambda p, **k: MPO(p, beta=0.0, **k), lambda logp, length: logp),
+        (lambda p, **k: MPO(p, beta=0.0, length_normalize=True, **k), lambda logp, length: logp / length),
+    ],
+    ids=["SimPO", "CPO", "ORPO", "MPO", "MPO per token"],
+)
+def test_the_logged_margin_is_that_of_the_rewards_in_the_loss(tiny_model, in_tmp, make, reward):
+    first = First()
+    module = make(PolicyConfig(tiny_model), optimizer=adamw(0.0))
+    fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=8), first)
+    with torch.no_grad():
+        logps = module.policy(first.batch).double()
+    rewards = reward(logps, first.batch.lengths)
+    margins = rewards[:, 0] - rewards[:, 1]
+    metrics = module.trainer.callback_metrics
+    assert float(metrics["train/reward_margin"]) == pytest.approx(float(margins.mean()), rel=1e-4)
+    assert float(metrics["train/reward_accuracy"]) == pytest.approx(float((margins > 0).double().mean()))
+
+
+def test_ipo_per_token_logs_margins_per_token(tiny_model, in_tmp):
+    logged = []
+    for length_normalize in (False, True):
+        module = IPO(PolicyConfig(tiny_model), length_normalize=length_normalize)
+        logps, lengths = torch.tensor([[-6.0, -9.0]]), torch.tensor([[2, 3]])
+        logged.append(module.implicit_rewards(logps, torch.tensor([[-8.0, -6.0]]), 0.5, lengths))
+    assert logged[0].tolist() == [[1.0, -1.5]]
+    assert logged[1].tolist() == [[0.5, -0.5]]
 
 
 @pytest.mark.parametrize("make", [SimPO, CPO, ORPO])
