@@ -2,9 +2,9 @@
 
     l̄ = log π(y)/|y|,      log odds = l̄ − log(1 − exp l̄)
 
-Hong et al. 2024 (arXiv 2403.07691), equations 6 and 7; the paper's λ is `beta`. Supervised fine-tuning on
-the chosen response and a preference in one stage, with no reference: use it from the base model, in place
-of SFT followed by DPO.
+Hong et al. 2024 (arXiv 2403.07691), the preference term by equation 7; the paper's λ is `beta`. Supervised
+fine-tuning on the chosen response and a preference in one stage, with no reference: use it from the base
+model, in place of SFT followed by DPO. The logged reward is the log odds.
 
 log(1 − exp l̄) is taken by `log1mexp`: at l̄ → 0⁻ (a response learnt by heart) the plain expression rounds
 to log 0.

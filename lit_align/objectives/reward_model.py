@@ -1,7 +1,7 @@
 """Bradley–Terry reward model: −log σ(r_w − r_l − margin).
 
-Bradley and Terry 1952; as the second stage of RLHF, Ouyang et al. 2022 (arXiv 2203.02155), equation 1; the
-margin, Touvron et al. 2023 (arXiv 2307.09288), equation 2. Rewards are defined up to a constant of the
+Bradley and Terry 1952; as the second stage of RLHF, Ouyang et al. 2022 (arXiv 2203.02155); the margin,
+Touvron et al. 2023 (arXiv 2307.09288). Rewards are defined up to a constant of the
 prompt. Use it to score the rounds of on-policy training: fixed, on the same base model as the policy.
 
 The head starts at zero, where the base model has none, so that the first loss is log 2 (without a margin).
