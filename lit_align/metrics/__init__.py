@@ -1,6 +1,7 @@
 """torchmetrics for preference optimization; each file explains its metrics with their formulas."""
 
 from lit_align.metrics.diversity import distinct_n, self_bleu
+from lit_align.metrics.kl import kl_from_sampler
 from lit_align.metrics.preference import PreferenceMetrics
 from lit_align.metrics.win_rate import WinRateMetric, bootstrap_interval, length_controlled_win_rate, win_rates
 
@@ -9,6 +10,7 @@ __all__ = [
     "WinRateMetric",
     "bootstrap_interval",
     "distinct_n",
+    "kl_from_sampler",
     "length_controlled_win_rate",
     "self_bleu",
     "win_rates",

@@ -4,7 +4,7 @@ A proximal form (PR-DPO, PR-IPO, ...) is the same class with `proximal` > 0; a t
 is the same class beside a `ReferenceRefresh` callback.
 """
 
-from lit_align.objectives.anchor import effective_anchor
+from lit_align.objectives.anchor import adapted_proximal, effective_anchor
 from lit_align.objectives.base import AnchoredObjective, PreferenceObjective
 from lit_align.objectives.cpo import CPO, cpo_loss
 from lit_align.objectives.dpo import DPO, dpo_loss
@@ -38,6 +38,7 @@ __all__ = [
     "PreferenceObjective",
     "RewardModel",
     "SimPO",
+    "adapted_proximal",
     "bradley_terry_loss",
     "cpo_loss",
     "dpo_loss",

@@ -16,7 +16,11 @@ or listwise loss, and SPPO's baseline carries it. A mixture renormalised at each
 
 The quotient (β log π_ref + λ log π_s)/(β+λ) would round even where one weight is 0; here λ = 0 is the base
 objective bit for bit.
+
+λ may follow a target, so many nats of KL(π‖π_s) a round (`adapted_proximal`).
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -60,3 +64,23 @@ def effective_anchor(
         return sampler_logps, proximal
     check_shape("sampler_logps", sampler_logps, *reference_logps.shape)
     return torch.lerp(reference_logps, sampler_logps, proximal / (beta + proximal)), beta + proximal
+
+
+def adapted_proximal(proximal: float, kl: float, target: float) -> float:
+    """λ of the next round: more where the policy went further from its sampler than it should, less where not so far.
+
+        λ ← λ·(1 + ½·clip(KL/target − 1, −1, 1))
+
+    The proportional controller of Ziegler et al. 2019 (arXiv 1909.08593), by rounds where theirs goes by batches, with
+    a gain of ½ for their 0.1: the KL of an exact step falls as (β+λ)⁻², which a gain of ½ undoes at once near the
+    target, and one of 1 would swing about it.
+
+    Args:
+        proximal: λ of the round that ends.
+        kl: KL(π‖π_s) at its end, nats per response, from all responses of the round and not from selected pairs
+            (`metrics.kl_from_sampler`).
+        target: What it should be.
+    """
+    if math.isnan(kl):
+        raise UserError("proximal_target: KL(policy‖sampler) of this round is not a number.")
+    return proximal * (1 + min(max(kl / target - 1, -1.0), 1.0) / 2)

@@ -22,7 +22,7 @@ from lit_align.console import tell
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
-from lit_align.objectives.anchor import effective_anchor
+from lit_align.objectives.anchor import adapted_proximal, effective_anchor
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig, load_tokenizer
 from lit_align.reference import (
     AdapterReference,
@@ -296,6 +296,8 @@ class AnchoredObjective(PreferenceObjective):
         beta: Weight of staying near the reference.
         proximal: λ, the weight of staying near the policy that sampled this round's responses; above 0 it makes the
             objective its proximal form (PR-DPO, PR-IPO, ...) and needs data that records the sampler (OnPolicyPairs).
+        proximal_target: KL(policy‖sampler) that a round should come to, in nats per response: λ starts as `proximal`
+            and is raised or lowered at the end of each round. None keeps λ.
         reference: What the policy is held near.
     """
 
@@ -307,6 +309,7 @@ class AnchoredObjective(PreferenceObjective):
         *,
         beta: float = 0.1,
         proximal: float = 0.0,
+        proximal_target: float | None = None,
         reference: ReferenceConfig = ReferenceConfig(),  # noqa: B008  # read, never written
         **kwargs: Any,
     ):
@@ -314,8 +317,15 @@ class AnchoredObjective(PreferenceObjective):
         self.save_hyperparameters(ignore=["optimizer"])
         if not (beta >= 0 and proximal >= 0 and beta + proximal > 0):
             raise UserError(f"model: beta={beta} and proximal={proximal} must both be ≥ 0, and one of them > 0.")
+        if proximal_target is not None and not (proximal_target > 0 and proximal > 0):
+            raise UserError(
+                f"model.proximal_target={proximal_target} must be above 0, and so must proximal={proximal}, where λ "
+                "starts: a λ of 0 stays 0."
+            )
         self.beta = beta
         self.proximal = proximal
+        self.proximal_target = proximal_target
+        self._adapted = False  # in this round
         self.reference_config = reference
         self.reference: CopiedReference | AdapterReference | None = None
         self.refresh_rule: RefreshRule | None = None  # set by the ReferenceRefresh callback before the model is built
@@ -342,6 +352,31 @@ class AnchoredObjective(PreferenceObjective):
             assert self.reference is not None
             reference_logps = self.reference.logps(batch)
         return effective_anchor(reference_logps, batch.sampler_logps, self.beta, self.proximal)
+
+    def adapt_proximal(self, kl: float) -> None:
+        """Set λ of the next round, where it has a target; to be called at each round's end, on every process.
+
+        Args:
+            kl: This process's estimate of KL(policy‖sampler); the mean over processes counts.
+        """
+        if self.proximal_target is None:
+            return
+        everywhere: Any = self.all_gather(torch.tensor(kl, device=self.device))
+        self.proximal = adapted_proximal(self.proximal, everywhere.mean().item(), self.proximal_target)
+        self._adapted = True
+
+    def training_step(self, batch: PreferenceBatch | dict[str, PreferenceBatch], batch_idx: int) -> Tensor:
+        if self.proximal_target is not None:
+            self.log("train/proximal", self.proximal, batch_size=1)
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        if self.proximal_target is not None and not self._adapted:  # callbacks have had their turn
+            raise UserError(
+                f"model.proximal_target={self.proximal_target} has had no effect in this round: no callback measures "
+                "KL(policy‖sampler) and calls `adapt_proximal`. Add one that does, or leave proximal_target out."
+            )
+        self._adapted = False
 
     @property
     def reference_moves_in_round(self) -> bool:
@@ -404,8 +439,11 @@ class AnchoredObjective(PreferenceObjective):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["refresh_rule"] = self.refresh_rule.state() if self.refresh_rule else None
+        checkpoint["proximal"] = self.proximal
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.proximal_target is not None:
+            self.proximal = checkpoint.get("proximal", self.proximal)
         saved = checkpoint.get("refresh_rule")
         now = self.refresh_rule
         if saved == (now.state() if now else None) or (now and now.accept_change):
@@ -424,10 +462,9 @@ class AnchoredObjective(PreferenceObjective):
         )
         yield "refresh", str(self.refresh_rule or "never: the reference stays as it starts")
         if self.proximal:
-            yield (
-                "proximal",
-                f"λ={self.proximal:g}: held near the pairs' sampler, β_eff={self.beta + self.proximal:g}",
-            )
+            held = f"λ={self.proximal:g}: held near the pairs' sampler, β_eff={self.beta + self.proximal:g}"
+            target = f"; λ adapted to {self.proximal_target:g} nats of KL a round" if self.proximal_target else ""
+            yield "proximal", held + target
 
 
 def rewards_of(batch: PreferenceBatch) -> Tensor:

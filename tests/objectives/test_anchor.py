@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_align.objectives.anchor import effective_anchor
+from lit_align.errors import UserError
+from lit_align.objectives.anchor import adapted_proximal, effective_anchor
 from lit_align.objectives.dpo import dpo_loss
 from lit_align.objectives.exo import exo_loss
 from lit_align.objectives.ipo import ipo_loss
@@ -278,6 +279,33 @@ def test_pr_dpo_trained_to_its_optimum_round_after_round_follows_the_same_law(ba
         policy = solve(loss, bandit.sampler)
         c_t = 2 * (1 - (2 / 3) ** t)
         assert_close(policy, (bandit.reference + c_t * bandit.rewards).log_softmax(0), atol=1e-6, rtol=0)
+
+
+# --- λ that follows a target ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"), [(2.0, 1.0), (2.4, 1.1), (1.0, 0.75), (0.0, 0.5), (4.0, 1.5), (400.0, 1.5), (math.inf, 1.5)]
+)
+def test_lambda_is_changed_by_half_the_relative_error_and_by_no_more_than_a_half(kl, factor):
+    assert adapted_proximal(0.3, kl, target=2.0) == pytest.approx(0.3 * factor, rel=1e-12)
+
+
+@pytest.mark.parametrize("target", [0.003, 0.03, 0.3])
+@pytest.mark.parametrize("start", [0.2, 2.0])
+def test_lambda_settles_where_an_exact_step_goes_as_far_as_its_target(target, start, bandit):
+    proximal = start
+    for _ in range(25):
+        anchor, beta_eff = effective_anchor(bandit.reference, bandit.sampler, 0.0, proximal)
+        step = (anchor + bandit.rewards / beta_eff).log_softmax(0)
+        distance = kl(step, bandit.sampler).item()
+        proximal = adapted_proximal(proximal, distance, target)
+    assert distance == pytest.approx(target, rel=1e-3)
+
+
+def test_a_distance_that_is_no_number_changes_nothing_in_silence():
+    with pytest.raises(UserError, match="proximal_target: KL"):
+        adapted_proximal(0.3, math.nan, target=2.0)
 
 
 # --- errors ------------------------------------------------------------------------------------------------

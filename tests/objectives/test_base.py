@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy, sgd, write_pairs
 
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import OfflinePairs
+from lit_align.data.collate import Example, record_logps
+from lit_align.data.store import Round
 from lit_align.errors import UserError
+from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import DPO, IPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reference import ReferenceConfig
@@ -189,6 +193,67 @@ def test_lambda_zero_is_the_base_objective_bit_for_bit_also_on_policy(tiny_model
 def test_a_proximal_weight_without_a_sampler_names_itself_and_the_mend(tiny_model, pairs):
     with pytest.raises(UserError, match=r"proximal=0.1 .*OnPolicyPairs.* proximal=0"):
         fit(DPO(PolicyConfig(tiny_model), proximal=0.1), pairs)
+
+
+class Adapt(Callback):
+    """At each round's end, λ follows the KL over all responses of the round; keeps each λ and KL."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: list[tuple[float, float]] = []
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        data = trainer.datamodule
+        made = Round(data.folder, data._key["round"], data._key)
+        rows = made.read("samples", 0)
+        examples = [Example(row["prompt_ids"], row["response_ids"], row["source"]) for row in rows]
+        logps = torch.tensor(record_logps(pl_module.policy, pl_module.policy, examples, 8))
+        assert logps.shape == (8, 4), "all K responses, not the pairs"
+        distance = kl_from_sampler(logps, torch.tensor([row["sampler_logps"] for row in rows])).item()
+        before = pl_module.proximal
+        pl_module.adapt_proximal(distance)
+        self.seen.append((before, distance))
+
+
+def adaptive(tiny_model: str, target: float) -> DPO:
+    return DPO(PolicyConfig(tiny_model), proximal=0.1, proximal_target=target, optimizer=adamw(3e-3))
+
+
+@pytest.mark.parametrize("target", [1e-4, 1e9], ids=["beyond its target", "short of it"])
+def test_lambda_follows_its_target_round_by_round_and_is_logged(tiny_model, in_tmp, target):
+    module, adapt, watch = adaptive(tiny_model, target), Adapt(in_tmp), Watch()
+    fit(module, on_policy(in_tmp, sampling_batch_size=32), adapt, watch, max_epochs=3)
+    factor = 1.5 if target < 1 else 0.5
+    assert [before for before, _ in adapt.seen] == pytest.approx([0.1, 0.1 * factor, 0.1 * factor**2], rel=1e-3)
+    assert all(distance > 1e-4 for _, distance in adapt.seen)
+    assert module.proximal == pytest.approx(0.1 * factor**3, rel=1e-3)
+    assert list(dict.fromkeys(watch["train/proximal"])) == pytest.approx([before for before, _ in adapt.seen])
+
+
+def test_a_lambda_that_moves_resumes_to_the_bit(tiny_model, in_tmp):
+    def run(*callbacks: Callback, ckpt_path: str | None = None) -> tuple[float, dict[str, torch.Tensor]]:
+        module = adaptive(tiny_model, 0.05)
+        options = {"enable_checkpointing": bool(callbacks), "max_epochs": 3, "ckpt_path": ckpt_path}
+        fit(module, on_policy(in_tmp, sampling_batch_size=32), Adapt(in_tmp), *callbacks, **options)
+        return module.proximal, weights(module)
+
+    keep = ModelCheckpoint("checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    last, whole = run(keep, ModelCheckpoint("ends", save_on_train_epoch_end=True, save_top_k=-1, filename="{epoch}"))
+    assert last != 0.1
+    for path in ("checkpoints/step=2.ckpt", "ends/epoch=0.ckpt", "ends/epoch=1.ckpt", "checkpoints/step=4.ckpt"):
+        again, others = run(ckpt_path=path)
+        assert again == last, path
+        assert same(whole, others), path
+    assert DPO.load_from_checkpoint("ends/epoch=1.ckpt").proximal not in (0.1, last)
+
+
+def test_a_target_without_effect_is_refused(tiny_model, in_tmp):
+    for options in ({"proximal": 0.0}, {"proximal": 0.1, "proximal_target": 0.0}):
+        with pytest.raises(UserError, match="must be above 0, and so must proximal"):
+            DPO(PolicyConfig(tiny_model), **({"proximal_target": 1.0} | options))
+    with pytest.raises(UserError, match=r"proximal_target=1.0 has had no effect in this round: no callback measures"):
+        fit(adaptive(tiny_model, 1.0), on_policy(in_tmp))
 
 
 def test_recorded_and_live_reference_give_the_same_loss(tiny_model, in_tmp, monkeypatch):
