@@ -12,6 +12,7 @@ Logged: loss, reward_accuracy, reward_margin, reward_chosen, reward_rejected, an
 """
 
 import copy
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -142,14 +143,18 @@ class RewardModel(PreferenceObjective):
     chats = True
 
     def __init__(self, policy: PolicyConfig, *, margin: float | Literal["rewards"] = 0.0, **kwargs: Any):
-        super().__init__(policy, **kwargs)
+        super().__init__(policy, sft_weight=0.0, pretraining_weight=0.0, **kwargs)  # it gives texts no likelihood
         self.save_hyperparameters(ignore=["optimizer"])
         self.margin: float | Literal["rewards"] = margin
-        if any(self.text_weights.values()) or policy.temperature != 1:
+        if policy.temperature != 1:
             raise UserError(
-                "model: sft_weight, pretraining_weight and policy.temperature have no effect, for a reward model gives "
-                "texts no likelihood. Leave them out."
+                f"model.policy.temperature={policy.temperature} has no effect, for a reward model gives texts no "
+                "likelihood. Leave it out."
             )
+
+    def check_texts(self, given: Collection[str]) -> None:
+        if given:
+            raise UserError(f"RewardModel takes no texts beside its preferences: leave data.{min(given)} out.")
 
     def configure_model(self) -> None:
         if self.policy is None:

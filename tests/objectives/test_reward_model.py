@@ -6,6 +6,7 @@ import torch
 from tiny import adamw, byte_tokenizer, fit, write_pairs
 from torch.testing import assert_close
 
+from lit_align.cli import main
 from lit_align.data import OfflinePairs, SequenceClassificationScorer
 from lit_align.errors import UserError
 from lit_align.objectives.reward_model import RewardModel, bradley_terry_loss
@@ -111,7 +112,26 @@ def test_the_margin_may_be_that_of_the_rows_scores(tiny_model, in_tmp):
         fit(RewardModel(PolicyConfig(tiny_model), margin="rewards"), OfflinePairs(write_pairs(in_tmp)))
 
 
-@pytest.mark.parametrize("options", [{"sft_weight": 0.1}, {"policy": PolicyConfig("x", temperature=0.8)}])
-def test_options_of_a_likelihood_are_refused(options):
-    with pytest.raises(UserError, match="have no effect, for a reward model gives texts no likelihood"):
-        RewardModel(**{"policy": PolicyConfig("x")} | options)
+def test_options_of_a_likelihood_are_refused_and_not_offered(tiny_model, in_tmp, capsys):
+    with pytest.raises(UserError, match=r"policy.temperature=0.8 has no effect, for a reward model gives texts no"):
+        RewardModel(PolicyConfig("x", temperature=0.8))
+    with pytest.raises(TypeError, match="sft_weight"):
+        RewardModel(PolicyConfig("x"), sft_weight=0.1)
+    (in_tmp / "sft.jsonl").write_text('{"prompt": "q", "completion": " a"}\n')
+    with pytest.raises(UserError, match=r"RewardModel takes no texts beside its preferences: leave data.sft out"):
+        fit(RewardModel(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp), sft="sft.jsonl"))
+    for name, offered in (("RewardModel", False), ("SimPO", True)):
+        with pytest.raises(SystemExit):
+            main(["fit", f"--model.help={name}"])
+        said = capsys.readouterr().out
+        assert "warmup_steps" in said
+        assert ("sft_weight" in said) == offered
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)], ids=["full", "LoRA"])
+def test_a_module_is_loaded_from_its_checkpoint_with_its_options(tiny_model, in_tmp, lora):
+    module = RewardModel(PolicyConfig(tiny_model), lora=lora, margin=0.5, warmup_steps=3, optimizer=adamw())
+    fit(module, OfflinePairs(write_pairs(in_tmp))).save_checkpoint("run.ckpt")
+    loaded = RewardModel.load_from_checkpoint("run.ckpt")
+    assert (loaded.margin, loaded.warmup_steps) == (0.5, 3)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in module.state_dict().items())
