@@ -9,11 +9,12 @@ than a rival, or when the two are unbalanced: λ_D and λ_U weigh one kind again
 
 z0 estimates KL(π‖anchor), the point from which gains and losses are felt. Its responses belong to *other*
 prompts, paired where the data set or the round is made: each example has one as its last branch. Where we
-differ: some paired implementations take the other half of the pair for z0 and let gradient through, and TRL
-averages z0 over each rank's micro-batch, so that the loss depends on accumulation. Here `KTO` takes the mean
-over all examples of the last optimizer step, of all its micro-batches and all processes (0 at the start,
-where policy and anchor are one): no step depends on how it was cut. In the PR form the effective anchor
-enters z0 too. Logged beside the metrics of all: train/z0, in nats.
+differ: the paper takes z0 from the batch at hand, and so does TRL, from each rank's micro-batch, which lets
+the loss depend on accumulation; some paired implementations take the other half of the pair and let gradient
+through. Here `KTO` takes the mean over all examples of the *last* optimizer step, of all its micro-batches
+and all processes (0 at the start, where policy and anchor are one): z0 is one step late, by what a step moves
+it, and no step depends on how it was cut. In the PR form the effective anchor enters z0 too. Logged beside
+the metrics of all: train/z0, in nats.
 """
 
 from typing import Any
