@@ -3,13 +3,15 @@ import math
 
 import pytest
 import torch
+from architectures import build
 from tiny import adamw, byte_tokenizer, fit, write_pairs
 from torch.testing import assert_close
 
 from lit_align.cli import main
 from lit_align.data import OfflinePairs, SequenceClassificationScorer
 from lit_align.errors import UserError
-from lit_align.objectives.reward_model import RewardModel, bradley_terry_loss
+from lit_align.logprobs import PreferenceBatch
+from lit_align.objectives.reward_model import RewardModel, Scored, bradley_terry_loss
 from lit_align.policy import LoRAConfig, PolicyConfig
 
 
@@ -72,6 +74,32 @@ def test_what_is_saved_scores_texts_as_the_module_does(tiny_model, in_tmp, lora,
         rewards = module.policy.eval()(batch)
     assert_close(rewards, scores[batch.index], rtol=1e-4, atol=1e-5)
     assert rewards.std() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt_neox", "gpt2", "opt", "gemma2 (soft-capped)"])
+def test_a_head_on_any_backbone_scores_each_response_as_if_it_stood_alone(in_tmp, name):
+    build(name, torch.float32).save_pretrained(in_tmp / "base")
+    byte_tokenizer().save_pretrained(in_tmp / "base")
+    attention = "eager" if "gemma2" in name else "sdpa"
+    policy = Scored.load(PolicyConfig(str(in_tmp / "base"), dtype="float32", attention=attention))
+    ids = torch.randint(1, 61, (2, 9), generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([[4, 1], [2, 3]])
+    batch = PreferenceBatch(
+        prompt_ids=ids[:, :5],
+        prompt_mask=torch.arange(5) < torch.tensor([[5], [3]]),
+        response_ids=ids[:, None, 5:].expand(2, 2, 4),
+        response_mask=torch.arange(4) < lengths[:, :, None],
+        index=torch.arange(2),
+    )
+    with torch.no_grad():
+        assert policy(batch).abs().max() == 0, "a new head"
+        policy.model.score.weight.normal_(generator=torch.Generator().manual_seed(1))
+        rewards = policy(batch)
+        for b, P in enumerate((5, 3)):
+            for k in range(2):
+                row = torch.cat([ids[b, :P], ids[b, 5 : 5 + int(lengths[b, k])]])[None]
+                assert_close(rewards[b, k], policy.model(input_ids=row).logits[0, 0], rtol=1e-4, atol=1e-4)
+    assert rewards.std() > 0.01
 
 
 def test_a_new_head_starts_at_ln_2_and_a_trained_one_goes_on(tiny_model, in_tmp):
