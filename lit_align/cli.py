@@ -60,7 +60,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 import lit_align.data  # noqa: F401  # for its names: a class is found by its short name once it is imported
-from lit_align import __version__
+from lit_align import __version__, commands
 from lit_align.callbacks import PhaseProgress, ReferenceRefresh, RunReport, WinRate
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
@@ -79,7 +79,7 @@ CHECKPOINT = {
 }
 
 # Commands beside Trainer's: name -> function of the arguments after it.
-COMMANDS: dict[str, Callable[[list[str]], None]] = {}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"compare": commands.compare, "report": commands.report}
 
 
 def main(args: list[str] | None = None) -> None:

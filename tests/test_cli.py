@@ -353,7 +353,7 @@ def test_a_file_that_is_no_yaml_of_keys_is_named(fails: Errors, text: str):
         (["fit"], "model: not given. Name a YAML (python train.py fit --config X.yaml) or a class"),
         (["fit", "--model=DPO"], "model.init_args.policy.path: needed by "),
         ([], "python train.py fit --config X.yaml"),
-        (["--config", "dpo.yaml"], "Known: fit, validate, test, predict."),
+        (["--config", "dpo.yaml"], "Known: fit, validate, test, predict"),
         (["fitt", "--config", "dpo.yaml"], "there is no command 'fitt'. Did you mean 'fit'?"),
         ([*FIT, "stray"], "'stray' is not understood"),
         ([*FIT, "--model.beta"], "needs a value"),

@@ -11,6 +11,7 @@ with the same random streams, so that a policy that has not moved ties with itse
 | val/kl_from_start | E_π[log π(y|x) − log π_start(y|x)], nats per response, over the policy's fresh samples |
 | val/length | mean number of response tokens |
 | val/distinct_2, val/self_bleu | diversity of all the policy's responses (`metrics/diversity.py`) |
+| val/seconds | wall-clock time of all this |
 | val/reward_NAME, val/win_rate_NAME | the same by each judge |
 
 `summary.json`, at the end: for the training scorer, and nested for each judge, mean rewards and win rates with their
@@ -23,6 +24,7 @@ not depend on how many processes there are.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,6 +238,7 @@ class WinRate(Callback):
         if self.validation is None:
             return
         self._last_step = trainer.global_step
+        began = time.monotonic()
         verdict, _ = self._judge(self.validation, "held-out", module)
         ours = verdict.by_scorer[""]
         values = {"reward": ours["reward_end"]}
@@ -246,6 +249,7 @@ class WinRate(Callback):
             values[f"win_rate_{name}"] = verdict.by_scorer[name]["win_rate"]
         values |= {"kl_from_start": verdict.kl_from_start, "length": ours["length_end"]}
         values |= {key: verdict.diversity[key] for key in ("distinct_2", "self_bleu")}
+        values["seconds"] = time.monotonic() - began
         for logger in trainer.loggers:
             logger.log_metrics({f"val/{key}": value for key, value in values.items()}, step=trainer.global_step)
         self._keep(trainer, verdict, f"validation-{trainer.global_step:06d}")
