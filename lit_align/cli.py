@@ -61,7 +61,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 import lit_align.data  # noqa: F401  # for its names: a class is found by its short name once it is imported
 from lit_align import __version__, commands
-from lit_align.callbacks import PhaseProgress, ReferenceRefresh, RunReport, WinRate
+from lit_align.callbacks import PhaseProgress, Predictions, ReferenceRefresh, RunReport, WinRate
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 
@@ -70,6 +70,7 @@ from lit_align.objectives import PreferenceObjective
 NAMED_CALLBACKS: dict[str, type[Callback]] = {
     "reference_refresh": ReferenceRefresh,
     "win_rate": WinRate,
+    "predictions": Predictions,
     "checkpoint": ModelCheckpoint,
 }
 # After each round, into <default_root_dir>/checkpoints; `last.ckpt` is the one to resume from.
@@ -79,7 +80,7 @@ CHECKPOINT = {
 }
 
 # Commands beside Trainer's: name -> function of the arguments after it.
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"compare": commands.compare, "report": commands.report}
+COMMANDS: dict[str, Callable[[list[str]], None]] = commands.COMMANDS
 
 
 def main(args: list[str] | None = None) -> None:

@@ -35,3 +35,35 @@ def report(args: list[str]) -> None:
     from lit_align.report import write_report
 
     say(f"report     {write_report(parser.parse_args(args).run)}")
+
+
+def export(args: list[str]) -> None:
+    """Write a checkpoint as a folder of transformers or peft."""
+    parser = Arguments("export", "Write a run's policy in transformers' format, with tokenizer and model card.")
+    parser.add_argument("source", metavar="RUN_OR_CKPT", help="folder of a run, or a checkpoint in one")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, for peft; else merged")
+    given = parser.parse_args(args)
+    from lit_align.export import export as write
+
+    say(f"exported   {write(given.source, given.out, given.adapter)}")
+
+
+def chat(args: list[str]) -> None:
+    """Talk to a model."""
+    parser = Arguments("chat", "Talk to a model in the terminal, or to two at once.")
+    parser.add_argument("model", metavar="MODEL", help="folder of a model, an adapter or a run, or a hub name")
+    parser.add_argument("--against", metavar="START", help="a second model, which answers the same")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random streams (default: %(default)s)")
+    given = parser.parse_args(args)
+    from lit_align.chat import Speaker
+    from lit_align.chat import chat as talk
+    from lit_align.data.sampling import Sampling
+
+    sampling = Sampling(given.max_new_tokens, given.temperature)
+    talk([Speaker(path, sampling, given.seed) for path in (given.model, given.against) if path])
+
+
+COMMANDS = {"compare": compare, "report": report, "export": export, "chat": chat}

@@ -308,7 +308,7 @@ class WinRate(Callback):
                 for row, mine, started in zip(batch, ours, theirs, strict=True):
                     row |= {"logps": mine, "start_logps": started}
             forgetting = {key: self._forgotten(file, policy, start, module) for key, file in (texts or {}).items()}
-        answers = _answers(prompts.batches, _all(module.trainer, rows))
+        answers = _answers(prompts.batches, gather(module.trainer, rows))
 
         def compared(other: Answers, name: str) -> dict[str, dict[str, float]]:
             values = {}
@@ -342,7 +342,7 @@ class WinRate(Callback):
         ]
 
     def _prepare(self, path: str, name: str, start: Policy, module: PreferenceObjective) -> Prompts:
-        encoder = self._encoder(module)
+        encoder = encoder_of(module)
         read = [(row, encoder.prompt(row.prompt, row.source)) for row in self._rows(path)]
         kept = [(row, ids) for row, ids in read if ids is not None]
         if not kept:
@@ -352,7 +352,7 @@ class WinRate(Callback):
         empty = Answers([], {})
         prompts = Prompts(name, [r.prompt for r, _ in kept], ids, [r.source for r, _ in kept], batches, empty, None)
         rows = self._answer(prompts, f"{name} start", start.merged_copy(torch.bfloat16), module)
-        answers = _answers(batches, _all(module.trainer, rows))
+        answers = _answers(batches, gather(module.trainer, rows))
         own = None
         if self.own_responses:
             responses = [
@@ -363,38 +363,20 @@ class WinRate(Callback):
                 ]
                 for row, _ in kept
             ]
-            scored = self._share(
+            scored = share(
                 module.trainer, batches, f"{name} data", lambda places: [{"responses": responses[i]} for i in places]
             )
             self._score(prompts, scored)
-            own = _answers(batches, _all(module.trainer, scored))
+            own = _answers(batches, gather(module.trainer, scored))
         return Prompts(name, prompts.texts, ids, prompts.sources, batches, answers, own)
 
-    def _encoder(self, module: PreferenceObjective) -> Encoder:
-        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(encoder := getattr(data, "encoder", None), Encoder):
-            return encoder
-        return Encoder(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
-
     # --- this process's share ---
-
-    def _share(
-        self, trainer: Trainer, batches: Sequence[Sequence[int]], name: str, make: Callable[[Sequence[int]], list[Any]]
-    ) -> dict[int, list[Any]]:
-        """`make` of the places of every batch that is this process's, by the batch's number."""
-        made = {}
-        with phase(name, sum(map(len, batches)), "prompts") as bar:
-            for number, places in enumerate(batches):
-                if number % trainer.world_size == trainer.global_rank:
-                    made[number] = make(places)
-                bar.advance(len(places))
-        return made
 
     def _answer(
         self, prompts: Prompts, name: str, model: PreTrainedModel, module: PreferenceObjective
     ) -> dict[int, list[dict[str, Any]]]:
         """Responses and their rewards, for this process's batches."""
-        end_ids = self._encoder(module).end_ids()
+        end_ids = encoder_of(module).end_ids()
 
         def sample(places: Sequence[int]) -> list[dict[str, Any]]:
             assert self.sampling is not None
@@ -404,7 +386,7 @@ class WinRate(Callback):
             drawn = sample_responses(model, module.tokenizer, ids, keys, n, self.sampling, end_ids)
             return [{"responses": responses} for responses in drawn]
 
-        rows = self._share(module.trainer, prompts.batches, name, sample)
+        rows = share(module.trainer, prompts.batches, name, sample)
         self._score(prompts, rows)
         return rows
 
@@ -424,7 +406,7 @@ class WinRate(Callback):
 
     def _forgotten(self, path: str, policy: Policy, start: Policy, module: PreferenceObjective) -> dict[str, float]:
         """Negative log-likelihood per token of a file's texts, under the start and the policy."""
-        encoder = self._encoder(module)
+        encoder = encoder_of(module)
         examples = []
         for row in read_rows(path, kind="texts"):
             if (prompt := encoder.prompt(row.prompt, row.source)) is not None:
@@ -438,7 +420,7 @@ class WinRate(Callback):
             both = (record_logps(model, model, some, len(some)) for model in (start, policy))
             return [(-before[0], -after[0]) for before, after in zip(*both, strict=True)]
 
-        made = _all(module.trainer, self._share(module.trainer, batches, "forgetting", measure))
+        made = gather(module.trainer, share(module.trainer, batches, "forgetting", measure))
         places = [i for places in batches for i in places]
         nll = torch.tensor([values for number in range(len(batches)) for values in made[number]], dtype=torch.float64)
         tokens = torch.tensor([len(examples[i].response_ids[0]) for i in places], dtype=torch.float64)
@@ -485,7 +467,28 @@ class WinRate(Callback):
             say(Styled("  after   ", style="dim").append(_one_line(after), style="not dim"))
 
 
-def _all(trainer: Trainer, mine: dict[int, list[Any]]) -> dict[int, list[Any]]:
+def encoder_of(module: PreferenceObjective) -> Encoder:
+    """The data module's, if it is one of ours."""
+    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(encoder := getattr(data, "encoder", None), Encoder):
+        return encoder
+    return Encoder(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+
+
+def share(
+    trainer: Trainer, batches: Sequence[Sequence[int]], name: str, make: Callable[[Sequence[int]], list[Any]]
+) -> dict[int, list[Any]]:
+    """`make` of the places of every batch that is this process's, by the batch's number."""
+    made = {}
+    with phase(name, sum(map(len, batches)), "prompts") as bar:
+        for number, places in enumerate(batches):
+            if number % trainer.world_size == trainer.global_rank:
+                made[number] = make(places)
+            bar.advance(len(places))
+    return made
+
+
+def gather(trainer: Trainer, mine: dict[int, list[Any]]) -> dict[int, list[Any]]:
     """The batches of all processes, on every one."""
     if trainer.world_size == 1:
         return mine

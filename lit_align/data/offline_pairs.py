@@ -125,11 +125,11 @@ class PairsDataModule(L.LightningDataModule):
         examples, _ = self.read_pairs(self.test, self.test_split, BestWorst())
         return self._loader(examples, shuffle=False)
 
-    def predict_dataloader(self) -> Any:
-        raise UserError(
-            "predict: not offered yet. The trained model is in the run's folder under model/, in transformers format: "
-            "load it with `AutoModelForCausalLM.from_pretrained` and call its `generate`."
-        )
+    def predict_dataloader(self) -> range:
+        callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
+        if all(type(callback).on_predict_end is Callback.on_predict_end for callback in callbacks):
+            raise UserError("predict: there are no prompts to answer. Name some: --predictions.prompts=PATH.")
+        return range(1)  # a batch that is none: without any Lightning calls no hook, and `Predictions` needs one
 
     def _asked(self, name: str, default: Any) -> Any:
         """What the module that is trained asks of its data; only a `PreferenceObjective` does."""

@@ -191,6 +191,9 @@ class PreferenceObjective(L.LightningModule):
         if isinstance(batch, PreferenceBatch):  # else there are no test pairs, and callbacks alone do something
             self._step(batch, "test")
 
+    def predict_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing: the `Predictions` callback answers prompts."""
+
     def _step(self, batch: PreferenceBatch, stage: Literal["train", "val", "test"]) -> Tensor:
         assert self.policy is not None
         logps = self.policy(batch)

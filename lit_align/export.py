@@ -1,0 +1,212 @@
+"""From a checkpoint to a folder that plain transformers (or plain peft) loads, with a model card.
+
+The card states the objective, what the policy was held near, the data, the verdict with its intervals, and the whole
+configuration, as far as the run's folder has them. The objective and its policy are read from the checkpoint.
+"""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lit_align.data.collate import Encoder
+from lit_align.errors import UserError
+from lit_align.objectives import PreferenceObjective, RewardModel
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+
+
+def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
+    """Write model (or adapter), tokenizer, generation config and README.md; gives the folder.
+
+    Args:
+        source: A run's folder, or a checkpoint in one.
+        out: Folder to write.
+        adapter: The LoRA adapter alone instead of the merged model.
+
+    Raises:
+        UserError: there is no checkpoint, it is sharded or damaged, or it has no adapter.
+    """
+    path = find_checkpoint(source)
+    policy, hyperparameters = load_policy(path)
+    if adapter and policy.adapter is None:
+        raise UserError(f"export: --adapter, but {path} trained all weights. Leave --adapter out.")
+    run = next((folder for folder in path.parents if (folder / "config.yaml").exists()), None)
+    config = yaml.safe_load((run / "config.yaml").read_text()) if run else {}
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if adapter:
+        assert policy.adapter is not None
+        policy.adapter.save_pretrained(str(folder), selected_adapters=["default"])
+        policy.tokenizer.save_pretrained(folder)
+    else:
+        policy.save(folder)
+    if (generation := getattr(policy.model, "generation_config", None)) is not None and not _scores(hyperparameters):
+        encoder = Encoder(policy.tokenizer, max_prompt_length=1, max_response_length=1)
+        generation.eos_token_id = encoder.end_ids()
+        sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
+        if sampling.get("temperature", 0) > 0:
+            generation.update(do_sample=True, temperature=sampling["temperature"], top_p=sampling["top_p"])
+        generation.save_pretrained(folder)
+    (folder / "README.md").write_text(_card(hyperparameters, config, run, adapter), encoding="utf-8")
+    return folder
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """The checkpoint itself, or a run's newest."""
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"{source}: there is no such folder or checkpoint.")
+    if path.is_dir() and not (path / ".metadata").exists():
+        found = sorted(
+            (path / "checkpoints").glob("*.ckpt"), key=lambda each: (each.stem == "last", each.stat().st_mtime)
+        )
+        if not found:
+            raise UserError(
+                f"{source}: there is no checkpoint in {path / 'checkpoints'}. Give one, or take the model that the run "
+                "left in model/."
+            )
+        path = found[-1]
+    path = path.resolve() if path.is_symlink() else path
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a sharded checkpoint. Make one file of it first: python -m "
+            f"lightning.pytorch.utilities.consolidate_checkpoint {path}"
+        )
+    return path
+
+
+def load_policy(path: Path) -> tuple[Policy, dict[str, Any]]:
+    """The policy of a checkpoint with its weights, and the objective's hyperparameters."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        hyperparameters, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    except Exception as error:  # whatever a damaged file does to pickle and zip
+        raise UserError(f"{path}: no checkpoint of lit_align can be read from it ({type(error).__name__}).") from error
+    config = _made(PolicyConfig, hyperparameters["policy"])
+    lora = _made(LoRAConfig, hyperparameters["lora"]) if hyperparameters["lora"] else None
+    hyperparameters = {"name": checkpoint.get("hparams_name"), **hyperparameters, "policy": config, "lora": lora}
+    load = _policy_class(hyperparameters).load
+    policy = load(config, lora)
+    weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
+    left, more = policy.load_state_dict(weights, strict=False)
+    trained = {f"model.{name}" for name, _ in policy.trainable_weights()}
+    if lost := [name for name in left if name in trained] + [name for name in more if ".lora_" not in name]:
+        raise UserError(
+            f"{path}: {len(lost)} weights do not fit the model {config.path!r}, such as {lost[0]!r}. Is it still the "
+            "one that was trained?"
+        )
+    return policy.eval(), hyperparameters
+
+
+def _policy_class(hyperparameters: dict[str, Any]) -> type[Policy]:
+    from lit_align.objectives.reward_model import Scored
+
+    return Scored if _scores(hyperparameters) else Policy
+
+
+def _scores(hyperparameters: dict[str, Any]) -> bool:
+    return "margin" in hyperparameters  # RewardModel's alone
+
+
+def _made(cls: Any, value: Any) -> Any:
+    """Hyperparameters are dataclasses where a script wrote them, and dictionaries where the command line did."""
+    return cls(**{f.name: value[f.name] for f in fields(cls) if f.name in value}) if isinstance(value, dict) else value
+
+
+def _card(hyperparameters: dict[str, Any], config: dict[str, Any], run: Path | None, adapter: bool) -> str:
+    from lit_align import objectives
+
+    scores = _scores(hyperparameters)
+    written = hyperparameters.get("_class_path") or config.get("model", {}).get("class_path", "")
+    name = written.rpartition(".")[2]
+    cls = getattr(objectives, name, RewardModel if scores else PreferenceObjective)
+    base, lora = hyperparameters["policy"].path, hyperparameters["lora"]
+    front: dict[str, Any] = {"base_model": base, "library_name": "peft" if adapter else "transformers"}
+    front |= {
+        "pipeline_tag": "text-classification" if scores else "text-generation",
+        "tags": ["lit_align", name or "DPO"],
+    }
+    lines = [
+        "---",
+        yaml.safe_dump(front, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# {base} after {name or 'training'}",
+        "",
+    ]
+    lines += ["Trained with lit_align.", "", "| | |", "|---|---|"]
+    facts = {"objective": f"{name}: {getattr(cls, 'formula', '')}" if name else "", "start": base}
+    for key, value in (("beta", "beta"), ("proximal", "proximal (λ)")):
+        facts[value] = str(hyperparameters.get(key, ""))
+    facts |= {
+        "reference": _reference(hyperparameters, config),
+        "LoRA": str(lora or "no: all weights"),
+        "data": _data(config),
+    }
+    lines += [f"| {key} | {_cell(value)} |" for key, value in facts.items() if value]
+    lines += ["", *_verdict(run)]
+    use = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
+    lines += ["## Use", "", "```python"]
+    if adapter:
+        lines += ["from peft import PeftModel", f"from transformers import {use}, AutoTokenizer", ""]
+        lines += [f"model = PeftModel.from_pretrained({use}.from_pretrained({base!r}), FOLDER)"]
+    else:
+        lines += [f"from transformers import {use}, AutoTokenizer", "", f"model = {use}.from_pretrained(FOLDER)"]
+    lines += ["tokenizer = AutoTokenizer.from_pretrained(FOLDER)", "```", ""]
+    if config:
+        lines += [
+            "## Configuration",
+            "",
+            "```yaml",
+            yaml.safe_dump(config, sort_keys=False, allow_unicode=True).strip(),
+            "```",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _reference(hyperparameters: dict[str, Any], config: dict[str, Any]) -> str:
+    if "reference" not in hyperparameters:
+        return "none"
+    of = hyperparameters["reference"]
+    path = of["path"] if isinstance(of, dict) else of.path
+    rule = (config.get("reference_refresh") or {}).get("init_args")
+    moved = f"; every {rule['tau']} {rule['unit']}(s) ← {rule['alpha']}·policy + (1−α)·reference" if rule else ", fixed"
+    return f"{path or 'the start'}{moved}"
+
+
+def _data(config: dict[str, Any]) -> str:
+    data = config.get("data") or {}
+    options = data.get("init_args") or {}
+    scorer = options.get("scorer") or {}
+    parts = [
+        str(data.get("class_path", "")).rpartition(".")[2],
+        str(options.get("prompts") or options.get("train") or ""),
+    ]
+    if scorer:
+        arguments = scorer.get("init_args") or {}
+        parts.append(f"scored by {arguments.get('function') or arguments.get('model') or scorer.get('class_path')}")
+    return ", ".join(filter(None, parts))
+
+
+def _verdict(run: Path | None) -> list[str]:
+    path = run / "summary.json" if run else None
+    if path is None or not path.exists():
+        return []
+    summary = json.loads(path.read_text())
+    if "win_rate" not in summary:
+        return []
+    lines = ["## On held-out prompts, against the start", ""]
+    lines += ["| scorer | reward | win rate (95 %) | at equal length |", "|---|---|---|---|"]
+    nested = {k: v for k, v in summary.items() if isinstance(v, dict) and k not in ("data", "forgetting")}
+    for name, v in {"training scorer": summary, **nested}.items():
+        interval = f"{v['win_rate']:.1%} ({v['win_rate_low']:.1%} – {v['win_rate_high']:.1%})"
+        equal = f"{v['win_rate_length_controlled']:.1%}" if "win_rate_length_controlled" in v else "–"
+        lines.append(f"| {_cell(name)} | {v['reward_start']:.3f} → {v['reward_end']:.3f} | {interval} | {equal} |")
+    return [*lines, "", f"KL(policy‖start) = {summary['kl_from_start']:.2f} nats per response.", ""]
+
+
+def _cell(value: str) -> str:
+    return " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;")

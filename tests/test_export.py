@@ -1,0 +1,153 @@
+"""What a run gives away: a model for plain transformers, an adapter for plain peft, answers, a chat."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from tiny import adamw, fit, write_pairs, write_prompts
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from lit_align.chat import Speaker, chat
+from lit_align.cli import main
+from lit_align.data import OfflinePairs
+from lit_align.data.sampling import Sampling
+from lit_align.errors import UserError
+from lit_align.export import export, load_policy
+from lit_align.objectives import RewardModel
+from lit_align.policy import PolicyConfig
+
+
+def train(folder: Path, model: str, *args: str) -> None:
+    """DPO with a moving reference on pairs, a verdict at the end, in `folder`/run."""
+    write_pairs(folder)
+    write_prompts(folder, 6)
+    config = {
+        "model": {
+            "class_path": "DPO",
+            "init_args": {
+                "policy": {"path": model, "dtype": "float32"},
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.03}},
+            },
+        },
+        "data": {"class_path": "OfflinePairs", "init_args": {"train": "pairs.jsonl", "batch_size": 4}},
+        "win_rate": {
+            "prompts": "prompts.jsonl",
+            "scorer": {"class_path": "FunctionScorer", "init_args": {"function": "rewards.py:reward"}},
+            "sampling": {"max_new_tokens": 4},
+        },
+        "reference_refresh": {"alpha": 1.0, "tau": 1},
+        "trainer": {"max_epochs": 1, "default_root_dir": "run", "accelerator": "cpu"},
+    }
+    (folder / "dpo.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config=dpo.yaml", *args])
+
+
+IDS = torch.tensor([[70, 71, 72, 90, 91, 0]])
+
+
+def logps(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits.float().log_softmax(-1)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
+def test_plain_transformers_gives_the_policys_log_probabilities(tiny_model, in_tmp, lora):
+    train(in_tmp, tiny_model, *(["--model.lora.r=4"] if lora else []))
+    main(["export", "run", "--out", "exported"])
+    policy, _ = load_policy(Path("run/checkpoints/last.ckpt").resolve())
+    exported = AutoModelForCausalLM.from_pretrained("exported")
+    torch.testing.assert_close(logps(exported), logps(policy.model), rtol=0, atol=1e-5)
+    assert (logps(exported) - logps(AutoModelForCausalLM.from_pretrained(tiny_model))).abs().max() > 0.1
+    torch.testing.assert_close(logps(exported), logps(AutoModelForCausalLM.from_pretrained("run/model")))
+    assert AutoTokenizer.from_pretrained("exported").chat_template
+    assert exported.generation_config.eos_token_id == [0, 2], "the text's end, and the turn's"
+
+    if lora:
+        export("run/checkpoints/last.ckpt", "adapter", adapter=True)
+        plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        torch.testing.assert_close(logps(PeftModel.from_pretrained(plain, "adapter")), logps(policy.model))
+    else:
+        with pytest.raises(UserError, match="trained all weights"):
+            export("run", "adapter", adapter=True)
+
+    card = Path("exported/README.md").read_text()
+    front, _, body = card.removeprefix("---\n").partition("\n---\n")
+    assert yaml.safe_load(front)["base_model"] == tiny_model
+    summary = json.loads(Path("run/summary.json").read_text())
+    verdict = f"{summary['win_rate']:.1%} ({summary['win_rate_low']:.1%} – {summary['win_rate_high']:.1%})"
+    for piece in ("DPO: −log σ", "every 1 step(s) ← 1.0·policy", "pairs.jsonl", verdict, "class_path: "):
+        assert piece in body
+
+
+def test_a_reward_model_is_exported_as_a_classifier(tiny_model, in_tmp):
+    module = RewardModel(PolicyConfig(tiny_model), optimizer=adamw(1e-2))
+    trainer = fit(module, OfflinePairs(write_pairs(in_tmp)))
+    trainer.save_checkpoint("reward.ckpt")
+    export("reward.ckpt", "exported")
+    model = AutoModelForSequenceClassification.from_pretrained("exported").eval()
+    assert module.policy is not None
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, module.policy.model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: None, "there is no such folder"),
+        (lambda: Path("run").mkdir(), "there is no checkpoint in run/checkpoints"),
+        (lambda: Path("run").write_bytes(b"no checkpoint"), "no checkpoint of lit_align"),
+        (lambda: (Path("run").mkdir(), Path("run/.metadata").touch()), "consolidate_checkpoint"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(in_tmp, make, said):
+    make()
+    with pytest.raises(UserError, match=said):
+        export("run", "exported")
+
+
+def test_predict_writes_the_policys_responses(tiny_model, in_tmp, capsys):
+    train(in_tmp, tiny_model)
+    base = [
+        "predict",
+        "--config=dpo.yaml",
+        "--ckpt_path=run/checkpoints/last.ckpt",
+        "--predictions.prompts=prompts.jsonl",
+    ]
+    base += ["--predictions.sampling.max_new_tokens=6", "--predictions.responses_per_prompt=3"]
+    main(base)
+    rows = [json.loads(line) for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    prompts = [json.loads(line)["prompt"] for line in Path("prompts.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == prompts
+    assert all(len(row["responses"]) == 3 for row in rows)
+    main([*base, "--predictions.out=out/table.parquet", *SCORER])
+    table = pq.read_table("out/table.parquet").to_pylist()
+    assert [row["responses"] for row in table] == [row["responses"] for row in rows]
+    assert table[0]["scores"] == [float(sum(map(ord, text)) % 17) for text in table[0]["responses"]]
+
+    with pytest.raises(SystemExit):
+        main(["predict", "--config=dpo.yaml", "--ckpt_path=run/checkpoints/last.ckpt"])
+    assert "--predictions.prompts=PATH" in capsys.readouterr().err
+
+
+SCORER = ["--predictions.scorer=FunctionScorer", "--predictions.scorer.function=rewards.py:reward"]
+
+
+def test_a_chat_keeps_the_turns_of_each_speaker(tiny_model, capsys):
+    lines = iter(["hello", "", "and you?", "/reset", "again", "/quit"])
+    speakers = [Speaker(tiny_model, Sampling(max_new_tokens=4), seed) for seed in (0, 1)]
+    chat(speakers, read=lambda _: next(lines))
+    for speaker in speakers:
+        assert [turn["content"] for turn in speaker.turns][:1] == ["again"]
+        assert len(speaker.turns) == 2
+        assert speaker.asked == 3
+    assert capsys.readouterr().out.count(tiny_model) == 6
+
+
+def test_a_chat_ends_with_the_input(tiny_model, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    main(["chat", tiny_model, "--max-new-tokens", "2"])
