@@ -11,19 +11,11 @@ all of it overridable key by key. It differs from Lightning's in what it refuses
 - a checkpoint restores weights and state, never the configuration;
 - each run writes its whole configuration to ``<trainer.default_root_dir>/config.yaml``, and to W&B.
 
-W&B sweeps run the same command. Dotted keys, one for each option::
-
-    program: train.py
-    command: ["${env}", "${interpreter}", "${program}", fit, --config, configs/dpo.yaml, "${args}"]
-    parameters:
-      model.init_args.beta: {values: [0.05, 0.1, 0.5]}
-      model.init_args.optimizer.init_args.lr: {min: 1.0e-7, max: 1.0e-5, distribution: log_uniform_values}
-      reference_refresh.alpha: {values: [0.2, 0.6, 1.0]}
-
-``${args}`` and ``${args_no_equals}`` work; ``${args_no_hyphens}`` is refused, ``${args_no_boolean_flags}``
-loses every ``false``. A null must be quoted (``values: ["null", 0.5]``), since W&B writes a plain one as
-``None``; bf16 is ``trainer.precision: {value: bf16-mixed}``, as in a YAML. To sweep over objectives, sweep
-over ``config``.
+W&B sweeps run the same command (``configs/sweeps/``), with dotted keys as options; each run of a sweep has
+its own folder, ``<default_root_dir>/<run id>``. ``${args}`` and ``${args_no_equals}`` work;
+``${args_no_hyphens}`` is refused, ``${args_no_boolean_flags}`` loses every ``false``. A null must be quoted
+(``values: ["null", 0.5]``), since W&B writes a plain one as ``None``; bf16 is ``trainer.precision: {value:
+bf16-mixed}``, as in a YAML. To sweep over objectives, sweep over ``config``.
 """
 
 from __future__ import annotations
@@ -61,7 +53,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 import lit_align.data  # noqa: F401  # for its names: a class is found by its short name once it is imported
 from lit_align import __version__, commands
-from lit_align.callbacks import PhaseProgress, Predictions, ReferenceRefresh, RunReport, WinRate
+from lit_align.callbacks import PhaseProgress, Predictions, ReferenceRefresh, RunReport, WandbReport, WinRate
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 
@@ -71,6 +63,7 @@ NAMED_CALLBACKS: dict[str, type[Callback]] = {
     "reference_refresh": ReferenceRefresh,
     "win_rate": WinRate,
     "predictions": Predictions,
+    "wandb_report": WandbReport,
     "checkpoint": ModelCheckpoint,
 }
 # After each round, into <default_root_dir>/checkpoints; `last.ckpt` is the one to resume from.
@@ -141,6 +134,7 @@ class AlignCLI(LightningCLI):
             set_parsing_settings(unset_sentinel=False)
         config = self.config.get(str(self.config.get("subcommand")), self.config)
         refuse_options_of_another_objective(config, args)
+        own_folder_in_a_sweep(config)
 
     def before_instantiate_classes(self) -> None:
         path = self.config.get(str(self.config.get("subcommand")), self.config).get("ckpt_path")
@@ -167,8 +161,10 @@ class AlignCLI(LightningCLI):
                 callback.dirpath = os.path.join(config["default_root_dir"], "checkpoints")
         bar = [] if config.get("enable_progress_bar") is False else [PhaseProgress()]
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header says it
+        after = [callback for callback in given if isinstance(callback, WandbReport)] or [WandbReport()]
+        given = [callback for callback in given if not isinstance(callback, WandbReport)]
         try:
-            return super()._instantiate_trainer(config, [*bar, *given, RunReport()])
+            return super()._instantiate_trainer(config, [*bar, *given, RunReport(), *after])
         except ValueError as error:  # such as an unknown strategy
             raise UserError(f"trainer: {error}") from error
 
@@ -233,6 +229,14 @@ def in_order(args: list[str]) -> list[str]:
     kinds = [r"[^-]", r"(-c|--config)(=|$)", r"--(model|data)(\.class_path)?(=|$)", ""]
     groups.sort(key=lambda group: next(i for i, kind in enumerate(kinds) if re.match(kind, group[0])))
     return [arg for group in groups for arg in group]
+
+
+def own_folder_in_a_sweep(config: Any) -> None:
+    """`default_root_dir` gets the run's id behind it: an agent's runs have the same options, but for what is swept."""
+    run = os.environ.get("WANDB_RUN_ID", "")
+    root = config.trainer.default_root_dir
+    if os.environ.get("WANDB_SWEEP_ID") and run and Path(root).name != run:
+        config.trainer.default_root_dir = os.path.join(root, run)
 
 
 def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:

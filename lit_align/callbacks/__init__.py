@@ -4,6 +4,7 @@ from lit_align.callbacks.phase_progress import PhaseProgress
 from lit_align.callbacks.predictions import Predictions
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
 from lit_align.callbacks.run_report import RunReport
+from lit_align.callbacks.wandb_report import WandbReport
 from lit_align.callbacks.win_rate import WinRate
 
-__all__ = ["PhaseProgress", "Predictions", "ReferenceRefresh", "RunReport", "WinRate"]
+__all__ = ["PhaseProgress", "Predictions", "ReferenceRefresh", "RunReport", "WandbReport", "WinRate"]

@@ -1,0 +1,103 @@
+"""What W&B is shown beside the metrics and the configuration, with a WandbLogger, offline too.
+
+| name | what |
+|---|---|
+| reference/refreshed | a mark at each refresh of the reference: the count, logged at that step alone |
+| responses/validation, responses/test | tables of held-out prompts: response of the start and of the policy, rewards |
+| report | report.html of the run |
+| (summary) | the numbers of summary.json, as verdict/NAME |
+| (artifacts) | the folder of each round, if asked for |
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import wandb
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from lit_align.callbacks.reference_refresh import ReferenceRefresh
+from lit_align.callbacks.win_rate import held_out_files, step_of
+
+
+class WandbReport(Callback):
+    """Response tables, refresh marks and the report for W&B; there by itself with a WandbLogger.
+
+    Args:
+        rows: Prompts in each table.
+        artifacts: Upload every round (responses, scores, log-probabilities) as an artifact.
+    """
+
+    def __init__(self, rows: int = 50, artifacts: bool = False):
+        self.rows = rows
+        self.artifacts = artifacts
+        self._refreshes = 0
+        self._logged: set[Path] = set()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._refreshes = _refreshes(trainer)
+        self._logged = set(held_out_files(trainer.default_root_dir))  # before the checkpoint
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        count = _refreshes(trainer)
+        if count > self._refreshes:
+            for logger in _loggers(trainer):
+                logger.log_metrics({"reference/refreshed": float(count)}, step=trainer.global_step)
+        self._refreshes = count
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        for path in held_out_files(trainer.default_root_dir):
+            if path not in self._logged:
+                self._logged.add(path)
+                self._log(trainer, step_of(path), {"responses/validation": self._table(path)})
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.artifacts and hasattr(data, "rounds_made"):
+            index = data.rounds_made - 1
+            for logger in _loggers(trainer):
+                artifact = wandb.Artifact(f"{logger.experiment.id}-round-{index:03d}", type="round")
+                for folder in data.folder.glob(f"round_{index:03d}-*"):
+                    artifact.add_dir(str(folder), name=folder.name)
+                logger.experiment.log_artifact(artifact)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir)
+        if not trainer.is_global_zero or not _loggers(trainer):
+            return
+        shown: dict[str, Any] = {}
+        if (folder / "held_out" / "test.parquet").exists():
+            shown["responses/test"] = self._table(folder / "held_out" / "test.parquet")
+        if (folder / "report.html").exists():
+            shown["report"] = wandb.Html((folder / "report.html").read_text(), inject=False)
+        self._log(trainer, trainer.global_step, shown)
+        if (folder / "summary.json").exists():
+            for logger in _loggers(trainer):
+                verdict = json.loads((folder / "summary.json").read_text())
+                logger.experiment.summary.update({f"verdict/{name}": value for name, value in verdict.items()})
+
+    def _log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
+        for logger in _loggers(trainer) if values else []:
+            logger.experiment.log(values | {"trainer/global_step": step})
+
+    def _table(self, path: Path) -> wandb.Table:
+        rows = pq.read_table(path).to_pylist()[: self.rows]
+        rewards = [name for name in rows[0] if name.startswith("rewards")]
+        columns = ["prompt", "start", "policy", *rewards]
+        data = [
+            [row["prompt"], row["responses_start"][0], row["responses"][0], *(row[name][0] for name in rewards)]
+            for row in rows
+        ]
+        return wandb.Table(columns=columns, data=data)  # type: ignore[arg-type]
+
+
+def _loggers(trainer: Trainer) -> list[WandbLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def _refreshes(trainer: Trainer) -> int:
+    return sum(callback.count for callback in trainer.callbacks if isinstance(callback, ReferenceRefresh))  # type: ignore[attr-defined]
