@@ -53,7 +53,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 import lit_align.data  # noqa: F401  # for its names: a class is found by its short name once it is imported
 from lit_align import __version__, commands
-from lit_align.callbacks import PhaseProgress, Predictions, ReferenceRefresh, RunReport, WandbReport, WinRate
+from lit_align.callbacks import (
+    Drift,
+    FSDPSharding,
+    PhaseProgress,
+    Predictions,
+    ReferenceRefresh,
+    RunReport,
+    WandbReport,
+    WinRate,
+)
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 
@@ -65,6 +74,8 @@ NAMED_CALLBACKS: dict[str, type[Callback]] = {
     "predictions": Predictions,
     "wandb_report": WandbReport,
     "checkpoint": ModelCheckpoint,
+    "drift": Drift,
+    "fsdp_sharding": FSDPSharding,
 }
 # After each round, into <default_root_dir>/checkpoints; `last.ckpt` is the one to resume from.
 CHECKPOINT = {
@@ -120,7 +131,7 @@ class AlignCLI(LightningCLI):
         for key, callback in NAMED_CALLBACKS.items():
             parser.add_subclass_arguments(callback, key, required=False)
             parser.callback_keys.append(key)
-        parser.set_defaults({"checkpoint": CHECKPOINT})
+        parser.set_defaults({"checkpoint": CHECKPOINT, "drift": {"class_path": "lit_align.callbacks.Drift"}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(in_order(args))
@@ -140,6 +151,13 @@ class AlignCLI(LightningCLI):
         path = self.config.get(str(self.config.get("subcommand")), self.config).get("ckpt_path")
         if path and path not in ("best", "last", "hpc", "registry") and "://" not in path and not Path(path).exists():
             raise UserError(f"ckpt_path: there is no checkpoint '{path}'.")
+        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        if path and Path(path).is_dir() and not config.get("fsdp_sharding"):
+            raise UserError(
+                f"ckpt_path: {relative(path)} is a folder of shards, which a sharded run can go on from, on any number "
+                "of processes: --config configs/overlays/fsdp.yaml. (Checkpoints of one file, the default, are read "
+                "everywhere.)"
+            )
 
     def instantiate_classes(self) -> None:
         try:

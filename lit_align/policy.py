@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch, can_share_prefix, check_logits, response_logps
+from lit_align.sharding import rank, reshard, shards, whole
 
 disable_progress_bar()  # loading weights is quick, and its bar would break into ours
 
@@ -116,9 +117,7 @@ class Policy(nn.Module):
         if not config.dropout:
             _turn_off_dropout(model)
         if config.gradient_checkpointing:
-            # the name has changed between releases of transformers 5
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            enable_checkpointing(model)
         check_logits(model)
         adapter = _add_adapter(model, lora) if lora else None
         policy = cls(adapter.get_base_model() if adapter else model, tokenizer, adapter)  # type: ignore[arg-type]
@@ -141,7 +140,7 @@ class Policy(nn.Module):
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every weight as if the adapter were merged: W + ΔW, accumulated in float32.
 
-        Names are those of the plain transformers model. Tied weights appear once.
+        Names are those of the plain transformers model. Tied weights appear once. Shards stay shards.
         """
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
@@ -159,24 +158,47 @@ class Policy(nn.Module):
 
     def fingerprint(self) -> str:
         """Identifies the policy's present weights, the adapter's included."""
+        reshard(self)
         return fingerprint((n, w) for n, w in self.model.named_parameters() if ".lora_" not in n or ".default." in n)
 
     @torch.no_grad()
     def merged_copy(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """A frozen plain model with the policy's present weights, the adapter merged, in eval mode.
 
+        Where the weights lie in shards, every process must ask for it, and gets all of it.
+
         Args:
             dtype: Type of its weights, the policy's by default; buffers keep theirs, since rotary frequencies do not
                 survive bfloat16.
         """
+        reshard(self)
         dtype = dtype or self.dtype
-        plain = copy.deepcopy(self.model) if self.adapter is None else copy.deepcopy(self.adapter).unload()
-        weights = dict(plain.named_parameters())
+        config = copy.deepcopy(self.model.config)
+        config.dtype = dtype
+        with torch.device("meta"):
+            plain = type(self.model)(config)
         for name, value in self.full_weights():
-            weights[name].data = value.to(dtype, copy=True)
-            weights[name].requires_grad_(False)
-        plain.config.dtype = dtype
+            parent, _, leaf = name.rpartition(".")
+            weight = nn.Parameter(whole(value).to(dtype, copy=True), requires_grad=False)
+            setattr(plain.get_submodule(parent), leaf, weight)
+        for name, value in self.model.named_buffers():
+            parent, _, leaf = name.replace(".base_layer", "").rpartition(".")
+            setattr(plain.get_submodule(parent), leaf, value.clone())
+        plain.tie_weights()
+        if (generation := getattr(self.model, "generation_config", None)) is not None:
+            plain.generation_config = copy.deepcopy(generation)
         return plain.eval()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run without dropout."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
     @contextmanager
     def adapters(self, slots: Sequence[str]) -> Iterator[None]:
@@ -195,10 +217,18 @@ class Policy(nn.Module):
                 layer._disable_adapters, layer._active_adapter = disabled, active
 
     def save(self, folder: str | Path) -> None:
-        """Write model and tokenizer in transformers' format, an adapter merged, in the type it was loaded in."""
-        model = self.model if self.adapter is None else self.merged_copy()
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """Write model and tokenizer in transformers' format, an adapter merged, in the type it was loaded in.
+
+        Where the weights lie in shards, every process must call it; the first writes.
+        """
+        model = self.model if self.adapter is None and not shards(self) else self.merged_copy()
+        if rank() == 0:
+            model.save_pretrained(folder)
+            self.tokenizer_to_save().save_pretrained(folder)
+
+    def tokenizer_to_save(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that goes with the saved model."""
+        return self.tokenizer
 
 
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
@@ -280,7 +310,7 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "C
         except (OSError, ValueError) as error:
             raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {_first_line(error)}") from error
         config = adapter.peft_config["default"]
-        if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
+        if type(config) is not LoraConfig or config.use_dora or config.modules_to_save or config.bias != "none":
             raise UserError(
                 f"model.lora.adapter: {lora.adapter!r} is no plain LoRA adapter (DoRA, modules_to_save and trained "
                 "biases are not supported). Merge it into the model and start from that."
@@ -295,9 +325,23 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "C
         use_rslora=lora.rslora,
     )
     try:
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        adapter = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"model.lora.targets={lora.targets!r}: {_first_line(error)}") from error
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, BaseTunerLayer) and model.config.get_text_config().tie_word_embeddings:
+        raise UserError(
+            f"model.lora.targets={lora.targets!r}: the embedding of this model shares its weights with the output "
+            "head, so that an update of the one alone cannot be merged. Leave it out."
+        )
+    return adapter  # type: ignore[return-value]
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Have activations computed again in the backward pass."""
+    # the name has changed between releases of transformers 5
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _first_line(error: Exception) -> str:
@@ -308,7 +352,8 @@ def _first_line(error: Exception) -> str:
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     """16 hexadecimal digits that identify weights by their bits: a position-weighted sum modulo 2⁶⁴ of each tensor."""
     digest = hashlib.sha256()
-    for name, weight in sorted(weights, key=lambda pair: pair[0]):
+    for name, shard in sorted(weights, key=lambda pair: pair[0]):
+        weight = whole(shard)
         bits = weight.detach().contiguous().view(-1).view(getattr(torch, f"int{8 * weight.element_size()}"))
         total = torch.zeros((), dtype=torch.int64, device=weight.device)
         for start in range(0, bits.numel(), 1 << 22):

@@ -1,10 +1,11 @@
 """The reference: frozen, mixed by name, exact under LoRA, in every form."""
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny import byte_tokenizer, llama_config
+from transformers import LlamaForCausalLM
 
 from lit_align.data.collate import Example, collate
 from lit_align.errors import UserError
@@ -13,10 +14,12 @@ from lit_align.policy import LoRAConfig, Policy, PolicyConfig, fingerprint
 from lit_align.reference import (
     AdapterReference,
     CopiedReference,
+    DeltaReference,
     ReferenceConfig,
     RefreshRule,
     make_reference,
     mix_weights,
+    ring_size,
 )
 
 
@@ -66,21 +69,73 @@ def test_soft_mixing_follows_the_closed_form(tiny_model):
         torch.testing.assert_close(weight, expected[name], rtol=1e-12, atol=1e-12)
 
 
+def twin_of(policy: Policy) -> CopiedReference:
+    """A dense float64 model, the adapter merged: what every form under LoRA must equal when mixed the same way."""
+    return CopiedReference(policy, dtype=torch.float64)
+
+
 def test_soft_mixing_under_lora_mixes_the_merged_weights_not_the_factors(tiny_model):
-    policy = policy_of(tiny_model, LORA, "float32")
-    reference = make_reference(
-        policy, PolicyConfig(tiny_model, dtype="float32"), LORA, ReferenceConfig(), RefreshRule(0.4, 1)
-    )
-    assert isinstance(reference, CopiedReference)
-    twin = {name: weight.clone() for name, weight in copy.deepcopy(policy).merged_copy().named_parameters()}
-    for k in range(1, 6):
+    policy, alpha = policy_of(tiny_model, LORA, "float64"), 0.3
+    reference = CopiedReference(policy)
+    expected = {name: w.detach().clone() for name, w in policy.full_weights()}
+    for k in range(4):
         jolt(policy, k)
-        reference.mix(policy, 0.4)
-        merged = dict(policy.merged_copy(torch.float32).named_parameters())
-        for name, weight in twin.items():
-            weight.lerp_(merged[name], 0.4)
+        reference.mix(policy, alpha)
+        for name, merged in policy.full_weights():
+            expected[name] = alpha * merged + (1 - alpha) * expected[name]
     for name, weight in reference.model.named_parameters():
-        torch.testing.assert_close(weight, twin[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(weight.float(), expected[name].float())
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["fresh adapter", "existing adapter"])
+@pytest.mark.parametrize("lora", [LORA, replace(LORA, rslora=True)], ids=["LoRA", "rslora"])
+@pytest.mark.parametrize("form", ["ring", "dense"])
+def test_soft_mixing_under_lora_follows_a_dense_twin_over_many_refreshes(
+    tiny_model, batch, tmp_path, form, lora, started
+):
+    if started:
+        first = policy_of(tiny_model, lora, "float32")
+        jolt(first, 99, size=0.3)
+        first.adapter.save_pretrained(tmp_path)
+        lora = LoRAConfig(adapter=str(tmp_path))
+    policy, alpha = policy_of(tiny_model, lora, "float32"), 0.6
+    twin = twin_of(policy)
+    reference = DeltaReference(policy) if form == "dense" else AdapterReference(policy, blocks=ring_size(alpha))
+    for k in range(60):
+        jolt(policy, k)
+        reference.mix(policy, alpha)
+        twin.mix(policy, alpha)
+        if k in (0, 7, 20, 59):  # before the ring is full, and after it has gone round
+            torch.testing.assert_close(reference.logps(batch), twin.logps(batch).float(), rtol=1e-5, atol=1e-4)
+            assert (policy(batch) - reference.logps(batch)).abs().max() > 1e-2
+
+
+def test_an_adapter_on_the_embedding_is_mixed_too(tiny_model, batch, tmp_path):
+    lora = replace(LORA, targets=["embed_tokens", "q_proj"])
+    with pytest.raises(UserError, match="shares its weights with the output head"):
+        policy_of(tiny_model, lora)
+    LlamaForCausalLM(llama_config(tie_word_embeddings=False)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    policy = policy_of(str(tmp_path), lora, "float32")
+    twin = twin_of(policy)
+    reference = make_reference(policy, PolicyConfig(""), lora, ReferenceConfig(), RefreshRule(0.1, 1))
+    assert isinstance(reference, AdapterReference)  # a dense update of an embedding has no linear layer to stand on
+    for k in range(5):
+        jolt(policy, k)
+        reference.mix(policy, 0.1)
+        twin.mix(policy, 0.1)
+    torch.testing.assert_close(reference.logps(batch), twin.logps(batch).float(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("alpha", "form"), [(1.0, AdapterReference), (0.99, AdapterReference), (0.1, DeltaReference)])
+def test_the_smaller_form_is_taken_and_says_its_size(tiny_model, alpha, form):
+    policy = policy_of(tiny_model, replace(LORA, r=1))
+    reference = make_reference(policy, PolicyConfig(tiny_model), LORA, ReferenceConfig(), RefreshRule(alpha, 1))
+    assert type(reference) is form
+    beside = [p for n, p in policy.model.named_parameters() if ".reference." in n or n.endswith("lora_reference")]
+    size = sum(p.numel() * p.element_size() for p in beside)
+    assert f"{size / 1e6:.1f} MB" in str(reference)
+    assert not any(p.requires_grad for p in beside)
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
@@ -101,9 +156,9 @@ def test_under_lora_a_hard_reference_is_an_adapter_and_a_resting_one_the_plain_m
     hard = make_reference(policy_of(tiny_model, LORA), config, LORA, ReferenceConfig(), RefreshRule(1.0, 1))
     rests = make_reference(policy_of(tiny_model, LORA), config, LORA, ReferenceConfig(), None)
     assert isinstance(hard, AdapterReference)
-    assert hard.slots == ["reference"]
+    assert hard.blocks == 1
     assert isinstance(rests, AdapterReference)
-    assert rests.slots == []
+    assert rests.blocks == 0
 
 
 def test_continuing_an_adapter_the_reference_is_that_adapter_as_it_was(tiny_model, batch, tmp_path):
@@ -132,7 +187,7 @@ def test_the_reference_is_frozen_and_never_in_training_mode(tiny_model, batch):
 
 def test_an_adapter_reference_leaves_modes_flags_and_gradients_of_the_policy_alone(tiny_model, batch):
     policy = policy_of(tiny_model, replace(LORA, dropout=0.5))
-    reference = AdapterReference(policy, snapshot=True)
+    reference = AdapterReference(policy, blocks=1)
     trained = {name for name, _ in policy.trainable_weights()}
     assert trained
     assert not any(".reference." in name for name in trained)
@@ -218,7 +273,7 @@ def test_tau_below_one_is_refused():
     ("lora", "config", "rule", "message"),
     [
         (None, ReferenceConfig("adapter"), None, "form=adapter needs an adapter"),
-        (LORA, ReferenceConfig("adapter"), RefreshRule(0.5, 1), "cannot be mixed softly"),
+        (LORA, ReferenceConfig("recorded"), RefreshRule(0.5, 1), "form=recorded computes log π_ref once"),
         (LORA, ReferenceConfig("adapter", dtype="float32"), None, "leave path and dtype out"),
     ],
 )

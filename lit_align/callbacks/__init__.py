@@ -1,5 +1,7 @@
 """Callbacks: what cuts across objectives."""
 
+from lit_align.callbacks.drift import Drift
+from lit_align.callbacks.fsdp_sharding import FSDP2Strategy, FSDPSharding
 from lit_align.callbacks.phase_progress import PhaseProgress
 from lit_align.callbacks.predictions import Predictions
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
@@ -7,4 +9,14 @@ from lit_align.callbacks.run_report import RunReport
 from lit_align.callbacks.wandb_report import WandbReport
 from lit_align.callbacks.win_rate import WinRate
 
-__all__ = ["PhaseProgress", "Predictions", "ReferenceRefresh", "RunReport", "WandbReport", "WinRate"]
+__all__ = [
+    "Drift",
+    "FSDP2Strategy",
+    "FSDPSharding",
+    "PhaseProgress",
+    "Predictions",
+    "ReferenceRefresh",
+    "RunReport",
+    "WandbReport",
+    "WinRate",
+]

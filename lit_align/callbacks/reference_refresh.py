@@ -9,10 +9,11 @@ and the count of refreshes are in the checkpoint; a run that resumes with anothe
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 
 from lit_align.errors import UserError
-from lit_align.reference import RefreshRule
+from lit_align.objectives import AnchoredObjective, PreferenceObjective
+from lit_align.reference import Reference, RefreshRule, mix_modules
 
 
 class ReferenceRefresh(Callback):
@@ -25,8 +26,8 @@ class ReferenceRefresh(Callback):
         unit: What tau counts; a round is one epoch over freshly sampled pairs, and the refresh comes at its end.
         accept_change: Go on from a checkpoint that was made with another rule.
 
-    The module must offer `policy`, `reference` with `mix(policy, alpha)`, and read `refresh_rule` when it builds the
-    reference. Logs `reference/refreshes`, the count so far.
+    Any LightningModule will do that has two networks of the same shape, `policy` and `reference`, on one device, in
+    every process (DDP), or in shards (`FSDPSharding`). Logs `reference/refreshes`, the count so far.
     """
 
     def __init__(
@@ -37,23 +38,45 @@ class ReferenceRefresh(Callback):
         self.last_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not hasattr(pl_module, "refresh_rule"):
+        if isinstance(pl_module, AnchoredObjective):
+            pl_module.refresh_rule = self.rule  # read when it builds the reference
+        elif isinstance(pl_module, PreferenceObjective):
             raise UserError(
                 f"reference_refresh: {type(pl_module).__name__} has no reference to refresh. Take the callback out "
                 "(--reference_refresh=null), or an objective with a reference."
             )
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise UserError("reference_refresh: sharded models are not supported yet; use one device or DDP.")
-        pl_module.refresh_rule = self.rule  # type: ignore[assignment]  # any module that offers the contract above
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, PreferenceObjective):
+            return
+        networks = [getattr(pl_module, name, None) for name in ("policy", "reference")]
+        if not all(isinstance(network, nn.Module) for network in networks):
+            raise UserError(
+                f"reference_refresh: {type(pl_module).__name__} needs two networks, `policy` and `reference`. Name "
+                "them so, or take the callback out."
+            )
+        half = [w for w in networks[1].parameters() if w.dtype.itemsize < 4]  # type: ignore[union-attr]
+        if half and self.rule.alpha < 0.1:
+            raise UserError(
+                f"reference_refresh.alpha={self.rule.alpha}: a reference in {half[0].dtype} would round such steps "
+                "away and never move. Keep it in float32, or take alpha ≥ 0.1."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.is_due(trainer):
-            pl_module.reference.mix(pl_module.policy, self.rule.alpha)  # type: ignore[union-attr, operator]
+            self.refresh(pl_module)
             self.count += 1
             self.last_step = trainer.global_step
         pl_module.log("reference/refreshes", float(self.count))
+
+    def refresh(self, pl_module: Any) -> None:
+        """Move the reference now."""
+        if isinstance(pl_module.reference, Reference):
+            pl_module.reference.mix(pl_module.policy, self.rule.alpha)
+        else:
+            mix_modules(pl_module.reference, pl_module.policy, self.rule.alpha)
 
     def is_due(self, trainer: Trainer) -> bool:
         """Whether the optimizer has just made the step, or the round its last step, that a refresh follows."""

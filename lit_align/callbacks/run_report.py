@@ -60,12 +60,15 @@ class RunReport(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
             logger.save()
-        if not trainer.is_global_zero or not isinstance(pl_module, PreferenceObjective):
+        if not isinstance(pl_module, PreferenceObjective):
             return
         folder = Path(trainer.default_root_dir)
-        say()
         if self.save_model and pl_module.policy is not None:
-            pl_module.policy.save(folder / "model")
+            pl_module.policy.save(folder / "model")  # by all processes: each may hold a share of the weights
+        if not trainer.is_global_zero:
+            return
+        say()
+        if self.save_model:
             say(f"model      {folder / 'model'} (transformers format, with tokenizer)")
         if curves := plot_curves(folder):
             say(f"report     {write_report(folder)}")

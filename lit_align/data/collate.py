@@ -164,16 +164,11 @@ def record_logps(
         policy: In eval mode meanwhile; batches go to its device.
         batch_size: Examples that are computed at once.
     """
-    modes = {module: module.training for module in policy.modules()}
-    policy.eval()
     logps: list[list[float]] = []
-    try:
+    with policy.evaluating():
         for start in range(0, len(examples), batch_size):
             some = examples[start : start + batch_size]
             logps += of(move_data_to_device(collate(some, range(len(some))), policy.device)).tolist()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return logps
 
 

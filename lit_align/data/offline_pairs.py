@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,10 @@ from lit_align.console import say
 from lit_align.data.collate import Encoder, Example, ExampleLoader, LongPrompts
 from lit_align.data.formats import Kind, Row, read_rows
 from lit_align.data.pairing import BestWorst, Listwise, PairingRule, with_labels, with_mismatched
+from lit_align.data.recording import Recorder, check_cache
+from lit_align.data.store import Round
 from lit_align.errors import UserError
+from lit_align.reference import CopiedReference, RecordedReference
 
 
 class PairsDataModule(L.LightningDataModule):
@@ -36,6 +40,8 @@ class PairsDataModule(L.LightningDataModule):
         pretraining: Texts as before pre-training's end, likewise.
         pretraining_split: Split of a saved or hub data set.
         text_batch_size: Texts of each kind per batch and process; None is batch_size.
+        wait_minutes: With several processes, how long one waits for the others where something is computed once and
+            stored (samples, scores, log-probabilities).
         seed: Of the order of examples; None takes seed_everything's.
     """
 
@@ -55,6 +61,7 @@ class PairsDataModule(L.LightningDataModule):
         pretraining: str | None = None,
         pretraining_split: str | None = None,
         text_batch_size: int | None = None,
+        wait_minutes: float = 60,
         seed: int | None = None,
     ):
         super().__init__()
@@ -80,6 +87,9 @@ class PairsDataModule(L.LightningDataModule):
                 raise UserError(f"data.{name}_split={split} has no effect without data.{name}.")
         self.texts = {name: (path, split) for name, (path, split) in given.items() if path is not None}
         self.text_batch_size = text_batch_size
+        if wait_minutes <= 0:
+            raise UserError(f"data.wait_minutes={wait_minutes} must be above 0.")
+        self.wait_minutes = wait_minutes
         self.given_seed = seed
         self._encoder: Encoder | None = None
         self._validation_examples: list[Example] | None = None
@@ -107,13 +117,39 @@ class PairsDataModule(L.LightningDataModule):
             )
         return self._encoder
 
+    @property
+    def recorder(self) -> Recorder:
+        assert self.trainer is not None
+        return Recorder(self.trainer.lightning_module, self.batch_size, self.wait_minutes)  # type: ignore[arg-type]
+
+    def record_reference(self, examples: list[Example]) -> list[Example]:
+        """Examples of a file with log π_ref, computed once and kept in the run's folder, where model.reference says so.
+
+        Raises:
+            UserError: what is kept are not the reference's.
+        """
+        assert self.trainer is not None
+        reference = getattr(self.trainer.lightning_module, "reference", None)
+        if not isinstance(reference, RecordedReference):
+            return examples
+        cache = Round(Path(self.trainer.default_root_dir, "reference"), 0, {"reference": reference.fingerprint()})
+        examples = self.recorder.with_reference(cache, examples)
+        first = examples[0]
+        with reference.present() as present:
+            assert isinstance(present, CopiedReference)
+            (again,) = self.recorder.logps(present.logps, [first])
+        bound = 1e-3 if present.dtype.itemsize >= 4 else 1.0
+        check_cache(first.reference_logps or [], again, bound, str(cache.path))
+        return examples
+
     def val_dataloader(self) -> ExampleLoader | list[Any]:
         if self.validation is None:
             if self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
                 raise UserError("validate: there are no pairs to validate on. Name some: --data.validation=PATH.")
             return []
         if self._validation_examples is None:
-            self._validation_examples, _ = self.read_pairs(self.validation, self.validation_split, BestWorst())
+            examples, _ = self.read_pairs(self.validation, self.validation_split, BestWorst())
+            self._validation_examples = self.record_reference(examples)
         return self._loader(self._validation_examples, shuffle=False)
 
     def test_dataloader(self) -> ExampleLoader | range:
@@ -123,7 +159,7 @@ class PairsDataModule(L.LightningDataModule):
                 raise UserError("test: there is nothing to test. Name pairs (--data.test=PATH), or configure win_rate.")
             return range(1)  # a batch that is none: without any Lightning calls no hook, and `WinRate` needs one
         examples, _ = self.read_pairs(self.test, self.test_split, BestWorst())
-        return self._loader(examples, shuffle=False)
+        return self._loader(self.record_reference(examples), shuffle=False)
 
     def predict_dataloader(self) -> range:
         callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
@@ -289,6 +325,7 @@ class OfflinePairs(PairsDataModule):
         self.train_split = train_split
         self.pairing = pairing or BestWorst()
         self._examples_read: list[Example] | None = None
+        self._recorded = False
         self._line = ""
 
     def setup(self, stage: str) -> None:
@@ -305,6 +342,8 @@ class OfflinePairs(PairsDataModule):
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         assert self._examples_read is not None
+        if not self._recorded:
+            self._examples_read, self._recorded = self.record_reference(self._examples_read), True
         loader = self._loader(self._examples_read, shuffle=True)
         if not len(loader):
             raise UserError(
@@ -314,6 +353,11 @@ class OfflinePairs(PairsDataModule):
         if loader.dropped:
             say(f"  {loader.dropped} pairs of each epoch are left out: they fill no batch for every process.")
         return self.with_texts(loader)
+
+    @property
+    def train_examples(self) -> list[Example]:
+        assert self._examples_read is not None
+        return self._examples_read
 
     def describe(self) -> Iterator[tuple[str, str]]:
         yield "data", self._line

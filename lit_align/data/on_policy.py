@@ -7,32 +7,29 @@ calls it more often than that when a run resumes. Everything is stored as it com
 in the middle of sampling, and one that resumes within an epoch trains on the very pairs it had.
 """
 
-import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor
 
-from lit_align.console import phase, say, tell
-from lit_align.data.collate import Example, ExampleLoader, record_logps
+from lit_align.console import say, tell
+from lit_align.data.collate import Example, ExampleLoader
 from lit_align.data.formats import Row, read_rows
 from lit_align.data.offline_pairs import PairsDataModule, _listing
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs, with_labels, with_mismatched
+from lit_align.data.recording import Make, Rows
 from lit_align.data.sampling import Sampling, sample_responses, sampling_batches
 from lit_align.data.scorers import Scorer, score
 from lit_align.data.store import Round, digest
 from lit_align.errors import UserError
-from lit_align.logprobs import PreferenceBatch
-from lit_align.objectives import AnchoredObjective, PreferenceObjective
-from lit_align.reference import CopiedReference
-
-Rows = list[dict[str, Any]]
+from lit_align.objectives import PreferenceObjective
+from lit_align.sharding import gathered, wait_for_all
 
 
 class OnPolicyPairs(PairsDataModule):
@@ -92,6 +89,7 @@ class OnPolicyPairs(PairsDataModule):
         self._key: dict[str, Any] = {}  # of the present round
         self._pairs: Pairs | None = None
         self._prompts: list[tuple[Row, list[int]]] = []
+        self.groups: list[Example] = []  # all K responses of the present round, none selected
         self._line = ""
 
     # --- Lightning ---
@@ -113,6 +111,7 @@ class OnPolicyPairs(PairsDataModule):
         self.read_texts()
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         self._check_rounds()
+        wait_for_all("setup", self.wait_minutes)
         rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
         self.encoder.counts.clear()
         for row in rows:
@@ -170,6 +169,11 @@ class OnPolicyPairs(PairsDataModule):
         assert self.trainer is not None
         return Path(self.store or Path(self.trainer.default_root_dir, "rounds"))
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the policy still is the one that drew this round's responses."""
+        return self._made_at == self.module.global_step
+
     def _begin_round(self) -> None:
         assert self.trainer is not None
         assert self.module.policy is not None
@@ -214,18 +218,12 @@ class OnPolicyPairs(PairsDataModule):
             [len(ids) for _, ids in prompts], self.sampling_batch_size // self.responses_per_prompt
         )
         clock = [time.monotonic()]
-        samples = self._part("sample", "samples", made, batches, self._sampler(index, prompts))
+        samples = self.recorder.part("sample", "samples", made, batches, self._sampling(index, prompts))
         clock.append(time.monotonic())
-        scores = self._part(
-            "score",
-            f"scores-{digest(self.scorer.identity)}",
-            made,
-            batches,
-            lambda places: self._score([prompts[i][0] for i in places], [samples[i] for i in places]),
-        )
-        self.scorer.release()
+        scores_name = f"scores-{digest(self.scorer.identity)}"
+        scores = self.recorder.part("score", scores_name, made, batches, self._scoring(prompts, samples))
         clock.append(time.monotonic())
-        groups = [
+        groups = self.groups = [
             Example(
                 prompt_ids=ids,
                 response_ids=sampled["response_ids"],
@@ -248,64 +246,23 @@ class OnPolicyPairs(PairsDataModule):
         )
         if self.module.needs_mismatched:
             pairs = self._with_mismatched(made, pairs)
-        if self._records_reference():
-            pairs = self._with_reference(made, pairs)
+        pairs = replace(pairs, examples=self.recorder.with_reference(made, pairs.examples))
         self._log_round(samples, groups, pairs, {"sample": clock[1] - clock[0], "score": clock[2] - clock[1]})
         return pairs
 
-    def _part(
-        self,
-        name: str,
-        part: str,
-        made: Round,
-        batches: Sequence[Sequence[int]],
-        make: Callable[[Sequence[int]], Rows],
-    ) -> Rows:
-        """One row per prompt (or example), in their order: stored batches are read, missing ones are made and stored.
-
-        Args:
-            name: Shown beside the bar.
-            batches: Places of the prompts of each batch; every process makes its share of the batches.
-            make: Gives the rows of one batch's places.
-        """
-        trainer = self.trainer
-        assert trainer is not None
-        total = sum(map(len, batches))
-        missing = [number for number in range(len(batches)) if made.read(part, number) is None]
-        if missing:
-            stored = total - sum(len(batches[number]) for number in missing)
-            with phase(name, total, "prompts" + (f" ({stored} stored before)" if stored else ""), done=stored) as bar:
-                for number in missing:
-                    if number % trainer.world_size == trainer.global_rank:
-                        made.write(part, number, make(batches[number]))
-                    bar.advance(len(batches[number]))
-        else:
-            tell(name, f"{total} prompts, stored before in {made.path}")
-        trainer.strategy.barrier(part)
-        rows: Rows = [{}] * total
-        for number, places in enumerate(batches):
-            read = made.read(part, number)
-            if read is None:
-                raise RuntimeError(
-                    f"{made.path}: batch {number} of {part} is missing; do all processes share the folder?"
-                )
-            for place, row in zip(places, read, strict=True):
-                rows[place] = row
-        return rows
-
-    def _sampler(self, index: int, prompts: Sequence[tuple[Row, list[int]]]) -> Callable[[Sequence[int]], Rows]:
-        """Draws the responses of a batch of prompts and records log π_s; the copy that samples is made when needed."""
+    @contextmanager
+    def _sampling(self, index: int, prompts: Sequence[tuple[Row, list[int]]]) -> Iterator[Make]:
+        """Draws the responses of a batch of prompts and records log π_s."""
         policy = self.module.policy
         assert policy is not None
-        dtype = torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype
-        model = functools.cache(lambda: policy.merged_copy(dtype))
+        self._check_sampler()
+        model = policy.merged_copy(torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype)
 
         def sample(places: Sequence[int]) -> Rows:
-            self._check_sampler()
             ids = [prompts[i][1] for i in places]
             keys = [(self.seed, index, prompts[i][0].source) for i in places]
             responses = sample_responses(
-                model(), self.tokenizer, ids, keys, self.responses_per_prompt, self.sampling, self.encoder.end_ids()
+                model, self.tokenizer, ids, keys, self.responses_per_prompt, self.sampling, self.encoder.end_ids()
             )
             examples = [
                 Example(prompt, [r.ids for r in drawn], prompts[i][0].source)
@@ -322,63 +279,43 @@ class OnPolicyPairs(PairsDataModule):
                     "sampler_logps": logps,
                 }
                 for i, example, drawn, logps in zip(
-                    places, examples, responses, self._logps(policy, examples), strict=True
+                    places, examples, responses, self.recorder.logps(policy, examples), strict=True
                 )
             ]
 
-        return sample
+        with gathered(policy):
+            yield sample
 
     def _check_sampler(self) -> None:
         """Make sure that the policy still is the one whose round this is."""
-        if self._made_at != self.module.global_step:
+        if not self.is_fresh:
             raise UserError(
                 f"the checkpoint is in the middle of round {self._key['round'] + 1}, whose responses were drawn at "
                 f"step {self._made_at} and are no longer in {self.folder}. Give that folder back (data.store) or "
                 "resume from a checkpoint at the end of an epoch."
             )
 
-    def _logps(self, of: Callable[[PreferenceBatch], Tensor], examples: Sequence[Example]) -> list[list[float]]:
-        """Log-probabilities of every response of each example, in the precision that training has."""
-        assert self.trainer is not None
-        assert self.module.policy is not None
-        with self.trainer.precision_plugin.forward_context():
-            return record_logps(of, self.module.policy, examples, self.batch_size)
-
-    def _score(self, rows: Sequence[Row], samples: Rows) -> Rows:
-        responses = [text for sample in samples for text in sample["responses"]]
-        prompts = [row.prompt for row in rows for _ in range(self.responses_per_prompt)]
-        scores = score(self.scorer, prompts, responses)
+    @contextmanager
+    def _scoring(self, prompts: Sequence[tuple[Row, list[int]]], samples: Rows) -> Iterator[Make]:
         K = self.responses_per_prompt
-        return [
-            {"source": row.source, "scores": scores[start : start + K], "scorer": self.scorer.identity}
-            for row, start in zip(rows, range(0, len(scores), K), strict=True)
-        ]
 
-    def _records_reference(self) -> bool:
-        """Where the reference is a second model that stands still until the round ends.
+        def rate(places: Sequence[int]) -> Rows:
+            rows = [prompts[i][0] for i in places]
+            responses = [text for i in places for text in samples[i]["responses"]]
+            scores = score(self.scorer, [row.prompt for row in rows for _ in range(K)], responses)
+            return [
+                {"source": row.source, "scores": scores[start : start + K], "scorer": self.scorer.identity}
+                for row, start in zip(rows, range(0, len(scores), K), strict=True)
+            ]
 
-        An adapter's costs nothing to keep, and live it agrees with the policy to the bit.
-        """
-        module = self.module
-        return (
-            isinstance(module, AnchoredObjective)
-            and module.beta > 0
-            and not module.reference_moves_in_round
-            and isinstance(module.reference, CopiedReference)
-        )
+        yield rate
+        self.scorer.release()
 
     def _with_mismatched(self, made: Round, pairs: Pairs) -> Pairs:
         """The pairs with labels, and with another prompt's response as one more branch, its log π_s recorded too."""
-        policy = self.module.policy
-        assert policy is not None
-
-        def of(batch: PreferenceBatch) -> Tensor:
-            self._check_sampler()
-            return policy(batch)
-
         examples = with_mismatched(with_labels(pairs.examples))
         alone = [replace(example, response_ids=example.response_ids[-1:]) for example in examples]
-        recorded = self._recorded("mismatched", "", made, of, alone)
+        recorded = self.recorder.column("mismatched", "", made, self._asking_sampler(alone), alone)
         return replace(
             pairs,
             examples=[
@@ -387,31 +324,13 @@ class OnPolicyPairs(PairsDataModule):
             ],
         )
 
-    def _with_reference(self, made: Round, pairs: Pairs) -> Pairs:
-        """The pairs with log π_ref recorded, once for the round."""
-        reference = self.module.reference
-        assert isinstance(reference, CopiedReference)
-        recorded = self._recorded("reference", reference.fingerprint(), made, reference.logps, pairs.examples)
-        examples = [replace(e, reference_logps=logps) for e, logps in zip(pairs.examples, recorded, strict=True)]
-        return replace(pairs, examples=examples)
-
-    def _recorded(
-        self, name: str, whose: str, made: Round, of: Callable[[PreferenceBatch], Tensor], examples: Sequence[Example]
-    ) -> list[list[float]]:
-        """Log-probabilities of every response of each example, computed once for the round."""
-        batches = [range(start, min(start + 64, len(examples))) for start in range(0, len(examples), 64)]
-        which = digest(whose + repr([example.response_ids for example in examples]))
-        rows = self._part(
-            name,
-            f"{name}-{which}",
-            made,
-            batches,
-            lambda places: [
-                {"source": examples[i].source, f"{name}_logps": logps}
-                for i, logps in zip(places, self._logps(of, [examples[i] for i in places]), strict=True)
-            ],
-        )
-        return [row[f"{name}_logps"] for row in rows]
+    @contextmanager
+    def _asking_sampler(self, examples: Sequence[Example]) -> Iterator[Make]:
+        policy = self.module.policy
+        assert policy is not None
+        self._check_sampler()
+        with gathered(policy):
+            yield lambda places: self.recorder.rows("mismatched", policy, [examples[i] for i in places])
 
     def _log_round(self, samples: Rows, groups: Sequence[Example], pairs: Pairs, seconds: dict[str, float]) -> None:
         """Log what a round gave; `self.log` is not to be had while Lightning asks for a loader.

@@ -9,7 +9,7 @@ says what its loss is where the policy equals its anchor.
 import hashlib
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -24,13 +24,7 @@ from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.objectives.anchor import adapted_proximal, effective_anchor
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig, load_tokenizer
-from lit_align.reference import (
-    AdapterReference,
-    CopiedReference,
-    ReferenceConfig,
-    RefreshRule,
-    make_reference,
-)
+from lit_align.reference import Reference, ReferenceConfig, RefreshRule, make_reference
 
 torch.serialization.add_safe_globals([PolicyConfig, LoRAConfig, ReferenceConfig])  # hyperparameters of a checkpoint
 
@@ -84,7 +78,6 @@ class PreferenceObjective(L.LightningModule):
         for name, weight in self.text_weights.items():
             if weight < 0:
                 raise UserError(f"model.{self.text_options[name]}={weight} must be ≥ 0.")
-        self.strict_loading = False  # `load_state_dict` below is strict about what a checkpoint holds
         self.policy: Policy | None = None
         self.metrics = torch.nn.ModuleDict(
             {
@@ -264,13 +257,28 @@ class PreferenceObjective(L.LightningModule):
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         self.configure_model()
-        different = self.state_dict().keys() ^ state_dict.keys()
-        if different:
+        if strict:
+            self.check_state_dict(state_dict)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Make sure that a checkpoint holds this module's weights, all of them and no others.
+
+        Raises:
+            UserError: a weight has no counterpart, or one of another shape.
+        """
+        ours = self.state_dict()
+        if different := ours.keys() ^ state_dict.keys():
             raise UserError(
                 f"this checkpoint is of another model or configuration: {len(different)} weights have no counterpart, "
                 f"such as {sorted(different)[0]!r}. Resume with the configuration that made it."
             )
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
+        for name, value in state_dict.items():
+            if isinstance(value, Tensor) and value.shape != ours[name].shape:
+                raise UserError(
+                    f"this checkpoint is of another model or configuration: {name} has the shape {tuple(value.shape)} "
+                    f"there and {tuple(ours[name].shape)} here. Resume with the configuration that made it."
+                )
 
     # --- what a first run shows ---
 
@@ -330,7 +338,7 @@ class AnchoredObjective(PreferenceObjective):
         self.proximal_target = proximal_target
         self._adapted = False  # in this round
         self.reference_config = reference
-        self.reference: CopiedReference | AdapterReference | None = None
+        self.reference: Reference | None = None
         self.refresh_rule: RefreshRule | None = None  # set by the ReferenceRefresh callback before the model is built
         self._checked_first_step = False
 
@@ -425,7 +433,9 @@ class AnchoredObjective(PreferenceObjective):
         recorded = batch.reference_logps is not None or self.proximal > 0
         if not recorded and self.reference_config.dtype == "auto":
             return 0.0, "live reference"
-        why = "recorded anchor" if recorded else "reference of another type"
+        if not recorded:  # its weights are rounded otherwise than the policy's
+            return 0.05 * batch.lengths.max().item(), "reference of another type"
+        why = "recorded anchor"
         if self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision):
             return 1e-3, why
         alone = torch.cat([self.policy(batch.select(slice(i, i + 1))) for i in range(batch.size)])
@@ -442,14 +452,20 @@ class AnchoredObjective(PreferenceObjective):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["refresh_rule"] = self.refresh_rule.state() if self.refresh_rule else None
+        checkpoint["reference"] = self.reference.state() if self.reference else {}
         checkpoint["proximal"] = self.proximal
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.proximal_target is not None:
             self.proximal = checkpoint.get("proximal", self.proximal)
         saved = checkpoint.get("refresh_rule")
+        if saved and self._trainer is None:  # load_from_checkpoint
+            self.refresh_rule = RefreshRule(**saved)
         now = self.refresh_rule
         if saved == (now.state() if now else None) or (now and now.accept_change):
+            self.configure_model()
+            assert self.reference is not None
+            self.reference.load_state(checkpoint["reference"])
             return
         was = RefreshRule(**saved) if saved else "no refresh"
         raise UserError(

@@ -14,7 +14,6 @@ Logged: loss, reward_accuracy, reward_margin, reward_chosen, reward_rejected, an
 import copy
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -36,6 +35,7 @@ from lit_align.policy import (
     _gguf_options,
     _locate,
     _turn_off_dropout,
+    enable_checkpointing,
     load_tokenizer,
     resolve_dtype,
 )
@@ -91,8 +91,7 @@ class Scored(Policy):
         if not config.dropout:
             _turn_off_dropout(model)
         if config.gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            enable_checkpointing(model)
         adapter = _add_adapter(model, replace(lora, targets=_with_head(lora.targets)), None) if lora else None
         return cls(adapter.get_base_model() if adapter else model, tokenizer, adapter).train()  # type: ignore[return-value]
 
@@ -104,12 +103,10 @@ class Scored(Policy):
         logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).view(batch.response_ids.shape[:2])
 
-    def save(self, folder: str | Path) -> None:
-        model = self.model if self.adapter is None else self.merged_copy()
-        model.save_pretrained(folder)
+    def tokenizer_to_save(self) -> Any:
         tokenizer: Any = copy.deepcopy(self.tokenizer)
         tokenizer.chat_template = _scored_template(tokenizer)
-        tokenizer.save_pretrained(folder)
+        return tokenizer
 
 
 def _with_head(targets: str | list[str]) -> str | list[str]:

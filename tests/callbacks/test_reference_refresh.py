@@ -1,17 +1,18 @@
 """When the reference moves, by driving the callback's hooks; how, in tests/test_reference.py."""
 
+import copy
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from tiny import adamw, fit, write_pairs
 
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
-from lit_align.objectives import DPO
+from lit_align.objectives import DPO, SimPO
 from lit_align.policy import PolicyConfig
 
 
@@ -19,9 +20,8 @@ def refreshes(callback: ReferenceRefresh, steps: list[int], batches: int = 4) ->
     """At which of the batches the callback mixes; `steps` is the optimizer's step after each batch."""
     mixed: list[int] = []
     for number, step in enumerate(steps):
-        module = SimpleNamespace(
-            policy=None, reference=SimpleNamespace(mix=lambda *a, n=number: mixed.append(n)), log=lambda *a: None
-        )
+        module = SimpleNamespace(log=lambda *a: None)
+        callback.refresh = lambda module, n=number: mixed.append(n)  # type: ignore[method-assign]
         trainer = SimpleNamespace(
             global_step=step, is_last_batch=number % batches == batches - 1, current_epoch=number // batches
         )
@@ -51,15 +51,55 @@ def test_its_state_goes_through_a_checkpoint():
     assert second.count == 2
 
 
-class NoReference(L.LightningModule):
+def test_an_objective_without_a_reference_is_refused(tiny_model):
+    with pytest.raises(UserError, match=r"reference_refresh: SimPO has no reference to refresh.*=null"):
+        fit(SimPO(PolicyConfig(tiny_model)), None, ReferenceRefresh(1.0))
+
+
+class Foreign(L.LightningModule):
+    """A module of somebody else's, that learns to give 1 and keeps an average of itself."""
+
+    def configure_model(self):
+        torch.manual_seed(0)
+        self.policy = torch.nn.Linear(3, 2)
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+
     def training_step(self, batch, batch_idx):
-        raise AssertionError
+        return (self.policy(torch.ones(4, 3)) - 1).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.policy.parameters(), lr=0.1)
 
 
-def test_a_module_without_a_reference_is_refused():
-    trainer = SimpleNamespace(strategy=None)
-    with pytest.raises(UserError, match=r"reference_refresh: NoReference has no reference to refresh.*=null"):
-        ReferenceRefresh(1.0).setup(trainer, NoReference(), "fit")  # type: ignore[arg-type]
+def test_a_foreign_module_is_refreshed_by_name(in_tmp):
+    module, policies = Foreign(), []
+    keep = LambdaCallback(on_train_batch_end=lambda *a: policies.append(module.policy.weight.detach().clone()))
+    first = Foreign()
+    first.configure_model()
+    expected = first.policy.weight.detach()
+    fit(module, range(3), ReferenceRefresh(0.25), keep)
+    for policy in policies:
+        expected = 0.25 * policy + 0.75 * expected
+    torch.testing.assert_close(module.reference.weight, expected)
+
+
+def test_a_foreign_module_without_two_networks_is_refused(in_tmp):
+    class Alone(Foreign):
+        def configure_model(self):
+            self.policy = torch.nn.Linear(3, 2)
+
+    with pytest.raises(UserError, match="Alone needs two networks, `policy` and `reference`"):
+        fit(Alone(), range(3), ReferenceRefresh(0.25))
+
+
+def test_a_foreign_reference_that_would_round_small_steps_away_is_refused(in_tmp):
+    class Half(Foreign):
+        def configure_model(self):
+            super().configure_model()
+            self.reference.bfloat16()
+
+    with pytest.raises(UserError, match=r"alpha=0\.01: a reference in torch\.bfloat16"):
+        fit(Half(), range(3), ReferenceRefresh(0.01))
 
 
 @pytest.fixture

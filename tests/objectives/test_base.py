@@ -259,7 +259,7 @@ def test_a_target_without_effect_is_refused(tiny_model, in_tmp):
 def test_recorded_and_live_reference_give_the_same_loss(tiny_model, in_tmp, monkeypatch):
     watches = []
     for recorded in (True, False):
-        monkeypatch.setattr("lit_align.data.on_policy.OnPolicyPairs._records_reference", lambda self, r=recorded: r)
+        monkeypatch.setattr("lit_align.data.recording.Recorder._rests", lambda *_, r=recorded: r)
         watch = Watch()
         fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), on_policy(in_tmp), watch, max_epochs=2)
         watches.append(watch)

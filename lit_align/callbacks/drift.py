@@ -1,0 +1,143 @@
+"""How far the policy has drifted: from its reference, from where it started, from the sampler of its pairs.
+
+Training pairs are selected (the best and the worst of K), so they estimate no KL. These are over unselected responses:
+
+| metric | formula |
+|---|---|
+| drift/kl_policy_reference | E_π[log π(y|x) − log π_ref(y|x)], nats per response |
+| drift/kl_policy_start | E_π[log π(y|x) − log π_start(y|x)] |
+| drift/kl_reference_start | E_π[log π_ref(y|x) − log π_start(y|x)], the difference of the two |
+| drift/kl_policy_sampler | mean of w log w − w + 1 with w = π(y|x)/π_s(y|x), over all K responses of y ~ π_s |
+
+Of on-policy rounds the first three are measured where a round begins (its responses are the policy's own) and the last
+where it ends, which is also what λ may follow (model.proximal_target). Of offline pairs fresh responses are drawn for
+the purpose, and there is no sampler. Expectations are means over the prompts asked about, each with its standard error
+of a few tenths of a nat: raise `prompts` for closer ones.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_align.console import tell
+from lit_align.data.collate import Example
+from lit_align.data.offline_pairs import OfflinePairs, PairsDataModule
+from lit_align.data.on_policy import OnPolicyPairs
+from lit_align.data.sampling import Sampling, sample_responses
+from lit_align.errors import UserError
+from lit_align.metrics import kl_from_sampler
+from lit_align.objectives import AnchoredObjective
+from lit_align.policy import Policy
+from lit_align.sharding import gathered
+
+
+class Drift(Callback):
+    """Logs the divergences between policy, reference, start and sampler.
+
+    Args:
+        prompts: How many prompts are asked about, of all processes together.
+        every_n_steps: For offline pairs: optimizer steps from one measurement to the next; None is once per epoch.
+        sampling: For offline pairs: how responses are drawn.
+    """
+
+    def __init__(self, prompts: int = 16, every_n_steps: int | None = None, sampling: Sampling | None = None):
+        if prompts < 1:
+            raise UserError(f"drift.prompts={prompts} must be at least 1; --drift=null leaves the measurement out.")
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(f"drift.every_n_steps={every_n_steps} must be at least 1, or null for once per epoch.")
+        self.prompts = prompts
+        self.every_n_steps = every_n_steps
+        self.sampling = sampling or Sampling()
+        self._measured_at = -1
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = _data(trainer)
+        if isinstance(pl_module, AnchoredObjective) and isinstance(data, OnPolicyPairs) and data.is_fresh:
+            self._measure(pl_module, data, self._share(data.groups, trainer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._measured_at:
+            self._measure_offline(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = _data(trainer)
+        if not isinstance(pl_module, AnchoredObjective):
+            return
+        if not isinstance(data, OnPolicyPairs):
+            self._measure_offline(trainer, pl_module)
+            return
+        policy = pl_module.policy
+        assert policy is not None
+        groups = self._share(data.groups, trainer)
+        with gathered(policy):
+            logps = torch.tensor(data.recorder.logps(policy, groups))
+        kl = kl_from_sampler(logps, torch.tensor([group.sampler_logps for group in groups])).item()
+        self._log(pl_module, {"kl_policy_sampler": kl})
+        pl_module.adapt_proximal(kl)
+
+    def _measure_offline(self, trainer: Trainer, module: LightningModule) -> None:
+        data = _data(trainer)
+        if self._measured_at == trainer.global_step or not isinstance(module, AnchoredObjective):
+            return
+        if isinstance(data, OfflinePairs):
+            self._measured_at = trainer.global_step
+            self._measure(module, data, self._draw(module, data, self._share(data.train_examples, trainer)))
+
+    def _share(self, examples: Sequence[Example], trainer: Trainer) -> list[Example]:
+        """This process's share of the examples asked about; all of them, where they are fewer than processes."""
+        some = list(examples[: self.prompts])
+        return some[trainer.global_rank :: trainer.world_size] if len(some) >= trainer.world_size else some
+
+    def _draw(self, module: AnchoredObjective, data: PairsDataModule, examples: Sequence[Example]) -> list[Example]:
+        """A fresh response to each example's prompt, with log π."""
+        policy = module.policy
+        assert policy is not None
+        model = policy.merged_copy(torch.bfloat16)
+        prompts = [example.prompt_ids for example in examples]
+        keys = [("drift", data.seed, example.source) for example in examples]
+        drawn = sample_responses(model, policy.tokenizer, prompts, keys, 1, self.sampling, data.encoder.end_ids())
+        fresh = [
+            Example(example.prompt_ids, [responses[0].ids], example.source)
+            for example, responses in zip(examples, drawn, strict=True)
+        ]
+        with gathered(policy):
+            logps = data.recorder.logps(policy, fresh)
+        return [
+            Example(example.prompt_ids, example.response_ids, example.source, sampler_logps=logp)
+            for example, logp in zip(fresh, logps, strict=True)
+        ]
+
+    def _measure(self, module: AnchoredObjective, data: PairsDataModule, examples: Sequence[Example]) -> None:
+        """`examples` hold responses of the present policy, with its log-probabilities."""
+        policy, reference = module.policy, module.reference
+        assert policy is not None
+        assert reference is not None
+        ours = torch.tensor([example.sampler_logps for example in examples])
+        start = Policy.load(module.policy_config, module.lora).to(policy.device)
+        from_start = ours - torch.tensor(data.recorder.logps(start, examples))
+        with gathered(policy), reference.present() as present, gathered(present):
+            from_reference = ours - torch.tensor(data.recorder.logps(present.logps, examples))
+        kl_reference, kl_start = from_reference.mean().item(), from_start.mean().item()
+        values = {
+            "kl_policy_reference": kl_reference,
+            "kl_policy_start": kl_start,
+            "kl_reference_start": kl_start - kl_reference,
+        }
+        self._log(module, values)
+        tell("drift", f"KL(policy‖reference) {kl_reference:.2f}, KL(policy‖start) {kl_start:.2f} nats per response")
+
+    def _log(self, module: AnchoredObjective, values: dict[str, float]) -> None:
+        everywhere: Any = module.all_gather(torch.tensor(list(values.values()), device=module.device))
+        means = everywhere.view(-1, len(values)).mean(0).tolist()
+        logged = {f"drift/{name}": mean for name, mean in zip(values, means, strict=True)}
+        for logger in module.trainer.loggers:
+            logger.log_metrics(logged, step=module.trainer.global_step)
+
+
+def _data(trainer: Trainer) -> Any:
+    return trainer.datamodule  # type: ignore[attr-defined]

@@ -1,0 +1,199 @@
+"""Sharding with FSDP2: each process holds a share of all weights, gradients and optimizer states.
+
+The callback owns the plan and applies it; the strategy (`strategy: fsdp2`) owns processes and checkpoints. Every
+transformer block is gathered by itself when it computes and freed behind it; what stands outside of blocks (embedding,
+last norm, output head) is gathered with the root. The reference is sharded like the policy, so that a refresh works
+shard by shard.
+
+    trainer: {strategy: fsdp2, devices: 8}
+    fsdp_sharding: {compute_dtype: bfloat16}
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from transformers import PreTrainedModel
+
+from lit_align.errors import UserError
+from lit_align.objectives import PreferenceObjective
+from lit_align.policy import enable_checkpointing
+from lit_align.sharding import load_shards, shards
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Lightning's strategy for sharded models, with all processes on the data-parallel axis.
+
+    Its own default puts those of a node on the tensor-parallel axis: every process then holds all weights and sees the
+    same batches, and nothing says so.
+
+    Args:
+        save_distributed_checkpoint: Save checkpoints as folders of shards, for models that do not fit into one
+            process's memory. Off, a checkpoint is one file, which a run on any number of processes can go on from.
+        process_group_backend: gloo, nccl, ...; None is chosen by the device.
+    """
+
+    strategy_name = "fsdp2"
+
+    def __init__(self, save_distributed_checkpoint: bool = False, process_group_backend: str | None = None):
+        super().__init__(
+            data_parallel_size="auto",
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+        )
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load weights and optimizer states, from shards or from one file, and give the rest.
+
+        Lightning takes the numbers of an optimizer's weights in a file for places among all weights of the module,
+        which they are not where some are frozen; here they stand for its own weights, in their order.
+        """
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only)
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        module = self.lightning_module
+        assert module is not None
+        weights = checkpoint.pop("state_dict")
+        if isinstance(module, PreferenceObjective):
+            module.check_state_dict(weights)
+        load_shards(module, weights)
+        names = {weight: name for name, weight in module.named_parameters()}
+        for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            if not saved["state"]:  # plain SGD has none, and torch would not know its device
+                for group, values in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+                    group |= {key: value for key, value in values.items() if key != "params"}
+                continue
+            ours = [names[weight] for group in optimizer.param_groups for weight in group["params"]]
+            theirs = [number for group in saved["param_groups"] for number in group["params"]]
+            name_of = dict(zip(theirs, ours, strict=True))
+            state = {
+                "state": {name_of[number]: value for number, value in saved["state"].items()},
+                "param_groups": [
+                    group | {"params": [name_of[number] for number in group["params"]]}
+                    for group in saved["param_groups"]
+                ],
+            }
+            set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(full_state_dict=True))
+        return checkpoint
+
+
+if "fsdp2" not in StrategyRegistry:
+    StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2, all processes data-parallel")
+
+
+class FSDPSharding(Callback):
+    """Shards every network of the module: policy, reference, whatever else it has as a child.
+
+    Works on any LightningModule that builds its networks in `configure_model`.
+
+    Args:
+        blocks: Class names of the parts that are gathered one at a time. None: what transformers names for the model.
+        compute_dtype: Type in which the weights are gathered and computed with; None is their own. Shards, and with
+            them the optimizer, keep theirs; gradients are reduced in float32.
+        activation_checkpointing: Compute activations again in the backward pass.
+        cpu_offload: Keep shards in CPU memory while they are not needed.
+    """
+
+    def __init__(
+        self,
+        blocks: list[str] | None = None,
+        compute_dtype: Literal["bfloat16", "float16"] | None = None,
+        activation_checkpointing: bool = False,
+        cpu_offload: bool = False,
+    ):
+        self.blocks = blocks
+        self.compute_dtype = compute_dtype
+        self.activation_checkpointing = activation_checkpointing
+        self.cpu_offload = cpu_offload
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have the networks sharded as soon as they are built: the optimizer, made next, must see the shards."""
+        if not isinstance(trainer.strategy, ModelParallelStrategy):
+            name = getattr(trainer.strategy, "strategy_name", type(trainer.strategy).__name__)
+            raise UserError(
+                f"fsdp_sharding needs trainer.strategy=fsdp2; it is {name}. Set it, or leave the callback out."
+            )
+        if trainer.strategy._data_parallel_size == 1 < trainer.world_size:  # Lightning's own default
+            raise UserError(
+                f"fsdp_sharding: the strategy puts all {trainer.world_size} processes on the tensor-parallel axis, "
+                "where nothing would be sharded. Set trainer.strategy=fsdp2."
+            )
+        if trainer.precision == "bf16-true":
+            raise UserError(
+                "trainer.precision=bf16-true rounds rotary frequencies too. Load the weights in bfloat16 "
+                "(model.policy.dtype), or compute in it (fsdp_sharding.compute_dtype)."
+            )
+        if self.cpu_offload and trainer.strategy.root_device.type == "cpu":
+            raise UserError("fsdp_sharding.cpu_offload=true has no effect on CPUs; leave it out.")
+        if type(pl_module).configure_model is LightningModule.configure_model:
+            raise UserError(
+                f"fsdp_sharding: {type(pl_module).__name__} builds its networks in __init__; build them in "
+                "`configure_model`, which runs when the processes are there."
+            )
+        if getattr(pl_module.configure_model, "shards", False):  # setup runs once per stage
+            return
+        build = pl_module.configure_model
+
+        def configure_model() -> None:
+            build()
+            self.shard(pl_module)
+
+        configure_model.shards = True  # type: ignore[attr-defined]
+        pl_module.configure_model = configure_model  # type: ignore[method-assign]
+
+    def shard(self, pl_module: LightningModule) -> None:
+        """Shard the module's networks in place, those that are not yet.
+
+        Raises:
+            UserError: none of the given blocks is in a network.
+        """
+        assert pl_module.device_mesh is not None
+        mesh = pl_module.device_mesh["data_parallel"]
+        dtype = getattr(torch, self.compute_dtype) if self.compute_dtype else None
+        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
+        offload = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
+
+        def fully(part: nn.Module) -> None:
+            fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
+
+        for net in pl_module.children():
+            if shards(net) or not any(True for _ in net.parameters()):
+                continue
+            models = [part for part in net.modules() if isinstance(part, PreTrainedModel)]
+            models = [m for m in models if not any(m in set(other.modules()) for other in models if other is not m)]
+            if self.activation_checkpointing:
+                for model in models:
+                    if any(weight.requires_grad for weight in model.parameters()):
+                        enable_checkpointing(model)
+            for block in self._blocks(net, models):
+                fully(block)
+            for model in models[1:]:  # beside the one that computes: a float32 accumulator of its weights
+                fully(model)
+            fully(net)
+            if hasattr(net, "logps"):  # a reference computes by this name
+                register_fsdp_forward_method(net, "logps")
+
+    def _blocks(self, net: nn.Module, models: list[PreTrainedModel]) -> list[nn.Module]:
+        names = set(self.blocks or [name for model in models for name in model._no_split_modules or []])
+        blocks = [part for part in net.modules() if type(part).__name__ in names]
+        if self.blocks and not blocks:
+            known = sorted({type(part).__name__ for part in net.modules()})
+            raise UserError(f"fsdp_sharding.blocks={self.blocks}: {type(net).__name__} has none of them, but {known}.")
+        return blocks

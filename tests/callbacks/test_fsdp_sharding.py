@@ -1,0 +1,275 @@
+"""Sharded and replicated runs in real process groups against the same run in one process."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import run_in
+from tiny import adamw, byte_tokenizer, fit, llama_config, sgd, write_pairs
+from torch.distributed.tensor import DTensor
+from transformers import LlamaForCausalLM
+
+from lit_align import objectives
+from lit_align.callbacks import FSDP2Strategy, FSDPSharding, ReferenceRefresh
+from lit_align.cli import main
+from lit_align.data import OfflinePairs
+from lit_align.errors import UserError
+from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.reference import ReferenceConfig
+from lit_align.sharding import reshard, shards, whole
+
+REPOSITORY = Path(__file__).parents[2]
+LORA = LoRAConfig(r=4, alpha=8)
+RULES = {"soft": (0.6, 1), "small alpha": (0.05, 1), "hard": (1.0, 3), "by round": (1.0, 1, "round"), "none": None}
+Weights = dict[str, torch.Tensor]
+
+
+def run(
+    folder: str,
+    strategy: Any = "auto",
+    objective: str = "DPO",
+    lora: LoRAConfig | None = None,
+    rule: tuple[Any, ...] | None = (0.6, 1),
+    *callbacks: L.Callback,
+    ckpt_path: str | None = None,
+    **options: Any,
+) -> Weights:
+    """Train on 16 pairs, 4 at a step whatever the number of processes; gives all weights in full."""
+    processes, sharded = (1 if strategy == "auto" else 2), strategy not in ("auto", "ddp")
+    options = {"optimizer": sgd(), "policy": PolicyConfig(folder, dtype="float32")} | options
+    trainer = {key: options.pop(key) for key in ("max_epochs", "gradient_clip_val") if key in options}
+    module = getattr(objectives, objective)(options.pop("policy"), lora=lora, **options)
+    data = OfflinePairs(str(Path(folder, "pairs.jsonl")), batch_size=4 // processes, seed=1)
+    sharding = [FSDPSharding()] if strategy == "fsdp2" and not has_plan(callbacks) else []
+    refresh = [ReferenceRefresh(*rule)] if rule else []
+    fit(
+        module,
+        data,
+        *sharding,
+        *refresh,
+        *callbacks,
+        ckpt_path=ckpt_path,
+        strategy=strategy,
+        devices=processes,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        **trainer,
+    )
+    if sharded:
+        assert shards(module.policy), "nothing was sharded"
+        assert all(isinstance(weight, DTensor) for _, weight in module.policy.trainable_weights())
+    reshard(module)
+    return {name: whole(weight.detach()).clone() for name, weight in module.named_parameters()}
+
+
+def has_plan(callbacks: tuple[L.Callback, ...]) -> bool:
+    return any(isinstance(callback, FSDPSharding) for callback in callbacks)
+
+
+def farthest(some: Weights, other: Weights) -> float:
+    assert some.keys() == other.keys()
+    return max((some[name] - other[name]).abs().max().item() for name in some)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untied and not evenly divisible model, so that shards are of different sizes; pairs beside it."""
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    LlamaForCausalLM(llama_config(tie_word_embeddings=True)).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    write_pairs(path, 16)
+    return str(path)
+
+
+def check(folder: str, strategy: str, *args: Any, bound: float = 1e-5, **options: Any) -> None:
+    single = run(folder, "auto", *args, **options)
+    first, second = run_in(2, lambda: run(folder, strategy, *args, **options))
+    assert farthest(first, second) == 0, "the processes' weights have parted"
+    assert farthest(single, first) < bound
+    start = run(folder, "auto", *args, **options | {"optimizer": sgd(0.0)})
+    assert farthest(single, start) > 30 * farthest(single, first), "nothing has moved, and so nothing was shown"
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_and_refresh_as_one(folder, in_tmp, strategy, lora, rule):
+    check(folder, strategy, "DPO", lora, RULES[rule])
+
+
+@pytest.mark.parametrize("objective", ["IPO", "KTO", "SPPO", "EXO"])
+def test_every_anchored_objective_is_refreshed_in_shards(folder, in_tmp, objective):
+    options = {"hard_labels": True, "beta": 1.0} if objective == "SPPO" else {}
+    check(folder, "fsdp2", objective, optimizer=sgd(0.002), bound=1e-4, **options)
+
+
+@pytest.mark.parametrize("objective", ["MPO", "SimPO", "CPO", "ORPO", "RewardModel"])
+def test_every_objective_without_an_anchor_is_sharded(folder, in_tmp, objective):
+    options = {"beta": 0.0} if objective == "MPO" else {}
+    check(folder, "fsdp2", objective, None, None, optimizer=sgd(0.01), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("objective", ["DPO", "IPO", "KTO", "SPPO", "EXO"])
+def test_the_whole_matrix(folder, in_tmp, objective, strategy, lora, rule):
+    options = {"hard_labels": True, "beta": 1.0} if objective == "SPPO" else {}
+    check(folder, strategy, objective, lora, RULES[rule], optimizer=sgd(0.002), bound=1e-4, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": adamw(), "gradient_clip_val": 0.5, "bound": 1e-4},
+        {"reference": ReferenceConfig(dtype="bfloat16"), "rule": (0.01, 1), "bound": 1e-2},
+        {"lora": LORA, "reference": ReferenceConfig(form="copy")},
+    ],
+    ids=["AdamW and clipping", "bfloat16 reference with a float32 accumulator", "LoRA with a merged copy"],
+)
+def test_what_else_must_not_change_by_sharding(folder, in_tmp, options):
+    lora, rule = options.pop("lora", None), options.pop("rule", (0.6, 1))
+    check(folder, "fsdp2", "DPO", lora, rule, **options)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_activation_checkpointing_changes_nothing(folder, in_tmp, lora):
+    plan = FSDPSharding(activation_checkpointing=True)
+    kept = run_in(2, lambda: run(folder, "fsdp2", "DPO", lora))[0]
+    again = run_in(2, lambda: run(folder, "fsdp2", "DPO", lora, (0.6, 1), plan))[0]
+    assert farthest(kept, again) < 1e-6
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_computing_in_bfloat16_keeps_float32_shards(folder, in_tmp, lora):
+    plan = FSDPSharding(compute_dtype="bfloat16")
+    single = run(folder, "auto", "DPO", lora)
+    both = run_in(2, lambda: run(folder, "fsdp2", "DPO", lora, (0.6, 1), plan))[0]
+    assert all(weight.dtype == torch.float32 for weight in both.values())
+    assert 0 < farthest(single, both) < 0.05
+
+
+# --- resume ---
+
+
+@pytest.mark.parametrize("rule", ["soft", "small alpha", "hard"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2", "fsdp2 in shards"])
+def test_resumed_in_the_middle_the_run_ends_as_the_uninterrupted_one(folder, in_tmp, strategy, lora, rule):
+    whole_run = in_processes(strategy, folder, lora, rule)
+    in_processes(strategy, folder, lora, rule, keep=True)
+    resumed = in_processes(strategy, folder, lora, rule, ckpt_path="ckpt/half.ckpt")
+    assert Path("ckpt/half.ckpt").is_dir() == ("in shards" in strategy)
+    assert farthest(whole_run, resumed) == 0
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize(("before", "after"), [("auto", "fsdp2"), ("fsdp2", "auto"), ("ddp", "fsdp2")])
+def test_a_checkpoint_of_one_file_moves_between_one_process_and_shards(folder, in_tmp, before, after, lora):
+    whole_run = in_processes("auto", folder, lora, "soft")
+    in_processes(before, folder, lora, "soft", keep=True)
+    resumed = in_processes(after, folder, lora, "soft", ckpt_path="ckpt/half.ckpt")
+    assert farthest(whole_run, resumed) < 1e-4  # AdamW magnifies rounding
+
+
+def test_a_checkpoint_in_shards_is_refused_where_there_are_none(folder, in_tmp, capsys):
+    in_processes("fsdp2 in shards", folder, None, "soft", keep=True)
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={REPOSITORY / 'configs/tr_dpo.yaml'}", "--ckpt_path=ckpt/half.ckpt"])
+    assert "half.ckpt is a folder of shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", ["KTO", "IPO"])
+def test_a_checkpoint_of_another_objective_is_refused(folder, in_tmp, objective):
+    def go(objective: str, *callbacks: L.Callback, **options: Any) -> Any:
+        return run(folder, "fsdp2", objective, LORA, (0.6, 1), *callbacks, **options)
+
+    saving = ModelCheckpoint("ckpt", filename="last", every_n_train_steps=4, enable_version_counter=False)
+    run_in(2, lambda: go("KTO", saving))
+    if objective == "KTO":  # its z0 is a buffer of the module itself
+        run_in(2, lambda: go("KTO", ckpt_path="ckpt/last.ckpt", max_epochs=2))
+    else:
+        with pytest.raises(RuntimeError, match="of another model or configuration: 1 weights have no counterpart"):
+            run_in(2, lambda: go("IPO", ckpt_path="ckpt/last.ckpt", max_epochs=2))
+
+
+def in_processes(
+    strategy: str, folder: str, lora: LoRAConfig | None, rule: str, *, keep: bool = False, ckpt_path: str | None = None
+) -> Weights:
+    """Two epochs of four steps; with a checkpoint behind the fifth step, or from it."""
+
+    def go() -> Weights:
+        kind: Any = FSDP2Strategy(save_distributed_checkpoint=True) if "in shards" in strategy else strategy
+        saving = ModelCheckpoint("ckpt", filename="half", every_n_train_steps=5, enable_version_counter=False)
+        callbacks = [*([FSDPSharding()] if "in shards" in strategy else []), *([saving] if keep else [])]
+        options = {"optimizer": adamw(), "ckpt_path": ckpt_path, "max_epochs": 2}
+        return run(folder, kind, "DPO", lora, RULES[rule], *callbacks, **options)
+
+    return go() if strategy == "auto" else run_in(2, go)[0]
+
+
+# --- modules of other people ---
+
+
+class Foreign(L.LightningModule):
+    """A policy that learns to give 1, and a reference that follows; nothing of lit_align's in it."""
+
+    def configure_model(self) -> None:
+        torch.manual_seed(0)
+        self.policy = torch.nn.Sequential(torch.nn.Linear(3, 7), torch.nn.Tanh(), torch.nn.Linear(7, 2))
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x = torch.linspace(0, 1, 12, device=self.device).view(4, 3) + batch_idx
+        return (self.policy(x) - self.reference(x) - 1).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.policy.parameters(), lr=0.1)
+
+
+def run_foreign(strategy: str, *callbacks: L.Callback) -> Weights:
+    module = Foreign()
+    devices = 2 if strategy == "fsdp2" else 1
+    fit(module, range(6), ReferenceRefresh(0.3), *callbacks, strategy=strategy, devices=devices)
+    reshard(module)
+    return {name: whole(weight.detach()).clone() for name, weight in module.named_parameters()}
+
+
+def test_a_foreign_module_is_sharded_and_refreshed_by_the_two_callbacks(in_tmp):
+    single = run_foreign("auto")
+    both = run_in(2, run_foreign, "fsdp2", FSDPSharding(blocks=["Linear"]))
+    assert farthest(single, both[0]) < 1e-6
+    assert farthest(both[0], both[1]) == 0
+
+
+# --- what cannot work ---
+
+
+def test_it_refuses_what_cannot_work(in_tmp):
+    class Early(Foreign):
+        def __init__(self) -> None:
+            super().__init__()
+            Foreign.configure_model(self)
+
+        configure_model = L.LightningModule.configure_model
+
+    def attempt(module: L.LightningModule, plan: FSDPSharding, **options: Any) -> str:
+        with pytest.raises(UserError) as error:
+            fit(module, range(2), plan, **{"strategy": "fsdp2", "devices": 2} | options)
+        return str(error.value)
+
+    tensor_parallel = L.pytorch.strategies.ModelParallelStrategy()
+    for module, plan, options, message in (
+        (Foreign(), FSDPSharding(), {"strategy": "ddp"}, "needs trainer.strategy=fsdp2; it is DDPStrategy"),
+        (Early(), FSDPSharding(), {}, "Early builds its networks in __init__"),
+        (Foreign(), FSDPSharding(), {"strategy": tensor_parallel}, "puts all 2 processes on the tensor-parallel axis"),
+        (Foreign(), FSDPSharding(), {"precision": "bf16-true"}, "precision=bf16-true rounds rotary frequencies"),
+        (Foreign(), FSDPSharding(cpu_offload=True), {}, "cpu_offload=true has no effect on CPUs"),
+        (Foreign(), FSDPSharding(blocks=["Block"]), {}, "has none of them, but ['Linear', 'Sequential', 'Tanh']"),
+    ):
+        assert message in run_in(2, lambda m=module, p=plan, o=options: attempt(m, p, **o))[0]

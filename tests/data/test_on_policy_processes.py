@@ -1,0 +1,132 @@
+"""Rounds that several processes make together: the same bytes as one makes, no hang, and who is missing is named."""
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from processes import run_in
+from tiny import adamw, fit, on_policy
+
+from lit_align.callbacks import Drift, FSDPSharding, ReferenceRefresh
+from lit_align.errors import UserError
+from lit_align.loggers import MetricsCSV, read_metrics
+from lit_align.objectives import DPO, KTO
+from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.reference import ReferenceConfig
+from lit_align.sharding import reshard, wait_for_all, whole
+
+LORA = LoRAConfig(r=4, alpha=8)
+
+
+def run(
+    model: str,
+    folder: Path,
+    strategy: str,
+    lr: float,
+    lora: LoRAConfig | None = None,
+    objective: Any = DPO,
+    **options: Any,
+) -> dict[str, torch.Tensor]:
+    """Three rounds of 9 prompts in batches of 4; gives the weights."""
+    folder.mkdir(exist_ok=True)
+    processes = 1 if strategy == "auto" else 2
+    module = objective(PolicyConfig(model, dtype="float32"), lora=lora, optimizer=adamw(lr), **options)
+    data = on_policy(folder, batch_size=4 // processes, sampling_batch_size=8, prompts_per_round=9)
+    callbacks = [ReferenceRefresh(1.0, 1, "round"), Drift(prompts=3)]
+    callbacks += [FSDPSharding()] if strategy == "fsdp2" else []
+    if options.get("reference"):
+        callbacks.pop(0)
+    fit(
+        module,
+        data,
+        *callbacks,
+        max_epochs=3,
+        strategy=strategy,
+        devices=processes,
+        logger=MetricsCSV(folder),
+        log_every_n_steps=1,
+        default_root_dir=folder,
+    )
+    reshard(module)
+    return {name: whole(weight.detach()).clone() for name, weight in module.named_parameters()}
+
+
+def stored(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What was sampled and scored, by round and file."""
+    files = sorted(folder.glob("rounds/*/*.parquet"))
+    names = [re.sub("-[0-9a-f]{8}(?=[-/])", "", f"{file.parent.name}/{file.name}") for file in files]
+    return {name: pq.read_table(file).to_pylist() for name, file in zip(names, files, strict=True)}
+
+
+def without_logps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if not key.endswith("_logps")} for row in rows]
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_pairs_are_the_same_whatever_the_number_of_processes(tiny_model, in_tmp, strategy, lora):
+    """With a learning rate of 0 weights stay equal, and so must all that is drawn from them."""
+    run(tiny_model, in_tmp / "one", "auto", 0.0, lora)
+    run_in(2, run, tiny_model, in_tmp / "two", strategy, 0.0, lora)
+    one, two = stored(in_tmp / "one"), stored(in_tmp / "two")
+    samples = [name for name in one if "samples" in name]
+    assert len(samples) == 3 * 5  # rounds × batches of two prompts
+    assert one.keys() == two.keys()
+    for name in one:
+        if "scores" in name:
+            assert [row["scores"] for row in one[name]] == [row["scores"] for row in two[name]]
+    for name in samples:
+        assert without_logps(one[name]) == without_logps(two[name]), name
+        for row, other in zip(one[name], two[name], strict=True):
+            assert row["sampler_logps"] == pytest.approx(other["sampler_logps"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("ddp", {}),
+        ("fsdp2", {}),
+        ("fsdp2", {"lora": LORA}),
+        ("fsdp2", {"objective": KTO}),
+        ("fsdp2", {"proximal": 0.1, "proximal_target": 0.5}),
+        ("fsdp2", {"reference": ReferenceConfig(form="recorded")}),
+    ],
+    ids=["ddp", "fsdp2", "LoRA", "KTO", "λ adapted", "recorded reference"],
+)
+def test_processes_go_through_rounds_together(tiny_model, in_tmp, strategy, options):
+    start = run(tiny_model, in_tmp / "start", "auto", 0.0, **options)
+    first, second = run_in(2, lambda: run(tiny_model, in_tmp / "two", strategy, 1e-3, **options))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any((first[name] - start[name]).abs().max() > 1e-4 for name in first)
+    rows = read_metrics(in_tmp / "two" / "metrics.csv")
+    panel = [row for row in rows if "drift/kl_policy_start" in row]
+    assert len(panel) == 3
+    assert panel[0]["drift/kl_policy_start"] == pytest.approx(0, abs=1e-4)
+    assert abs(panel[2]["drift/kl_policy_start"]) > 1e-3
+    assert len([row for row in rows if row.get("drift/kl_policy_sampler", 0) > 0]) == 3
+
+
+def late() -> str:
+    if torch.distributed.get_rank() == 1:
+        time.sleep(4)
+        return ""
+    try:
+        wait_for_all("round 1, sample", minutes=1 / 60)
+    except UserError as error:
+        return str(error)
+    return "it waited for nobody"
+
+
+def test_a_process_that_does_not_come_is_named():
+    def go() -> str:
+        torch.distributed.init_process_group("gloo")
+        wait_for_all("setup", minutes=1)
+        return late()
+
+    message, _ = run_in(2, go)
+    assert "round 1, sample: after 0.0166667 minutes" in message
+    assert "1" in message.partition("Ranks")[2], message

@@ -1,0 +1,65 @@
+"""Real process groups on this machine: a function runs in each of several forked processes."""
+
+import multiprocessing
+import os
+import socket
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+    """What `function(*args)` returns in each process, by rank. Lightning finds its group in the environment.
+
+    Forked, so that torch and transformers are loaded once; what is returned must be picklable, tensors included.
+    """
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        workers = [
+            context.Process(target=_work, args=(rank, processes, port, Path(folder, str(rank)), function, args))
+            for rank in range(processes)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(timeout)
+        hung = [rank for rank, worker in enumerate(workers) if worker.is_alive()]
+        for worker in workers:
+            worker.kill()
+        outcomes = [torch.load(path, weights_only=False) for path in sorted(Path(folder).iterdir())]
+    for rank, _, error in outcomes:
+        if error:
+            raise RuntimeError(f"process {rank}:\n{error}")
+    if hung:
+        raise TimeoutError(f"processes {hung} did not end within {timeout} s")
+    return [value for _, value, _ in outcomes]
+
+
+def _work(
+    rank: int, processes: int, port: int, path: Path, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",  # by it Lightning knows that the processes are there
+    }
+    torch.set_num_threads(1)
+    try:
+        outcome = (rank, function(*args), None)
+    except BaseException:
+        outcome = (rank, None, traceback.format_exc())
+    torch.save(outcome, path)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
