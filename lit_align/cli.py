@@ -56,6 +56,7 @@ from lit_align import __version__, commands
 from lit_align.callbacks import (
     Drift,
     FSDPSharding,
+    Interruption,
     PhaseProgress,
     Predictions,
     ReferenceRefresh,
@@ -182,7 +183,7 @@ class AlignCLI(LightningCLI):
         after = [callback for callback in given if isinstance(callback, WandbReport)] or [WandbReport()]
         given = [callback for callback in given if not isinstance(callback, WandbReport)]
         try:
-            return super()._instantiate_trainer(config, [*bar, *given, RunReport(), *after])
+            return super()._instantiate_trainer(config, [*bar, *given, RunReport(), *after, Interruption()])
         except ValueError as error:  # such as an unknown strategy
             raise UserError(f"trainer: {error}") from error
 

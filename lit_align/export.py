@@ -60,9 +60,7 @@ def find_checkpoint(source: str | Path) -> Path:
     if not path.exists():
         raise UserError(f"{source}: there is no such folder or checkpoint.")
     if path.is_dir() and not (path / ".metadata").exists():
-        found = sorted(
-            (path / "checkpoints").glob("*.ckpt"), key=lambda each: (each.stem == "last", each.stat().st_mtime)
-        )
+        found = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda each: each.stat().st_mtime)
         if not found:
             raise UserError(
                 f"{source}: there is no checkpoint in {path / 'checkpoints'}. Give one, or take the model that the run "

@@ -2,6 +2,7 @@
 
 from lit_align.callbacks.drift import Drift
 from lit_align.callbacks.fsdp_sharding import FSDP2Strategy, FSDPSharding
+from lit_align.callbacks.interruption import Interruption
 from lit_align.callbacks.phase_progress import PhaseProgress
 from lit_align.callbacks.predictions import Predictions
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
@@ -13,6 +14,7 @@ __all__ = [
     "Drift",
     "FSDP2Strategy",
     "FSDPSharding",
+    "Interruption",
     "PhaseProgress",
     "Predictions",
     "ReferenceRefresh",

@@ -76,7 +76,13 @@ class RunReport(Callback):
         checkpoint = trainer.checkpoint_callback
         path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
         if path:
-            say(f"go on      python train.py fit --config {folder / 'config.yaml'} --ckpt_path {_relative(path)}")
+            say(f"go on      {resume_command(trainer, path)}")
+
+
+def resume_command(trainer: Trainer, path: str | Path | None) -> str:
+    """What goes on from a checkpoint; without one, what runs the same again."""
+    resume = f" --ckpt_path {_relative(str(path))}" if path else ""
+    return f"python train.py fit --config {Path(trainer.default_root_dir, 'config.yaml')}{resume}"
 
 
 def _memory(module: PreferenceObjective) -> str:

@@ -1,0 +1,129 @@
+"""Ctrl-C and SIGTERM save first, say how to go on, and end the run with exit code 128 + the signal's number.
+
+Within an epoch the step under way is finished and `interrupted.ckpt` is written beside the other checkpoints; resuming
+from it gives what the uninterrupted run would have given. While held-out prompts are answered at the epoch's end the
+epoch is saved likewise (by a single process; several are not at the same place, and leave the last checkpoint). While
+responses are sampled, what is there is on disk already, and the last checkpoint is the one to resume from. A second
+signal ends the run at once. Lightning alone lets a SIGTERM behind the last batch pass unheard.
+"""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_align.callbacks.run_report import resume_command
+from lit_align.console import say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(SystemExit):
+    """The run was asked to end."""
+
+    def __init__(self, signum: int):
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
+class Interruption(Callback):
+    """Save on Ctrl-C and SIGTERM, and print the command to resume."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._in_epoch = False  # a step may be under way
+        self._unsaved = False  # steps of this epoch were made, and its end has not been reached
+        self._before: dict[int, Any] = {}
+        self._trainer: Trainer | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trainer = trainer
+        self._take_over()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_over()  # Lightning has put its own handler before ours meanwhile
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._in_epoch = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._unsaved = True
+        self._in_epoch = not trainer.is_last_batch
+        asked = self._signal is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
+            if path := _checkpoint_path(trainer):
+                trainer.save_checkpoint(path)
+            raise Interrupted(self._signal or signal.SIGTERM)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._unsaved = self._in_epoch = False  # ModelCheckpoint's turn
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        path = _checkpoint_path(trainer)
+        if path and trainer.is_global_zero:
+            path.unlink(missing_ok=True)  # of an earlier interruption
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._give_back()
+        if not isinstance(exception, Interrupted):
+            return
+        path = _checkpoint_path(trainer)
+        if path and self._unsaved and self._signal is None and trainer.world_size == 1:
+            trainer.save_checkpoint(path)
+        newest = path if path and path.exists() else _last(trainer)
+        name = signal.Signals(exception.signum).name
+        mend = "Saved; go on with" if newest else "Nothing to save; begin anew:"
+        say(f"\n{name} at step {trainer.global_step}. {mend}")
+        say(resume_command(trainer, newest))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._give_back()
+
+    def _take_over(self) -> None:
+        for signum in SIGNALS:
+            try:
+                before = signal.signal(signum, self._handle)
+            except ValueError:  # not the main thread
+                return
+            if signum not in self._before:
+                self._before[signum] = before
+
+    def _give_back(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._trainer = None
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._trainer is None:  # Lightning puts back what it found, which was this
+            signal.signal(signum, self._before[signum])
+            signal.raise_signal(signum)
+            return
+        if self._in_epoch and self._signal is None:
+            self._signal = signum
+            say("\nending after this step …")
+            return
+        if (launcher := self._trainer.strategy.launcher) is not None:
+            launcher.kill(signum)  # type: ignore[arg-type]  # the processes that this one has started
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)  # saving is not interrupted
+        raise Interrupted(signum)
+
+
+def _checkpoint_path(trainer: Trainer) -> Path | None:
+    """Where to save; nowhere, if no checkpoints are wanted."""
+    checkpoint = trainer.checkpoint_callback
+    if not isinstance(checkpoint, ModelCheckpoint):
+        return None
+    return Path(checkpoint.dirpath or Path(trainer.default_root_dir, "checkpoints"), "interrupted.ckpt")
+
+
+def _last(trainer: Trainer) -> str:
+    checkpoint = trainer.checkpoint_callback
+    return getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")

@@ -1,0 +1,90 @@
+"""A run that is asked to end, by real signals to this process: what it saves, says, and how it goes on."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import adamw, fit, on_policy, write_prompts
+
+from lit_align.callbacks import Interruption, WinRate
+from lit_align.callbacks.interruption import Interrupted
+from lit_align.data import FunctionScorer
+from lit_align.objectives import DPO
+from lit_align.policy import PolicyConfig
+
+
+class Signal(Callback):
+    """Sends this process a signal in one of its hooks, once."""
+
+    def __init__(self, hook: str, step: int, signum: int = signal.SIGTERM):
+        def send(trainer, *args, **kwargs):
+            if trainer.global_step >= step and not self.sent:
+                self.sent = True
+                os.kill(os.getpid(), signum)
+
+        self.sent = False
+        setattr(self, hook, send)
+
+
+def run(model: str, folder: Path, *callbacks: Callback, ckpt_path: str | None = None) -> DPO:
+    """Two rounds of three steps each."""
+    module = DPO(PolicyConfig(model, dtype="float32"), optimizer=adamw(1e-2))
+    checkpoint = ModelCheckpoint(folder / "checkpoints", save_last=True, save_on_train_epoch_end=True)
+    write_prompts(folder)
+    verdict = WinRate("prompts.jsonl", FunctionScorer("rewards.py:reward"), validation="prompts.jsonl")
+    options = {"default_root_dir": str(folder), "max_epochs": 2, "enable_checkpointing": True}
+    data = on_policy(folder)
+    fit(module, data, *callbacks, verdict, Interruption(), checkpoint, ckpt_path=ckpt_path, **options)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "saved_at"),
+    [
+        ("on_train_batch_start", 1, 2),  # in a step, which is finished
+        ("on_train_batch_start", 4, 5),
+        ("on_train_epoch_end", 1, 3),  # behind the last batch: Lightning alone would not hear it
+        ("on_train_end", 6, None),  # at the verdict: the epoch is saved already
+    ],
+)
+def test_an_interrupted_run_resumes_to_what_it_would_have_been(tiny_model, in_tmp, capsys, hook, step, saved_at):
+    for name in ("whole", "cut"):
+        (in_tmp / name).mkdir()
+    os.chdir("whole")
+    whole = run(tiny_model, Path())
+    os.chdir("../cut")
+    with pytest.raises(Interrupted) as exit:
+        run(tiny_model, Path(), Signal(hook, step))
+    assert exit.value.code == 128 + signal.SIGTERM
+    said = capsys.readouterr().out
+    checkpoint = "checkpoints/interrupted.ckpt" if saved_at else "checkpoints/last.ckpt"
+    assert f"SIGTERM at step {saved_at or 6}. Saved; go on with" in said
+    assert f"python train.py fit --config config.yaml --ckpt_path {checkpoint}" in said
+    if saved_at:
+        assert torch.load(checkpoint, weights_only=True)["global_step"] == saved_at
+
+    resumed = run(tiny_model, Path(), ckpt_path=checkpoint)
+    assert not Path("checkpoints/interrupted.ckpt").exists()
+    assert whole.policy
+    assert resumed.policy
+    for name, weight in whole.policy.model.named_parameters():
+        torch.testing.assert_close(resumed.policy.model.get_parameter(name), weight, rtol=0, atol=0)
+
+
+def test_ctrl_c_while_the_first_round_is_sampled_says_to_begin_anew(tiny_model, in_tmp, capsys):
+    lines = ["import os, signal", "def reward(prompts, responses):", "    os.kill(os.getpid(), signal.SIGINT)"]
+    (in_tmp / "slow.py").write_text("\n".join(lines) + "\n")
+    data = on_policy(in_tmp)
+    data.scorer = FunctionScorer("slow.py:reward")
+    with pytest.raises(Interrupted) as exit:
+        fit(DPO(PolicyConfig(tiny_model)), data, Interruption(), enable_checkpointing=True, default_root_dir="run")
+    assert exit.value.code == 130
+    said = capsys.readouterr().out
+    assert "SIGINT at step 0. Nothing to save; begin anew:" in said
+    assert "python train.py fit --config run/config.yaml\n" in said
+    with pytest.raises(KeyboardInterrupt):  # behind the run, Ctrl-C is what it was
+        signal.raise_signal(signal.SIGINT)
