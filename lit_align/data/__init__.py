@@ -1,19 +1,37 @@
 """Data modules, and what they are made of: formats, sampling, scorers, pairing, the store of rounds."""
 
+from lit_align.data.judge import Endpoint, GradingJudge, PairwiseJudge
 from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
-from lit_align.data.pairing import BestWorst, Listwise, PairingRule
+from lit_align.data.pairing import AllPairs, BestRandom, BestWorst, Listwise, PairingRule
 from lit_align.data.sampling import Sampling
-from lit_align.data.scorers import FunctionScorer, Scorer, SequenceClassificationScorer
+from lit_align.data.scorers import (
+    EnsembleScorer,
+    FunctionScorer,
+    PairwiseFunctionScorer,
+    PairwiseScorer,
+    Scorer,
+    Scores,
+    SequenceClassificationScorer,
+)
 
 __all__ = [
+    "AllPairs",
+    "BestRandom",
     "BestWorst",
+    "Endpoint",
+    "EnsembleScorer",
     "FunctionScorer",
+    "GradingJudge",
     "Listwise",
     "OfflinePairs",
     "OnPolicyPairs",
     "PairingRule",
+    "PairwiseFunctionScorer",
+    "PairwiseJudge",
+    "PairwiseScorer",
     "Sampling",
     "Scorer",
+    "Scores",
     "SequenceClassificationScorer",
 ]

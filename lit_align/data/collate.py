@@ -36,6 +36,9 @@ class Example:
     labels: float | list[float] | None = None
     win_probabilities: list[float] | None = None
     mismatched: bool = False
+    # of groups that a pairing rule chooses from
+    texts: list[str] | None = None
+    preferences: list[list[float]] | None = None  # P(y_i ≻ y_j), [K, K]
 
 
 class Encoder:

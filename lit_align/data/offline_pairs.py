@@ -214,15 +214,15 @@ class PairsDataModule(L.LightningDataModule):
             return [], Counter()
         chat = not isinstance(prompt, str)
         responses = [self.encoder.response(text, chat=chat) for text in row.responses]
-        group = Example(prompt_ids, responses, row.source, rewards=list(row.rewards) if row.rewards else None)
+        rewards = list(row.rewards) if row.rewards else None
+        group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=list(row.responses))
         if len(responses) == 1:
             labels = [float(label) for label in row.labels] if row.labels else None
             return [replace(group, labels=labels)], Counter()
         if group.rewards is not None and len(responses) > 2:
             pairs = pairing([group])
-            return pairs.examples, pairs.counts
+            return pairs.examples, pairs.counts + pairs.within
         chosen, *rejected = responses
-        rewards = group.rewards
         different = [ids for ids in rejected if ids != chosen]
         return (
             [Example(prompt_ids, [chosen, ids], row.source, rewards=rewards) for ids in different],
@@ -256,6 +256,11 @@ class PairsDataModule(L.LightningDataModule):
             raise UserError(
                 f"data.pairing=Listwise: {name}, as it is set, compares two responses. Take BestWorst, or learn from "
                 "rewards (model.reward_temperature of DPO and EXO)."
+            )
+        if pairing.gives_labels and not self._asked("takes_labels", True):
+            raise UserError(
+                f"data.pairing={type(pairing).__name__}: soft labels (labels=soft, ties=half) do nothing for {name}, "
+                "as it is set. Leave them out, or take DPO, IPO, CPO, ORPO or MPO."
             )
         if self._asked("needs_whole_groups", False) and not isinstance(pairing, Listwise):
             raise UserError(

@@ -25,7 +25,7 @@ from lit_align.data.offline_pairs import PairsDataModule, _listing
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs, with_labels, with_mismatched
 from lit_align.data.recording import Make, Rows
 from lit_align.data.sampling import Sampling, sample_responses, sampling_batches
-from lit_align.data.scorers import Scorer, score
+from lit_align.data.scorers import PairwiseScorer, Scorer, compare, score
 from lit_align.data.store import Round, digest
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
@@ -37,7 +37,8 @@ class OnPolicyPairs(PairsDataModule):
 
     Args:
         prompts: A file, a saved data set or a hub name with prompts.
-        scorer: Gives each response its reward.
+        scorer: Gives each response its reward; or compares them with each other (PairwiseScorer): then the reward of a
+            response is its mean probability to beat the K−1 others, and SPPO learns from the comparisons themselves.
         prompts_split: Split of a saved or hub data set.
         prompts_per_round: all prompts in every round; chunk, an equal share for each of max_epochs rounds, as PRPO
             does; or a number, the next so many in each round, beginning anew when they are used up.
@@ -52,7 +53,7 @@ class OnPolicyPairs(PairsDataModule):
     def __init__(
         self,
         prompts: str,
-        scorer: Scorer,
+        scorer: Scorer | PairwiseScorer,
         *,
         prompts_split: str | None = None,
         prompts_per_round: int | Literal["all", "chunk"] = "all",
@@ -230,11 +231,13 @@ class OnPolicyPairs(PairsDataModule):
                 source=row.source,
                 rewards=scored["scores"],
                 sampler_logps=sampled["sampler_logps"],
+                texts=sampled["responses"],
+                preferences=scored.get("preferences"),
             )
             for (row, ids), sampled, scored in zip(prompts, samples, scores, strict=True)
         ]
         pairs = self.pairing(groups)
-        left_out = _listing(pairs.counts)
+        left_out = _listing(pairs.counts) + (f"; taken out: {_listing(pairs.within)}" if pairs.within else "")
         if not pairs.examples:
             raise UserError(f"round {index + 1} gives no pair to train on: of {len(groups)} prompts {left_out}.")
         if index == 0:
@@ -242,12 +245,13 @@ class OnPolicyPairs(PairsDataModule):
                 tell(name, text)
         tell(
             "pair",
-            f"{len(pairs.examples)} pairs from {len(groups)} prompts" + (f"; {left_out}" if pairs.counts else ""),
+            f"{len(pairs.examples)} pairs from {len(groups)} prompts"
+            + (f"; {left_out}" if pairs.counts or pairs.within else ""),
         )
         if self.module.needs_mismatched:
             pairs = self._with_mismatched(made, pairs)
         pairs = replace(pairs, examples=self.recorder.with_reference(made, pairs.examples))
-        self._log_round(samples, groups, pairs, {"sample": clock[1] - clock[0], "score": clock[2] - clock[1]})
+        self._log_round(samples, groups, scores, pairs, {"sample": clock[1] - clock[0], "score": clock[2] - clock[1]})
         return pairs
 
     @contextmanager
@@ -332,16 +336,21 @@ class OnPolicyPairs(PairsDataModule):
         with gathered(policy):
             yield lambda places: self.recorder.rows("mismatched", policy, [examples[i] for i in places])
 
-    def _log_round(self, samples: Rows, groups: Sequence[Example], pairs: Pairs, seconds: dict[str, float]) -> None:
+    def _log_round(
+        self, samples: Rows, groups: Sequence[Example], scores: Rows, pairs: Pairs, seconds: dict[str, float]
+    ) -> None:
         """Log what a round gave; `self.log` is not to be had while Lightning asks for a loader.
 
         | metric | formula |
         |---|---|
         | round/reward | mean reward over all responses |
         | round/reward_best, round/reward_worst | mean over prompts of the highest and the lowest reward |
+        | round/reward_NAME | mean of what rewards are made of: a judge's criteria, an ensemble's members |
+        | round/reward_disagreement | mean of an ensemble's weighted standard deviation around its reward |
         | round/length | mean number of response tokens |
         | round/finished | share of responses that ended by themselves |
         | round/pairs, round/dropped | examples trained on; prompts left out by the pairing rule |
+        | round/dropped_REASON | the same by reason, and responses or pairs that were taken out |
         | round/seconds_sample, round/seconds_score | wall-clock time of the two phases |
         """
         assert self.trainer is not None
@@ -358,6 +367,10 @@ class OnPolicyPairs(PairsDataModule):
             "round/pairs": float(len(pairs.examples)),
             "round/dropped": float(sum(pairs.counts.values())),
         } | {f"round/seconds_{name}": value for name, value in seconds.items()}
+        for name in scores[0].get("parts") or {}:
+            values[f"round/reward_{name}"] = torch.tensor([row["parts"][name] for row in scores]).mean().item()
+        for reason, count in (pairs.counts + pairs.within).items():
+            values[f"round/dropped_{reason.replace(' ', '_')}"] = float(count)
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.trainer.global_step)
 

@@ -1,15 +1,22 @@
-"""Which of a prompt's K scored responses are trained on. What a rule leaves out is counted by its reason."""
+"""Which of a prompt's K scored responses are trained on. What a rule leaves out is counted by its reason.
 
+K responses ──take out empty, repeated, too long──▶ distinct ──threshold──▶ the rule's pairs ──margin, ties──▶ examples
+"""
+
+import itertools
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 
 from lit_align.data.collate import Example
+from lit_align.data.sampling import stream
 from lit_align.errors import UserError
-from lit_align.objectives import win_probabilities_from_rewards
+from lit_align.objectives import win_probabilities_from_pairwise, win_probabilities_from_rewards
 
 
 @dataclass(frozen=True)
@@ -17,97 +24,213 @@ class Pairs:
     """What came of a round's groups."""
 
     examples: list[Example]
-    counts: Counter[str]  # prompts left out, by reason
+    counts: Counter[str]  # prompts left out whole, by reason
+    within: Counter[str] = field(default_factory=Counter)  # responses taken out, and pairs of prompts that stay
 
 
 class PairingRule(ABC):
     """Chooses examples from groups: each group holds one prompt, K responses and their rewards.
 
-    Before the rule sees a group, empty responses and repetitions of an earlier one are taken out. A group with fewer
-    than two responses left is dropped whole.
+    Before the rule sees a group, responses are taken out that are empty (no text, at most an end token), equal to an
+    earlier one, or too long. A group with fewer than two responses left is dropped whole.
+
+    Args:
+        min_margin: Drop what differs in reward by no more than this.
+        reward_temperature: β_r of the probabilities P(y_i ≻ y_j) = σ((r_i − r_j)/β_r), which SPPO learns from, and soft
+            labels. A pairwise scorer's own probabilities take their place.
+        threshold: Drop the prompt if even its best response has a lower reward than this; null takes any.
+        duplicates: Which responses are equal: exact, those of the same text or tokens; normalised, also those that
+            differ in case, in white space or in the way that Unicode writes a character.
+        max_length: Take out responses of more tokens than this; null takes any.
     """
 
-    def __init__(self, reward_temperature: float = 1.0):
+    def __init__(
+        self,
+        min_margin: float = 0.0,
+        reward_temperature: float = 1.0,
+        *,
+        threshold: float | None = None,
+        duplicates: Literal["exact", "normalised"] = "exact",
+        max_length: int | None = None,
+    ):
+        if min_margin < 0:
+            raise UserError(f"pairing.min_margin={min_margin} must be ≥ 0.")
         if reward_temperature <= 0:
             raise UserError(f"pairing.reward_temperature={reward_temperature} must be above 0.")
+        if max_length is not None and max_length < 1:
+            raise UserError(f"pairing.max_length={max_length} must be at least 1 (token).")
+        self.min_margin = min_margin
         self.reward_temperature = reward_temperature
+        self.threshold = threshold
+        self.duplicates = duplicates
+        self.max_length = max_length
+
+    gives_labels = False
+    """Whether examples carry the probability that their first response wins."""
 
     def __call__(self, groups: Sequence[Example]) -> Pairs:
         examples: list[Example] = []
         counts: Counter[str] = Counter()
+        within: Counter[str] = Counter()
         for whole in groups:
             group = self._with_win_probabilities(whole)
-            distinct = _distinct(group)
+            distinct = self._distinct(group, within)
             if len(distinct) < 2:
-                counts["all responses equal or empty"] += 1
+                counts["all responses equal or empty" if self.max_length is None else "all equal, empty or long"] += 1
                 continue
-            chosen, reason = self.choose(take(group, distinct))
+            group = take(group, distinct)
+            assert group.rewards is not None
+            if self.threshold is not None and max(group.rewards) < self.threshold:
+                counts["below the threshold"] += 1
+                continue
+            chosen, reason = self.choose(group, within)
             if reason:
                 counts[reason] += 1
-            examples += chosen
-        return Pairs(examples, counts)
+            examples += [replace(example, preferences=None) for example in chosen]
+        return Pairs(examples, counts, within)
 
     def _with_win_probabilities(self, group: Example) -> Example:
         """Against all K responses as they were drawn, before any is taken out."""
         assert group.rewards is not None
-        rewards = torch.tensor([group.rewards], dtype=torch.float64)
-        wins = win_probabilities_from_rewards(rewards, self.reward_temperature)
+        if group.preferences is not None:
+            wins = win_probabilities_from_pairwise(torch.tensor([group.preferences], dtype=torch.float64))
+        else:
+            rewards = torch.tensor([group.rewards], dtype=torch.float64)
+            wins = win_probabilities_from_rewards(rewards, self.reward_temperature)
         return replace(group, win_probabilities=wins[0].tolist())
 
+    def _distinct(self, group: Example, within: Counter[str]) -> list[int]:
+        """The first of each set of equal responses, without empty ones and those that are too long."""
+        tokens: set[tuple[int, ...]] = set()
+        texts: set[str] = set()
+        kept = []
+        for place, ids in enumerate(group.response_ids):
+            text = None if group.texts is None else group.texts[place]
+            key = text if text is None or self.duplicates == "exact" else normalised(text)
+            if not ids or (text is not None and not text.strip()):
+                within["empty responses"] += 1
+            elif self.max_length is not None and len(ids) > self.max_length:
+                within["too long responses"] += 1
+            elif key is not None and key in texts:
+                within["repeated responses"] += 1
+            elif tuple(ids) in tokens:
+                within["repeated responses" if key is None else "responses equal after truncation"] += 1
+            else:
+                kept.append(place)
+            tokens.add(tuple(ids))
+            texts |= set() if key is None else {key}
+        return kept
+
     @abstractmethod
-    def choose(self, group: Example) -> tuple[list[Example], str]:
-        """The examples of one group, or none and the reason."""
+    def choose(self, group: Example, within: Counter[str]) -> tuple[list[Example], str]:
+        """The examples of one group, or none and the reason; counts pairs that it leaves out of those it takes."""
 
 
-class BestWorst(PairingRule):
-    """The response of the highest reward against that of the lowest.
+class _RuleOfPairs(PairingRule):
+    """What rules share that make pairs of a chosen and a rejected response.
 
     Args:
-        min_margin: Drop the prompt if their rewards differ by no more than this; a tie is always dropped.
-        reward_temperature: β_r of the win probabilities P(y_i ≻ y_j) = σ((r_i − r_j)/β_r), which SPPO learns from.
+        ties: What becomes of two responses of equal reward: drop them, or train on them with the label ½.
+        labels: hard: the better response wins for sure. soft: with probability P(y_i ≻ y_j), of the pairwise scorer or
+            σ((r_i − r_j)/β_r).
     """
 
-    def __init__(self, min_margin: float = 0.0, reward_temperature: float = 1.0):
-        super().__init__(reward_temperature)
-        if min_margin < 0:
-            raise UserError(f"pairing.min_margin={min_margin} must be ≥ 0.")
-        self.min_margin = min_margin
+    def __init__(
+        self,
+        *args: Any,
+        ties: Literal["drop", "half"] = "drop",
+        labels: Literal["hard", "soft"] = "hard",
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.ties = ties
+        self.labels = labels
+        self.gives_labels = ties == "half" or labels == "soft"
 
-    def choose(self, group: Example) -> tuple[list[Example], str]:
+    @abstractmethod
+    def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
+        """Pairs of places, the better response first, from all places in order of their rewards."""
+
+    def choose(self, group: Example, within: Counter[str]) -> tuple[list[Example], str]:
         assert group.rewards is not None
-        order = ranked(group.rewards)
-        margin = group.rewards[order[0]] - group.rewards[order[-1]]
-        if margin == 0:
-            return [], "tied"
-        if margin <= self.min_margin:
-            return [], "margin too small"
-        return [take(group, [order[0], order[-1]])], ""
+        made: list[Example] = []
+        left_out: Counter[str] = Counter()
+        for best, worst in self.candidates(group, ranked(group.rewards)):
+            margin = group.rewards[best] - group.rewards[worst]
+            if margin == 0 and self.ties == "drop":
+                left_out["tied"] += 1
+            elif 0 < margin <= self.min_margin:
+                left_out["margin too small"] += 1
+            else:
+                labels = self._label(group, best, worst) if self.gives_labels else None
+                made.append(replace(take(group, [best, worst]), labels=labels))
+        if not made:
+            return [], "margin too small" if left_out["margin too small"] else "tied"
+        within.update({f"pairs {reason}": count for reason, count in left_out.items()})
+        return made, ""
+
+    def _label(self, group: Example, best: int, worst: int) -> float:
+        assert group.rewards is not None
+        if group.rewards[best] == group.rewards[worst]:
+            return 0.5
+        if self.labels == "hard":
+            return 1.0
+        if group.preferences is not None:
+            return group.preferences[best][worst]
+        margin = group.rewards[best] - group.rewards[worst]
+        return torch.sigmoid(torch.tensor(margin / self.reward_temperature, dtype=torch.float64)).item()
+
+
+class BestWorst(_RuleOfPairs):
+    """The response of the highest reward against that of the lowest."""
+
+    def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
+        return [(order[0], order[-1])]
+
+
+class BestRandom(_RuleOfPairs):
+    """The response of the highest reward against one drawn of those below it, the same one each time."""
+
+    def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
+        assert group.rewards is not None
+        best, *others = order
+        below = [place for place in others if group.rewards[best] - group.rewards[place] > self.min_margin] or others
+        drawn = torch.randint(len(below), (), generator=stream("best/random", group.source, repr(group.response_ids)))
+        return [(best, below[int(drawn)])]
+
+
+class AllPairs(_RuleOfPairs):
+    """Each two responses, the better one chosen: K(K−1)/2 pairs of a prompt. Pairs left out are counted as such."""
+
+    def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
+        return list(itertools.combinations(order, 2))
 
 
 class Listwise(PairingRule):
     """All K responses, the best first, for objectives over groups. A group that lost a response is dropped whole.
 
-    Args:
-        min_margin: Drop the prompt if the best and the worst reward differ by no more than this; a tie is dropped.
-        reward_temperature: β_r of the win probabilities P(y_i ≻ y_j) = σ((r_i − r_j)/β_r), which SPPO learns from.
+    `min_margin` is the least difference of the best reward and the worst; groups of equal rewards are dropped.
     """
 
-    def __init__(self, min_margin: float = 0.0, reward_temperature: float = 1.0):
-        super().__init__(reward_temperature)
-        self.min_margin = min_margin
-        self._size = 0
+    _size = 0
 
     def __call__(self, groups: Sequence[Example]) -> Pairs:
         self._size = max(len(group.response_ids) for group in groups)
         return super().__call__(groups)
 
-    def choose(self, group: Example) -> tuple[list[Example], str]:
+    def choose(self, group: Example, within: Counter[str]) -> tuple[list[Example], str]:
         assert group.rewards is not None
         if len(group.response_ids) < self._size:
-            return [], "with an equal or empty response"
-        if max(group.rewards) - min(group.rewards) <= self.min_margin:
-            return [], "tied" if self.min_margin == 0 else "margin too small"
+            return [], "with a response taken out"
+        margin = max(group.rewards) - min(group.rewards)
+        if margin <= self.min_margin:
+            return [], "margin too small" if margin else "tied"
         return [take(group, ranked(group.rewards))], ""
+
+
+def normalised(text: str) -> str:
+    """The text without differences in case, white space and the way that Unicode writes a character."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def ranked(rewards: Sequence[float]) -> list[int]:
@@ -118,7 +241,7 @@ def ranked(rewards: Sequence[float]) -> list[int]:
 def take(group: Example, branches: Sequence[int]) -> Example:
     """The same prompt with some of its responses, in the order given."""
 
-    def some(values: list[float] | None) -> list[float] | None:
+    def some(values: list[Any] | None) -> list[Any] | None:
         return None if values is None else [values[i] for i in branches]
 
     return replace(
@@ -128,6 +251,8 @@ def take(group: Example, branches: Sequence[int]) -> Example:
         sampler_logps=some(group.sampler_logps),
         reference_logps=some(group.reference_logps),
         win_probabilities=some(group.win_probabilities),
+        texts=some(group.texts),
+        preferences=None if group.preferences is None else [some(group.preferences[i]) or [] for i in branches],
     )
 
 
@@ -153,12 +278,3 @@ def with_mismatched(examples: Sequence[Example]) -> list[Example]:
         branch = examples[other].response_ids[place % len(examples[other].response_ids)]
         mismatched.append(replace(example, response_ids=[*example.response_ids, branch], mismatched=True))
     return mismatched
-
-
-def _distinct(group: Example) -> list[int]:
-    """The first of each set of equal responses, without empty ones (at most an end token)."""
-    first: dict[tuple[int, ...], int] = {}
-    for place, ids in enumerate(group.response_ids):
-        if len(ids) > 1:
-            first.setdefault(tuple(ids), place)
-    return list(first.values())

@@ -7,7 +7,7 @@ import math
 import numbers
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
@@ -33,25 +33,45 @@ class ScorerError(UserError):
     """A scorer failed. Names the scorer, the first prompt and response concerned, and the mend."""
 
 
-class Scorer(ABC):
-    """Gives each response its reward. Subclass it, set `batch_size`, and say who you are."""
-
-    batch_size: int  # most responses per call
+class Labeller(ABC):
+    """What both kinds of scorers share: they say who they are, and load and free what they need."""
 
     @property
     @abstractmethod
     def identity(self) -> str:
         """Name and version, recorded with each score: it changes whenever the scores may."""
 
-    @abstractmethod
-    def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
-        """The reward of each response to the prompt of the same place, [N]."""
-
     def start(self) -> None:  # noqa: B027  # not every scorer has something to load
         """Load what is needed to score; calling it again does nothing."""
 
     def release(self) -> None:  # noqa: B027
-        """Free it, as between rounds; the next score loads it again."""
+        """Free it, as between rounds, and tell what it has cost; the next score loads it again."""
+
+
+class Scorer(Labeller):
+    """Gives each response its reward. Subclass it, set `batch_size`, and say who you are."""
+
+    batch_size: int  # most responses per call
+
+    @abstractmethod
+    def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
+        """The reward of each response to the prompt of the same place, [N]; `Scores` if it has parts."""
+
+
+class PairwiseScorer(Labeller):
+    """Compares the responses to a prompt with each other: a preference model, which need not be transitive."""
+
+    @abstractmethod
+    def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> Sequence[Any]:
+        """P(y_i ≻ y_j) among each prompt's responses, [N, K, K]; the diagonal is not read."""
+
+
+class Scores(list[float]):
+    """Rewards, [N], and what they are made of: `parts[name]`, [N], is kept and logged with them."""
+
+    def __init__(self, rewards: Iterable[float], parts: Mapping[str, Sequence[float]] | None = None):
+        super().__init__(rewards)
+        self.parts = {name: list(values) for name, values in (parts or {}).items()}
 
 
 def score(
@@ -59,7 +79,7 @@ def score(
     prompts: Sequence[Text],
     responses: Sequence[str],
     advance: Callable[[int], object] | None = None,
-) -> list[float]:
+) -> Scores:
     """The reward of each response, [N], asked for in batches of like length, the longest first.
 
     Args:
@@ -71,18 +91,56 @@ def score(
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses: give one prompt per response.")
     order = sorted(range(len(responses)), key=lambda i: -len(_joined(prompts[i])) - len(responses[i]))
-    scores = [math.nan] * len(responses)
+    scores = Scores([math.nan] * len(responses))
     for start in range(0, len(order), scorer.batch_size):
         places = order[start : start + scorer.batch_size]
         batch = _score_batch(scorer, [prompts[i] for i in places], [responses[i] for i in places])
         for i, value in zip(places, batch, strict=True):
             scores[i] = value
+        for name, values in batch.parts.items():
+            whole = scores.parts.setdefault(name, [math.nan] * len(responses))
+            for i, value in zip(places, values, strict=True):
+                whole[i] = value
         if advance is not None:
             advance(len(places))
     return scores
 
 
-def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> list[float]:
+def compare(
+    scorer: PairwiseScorer, prompts: Sequence[Text], responses: Sequence[Sequence[str]]
+) -> list[list[list[float]]]:
+    """P(y_i ≻ y_j) among each prompt's K responses, [N, K, K], with ½ on the diagonal.
+
+    Raises:
+        ScorerError: the scorer raises, or what it gives are no probabilities with P_ij + P_ji = 1.
+    """
+
+    def failed(what: str, mend: str, place: int = 0) -> ScorerError:
+        prompt, first = _shown(_joined(prompts[place])), _shown(responses[place][0])
+        return ScorerError(f"scorer {scorer.identity} {what} (prompt {prompt}, first response {first}). {mend}")
+
+    try:
+        matrices = [torch.as_tensor(P, dtype=torch.float64) for P in scorer.preferences(prompts, responses)]
+    except UserError:
+        raise
+    except Exception as error:
+        raise failed(f"raised {type(error).__name__}: {error}", "Mend the scorer and run again.") from error
+    if len(matrices) != len(prompts):
+        raise failed(f"gave {len(matrices)} matrices for {len(prompts)} prompts", "Return one K × K matrix for each.")
+    compared = []
+    for place, (matrix, group) in enumerate(zip(matrices, responses, strict=True)):
+        K = len(group)
+        if matrix.shape != (K, K):
+            raise failed(f"gave a matrix of shape {[*matrix.shape]} for {K} responses", f"Return [{K}, {K}].", place)
+        P = matrix.clone().fill_diagonal_(0.5)
+        if not (((P >= 0) & (P <= 1)).all() and torch.allclose(P + P.T, torch.ones_like(P), atol=1e-4)):
+            mend = "Return P[i][j] in [0, 1], the probability that response i beats j, and 1 minus it in P[j][i]."
+            raise failed(f"gave {matrix.tolist()}, which are no preferences", mend, place)
+        compared.append(P.tolist())
+    return compared
+
+
+def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> Scores:
     def failed(what: str, mend: str, place: int = 0) -> ScorerError:
         prompt, response = _shown(_joined(prompts[place])), _shown(responses[place])
         return ScorerError(f"scorer {scorer.identity} {what} (prompt {prompt}, response {response}). {mend}")
@@ -96,6 +154,7 @@ def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> l
     except Exception as error:
         what = f"raised {type(error).__name__}: {error}, on a batch of {len(responses)} that begins here"
         raise failed(what, "Mend the scorer and run again.") from error
+    parts: dict[str, list[float]] = getattr(values, "parts", {})
     if hasattr(values, "tolist"):  # tensors and arrays
         values = values.tolist()
     if not isinstance(values, list | tuple):
@@ -107,7 +166,7 @@ def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> l
             raise failed(f"gave {value!r}, which is no number", "Return one number per response.", place)
         if not math.isfinite(value):
             raise failed(f"gave {value}", "Return a finite number, also where there is no answer.", place)
-    return [float(value) for value in values]
+    return Scores(map(float, values), parts)
 
 
 class FunctionScorer(Scorer):
@@ -133,6 +192,76 @@ class FunctionScorer(Scorer):
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
         return self.function(prompts, responses)
+
+
+class PairwiseFunctionScorer(PairwiseScorer):
+    """A Python function, called as `function(prompt, responses)`, that gives [K, K]: how probably i beats j.
+
+    Args:
+        function: Where it is: package.module.function, or path/to/file.py:function.
+    """
+
+    def __init__(self, function: str):
+        self._function = FunctionScorer(function)
+
+    @property
+    def identity(self) -> str:
+        """The import path and a fingerprint of the file behind it."""
+        return self._function.identity
+
+    def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[Any]:
+        function: Any = self._function.function
+        return [function(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+
+
+class EnsembleScorer(Scorer):
+    """The weighted mean of several scorers, Σ w_m r_m / Σ w_m, and how far they disagree.
+
+    Recorded with each reward, and logged by round: every member's own, and `disagreement`, their weighted standard
+    deviation around the reward. Weights also bring scales together: members that differ in scale need them.
+
+    Args:
+        scorers: The members, by name.
+        weights: Weight of each member by name; 1 for those without.
+        batch_size: Most responses per call.
+    """
+
+    def __init__(self, scorers: dict[str, Scorer], weights: dict[str, float] | None = None, batch_size: int = 256):
+        self.scorers = scorers
+        self.weights = dict.fromkeys(scorers, 1.0) | (weights or {})
+        self.batch_size = _at_least_one("batch_size", batch_size)
+        if len(scorers) < 2:
+            raise UserError(f"scorer.scorers: an ensemble needs 2 members or more, and has {len(scorers)}.")
+        for name, weight in self.weights.items():
+            if name not in scorers:
+                raise UserError(f"scorer.weights.{name}={weight} has no member; members are {', '.join(scorers)}.")
+            if not weight > 0:
+                raise UserError(f"scorer.weights.{name}={weight} must be above 0; leave a member out instead.")
+        if "disagreement" in scorers:
+            raise UserError("scorer.scorers.disagreement: this name is that of their spread; take another.")
+
+    @property
+    def identity(self) -> str:
+        """Those of the members, with their weights."""
+        members = ", ".join(f"{self.weights[name]:g} {scorer.identity}" for name, scorer in self.scorers.items())
+        return f"ensemble of {members}"
+
+    def start(self) -> None:
+        for scorer in self.scorers.values():
+            scorer.start()
+
+    def release(self) -> None:
+        for scorer in self.scorers.values():
+            scorer.release()
+
+    def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Scores:
+        parts = {name: score(scorer, prompts, responses) for name, scorer in self.scorers.items()}
+        weights_M1 = torch.tensor([self.weights[name] for name in parts], dtype=torch.float64)[:, None]
+        weights_M1 /= weights_M1.sum()
+        rewards_MN = torch.tensor([*parts.values()], dtype=torch.float64)
+        mean_N = (weights_M1 * rewards_MN).sum(0)
+        spread_N = (weights_M1 * (rewards_MN - mean_N).square()).sum(0).sqrt()
+        return Scores(mean_N.tolist(), parts | {"disagreement": spread_N.tolist()})
 
 
 class SequenceClassificationScorer(Scorer):

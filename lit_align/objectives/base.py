@@ -51,6 +51,7 @@ class PreferenceObjective(L.LightningModule):
     samples: ClassVar[bool] = True  # its policy can be asked for responses to train on
     chats: ClassVar[bool] = False  # plain prompts become a user's turn, where the tokenizer has a chat template
     needs_mismatched: ClassVar[bool] = False  # each example has another prompt's response as one more branch
+    takes_labels: bool = False  # the probability that the first response of a pair wins
     takes_groups: bool = False  # more than two responses of a prompt
     needs_whole_groups: bool = False  # all that were sampled, none selected
     # The option that weighs each stream of texts beside the preferences.

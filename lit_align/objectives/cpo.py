@@ -57,6 +57,7 @@ class CPO(PreferenceObjective):
     """
 
     formula = "−log σ(β·Δlog π) − α·log π(y_w)"
+    takes_labels = True
 
     def __init__(
         self,

@@ -110,6 +110,7 @@ class DPO(AnchoredObjective):
         self.robust = robust
         self.reward_temperature = reward_temperature
         self.takes_groups = reward_temperature is not None
+        self.takes_labels = reward_temperature is None
         if reward_temperature is not None and (label_smoothing or robust):
             raise UserError(
                 f"model.reward_temperature={reward_temperature}: the rewards are the labels, so that label_smoothing "

@@ -52,6 +52,7 @@ class IPO(AnchoredObjective):
     """
 
     formula = "(Δlog π/anchor − 1/(2β))²"
+    takes_labels = True
 
     def __init__(self, policy: PolicyConfig, *, length_normalize: bool = False, **kwargs: Any):
         super().__init__(policy, **kwargs)

@@ -57,6 +57,7 @@ class MPO(PreferenceObjective):
     """
 
     formula = "−σ(Δlog π) − β·log π(y_sft) − γ·log π(x_pretrain)"
+    takes_labels = True
     text_options = {"sft": "beta", "pretraining": "gamma"}  # noqa: RUF012  # declared a ClassVar by the base
 
     def __init__(

@@ -67,6 +67,7 @@ class ORPO(PreferenceObjective):
     """
 
     formula = "−l̄_w − β·log σ(Δlog odds),  l̄ = log π / length"
+    takes_labels = True
 
     def __init__(
         self,

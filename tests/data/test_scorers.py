@@ -12,7 +12,16 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, LlamaForSequenceClassification
 
 from lit_align.data.formats import Text
-from lit_align.data.scorers import FunctionScorer, Scorer, ScorerError, SequenceClassificationScorer, score
+from lit_align.data.scorers import (
+    EnsembleScorer,
+    FunctionScorer,
+    PairwiseFunctionScorer,
+    Scorer,
+    ScorerError,
+    SequenceClassificationScorer,
+    compare,
+    score,
+)
 from lit_align.errors import UserError
 
 CODE = """
@@ -413,3 +422,59 @@ def test_a_classifier_without_its_head_is_refused(bert):
     message = message_of(UserError, score, SequenceClassificationScorer(folder), ["p"], ["r"])
     assert "classifier.weight" in message
     assert "random" in message
+
+
+# --- ensembles and comparisons ---
+
+
+def test_an_ensemble_is_the_weighted_mean_with_its_members_and_their_spread():
+    one, two = Given(lambda prompts, responses: [0.0, 6.0]), Given(lengths)
+    scores = score(EnsembleScorer({"one": one, "two": two}, {"two": 2.0}), ["", ""], ["aaa", "b"])
+    assert scores == pytest.approx([2.0, 8 / 3])
+    assert scores.parts["one"] == [0.0, 6.0]
+    assert scores.parts["two"] == [3.0, 1.0]
+    # √(Σ w (r − mean)²): (1·4 + 2·1)/3 = 2, and (1·(10/3)² + 2·(5/3)²)/3 = 50/9
+    assert scores.parts["disagreement"] == pytest.approx([math.sqrt(2), math.sqrt(50 / 9)])
+
+
+def test_an_ensembles_identity_tells_its_members_and_their_weights():
+    members = {"a": Given([0.0]), "b": Given([0.0])}
+    assert EnsembleScorer(members, {"b": 0.5}).identity == "ensemble of 1 given@1, 0.5 given@1"
+
+
+@pytest.mark.parametrize(
+    ("scorers", "weights", "words"),
+    [
+        (["a"], {}, "an ensemble needs 2 members or more, and has 1"),
+        (["a", "b"], {"c": 1.0}, "scorer.weights.c=1.0 has no member; members are a, b"),
+        (["a", "b"], {"a": 0.0}, "scorer.weights.a=0.0 must be above 0"),
+        (["a", "disagreement"], {}, "this name is that of their spread"),
+    ],
+)
+def test_an_ensemble_that_cannot_be_is_refused(scorers, weights, words):
+    assert words in message_of(UserError, EnsembleScorer, {name: Given([0.0]) for name in scorers}, weights)
+
+
+def test_a_function_may_compare_responses_with_each_other(in_tmp):
+    (in_tmp / "prefer.py").write_text(
+        "import torch\ndef rock_paper_scissors(prompt, responses):\n"
+        "    return torch.tensor([[9, 1, 0], [0, 9, 1], [1, 0, 9.0]])\n"
+    )
+    (P,) = compare(PairwiseFunctionScorer("prefer.py:rock_paper_scissors"), ["q"], [["rock", "scissors", "paper"]])
+    assert P == [[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ("[[0.5, 1.0]]", "gave a matrix of shape [1, 2] for 2 responses"),
+        ("[[0.5, 0.9], [0.9, 0.5]]", "which are no preferences"),
+        ("[[0.5, float('nan')], [0.9, 0.5]]", "which are no preferences"),
+        ("'A'", "raised TypeError"),
+    ],
+)
+def test_comparisons_that_are_no_preferences_are_refused(in_tmp, returned, words):
+    (in_tmp / "prefer.py").write_text(f"def bad(prompt, responses): return {returned}\n")
+    message = message_of(ScorerError, compare, PairwiseFunctionScorer("prefer.py:bad"), ["q"], [["a", "b"]])
+    assert words in message
+    assert "first response 'a'" in message
