@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lit_align.data.store import find_rounds, read_rounds
 from lit_align.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ def read_rows(path_or_name: str | os.PathLike[str], *, split: str | None = None,
     """Read a data set whole, detecting its format.
 
     Args:
-        path_or_name: A .jsonl, .json or .parquet file, a folder that `datasets` saved, or a hub name, with a
-            configuration behind a colon if need be (openai/summarize_from_feedback:comparisons).
-        split: Split of a folder or hub name; None is a folder's only one, or else train.
+        path_or_name: A .jsonl, .json or .parquet file, a folder that `datasets` saved, rounds that `OnPolicyPairs`
+            stored (a run's folder, or one round's), or a hub name, with a configuration behind a colon if need be
+            (openai/summarize_from_feedback:comparisons).
+        split: Split of a folder or hub name; None is a folder's only one, or else train. Of rounds that several
+            scorers have scored: the one whose identity holds this.
         kind: What the rows are for. prompts: what precedes any response. preferences: the better response,
             then one or more worse ones. labelled: responses marked desirable or not; preferences give both.
             texts: one response to imitate; of a preference, the better one.
@@ -501,7 +504,7 @@ def _is_several(value: object) -> bool:
 def _records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[Record]:
     path = Path(source)
     if path.is_dir():
-        return _saved_records(path, split)
+        return _round_records(path, split) if find_rounds(path) else _saved_records(path, split)
     reader = _READERS.get(path.suffix)
     is_path = len(path.parts) == 2 and path.parent.is_dir()  # it looks like a hub name, but its folder is here
     if reader is None and not is_path and not path.exists() and _HUB_NAME.fullmatch(source):
@@ -576,8 +579,16 @@ def _read_parquet(path: Path, skipped: Counter[str]) -> Iterator[Record]:
 
 
 _READERS = {".jsonl": _read_json, ".json": _read_json, ".parquet": _read_parquet}
-_SOURCES = "a .jsonl, .json or .parquet file, a folder saved by `datasets`, or a hub name"
+_SOURCES = "a .jsonl, .json or .parquet file, a folder saved by `datasets`, a run's rounds, or a hub name"
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
+
+
+def _round_records(path: Path, scorer: str | None) -> Iterator[Record]:
+    """Rounds that were sampled on-policy: prompts, responses as text, and the rewards of one scorer."""
+    for stored in read_rounds(path, scorer):
+        for row in stored.rows:
+            values = {"prompt": row["prompt"], "responses": row["responses"], "rewards": row["scores"]}
+            yield Record(values, f"{stored.path.name}/{row['source']}")
 
 
 def _saved_records(path: Path, split: str | None) -> Iterator[Record]:

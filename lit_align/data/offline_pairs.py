@@ -316,9 +316,9 @@ class OfflinePairs(PairsDataModule):
     """Preference pairs from a file, a saved data set or the hub; prompts explicit or shared, text or chat.
 
     Args:
-        train: A .jsonl, .json or .parquet file, a folder saved by `datasets`, or a hub name. For objectives that take
-            others (KTO, SFT), labelled responses or texts.
-        train_split: Split of a saved or hub data set.
+        train: A .jsonl, .json or .parquet file, a folder saved by `datasets`, a run's folder with rounds (or one of
+            them), or a hub name. For objectives that take others (KTO, SFT), labelled responses or texts.
+        train_split: Split of a saved or hub data set; of rounds with several scorers, a part of the name of one.
         pairing: Which pair is made of a row with more than two rewarded responses.
     """
 

@@ -1,0 +1,115 @@
+"""``lit-align rounds show RUN --round 2``: what a round sampled, with the best and the worst response to each prompt."""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rich.table import Table
+from rich.text import Text as Styled
+
+from lit_align.console import console, say
+from lit_align.data.formats import Text
+from lit_align.data.store import StoredRound, read_rounds
+from lit_align.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"rounds: {message}. See: {self.prog} --help")
+
+
+def main(args: Sequence[str]) -> None:
+    """The command `rounds`."""
+    parser = _Parser(prog="rounds", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="show")
+    show = commands.add_parser("show", help="a table of the rounds, or of one round's best and worst responses")
+    show.add_argument("run", help="a run's folder, its rounds folder, or the folder of one round")
+    show.add_argument("--round", type=int, help="which one, counted from 1 as on the screen; all are summed up without")
+    show.add_argument("--rows", type=int, default=10, help="prompts shown, those with the widest margin first (10)")
+    show.add_argument("--scorer", help="a part of the scorer's name, where a round was scored by several")
+    options = parser.parse_args(list(args))
+    if options.rows < 1:
+        raise UserError(f"rounds show: --rows={options.rows} must be at least 1.")
+    rounds = read_rounds(options.run, options.scorer)
+    if options.round is None and len(rounds) > 1:
+        say(summary(rounds))
+        say(f"  the responses of one: rounds show {options.run} --round N")
+        return
+    wanted = rounds[0].number if options.round is None else options.round
+    chosen = [stored for stored in rounds if stored.number == wanted]
+    if not chosen:
+        numbers = ", ".join(dict.fromkeys(str(stored.number) for stored in rounds))
+        raise UserError(f"rounds show: --round={wanted}: {options.run} has the rounds {numbers}.")
+    stored = chosen[-1]
+    if len(chosen) > 1:
+        others = ", ".join(each.path.name for each in chosen[:-1])
+        say(f"  the newest of {len(chosen)}; older ones, of other settings: {others}")
+    say(*account(stored))
+    say(table(stored, options.rows))
+
+
+def summary(rounds: Sequence[StoredRound]) -> Table:
+    """A line for each round."""
+    made = Table(box=None, pad_edge=False)
+    for column in ("round", "prompts", "responses", "reward", "best", "worst", "finished", "folder"):
+        made.add_column(column, justify="left" if column == "folder" else "right")
+    for stored in rounds:
+        rewards = [row["scores"] for row in stored.rows]
+        numbers = [_mean([r for each in rewards for r in each]), _mean(map(max, rewards)), _mean(map(min, rewards))]
+        finished = _mean([done for row in stored.rows for done in row["finished"]])
+        counts = [stored.number, len(rewards), sum(map(len, rewards))]
+        made.add_row(*map(str, counts), *(f"{n:.3f}" for n in numbers), f"{finished:.0%}", stored.path.name)
+    return made
+
+
+def account(stored: StoredRound) -> list[str]:
+    """What there is to say of a round before its table."""
+    rewards = [reward for row in stored.rows for reward in row["scores"]]
+    lines = [
+        f"round {stored.number} · {len(stored.rows)} prompts · {len(rewards)} responses · mean reward "
+        f"{_mean(rewards):.3f} · {stored.path}",
+        f"scorer {stored.scorer}",
+    ]
+    for name in (stored.rows[0].get("parts") or {}) if stored.rows else {}:
+        lines.append(f"  mean {name} {_mean([part for row in stored.rows for part in row['parts'][name]]):.3f}")
+    return lines
+
+
+def table(stored: StoredRound, count: int) -> Table:
+    """The best and the worst response to each of `count` prompts, the widest margins first."""
+    order = sorted(stored.rows, key=lambda row: min(row["scores"]) - max(row["scores"]))[:count]
+    width = max(20, (console.width - 4) // 3)
+    made = Table(pad_edge=False, show_lines=True)
+    for column in ("prompt", "best", "worst"):
+        made.add_column(column, overflow="fold", ratio=1, max_width=width)
+    for row in order:
+        ranked = sorted(range(len(row["scores"])), key=lambda place: -row["scores"][place])
+        cells = [Styled(shown(_words(row["prompt"]), 6 * width, end=True))]
+        for place in (ranked[0], ranked[-1]):
+            cell = Styled(f"{row['scores'][place]:+.3f} ", style="bold")
+            cells.append(cell.append(shown(row["responses"][place], 6 * width), style="not bold"))
+        made.add_row(*cells)
+    return made
+
+
+def shown(text: str, width: int, end: bool = False) -> str:
+    """Text that may stand on a terminal: no control characters, ⏎ for a new line, at most `width` characters.
+
+    Args:
+        end: Keep the end of what is too long, not its beginning.
+    """
+    text = "".join(c if c.isprintable() else "⏎" if c == "\n" else " " if c == "\t" else "�" for c in text)
+    if len(text) <= width:
+        return text
+    return f"…{text[-width + 1 :]}" if end else f"{text[: width - 1]}…"
+
+
+def _words(prompt: Text) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else float("nan")
