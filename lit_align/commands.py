@@ -66,4 +66,20 @@ def chat(args: list[str]) -> None:
     talk([Speaker(path, sampling, given.seed) for path in (given.model, given.against) if path])
 
 
-COMMANDS = {"compare": compare, "report": report, "export": export, "chat": chat}
+def rounds(args: list[str]) -> None:
+    """Look at the responses that a run sampled."""
+    parser = Arguments(
+        "rounds", "Show what a run's rounds sampled, with the best and the worst response to each prompt."
+    )
+    parser.add_argument("action", choices=["show"], metavar="show", help="the one thing to do with rounds")
+    parser.add_argument("run", metavar="RUN", help="folder of a run, of its rounds, or of one round")
+    parser.add_argument("--round", type=int, help="which one, counted from 1; without it all are summed up")
+    parser.add_argument("--rows", type=int, default=10, help="prompts, the widest margins first (default: %(default)s)")
+    parser.add_argument("--scorer", help="a part of the scorer's name, where several scored the round")
+    given = parser.parse_args(args)
+    from lit_align.data.rounds import show
+
+    show(given.run, given.round, given.rows, given.scorer)
+
+
+COMMANDS = {"compare": compare, "report": report, "export": export, "chat": chat, "rounds": rounds}

@@ -1,8 +1,6 @@
-"""``lit-align rounds show RUN --round 2``: what a round sampled, with the best and the worst response to each prompt."""
+"""``lit-align rounds show RUN --round 2``: the best and the worst response to each prompt of a round."""
 
-import argparse
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text as Styled
@@ -13,39 +11,33 @@ from lit_align.data.store import StoredRound, read_rounds
 from lit_align.errors import UserError
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"rounds: {message}. See: {self.prog} --help")
+def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None = None) -> None:
+    """Print a line for each round; of one round, the best and the worst response to each prompt.
 
-
-def main(args: Sequence[str]) -> None:
-    """The command `rounds`."""
-    parser = _Parser(prog="rounds", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="show")
-    show = commands.add_parser("show", help="a table of the rounds, or of one round's best and worst responses")
-    show.add_argument("run", help="a run's folder, its rounds folder, or the folder of one round")
-    show.add_argument("--round", type=int, help="which one, counted from 1 as on the screen; all are summed up without")
-    show.add_argument("--rows", type=int, default=10, help="prompts shown, those with the widest margin first (10)")
-    show.add_argument("--scorer", help="a part of the scorer's name, where a round was scored by several")
-    options = parser.parse_args(list(args))
-    if options.rows < 1:
-        raise UserError(f"rounds show: --rows={options.rows} must be at least 1.")
-    rounds = read_rounds(options.run, options.scorer)
-    if options.round is None and len(rounds) > 1:
+    Args:
+        run: Folder of a run, of its rounds, or of one round.
+        round: Which one, counted from 1 as on the screen; None is all, or the only one.
+        rows: Prompts shown, those with the widest margin first.
+        scorer: A part of the scorer's name, where several scored the round.
+    """
+    if rows < 1:
+        raise UserError(f"rounds show: --rows={rows} must be at least 1.")
+    rounds = read_rounds(run, scorer)
+    if round is None and len(rounds) > 1:
         say(summary(rounds))
-        say(f"  the responses of one: rounds show {options.run} --round N")
+        say(f"  the responses of one: rounds show {run} --round N")
         return
-    wanted = rounds[0].number if options.round is None else options.round
+    wanted = rounds[0].number if round is None else round
     chosen = [stored for stored in rounds if stored.number == wanted]
     if not chosen:
         numbers = ", ".join(dict.fromkeys(str(stored.number) for stored in rounds))
-        raise UserError(f"rounds show: --round={wanted}: {options.run} has the rounds {numbers}.")
+        raise UserError(f"rounds show: --round={wanted}: {run} has the rounds {numbers}.")
     stored = chosen[-1]
     if len(chosen) > 1:
         others = ", ".join(each.path.name for each in chosen[:-1])
         say(f"  the newest of {len(chosen)}; older ones, of other settings: {others}")
     say(*account(stored))
-    say(table(stored, options.rows))
+    say(table(stored, rows))
 
 
 def summary(rounds: Sequence[StoredRound]) -> Table:
@@ -65,14 +57,13 @@ def summary(rounds: Sequence[StoredRound]) -> Table:
 def account(stored: StoredRound) -> list[str]:
     """What there is to say of a round before its table."""
     rewards = [reward for row in stored.rows for reward in row["scores"]]
-    lines = [
+    parts = stored.rows[0].get("parts") or {} if stored.rows else {}
+    return [
         f"round {stored.number} · {len(stored.rows)} prompts · {len(rewards)} responses · mean reward "
         f"{_mean(rewards):.3f} · {stored.path}",
         f"scorer {stored.scorer}",
+        *(f"  mean {name} {_mean(part for row in stored.rows for part in row['parts'][name]):.3f}" for name in parts),
     ]
-    for name in (stored.rows[0].get("parts") or {}) if stored.rows else {}:
-        lines.append(f"  mean {name} {_mean([part for row in stored.rows for part in row['parts'][name]]):.3f}")
-    return lines
 
 
 def table(stored: StoredRound, count: int) -> Table:
@@ -110,6 +101,6 @@ def _words(prompt: Text) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values) if values else float("nan")

@@ -131,10 +131,13 @@ def read_rounds(folder: str | Path, scorer: str | None = None) -> list[StoredRou
     paths = find_rounds(folder)
     if not paths:
         raise UserError(f"{folder}: there are no rounds. Give a run's folder, its `rounds`, or one of these.")
-    return [_read_round(path, scorer) for path in paths]
+    rounds = [stored for path in paths if (stored := _read_round(path, scorer))]
+    if not rounds:
+        raise UserError(f"{folder}: no round was scored yet. Resume the run.")
+    return rounds
 
 
-def _read_round(path: Path, scorer: str | None) -> StoredRound:
+def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
     damaged: list[Path] = []
 
     def read(file: Path) -> list[dict[str, Any]]:
@@ -151,12 +154,14 @@ def _read_round(path: Path, scorer: str | None) -> StoredRound:
         rows = read(file)
         if rows and file.stem.rpartition("-")[2] in samples:
             scored.setdefault(rows[0]["scorer"], {})[file.stem.rpartition("-")[2]] = rows
+    if not scored:
+        say(f"  {path} was not scored yet and is left out.")
+        return None
     meant = [name for name in scored if scorer is None or scorer in name]
     if len(meant) != 1:
-        names = "; ".join(scored) or "none"
-        mend = "Resume the run to have it scored." if not scored else "Name one of these: scorer (a part will do)."
-        which = "several scorers" if meant else f"no scorer {scorer!r}" if scored else "no scores"
-        raise UserError(f"{path}: the round has {which}; its scorers: {names}. {mend}")
+        which = "several scorers" if meant else f"no scorer {scorer!r}"
+        names = "; ".join(scored)
+        raise UserError(f"{path}: the round has {which}: name one by a part of its name (split, --scorer): {names}.")
     rows = [
         sample | {name: score[name] for name in ("scores", "parts", "preferences") if score.get(name) is not None}
         for batch, scores in scored[meant[0]].items()

@@ -11,11 +11,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy
 
 from lit_align.callbacks import ReferenceRefresh
-from lit_align.data import BestWorst, OnPolicyPairs
+from lit_align.data import AllPairs, BestWorst, EnsembleScorer, FunctionScorer, OfflinePairs, OnPolicyPairs
 from lit_align.data.collate import Example
 from lit_align.data.store import Round
 from lit_align.errors import UserError
-from lit_align.objectives import DPO
+from lit_align.loggers import MetricsCSV, read_metrics
+from lit_align.objectives import DPO, SPPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 
 LORA = LoRAConfig(r=4, dropout=0.2)
@@ -239,3 +240,70 @@ def test_a_scorer_that_fails_stops_the_round_and_what_was_drawn_is_kept(tiny_mod
     again: OnPolicyPairs = on_policy(in_tmp)
     again.scorer = good
     fit(module_of(tiny_model), again)
+
+
+def test_another_pairing_or_scorer_over_the_same_store_draws_nothing(tiny_model, in_tmp, monkeypatch):
+    fit(module_of(tiny_model), on_policy(in_tmp))
+    files = sorted(path.name for path in Path("rounds").glob("*/samples-*"))
+    monkeypatch.setattr("lit_align.data.on_policy.sample_responses", None)
+    rounds = Rounds()
+    fit(module_of(tiny_model), on_policy(in_tmp, pairing=AllPairs()), rounds)
+    assert len(rounds.made[0]) > 8
+    (in_tmp / "length.py").write_text("def reward(prompts, responses): return list(map(len, responses))\n")
+    data = on_policy(in_tmp)
+    data.scorer = FunctionScorer("length.py:reward")
+    fit(module_of(tiny_model), data, rounds)
+    for example in rounds.made[1]:
+        assert example.texts
+        assert len(example.texts[0]) > len(example.texts[1])
+    assert sorted(path.name for path in Path("rounds").glob("*/samples-*")) == files
+    assert len(list(Path("rounds").iterdir())) == 1
+
+
+@pytest.mark.parametrize("part", ["samples", "scores"])
+def test_only_the_damaged_part_of_a_round_is_made_again(tiny_model, in_tmp, monkeypatch, capsys, part):
+    from lit_align.data import on_policy as code
+
+    whole, again = Rounds(), Rounds()
+    fit(module_of(tiny_model), on_policy(in_tmp), whole)
+    before = {path.name: path.read_bytes() for path in Path("rounds").glob("*/*.parquet")}
+    (damaged,) = Path("rounds").glob(f"*/{part}*-00001.parquet")
+    content = damaged.read_bytes()
+    place = content.index(b"prompts.jsonl")  # a byte of a row
+    damaged.write_bytes(content[:place] + b"P" + content[place + 1 :])
+    drawn: list[int] = []
+    original = code.sample_responses
+    monkeypatch.setattr(code, "sample_responses", lambda *args: drawn.append(1) or original(*args))
+    fit(module_of(tiny_model), on_policy(in_tmp), again)
+    assert len(drawn) == (part == "samples")
+    assert f"{damaged.name} cannot be read" in capsys.readouterr().out.replace("\n", "")
+    assert again.made == whole.made
+    assert {path.name: path.read_bytes() for path in Path("rounds").glob("*/*.parquet")} == before
+
+
+def test_a_runs_rounds_train_offline_too(tiny_model, in_tmp):
+    fit(module_of(tiny_model), on_policy(in_tmp), max_epochs=2)
+    offline = OfflinePairs("rounds", batch_size=4, pairing=BestWorst(min_margin=2.0))
+    fit(module_of(tiny_model, proximal=0.0), offline)
+    assert "ranked responses with rewards" in offline._line
+    for example in offline._examples_read or []:
+        assert example.rewards
+        assert example.rewards[0] - example.rewards[-1] > 2
+
+
+def test_an_ensembles_members_are_stored_and_logged_with_their_disagreement(tiny_model, in_tmp):
+    (in_tmp / "length.py").write_text("def reward(prompts, responses): return list(map(len, responses))\n")
+    data = on_policy(in_tmp)
+    data.scorer = EnsembleScorer({"ords": data.scorer, "length": FunctionScorer("length.py:reward")})
+    fit(module_of(tiny_model), data, logger=MetricsCSV("log"))
+    (logged,) = [row for row in read_metrics("log/metrics.csv") if "round/reward" in row]
+    assert logged["round/reward"] == pytest.approx((logged["round/reward_ords"] + logged["round/reward_length"]) / 2)
+    assert logged["round/reward_disagreement"] > 0
+
+
+@pytest.mark.parametrize("options", [{"ties": "half"}, {"labels": "soft"}])
+def test_soft_labels_reach_the_loss_or_are_refused(tiny_model, in_tmp, options):
+    fit(module_of(tiny_model), on_policy(in_tmp, pairing=AllPairs(**options)))
+    module = SPPO(PolicyConfig(tiny_model), optimizer=adamw())
+    with pytest.raises(UserError, match=r"data.pairing=AllPairs: soft labels .* do nothing for SPPO"):
+        fit(module, on_policy(in_tmp, pairing=AllPairs(**options)))

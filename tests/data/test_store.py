@@ -1,10 +1,15 @@
 """Rounds on disk."""
 
 import json
+import re
 
 import pytest
 
+from lit_align.cli import main
+from lit_align.console import console
+from lit_align.data.formats import read_rows
 from lit_align.data.store import Round
+from lit_align.errors import UserError
 
 
 def test_rows_come_back_as_they_were_whatever_their_text(tmp_path):
@@ -49,3 +54,101 @@ def test_a_write_that_is_cut_off_leaves_nothing_that_is_read(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         made.write("samples", 0, [{"a": 1}])
     assert made.read("samples", 0) is None
+
+
+def test_whatever_byte_is_damaged_the_rows_are_as_written_or_the_file_is_set_aside(tmp_path):
+    rows = [
+        {"source": f"p:{n}", "responses": ["a b", "ü"], "ids": [[1, 2], [n]], "logps": [-1.5, 0.1]} for n in range(3)
+    ]
+    made = Round(tmp_path, 0, {})
+    made.write("samples", 0, rows)
+    file = made.path / "samples-00000.parquet"
+    whole = file.read_bytes()
+    set_aside = 0
+    for place in range(0, len(whole), 3):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        read = made.read("samples", 0)
+        assert read in (None, rows), place
+        set_aside += read is None
+    assert set_aside > 100
+
+
+def stored(folder, scores=(("vader", [[0.5, 2.0], [1.0, -1.0]]),), index=0):
+    """A round of one batch with two prompts, under each of several scorers."""
+    made = Round(folder, index, {"index": index})
+    prompts = [[{"role": "user", "content": text}] for text in ("Once upon", "Hi")]
+    responses = [[" a time", " a\x1b[31m hill\nred"], ["Hello", "Go away"]]
+    samples = [
+        {"source": f"p.jsonl:{n}", "prompt": prompt, "responses": drawn, "finished": [True, False]}
+        for n, (prompt, drawn) in enumerate(zip(prompts, responses, strict=True))
+    ]
+    made.write("samples", 0, samples)
+    for name, values in scores:
+        rows = [{"source": f"p.jsonl:{n}", "scores": v, "scorer": name} for n, v in enumerate(values)]
+        made.write(f"scores-{name}", 0, rows)
+    return made
+
+
+def test_a_round_is_a_data_set_of_ranked_responses(tmp_path):
+    made = stored(tmp_path)
+    for folder in (made.path, tmp_path):
+        rows = read_rows(folder, kind="preferences")
+        assert rows.format == "ranked responses with rewards"
+        assert [row.responses for row in rows] == [(" a\x1b[31m hill\nred", " a time"), ("Hello", "Go away")]
+        assert [row.rewards for row in rows] == [(2.0, 0.5), (1.0, -1.0)]
+        assert rows[0].source == f"{made.path.name}/p.jsonl:0"
+
+
+def test_of_several_scorers_one_is_named(tmp_path):
+    stored(tmp_path, [("vader", [[0.0, 1.0]] * 2), ("judge@1", [[1.0, 0.0]] * 2)])
+    with pytest.raises(UserError, match=r"has several scorers: name one by a part of its name .*: judge@1; vader"):
+        read_rows(tmp_path, kind="preferences")
+    assert read_rows(tmp_path, split="judge", kind="preferences")[0].responses[0] == " a time"
+    with pytest.raises(UserError, match="no scorer 'bert'"):
+        read_rows(tmp_path, split="bert", kind="preferences")
+
+
+def test_the_best_and_the_worst_responses_are_shown_within_80_columns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "_width", 80)
+    stored(tmp_path / "rounds")
+    stored(tmp_path / "rounds", index=1)
+    main(["rounds", "show", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "0.625" in said
+    main(["rounds", "show", str(tmp_path), "--round", "2", "--rows=1"])
+    said = capsys.readouterr().out
+    assert "round 2 · 2 prompts · 4 responses · mean reward 0.625" in said
+    assert "+1.000 Hello" in said
+    assert "-1.000 Go away" in said
+    assert "time" not in said
+    main(["rounds", "show", str(tmp_path), "--round=1"])
+    said = capsys.readouterr().out
+    table = [line for line in said.splitlines() if "│" in line or "┃" in line]
+    assert table
+    assert max(map(len, table)) <= 80
+    assert "a�[31m hill⏎red" in said.replace("\n", "")
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--round=9"], "--round=9: .* has the rounds 1"),
+        (["--rows=0"], "--rows=0 must be at least 1"),
+        (["--round=x"], "rounds: argument --round: invalid int"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_paragraph(tmp_path, capsys, args, words):
+    stored(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["rounds", "show", str(tmp_path), *args])
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_a_damaged_part_is_left_out_of_what_is_read_and_named(tmp_path, capsys):
+    made = stored(tmp_path)
+    made.write("samples", 1, [{"source": "x", "prompt": "p", "responses": ["a", "b"], "finished": [True, True]}])
+    made.write("scores-vader", 1, [{"source": "x", "scores": [1.0, 0.0], "scorer": "vader"}])
+    (made.path / "samples-00001.parquet").write_bytes(b"PAR1")
+    assert len(read_rows(tmp_path, kind="preferences")) == 2
+    assert "samples-00001.parquet cannot be read" in capsys.readouterr().out
