@@ -52,3 +52,14 @@ def test_an_objective_is_a_file_an_export_a_yaml_a_test_and_a_row_of_the_readme(
     assert f"class_path: {name}\n" in (ROOT / "configs" / f"{stem}.yaml").read_text()
     assert (ROOT / "tests" / "objectives" / f"test_{stem}.py").exists()
     assert re.search(rf"^\| `{name}` \|.*{stem}.py", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/scorers").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_scorer_goes_over_every_configuration_of_rounds(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    for config in SHIPPED:
+        if yaml.safe_load(config.read_text())["data"]["class_path"] == "OnPolicyPairs":
+            with pytest.raises(SystemExit) as left:
+                main(["fit", f"--config={config}", f"--config={path}", "--print_config"])
+            assert left.value.code == 0

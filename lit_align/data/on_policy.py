@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import say, tell
 from lit_align.data.collate import Example, ExampleLoader
-from lit_align.data.formats import Row, read_rows
+from lit_align.data.formats import Row, Text, read_rows
 from lit_align.data.offline_pairs import PairsDataModule, _listing
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs, with_labels, with_mismatched
 from lit_align.data.recording import Make, Rows
@@ -301,19 +301,36 @@ class OnPolicyPairs(PairsDataModule):
 
     @contextmanager
     def _scoring(self, prompts: Sequence[tuple[Row, list[int]]], samples: Rows) -> Iterator[Make]:
-        K = self.responses_per_prompt
-
         def rate(places: Sequence[int]) -> Rows:
             rows = [prompts[i][0] for i in places]
-            responses = [text for i in places for text in samples[i]["responses"]]
-            scores = score(self.scorer, [row.prompt for row in rows for _ in range(K)], responses)
+            labels = self._labels([row.prompt for row in rows], [samples[i]["responses"] for i in places])
             return [
-                {"source": row.source, "scores": scores[start : start + K], "scorer": self.scorer.identity}
-                for row, start in zip(rows, range(0, len(scores), K), strict=True)
+                {"source": row.source, "scorer": self.scorer.identity} | label
+                for row, label in zip(rows, labels, strict=True)
             ]
 
-        yield rate
-        self.scorer.release()
+        try:
+            yield rate
+        finally:
+            self.scorer.release()
+
+    def _labels(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> Rows:
+        """Of each prompt, the scores of its K responses, and their comparisons or parts where the scorer gives any."""
+        K = self.responses_per_prompt
+        if isinstance(self.scorer, PairwiseScorer):
+            compared = compare(self.scorer, prompts, responses)
+            return [  # the mean over the others: without the ½ against itself
+                {"scores": [(sum(wins) - 0.5) / (K - 1) for wins in P], "preferences": P} for P in compared
+            ]
+        repeated = [prompt for prompt in prompts for _ in range(K)]
+        scores = score(self.scorer, repeated, [text for group in responses for text in group])
+        places = [slice(start, start + K) for start in range(0, len(scores), K)]
+        if not scores.parts:
+            return [{"scores": scores[place]} for place in places]
+        return [
+            {"scores": scores[place], "parts": {name: part[place] for name, part in scores.parts.items()}}
+            for place in places
+        ]
 
     def _with_mismatched(self, made: Round, pairs: Pairs) -> Pairs:
         """The pairs with labels, and with another prompt's response as one more branch, its log π_s recorded too."""
