@@ -82,4 +82,22 @@ def rounds(args: list[str]) -> None:
     show(given.run, given.round, given.rows, given.scorer)
 
 
-COMMANDS = {"compare": compare, "report": report, "export": export, "chat": chat, "rounds": rounds}
+def doctor(args: list[str]) -> None:
+    """Say what a run would do."""
+    if not args or "--help" in args or "-h" in args:
+        parser = Arguments("doctor", "Say what a run would do, from three batches of it; takes the options of fit.")
+        parser.add_argument("--config", metavar="X.yaml", help="and any option of fit; see: lit-align fit --help")
+        parser.parse_args(args or ["--help"])
+    from lit_align.doctor import examine
+
+    examine(args)
+
+
+COMMANDS = {
+    "doctor": doctor,
+    "rounds": rounds,
+    "compare": compare,
+    "report": report,
+    "export": export,
+    "chat": chat,
+}

@@ -1,0 +1,87 @@
+"""What a run would do, told by the command that tries its beginning."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import write_pairs, write_prompts
+
+from lit_align.cli import main
+
+
+def config(folder: Path, model: str, data: dict) -> None:
+    write_prompts(folder)
+    write_pairs(folder, 20)
+    written = {
+        "model": {"class_path": "DPO", "init_args": {"policy": {"path": model}}},
+        "data": data,
+        "win_rate": {
+            "prompts": "prompts.jsonl",
+            "scorer": {"class_path": "FunctionScorer", "init_args": {"function": "rewards.py:reward"}},
+        },
+        "trainer": {"max_epochs": 2, "default_root_dir": "run", "accelerator": "cpu", "accumulate_grad_batches": 2},
+    }
+    (folder / "dpo.yaml").write_text(yaml.safe_dump(written))
+
+
+ROUNDS = {
+    "class_path": "OnPolicyPairs",
+    "init_args": {
+        "prompts": "prompts.jsonl",
+        "scorer": {"class_path": "FunctionScorer", "init_args": {"function": "rewards.py:reward"}},
+        "sampling": {"max_new_tokens": 4},
+        "batch_size": 2,
+        "sampling_batch_size": 16,
+    },
+}
+OFFLINE = {"class_path": "OfflinePairs", "init_args": {"train": "pairs.jsonl", "batch_size": 4}}
+
+
+def test_of_pairs_it_says_steps_time_and_memory_and_shows_one(tiny_model, in_tmp, capsys):
+    config(in_tmp, tiny_model, OFFLINE)
+    main(["doctor", "--config=dpo.yaml"])
+    said = capsys.readouterr().out
+    assert "an epoch        5 batches of 4 examples" in said
+    assert "steps           3 in each, 6 in all" in said
+    for piece in (
+        "DPO: −log σ",
+        "20 pairs from",
+        "trained on",
+        "step-0 check",
+        "peak memory",
+    ):
+        assert piece in said
+    assert re.search(r"response 0: \d+ tokens, trained on\n     yes \d+.*<\|endoftext\|>", said)
+    assert "all of it works: python train.py fit --config=dpo.yaml" in said
+    assert not Path("run").exists(), "nothing is left behind"
+
+
+def test_of_rounds_it_measures_a_few_prompts_and_counts_all(tiny_model, in_tmp, capsys):
+    config(in_tmp, tiny_model, ROUNDS)
+    main(["doctor", "--config=dpo.yaml"])
+    said = capsys.readouterr().out
+    assert re.search(r"a round +24 prompts, about 1\d batches of 2 pairs", said)
+    assert re.search(r"time +[\d.]+ s = [\d.]+ s sample \+ [\d.]+ s score \+ [\d.]+ s train; about", said)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--data.train=none.jsonl", "none.jsonl"),
+        ("--win_rate.prompts=none.jsonl", "none.jsonl"),
+        ("--model.beta=-1", "beta=-1.0"),
+        ("--model.policy.path=./none", "there is no folder './none'"),
+    ],
+)
+def test_what_is_missing_is_found_with_exit_code_2(tiny_model, in_tmp, capsys, option, said):
+    config(in_tmp, tiny_model, OFFLINE)
+    with pytest.raises(SystemExit) as exit:
+        main(["doctor", "--config=dpo.yaml", option])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+    assert json.loads(Path("pairs.jsonl").read_text().splitlines()[0])["prompt"] == "p0:"
