@@ -68,14 +68,15 @@ class ReferenceConfig:
     """What the policy is held near.
 
     Args:
-        form: copy is a frozen second model; adapter runs the policy's own weights with adapters of the past (LoRA
-            only); recorded holds no second model, for log π_ref is computed once and stored with the data (no
-            refresh). auto takes the adapter where there is one, else the copy.
+        form: copy is a frozen second model; offload is one whose weights stay in CPU memory and pass the device layer
+            by layer; adapter runs the policy's own weights with adapters of the past (LoRA only); recorded holds no
+            second model, for log π_ref is computed once and stored with the data (no refresh). auto takes the adapter
+            where there is one, else the copy.
         dtype: Type of a copy's weights; auto is the policy's, for which margins are exactly 0 at the start.
         path: Another model to hold the policy near; None is the policy as it starts.
     """
 
-    form: Literal["auto", "copy", "adapter", "recorded"] = "auto"
+    form: Literal["auto", "copy", "adapter", "offload", "recorded"] = "auto"
     dtype: Dtype = "auto"
     path: str | None = None
 
@@ -114,15 +115,40 @@ class CopiedReference(nn.Module, Reference):
         policy: Copied, its adapter merged.
         dtype: Type of the copy's weights; None is the policy's.
         accumulate: Keep a float32 copy of the weights for soft mixing, where `dtype` is half precision.
+        offload: Keep the weights in CPU memory; each layer's are on the device while it computes.
     """
 
-    def __init__(self, policy: Policy, *, dtype: torch.dtype | None = None, accumulate: bool = False):
+    def __init__(
+        self, policy: Policy, *, dtype: torch.dtype | None = None, accumulate: bool = False, offload: bool = False
+    ):
         super().__init__()
         self.model = policy.merged_copy(dtype)
         half = (dtype or policy.dtype).itemsize < 4
         self.shared_prefix = policy.shared_prefix
         self.temperature = policy.temperature
         self.accumulator = policy.merged_copy(torch.float32) if accumulate and half else None
+        self.offload = offload
+        self._device = torch.device("cpu")  # where it computes
+        if offload:
+            for layer in self.model.modules():
+                if any(True for _ in layer.parameters(recurse=False)):
+                    layer.register_forward_pre_hook(self._fetch)
+                    layer.register_forward_hook(self._put_back)
+
+    def _fetch(self, layer: Any, args: Any) -> None:
+        """Have a layer's own weights on the device."""
+        layer.home = [weight.data for weight in layer.parameters(recurse=False)]
+        for weight in layer.parameters(recurse=False):
+            weight.data = weight.data.to(self._device, non_blocking=True)
+
+    @staticmethod
+    def _put_back(layer: Any, args: Any, output: Any) -> None:
+        for weight, home in zip(layer.parameters(recurse=False), layer.home, strict=True):
+            weight.data = home
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Follow the module around it from device to device, unless the weights are to stay."""
+        return self if self.offload else super()._apply(fn, recurse)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,6 +156,10 @@ class CopiedReference(nn.Module, Reference):
 
     @torch.no_grad()
     def logps(self, batch: PreferenceBatch) -> Tensor:
+        if self.offload and self._device != batch.prompt_ids.device:
+            self._device = batch.prompt_ids.device
+            for buffer in self.model.buffers():  # few and small
+                buffer.data = buffer.data.to(self._device)
         return response_logps(self.model, batch, shared_prefix=self.shared_prefix, temperature=self.temperature)
 
     @torch.no_grad()
@@ -154,7 +184,8 @@ class CopiedReference(nn.Module, Reference):
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         beside = " with a float32 accumulator" if self.accumulator is not None else ""
-        return f"frozen copy, {dtype}{beside}"
+        where = " in CPU memory" if self.offload else ""
+        return f"frozen copy{where}, {dtype}{beside}"
 
 
 class AdapterReference(Reference):
@@ -391,7 +422,8 @@ def make_reference(
         return RecordedReference(lambda: CopiedReference(Policy.load(origin, adapter).to(policy.device)))
     to = None if config.dtype == "auto" else getattr(torch, config.dtype)
     soft = rule is not None and rule.alpha < 1
-    return CopiedReference(policy if config.path is None else Policy.load(origin), dtype=to, accumulate=soft)
+    source = policy if config.path is None else Policy.load(origin)
+    return CopiedReference(source, dtype=to, accumulate=soft, offload=config.form == "offload")
 
 
 def _adapter_form(policy: Policy, lora: LoRAConfig, rule: RefreshRule | None) -> Reference:
@@ -438,4 +470,4 @@ def mix_weights(target: Mapping[str, Tensor], source: Mapping[str, Tensor], alph
         if alpha == 1:
             weight.copy_(source[name])
         else:
-            weight.lerp_(source[name].to(weight.dtype), alpha)
+            weight.lerp_(source[name].to(device=weight.device, dtype=weight.dtype), alpha)

@@ -42,6 +42,14 @@ def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: fl
     return [value for _, value, _ in outcomes]
 
 
+def fork(function: Callable[[], Any], timeout: float = 120) -> int | None:
+    """Exit code of a process that runs a function; the negative signal, if one killed it."""
+    worker = multiprocessing.get_context("fork").Process(target=function)
+    worker.start()
+    worker.join(timeout)
+    return worker.exitcode
+
+
 def _work(
     rank: int, processes: int, port: int, path: Path, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import byte_tokenizer, llama_config
+from tiny import byte_tokenizer, fit, llama_config, write_pairs
 from transformers import LlamaForCausalLM
 
+from lit_align.data import OfflinePairs
 from lit_align.data.collate import Example, collate
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
+from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig, fingerprint
 from lit_align.reference import (
     AdapterReference,
@@ -174,6 +176,26 @@ def test_continuing_an_adapter_the_reference_is_that_adapter_as_it_was(tiny_mode
         assert (policy(batch) - before).abs().max() > 1e-3  # "adapter off" would be another model
     jolt(policy, 2)
     assert torch.equal(reference.logps(batch), before)
+
+
+def test_an_offloaded_reference_stays_in_cpu_memory_and_computes_the_same(tiny_model, batch):
+    policy = policy_of(tiny_model)
+    config = PolicyConfig(tiny_model)
+    reference = make_reference(policy, config, None, ReferenceConfig("offload"), RefreshRule(0.5, 1))
+    holder = torch.nn.ModuleDict({"reference": reference})
+    holder.to("meta")  # as Lightning moves all of a module to the device
+    assert all(weight.device.type == "cpu" for weight in reference.parameters())
+    homes = {weight.data_ptr() for weight in reference.parameters()}
+    jolt(policy, 1)
+    reference.mix(policy, 1.0)
+    assert torch.equal(reference.logps(batch), policy(batch))
+    assert {weight.data_ptr() for weight in reference.parameters()} == homes
+
+
+def test_offloading_on_cpus_is_refused(tiny_model, in_tmp):
+    module = DPO(PolicyConfig(tiny_model), reference=ReferenceConfig("offload"))
+    with pytest.raises(UserError, match="form=offload has no effect on CPUs"):
+        fit(module, OfflinePairs(write_pairs(in_tmp)))
 
 
 def test_the_reference_is_frozen_and_never_in_training_mode(tiny_model, batch):

@@ -132,9 +132,9 @@ class Drift(Callback):
         tell("drift", f"KL(policy‖reference) {kl_reference:.2f}, KL(policy‖start) {kl_start:.2f} nats per response")
 
     def _log(self, module: AnchoredObjective, values: dict[str, float]) -> None:
-        everywhere: Any = module.all_gather(torch.tensor(list(values.values()), device=module.device))
-        means = everywhere.view(-1, len(values)).mean(0).tolist()
-        logged = {f"drift/{name}": mean for name, mean in zip(values, means, strict=True)}
+        mine = torch.tensor(list(values.values()), device=module.device)
+        means: Any = module.trainer.strategy.reduce(mine, reduce_op="mean")
+        logged = {f"drift/{name}": mean for name, mean in zip(values, means.tolist(), strict=True)}
         for logger in module.trainer.loggers:
             logger.log_metrics(logged, step=module.trainer.global_step)
 

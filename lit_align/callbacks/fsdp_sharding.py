@@ -174,6 +174,11 @@ class FSDPSharding(Callback):
             fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
 
         for net in pl_module.children():
+            if getattr(net, "offload", False):
+                raise UserError(
+                    "model.reference.form=offload keeps the reference whole in CPU memory, and fsdp_sharding cuts it: "
+                    "take form=auto, and fsdp_sharding.cpu_offload=true if its shards are to rest in CPU memory."
+                )
             if shards(net) or not any(True for _ in net.parameters()):
                 continue
             models = [part for part in net.modules() if isinstance(part, PreTrainedModel)]

@@ -4,6 +4,7 @@ Logged after each round (epoch): round/seconds_train, the wall-clock time of its
 """
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from lit_align.console import say
 from lit_align.loggers import MetricsCSV
 from lit_align.objectives import PreferenceObjective
 from lit_align.report import plot_curves, write_report
+from lit_align.sharding import local
 
 
 class RunReport(Callback):
@@ -86,13 +89,16 @@ def resume_command(trainer: Trainer, path: str | Path | None) -> str:
 
 
 def _memory(module: PreferenceObjective) -> str:
-    """What weights, gradients, AdamW's two moments and a second model take; activations depend on the batch."""
+    """What weights, gradients, AdamW's two moments and a second model take in this process; activations come on top."""
+
+    def size(weights: Iterable[Tensor]) -> int:
+        return sum(local(weight).numel() * weight.element_size() for weight in weights)
+
     assert module.policy is not None
-    weights = sum(w.numel() * w.element_size() for w in module.policy.parameters())
-    trained = sum(w.numel() * w.element_size() for _, w in module.policy.trainable_weights())
     reference = getattr(module, "reference", None)
-    copied = reference.parameters() if isinstance(reference, torch.nn.Module) else []
-    second = sum(w.numel() * w.element_size() for w in copied)
+    weights = size(module.policy.parameters())
+    trained = size(weight for _, weight in module.policy.trainable_weights())
+    second = size(reference.parameters()) if isinstance(reference, torch.nn.Module) else 0
     parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
     listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top"

@@ -198,6 +198,7 @@ class PreferenceObjective(L.LightningModule):
             self._check_finite(loss, losses, batch)
             self._check_first_step(loss, logps, anchor_logps, beta, batch)
         metrics: Any = self.metrics[f"{stage}_"]
+        scale = self._gradient_scale(logps, anchor_logps, beta, batch) if stage == "train" else None
         K = logps.shape[1] - batch.mismatched  # that branch belongs to no preference
         logps, lengths = logps[:, :K], batch.lengths[:, :K]
         anchor_logps = None if anchor_logps is None else anchor_logps[:, :K]
@@ -205,11 +206,28 @@ class PreferenceObjective(L.LightningModule):
         measured = (losses, logps, anchor_logps, lengths, rewards, batch.labels)
         if stage == "train":
             values = metrics(*measured)
+            if scale is not None:
+                values["gradient_scale"] = scale
             values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch.size)
         else:
             metrics.update(*measured)
         return loss
+
+    def _gradient_scale(
+        self, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch
+    ) -> Tensor | None:
+        """Mean of |∂loss/∂log π(y)| over examples' first responses; none without an anchor.
+
+        A pair's loss flattens as the policy leaves the anchor; where a refresh brings the anchor to it, the scale is
+        that of the first step again (DPO: β/2).
+        """
+        if anchor_logps is None:
+            return None
+        with torch.enable_grad():
+            leaf = logps.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.loss(leaf, anchor_logps, beta, batch).sum(), leaf)
+        return gradient[:, 0].abs().mean()
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("val")
@@ -358,6 +376,10 @@ class AnchoredObjective(PreferenceObjective):
                 self.policy, self.policy_config, self.lora, self.reference_config, self.refresh_rule
             )
 
+    def on_fit_start(self) -> None:
+        if self.reference_config.form == "offload" and self.device.type == "cpu":
+            raise UserError("model.reference.form=offload has no effect on CPUs; take form=auto.")
+
     def anchor(self, batch: PreferenceBatch) -> tuple[Tensor | None, float]:
         reference_logps = batch.reference_logps
         if reference_logps is None and self.beta > 0:
@@ -373,8 +395,8 @@ class AnchoredObjective(PreferenceObjective):
         """
         if self.proximal_target is None:
             return
-        everywhere: Any = self.all_gather(torch.tensor(kl, device=self.device))
-        self.proximal = adapted_proximal(self.proximal, everywhere.mean().item(), self.proximal_target)
+        mean: Any = self.trainer.strategy.reduce(torch.tensor(kl, device=self.device), reduce_op="mean")
+        self.proximal = adapted_proximal(self.proximal, mean.item(), self.proximal_target)
         self._adapted = True
 
     def training_step(self, batch: PreferenceBatch | dict[str, PreferenceBatch], batch_idx: int) -> Tensor:

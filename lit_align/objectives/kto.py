@@ -105,7 +105,7 @@ class KTO(AnchoredObjective):
                 "KTO needs labels, and another prompt's response as the last branch of each example: use lit_align's "
                 "data modules, or set `labels` and `mismatched` of the batches."
             )
-        if logps.requires_grad:
+        if logps.requires_grad and not logps.is_leaf:  # of a training step, not of a look at the loss
             self._mismatched.append((logps - anchor_logps)[:, -1].detach())
         losses_N = kto_loss(
             logps[:, :-1].flatten(),

@@ -156,3 +156,19 @@ def test_resuming_with_another_rule_stops_and_names_both(tiny_model, checkpoint,
 def test_another_rule_is_accepted_when_told(tiny_model, checkpoint):
     _, path = checkpoint(0.5, 1)
     resume(tiny_model, path, 0.5, 2, accept_change=True)
+
+
+def test_a_refresh_restores_the_gradients_scale(tiny_model, in_tmp):
+    """DPO's is β/2 wherever policy and anchor are one: at every step with hard refreshes, at the first without."""
+    seen: dict[bool, list[float]] = {}
+    for refreshed in (True, False):
+        values = seen.setdefault(refreshed, [])
+        watch = LambdaCallback(
+            on_train_batch_end=lambda t, *a, v=values: v.append(t.callback_metrics["train/gradient_scale"].item())
+        )
+        module = DPO(PolicyConfig(tiny_model), beta=0.2, optimizer=adamw(1e-2))
+        refresh = [ReferenceRefresh(1.0)] if refreshed else []
+        fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=2), watch, *refresh)
+    assert seen[True] == pytest.approx([0.1] * 4, abs=1e-8)
+    assert seen[False][0] == pytest.approx(0.1, abs=1e-8)
+    assert seen[False][-1] < 0.09

@@ -1,0 +1,91 @@
+"""Killed at any moment (SIGKILL, no clean-up) and resumed, a run ends in the weights of the run that was not killed."""
+
+import importlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import fork, run_in
+from tiny import adamw, fit, on_policy
+
+from lit_align.callbacks import Drift, ReferenceRefresh
+from lit_align.objectives import DPO
+from lit_align.policy import LoRAConfig, PolicyConfig
+
+LORA = LoRAConfig(r=4, alpha=8, dropout=0.2)
+# What is being done when the process dies, and at which call of it.
+MOMENTS = {
+    "sampling in the first round": ("lit_align.data.on_policy", "sample_responses", 2),
+    "sampling in the second round": ("lit_align.data.on_policy", "sample_responses", 6),
+    "scoring": ("lit_align.data.on_policy", "score", 3),
+    "writing a part of a round": ("lit_align.data.store", "os.replace", 9),
+    "recording log-probabilities": ("lit_align.data.recording", "record_logps", 2),
+    "pairing": ("lit_align.data.pairing", "BestWorst.choose", 10),
+    "in the middle of an epoch": ("torch.optim", "AdamW.step", 5),
+    "in the middle of a refresh": ("torch", "Tensor.mul_", 25),
+    "writing a checkpoint": ("torch", "save", 4),
+    "moving a written checkpoint to its place": ("fsspec.implementations.local", "LocalFileOpener.commit", 5),
+    "linking the last checkpoint": ("os", "symlink", 3),
+    "between two epochs": ("lit_align.callbacks", "Drift.on_train_epoch_end", 2),
+}
+
+
+def run(model: str, folder: Path) -> dict[str, torch.Tensor]:
+    """Three rounds of TR-PR-DPO, from the latest checkpoint if there is one."""
+    saving = ModelCheckpoint(
+        folder / "ckpt", every_n_train_steps=1, save_top_k=1, save_last="link", enable_version_counter=False
+    )
+    module = DPO(PolicyConfig(model, dtype="float32"), lora=LORA, proximal=0.1, optimizer=adamw(1e-2))
+    refresh = ReferenceRefresh(0.6)
+    kept = sorted(folder.glob("ckpt/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    fit(
+        module,
+        on_policy(folder, batch_size=2),
+        refresh,
+        Drift(prompts=2),
+        saving,
+        max_epochs=3,
+        enable_checkpointing=True,
+        default_root_dir=folder,
+        ckpt_path=str(kept[-1]) if kept else None,
+    )
+    assert refresh.count == module.trainer.global_step
+    return {name: weight.detach().clone() for name, weight in module.named_parameters()}
+
+
+def die_at(where: str, what: str, call: int) -> None:
+    """Have the process killed when `what` is called for the nth time, once it is under way."""
+    owner: Any = importlib.import_module(where)
+    *path, name = what.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original, calls = getattr(owner, name), 0
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, dying)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return run_in(1, run, tiny_model, tmp_path_factory.mktemp("whole"))[0]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_the_weights_are_those_of_the_uninterrupted_run(tiny_model, uninterrupted, tmp_path, moment):
+    def doomed() -> None:
+        die_at(*MOMENTS[moment])
+        run(tiny_model, tmp_path)
+
+    assert fork(doomed) == -signal.SIGKILL, "it was to die, and did not"
+    resumed = run_in(1, run, tiny_model, tmp_path)[0]
+    assert all(torch.equal(resumed[name], weight) for name, weight in uninterrupted.items())
