@@ -39,6 +39,8 @@ class PreferenceObjective(L.LightningModule):
             times more.
         schedule: What the learning rate does after warm-up, over the run's progress: linear and cosine fall to 0.
         warmup_steps: Optimizer steps in which the learning rate rises to its value; the TR paper takes 100.
+        reset_optimizer_each_round: Begin each round (epoch) with a new optimizer and a new schedule, over the round's
+            progress, as if it were a run of its own: what PRPO's experiments do.
         sft_weight: Weight of the texts in data.sft beside the preferences: their negative log-likelihood per token.
         pretraining_weight: The same of the texts in data.pretraining.
     """
@@ -65,6 +67,7 @@ class PreferenceObjective(L.LightningModule):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         schedule: Literal["constant", "linear", "cosine"] = "linear",
         warmup_steps: int = 0,
+        reset_optimizer_each_round: bool = False,
         sft_weight: float = 0.0,
         pretraining_weight: float = 0.0,
     ):
@@ -75,6 +78,7 @@ class PreferenceObjective(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup_steps = warmup_steps
+        self.reset_optimizer_each_round = reset_optimizer_each_round
         self.text_weights = {"sft": sft_weight, "pretraining": pretraining_weight}
         for name, weight in self.text_weights.items():
             if weight < 0:
@@ -120,18 +124,30 @@ class PreferenceObjective(L.LightningModule):
     def _learning_rate_factor(self, step: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        left = 1 - self.progress()
+        left = 1 - (self.progress() if step else 0.0)
         return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.schedule]
+
+    def _begin_optimization(self) -> None:
+        """Let optimizer and schedule forget what was before."""
+        (optimizer,) = self.trainer.optimizers
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        optimizer.state.clear()
+        scheduler.last_epoch = 0
+        for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group.update(optimizer.defaults | {"lr": rate * self._learning_rate_factor(0)})
 
     def progress(self) -> float:
         """Share of the run that is done: by steps where `max_steps` is set, else by rounds and batches of the round.
 
-        Not by an estimate of all steps: the number of pairs differs from round to round.
+        Not by an estimate of all steps: the number of pairs differs from round to round. Of the round alone where each
+        has a schedule of its own.
         """
         trainer = self.trainer
+        loop = trainer.fit_loop
+        if self.reset_optimizer_each_round and math.isfinite(loop.max_batches):
+            return min(1.0, (loop.epoch_loop.batch_idx + 1) / max(1, loop.max_batches))
         if trainer.max_steps > 0:
             return min(1.0, trainer.global_step / trainer.max_steps)
-        loop = trainer.fit_loop
         if not trainer.max_epochs or trainer.max_epochs < 0 or not math.isfinite(loop.max_batches):
             return 0.0
         share = (loop.epoch_loop.batch_idx + 1) / loop.max_batches if loop.max_batches else 0.0
@@ -256,6 +272,8 @@ class PreferenceObjective(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Give each step a random stream of its own: checkpoints hold no generator states, and dropout draws on one."""
+        if batch_idx == 0 and self.reset_optimizer_each_round:  # a run that resumes within a round begins behind it
+            self._begin_optimization()
         key = (
             int(os.environ.get("PL_GLOBAL_SEED", 0)),
             self.trainer.global_step,
@@ -311,6 +329,8 @@ class PreferenceObjective(L.LightningModule):
             f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights" if self.lora else f"{total / 1e6:.0f} M weights"
         )
         yield "policy", f"{self.policy_config.path} ({how}, {str(self.policy.dtype).removeprefix('torch.')})"
+        if self.reset_optimizer_each_round:
+            yield "optimizer", "starts anew each round, and its schedule with it"
         if self.lora is None and self.policy.dtype.itemsize < 4:
             yield (
                 "",

@@ -352,3 +352,50 @@ def test_a_module_is_loaded_from_its_checkpoint_outside_a_trainer(tiny_model, pa
     assert same(weights(module), weights(loaded))
     with pytest.raises(UserError, match="this checkpoint is of another model or configuration"):
         DPO.load_from_checkpoint(tmp_path / "run.ckpt", lora=None)
+
+
+class Optimizer(Callback):
+    """Keeps, before each step, the learning rate and how many steps Adam remembers."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float, float]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        remembered = max((float(state["step"]) for state in optimizer.state.values()), default=0.0)
+        self.seen.append((trainer.current_epoch, remembered, optimizer.param_groups[0]["lr"]))
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 2])
+def test_optimizer_and_schedule_start_anew_each_round_if_asked(tiny_model, in_tmp, warmup_steps):
+    data = OfflinePairs(write_pairs(in_tmp, 16), batch_size=4)
+    options = {"optimizer": adamw(0.01), "warmup_steps": warmup_steps}
+    anew, on = Optimizer(), Optimizer()
+    fit(DPO(PolicyConfig(tiny_model), reset_optimizer_each_round=True, **options), data, anew, max_epochs=3)
+    fit(DPO(PolicyConfig(tiny_model), **options), data, on, max_epochs=3)
+    rounds = [[seen[1:] for seen in anew.seen if seen[0] == number] for number in range(3)]
+    rates = [0.005, 0.01, 0.005, 0.0025] if warmup_steps else [0.01, 0.0075, 0.005, 0.0025]
+    assert rounds[0] == rounds[1] == rounds[2] == [(step, pytest.approx(rate)) for step, rate in enumerate(rates)]
+    assert [seen[1] for seen in on.seen] == list(range(12))
+
+
+def test_a_run_whose_optimizer_starts_anew_resumes_to_the_bit(tiny_model, in_tmp):
+    def run(*callbacks: Callback, ckpt_path: str | None = None) -> dict[str, torch.Tensor]:
+        module = DPO(
+            PolicyConfig(tiny_model),
+            proximal=0.1,
+            optimizer=adamw(),
+            warmup_steps=1,
+            reset_optimizer_each_round=True,
+        )
+        data, saves = on_policy(in_tmp), bool(callbacks)
+        fit(module, data, *callbacks, max_epochs=3, ckpt_path=ckpt_path, enable_checkpointing=saves)
+        return weights(module)
+
+    keep = ModelCheckpoint("kept", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    ends = ModelCheckpoint("ends", save_top_k=-1, save_on_train_epoch_end=True, filename="{epoch}")
+    whole = run(keep, ends)
+    saved = sorted(Path("kept").glob("*.ckpt")) + sorted(Path("ends").glob("*.ckpt"))
+    assert len(saved) >= 9
+    for checkpoint in saved:
+        again = run(ckpt_path=str(checkpoint))
+        assert all(torch.equal(whole[name], again[name]) for name in whole), checkpoint
