@@ -10,7 +10,8 @@ import yaml
 from tiny import write_prompts
 
 from lit_align import objectives
-from lit_align.cli import main
+from lit_align.callbacks import FSDPSharding, ReferenceRefresh
+from lit_align.cli import AlignCLI, main
 from lit_align.loggers import read_metrics
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
 
@@ -63,3 +64,20 @@ def test_every_scorer_goes_over_every_configuration_of_rounds(path, monkeypatch)
             with pytest.raises(SystemExit) as left:
                 main(["fit", f"--config={config}", f"--config={path}", "--print_config"])
             assert left.value.code == 0
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_overlays_go_over_each_configuration(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    anchored = issubclass(
+        getattr(objectives, yaml.safe_load(path.read_text())["model"]["class_path"]), AnchoredObjective
+    )
+    for names in (["lora", "fsdp", *(["tr_soft"] if anchored else [])], ["ddp", *(["tr_hard"] if anchored else [])]):
+        overlays = [f"--config=configs/overlays/{name}.yaml" for name in names]
+        cli = AlignCLI([f"--config={path}", *overlays, "--trainer.accelerator=cpu"], run=False)
+        kinds = {type(callback) for callback in cli.trainer.callbacks}
+        assert (FSDPSharding in kinds) == ("fsdp" in names)
+        assert cli.model.lora is not None or "lora" not in names
+        if anchored:
+            (refresh,) = (c for c in cli.trainer.callbacks if isinstance(c, ReferenceRefresh))
+            assert refresh.rule.alpha == (0.6 if "lora" in names else 1.0)
