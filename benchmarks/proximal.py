@@ -1,0 +1,51 @@
+"""What holding the policy near its sampler costs: a step of PR-DPO against one of iterative DPO.
+
+Both train on a round's pairs, with log π_ref and log π_s recorded when these were sampled, so that either holds one
+model; the proximal form mixes two recorded numbers for each response.
+
+    python benchmarks/proximal.py
+"""
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from step import LENGTHS, ours, write_batch
+from turns import as_row, ratio, take_turns, write
+
+
+def main(args: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=["tldr", "hh"])
+    parser.add_argument("--batch", type=int, default=4, help="pairs in a step")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--model", default="data/quickstart/model")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/proximal.json"))
+    options = parser.parse_args(args)
+
+    rows = []
+    print(f"{'lengths':<14}{'iterative DPO':>14}{'PR-DPO':>10}{'ratio':>9}{'memory':>9}")
+    for lengths in options.lengths:
+        with tempfile.TemporaryDirectory() as folder:
+            data = write_batch(Path(folder, "batch.jsonl"), options.model, options.batch, *LENGTHS[lengths])
+            side = partial(
+                ours,
+                model=options.model,
+                data=data,
+                batch_size=options.batch,
+                steps=1 + options.repeats,
+                recorded=("reference_logps", "sampler_logps"),
+            )
+            base, proximal = take_turns({"iterative DPO": side, "PR-DPO": partial(side, proximal=0.1)}, options.repeats)
+        rows.append({"lengths": lengths} | as_row(iterative=base, proximal=proximal))
+        share = f"{ratio(proximal, base):.3f} ×"
+        memory = f"{proximal.peak / base.peak:.2f} ×"
+        print(f"{lengths:<14}{base.cpu:>12.2f} s{proximal.cpu:>8.2f} s{share:>9}{memory:>9}", flush=True)
+    write(options.out, rows, batch=options.batch, model=options.model)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Sides that take turns: each runs its real training loop, in a process of its own, and waits before every step.
+
+So all of them meet the same machine and the same load of it, and each has a peak of memory of its own. Of a step count
+CPU seconds, which other programs disturb little, and wall-clock seconds beside them; ratios are medians over turns.
+"""
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import re
+import resource
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+class Turn:
+    """A side's end of the line: `begin` waits until it is its turn, `end` tells what the step took."""
+
+    def __init__(self, line: Connection):
+        self.line = line
+        self.began: tuple[float, float] | None = None
+
+    def begin(self) -> None:
+        if self.began is None:
+            self.line.send("ready")
+            self.line.recv()
+            self.began = time.process_time(), time.perf_counter()
+
+    def end(self) -> None:
+        assert self.began is not None
+        cpu, wall = self.began
+        self.line.send((time.process_time() - cpu, time.perf_counter() - wall))
+        self.began = None
+
+
+@dataclass
+class Side:
+    """What the steps of a side took."""
+
+    cpu_seconds: list[float] = field(default_factory=list)
+    wall_seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0  # resident memory of its process, imports and model included
+
+    @property
+    def cpu(self) -> float:
+        return median(self.cpu_seconds)
+
+    @property
+    def peak(self) -> float:
+        """In 10⁹ bytes."""
+        return self.peak_bytes / 1e9
+
+
+def ratio(side: Side, other: Side, what: str = "cpu_seconds") -> float:
+    """Median over turns of what the one takes in multiples of the other."""
+    return median(a / b for a, b in zip(getattr(side, what), getattr(other, what), strict=True))
+
+
+def take_turns(sides: dict[str, Callable[[Turn], Any]], turns: int, *, warmup: int = 1, threads: int = 1) -> list[Side]:
+    """Run every side for `warmup + turns` steps, one step of each in turn; the first ones do not count.
+
+    Args:
+        sides: Picklable functions by name, each of which runs a loop of that many steps with a `Turn` around each.
+        threads: Of torch, in every side.
+    """
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    context = multiprocessing.get_context("spawn")
+    lines, results = [], [Side() for _ in sides]
+    for side in sides.values():
+        ours, theirs = context.Pipe()
+        context.Process(target=_run, args=(side, theirs, threads), daemon=True).start()
+        theirs.close()
+        lines.append(ours)
+    for name, line in zip(sides, lines, strict=True):
+        _hear(name, line)
+    for turn in range(warmup + turns):
+        for name, line, result in zip(sides, lines, results, strict=True):
+            line.send("go")
+            cpu, wall = _hear(name, line)
+            if turn >= warmup:
+                result.cpu_seconds.append(cpu)
+                result.wall_seconds.append(wall)
+            last = _hear(name, line)  # ready again; at the end its peak of memory
+            result.peak_bytes = last if isinstance(last, int) else 0
+    return results
+
+
+def _run(side: Callable[[Turn], Any], line: Connection, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        side(Turn(line))
+    line.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _hear(name: str, line: Connection) -> Any:
+    try:
+        return line.recv()
+    except EOFError:
+        raise RuntimeError(f"{name} ended before its last step; its own message stands above.") from None
+
+
+def words(tokenizer: Any, count: int, seed: int) -> str:
+    """Random text of `count` tokens, as nearly as the tokenizer allows: words that are one token each."""
+    import random
+
+    entries = tokenizer.get_vocab()
+    whole = sorted(entry for entry in entries if re.fullmatch(r"Ġ[a-z]{3,}", entry))
+    letters = sorted(entry for entry in entries if re.fullmatch(r"[a-z]", entry))
+    return "".join(random.Random(seed).choices(whole or letters, k=count)).replace("Ġ", " ")
+
+
+def write(out: Path, rows: list[dict[str, Any]], **about: Any) -> None:
+    """Write the measurements with what they were made on, as JSON."""
+    packages = {name: version(name) for name in ("torch", "transformers", "lightning", "trl")}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"about": about, "machine": machine, "packages": packages, "rows": rows}, indent=1))
+    print(f"written to {out}")
+
+
+def as_row(**sides: Side) -> dict[str, Any]:
+    return {name: asdict(side) for name, side in sides.items()}

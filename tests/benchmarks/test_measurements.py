@@ -1,0 +1,67 @@
+"""The measurements run, on a tiny model: both sides take their turns, and the table and the JSON say what they took."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl", minversion="1.16", reason="the peer that is measured against; `make install` has it")
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def run(tiny_model, in_tmp, monkeypatch):
+    """Runs one of the programs; gives its rows, which must be those of its JSON."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
+
+    def run(name: str, *options: str) -> list[dict[str, Any]]:
+        program = importlib.import_module(name)
+        rows = program.main([f"--model={tiny_model}", "--out=out.json", "--repeats=2", *options])
+        assert json.loads(Path("out.json").read_text())["rows"] == rows
+        return rows
+
+    yield run
+    for name in ("turns", "step", "round", "refresh", "proximal"):
+        sys.modules.pop(name, None)
+
+
+def assert_measured(*sides: dict[str, Any]) -> None:
+    for side in sides:
+        assert len(side["cpu_seconds"]) == len(side["wall_seconds"]) == 2
+        assert min(side["cpu_seconds"]) > 0
+        assert side["peak_bytes"] > 1e8
+
+
+def test_a_step_is_measured_against_trls(run, capsys):
+    (row,) = run("step", "--lengths=hh", "--weights=full", "--references=recorded", "--responses=2")
+    assert_measured(row["ours"], row["theirs"])
+    assert " TRL" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_step_of_groups_is_measured_against_one_row_for_each_response(run):
+    (row,) = run("step", "--lengths=hh", "--weights=lora", "--references=live", "--responses=4")
+    assert row["rival"] == "one row per response"
+    assert_measured(row["ours"], row["theirs"])
+
+
+@pytest.mark.slow
+def test_a_round_is_measured_against_trls(run):
+    (row,) = run("round", "--prompts=2", "--prompt-tokens=5", "--tokens=3")
+    assert_measured(row["ours"], row["default"], row["best"])
+
+
+@pytest.mark.slow
+def test_refreshes_are_measured_against_a_step(run):
+    (row,) = run("refresh", "--dtypes=bfloat16", "--lengths=hh")
+    assert_measured(row["step"], row["soft"], row["hard"])
+
+
+@pytest.mark.slow
+def test_the_proximal_step_is_measured_against_the_plain_one(run):
+    (row,) = run("proximal", "--lengths=hh")
+    assert_measured(row["iterative"], row["proximal"])
