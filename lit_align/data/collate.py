@@ -1,10 +1,12 @@
 """From text to batches: the one way in which prompts and responses become tokens, and the loader that serves them.
 
 Prompt and response are tokenized apart, so that no token spans both. A plain prompt gets the special tokens that the
-tokenizer begins a text with; a chat goes through its template, once, with the turn of the assistant opened. A response
-ends with the token that ends the assistant's turn (or the text), so that the policy learns to stop.
+tokenizer begins a text with, once, even if the text spells them out; a chat goes through its template, once, with the
+turn of the assistant opened. A response ends with the token that ends the assistant's turn (or the text), once, so that
+the policy learns to stop. Special tokens spelled out within a chat or a response act as such; they are counted.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,6 +66,7 @@ class Encoder:
         self.long_prompts = long_prompts
         self.counts: Counter[str] = Counter()
         self._turn_end = _turn_end(tokenizer)
+        self._special = re.compile("|".join(map(re.escape, filter(None, self.tokenizer.all_special_tokens))) or r"(?!)")
 
     def prompt(self, text: Text, source: str) -> list[int] | None:
         """Tokens of a prompt; None where the row is to be dropped.
@@ -75,6 +78,8 @@ class Encoder:
             ids = list(self.tokenizer(text).input_ids)
             if ids and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers close the text
                 ids.pop()
+            if len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_token_id:  # the text begins with it, too
+                ids.pop(0)
             if not ids and (start := self.tokenizer.bos_token_id or self.tokenizer.eos_token_id) is not None:
                 ids = [start]
         else:
@@ -83,6 +88,8 @@ class Encoder:
                     f"{source}: the prompt is a chat, but {self.tokenizer.name_or_path!r} has no chat template. Use "
                     "an instruct model's tokenizer, or prompts of plain text."
                 )
+            if any(self._special.search(message["content"]) for message in text):
+                self.counts["chats with special tokens in their text"] += 1
             rendered = self.tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
             ids = list(self.tokenizer(rendered, add_special_tokens=False).input_ids)
         if len(ids) <= self.max_prompt_length:
@@ -98,7 +105,11 @@ class Encoder:
     def response(self, text: str, *, chat: bool) -> list[int]:
         """Tokens of a response, its end included unless it is cut."""
         ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        ids.append(self._turn_end if chat else self._eos)
+        end = self._turn_end if chat else self._eos
+        if ids[-1:] != [end]:
+            ids.append(end)
+        if not {self._turn_end, self.tokenizer.eos_token_id}.isdisjoint(ids[:-1]):
+            self.counts["responses with an end token before their end"] += 1
         if len(ids) > self.max_response_length:
             self.counts["responses too long, cut"] += 1
         return ids[: self.max_response_length]

@@ -90,7 +90,8 @@ def read_part(path: Path) -> list[dict[str, Any]]:
         rows = table.to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise Damaged(str(error).partition("\n")[0]) from error
-    if (table.schema.metadata or {}).get(CHECKSUM) != _checksum(rows):
+    checksum = (table.schema.metadata or {}).get(CHECKSUM)  # none in files of before there were any
+    if checksum is not None and checksum != _checksum(rows):
         raise Damaged("its rows do not have their checksum")
     return rows
 
