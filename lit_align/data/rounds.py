@@ -36,7 +36,8 @@ def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None 
     if len(chosen) > 1:
         others = ", ".join(each.path.name for each in chosen[:-1])
         say(f"  the newest of {len(chosen)}; older ones, of other settings: {others}")
-    say(*account(stored))
+    for line in account(stored):
+        say(line)
     say(table(stored, rows))
 
 
