@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test slow format clean
+.PHONY: install quickstart pipeline test slow format clean
 
 install: .venv/installed  ## the environment in .venv, and what the quickstart needs in data/quickstart
 
@@ -20,6 +20,19 @@ install: .venv/installed  ## the environment in .venv, and what the quickstart n
 
 quickstart: .venv/installed  ## align a real language model on this machine, in a few minutes
 	$(BIN)/python train.py fit --config configs/quickstart.yaml
+
+# such as OPTIONS='--trainer.limit_train_batches=2': for a look at it in minutes
+OPTIONS ?=
+pipeline: .venv/installed  ## SFT, reward model, and three ways to align, in one report; about 40 minutes
+	$(BIN)/python -m data.pipeline
+	$(BIN)/python train.py fit --config configs/pipeline/sft.yaml $(OPTIONS)
+	$(BIN)/python train.py fit --config configs/pipeline/reward_model.yaml $(OPTIONS)
+	$(BIN)/python train.py fit --config configs/pipeline/prpo.yaml $(OPTIONS)
+	for way in iterative_dpo offline_dpo; do \
+		$(BIN)/python train.py fit --config configs/pipeline/prpo.yaml --config configs/pipeline/$$way.yaml $(OPTIONS) \
+			|| exit 1; done
+	$(BIN)/lit-align compare runs/pipeline/prpo runs/pipeline/iterative_dpo runs/pipeline/offline_dpo \
+		--out runs/pipeline/report.html
 
 test: .venv/installed  ## lint, types and tests
 	$(BIN)/ruff format --check .
