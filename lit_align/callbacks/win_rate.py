@@ -15,9 +15,10 @@ with the same random streams, so that a policy that has not moved ties with itse
 | val/reward_NAME, val/win_rate_NAME | the same by each judge |
 
 `summary.json`, at the end: for the training scorer, and nested for each judge, mean rewards and win rates with their
-intervals; then kl_from_start, distinct_1, distinct_2, self_bleu; under `data` the comparison with the data set's own
-responses; under `forgetting` the negative log-likelihood per token of given texts before (nll_start) and after
-(nll_end), with the interval of the difference over texts. `held_out/` has it all by prompt, as Parquet.
+intervals, and what its rewards are made of (a judge's grades: coherence_start, coherence_end, …); then kl_from_start,
+distinct_1, distinct_2, self_bleu; under `data` the comparison with the data set's own responses; under `forgetting` the
+negative log-likelihood per token of given texts before (nll_start) and after (nll_end), with the interval of the
+difference over texts. `held_out/` has it all by prompt, as Parquet.
 
 Every process takes its share of the batches, which are fixed by the prompts, and all get all results: the numbers do
 not depend on how many processes there are.
@@ -26,7 +27,7 @@ not depend on how many processes there are.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +60,7 @@ class Answers:
 
     responses: list[list[Response]]
     rewards: dict[str, Tensor]
+    parts: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # what rewards are made of, such as grades
     logps: Tensor | None = None  # [P, n] under the policy
     start_logps: Tensor | None = None  # [P, n] under the start
 
@@ -316,6 +318,9 @@ class WinRate(Callback):
                 metric = WinRateMetric(other=name, sync_on_compute=False)  # every process has all of them already
                 metric.update(answers.rewards[scorer], other.rewards[scorer], answers.lengths, other.lengths)
                 values[scorer] = metric.compute()
+                for each, whose in ((other, name), (answers, "end")):
+                    for part, grades in each.parts[scorer].items():
+                        values[scorer] |= with_interval(f"{part}_{whose}", grades.double().mean(1))
             return values
 
         assert answers.logps is not None and answers.start_logps is not None  # noqa: PT018
@@ -399,9 +404,12 @@ class WinRate(Callback):
                     for i, row in zip(prompts.batches[number], batch, strict=True)
                     for response in row["responses"]
                 ]
-                rewards = iter(score(scorer, [prompt for prompt, _ in asked], [text for _, text in asked]))
-                for row in batch:
-                    row.setdefault("rewards", {})[name] = [next(rewards) for _ in row["responses"]]
+                scores = score(scorer, [prompt for prompt, _ in asked], [text for _, text in asked])
+                for key, values in {"": scores, **scores.parts}.items():
+                    given = iter(values)
+                    for row in batch:
+                        drawn = [next(given) for _ in row["responses"]]
+                        row.setdefault("rewards" if key == "" else "parts", {})[name, key] = drawn
             scorer.release()
 
     def _forgotten(self, path: str, policy: Policy, start: Policy, module: PreferenceObjective) -> dict[str, float]:
@@ -507,8 +515,11 @@ def _answers(batches: Sequence[Sequence[int]], made: dict[int, list[dict[str, An
     def column(name: str) -> Tensor | None:
         return torch.tensor([row[name] for row in rows]) if name in rows[0] else None
 
-    rewards = {name: torch.tensor([row["rewards"][name] for row in rows]) for name in rows[0]["rewards"]}
-    return Answers([row["responses"] for row in rows], rewards, column("logps"), column("start_logps"))
+    rewards = {name: torch.tensor([row["rewards"][name, ""] for row in rows]) for name, _ in rows[0]["rewards"]}
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in rewards}
+    for name, key in rows[0].get("parts", {}):
+        parts[name][key] = torch.tensor([row["parts"][name, key] for row in rows])
+    return Answers([row["responses"] for row in rows], rewards, parts, column("logps"), column("start_logps"))
 
 
 def held_out_files(folder: str | Path) -> list[Path]:

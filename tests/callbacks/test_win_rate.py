@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_align.callbacks import RunReport, WinRate
 from lit_align.callbacks.win_rate import held_out_files
 from lit_align.data import FunctionScorer, OfflinePairs
+from lit_align.data.scorers import Scores
 from lit_align.errors import UserError
 from lit_align.loggers import read_metrics
 from lit_align.objectives import DPO
@@ -207,3 +208,21 @@ def test_two_processes_share_the_work_and_give_the_same_numbers(tiny_model, in_t
     files = [[Path(f"run{n}/held_out/test.parquet"), *held_out_files(f"run{n}")] for n in (1, 2)]
     for first, second in zip(*files, strict=True):
         assert pq.read_table(first).equals(pq.read_table(second))
+
+
+class Grades(FunctionScorer):
+    """Two grades of each response; the reward is their mean."""
+
+    def __call__(self, prompts, responses):
+        lengths = [float(len(response)) for response in responses]
+        return Scores([each + 0.5 for each in lengths], {"brevity": lengths, "taste": [each + 1 for each in lengths]})
+
+
+def test_a_judges_grades_are_reported_with_intervals(tiny_model, in_tmp):
+    data = on_policy(in_tmp)
+    verdict = WinRate("prompts.jsonl", scorer(), judges={"grades": Grades("rewards.py:reward")})
+    fit(DPO(PolicyConfig(tiny_model), optimizer=adamw(0.0)), data, verdict, default_root_dir="run")
+    judged = json.loads((in_tmp / "run" / "summary.json").read_text())["grades"]
+    assert judged["brevity_start"] == judged["brevity_end"] == pytest.approx(judged["taste_end"] - 1)
+    assert judged["reward_end"] == pytest.approx(judged["brevity_end"] + 0.5)
+    assert judged["brevity_end_low"] < judged["brevity_end"] < judged["brevity_end_high"]
