@@ -16,7 +16,7 @@ from lit_align.callbacks import Drift, ReferenceRefresh
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 
-LORA = LoRAConfig(r=4, alpha=8, dropout=0.2)
+LORA = LoRAConfig(r=1, alpha=2, dropout=0.2)
 # What is being done when the process dies, and at which call of it.
 MOMENTS = {
     "sampling in the first round": ("lit_align.data.on_policy", "sample_responses", 2),
@@ -40,7 +40,7 @@ def run(model: str, folder: Path) -> dict[str, torch.Tensor]:
         folder / "ckpt", every_n_train_steps=1, save_top_k=1, save_last="link", enable_version_counter=False
     )
     module = DPO(PolicyConfig(model, dtype="float32"), lora=LORA, proximal=0.1, optimizer=adamw(1e-2))
-    refresh = ReferenceRefresh(0.6)
+    refresh = ReferenceRefresh(0.7)  # a ring of 14 past adapters
     kept = sorted(folder.glob("ckpt/*.ckpt"), key=lambda path: path.stat().st_mtime)
     fit(
         module,

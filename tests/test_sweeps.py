@@ -15,6 +15,16 @@ ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 
 
+@pytest.fixture(autouse=True)
+def agents_environment(monkeypatch):
+    """As an agent sets it for a run of its own; W&B reads it once per process, unless torn down."""
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "run7")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
 def commands(sweep: dict) -> list[list[str]]:
     """What an agent would run (`wandb.wandb_agent.Agent._command_run`), at both ends of every parameter."""
     made = []
@@ -36,8 +46,6 @@ def commands(sweep: dict) -> list[list[str]]:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_an_agents_commands_parse_into_what_is_swept(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
-    monkeypatch.setenv("WANDB_RUN_ID", "run7")
     sweep = yaml.safe_load(path.read_text())
     for command in commands(sweep):
         assert command[:4] == ["/usr/bin/env", "python", "train.py", "fit"]
@@ -50,9 +58,7 @@ def test_an_agents_commands_parse_into_what_is_swept(path, monkeypatch):
     wandb.finish()
 
 
-def test_wandb_gets_marks_tables_the_report_and_rounds(tiny_model, in_tmp, monkeypatch):
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
-    monkeypatch.setenv("WANDB_RUN_ID", "run7")
+def test_wandb_gets_marks_tables_the_report_and_rounds(tiny_model, in_tmp):
     write_pairs(in_tmp)
     write_prompts(in_tmp, 12)
     scorer = {"class_path": "FunctionScorer", "init_args": {"function": "rewards.py:reward"}}
