@@ -307,3 +307,48 @@ def test_soft_labels_reach_the_loss_or_are_refused(tiny_model, in_tmp, options):
     module = SPPO(PolicyConfig(tiny_model), optimizer=adamw())
     with pytest.raises(UserError, match=r"data.pairing=AllPairs: soft labels .* do nothing for SPPO"):
         fit(module, on_policy(in_tmp, pairing=AllPairs(**options)))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("half_written", [True, False], ids=["while writing", "behind it"])
+def test_killed_at_any_write_of_a_round_the_run_resumes_to_the_same_bytes(
+    tiny_model, in_tmp, monkeypatch, half_written
+):
+    """Samples, scores and log π_ref: each is made once, in the bytes of a run that went through."""
+    from lit_align.data import store
+
+    written: list[str] = []
+    original = store._write_whole
+
+    def write(path: Path, how: Any) -> None:
+        if len(written) == last:
+            if half_written:
+                path.with_name(f".{path.name}.1").write_bytes(b"PAR1 and no more")
+                raise Killed
+            original(path, how)
+            written.append(path.name)
+            raise Killed
+        original(path, how)
+        written.append(path.name)
+
+    monkeypatch.setattr(store, "_write_whole", write)
+
+    def files(folder: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in Path(folder).glob("*/*.*") if not path.name.startswith(".")}
+
+    last = -1
+    fit(module_of(tiny_model), on_policy(in_tmp, store="whole"))
+    whole, count = files("whole"), len(written)
+    assert count == 6  # the key, two batches of samples and of scores, one of log π_ref
+    for kill in range(count):
+        written.clear()
+        last = kill
+        with pytest.raises(Killed):
+            fit(module_of(tiny_model), on_policy(in_tmp, store=f"killed{kill}"))
+        last = -1
+        fit(module_of(tiny_model), on_policy(in_tmp, store=f"killed{kill}"))
+        assert len(written) == len(set(written)) == count
+        assert files(f"killed{kill}") == whole
