@@ -24,7 +24,8 @@ from turns import Side, Turn, as_row, ratio, take_turns, words, write
 
 from lit_align.data import Listwise, OfflinePairs
 from lit_align.objectives import DPO
-from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.reference import CopiedReference
 
 LENGTHS = {"tldr": (350, 35), "hh": (150, 80), "ultrafeedback": (350, 300)}  # tokens of prompt and response
 RATE = 1e-6
@@ -81,8 +82,8 @@ def ours(
     )
     module.configure_model()
     for network in (module.policy, module.reference):
-        if hasattr(network, "shared_prefix"):
-            network.shared_prefix &= shared_prefix
+        if not shared_prefix and isinstance(network, Policy | CopiedReference):
+            network.model.set_attn_implementation("sdpa")
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=-1,

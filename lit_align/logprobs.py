@@ -2,23 +2,26 @@
 
     log π(y|x) = Σ_t log softmax(logits_t)[y_t]      over the response's tokens, its end-of-sequence token included
 
-One function serves policy, reference and sampler. It computes a prompt once for all its responses, sends only the
-positions that predict a response token through the output head, and those in chunks that the backward pass computes
-again: neither logits of prompts and padding nor a tensor of [all tokens, vocabulary] is ever formed.
+One function serves policy, reference and sampler. It computes a prompt once for all its responses (`packing.py`), sends
+only the positions that predict a response token through the output head, and those in chunks that the backward pass
+computes again: neither logits of prompts and padding nor a tensor of [all tokens, vocabulary] is ever formed.
 
 Shapes: B prompts, K branches (responses) of each, P prompt tokens, R response tokens, N = B·K rows, M response tokens
 of the batch in all, H hidden units, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
-HEAD_CHUNK = 1024
-"""Response tokens that pass the output head at once: their float32 logits are HEAD_CHUNK × V × 4 bytes."""
+from lit_align.packing import PACKED, Packing, packed_hidden
+
+HEAD_BYTES = 1 << 28
+"""Memory for the float32 logits of the response tokens that pass the output head at once."""
 
 
 @dataclass
@@ -51,92 +54,77 @@ class PreferenceBatch:
         """[B, K], response tokens of each branch."""
         return self.response_mask.sum(-1)
 
+    @cached_property
+    def packing(self) -> Packing:
+        """Its tokens as one row; policy and reference read the same."""
+        return Packing.of(self.prompt_mask, self.response_mask)
+
     def select(self, rows: slice) -> "PreferenceBatch":
         """The same batch with some of its prompts only."""
         tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
 
-def response_logps(
-    model: PreTrainedModel, batch: PreferenceBatch, *, shared_prefix: bool = True, temperature: float = 1.0
-) -> Tensor:
+def response_logps(model: PreTrainedModel, batch: PreferenceBatch, *, temperature: float = 1.0) -> Tensor:
     """log π(y|x) of every response, [B, K] in float32 (float64 for a float64 model), with gradient.
 
     Args:
         model: A causal language model, its LoRA layers included.
         batch: Prompts must have at least one token each. Empty responses have log-probability 0.
-        shared_prefix: Compute each prompt once for all its responses, side by side in one row; else one row per
-            response. Not every model can (`can_share_prefix`).
         temperature: Divides the logits.
     """
-    inputs, predicts = _shared_rows(batch) if shared_prefix else _single_rows(batch)
-    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state  # [rows, row length, H]
     mask = batch.response_mask
-    hidden_MH = hidden.flatten(0, 1)[predicts[mask]]
-    token_logps_M = _token_logps(model, hidden_MH, batch.response_ids[mask], temperature)
+    hidden, places = hidden_states(model, batch)
+    predicting = hidden[places[:, :, :-1][mask]]  # [M, H]
+    token_logps_M = _token_logps(model, predicting, batch.response_ids[mask], temperature)
     return token_logps_M.new_zeros(mask.shape).masked_scatter(mask, token_logps_M).sum(-1)
 
 
-def _single_rows(batch: PreferenceBatch) -> tuple[dict[str, Tensor], Tensor]:
+def hidden_states(model: PreTrainedModel, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+    """The decoder's output, and where in it the tokens of each response are.
+
+    The batch is one row without padding where the model was made to compute such (`share_prefix`); else there is a row
+    for each response, its prompt before it.
+
+    Returns:
+        [tokens, H], and the places of each prompt's last token and of the response tokens behind it, [B, K, 1 + R].
+    """
+    if model.config._attn_implementation == PACKED:
+        return packed_hidden(model, batch.prompt_ids, batch.response_ids, batch.packing), batch.packing.response_places
+    inputs, places = single_rows(batch)
+    return model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1), places
+
+
+def single_rows(batch: PreferenceBatch) -> tuple[dict[str, Tensor], Tensor]:
     """One row per response: its prompt, then the response, then padding.
 
-    Returns the decoder's inputs, [B·K, P+R], and for each response token the place (in all rows laid end to end) whose
-    output predicts it, [B, K, R].
+    Returns the decoder's inputs, [N, P+R], and the places as `hidden_states` does.
     """
     B, K, R = batch.response_ids.shape
     P = batch.prompt_ids.shape[1]
     width = P + R
     prompt_lengths = batch.prompt_mask.sum(-1)[:, None, None]  # [B, 1, 1]
-    places = (prompt_lengths + torch.arange(R, device=prompt_lengths.device)).expand(B, K, R)
+    columns = (prompt_lengths + torch.arange(-1, R, device=prompt_lengths.device)).expand(B, K, 1 + R)
 
     ids = batch.response_ids.new_zeros(B, K, width)
     ids[:, :, :P] = batch.prompt_ids[:, None]
-    ids.scatter_(2, places, batch.response_ids)
+    ids.scatter_(2, columns[:, :, 1:], batch.response_ids)
     end = prompt_lengths + batch.lengths[:, :, None]
     mask = torch.arange(width, device=ids.device) < end
     rows = torch.arange(B * K, device=ids.device).view(B, K, 1)
     inputs = {"input_ids": ids.view(B * K, width), "attention_mask": mask.view(B * K, width).long()}
-    return inputs, rows * width + places - 1
+    return inputs, rows * width + columns
 
 
-def _shared_rows(batch: PreferenceBatch) -> tuple[dict[str, Tensor], Tensor]:
-    """One row per prompt: the prompt, then its responses, each of which sees the prompt and itself alone.
+def share_prefix(model: PreTrainedModel) -> bool:
+    """Have the model compute each prompt once for all its responses (`packing.py`), if that changes nothing.
 
-    Positions restart behind the prompt for each response. Returns as `_single_rows` does, for rows of length P + K·R.
+    It is tried on a few tokens. Some models cannot: eager attention, attention of their own (ALiBi), recurrent states.
     """
-    B, K, R = batch.response_ids.shape
-    P = batch.prompt_ids.shape[1]
-    device = batch.prompt_ids.device
-    width = P + K * R
-    prompt_lengths = batch.prompt_mask.sum(-1)[:, None]  # [B, 1]
-    step = torch.arange(R, device=device).repeat(K)  # [K·R], place within the response
-
-    positions = torch.cat([torch.arange(P, device=device).expand(B, P), prompt_lengths + step], dim=1)
-    real = torch.cat([batch.prompt_mask, batch.response_mask.flatten(1)], dim=1)
-    part = torch.cat([torch.full((P,), -1, device=device), torch.arange(K, device=device).repeat_interleave(R)])
-    order = torch.arange(width, device=device)
-    visible = (part[None, :] == -1) | (part[None, :] == part[:, None])  # a key of the prompt, or of the same response
-    visible = visible & (order[None, :] <= order[:, None])
-    seen = visible & real[:, None, :] | torch.eye(width, dtype=torch.bool, device=device)  # padding sees itself: no NaN
-    inputs = {
-        "input_ids": torch.cat([batch.prompt_ids, batch.response_ids.flatten(1)], dim=1),
-        "attention_mask": seen[:, None],  # [B, 1, row, row]
-        "position_ids": positions,
-    }
-    before = P + torch.arange(K * R, device=device).view(K, R) - 1
-    places = torch.where(torch.arange(R, device=device) == 0, prompt_lengths[:, :, None] - 1, before)
-    return inputs, torch.arange(B, device=device).view(B, 1, 1) * width + places
-
-
-@torch.no_grad()
-def can_share_prefix(model: PreTrainedModel) -> bool:
-    """Whether the model gives the same log-probabilities with shared prompts: tried, on a few tokens.
-
-    Some cannot: eager attention reads a mask of booleans as numbers, sliding windows need masks of their own.
-    """
-    if getattr(model.config, "_attn_implementation", None) != "sdpa":
-        return False
-    ids = torch.arange(1, 13, device=model.device) % model.config.get_text_config().vocab_size
+    config = model.config.get_text_config()
+    if model.config._attn_implementation != "sdpa" or getattr(config, "attention_chunk_size", None):
+        return model.config._attn_implementation == PACKED
+    ids = torch.arange(1, 13, device=model.device) % config.vocab_size
     batch = PreferenceBatch(
         prompt_ids=ids[:5].view(1, 5),
         prompt_mask=torch.tensor([[True, True, True, True, False]], device=ids.device),
@@ -144,17 +132,29 @@ def can_share_prefix(model: PreTrainedModel) -> bool:
         response_mask=torch.tensor([[[True, True, True], [True, True, False]]], device=ids.device),
         index=ids[:1],
     )
-    windows = getattr(model.config.get_text_config(), "sliding_window", None)
+
+    @torch.no_grad()
+    def tokens() -> Tensor:
+        hidden, places = hidden_states(model, batch)
+        return hidden[places[:, :, 1:][batch.response_mask]].double()
+
+    layers = getattr(config, "layer_types", None) or ["sliding_attention"]
+    window = getattr(config, "sliding_window", None) if "sliding_attention" in layers else None  # longer than this try
     was_training = model.training
     model.eval()
     try:
-        shared = response_logps(model, batch)
-        single = response_logps(model, batch, shared_prefix=False)
+        single = tokens()
+        model.set_attn_implementation(PACKED)
+        off = (tokens() - single).norm() / single.norm()
+        same = off.item() < max(1e-4, 6 * torch.finfo(model.dtype).eps)
+        same = same and (window is None or window in batch.packing.windows)
     except (TypeError, ValueError, RuntimeError):  # no position_ids, another form of mask
-        return False
+        same = False
     finally:
         model.train(was_training)
-    return windows is None and torch.allclose(shared, single, rtol=0.02, atol=0.02)
+    if not same:
+        model.set_attn_implementation("sdpa")
+    return same
 
 
 def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -169,7 +169,8 @@ def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temper
         logits = logits if temperature == 1 else logits / temperature
         return logits.gather(-1, target_chunk[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
-    chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
+    chunk = max(1, HEAD_BYTES // (config.vocab_size * max(4, hidden.element_size())))
+    chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     if torch.is_grad_enabled():
         return torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in chunks])  # type: ignore[arg-type]
     return torch.cat([chunk_logps(h, t) for h, t in chunks])

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from lit_align.errors import UserError
-from lit_align.logprobs import PreferenceBatch, can_share_prefix, check_logits, response_logps
+from lit_align.logprobs import PreferenceBatch, check_logits, response_logps, share_prefix
+from lit_align.packing import PACKED
 from lit_align.sharding import rank, reshard, shards, whole
 
 disable_progress_bar()  # loading weights is quick, and its bar would break into ours
@@ -92,7 +93,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.shared_prefix = can_share_prefix(model)
+        self.shares_prefix = share_prefix(model)
         self.temperature = 1.0
         object.__setattr__(self, "adapter", adapter)
 
@@ -126,7 +127,7 @@ class Policy(nn.Module):
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """log π(y|x) of every response, [B, K]."""
-        return response_logps(self.model, batch, shared_prefix=self.shared_prefix, temperature=self.temperature)
+        return response_logps(self.model, batch, temperature=self.temperature)
 
     @property
     def device(self) -> torch.device:
@@ -187,6 +188,8 @@ class Policy(nn.Module):
         plain.tie_weights()
         if (generation := getattr(self.model, "generation_config", None)) is not None:
             plain.generation_config = copy.deepcopy(generation)
+        if plain.config._attn_implementation == PACKED:
+            plain.set_attn_implementation("sdpa")
         return plain.eval()
 
     @contextmanager

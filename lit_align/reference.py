@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch, response_logps
+from lit_align.packing import PACKED
 from lit_align.policy import Dtype, LoRAConfig, Policy, PolicyConfig, fingerprint
 from lit_align.sharding import local, reshard, whole, write_rows
 
@@ -124,7 +125,8 @@ class CopiedReference(nn.Module, Reference):
         super().__init__()
         self.model = policy.merged_copy(dtype)
         half = (dtype or policy.dtype).itemsize < 4
-        self.shared_prefix = policy.shared_prefix
+        if policy.shares_prefix:
+            self.model.set_attn_implementation(PACKED)
         self.temperature = policy.temperature
         self.accumulator = policy.merged_copy(torch.float32) if accumulate and half else None
         self.offload = offload
@@ -160,7 +162,7 @@ class CopiedReference(nn.Module, Reference):
             self._device = batch.prompt_ids.device
             for buffer in self.model.buffers():  # few and small
                 buffer.data = buffer.data.to(self._device)
-        return response_logps(self.model, batch, shared_prefix=self.shared_prefix, temperature=self.temperature)
+        return response_logps(self.model, batch, temperature=self.temperature)
 
     @torch.no_grad()
     def mix(self, policy: Policy, alpha: float) -> None:

@@ -3,10 +3,14 @@
 import torch
 from tiny import llama_config
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -14,8 +18,12 @@ from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -48,6 +56,15 @@ MODELS = {
     "opt": lambda: OPTForCausalLM(
         OPTConfig(vocab_size=61, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4)
     ),
+    "phi": lambda: PhiForCausalLM(PhiConfig(**{**SIZES, "num_key_value_heads": 4})),
+    "mistral (window)": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5)),
+    "qwen2 (window)": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=5, max_window_layers=1)
+    ),
+    "gemma3 (window)": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(**SIZES, sliding_window=5, layer_types=["sliding_attention", "full_attention"])
+    ),
+    "bloom (ALiBi)": lambda: BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4)),
     "gemma2 (soft-capped)": lambda: Gemma2ForCausalLM(
         Gemma2Config(**SIZES, final_logit_softcapping=3.0, attn_implementation="eager")
     ),

@@ -10,7 +10,10 @@ from transformers import PreTrainedModel
 
 from lit_align import logprobs
 from lit_align.data.collate import Example, collate
-from lit_align.logprobs import PreferenceBatch, can_share_prefix, check_logits, response_logps
+from lit_align.logprobs import PreferenceBatch, check_logits, response_logps, share_prefix
+from lit_align.policy import LoRAConfig, _add_adapter, _turn_off_dropout, enable_checkpointing
+
+CANNOT_SHARE = ("gemma2 (soft-capped)", "bloom (ALiBi)")
 
 
 def random_examples(seed: int = 0, count: int = 3, branches: int = 2) -> list[Example]:
@@ -20,7 +23,7 @@ def random_examples(seed: int = 0, count: int = 3, branches: int = 2) -> list[Ex
         length = int(torch.randint(low, high, (), generator=generator))
         return torch.randint(1, 61, (length,), generator=generator).tolist()
 
-    return [Example(tokens(1, 9), [tokens(1, 12) for _ in range(branches)], "") for _ in range(count)]
+    return [Example(tokens(1, 14), [tokens(1, 12) for _ in range(branches)], "") for _ in range(count)]
 
 
 def one_by_one(model: PreTrainedModel, examples: list[Example]) -> Tensor:
@@ -39,36 +42,69 @@ def one_by_one(model: PreTrainedModel, examples: list[Example]) -> Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_logps_equal_the_definition_in_every_architecture(name: str, branches: int) -> None:
     model, examples = build(name), random_examples(branches=branches)
-    shared = can_share_prefix(model)
-    assert shared == ("gemma2" not in name)  # sliding windows and eager attention: one row per response
     with torch.no_grad():
-        logps = response_logps(model, collate(examples, range(3)), shared_prefix=shared)
-        torch.testing.assert_close(logps, one_by_one(model, examples), rtol=1e-6, atol=1e-6)
+        expected = one_by_one(model, examples)
+        rows = response_logps(model, collate(examples, range(3)))
+        assert share_prefix(model) == (name not in CANNOT_SHARE)
+        packed = response_logps(model, collate(examples, range(3)))
+    torch.testing.assert_close(rows, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(packed, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("shared_prefix", [True, False])
-@pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "opt"])  # these compute in float64 throughout
-def test_gradients_equal_the_definition_through_recomputed_chunks(
-    name: str, shared_prefix: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logprobs, "HEAD_CHUNK", 5)
-    model, examples = build(name), random_examples()
-    weights = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 1.0]], dtype=torch.float64)
-    batch = collate(examples, range(3))
-    (response_logps(model, batch, shared_prefix=shared_prefix) * weights).sum().backward()
-    ours = {weight: p.grad.clone() for weight, p in model.named_parameters()}
+def logps_and_gradients(model: PreTrainedModel, logps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The log-probabilities, and the gradients of a weighted sum of them."""
+    weights = torch.linspace(-1, 1, logps.numel(), dtype=logps.dtype).view(logps.shape)
     model.zero_grad()
-    (one_by_one(model, examples) * weights).sum().backward()
-    for weight, parameter in model.named_parameters():
-        torch.testing.assert_close(ours[weight], parameter.grad, rtol=1e-10, atol=1e-10, msg=weight)
+    (logps * weights).sum().backward()
+    return logps.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("shared_prefix", [True, False])
-def test_padding_batch_order_and_company_change_nothing(shared_prefix: bool) -> None:
+@pytest.mark.parametrize("branches", [2, 5])
+@pytest.mark.parametrize("recomputed", [False, True], ids=["", "activations recomputed"])
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_equal_the_definition(
+    name: str, lora: bool, recomputed: bool, branches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "HEAD_BYTES", 5 * 61 * 8)
+    model, examples = build(name), random_examples(branches=branches)
+    if lora:
+        model = _add_adapter(model, LoRAConfig(r=2)).double().get_base_model()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    expected, exact = logps_and_gradients(model, one_by_one(model, examples))
+    if recomputed:
+        enable_checkpointing(model)
+        model.train()
+        _turn_off_dropout(model)
+    bound = 1e-10 if name in ("gpt_neox", "gpt2", "opt", "phi") else 1e-6  # norms of the others are in float32
+    for _ in range(2):  # a row for each response; then, where the model can, all in one
+        logps, gradients = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
+        torch.testing.assert_close(logps, expected, rtol=bound, atol=bound)
+        assert gradients.keys() == exact.keys()
+        for weight, gradient in gradients.items():
+            assert (gradient - exact[weight]).norm() <= bound * exact[weight].norm() + 1e-10, weight
+        assert share_prefix(model) == (name not in CANNOT_SHARE)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral (window)"])
+def test_float32_gradients_are_within_rounding(name: str) -> None:
+    model, examples = build(name, torch.float32), random_examples()
+    _, single = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
+    assert share_prefix(model)
+    _, packed = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
+    for weight, gradient in packed.items():
+        assert (gradient - single[weight]).norm() <= 1e-5 * single[weight].norm() + 1e-9, weight
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_padding_batch_order_and_company_change_nothing(packed: bool) -> None:
     model, examples = build("gpt_neox"), random_examples(count=4)
+    assert not packed or share_prefix(model)
 
     def logps_of(batch: PreferenceBatch) -> Tensor:
-        return response_logps(model, batch, shared_prefix=shared_prefix)
+        return response_logps(model, batch)
 
     with torch.no_grad():
         together = logps_of(collate(examples, range(4)))
@@ -82,6 +118,24 @@ def test_padding_batch_order_and_company_change_nothing(shared_prefix: bool) -> 
         padded = logps_of(wide)
     for other in (backwards, alone, padded):
         torch.testing.assert_close(other, together, rtol=1e-12, atol=1e-12)
+
+
+def test_layers_other_than_attention_see_no_padding_and_each_prompt_once() -> None:
+    model, examples = build("llama"), random_examples(count=4, branches=3)
+    assert share_prefix(model)
+    seen: list[torch.Size] = []
+    model.model.layers[0].mlp.register_forward_hook(lambda layer, args, output: seen.append(args[0].shape))
+    response_logps(model, collate(examples, range(4)))
+    tokens = sum(len(e.prompt_ids) + sum(map(len, e.response_ids)) for e in examples)
+    assert seen == [(1, tokens, model.config.hidden_size)]
+
+
+def test_what_is_no_packed_row_goes_through_sdpa() -> None:
+    model = build("qwen2 (window)")
+    ids = torch.arange(1, 15)[None]
+    expected = model(input_ids=ids).logits
+    assert share_prefix(model)
+    torch.testing.assert_close(model(input_ids=ids).logits, expected)
 
 
 def test_prompt_tokens_never_contribute() -> None:
@@ -107,7 +161,7 @@ def test_an_empty_response_has_logp_zero() -> None:
 
 
 def test_logits_of_the_whole_batch_are_never_formed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "HEAD_CHUNK", 4)
+    monkeypatch.setattr(logprobs, "HEAD_BYTES", 4 * 61 * 4)
     model = build("llama", torch.float32)
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda *args: seen.append(args[-1].shape[0]))
@@ -144,12 +198,12 @@ def test_select_keeps_every_field_in_step() -> None:
     assert (part.size, part.index.tolist(), part.rewards.tolist()) == (1, [11], [[2.0, 3.0]])
 
 
-@pytest.mark.parametrize("shared_prefix", [True, False])
-def test_the_tempered_policys_logits_are_divided(shared_prefix: bool):
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_tempered_policys_logits_are_divided(packed: bool):
     torch.manual_seed(0)
     model = MODELS["llama"]().double()
     batch = collate([Example([5, 6], [[7, 8, 9], [10, 11]], "")], [0])
     logits = model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits[0, 1:4] / 0.8
     expected = logits.log_softmax(-1)[range(3), [7, 8, 9]].sum()
-    logps = response_logps(model, batch, shared_prefix=shared_prefix, temperature=0.8)
-    torch.testing.assert_close(logps[0, 0], expected)
+    assert not packed or share_prefix(model)
+    torch.testing.assert_close(response_logps(model, batch, temperature=0.8)[0, 0], expected)

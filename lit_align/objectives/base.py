@@ -329,6 +329,9 @@ class PreferenceObjective(L.LightningModule):
             f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights" if self.lora else f"{total / 1e6:.0f} M weights"
         )
         yield "policy", f"{self.policy_config.path} ({how}, {str(self.policy.dtype).removeprefix('torch.')})"
+        if not self.policy.shares_prefix:
+            why = self.policy.model.config._attn_implementation
+            yield "", f"a prompt is computed again for each of its responses: this model cannot share it under {why}"
         if self.reset_optimizer_each_round:
             yield "optimizer", "starts anew each round, and its schedule with it"
         if self.lora is None and self.policy.dtype.itemsize < 4:

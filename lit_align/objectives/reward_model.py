@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from lit_align.errors import UserError
-from lit_align.logprobs import PreferenceBatch, _single_rows
+from lit_align.logprobs import PreferenceBatch, hidden_states, share_prefix, single_rows
 from lit_align.objectives._shapes import check_shape
 from lit_align.objectives.base import PreferenceObjective
 from lit_align.policy import (
@@ -61,7 +61,7 @@ class Scored(Policy):
         nn.Module.__init__(self)
         self.model = model
         self.tokenizer = tokenizer
-        self.shared_prefix = False  # the score is read at a row's last token
+        self.shares_prefix = hasattr(model, "score") and share_prefix(model)
         object.__setattr__(self, "adapter", adapter)
 
     @classmethod
@@ -97,10 +97,16 @@ class Scored(Policy):
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """Reward of every response, [B, K] in float32."""
-        inputs, _ = _single_rows(batch)
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        ids = ids.masked_fill(mask == 0, self.model.config.pad_token_id)  # type: ignore[arg-type]
-        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        if self.shares_prefix:
+            hidden, places = hidden_states(self.model, batch)
+            read = batch.response_mask & (batch.response_ids != self.model.config.pad_token_id)  # as transformers does
+            last = (read * torch.arange(1, read.shape[2] + 1, device=read.device)).amax(-1, keepdim=True)
+            logits = self.model.score(hidden[places.gather(-1, last).flatten()])  # type: ignore[operator]
+        else:
+            inputs, _ = single_rows(batch)
+            ids, mask = inputs["input_ids"], inputs["attention_mask"]
+            ids = ids.masked_fill(mask == 0, self.model.config.pad_token_id)  # type: ignore[arg-type]
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).view(batch.response_ids.shape[:2])
 
     def tokenizer_to_save(self) -> Any:

@@ -1,0 +1,171 @@
+"""A batch as one row without padding, and the attention over it: each prompt once, its responses behind it.
+
+The row holds the tokens of all prompts, then those of all responses. A prompt's tokens see those before them; a
+response's tokens see the prompt and what came before them in the same response, at positions that go on from the
+prompt's end. Every layer but attention runs on the row as it is. Attention runs in two calls, over prompts and over
+responses, each padded among its kind: the causal kernel serves the first, and a mask of response × (prompt + response)
+the second. No mask of the whole row is ever formed, and no prompt waits for a longer one in any other layer.
+
+It is an attention implementation of transformers (`PACKED`), for all models that go through its attention interface and
+take position ids; whatever else they are asked (generation, single rows) it leaves to `sdpa`.
+
+Shapes as in `logprobs.py`; T is the row's length, N = B·K.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+PACKED = "lit_align_packed"
+
+
+@dataclass
+class Packing:
+    """Where the tokens of a packed row belong."""
+
+    places: Tensor  # [B·P + N·R] place in the row of each token of prompts and responses, T where there is padding
+    inverse: Tensor  # [T] place of each token of the row among those
+    positions: Tensor  # [T]
+    prompt_mask: Tensor  # [B, P] bool
+    responses: tuple[int, int]  # K, R
+    windows: set[int | None] = field(default_factory=set)  # sliding windows that layers have asked for
+    _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+
+    @property
+    def response_places(self) -> Tensor:
+        """Places in the row of each prompt's last token and of its responses' tokens, [B, K, 1 + R]."""
+        (B, P), (K, R) = self.prompt_mask.shape, self.responses
+        prompts, responses = self.places.split([B * P, B * K * R])
+        last = prompts.view(B, P).gather(1, self.prompt_mask.sum(-1, keepdim=True) - 1)
+        return torch.cat([last[:, None].expand(B, K, 1), responses.view(B, K, R)], dim=-1)
+
+    @classmethod
+    def of(cls, prompt_mask: Tensor, response_mask: Tensor) -> "Packing":
+        """Lay out a batch.
+
+        Args:
+            prompt_mask: [B, P], True on tokens.
+            response_mask: [B, K, R].
+        """
+        _, K, R = response_mask.shape
+        mask = torch.cat([prompt_mask.flatten(), response_mask.flatten()])
+        inverse = mask.nonzero().squeeze(1)
+        places = (mask.cumsum(0) - 1).masked_fill(~mask, len(inverse))
+        prompt_positions = torch.arange(prompt_mask.shape[1], device=mask.device).expand(prompt_mask.shape)
+        response_positions = prompt_mask.sum(-1)[:, None, None] + torch.arange(R, device=mask.device).expand(1, K, R)
+        positions = torch.cat([prompt_positions.flatten(), response_positions.flatten()])[inverse]
+        return cls(places, inverse, positions, prompt_mask, (K, R))
+
+    def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
+        """Which keys are seen: by prompts, [1, 1, P, P] or None where causality is all; by responses, [N, 1, R, P+R].
+
+        Args:
+            window: Positions that a token sees, itself included; None is all.
+        """
+        if window not in self._masks:
+            (_, P), (K, R) = self.prompt_mask.shape, self.responses
+            device = self.prompt_mask.device
+            prompt, response = torch.arange(P, device=device), torch.arange(R, device=device)
+            own = response[:, None] >= response
+            before = self.prompt_mask[:, None].expand(-1, R, -1)
+            causal = None
+            if window is not None and window < P + R:
+                own = own & (response[:, None] - response < window)
+                query = self.prompt_mask.sum(-1)[:, None, None] + response[:, None]
+                before = before & (query - prompt < window)
+                causal = ((prompt[:, None] >= prompt) & (prompt[:, None] - prompt < window))[None, None]
+            seen = torch.cat([before, own.expand(len(before), R, R)], dim=-1)
+            self._masks[window] = causal, seen.repeat_interleave(K, 0)[:, None]
+        return self._masks[window]
+
+
+class _Move(torch.autograd.Function):
+    """Rows of x at given places, zeros where a place is behind its end; backwards the same with the inverse places."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(places, inverse)
+        return torch.cat([x, x.new_zeros(1, x.shape[1])]).index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        places, inverse = ctx.saved_tensors
+        return _Move.apply(grads[0], inverse, places), None, None  # type: ignore[return-value]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packing | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a packed row; of anything else, where no `packing` is given, as `sdpa` does it.
+
+    Args:
+        query: [1, heads, T, head size]; key and value likewise, perhaps with fewer heads.
+        sliding_window: Positions that a token of this layer sees.
+
+    Returns:
+        [1, T, heads, head size], and None for the attention weights.
+    """
+    if packing is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
+        )
+    packing.windows.add(sliding_window)
+    causal, seen = packing.masks(sliding_window)
+    (B, P), (K, R) = packing.prompt_mask.shape, packing.responses
+
+    def spread(x: Tensor) -> tuple[Tensor, Tensor]:
+        """[1, heads, T, size] as prompts [B, heads, P, size] and responses [B·K, heads, R, size]."""
+        _, heads, T, size = x.shape
+        moved = _Move.apply(x[0].transpose(0, 1).reshape(T, heads * size), packing.places, packing.inverse)
+        prompt, response = moved.split([B * P, B * K * R])  # type: ignore[union-attr]
+        return (
+            prompt.view(B, P, heads, size).transpose(1, 2),
+            response.view(B * K, R, heads, size).transpose(1, 2),
+        )
+
+    (query_p, query_r), (key_p, key_r), (value_p, value_r) = spread(query), spread(key), spread(value)
+    kwargs["is_causal"] = causal is None
+    prompts, _ = sdpa_attention_forward(module, query_p, key_p, value_p, causal, **kwargs)
+    keys = torch.cat([key_p.repeat_interleave(K, 0), key_r], dim=2)
+    values = torch.cat([value_p.repeat_interleave(K, 0), value_r], dim=2)
+    kwargs["is_causal"] = False
+    responses, _ = sdpa_attention_forward(module, query_r, keys, values, seen, **kwargs)
+    whole = torch.cat([prompts.flatten(0, 1).flatten(1), responses.flatten(0, 1).flatten(1)])  # [B·P + N·R, heads·size]
+    row = _Move.apply(whole, packing.inverse, packing.places)
+    return row.view(1, len(row), *prompts.shape[2:]), None  # type: ignore[union-attr]
+
+
+AttentionInterface.register(PACKED, packed_attention)  # type: ignore[arg-type]
+AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+def packed_hidden(model: PreTrainedModel, prompt_ids: Tensor, response_ids: Tensor, packing: Packing) -> Tensor:
+    """The decoder's output for a packed row, [T, H].
+
+    Args:
+        model: With attention implementation `PACKED`.
+        prompt_ids: [B, P]
+        response_ids: [B, K, R]
+    """
+    row_ids = torch.cat([prompt_ids.flatten(), response_ids.flatten()])[packing.inverse]
+    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=row_ids.device)  # four dimensions are left as they are
+    output = model.base_model(
+        input_ids=row_ids[None],
+        attention_mask=no_mask,
+        position_ids=packing.positions[None],
+        packing=packing,
+        use_cache=False,
+    )
+    return output.last_hidden_state[0]
