@@ -5,12 +5,17 @@ configuration, as far as the run's folder has them. The objective and its policy
 """
 
 import json
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from lit_align.data.collate import Encoder
 from lit_align.errors import UserError
@@ -22,12 +27,12 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
     """Write model (or adapter), tokenizer, generation config and README.md; gives the folder.
 
     Args:
-        source: A run's folder, or a checkpoint in one.
+        source: A run's folder, or a checkpoint in one: a file, or a folder of shards.
         out: Folder to write.
         adapter: The LoRA adapter alone instead of the merged model.
 
     Raises:
-        UserError: there is no checkpoint, it is sharded or damaged, or it has no adapter.
+        UserError: there is no checkpoint, it is damaged, or it has no adapter.
     """
     path = find_checkpoint(source)
     policy, hyperparameters = load_policy(path)
@@ -67,27 +72,25 @@ def find_checkpoint(source: str | Path) -> Path:
                 "left in model/."
             )
         path = found[-1]
-    path = path.resolve() if path.is_symlink() else path
-    if path.is_dir():
-        raise UserError(
-            f"{path} is a sharded checkpoint. Make one file of it first: python -m "
-            f"lightning.pytorch.utilities.consolidate_checkpoint {path}"
-        )
-    return path
+    return path.resolve() if path.is_symlink() else path
 
 
 def load_policy(path: Path) -> tuple[Policy, dict[str, Any]]:
-    """The policy of a checkpoint with its weights, and the objective's hyperparameters."""
+    """The policy of a checkpoint with its weights, and the objective's hyperparameters.
+
+    The reference's adapters, which lie beside the policy's own, are left behind.
+    """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        hyperparameters, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        rest = path / "meta.pt" if path.is_dir() else path  # of a folder of shards, what is no tensor
+        checkpoint = torch.load(rest, map_location="cpu", weights_only=True, mmap=True)
+        hyperparameters = checkpoint["hyper_parameters"]
+        state = _shards(path) if path.is_dir() else checkpoint["state_dict"]
     except Exception as error:  # whatever a damaged file does to pickle and zip
         raise UserError(f"{path}: no checkpoint of lit_align can be read from it ({type(error).__name__}).") from error
     config = _made(PolicyConfig, hyperparameters["policy"])
     lora = _made(LoRAConfig, hyperparameters["lora"]) if hyperparameters["lora"] else None
     hyperparameters = {"name": checkpoint.get("hparams_name"), **hyperparameters, "policy": config, "lora": lora}
-    load = _policy_class(hyperparameters).load
-    policy = load(config, lora)
+    policy = _policy_class(hyperparameters).load(config, lora)
     weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
     left, more = policy.load_state_dict(weights, strict=False)
     trained = {f"model.{name}" for name, _ in policy.trainable_weights()}
@@ -97,6 +100,20 @@ def load_policy(path: Path) -> tuple[Policy, dict[str, Any]]:
             "one that was trained?"
         )
     return policy.eval(), hyperparameters
+
+
+def _shards(folder: Path) -> dict[str, Tensor]:
+    """The policy's weights out of a folder of shards, whole; without a process group, whoever wrote them."""
+    prefix = "state_dict."
+    reader = FileSystemReader(folder)
+    weights = {
+        name.removeprefix(prefix): torch.empty(saved.size, dtype=saved.properties.dtype)
+        for name, saved in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(f"{prefix}policy.") and isinstance(saved, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is no process group
+        load({"state_dict": weights}, storage_reader=reader, no_dist=True)
+    return weights
 
 
 def _policy_class(hyperparameters: dict[str, Any]) -> type[Policy]:

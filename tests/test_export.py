@@ -3,23 +3,29 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
+from processes import run_in
+from safetensors.torch import load_file
 from tiny import adamw, fit, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from lit_align.callbacks import FSDP2Strategy, FSDPSharding, ReferenceRefresh
 from lit_align.chat import Speaker, chat
 from lit_align.cli import main
 from lit_align.data import OfflinePairs
 from lit_align.data.sampling import Sampling
 from lit_align.errors import UserError
 from lit_align.export import export, load_policy
-from lit_align.objectives import RewardModel
-from lit_align.policy import PolicyConfig
+from lit_align.objectives import DPO, RewardModel
+from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.sharding import gathered
 
 
 def train(folder: Path, model: str, *args: str) -> None:
@@ -84,6 +90,68 @@ def test_plain_transformers_gives_the_policys_log_probabilities(tiny_model, in_t
         assert piece in body
 
 
+RULES = {"ring of past adapters": (0.7, 1), "dense updates": (0.05, 1), "the adapter as it was": (1.0, 3)}
+
+
+def train_and_save(model: str, rule: tuple[float, int], sharded: bool) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Four steps; gives the policy's log-probabilities, how far they are from the reference's, and what that is."""
+    module = DPO(PolicyConfig(model, dtype="float32"), lora=LoRAConfig(r=1, alpha=2), optimizer=adamw(0.03))
+    saving = ModelCheckpoint("run/checkpoints", filename="last", enable_version_counter=False)
+    options: dict[str, Any] = (
+        {"strategy": FSDP2Strategy(save_distributed_checkpoint=True), "devices": 2} if sharded else {}
+    )
+    callbacks = [ReferenceRefresh(*rule), saving, *([FSDPSharding()] if sharded else [])]
+    data = OfflinePairs("pairs.jsonl", batch_size=2 if sharded else 4)
+    trainer = fit(module, data, *callbacks, enable_checkpointing=True, **options)
+    assert module.policy is not None
+    assert module.reference is not None
+    module.policy.save("run/model")
+    assert trainer.train_dataloader is not None
+    batch = next(iter(trainer.train_dataloader))
+    with gathered(module.policy), torch.no_grad():
+        drift = module.policy(batch) - module.reference.logps(batch)
+        return logps(module.policy.model), drift, str(module.reference)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards of two processes"])
+@pytest.mark.parametrize("form", RULES)
+def test_the_moved_references_adapters_stay_behind(tiny_model, in_tmp, form, sharded):
+    write_pairs(in_tmp, 16)
+    saved = run_in(2, train_and_save, tiny_model, RULES[form], True) if sharded else None
+    policy, drift, reference = saved[0] if saved else train_and_save(tiny_model, RULES[form], False)
+    begins = "the last" if form == "ring of past adapters" else form
+    assert reference.startswith(begins), "not what is to be tested"
+    assert drift.abs().max() > 0.01, "the reference is the policy: nothing would be seen"
+    assert Path("run/checkpoints/last.ckpt").is_dir() == sharded
+
+    export("run", "exported")
+    export("run", "adapter", adapter=True)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    assert load_file("exported/model.safetensors").keys() == load_file(f"{tiny_model}/model.safetensors").keys()
+    assert all(factor.shape.count(1) == 1 for factor in load_file("adapter/adapter_model.safetensors").values())
+    for model in ("exported", "run/model"):
+        torch.testing.assert_close(logps(AutoModelForCausalLM.from_pretrained(model)), policy, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logps(PeftModel.from_pretrained(plain, "adapter")), policy, rtol=0, atol=1e-5)
+
+
+def test_all_weights_out_of_shards(tiny_model, in_tmp):
+    def go() -> torch.Tensor:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw(0.03))
+        saving = ModelCheckpoint("run/checkpoints", filename="last", enable_version_counter=False)
+        options: dict[str, Any] = {"strategy": FSDP2Strategy(save_distributed_checkpoint=True), "devices": 2}
+        data = OfflinePairs("pairs.jsonl", batch_size=2)
+        fit(module, data, saving, FSDPSharding(), enable_checkpointing=True, **options)
+        assert module.policy is not None
+        with gathered(module.policy):
+            return logps(module.policy.model)
+
+    write_pairs(in_tmp)
+    trained = run_in(2, go)[0]
+    export("run/checkpoints/last.ckpt", "exported")
+    torch.testing.assert_close(logps(AutoModelForCausalLM.from_pretrained("exported")), trained, rtol=0, atol=1e-5)
+    assert (trained - logps(AutoModelForCausalLM.from_pretrained(tiny_model))).abs().max() > 0.1
+
+
 def test_a_reward_model_is_exported_as_a_classifier(tiny_model, in_tmp):
     module = RewardModel(PolicyConfig(tiny_model), optimizer=adamw(1e-2))
     trainer = fit(module, OfflinePairs(write_pairs(in_tmp)))
@@ -101,7 +169,7 @@ def test_a_reward_model_is_exported_as_a_classifier(tiny_model, in_tmp):
         (lambda: None, "there is no such folder"),
         (lambda: Path("run").mkdir(), "there is no checkpoint in run/checkpoints"),
         (lambda: Path("run").write_bytes(b"no checkpoint"), "no checkpoint of lit_align"),
-        (lambda: (Path("run").mkdir(), Path("run/.metadata").touch()), "consolidate_checkpoint"),
+        (lambda: (Path("run").mkdir(), Path("run/.metadata").touch()), "no checkpoint of lit_align"),
     ],
 )
 def test_what_cannot_be_exported_is_said(in_tmp, make, said):
