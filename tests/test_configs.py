@@ -55,8 +55,11 @@ def test_an_objective_is_a_file_an_export_a_yaml_a_test_and_a_row_of_the_readme(
     assert re.search(rf"^\| `{name}` \|.*{stem}.py", (ROOT / "README.md").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs/scorers").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_scorer_goes_over_every_configuration_of_rounds(path, monkeypatch):
+OF_ROUNDS = sorted(path for folder in ("samplers", "scorers") for path in (ROOT / "configs" / folder).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", OF_ROUNDS, ids=lambda path: path.stem)
+def test_every_sampler_and_scorer_goes_over_every_configuration_of_rounds(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     for config in SHIPPED:

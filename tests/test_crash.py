@@ -19,8 +19,8 @@ from lit_align.policy import LoRAConfig, PolicyConfig
 LORA = LoRAConfig(r=1, alpha=2, dropout=0.2)
 # What is being done when the process dies, and at which call of it.
 MOMENTS = {
-    "sampling in the first round": ("lit_align.data.on_policy", "sample_responses", 2),
-    "sampling in the second round": ("lit_align.data.on_policy", "sample_responses", 6),
+    "sampling in the first round": ("lit_align.data.samplers", "sample_responses", 2),
+    "sampling in the second round": ("lit_align.data.samplers", "sample_responses", 6),
     "scoring": ("lit_align.data.on_policy", "score", 3),
     "writing a part of a round": ("lit_align.data.store", "os.replace", 9),
     "recording log-probabilities": ("lit_align.data.recording", "record_logps", 2),

@@ -4,6 +4,7 @@ from lit_align.data.judge import Endpoint, GradingJudge, PairwiseJudge
 from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.data.pairing import AllPairs, BestRandom, BestWorst, Listwise, PairingRule
+from lit_align.data.samplers import ContinuousSampler, GenerateSampler, Sampler, VLLMSampler
 from lit_align.data.sampling import Sampling
 from lit_align.data.scorers import (
     EnsembleScorer,
@@ -19,9 +20,11 @@ __all__ = [
     "AllPairs",
     "BestRandom",
     "BestWorst",
+    "ContinuousSampler",
     "Endpoint",
     "EnsembleScorer",
     "FunctionScorer",
+    "GenerateSampler",
     "GradingJudge",
     "Listwise",
     "OfflinePairs",
@@ -30,8 +33,10 @@ __all__ = [
     "PairwiseFunctionScorer",
     "PairwiseJudge",
     "PairwiseScorer",
+    "Sampler",
     "Sampling",
     "Scorer",
     "Scores",
     "SequenceClassificationScorer",
+    "VLLMSampler",
 ]

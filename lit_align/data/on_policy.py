@@ -24,7 +24,8 @@ from lit_align.data.formats import Row, Text, read_rows
 from lit_align.data.offline_pairs import PairsDataModule, _listing
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs, with_labels, with_mismatched
 from lit_align.data.recording import Make, Rows
-from lit_align.data.sampling import Sampling, sample_responses, sampling_batches
+from lit_align.data.samplers import GenerateSampler, Sampler
+from lit_align.data.sampling import Sampling, sampling_batches
 from lit_align.data.scorers import PairwiseScorer, Scorer, compare, score
 from lit_align.data.store import Round, digest
 from lit_align.errors import UserError
@@ -44,8 +45,9 @@ class OnPolicyPairs(PairsDataModule):
             does; or a number, the next so many in each round, beginning anew when they are used up.
         responses_per_prompt: K.
         sampling: How responses are drawn.
+        sampler: What draws them; None is transformers' generate.
         sampling_batch_size: Responses drawn at once. It decides the samples (to the bit), so keep it over a resume.
-        sampling_dtype: Type of the copy that samples: bfloat16 is fastest, policy is the policy's own.
+        sampling_dtype: Type of the weights that sample: bfloat16 is fastest, policy is the policy's own.
         pairing: Which of the K responses are trained on.
         store: Folder of the rounds; None is `rounds` in the run's folder (trainer.default_root_dir).
     """
@@ -59,6 +61,7 @@ class OnPolicyPairs(PairsDataModule):
         prompts_per_round: int | Literal["all", "chunk"] = "all",
         responses_per_prompt: int = 4,
         sampling: Sampling = Sampling(),  # noqa: B008  # read, never written
+        sampler: Sampler | None = None,
         sampling_batch_size: int = 128,
         sampling_dtype: Literal["bfloat16", "policy"] = "bfloat16",
         pairing: PairingRule | None = None,
@@ -81,6 +84,7 @@ class OnPolicyPairs(PairsDataModule):
         self.prompts_per_round: int | Literal["all", "chunk"] = prompts_per_round
         self.responses_per_prompt = responses_per_prompt
         self.sampling = sampling
+        self.sampler = sampler or GenerateSampler()
         self.sampling_batch_size = sampling_batch_size
         self.sampling_dtype = sampling_dtype
         self.pairing = pairing or BestWorst()
@@ -184,6 +188,7 @@ class OnPolicyPairs(PairsDataModule):
             "seed": self.seed,
             "policy": self.module.policy.fingerprint(),
             "sampling": vars(self.sampling),
+            "sampler": self.sampler.identity,
             "responses_per_prompt": self.responses_per_prompt,
             "batch_size": self.sampling_batch_size,
             "dtype": self.sampling_dtype,
@@ -260,13 +265,13 @@ class OnPolicyPairs(PairsDataModule):
         policy = self.module.policy
         assert policy is not None
         self._check_sampler()
-        model = policy.merged_copy(torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype)
+        dtype = torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype
 
         def sample(places: Sequence[int]) -> Rows:
             ids = [prompts[i][1] for i in places]
             keys = [(self.seed, index, prompts[i][0].source) for i in places]
-            responses = sample_responses(
-                model, self.tokenizer, ids, keys, self.responses_per_prompt, self.sampling, self.encoder.end_ids()
+            responses = self.sampler.draw(
+                policy, ids, keys, self.responses_per_prompt, self.sampling, self.encoder.end_ids()
             )
             examples = [
                 Example(prompt, [r.ids for r in drawn], prompts[i][0].source)
@@ -287,7 +292,7 @@ class OnPolicyPairs(PairsDataModule):
                 )
             ]
 
-        with gathered(policy):
+        with self.sampler.ready(policy, dtype), gathered(policy):
             yield sample
 
     def _check_sampler(self) -> None:
@@ -401,4 +406,6 @@ class OnPolicyPairs(PairsDataModule):
             "rounds",
             f"{rounds} × {self.responses_per_prompt} responses of up to {self.sampling.max_new_tokens} tokens",
         )
+        dtype = "bfloat16" if self.sampling_dtype == "bfloat16" else "the policy's type"
+        yield "sampler", f"{self.sampler.identity}, weights in {dtype}"
         yield "scorer", self.scorer.identity

@@ -47,6 +47,13 @@ class Sampling:
             raise UserError(f"sampling.temperature={self.temperature} must be ≥ 0; 0 is the greedy choice.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"sampling.top_p={self.top_p} must lie in (0, 1]; 1 keeps every token.")
+        if self.top_k < 0:
+            raise UserError(f"sampling.top_k={self.top_k} must be ≥ 0; 0 keeps every token.")
+        if self.temperature == 0 and (self.top_p < 1 or self.top_k):
+            name, value = ("top_k", self.top_k) if self.top_k else ("top_p", self.top_p)
+            raise UserError(f"sampling.{name}={value} has no effect at temperature=0, the greedy choice. Leave it out.")
+        if "" in self.stop:
+            raise UserError("sampling.stop holds an empty string, at which every response would end. Take it out.")
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,11 @@ def sample_responses(
         [torch.rand(sampling.max_new_tokens, generator=stream(key, k)) for key in keys for k in range(count)]
     )
     tokens = generate(model, prompts, sampling, uniforms, end_ids, tokenizer)
-    drawn = [_response(ids, tokenizer, sampling.stop, end_ids) for ids in tokens]
+    drawn = [cut(ids, tokenizer, sampling.stop, end_ids) for ids in tokens]
     return [drawn[start : start + count] for start in range(0, len(drawn), count)]
 
 
-def _response(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]) -> Response:
+def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]) -> Response:
     """Decode a response, cut behind the token that completes the first stop string."""
 
     def text_of(size: int | None) -> str:
@@ -160,7 +167,7 @@ def generate(
     stopping = StoppingCriteriaList()
     if sampling.stop:
         stopping.append(_StopStrings(sampling.stop, tokenizer, width))
-    with torch.inference_mode(), _contiguous_head(model):
+    with torch.inference_mode(), as_it_is(model), _contiguous_head(model):
         output = model.generate(  # type: ignore[operator]
             input_ids=ids.repeat_interleave(count, 0),
             attention_mask=mask.repeat_interleave(count, 0),
@@ -183,6 +190,21 @@ def _repeated_prefix(model: PreTrainedModel, ids: Tensor, mask: Tensor, count: i
     cache.crop(-1)
     cache.batch_repeat_interleave(count)
     return cache
+
+
+@contextmanager
+def as_it_is(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own generation settings.
+
+    transformers fills in from them whatever a `GenerationConfig` leaves open: a repetition penalty, say, with which
+    many chat models are published; then the samples would not be the policy's.
+    """
+    settings = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = settings
 
 
 @contextmanager

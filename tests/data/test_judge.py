@@ -356,7 +356,7 @@ def test_a_round_whose_judge_goes_down_goes_on_where_it_stopped(serve, tiny_mode
     answered = set(calls[:20])
     calls.clear()
     server.answer = lambda messages: calls.append(messages[0]["content"]) or graded_by_length(messages)
-    monkeypatch.setattr("lit_align.data.on_policy.sample_responses", None)
+    monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)
     again = on_policy(in_tmp)
     again.scorer = GradingJudge(endpoint(server))
     fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), again)

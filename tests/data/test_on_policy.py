@@ -11,7 +11,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy
 
 from lit_align.callbacks import ReferenceRefresh
-from lit_align.data import AllPairs, BestWorst, EnsembleScorer, FunctionScorer, OfflinePairs, OnPolicyPairs
+from lit_align.data import (
+    AllPairs,
+    BestWorst,
+    ContinuousSampler,
+    EnsembleScorer,
+    FunctionScorer,
+    GenerateSampler,
+    OfflinePairs,
+    OnPolicyPairs,
+    Sampling,
+)
 from lit_align.data.collate import Example
 from lit_align.data.store import Round
 from lit_align.errors import UserError
@@ -59,7 +69,10 @@ def test_each_epoch_is_a_round_of_other_prompts_by_the_policy_of_its_beginning(t
     assert len(list((in_tmp / "rounds").iterdir())) == 3
 
 
-def test_recorded_sampler_logps_are_those_of_the_policy_that_drew(tiny_model, in_tmp):
+@pytest.mark.parametrize("sampler", [GenerateSampler(), ContinuousSampler()], ids=["generate", "continuous"])
+def test_recorded_sampler_logps_are_those_of_the_policy_that_drew(tiny_model, in_tmp, sampler):
+    """Of the model itself, whatever filters the sampler has."""
+
     class Compare(Callback):
         def __init__(self) -> None:
             self.off: list[float] = []
@@ -69,8 +82,8 @@ def test_recorded_sampler_logps_are_those_of_the_policy_that_drew(tiny_model, in
                 with torch.no_grad():
                     self.off.append((pl_module.policy(batch) - batch.sampler_logps).abs().max().item())
 
-    compare = Compare()
-    fit(module_of(tiny_model), on_policy(in_tmp), compare, max_epochs=2)
+    compare, sampling = Compare(), Sampling(max_new_tokens=8, temperature=0.5, top_k=9)
+    fit(module_of(tiny_model), on_policy(in_tmp, sampler=sampler, sampling=sampling), compare, max_epochs=2)
     assert max(compare.off) < 1e-4
 
 
@@ -121,7 +134,7 @@ class StopSampling(Exception):
 
 def test_a_run_killed_while_sampling_keeps_what_is_done_and_ends_in_the_same_pairs(tiny_model, in_tmp, monkeypatch):
     """Killed after the first batch of the second round; the batch is not drawn again."""
-    from lit_align.data import on_policy as code
+    from lit_align.data import samplers as code
 
     drawn: list[int] = []
     original = code.sample_responses
@@ -156,7 +169,7 @@ def test_a_run_killed_while_sampling_keeps_what_is_done_and_ends_in_the_same_pai
 def test_the_same_command_again_draws_nothing_and_ends_in_the_same_bits(tiny_model, in_tmp, monkeypatch):
     first, second = module_of(tiny_model), module_of(tiny_model)
     fit(first, on_policy(in_tmp), max_epochs=2)
-    monkeypatch.setattr("lit_align.data.on_policy.sample_responses", None)
+    monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)
     fit(second, on_policy(in_tmp), max_epochs=2)
     assert_same(state(first), state(second))
 
@@ -236,7 +249,7 @@ def test_a_scorer_that_fails_stops_the_round_and_what_was_drawn_is_kept(tiny_mod
     good, data.scorer = data.scorer, FunctionScorer("bad.py:reward")
     with pytest.raises(UserError, match=r"scorer bad.py:reward"):
         fit(module_of(tiny_model), data)
-    monkeypatch.setattr("lit_align.data.on_policy.sample_responses", None)  # nothing is drawn again
+    monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)  # nothing is drawn again
     again: OnPolicyPairs = on_policy(in_tmp)
     again.scorer = good
     fit(module_of(tiny_model), again)
@@ -245,7 +258,7 @@ def test_a_scorer_that_fails_stops_the_round_and_what_was_drawn_is_kept(tiny_mod
 def test_another_pairing_or_scorer_over_the_same_store_draws_nothing(tiny_model, in_tmp, monkeypatch):
     fit(module_of(tiny_model), on_policy(in_tmp))
     files = sorted(path.name for path in Path("rounds").glob("*/samples-*"))
-    monkeypatch.setattr("lit_align.data.on_policy.sample_responses", None)
+    monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)
     rounds = Rounds()
     fit(module_of(tiny_model), on_policy(in_tmp, pairing=AllPairs()), rounds)
     assert len(rounds.made[0]) > 8
@@ -262,7 +275,7 @@ def test_another_pairing_or_scorer_over_the_same_store_draws_nothing(tiny_model,
 
 @pytest.mark.parametrize("part", ["samples", "scores"])
 def test_only_the_damaged_part_of_a_round_is_made_again(tiny_model, in_tmp, monkeypatch, capsys, part):
-    from lit_align.data import on_policy as code
+    from lit_align.data import samplers as code
 
     whole, again = Rounds(), Rounds()
     fit(module_of(tiny_model), on_policy(in_tmp), whole)

@@ -12,6 +12,7 @@ from processes import run_in
 from tiny import adamw, fit, on_policy
 
 from lit_align.callbacks import Drift, FSDPSharding, ReferenceRefresh
+from lit_align.data import ContinuousSampler, Sampler
 from lit_align.errors import UserError
 from lit_align.loggers import MetricsCSV, read_metrics
 from lit_align.objectives import DPO, KTO
@@ -29,13 +30,15 @@ def run(
     lr: float,
     lora: LoRAConfig | None = None,
     objective: Any = DPO,
+    sampler: Sampler | None = None,
+    rounds: int = 3,
     **options: Any,
 ) -> dict[str, torch.Tensor]:
-    """Three rounds of 9 prompts in batches of 4; gives the weights."""
+    """Rounds of 9 prompts in batches of 4; gives the weights."""
     folder.mkdir(exist_ok=True)
     processes = 1 if strategy == "auto" else 2
     module = objective(PolicyConfig(model, dtype="float32"), lora=lora, optimizer=adamw(lr), **options)
-    data = on_policy(folder, batch_size=4 // processes, sampling_batch_size=8, prompts_per_round=9)
+    data = on_policy(folder, batch_size=4 // processes, sampling_batch_size=8, prompts_per_round=9, sampler=sampler)
     callbacks = [ReferenceRefresh(1.0, 1, "round"), Drift(prompts=3)]
     callbacks += [FSDPSharding()] if strategy == "fsdp2" else []
     if options.get("reference"):
@@ -44,7 +47,7 @@ def run(
         module,
         data,
         *callbacks,
-        max_epochs=3,
+        max_epochs=rounds,
         strategy=strategy,
         devices=processes,
         logger=MetricsCSV(folder),
@@ -66,15 +69,25 @@ def without_logps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.endswith("_logps")} for row in rows]
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_pairs_are_the_same_whatever_the_number_of_processes(tiny_model, in_tmp, strategy, lora):
+@pytest.mark.parametrize(
+    ("strategy", "lora", "sampler"),
+    [
+        ("ddp", None, None),
+        ("ddp", LORA, None),
+        ("fsdp2", None, None),
+        ("fsdp2", LORA, None),
+        ("fsdp2", LORA, ContinuousSampler(512)),
+    ],
+    ids=["ddp", "ddp, LoRA", "fsdp2", "fsdp2, LoRA", "continuous batching"],
+)
+def test_pairs_are_the_same_whatever_the_number_of_processes(tiny_model, in_tmp, strategy, lora, sampler):
     """With a learning rate of 0 weights stay equal, and so must all that is drawn from them."""
-    run(tiny_model, in_tmp / "one", "auto", 0.0, lora)
-    run_in(2, run, tiny_model, in_tmp / "two", strategy, 0.0, lora)
+    options = {"sampler": sampler, "rounds": 1 if sampler else 3}
+    run(tiny_model, in_tmp / "one", "auto", 0.0, lora, **options)
+    run_in(2, lambda: run(tiny_model, in_tmp / "two", strategy, 0.0, lora, **options))
     one, two = stored(in_tmp / "one"), stored(in_tmp / "two")
     samples = [name for name in one if "samples" in name]
-    assert len(samples) == 3 * 5  # rounds × batches of two prompts
+    assert len(samples) == options["rounds"] * 5  # batches of two prompts
     assert one.keys() == two.keys()
     for name in one:
         if "scores" in name:

@@ -7,6 +7,7 @@ from tiny import byte_tokenizer
 
 from lit_align.data.sampling import (
     Sampling,
+    cut,
     filtered_probabilities,
     generate,
     sample_responses,
@@ -74,15 +75,12 @@ def test_greedy_is_the_likeliest_token(model):
         row.append(token)
 
 
-def test_a_stop_string_cuts_text_and_tokens(model):
-
+def test_a_stop_string_cuts_text_and_tokens():
     tokenizer = byte_tokenizer()
-    from lit_align.data.sampling import _response
-
     ids = tokenizer("one line\nanother").input_ids
-    response = _response(ids, tokenizer, ["\n"], [0])
+    response = cut(ids, tokenizer, ["\n"], [0])
     assert (response.text, tokenizer.decode(response.ids), response.finished) == ("one line", "one line\n", True)
-    assert _response(ids[:5], tokenizer, ["\n"], [0]).finished is False
+    assert cut(ids[:5], tokenizer, ["\n"], [0]).finished is False
 
 
 def test_a_row_that_reached_its_stop_string_is_the_same_as_if_it_had_gone_on_and_been_cut(model):

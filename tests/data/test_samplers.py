@@ -1,0 +1,261 @@
+"""Samplers: the same responses from every engine where the choice is greedy, and always with the policy's weights."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import adamw, fit, on_policy
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lit_align.data import ContinuousSampler, GenerateSampler, Sampler, Sampling, VLLMSampler
+from lit_align.data.samplers import check_weights, weight_sums
+from lit_align.data.sampling import Response
+from lit_align.errors import UserError
+from lit_align.objectives import DPO
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+
+PROMPTS = [list(range(70, 150)), [80], list(range(70, 150)), [90, 91, 92]]  # two share pages of the cache
+END = [0, 5]
+ENGINES = {"generate": GenerateSampler, "continuous": ContinuousSampler}
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model):
+    return Policy.load(PolicyConfig(tiny_model))
+
+
+def draw(
+    sampler: Sampler, policy: Policy, keys: str = "abcd", count: int = 2, end: list[int] = END, **sampling: Any
+) -> list[list[Response]]:
+    options = Sampling(**({"max_new_tokens": 20} | sampling))
+    with sampler.ready(policy, torch.float32):
+        return sampler.draw(policy, PROMPTS, list(keys), count, options, end)
+
+
+@pytest.mark.parametrize("cache_tokens", [1 << 16, 256], ids=["all at once", "one waits for another"])
+def test_continuous_batching_draws_greedily_what_generate_draws(policy, cache_tokens):
+    end = [0, draw(GenerateSampler(), policy, temperature=0)[1][0].ids[9]]
+    expected = draw(GenerateSampler(), policy, temperature=0, end=end)
+    assert draw(ContinuousSampler(cache_tokens), policy, temperature=0, end=end) == expected
+    assert {response.finished for group in expected for response in group} == {True, False}
+
+
+def test_continuous_batching_draws_a_batch_twice_alike_and_leaves_the_random_numbers_of_training_alone(policy):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first = draw(ContinuousSampler(), policy)
+    assert draw(ContinuousSampler(), policy) == first
+    assert torch.equal(torch.rand(2), expected)
+    assert draw(ContinuousSampler(), policy, keys="efgh") != first
+    assert all(group[0] != group[1] for group in first)
+
+
+def test_continuous_batching_follows_the_models_filtered_distribution(policy):
+    """Frequencies of the first token against the model's own, with temperature and top-k; 4 standard errors."""
+    rows, sampler = 400, ContinuousSampler()
+    sampling = Sampling(max_new_tokens=1, temperature=0.7, top_k=5)
+    with sampler.ready(policy, torch.float32):
+        drawn = sampler.draw(policy, [PROMPTS[1]], ["a"], rows, sampling, END)
+    with torch.no_grad():
+        logits = policy.model(torch.tensor([PROMPTS[1]])).logits[0, -1] / 0.7
+    expected = torch.zeros_like(logits)
+    best = logits.topk(5)
+    expected[best.indices] = best.values.softmax(-1)
+    found = torch.bincount(torch.tensor([response.ids[0] for response in drawn[0]]), minlength=len(logits)) / rows
+    assert ((found - expected).abs() <= 4 * (expected * (1 - expected) / rows).sqrt()).all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_stop_string_ends_a_response_with_every_sampler(policy, engine):
+    sampler = ENGINES[engine]()
+    free = [r for group in draw(sampler, policy, count=4) for r in group]
+    letter = next(c for r in free for c in r.text[3:] if c.isascii() and c.isalnum())
+    stopped = [r for group in draw(sampler, policy, count=4, stop=[letter]) for r in group]
+    assert any(letter in response.text for response in free)
+    for before, after in zip(free, stopped, strict=True):
+        assert after.text == before.text.partition(letter)[0]
+        assert after.finished == (before.finished or letter in before.text)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_repetition_penalty_in_the_models_own_settings_does_not_bend_the_policy(tiny_model, policy, engine):
+    """Chat models are published with one, and transformers applies it wherever it is not overridden."""
+    bent = Policy.load(PolicyConfig(tiny_model))
+    bent.model.generation_config.repetition_penalty = 5.0
+    bent.model.generation_config.eos_token_id = 7
+    assert draw(ENGINES[engine](), bent) == draw(ENGINES[engine](), policy)
+    assert bent.model.generation_config.repetition_penalty == 5.0
+
+
+def test_what_cannot_hold_a_single_response_is_refused(policy):
+    with pytest.raises(UserError, match=r"cache_tokens=256 cannot hold .* may have 380 tokens. Give at least 416"):
+        draw(ContinuousSampler(256), policy, max_new_tokens=300)
+    with pytest.raises(UserError, match="cache_tokens=8 must be at least 256"):
+        ContinuousSampler(8)
+
+
+def test_a_failure_inside_continuous_batching_stops_the_round_in_one_sentence(policy, monkeypatch):
+    sampler = ContinuousSampler()
+    sampler.load(policy, torch.float32)
+    monkeypatch.setattr(sampler.model.model, "forward", None)
+    with pytest.raises(UserError, match=r"continuous batching failed: .*take GenerateSampler"):
+        sampler.draw(policy, PROMPTS, "abcd", 1, Sampling(max_new_tokens=2), END)
+
+
+# --- the weights are the policy's ---
+
+
+def test_the_sums_of_weights_are_those_of_any_engine_and_change_with_a_single_bit():
+    a, b = torch.randn(6, 4).bfloat16(), torch.randn(2, 4).bfloat16()
+    stacked = torch.cat([b, a[torch.randperm(6)], torch.zeros(3, 4, dtype=torch.bfloat16)])
+    assert weight_sums([stacked]) == weight_sums([a, b])
+    changed = a.clone()
+    changed.view(torch.int16)[2, 1] += 1
+    assert weight_sums([changed, b]) != weight_sums([a, b])
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)], ids=["full", "LoRA"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_has_the_policys_weights_until_the_policy_moves(tiny_model, lora, dtype):
+    policy, sampler = Policy.load(PolicyConfig(tiny_model, dtype="float32"), lora), GenerateSampler()
+    sampler.load(policy, dtype)
+    check_weights(sampler, policy, dtype)
+    with torch.no_grad():
+        for _, weight in policy.trainable_weights():
+            weight.add_(0.01)
+    with pytest.raises(UserError, match="GenerateSampler does not have the policy's weights"):
+        check_weights(sampler, policy, dtype)
+
+
+class Stale(GenerateSampler):
+    """Keeps the weights of its first round."""
+
+    def load(self, policy: Policy, dtype: torch.dtype) -> None:
+        if self._model is None:
+            super().load(policy, dtype)
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_round_by_a_sampler_that_was_not_renewed_draws_nothing(tiny_model, in_tmp):
+    module = DPO(PolicyConfig(tiny_model), optimizer=adamw())
+    with pytest.raises(UserError, match=r"data.sampler=Stale does not have the policy's weights"):
+        fit(module, on_policy(in_tmp, sampler=Stale()), max_epochs=2)
+    assert len(list(Path("rounds").glob("round_000*/samples-*"))) == 2
+    assert not list(Path("rounds").glob("round_001*/samples-*"))
+
+
+# --- rounds ---
+
+
+def files(folder: str) -> dict[str, bytes]:
+    return {f"{path.parent.name[:9]}/{path.name}": path.read_bytes() for path in Path(folder).glob("*/*.parquet")}
+
+
+def test_a_round_that_continuous_batching_draws_again_has_the_same_bytes(tiny_model, in_tmp):
+    for store in ("first", "second"):
+        data = on_policy(in_tmp, sampler=ContinuousSampler(), store=store)
+        fit(DPO(PolicyConfig(tiny_model), proximal=0.1, optimizer=adamw()), data)
+    assert files("first") == files("second")
+
+
+# --- vLLM: what it says where it cannot be had, and our side of it against a stand-in with its interface ---
+
+
+def test_without_vllm_or_a_gpu_there_is_one_sentence_and_a_way_out(monkeypatch):
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(UserError, match=r"vllm is not installed. Run pip install 'lit-align\[vllm\]', or take"):
+            VLLMSampler()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="needs a CUDA GPU, and there is none: take ContinuousSampler"):
+        VLLMSampler()
+    with pytest.raises(UserError, match=r"memory=1.5 must lie in \(0, 1\)"):
+        VLLMSampler(1.5)
+
+
+class StandIn:
+    """Answers as `vllm.LLM` is documented to, with a transformers model of its own behind it."""
+
+    renews = True
+
+    def __init__(self, model: str, **options: Any):
+        assert options["load_format"] == "dummy"
+        assert options["enable_sleep_mode"]
+        self.model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.float32)
+        self.model.load_weights = self._take
+        self.awake = {"weights", "kv_cache"}
+        self.prefixes_are_fresh = True
+        self.seeds: list[int] = []
+
+    def _take(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+        assert "weights" in self.awake
+        if self.renews:
+            self.model.load_state_dict(dict(weights), strict=False)
+        self.prefixes_are_fresh = False
+
+    def sleep(self, level: int) -> None:
+        assert level == 2
+        self.awake.clear()
+        with torch.no_grad():
+            for weight in self.model.parameters():
+                weight.zero_()
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.awake |= set(tags)
+
+    def reset_prefix_cache(self) -> None:
+        self.prefixes_are_fresh = True
+
+    def apply_model(self, function: Any) -> list[Any]:
+        return [function(self.model)]
+
+    def generate(self, prompts: list[dict[str, list[int]]], parameters: list[Any], use_tqdm: bool) -> list[Any]:
+        assert self.awake == {"weights", "kv_cache"}
+        assert self.prefixes_are_fresh
+        self.seeds += [each.seed for each in parameters]
+        outputs = []
+        for prompt, asked in zip(prompts, parameters, strict=True):
+            assert asked.temperature == 0
+            ids = torch.tensor([prompt["prompt_token_ids"]])
+            made = self.model.generate(
+                ids, do_sample=False, max_new_tokens=asked.max_tokens, eos_token_id=asked.stop_token_ids, pad_token_id=0
+            )
+            outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=made[0, ids.shape[1] :].tolist())]))
+        return outputs
+
+
+@pytest.fixture
+def vllm_stand_in(monkeypatch):
+    module = SimpleNamespace(LLM=StandIn, SamplingParams=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm", module)  # type: ignore[arg-type]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    sampler = VLLMSampler()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return sampler
+
+
+def test_an_engine_that_sleeps_between_rounds_draws_with_the_weights_of_each(tiny_model, vllm_stand_in):
+    policy = Policy.load(PolicyConfig(tiny_model))
+    for _ in range(2):
+        expected = draw(GenerateSampler(), policy, temperature=0)
+        assert draw(vllm_stand_in, policy, temperature=0) == expected
+        assert not vllm_stand_in._engine.awake
+        with torch.no_grad():
+            for weight in policy.parameters():
+                weight.mul_(1.1)
+    assert len(set(vllm_stand_in._engine.seeds)) == 8
+
+
+def test_an_engine_that_does_not_take_the_weights_draws_nothing(policy, vllm_stand_in, monkeypatch):
+    monkeypatch.setattr(StandIn, "renews", False)
+    with pytest.raises(UserError, match="VLLMSampler does not have the policy's weights"):
+        draw(vllm_stand_in, policy, temperature=0)
+    assert not vllm_stand_in._engine.awake
