@@ -4,6 +4,15 @@ anchor.
 `PreferenceObjective` trains a policy on preference batches. `AnchoredObjective` adds the reference, its
 refresh, the proximal weight and the step-0 check. An objective overrides `loss`, states its `formula`, and
 says what its loss is where the policy equals its anchor.
+
+In training, all log beside the table of `lit_align.metrics.preference`
+
+| metric | formula |
+|---|---|
+| learning_rate | of the first parameter group |
+| gradient_scale | with an anchor: mean of |∂loss/∂log π(y)| over examples' first responses |
+| nll_sft, nll_pretraining | of such texts: mean of −log π/length, before its weight; not in loss |
+| proximal | λ, where `proximal_target` moves it (`anchor.adapted_proximal`) |
 """
 
 import hashlib

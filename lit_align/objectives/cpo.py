@@ -7,6 +7,8 @@ must fit in memory and the chosen responses are good enough to imitate (it was m
 Where we differ: the likelihood term is a sum over tokens, as in the paper. TRL averages it over all tokens
 of the batch; with `lengths` it is the mean over each response's tokens, the nearest loss that is defined
 per example.
+
+Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log π(y).
 """
 
 from typing import Any

@@ -20,6 +20,9 @@ optimum π ∝ anchor · exp(r/(β β_r)) has KL weight β β_r.
 
 Where we differ: TRL's `sigmoid` ignores its `label_smoothing`; here that is conservative DPO. If soft
 labels are smoothed as well, smoothing flips them: w = p(1−ε) + (1−p)ε.
+
+Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log(π/anchor)(y), of scale
+β_eff in the PR form.
 """
 
 import math
@@ -33,7 +36,7 @@ from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives._shapes import check_shape
-from lit_align.objectives.base import AnchoredObjective, rewards_of
+from lit_align.objectives.base import AnchoredObjective, check_positive, rewards_of
 from lit_align.policy import PolicyConfig
 
 
@@ -71,7 +74,7 @@ def dpo_loss(
     if rewards is not None:
         if labels is not None or label_smoothing or robust:
             raise ValueError("`rewards` take the place of labels, label_smoothing and robust: drop these.")
-        targets_BK = torch.softmax(rewards / reward_temperature, dim=-1)
+        targets_BK = torch.softmax(rewards.to(logps.dtype) / reward_temperature, dim=-1)
         return -(targets_BK * torch.log_softmax(implicit_rewards_BK, dim=-1)).sum(-1)
 
     weights: Tensor | float = (1 - label_smoothing) / (1 - 2 * label_smoothing if robust else 1)
@@ -111,11 +114,19 @@ class DPO(AnchoredObjective):
         self.reward_temperature = reward_temperature
         self.takes_groups = reward_temperature is not None
         self.takes_labels = reward_temperature is None
-        if reward_temperature is not None and (label_smoothing or robust):
+        if not 0 <= label_smoothing < 0.5:
+            raise UserError(f"model.label_smoothing={label_smoothing} must lie in [0, ½): at ½ labels say nothing.")
+        if robust and not label_smoothing:
             raise UserError(
-                f"model.reward_temperature={reward_temperature}: the rewards are the labels, so that label_smoothing "
-                "and robust have no effect. Leave them out."
+                "model.robust has no effect on certain labels: give model.label_smoothing, or leave it out."
             )
+        if reward_temperature is not None:
+            check_positive(reward_temperature=reward_temperature)
+            if label_smoothing:
+                raise UserError(
+                    f"model.reward_temperature={reward_temperature}: the rewards are the labels, so that "
+                    "label_smoothing and robust have no effect. Leave them out."
+                )
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
         if self.reward_temperature is not None:

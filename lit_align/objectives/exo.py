@@ -16,6 +16,9 @@ weights (β, λ) keeps β_r and passes beta = (β+λ)/β_r.
 Where we differ: the authors train the *tempered* policy, logits/0.8 for policy and reference alike; that is
 `policy.temperature` here. Their pair form has ε = σ(−10); TRL has K = 2 only, with the ε = 1e-3 used
 here.
+
+Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β_eff log(π/anchor)(y), where
+β_eff = β_π β_r; "rejected" is the worst of the K responses.
 """
 
 import math
@@ -24,9 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._shapes import check_shape
-from lit_align.objectives.base import AnchoredObjective, rewards_of
+from lit_align.objectives.base import AnchoredObjective, check_positive, rewards_of
 from lit_align.policy import PolicyConfig
 
 
@@ -53,9 +57,10 @@ def exo_loss(
     check_shape("anchor_logps", anchor_logps, *logps.shape)
     check_shape("rewards", rewards, *logps.shape)
     if rewards is not None:
-        target_logps = torch.log_softmax(rewards / reward_temperature, dim=-1)
+        target_logps = torch.log_softmax(rewards.to(logps.dtype) / reward_temperature, dim=-1)
     elif 0 < label_smoothing < 0.5:
-        target_logps = logps.new_tensor([math.log1p(-label_smoothing), math.log(label_smoothing)])
+        targets = math.log1p(-label_smoothing), math.log(label_smoothing)
+        target_logps = torch.cat([logps.new_full((1,), target) for target in targets])  # a list is copied, and waits
     else:
         raise ValueError(
             f"label_smoothing={label_smoothing} must lie in (0, ½): EXO's KL to a certain label is infinite."
@@ -87,6 +92,15 @@ class EXO(AnchoredObjective):
     ):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
+        if not 0 < label_smoothing < 0.5:
+            raise UserError(f"model.label_smoothing={label_smoothing} must lie in (0, ½): EXO's KL is infinite at 0.")
+        if reward_temperature is not None:
+            check_positive(reward_temperature=reward_temperature)
+            if label_smoothing != 1e-3:
+                raise UserError(
+                    f"model.reward_temperature={reward_temperature}: the rewards are the target, so that "
+                    f"label_smoothing={label_smoothing} has no effect. Leave it out."
+                )
         self.label_smoothing = label_smoothing
         self.reward_temperature = reward_temperature
         self.takes_groups = reward_temperature is not None

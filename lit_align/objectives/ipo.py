@@ -11,6 +11,9 @@ Where we differ: log-probabilities are *summed* over a response, as in the paper
 code, OpenRLHF and turbo-alignment. TRL, HALOs and LLaMA-Factory take the mean per token (TRL reports that
 the paper's experiments did): divide logps and anchor_logps by the response lengths for that. The two values
 of β are not comparable: for responses of 100 tokens, the mean form asks for a margin 100 times as large.
+
+Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log(π/anchor)(y), of scale
+β_eff in the PR form, and divided by the response's length in the mean form.
 """
 
 from typing import Any

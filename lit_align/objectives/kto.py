@@ -13,8 +13,14 @@ differ: the paper takes z0 from the batch at hand, and so does TRL, from each ra
 the loss depend on accumulation; some paired implementations take the other half of the pair and let gradient
 through. Here `KTO` takes the mean over all examples of the *last* optimizer step, of all its micro-batches
 and all processes (0 at the start, where policy and anchor are one): z0 is one step late, by what a step moves
-it, and no step depends on how it was cut. In the PR form the effective anchor enters z0 too. Logged beside
-the metrics of all: train/z0, in nats.
+it, and no step depends on how it was cut. In the PR form the effective anchor enters z0 too.
+
+Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log(π/anchor)(y), of scale
+β_eff in the PR form; and
+
+| metric | formula |
+|---|---|
+| z0 | as above, from the step just made, in nats; train only |
 """
 
 from typing import Any
@@ -26,7 +32,7 @@ from torch.optim import Optimizer
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._shapes import check_shape
-from lit_align.objectives.base import AnchoredObjective
+from lit_align.objectives.base import AnchoredObjective, check_positive
 from lit_align.policy import PolicyConfig
 
 
@@ -94,6 +100,7 @@ class KTO(AnchoredObjective):
     ):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
+        check_positive(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
         self.desirable_weight = desirable_weight
         self.undesirable_weight = undesirable_weight
         self.register_buffer("z0", torch.zeros(()))

@@ -12,10 +12,12 @@ preference can be taken on preference data of any sampler. Use it where labels a
 model must fit in memory: the gradient on Δ is bounded, in [−¼, 0], and vanishes on pairs long won (DPO's
 ratio runs on) as on pairs badly lost; the log form −log σ(Δ) keeps pushing at the latter.
 
-Other methods also go by MPO; this is Maximum Preference Optimization. The formula is read from the
-abstract, Theorem 4.1 and the figures; so the log form, and length normalisation (divide logps by lengths
-first), are options. Logged beside the metrics of all: train/nll_sft and train/nll_pretraining, the mean
-negative log-likelihood per token of these texts; train/loss is the preference term alone.
+Other methods also go by MPO; this is Maximum Preference Optimization. Where we differ: no public code of it
+is known to us, and the formula is read from the abstract, Theorem 4.1 and the figures; so the log form, and
+length normalisation (divide logps by lengths first), are options.
+
+Logged: the tables of `metrics.preference`, with the reward r(y) = log π(y) (per token, if so set), and of
+`objectives.base`; loss is the preference term alone, beside nll_sft and nll_pretraining.
 """
 
 from typing import Any

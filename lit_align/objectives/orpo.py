@@ -3,8 +3,8 @@
     l̄ = log π(y)/|y|,      log odds = l̄ − log(1 − exp l̄)
 
 Hong et al. 2024 (arXiv 2403.07691), the preference term by equation 7; the paper's λ is `beta`. Supervised
-fine-tuning on the chosen response and a preference in one stage, with no reference: use it from the base
-model, in place of SFT followed by DPO. The logged reward is the log odds.
+fine-tuning on the chosen response and a preference in one stage, with no reference. Use it from the base
+model, in place of SFT followed by DPO.
 
 log(1 − exp l̄) is taken by `log1mexp`: at l̄ → 0⁻ (a response learnt by heart) the plain expression rounds
 to log 0.
@@ -12,6 +12,8 @@ to log 0.
 Where we differ: the likelihood is that of the response, averaged over its tokens and then over pairs. TRL
 takes it over prompt *and* response and over all tokens of the batch at once, and computes the odds in
 float32.
+
+Logged: the tables of `metrics.preference` and `objectives.base`, with the log odds as the reward r(y).
 """
 
 import math

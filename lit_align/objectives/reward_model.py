@@ -1,14 +1,16 @@
 """Bradley–Terry reward model: −log σ(r_w − r_l − margin).
 
-Bradley and Terry 1952; as the second stage of RLHF, Ouyang et al. 2022 (arXiv 2203.02155); the margin,
-Touvron et al. 2023 (arXiv 2307.09288). Rewards are defined up to a constant of the
+Bradley and Terry 1952; as the second stage of RLHF, Ouyang et al. 2022 (arXiv 2203.02155), equation 1; the
+margin, Touvron et al. 2023 (arXiv 2307.09288), equation 2. Rewards are defined up to a constant of the
 prompt. Use it to score the rounds of on-policy training: fixed, on the same base model as the policy.
 
-The head starts at zero, where the base model has none, so that the first loss is log 2 (without a margin).
+Where we differ: the head starts at zero, where the base model has none, and not at random as in transformers and
+TRL, so that the first loss is log 2 (without a margin); and rewards are not centred, which only TRL's option does.
 What is saved, `SequenceClassificationScorer` reads at once, by the chat template that is saved with it: that
 of the tokenizer, without what follows the last turn; or where there is none, the texts end to end.
 
-Logged: loss, reward_accuracy, reward_margin, reward_chosen, reward_rejected, and lengths.
+Logged: the tables of `metrics.preference` and `objectives.base`, with the head's output as the reward r(y):
+reward_chosen and reward_rejected are its means.
 """
 
 import copy

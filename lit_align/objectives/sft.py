@@ -1,13 +1,13 @@
 """Supervised fine-tuning (SFT): −log π(y|x)/|y|.
 
-The stage before every pipeline here, the start and reference of the preference stage, and the likelihood
-terms of Maximum Preference Optimization.
+Use it before every pipeline here: it makes the start and the reference of the preference stage. Its loss is
+the likelihood term of Maximum Preference Optimization, too.
 
 Where we differ: the mean is per response, then over responses, so that an example's loss does not depend on
 its batch. Most trainers average over all tokens of a batch, which weights long responses more: Σ logps / Σ
 lengths.
 
-Logged: train/loss, and of each response the means of logp and length.
+Logged: loss, and the means of what `metrics.preference` calls logp and length; learning_rate.
 """
 
 from torch import Tensor

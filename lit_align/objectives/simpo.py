@@ -1,12 +1,14 @@
 """Simple preference optimization (SimPO): −log σ(β(l̄_w − l̄_l) − γ),  l̄ = log π(y)/|y|.
 
-Meng et al. 2024 (arXiv 2405.14734). The reward β·l̄ is the mean log-probability of a token, which is what
+Meng et al. 2024 (arXiv 2405.14734), equation 6. The reward β·l̄ is the mean log-probability of a token, which is what
 generation ranks by, so there is no reference and long responses gain nothing; γ is the margin to win by.
 Use it as the strong reference-free baseline; with nothing to hold the policy, the learning rate does the
 holding.
 
 Where we differ: γ stands as in the paper and in TRL; the authors' code takes γ/β (`gamma_beta_ratio`).
 TRL's trainer adds CPO's likelihood term unless `cpo_alpha=0`; here there is none.
+
+Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log π(y)/|y|.
 """
 
 from typing import Any

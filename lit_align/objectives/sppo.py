@@ -17,6 +17,9 @@ small against the spread of P makes it noisy.
 Where we differ: the sum over K is the paper's, with no ½. The authors' code averages the pair, which halves
 loss and gradient. They estimate P by `win_probabilities_from_pairwise`, soft, each response against all K
 including itself, η = 1e3 (β = 1e-3); TRL's `sppo_hard` is win_probabilities [1, 0].
+
+Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log(π/anchor)(y), of scale
+β_eff in the PR form, which the loss pulls to P(y≻π_t) − c.
 """
 
 import math
@@ -67,7 +70,8 @@ def sppo_baseline(anchor_logps: Tensor, sampler_logps: Tensor, *, win_probabilit
     check_shape("anchor_logps", anchor_logps, "B", "K>=1")
     check_shape("sampler_logps", sampler_logps, *anchor_logps.shape)
     check_shape("win_probabilities", win_probabilities, *anchor_logps.shape)
-    exponents_BK = anchor_logps - sampler_logps + win_probabilities / beta
+    log_weights_BK = anchor_logps - sampler_logps
+    exponents_BK = log_weights_BK + win_probabilities.to(log_weights_BK.dtype) / beta
     return beta * (torch.logsumexp(exponents_BK, dim=-1) - math.log(anchor_logps.shape[-1]))
 
 
@@ -94,7 +98,7 @@ def sppo_loss(
     if isinstance(baseline, Tensor):
         check_shape("baseline", baseline, logps.shape[0])
         baseline = baseline[:, None]
-    return (logps - anchor_logps - (win_probabilities - baseline) / beta).square().sum(-1)
+    return (logps - anchor_logps - (win_probabilities.to(logps.dtype) - baseline) / beta).square().sum(-1)
 
 
 class SPPO(AnchoredObjective):
@@ -149,7 +153,7 @@ class SPPO(AnchoredObjective):
         """P(y≻π_s) of each response, [B, K]."""
         if self.hard_labels:
             check_shape("responses", like, "B", 2)
-            return torch.tensor([1.0, 0.0], device=like.device).expand(like.shape)
+            return 1 - torch.arange(2, device=like.device).float().expand(like.shape)
         if batch.win_probabilities is None:
             raise UserError(
                 "SPPO needs win probabilities, which data with rewards of K responses gives (OnPolicyPairs): or set "

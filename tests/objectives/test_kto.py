@@ -1,8 +1,6 @@
 import json
-import os
+import math
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import run_in
 from tiny import adamw, fit, on_policy, sgd, write_pairs
 from torch.testing import assert_close
 
@@ -110,6 +109,34 @@ def test_the_proximal_form_takes_the_effective_anchor_in_z0_too(random):
     assert_close(loss, 1 - torch.sigmoid(0.4 * (log_ratios - z0)))
 
 
+@pytest.mark.parametrize("z0", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "p", [[0.9, 0.8, 0.7, 0.8, 0.95], [0.9, 0.2, 0.7, 0.4, 0.95]], ids=["all liked", "two disliked"]
+)
+def test_at_beta_1_the_population_optimum_scales_the_anchor_by_how_much_a_response_is_liked(p, z0, bandit, solve):
+    """Responses drawn from the anchor; y is desirable with probability p(y), so that it is liked by
+
+        κ = λ_D p − λ_U (1 − p),   and the loss is, up to a constant, −Σ ref κ σ(log(π/ref) − z0) = −Σ ref κ π/(π + ρ)
+
+    with ρ = ref e^z0. Where κ > 0 its slopes, ref κ ρ/(π + ρ)², are equal at the optimum: π = ref (C √κ − e^z0), C by
+    Σπ = 1. What is not liked gets nothing.
+    """
+    p = torch.tensor(p, dtype=torch.float64)
+    kappa = 1.3 * p - 0.9 * (1 - p)
+    reference = bandit.reference
+
+    def loss(logps):
+        options = {"beta": 1.0, "z0": z0, "desirable_weight": 1.3, "undesirable_weight": 0.9}
+        return (reference.exp() * kto_loss(logps, reference, p, **options)).sum()
+
+    liked = kappa > 0
+    ref = reference.exp() * liked
+    root = kappa.clamp(min=0).sqrt()
+    optimum = ref * ((1 + math.exp(z0) * ref.sum()) / (ref * root).sum() * root - math.exp(z0))
+    assert (optimum[liked] > 0).all()
+    assert_close(solve(loss, reference).exp(), optimum, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -177,6 +204,7 @@ def test_no_gradient_goes_through_a_mismatched_branch(tiny_model, in_tmp):
     module.loss(logps, logps.detach() + 0.3, 0.1, batch).sum().backward()
     assert logps.grad[:, :2].abs().min() > 0
     assert logps.grad[:, 2].abs().max() == 0
+    assert not module._mismatched, "a look at the loss is no step"
 
 
 def test_one_batch_of_eight_and_eight_of_one_accumulated_are_one_step(tiny_model, in_tmp):
@@ -237,37 +265,19 @@ def test_data_without_labels_or_with_groups_is_refused(tiny_model, in_tmp):
         fit(KTO(PolicyConfig(tiny_model)), on_policy(in_tmp, pairing=Listwise()))
 
 
-PROCESSES = """
-import sys
-import lightning as L
-from lightning.pytorch import Callback
-from lit_align.data import OfflinePairs
-from lit_align.objectives import KTO
-from lit_align.policy import PolicyConfig
-from tiny import sgd
-
-class Tell(Callback):
-    def on_train_batch_end(self, trainer, module, *args):
-        with open(f"z0-{trainer.world_size}-{trainer.global_rank}", "a") as file:
-            print(module.z0.item(), file=file)
-
-model, processes = sys.argv[1], int(sys.argv[2])
-L.seed_everything(1)
-trainer = L.Trainer(accelerator="cpu", devices=processes, strategy="ddp", max_epochs=3, logger=False,
-                    enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False, callbacks=[Tell()])
-trainer.fit(KTO(PolicyConfig(model), optimizer=sgd(0.3), beta=0.5), OfflinePairs("pairs.jsonl", batch_size=8 // processes))
-"""  # noqa: E501
-
-
-@pytest.mark.slow
 def test_z0_is_one_number_on_all_processes_and_that_of_a_single_one(tiny_model, in_tmp):
     write_pairs(in_tmp)
-    (in_tmp / "run.py").write_text(PROCESSES)
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "OMP_NUM_THREADS": "1"}
-    for processes in ("1", "2"):
-        subprocess.run([sys.executable, "run.py", tiny_model, processes], env=environment, check=True, timeout=120)
-    single, *both = ([float(x) for x in (in_tmp / f"z0-{name}").read_text().split()] for name in ("1-0", "2-0", "2-1"))
+
+    def z0_of_each_step(processes: int) -> list[float]:
+        watch = Watch()
+        module = KTO(PolicyConfig(tiny_model), optimizer=sgd(0.3), beta=0.5)
+        data = OfflinePairs("pairs.jsonl", batch_size=8 // processes)
+        options = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
+        fit(module, data, watch, max_epochs=3, **options)
+        return [logged["train/z0"] for logged in watch.logged]
+
+    single = z0_of_each_step(1)
+    both = run_in(2, lambda: z0_of_each_step(2))
     assert both[0] == both[1]
     assert both[0] == pytest.approx(single, rel=1e-4)
     assert single[-1] > 0.1

@@ -1,4 +1,4 @@
-"""Each objective trains a real model, from a first loss that is known beforehand."""
+"""Each objective trains a real model, from a first loss that is known beforehand; each option is in its loss."""
 
 import json
 import math
@@ -12,7 +12,8 @@ from tiny import adamw, fit, on_policy, write_pairs
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import Listwise, OfflinePairs
 from lit_align.errors import UserError
-from lit_align.objectives import CPO, DPO, EXO, IPO, MPO, ORPO, SPPO, SimPO
+from lit_align.logprobs import PreferenceBatch
+from lit_align.objectives import CPO, DPO, EXO, IPO, KTO, MPO, ORPO, SFT, SPPO, RewardModel, SimPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 
 
@@ -74,6 +75,151 @@ def test_the_first_loss_has_its_closed_form_and_training_goes_on(tiny_model, in_
     fit(module, on_policy(in_tmp, **data), first, ReferenceRefresh(0.5, 2), max_epochs=2)
     assert first.loss == pytest.approx(closed_form(first.batch), rel=1e-3)
     assert module.trainer.global_step >= 3
+
+
+# --- each option, in the loss of a batch: by formulas of the test's own, at β_eff = 0.3 ---
+
+
+def nll(z: torch.Tensor) -> torch.Tensor:
+    """−log σ(z)."""
+    return torch.log1p((-z).exp())
+
+
+def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return (p * (p / q).log()).sum(-1)
+
+
+def soft(z: torch.Tensor) -> torch.Tensor:
+    return z.exp() / z.exp().sum(-1, keepdim=True)
+
+
+def averaged(loss: Any, z: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    return p * loss(z) + (1 - p) * loss(-z)
+
+
+def robust(z: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    there, back = (0.9 * nll(z) - 0.1 * nll(-z)) / 0.8, (0.9 * nll(-z) - 0.1 * nll(z)) / 0.8
+    return p * there + (1 - p) * back
+
+
+def odds(logps: torch.Tensor) -> torch.Tensor:
+    return (logps.exp() / (1 - logps.exp())).log()
+
+
+# of log π x and log anchor a [B, K], lengths n, and the batch's rewards r, win probabilities w and labels p
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "DPO": (lambda c: DPO(c), lambda x, a, n, b: averaged(nll, 0.3 * pair(x - a), b.labels)),
+    "DPO, smoothed": (
+        lambda c: DPO(c, label_smoothing=0.1),
+        lambda x, a, n, b: averaged(nll, 0.3 * pair(x - a), 0.9 * b.labels + 0.1 * (1 - b.labels)),
+    ),
+    "DPO, robust": (
+        lambda c: DPO(c, label_smoothing=0.1, robust=True),
+        lambda x, a, n, b: robust(0.3 * pair(x - a), b.labels),
+    ),
+    "DPO, rewards": (
+        lambda c: DPO(c, reward_temperature=0.5),
+        lambda x, a, n, b: -(soft(b.rewards / 0.5) * soft((x - a) * 0.3 / 0.5).log()).sum(-1),
+    ),
+    "IPO": (lambda c: IPO(c), lambda x, a, n, b: averaged(lambda h: (h - 1 / 0.6) ** 2, pair(x - a), b.labels)),
+    "IPO, per token": (
+        lambda c: IPO(c, length_normalize=True),
+        lambda x, a, n, b: averaged(lambda h: (h - 1 / 0.6) ** 2, pair(x / n - a / n), b.labels),
+    ),
+    "EXO": (
+        lambda c: EXO(c, label_smoothing=0.2),
+        lambda x, a, n, b: kl(soft(0.3 * (x - a)), torch.tensor([0.8, 0.2], dtype=torch.float64)),
+    ),
+    "EXO, rewards": (
+        lambda c: EXO(c, reward_temperature=0.5),
+        lambda x, a, n, b: kl(soft((x - a) * 0.3 / 0.5), soft(b.rewards / 0.5)),
+    ),
+    "SPPO": (lambda c: SPPO(c), lambda x, a, n, b: ((x - a - (b.win_probabilities - 0.5) / 0.3) ** 2).sum(-1)),
+    "SPPO, hard": (
+        lambda c: SPPO(c, hard_labels=True),
+        lambda x, a, n, b: (x - a)[:, 0].sub(0.5 / 0.3) ** 2 + (x - a)[:, 1].add(0.5 / 0.3) ** 2,
+    ),
+    "SPPO, estimated constant": (
+        lambda c: SPPO(c, estimate_baseline=True),
+        lambda x, a, n, b: (x - a - b.win_probabilities / 0.3 + sppo_log_z(a, b)).square().sum(-1),
+    ),
+    "MPO": (lambda c: MPO(c), lambda x, a, n, b: averaged(lambda d: -1 / (1 + (-d).exp()), pair(x), b.labels)),
+    "MPO, log": (lambda c: MPO(c, log_form=True), lambda x, a, n, b: averaged(nll, pair(x), b.labels)),
+    "MPO, log, per token": (
+        lambda c: MPO(c, log_form=True, length_normalize=True),
+        lambda x, a, n, b: averaged(nll, pair(x / n), b.labels),
+    ),
+    "SimPO": (lambda c: SimPO(c, beta=2.5, gamma=0.7), lambda x, a, n, b: nll(2.5 * pair(x / n) - 0.7)),
+    "CPO": (
+        lambda c: CPO(c, beta=0.2, alpha=0.6),
+        lambda x, a, n, b: averaged(nll, 0.2 * pair(x), b.labels) - 0.6 * x[:, 0],
+    ),
+    "CPO, per token": (
+        lambda c: CPO(c, beta=0.2, alpha=0.6, length_normalize=True),
+        lambda x, a, n, b: averaged(nll, 0.2 * pair(x), b.labels) - 0.6 * x[:, 0] / n[:, 0],
+    ),
+    "ORPO": (
+        lambda c: ORPO(c, beta=0.2),
+        lambda x, a, n, b: 0.2 * averaged(nll, pair(odds(x / n)), b.labels) - x[:, 0] / n[:, 0],
+    ),
+    "SFT": (lambda c: SFT(c), lambda x, a, n, b: -x[:, 0] / n[:, 0]),
+    "RewardModel": (lambda c: RewardModel(c, margin=0.4), lambda x, a, n, b: nll(pair(x) - 0.4)),
+    "RewardModel, rows' margin": (
+        lambda c: RewardModel(c, margin="rewards"),
+        lambda x, a, n, b: nll(pair(x) - pair(b.rewards)),
+    ),
+}
+
+
+def pair(values: torch.Tensor) -> torch.Tensor:
+    return values[:, 0] - values[:, 1]
+
+
+def sppo_log_z(anchor: torch.Tensor, batch: PreferenceBatch) -> torch.Tensor:
+    """log of the mean of anchor/π_s · exp(P/β), [B, 1]."""
+    return ((anchor - batch.sampler_logps).exp() * (batch.win_probabilities / 0.3).exp()).mean(-1, keepdim=True).log()
+
+
+def batch_of(random: Any, K: int) -> PreferenceBatch:
+    lengths = torch.tensor([[3, 7, 2], [5, 1, 4], [6, 6, 1]])[:, :K]
+    return PreferenceBatch(
+        prompt_ids=torch.zeros(3, 1, dtype=torch.int64),
+        prompt_mask=torch.ones(3, 1, dtype=torch.bool),
+        response_ids=torch.zeros(3, K, 7, dtype=torch.int64),
+        response_mask=torch.arange(7) < lengths[:, :, None],
+        index=torch.arange(3),
+        sampler_logps=-random(3, K).exp() - 2,
+        rewards=random(3, K),
+        labels=torch.tensor([1.0, 0.7, 0.2]).double(),
+        win_probabilities=torch.sigmoid(random(3, K)),
+    )
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_of_a_module_is_in_its_loss(name, random):
+    make, formula = OPTIONS[name]
+    module, batch = make(PolicyConfig("none")), batch_of(random, 3 if name.endswith(("rewards", "constant")) else 2)
+    logps, anchor = -random(*batch.rewards.shape).exp() - 1, -random(*batch.rewards.shape).exp() - 1
+    loss = module.loss(logps, anchor, 0.3, batch)
+    torch.testing.assert_close(loss, formula(logps, anchor, batch.lengths, batch), rtol=1e-12, atol=1e-12)
+
+
+def test_kto_weighs_both_kinds_against_the_reference_point(random):
+    batch = batch_of(random, 3)
+    batch.labels, batch.mismatched = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double(), True
+    logps, anchor = -random(3, 3).exp() - 1, -random(3, 3).exp() - 1
+    module = KTO(PolicyConfig("none"), desirable_weight=1.3, undesirable_weight=0.6)
+    module.z0 = torch.tensor(0.4, dtype=torch.float64)
+    gains = 0.3 * ((logps - anchor)[:, :2] - 0.4)
+    expected = torch.where(batch.labels == 1, 1.3 / (1 + gains.exp()), 0.6 / (1 + (-gains).exp())).mean(1)
+    torch.testing.assert_close(module.loss(logps, anchor, 0.3, batch), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_ipo_per_token_warns_that_its_beta_is_another(recwarn):
+    IPO(PolicyConfig("none"))
+    assert not recwarn
+    IPO(PolicyConfig("none"), length_normalize=True)
+    assert "this beta is not comparable" in str(recwarn.pop(UserWarning).message)
 
 
 @pytest.mark.parametrize(
@@ -161,11 +307,23 @@ def test_data_without_rewards_is_refused_with_the_mend(tiny_model, in_tmp, make,
         fit(make(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp)))
 
 
-def test_options_that_would_have_no_effect_are_refused(tiny_model):
-    with pytest.raises(UserError, match="label_smoothing and robust have no effect"):
-        DPO(PolicyConfig(tiny_model), reward_temperature=0.1, label_smoothing=0.1)
-    with pytest.raises(UserError, match="leave hard_labels out"):
-        SPPO(PolicyConfig(tiny_model), hard_labels=True, estimate_baseline=True)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: DPO(p, reward_temperature=0.1, label_smoothing=0.1), "label_smoothing and robust have no effect"),
+        (lambda p: DPO(p, robust=True), "model.robust has no effect on certain labels"),
+        (lambda p: DPO(p, label_smoothing=0.5), r"model.label_smoothing=0.5 must lie in \[0, ½\)"),
+        (lambda p: DPO(p, reward_temperature=0.0), "model.reward_temperature=0.0 must be above 0"),
+        (lambda p: EXO(p, reward_temperature=0.1, label_smoothing=0.1), "label_smoothing=0.1 has no effect"),
+        (lambda p: EXO(p, label_smoothing=0.0), r"model.label_smoothing=0.0 must lie in \(0, ½\)"),
+        (lambda p: EXO(p, reward_temperature=-1.0), "model.reward_temperature=-1.0 must be above 0"),
+        (lambda p: SPPO(p, hard_labels=True, estimate_baseline=True), "leave hard_labels out"),
+        (lambda p: KTO(p, undesirable_weight=-1.0), "model.undesirable_weight=-1.0 must be above 0"),
+    ],
+)
+def test_options_that_have_no_effect_or_no_meaning_are_refused_before_anything_is_loaded(make, message):
+    with pytest.raises(UserError, match=message):
+        make(PolicyConfig("none"))
 
 
 def test_groups_come_from_files_too_all_of_one_size_and_the_others_counted(tiny_model, in_tmp):

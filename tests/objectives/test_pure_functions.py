@@ -1,9 +1,12 @@
 """What holds of every loss function alike."""
 
+import inspect
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from lit_align import objectives
 from lit_align.objectives.cpo import cpo_loss
 from lit_align.objectives.dpo import dpo_loss
 from lit_align.objectives.exo import exo_loss
@@ -18,7 +21,7 @@ from lit_align.objectives.sppo import sppo_baseline, sppo_loss, win_probabilitie
 
 
 def sppo(logps, anchor, rewards):
-    P = win_probabilities_from_rewards(rewards)
+    P = win_probabilities_from_rewards(rewards.double())
     c = sppo_baseline(anchor, logps.detach(), win_probabilities=P, beta=0.5)
     return sppo_loss(logps, anchor, win_probabilities=P, beta=0.5, baseline=c)
 
@@ -80,3 +83,45 @@ def test_the_gradient_is_that_of_the_loss_by_differences(loss, batch):
         torch.autograd.gradcheck(lambda x: sppo_loss(x, rest[0], win_probabilities=P, beta=0.5), logps.requires_grad_())
     else:
         torch.autograd.gradcheck(lambda x: loss(x, *rest), logps.requires_grad_())
+
+
+def changed(batch, i, change):
+    return [change(tensor) if j == i else tensor for j, tensor in enumerate(batch)]
+
+
+@every_loss
+def test_one_row_in_place_of_six_is_not_broadcast(loss, batch):
+    used = [i for i in range(4) if not torch.equal(loss(*batch), loss(*changed(batch, i, lambda x: x.flip(0))))]
+    assert used
+    for i in used:
+        with pytest.raises(ValueError, match="has shape"):
+            loss(*changed(batch, i, lambda x: x[:1]))
+
+
+@every_loss
+@pytest.mark.parametrize("i", [1, 2, 3], ids=["anchor_logps", "numbers", "labels"])
+def test_what_is_given_in_float32_costs_float64_logps_no_digit(loss, i, batch):
+    narrow = changed(batch, i, torch.Tensor.float)
+    wide = [tensor.double() for tensor in narrow]
+    assert_close(loss(*narrow), loss(*wide), rtol=1e-14, atol=1e-14)
+
+
+def test_the_signatures_are_those_that_are_documented():
+    """Exported from `lit_align.objectives`; `beta` is the one name of the weight, and keywords are keywords."""
+    signatures = {
+        "dpo_loss": "logps, anchor_logps, *, beta, label_smoothing=0.0, labels=None",
+        "ipo_loss": "logps, anchor_logps, *, beta",
+        "sppo_loss": "logps, anchor_logps, *, win_probabilities, beta",
+        "exo_loss": "logps, anchor_logps, *, beta, rewards=None, reward_temperature=1.0, label_smoothing=0.001",
+        "kto_loss": "logps, anchor_logps, labels, *, beta, z0",
+        "mpo_loss": "logps, *, labels=None, log_form=False",
+        "simpo_loss": "logps, lengths, *, beta, gamma",
+        "orpo_loss": "logps, lengths, *, beta",
+        "cpo_loss": "logps, *, beta",
+        "effective_anchor": "reference_logps, sampler_logps, beta, proximal",
+    }
+    for name, expected in signatures.items():
+        signature = inspect.signature(getattr(objectives, name))
+        plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        assert str(inspect.Signature(plain)).startswith(f"({expected}"), name
+        assert name in objectives.__all__
