@@ -11,6 +11,8 @@ closed form, met by the library's own loss functions under a real optimizer:
                     sync of the reference restores them to β/2 and β²/4.
     certain labels  If one response always wins, DPO's log-ratio runs away; Maximum Preference Optimization
                     (MPO) with its SFT term stops, at the root of cπ² = (c−β)π + βq.
+    theorem 4.1     The gradient of the expected preference, enumerated over all pairs and choices, is MPO's on
+                    labelled pairs of any sampler.
 
 Prints one table, law against measurement, and draws a figure of each. Seconds on a CPU.
 """
@@ -142,7 +144,7 @@ def show_iterates(out: Path | None) -> Iterator[Row]:
         rate = f"$\\lambda = {weight:g}\\,\\beta$ closes {BETA / (BETA + weight):.0%} of the gap a round"
         right.text(0, {1.0: 1e-6, 3.0: 1.6e-7, 9.0: 2.6e-8}[weight], rate, color=color)
     right.semilogy(t[2:], moving.distance[2:], "o-", color=RED, ms=5, lw=1.6)
-    right.text(ROUNDS, 1.3, "TR hard is there at $t = 1$, and goes on", color=RED, ha="right")
+    right.text(ROUNDS, 1.5, "TR hard is there at $t = 1$, and goes on", color=RED, ha="right")
     right.set(ylim=(4e-9, 5), xlim=(-0.3, ROUNDS + 0.3), xlabel="round $t$")
     right.set_title("Distance to the RLHF optimum,  KL$(\\pi_t\\,\\|\\,\\pi^*)$")
     save(figure, out / "iterates.png", "lines: the laws     points: solved with dpo_loss and effective_anchor")
@@ -293,12 +295,36 @@ def show_certain_labels(out: Path | None) -> Iterator[Row]:
     right.text(0.017, MASS - 0.015, "the reference", color=PALE, va="top")
     right.legend(frameon=False, title="label probability", alignment="left")
     right.set(xlabel="weight $\\beta$ of the SFT term", ylim=(0.2, 1.02), xlim=(10**-1.8, 10**1.4))
-    right.set_title("MPO's optimum:  probability of the winner")
+    right.set_title("Maximum Preference Optimization:  $\\pi^*$ of the winner")
     save(
         figure,
         out / "certain_labels.png",
         "left: gradient descent, $\\beta = 0.5$     right: lines, the law; points, mpo_loss and sft_loss",
     )
+
+
+# --- theorem 4.1 -------------------------------------------------------------------------------------------
+
+# P(y_i≻y_j): five responses of which each beats the next two, so that no reward explains them
+CIRCLE = torch.sigmoid(torch.tensor([[(0, 2, 1, -1, -2)[(j - i) % 5] for j in range(5)] for i in range(5)]).double())
+
+
+def preference_gradients() -> tuple[Tensor, Tensor]:
+    """∇ of what the policy's choices between two responses of a sampler are worth, and MPO's on labelled pairs."""
+    policy, sampler = torch.zeros(5, dtype=torch.float64, requires_grad=True), REFERENCE.exp()
+    drawn = sampler[:, None] * sampler
+    logps = (policy + REWARDS).log_softmax(0)
+    choice = torch.sigmoid(logps[:, None] - logps)  # i rather than j
+    value = (drawn * (choice * CIRCLE + choice.T * CIRCLE.T)).sum()
+    pairs = torch.cartesian_prod(torch.arange(5), torch.arange(5))
+    loss = (2 * (drawn * CIRCLE).flatten() * mpo_loss(logps[pairs])).sum()
+    return torch.autograd.grad(value, policy, retain_graph=True)[0], -torch.autograd.grad(loss, policy)[0]
+
+
+def show_theorem() -> Iterator[Row]:
+    enumerated, estimated = preference_gradients()
+    for i in range(5):
+        yield Row(f"MPO, Theorem 4.1: ∂ preference / ∂ logit_{i}", enumerated[i].item(), estimated[i].item())
 
 
 # --- the program -------------------------------------------------------------------------------------------
@@ -319,7 +345,7 @@ def rows(out: Path | None = None) -> list[Row]:
     """The table; with a folder, the figures too."""
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    return [*show_iterates(out), *show_syncs(out), *show_certain_labels(out)]
+    return [*show_iterates(out), *show_syncs(out), *show_certain_labels(out), *show_theorem()]
 
 
 def main() -> None:

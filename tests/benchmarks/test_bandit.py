@@ -30,7 +30,7 @@ def table(bandit, tmp_path_factory):
 
 def test_every_law_is_met(table):
     rows, _ = table
-    assert len(rows) == 18
+    assert len(rows) == 23
     for row in rows.values():
         # DPO's runaway is a law of the flow, not of steps of size 1
         tolerance = 1e-3 if "log t" in row.claim else 1e-8
