@@ -3,16 +3,22 @@
 import inspect
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny import write_prompts
 
+import lit_align.metrics.preference
+import lit_align.objectives.base
 from lit_align import objectives
 from lit_align.callbacks import FSDPSharding, ReferenceRefresh
 from lit_align.cli import AlignCLI, main
 from lit_align.loggers import read_metrics
+from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
 
 ROOT = Path(__file__).parents[1]
@@ -26,9 +32,45 @@ OBJECTIVES = sorted(
 )
 
 
+def kl_of_uniform_to_softmax(rewards: torch.Tensor, temperature: float) -> float:
+    logs = (rewards.double() / temperature).log_softmax(-1)
+    return float((-math.log(logs.shape[1]) - logs).mean())
+
+
+def sppo_at_anchor(wins: torch.Tensor, beta: float) -> float:
+    return float(((wins.double() - 0.5) / beta).square().sum(1).mean())
+
+
+# the loss of the first batch where policy and anchor are one, of every objective that has an anchor
+CLOSED_FORMS: dict[str, Callable[[PreferenceBatch], float]] = {
+    "dpo": lambda batch: math.log(2),
+    "tr_dpo": lambda batch: math.log(2),
+    "pr_dpo": lambda batch: math.log(2),
+    "ipo": lambda batch: 1 / (2 * 0.1) ** 2,
+    "tr_ipo": lambda batch: 1 / (2 * 0.05) ** 2,
+    "pr_ipo": lambda batch: 1 / (2 * (0.1 + 0.1)) ** 2,
+    "kto": lambda batch: float(torch.where(batch.labels == 1, 1.0, 1.33).mean()) / 2,
+    "tr_kto": lambda batch: 1 / 2,
+    "exo": lambda batch: kl_of_uniform_to_softmax(batch.rewards, 0.1),
+    "pr_exo": lambda batch: kl_of_uniform_to_softmax(batch.rewards, 0.1),
+    "sppo": lambda batch: sppo_at_anchor(batch.win_probabilities, 0.05),
+    "pr_sppo": lambda batch: sppo_at_anchor(batch.win_probabilities, 0.05 + 0.05),
+}
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_each_configuration_trains_a_tiny_model_from_a_finite_loss(path, tiny_model, tmp_path, monkeypatch, capsys):
+def test_each_configuration_trains_a_tiny_model_from_the_loss_of_its_closed_form(
+    path, tiny_model, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(ROOT)
+    first: list[PreferenceBatch] = []
+    step = PreferenceObjective._step
+
+    def watched(module: Any, batch: PreferenceBatch, stage: Any) -> torch.Tensor:
+        first.append(batch)
+        return step(module, batch, stage)
+
+    monkeypatch.setattr(PreferenceObjective, "_step", watched)
     config = yaml.safe_load(path.read_text())
     args = [f"--model.policy.path={tiny_model}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     args += [f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.enable_checkpointing=false"]
@@ -37,18 +79,51 @@ def test_each_configuration_trains_a_tiny_model_from_a_finite_loss(path, tiny_mo
         args += [f"--data.prompts={prompts}", "--data.prompts_per_round=8", "--data.batch_size=2"]
         args += [f"--data.scorer.function={tmp_path / 'rewards.py'}:reward", "--data.sampling.stop=[]"]
     main(["fit", f"--config={path}", *args])
-    losses = [row["train/loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv") if "train/loss" in row]
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))
-    anchored = issubclass(getattr(objectives, config["model"]["class_path"]), AnchoredObjective)
-    assert ("step-0 check" in capsys.readouterr().out) == anchored
+    objective = getattr(objectives, config["model"]["class_path"])
+    anchored = issubclass(objective, AnchoredObjective)
+    assert ("step-0 check" in capsys.readouterr().out) == anchored == (path.stem in CLOSED_FORMS)
+    if anchored:
+        assert losses[0] == pytest.approx(CLOSED_FORMS[path.stem](first[0]), rel=1e-3)
+
+    logged = {name.partition("/")[2] for row in rows for name in row if name.startswith("train/")}
+    pages = (inspect.getmodule(objective), lit_align.metrics.preference, lit_align.objectives.base)
+    documented = " ".join(page.__doc__ or "" for page in pages)
+    assert not {name for name in logged if not re.search(rf"\b{name}\b", documented)}
+
+
+def test_the_proximal_configurations_are_base_objectives_with_a_lambda():
+    for path in SHIPPED:
+        model = yaml.safe_load(path.read_text())["model"]
+        assert (model["init_args"].get("proximal", 0) > 0) == path.stem.startswith("pr_"), path
+        if path.stem.startswith(("pr_", "tr_")):
+            assert model["class_path"] == path.stem[3:].upper(), "no class of its own"
+
+
+def test_the_trust_region_configurations_have_the_papers_values():
+    for path in sorted((ROOT / "configs").glob("tr_*.yaml")):
+        config = yaml.safe_load(path.read_text())
+        options = config["model"]["init_args"]
+        assert options["beta"] == 0.05
+        assert options["optimizer"]["init_args"]["lr"] == 1e-6
+        assert options["warmup_steps"] == 100
+        assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (1, 2.0)
+        assert config["reference_refresh"] == {"alpha": 0.6, "tau": 1}  # soft, each step
+    hard = yaml.safe_load((ROOT / "configs/overlays/tr_hard.yaml").read_text())
+    assert hard["reference_refresh"] == {"alpha": 1.0, "tau": 512}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_is_a_file_an_export_a_yaml_a_test_and_a_row_of_the_readme(name):
     module = inspect.getmodule(getattr(objectives, name))
     assert module is not None
-    assert module.__doc__, "a docstring that opens with the formula"
+    page = " ".join((module.__doc__ or "").split())
+    for part in ("Use it", "Where we differ: ", "Logged: "):
+        assert part in page
+    assert re.search(r"arXiv \d{4}\.\d{5}", page) or name == "SFT", "the paper"
     stem = module.__name__.rpartition(".")[2]
     assert f"class_path: {name}\n" in (ROOT / "configs" / f"{stem}.yaml").read_text()
     assert (ROOT / "tests" / "objectives" / f"test_{stem}.py").exists()
@@ -84,3 +159,38 @@ def test_the_overlays_go_over_each_configuration(path, monkeypatch):
         if anchored:
             (refresh,) = (c for c in cli.trainer.callbacks if isinstance(c, ReferenceRefresh))
             assert refresh.rule.alpha == (0.6 if "lora" in names else 1.0)
+
+
+HINGE = """
+from lit_align.objectives import AnchoredObjective
+
+
+class Hinge(AnchoredObjective):
+    formula = "max(0, 1 − β·Δlog π/anchor)"
+
+    def loss(self, logps, anchor_logps, beta, batch):
+        ratios = logps - anchor_logps
+        return (1 - beta * (ratios[:, 0] - ratios[:, 1])).clamp(min=0)
+
+    def loss_at_anchor(self, beta, batch):
+        return 1.0
+"""
+
+
+def test_an_objective_of_ones_own_is_a_file_and_a_yaml(tiny_model, tmp_path, monkeypatch, capsys):
+    """Nothing else is edited, and it has its step-0 check, its moving reference and its metrics."""
+    (tmp_path / "hinge_of_mine.py").write_text(HINGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(ROOT)
+    yaml_of_mine = (
+        (ROOT / "configs/tr_dpo.yaml").read_text().replace("class_path: DPO", "class_path: hinge_of_mine.Hinge")
+    )
+    (tmp_path / "hinge.yaml").write_text(yaml_of_mine)
+    args = [f"--model.policy.path={tiny_model}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    main(["fit", f"--config={tmp_path / 'hinge.yaml'}", *args, "--trainer.enable_checkpointing=false"])
+    said = capsys.readouterr().out
+    assert "Hinge: max(0, 1 − β·Δlog π/anchor)" in said
+    assert "step-0 check loss 1.0000 = 1.0000 ✓" in " ".join(said.split())
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert next(row["train/loss"] for row in rows if "train/loss" in row) == 1
+    assert max(row.get("reference/refreshes", 0) for row in rows) == 4
