@@ -15,13 +15,14 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_align.packing import PACKED, Packing, packed_hidden
 
-HEAD_BYTES = 1 << 28
-"""Memory for the float32 logits of the response tokens that pass the output head at once."""
+HEAD_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}
+"""Memory for the float32 logits of the response tokens that pass the output head at once; little, to stay in caches."""
 
 
 @dataclass
@@ -167,9 +168,9 @@ def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temper
         logits = _finish_logits(head(hidden_chunk), config)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if temperature == 1 else logits / temperature
-        return logits.gather(-1, target_chunk[:, None]).squeeze(-1) - logits.logsumexp(-1)
+        return -cross_entropy(logits, target_chunk, reduction="none")
 
-    chunk = max(1, HEAD_BYTES // (config.vocab_size * max(4, hidden.element_size())))
+    chunk = max(1, HEAD_BYTES.get(hidden.device.type, 1 << 29) // (config.vocab_size * max(4, hidden.element_size())))
     chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     if torch.is_grad_enabled():
         return torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in chunks])  # type: ignore[arg-type]

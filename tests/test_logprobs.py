@@ -66,7 +66,7 @@ def logps_and_gradients(model: PreTrainedModel, logps: Tensor) -> tuple[Tensor, 
 def test_gradients_equal_the_definition(
     name: str, lora: bool, recomputed: bool, branches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs, "HEAD_BYTES", 5 * 61 * 8)
+    monkeypatch.setitem(logprobs.HEAD_BYTES, "cpu", 5 * 61 * 8)
     model, examples = build(name), random_examples(branches=branches)
     if lora:
         model = _add_adapter(model, LoRAConfig(r=2)).double().get_base_model()
@@ -161,7 +161,7 @@ def test_an_empty_response_has_logp_zero() -> None:
 
 
 def test_logits_of_the_whole_batch_are_never_formed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "HEAD_BYTES", 4 * 61 * 4)
+    monkeypatch.setitem(logprobs.HEAD_BYTES, "cpu", 4 * 61 * 4)
     model = build("llama", torch.float32)
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda *args: seen.append(args[-1].shape[0]))
