@@ -42,6 +42,11 @@ class Example:
     texts: list[str] | None = None
     preferences: list[list[float]] | None = None  # P(y_i ≻ y_j), [K, K]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt and all its responses."""
+        return len(self.prompt_ids) + sum(map(len, self.response_ids))
+
 
 class Encoder:
     """Turns texts into tokens within stated limits, and counts what did not fit.
@@ -202,6 +207,8 @@ class ExampleLoader:
     Args:
         batch_size: Examples per batch and process.
         shuffle: Draw a new order each epoch.
+        group_by_length: Then put examples of like length into one batch (of all processes together), within stretches
+            of 32 batches, and shuffle the batches. An incomplete last one stays the last.
         epoch: Tells the current epoch; asked when iteration begins.
         length: Batches of an epoch, for which the examples are gone through again and again, or not to their end. None
             is once through all.
@@ -214,6 +221,7 @@ class ExampleLoader:
         *,
         seed: int,
         shuffle: bool = True,
+        group_by_length: bool = False,
         epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world_size: int = 1,
@@ -223,6 +231,7 @@ class ExampleLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
+        self.group_by_length = group_by_length
         self.epoch = epoch
         self.rank = rank
         self.world_size = world_size
@@ -252,8 +261,21 @@ class ExampleLoader:
         order = list(range(len(self.examples)))
         if self.shuffle:
             key = self.seed * 1_000_003 + self.epoch() + passage * 999_999_937
-            order = torch.randperm(len(order), generator=torch.Generator().manual_seed(key)).tolist()
+            generator = torch.Generator().manual_seed(key)
+            order = torch.randperm(len(order), generator=generator).tolist()
+            if self.group_by_length:
+                order = self._grouped(order, generator)
         return order[self.rank :: self.world_size][: self.share]
+
+    def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
+        size = self.batch_size * self.world_size
+        full = len(order) // size * size
+        batches: list[list[int]] = []
+        for start in range(0, full, 32 * size):
+            some = sorted(order[start : min(start + 32 * size, full)], key=lambda i: self.examples[i].tokens)
+            batches += [some[first : first + size] for first in range(0, len(some), size)]
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        return [i for batch in shuffled for i in batches[batch]] + order[full:]
 
     def state_dict(self) -> dict[str, Any]:
         return {"served": self._served}

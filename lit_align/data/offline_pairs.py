@@ -40,6 +40,8 @@ class PairsDataModule(L.LightningDataModule):
         pretraining: Texts as before pre-training's end, likewise.
         pretraining_split: Split of a saved or hub data set.
         text_batch_size: Texts of each kind per batch and process; None is batch_size.
+        group_by_length: Train on batches of examples of like length, for less padding in attention and processes that
+            wait less for one another; the order stays random otherwise.
         wait_minutes: With several processes, how long one waits for the others where something is computed once and
             stored (samples, scores, log-probabilities).
         seed: Of the order of examples; None takes seed_everything's.
@@ -61,6 +63,7 @@ class PairsDataModule(L.LightningDataModule):
         pretraining: str | None = None,
         pretraining_split: str | None = None,
         text_batch_size: int | None = None,
+        group_by_length: bool = False,
         wait_minutes: float = 60,
         seed: int | None = None,
     ):
@@ -87,6 +90,7 @@ class PairsDataModule(L.LightningDataModule):
                 raise UserError(f"data.{name}_split={split} has no effect without data.{name}.")
         self.texts = {name: (path, split) for name, (path, split) in given.items() if path is not None}
         self.text_batch_size = text_batch_size
+        self.group_by_length = group_by_length
         if wait_minutes <= 0:
             raise UserError(f"data.wait_minutes={wait_minutes} must be above 0.")
         self.wait_minutes = wait_minutes
@@ -239,6 +243,7 @@ class PairsDataModule(L.LightningDataModule):
             self.batch_size,
             seed=self.seed if seed is None else seed,
             shuffle=shuffle,
+            group_by_length=self.group_by_length,
             epoch=lambda: trainer.current_epoch,
             rank=trainer.global_rank,
             world_size=trainer.world_size,

@@ -114,6 +114,25 @@ def test_processes_share_the_examples_without_overlap_and_in_equal_numbers():
     assert loaders[0].dropped == 3
 
 
+def test_batches_of_like_length_are_the_same_for_any_number_of_processes():
+    lengths = torch.randint(1, 200, (203,), generator=torch.Generator().manual_seed(0)).tolist()
+    some = [Example([1] * length, [[2], [3]], "") for length in lengths]
+
+    def batches(size: int, epoch: int = 0, **kwargs: int) -> list[list[int]]:
+        loader = ExampleLoader(some, size, seed=1, group_by_length=True, epoch=lambda: epoch, **kwargs)
+        return [batch.index.tolist() for batch in loader]
+
+    whole = batches(4)
+    assert sorted(i for batch in whole for i in batch) == list(range(203))
+    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in whole[:-1]]
+    assert sum(spread) / len(spread) < 15  # of batches drawn at random it is about 120
+    assert whole != batches(4, epoch=1)
+    firsts = [lengths[batch[0]] for batch in whole]
+    assert firsts != sorted(firsts)
+    shares = [batches(2, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [{*a, *b} for a, b in zip(*shares, strict=True)] == [set(batch) for batch in whole[:-1]]
+
+
 def test_a_loader_goes_on_behind_what_it_served():
     whole = ExampleLoader(examples(10), 3, seed=1)
     batches = [batch.index.tolist() for batch in whole]
