@@ -194,7 +194,9 @@ class PreferenceObjective(L.LightningModule):
         from lit_align.objectives.sft import sft_loss  # a file of an objective, which imports this one
 
         assert self.policy is not None
-        loss = sft_loss(self.policy(batch)[:, 0], batch.lengths[:, 0].clamp(min=1)).mean()
+        losses = sft_loss(self.policy(batch)[:, 0], batch.lengths[:, 0].clamp(min=1))
+        loss = losses.mean()
+        self._check_finite(loss, losses, batch, f"data.{name}")
         self.log(f"train/nll_{name}", loss.detach(), batch_size=batch.size)
         return loss
 
@@ -266,12 +268,14 @@ class PreferenceObjective(L.LightningModule):
             self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})
         metrics.reset()
 
-    def _check_finite(self, loss: Tensor, losses: Tensor, batch: PreferenceBatch) -> None:
+    def _check_finite(
+        self, loss: Tensor, losses: Tensor, batch: PreferenceBatch, source: str = "this round's data"
+    ) -> None:
         if not torch.isfinite(loss):
             rows = batch.index[~torch.isfinite(losses.detach())].tolist()
             raise UserError(
-                f"the loss of step {self.trainer.global_step} is {loss.item()}, from examples {rows} of this round's "
-                "data. Lower the learning rate or clip gradients (trainer.gradient_clip_val), or take them out."
+                f"the loss of step {self.trainer.global_step} is {loss.item()}, from examples {rows} of {source}. "
+                "Lower the learning rate or clip gradients (trainer.gradient_clip_val), or take them out."
             )
 
     def _check_first_step(

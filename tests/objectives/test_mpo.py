@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
-from lit_align.objectives import DPO
+from lit_align.objectives import CPO, DPO, KTO, ORPO
 from lit_align.objectives.mpo import MPO, mpo_loss
 from lit_align.objectives.sft import sft_loss
 from lit_align.policy import PolicyConfig
@@ -215,11 +215,30 @@ def test_resumed_within_an_epoch_the_streams_go_on_where_they_were(tiny_model, i
         assert all(torch.equal(whole[name], again[name]) for name in whole), step
 
 
-def test_any_objective_takes_texts_beside_its_preferences(tiny_model, in_tmp, texts):
-    module = DPO(PolicyConfig(tiny_model), optimizer=adamw(), sft_weight=0.1)
-    trainer = fit(module, OfflinePairs(write_pairs(in_tmp), sft=texts["sft"]))
-    assert trainer.callback_metrics["train/loss"] == pytest.approx(math.log(2))
-    assert trainer.callback_metrics["train/nll_sft"] > 1
+class Total(Callback):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.loss = outputs["loss"].item()
+
+
+@pytest.mark.parametrize("objective", [DPO, KTO, CPO, ORPO])
+def test_any_objective_takes_texts_beside_its_preferences(tiny_model, in_tmp, texts, objective):
+    module, total = (
+        objective(PolicyConfig(tiny_model), optimizer=adamw(), sft_weight=0.1, pretraining_weight=0.3),
+        Total(),
+    )
+    logged = fit(module, OfflinePairs(write_pairs(in_tmp), **texts), total).callback_metrics
+    assert logged["train/nll_sft"] > 1
+    expected = logged["train/loss"] + 0.1 * logged["train/nll_sft"] + 0.3 * logged["train/nll_pretraining"]
+    assert total.loss == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_text_whose_likelihood_is_no_number_is_named(tiny_model, in_tmp, texts, monkeypatch):
+    def spoilt(logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.arange(len(logps)) == 1, torch.nan, sft_loss(logps, lengths))
+
+    monkeypatch.setattr("lit_align.objectives.sft.sft_loss", spoilt)
+    with pytest.raises(UserError, match=r"the loss of step 0 is nan, from examples \[\d\] of data.sft"):
+        fit(MPO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp), sft=texts["sft"]))
 
 
 @pytest.mark.parametrize(
