@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_align import objectives
-from lit_align.objectives import AnchoredObjective, PreferenceObjective
+from lit_align.metrics import preference
+from lit_align.objectives import AnchoredObjective, PreferenceObjective, base
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -29,6 +30,8 @@ def pages() -> dict[str, str]:
     index += ["\n".join(["| class | loss |", "|---|---|", *rows])]
     index += ["## Options of all", options(PreferenceObjective)]
     index += ["## Options of those with an anchor", options(AnchoredObjective)]
+    in_training = "".join((base.__doc__ or "").partition("In training, ")[1:])
+    index += ["## What is logged", markdown(inspect.getdoc(preference) or ""), markdown(in_training.strip())]
     return {"README.md": "\n\n".join(index) + "\n"} | {f"{stem(kind)}.md": page(kind) for kind in kinds}
 
 
@@ -52,12 +55,18 @@ def page(kind: type[PreferenceObjective]) -> str:
 
 
 def markdown(docstring: str) -> str:
-    """A docstring whose indented lines are formulas."""
+    """A docstring whose indented lines are formulas, and whose tables have bars within cells."""
     pieces = []
-    for indented, lines in groupby(docstring.splitlines(), key=lambda line: line.startswith("    ")):
+    for indented, lines in groupby(map(row, docstring.splitlines()), key=lambda line: line.startswith("    ")):
         block = textwrap.dedent("\n".join(lines)).strip("\n")
         pieces += [f"```text\n{block}\n```" if indented else block] if block else []
     return "\n\n".join(pieces)
+
+
+def row(line: str) -> str:
+    """A line; of a table's, each cell with its own bars escaped."""
+    cells = line.removeprefix("| ").removesuffix(" |").split(" | ")
+    return f"| {' | '.join(map(cell, cells))} |" if line.startswith("| ") else line
 
 
 def options(owner: type) -> str:
