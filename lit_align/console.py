@@ -26,7 +26,7 @@ def tell(name: str, text: str) -> None:
 
 
 class Phase:
-    """A named piece of long work: a bar while it runs (on a terminal), one line when it is done.
+    """A named piece of long work: a bar while it runs (on a terminal), one line with its pace when it is done.
 
     Args:
         name: Such as "sample".
@@ -37,7 +37,7 @@ class Phase:
 
     def __init__(self, name: str, total: int, unit: str, done: int = 0):
         self.name, self.total, self.unit = name, total, unit
-        self.done = done
+        self.done = self.before = done
         self.note = ""
         self.started = time.monotonic()
         self._bar = Progress(
@@ -64,8 +64,9 @@ class Phase:
         """Take the bar away and leave a line."""
         self._bar.stop()
         seconds = time.monotonic() - self.started
+        pace = f" · {60 * (self.done - self.before) / seconds:.0f} a minute" if seconds >= 0.1 else ""
         behind = f" · {note or self.note}" if note or self.note else ""
-        tell(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{behind}")
+        tell(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{behind}")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What a run says of itself: a header before it begins, and at the end the report, the model, and how to go on.
 
-Logged after each round (epoch): round/seconds_train, the wall-clock time of its training.
+Logged after each round (epoch): round/seconds_train, the wall-clock time of its training, and
+round/prompts_per_minute_train, the examples trained on in a minute of it, by all processes.
 """
 
 import time
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lit_align.console import say
 from lit_align.loggers import MetricsCSV
+from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
 from lit_align.report import plot_curves, write_report
 from lit_align.sharding import local
@@ -31,6 +33,7 @@ class RunReport(Callback):
     def __init__(self, save_model: bool = True):
         self.save_model = save_model
         self._began = self._stepped = 0.0
+        self._trained = 0  # examples since then, of this process
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not any(isinstance(logger, MetricsCSV) for logger in trainer.loggers):
@@ -50,15 +53,22 @@ class RunReport(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = self._stepped = time.monotonic()
+        self._trained = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._stepped = time.monotonic()
+        pairs = batch.get("preferences") if isinstance(batch, dict) else batch
+        self._trained += pairs.size if isinstance(pairs, PreferenceBatch) else 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = self._stepped - self._began
+        values = {"round/seconds_train": seconds}
+        if self._trained:
+            values["round/prompts_per_minute_train"] = 60 * self._trained * trainer.world_size / seconds
         for logger in trainer.loggers:
-            logger.log_metrics({"round/seconds_train": self._stepped - self._began}, step=trainer.global_step)
+            logger.log_metrics(values, step=trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:

@@ -223,12 +223,12 @@ class OnPolicyPairs(PairsDataModule):
         batches = sampling_batches(
             [len(ids) for _, ids in prompts], self.sampling_batch_size // self.responses_per_prompt
         )
-        clock = [time.monotonic()]
-        samples = self.recorder.part("sample", "samples", made, batches, self._sampling(index, prompts))
-        clock.append(time.monotonic())
+        times: dict[str, float] = {}
+        with self._timed("sample", "samples", made, batches, times):
+            samples = self.recorder.part("sample", "samples", made, batches, self._sampling(index, prompts))
         scores_name = f"scores-{digest(self.scorer.identity)}"
-        scores = self.recorder.part("score", scores_name, made, batches, self._scoring(prompts, samples))
-        clock.append(time.monotonic())
+        with self._timed("score", scores_name, made, batches, times):
+            scores = self.recorder.part("score", scores_name, made, batches, self._scoring(prompts, samples))
         groups = self.groups = [
             Example(
                 prompt_ids=ids,
@@ -256,8 +256,20 @@ class OnPolicyPairs(PairsDataModule):
         if self.module.needs_mismatched:
             pairs = self._with_mismatched(made, pairs)
         pairs = replace(pairs, examples=self.recorder.with_reference(made, pairs.examples))
-        self._log_round(samples, groups, scores, pairs, {"sample": clock[1] - clock[0], "score": clock[2] - clock[1]})
+        self._log_round(samples, groups, scores, pairs, times)
         return pairs
+
+    @contextmanager
+    def _timed(
+        self, name: str, part: str, made: Round, batches: Sequence[Sequence[int]], times: dict[str, float]
+    ) -> Iterator[None]:
+        """Note how long a phase takes, and how many prompts a minute it gets done if any is left to do."""
+        prompts = sum(len(places) for number, places in enumerate(batches) if not made.has(part, number))
+        started = time.monotonic()
+        yield
+        seconds = times[f"seconds_{name}"] = time.monotonic() - started
+        if prompts:
+            times[f"prompts_per_minute_{name}"] = 60 * prompts / seconds
 
     @contextmanager
     def _sampling(self, index: int, prompts: Sequence[tuple[Row, list[int]]]) -> Iterator[Make]:
@@ -359,7 +371,7 @@ class OnPolicyPairs(PairsDataModule):
             yield lambda places: self.recorder.rows("mismatched", policy, [examples[i] for i in places])
 
     def _log_round(
-        self, samples: Rows, groups: Sequence[Example], scores: Rows, pairs: Pairs, seconds: dict[str, float]
+        self, samples: Rows, groups: Sequence[Example], scores: Rows, pairs: Pairs, times: dict[str, float]
     ) -> None:
         """Log what a round gave; `self.log` is not to be had while Lightning asks for a loader.
 
@@ -374,6 +386,7 @@ class OnPolicyPairs(PairsDataModule):
         | round/pairs, round/dropped | examples trained on; prompts left out by the pairing rule |
         | round/dropped_REASON | the same by reason, and responses or pairs that were taken out |
         | round/seconds_sample, round/seconds_score | wall-clock time of the two phases |
+        | round/prompts_per_minute_sample, …_score | prompts done / that time, of those that were not stored before |
         """
         assert self.trainer is not None
         rewards = torch.tensor([group.rewards for group in groups])
@@ -388,7 +401,7 @@ class OnPolicyPairs(PairsDataModule):
             "round/finished": finished.float().mean().item(),
             "round/pairs": float(len(pairs.examples)),
             "round/dropped": float(sum(pairs.counts.values())),
-        } | {f"round/seconds_{name}": value for name, value in seconds.items()}
+        } | {f"round/{name}": value for name, value in times.items()}
         for name in scores[0].get("parts") or {}:
             values[f"round/reward_{name}"] = torch.tensor([row["parts"][name] for row in scores]).mean().item()
         for reason, count in (pairs.counts + pairs.within).items():

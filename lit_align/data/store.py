@@ -44,6 +44,10 @@ class Round:
         if not (self.path / "round.json").exists():
             _write_whole(self.path / "round.json", lambda path: path.write_text(json.dumps(key, indent=2) + "\n"))
 
+    def has(self, part: str, batch: int) -> bool:
+        """Whether there is a file of this part of this batch, whole or damaged."""
+        return self._file(part, batch).exists()
+
     def read(self, part: str, batch: int) -> list[dict[str, Any]] | None:
         """The rows of one part of one batch; None if they are not there."""
         path = self._file(part, batch)

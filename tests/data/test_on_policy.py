@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy
 
-from lit_align.callbacks import ReferenceRefresh
+from lit_align.callbacks import ReferenceRefresh, RunReport
 from lit_align.data import (
     AllPairs,
     BestWorst,
@@ -211,6 +211,19 @@ def test_prompts_begin_anew_when_they_are_used_up(tiny_model, in_tmp):
 def test_a_round_without_any_pair_says_why(tiny_model, in_tmp):
     with pytest.raises(UserError, match="round 1 gives no pair to train on: of 8 prompts 8 margin too small"):
         fit(module_of(tiny_model), on_policy(in_tmp, pairing=BestWorst(min_margin=1000)))
+
+
+def test_the_pace_of_each_phase_is_logged_for_what_was_really_done(tiny_model, in_tmp):
+    phases = ("sample", "score", "train")
+    for again in (False, True):
+        data = on_policy(in_tmp)
+        fit(module_of(tiny_model), data, RunReport(save_model=False), logger=MetricsCSV(f"log{again}"))
+        logged = {key: value for row in read_metrics(f"log{again}/metrics.csv") for key, value in row.items()}
+        for phase in phases if not again else phases[2:]:
+            prompts = len(data._pairs.examples) if phase == "train" else 8
+            expected = 60 * prompts / logged[f"round/seconds_{phase}"]
+            assert logged[f"round/prompts_per_minute_{phase}"] == pytest.approx(expected)
+        assert ("round/prompts_per_minute_sample" in logged) != again
 
 
 def test_the_counts_of_a_round_are_on_the_screen(tiny_model, in_tmp, capsys):

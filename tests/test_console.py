@@ -1,0 +1,20 @@
+"""What a phase says when it is done."""
+
+from types import SimpleNamespace
+
+from lit_align import console
+
+
+def test_a_phase_tells_its_pace_of_what_it_did_itself(monkeypatch, capsys):
+    """40 of 100 were done before; 60 in 30 s are 120 a minute."""
+    now = [0.0]
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with console.phase("sample", 100, "prompts (40 stored before)", done=40) as running:
+        running.advance(60)
+        now[0] += 30
+    with console.phase("score", 100, "prompts") as running:
+        running.advance(100)
+        now[0] += 0.01
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "  sample          100/100 prompts (40 stored before) · 30.0 s · 120 a minute"
+    assert second == "  score           100/100 prompts · 0.0 s"
