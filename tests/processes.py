@@ -1,7 +1,9 @@
 """Real process groups on this machine: a function runs in each of several forked processes."""
 
+import importlib
 import multiprocessing
 import os
+import signal
 import socket
 import tempfile
 import traceback
@@ -48,6 +50,24 @@ def fork(function: Callable[[], Any], timeout: float = 120) -> int | None:
     worker.start()
     worker.join(timeout)
     return worker.exitcode
+
+
+def die_at(where: str, what: str, call: int) -> None:
+    """Have the process killed when `what` is called for the nth time, once it is under way."""
+    owner: Any = importlib.import_module(where)
+    *path, name = what.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original, calls = getattr(owner, name), 0
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, dying)
 
 
 def _work(

@@ -1,15 +1,12 @@
 """Killed at any moment (SIGKILL, no clean-up) and resumed, a run ends in the weights of the run that was not killed."""
 
-import importlib
-import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from processes import fork, run_in
+from processes import die_at, fork, run_in
 from tiny import adamw, fit, on_policy
 
 from lit_align.callbacks import Drift, ReferenceRefresh
@@ -55,24 +52,6 @@ def run(model: str, folder: Path) -> dict[str, torch.Tensor]:
     )
     assert refresh.count == module.trainer.global_step
     return {name: weight.detach().clone() for name, weight in module.named_parameters()}
-
-
-def die_at(where: str, what: str, call: int) -> None:
-    """Have the process killed when `what` is called for the nth time, once it is under way."""
-    owner: Any = importlib.import_module(where)
-    *path, name = what.split(".")
-    for part in path:
-        owner = getattr(owner, part)
-    original, calls = getattr(owner, name), 0
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
-
-    setattr(owner, name, dying)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,8 @@ class Encoder:
     Args:
         max_prompt_length: Longest prompt, in tokens.
         max_response_length: Longest response, in tokens, its end included; longer ones lose their end (and its token).
-        long_prompts: What happens to a longer prompt: an error, the row is dropped, or its beginning (left) is cut.
+        long_prompts: What happens to a longer prompt: an error, the row is dropped, or its beginning (left) is cut,
+            behind the token that begins a text.
     """
 
     def __init__(
@@ -105,7 +106,10 @@ class Encoder:
                 "it, or set long_prompts=left (cut the beginning) or long_prompts=drop (leave such rows out)."
             )
         self.counts[f"prompts too long, {'cut' if self.long_prompts == 'left' else 'dropped'}"] += 1
-        return ids[-self.max_prompt_length :] if self.long_prompts == "left" else None
+        if self.long_prompts == "drop":
+            return None
+        start = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []  # without it a model reads what it never saw
+        return start + ids[len(ids) - self.max_prompt_length + len(start) :]
 
     def response(self, text: str, *, chat: bool) -> list[int]:
         """Tokens of a response, its end included unless it is cut."""

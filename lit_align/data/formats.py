@@ -218,15 +218,22 @@ def _implicit_pair(record: Record) -> Row:
 
 def _pair(record: Record, prompt: Text | None) -> Row:
     row = _row(record, prompt, [record.text("chosen"), *record.texts("rejected")])
-    if not (record.has("score_chosen") and record.has("score_rejected")):
+    if not (record.has(_CHOSEN_REWARD) and record.has(_REJECTED_REWARD)):
         return row
-    return replace(row, rewards=_one_each(record, row, "score_chosen", "score_rejected"))
+    return replace(row, rewards=_one_each(record, row, _CHOSEN_REWARD, _REJECTED_REWARD))
+
+
+_CHOSEN_REWARD = "score_chosen|chosen_score|chosen-rating|reward_chosen"
+_REJECTED_REWARD = "score_rejected|rejected_score|rejected-rating|reward_rejected"
 
 
 def _ranked_row(record: Record) -> Row:
-    """The responses in order of their rewards, the best first."""
+    """The responses in order of their rewards, the best first; a rank stands for the reward −rank."""
     row = _row(record, record.text("prompt"), record.texts("responses|completions"))
-    rewards = _one_each(record, row, "rewards|scores")
+    if record.has("rewards|scores"):
+        rewards = _one_each(record, row, "rewards|scores")
+    else:
+        rewards = tuple(-rank for rank in _one_each(record, row, "ranks"))
     order = sorted(range(len(rewards)), key=lambda k: -rewards[k])
     return replace(row, responses=tuple(row.responses[k] for k in order), rewards=tuple(rewards[k] for k in order))
 
@@ -288,6 +295,12 @@ FORMATS = (
     Format(
         "ranked responses with rewards",
         ("prompt", "responses|completions", "rewards|scores"),
+        frozenset({"prompts", "preferences", "texts"}),
+        _ranked_row,
+    ),
+    Format(
+        "ranked responses, rank 1 the best",
+        ("prompt", "responses|completions", "ranks"),
         frozenset({"prompts", "preferences", "texts"}),
         _ranked_row,
     ),

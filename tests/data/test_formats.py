@@ -140,6 +140,32 @@ def test_ranked_lists_come_out_best_first_with_their_rewards(read: Read):
     assert "completions, scores" in named.description
 
 
+def test_ranks_order_a_list_that_has_no_rewards(read: Read):
+    rows = read({"prompt": "Q", "responses": ["third", "first", "second"], "ranks": [3, 1, 2], "rewards": None})
+    assert rows[0].responses == ("first", "second", "third")
+    assert rows[0].rewards == (-1.0, -2.0, -3.0)
+    assert rows.format == "ranked responses, rank 1 the best"
+    assert "2 responses, but 1 numbers in ranks" in message_of(
+        lambda: read({"prompt": "Q", "responses": ["a", "b"], "ranks": [1]})
+    )
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ("score_chosen", "score_rejected"),
+        ("chosen_score", "rejected_score"),
+        ("chosen-rating", "rejected-rating"),
+        ("reward_chosen", "reward_rejected"),
+    ],
+)
+def test_a_pairs_rewards_are_found_under_each_of_their_names(read: Read, better: str, worse: str):
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", better: 4.5, worse: 2}
+    assert read(row)[0].rewards == (4.5, 2.0)
+    several = row | {"rejected": ["b", "c"], worse: [2, 1]}
+    assert read(several)[0].rewards == (4.5, 2.0, 1.0)
+
+
 def test_repeated_responses_of_a_ranked_list_take_their_rewards_with_them(read: Read):
     rows = read({"prompt": "Q", "responses": ["a", "a", "b"], "rewards": [3, 2, 1]})
     assert rows[0].responses == ("a", "b")

@@ -13,7 +13,8 @@ from tiny import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from lit_align.data.collate import Encoder, Example, collate
-from lit_align.data.formats import read_rows
+from lit_align.data.formats import DataError, read_rows
+from lit_align.data.pairing import AllPairs, BestWorst, normalised
 
 EOS, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 HOSTILE = [
@@ -101,6 +102,33 @@ def test_any_rows_are_read_encoded_and_batched_within_the_limits_or_counted(draw
     assert batch.lengths.tolist() == [[len(ids) for ids in example.response_ids] for example in examples]
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(TEXT, st.sampled_from([0.0, 1.0, 2.0])), min_size=3, max_size=3), st.booleans())
+def test_of_any_ranked_texts_only_different_ones_that_say_something_are_paired(drawn, all_pairs):
+    """From the file over tokens that were cut to a rule's pairs: each response is taken, or counted."""
+    row = {"prompt": "Q", "responses": [text for text, _ in drawn], "rewards": [reward for _, reward in drawn]}
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "rows.jsonl")
+        path.write_text(json.dumps(row))
+        try:
+            (read,) = read_rows(path, kind="preferences")
+        except DataError as error:
+            assert "nothing is left" in str(error)  # noqa: PT017  # it depends on what was drawn
+            return
+    made = encoder(max_response_length=6)
+    ids = [made.response(text, chat=False) for text in read.responses]
+    group = Example([1], ids, "1", rewards=list(read.rewards or []), texts=list(read.responses))
+    pairs = (AllPairs if all_pairs else BestWorst)(duplicates="normalised")([group])
+    for pair in pairs.examples:
+        assert pair.texts
+        assert pair.rewards
+        assert all(text.strip() and text == whole(text) for text in pair.texts)
+        assert pair.response_ids[0] != pair.response_ids[1]
+        assert normalised(pair.texts[0]) != normalised(pair.texts[1])
+        assert pair.rewards[0] > pair.rewards[1]
+    assert bool(pairs.examples) != bool(pairs.counts)
+
+
 def beginning_with_bos() -> Any:
     """A tokenizer that puts a token of its own before each text, as Llama's does."""
     tokenizer = byte_tokenizer()
@@ -121,6 +149,20 @@ def test_no_text_begins_with_two_bos_tokens_even_if_it_spells_one_out(text, spel
     assert prompt[1:2] != [1]
     response = made.response(text, chat=False)
     assert 1 not in response
+
+
+@settings(deadline=None)
+@given(TEXT.map(whole), st.integers(2, 12))
+def test_a_prompt_cut_on_the_left_keeps_its_bos_and_its_end(text, limit):
+    made = Encoder(beginning_with_bos(), max_prompt_length=limit, max_response_length=8, long_prompts="left")
+    long = Encoder(beginning_with_bos(), max_prompt_length=1 << 20, max_response_length=8).prompt(text, "")
+    cut = made.prompt(text, "")
+    assert cut is not None
+    assert long is not None
+    assert len(cut) == min(limit, len(long))
+    assert cut[0] == 1
+    assert cut[1:] == long[1:][-(limit - 1) :]
+    assert made.counts["prompts too long, cut"] == (len(long) > limit)
 
 
 def test_an_end_that_is_spelled_out_is_not_doubled_and_one_inside_is_counted():

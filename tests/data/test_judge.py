@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import die_at, fork, run_in
 from tiny import adamw, fit, on_policy
 
 from lit_align.callbacks import ReferenceRefresh
@@ -414,6 +416,39 @@ def test_calls_already_paid_for_are_not_repeated_after_a_kill(serve, in_tmp):
     scores = score(GradingJudge(endpoint(server)), ["q"] * 40, ["r" * n for n in range(40)])
     assert scores == [1.0 + n % 10 for n in range(40)]
     assert len(server.requests) == 40 - kept
+
+
+MOMENTS = {
+    "before an answer is kept": ("lit_align.data.judge", "Cache.put", 20),
+    "behind the last answer of a batch": ("lit_align.data.scorers", "Scores.__init__", 2),
+    "writing the second batch of scores": ("lit_align.data.store", "os.replace", 5),
+    "pairing": ("lit_align.data.pairing", "BestWorst.choose", 3),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_round_killed_anywhere_behind_sampling_asks_only_what_was_not_answered(serve, tiny_model, in_tmp, moment):
+    """SIGKILL; what is stored in the end are the bytes of a run that went through."""
+    server = serve(graded_by_length)
+
+    def run(name: str) -> None:
+        data = on_policy(in_tmp, store=name)
+        data.scorer = GradingJudge(endpoint(server, concurrency=1, cache=f"{name}.sqlite"))
+        fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), data)
+
+    def doomed() -> None:
+        die_at(*MOMENTS[moment])
+        run("killed")
+
+    run_in(1, run, "whole")
+    questions = len(server.requests)
+    server.requests.clear()
+    assert fork(doomed) == -signal.SIGKILL, "it was to die, and did not"
+    run_in(1, run, "killed")
+    lost = moment == "before an answer is kept"  # the one answer under way
+    assert len(server.requests) == questions + lost
+    whole, killed = ({p.name: p.read_bytes() for p in Path(f).glob("*/*.parquet")} for f in ("whole", "killed"))
+    assert whole == killed
 
 
 @pytest.mark.slow
