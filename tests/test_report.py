@@ -26,6 +26,7 @@ def held_out(seed: int, shift: float = 0.0, count: int = 40) -> list[dict]:
         row = {"source": f"p:{place}", "prompt": f"Prompt {place} {HOSTILE}", "responses": [HOSTILE, "fine"]}
         row |= {"responses_start": ["before", "that"], "lengths": [5, 7], "lengths_start": [4, 4]}
         row |= {"logps": [-1.0, -2.0], "logps_start": [-2.0, -3.0], "rewards": rewards, "rewards_start": start}
+        row["win_rate"] = sum(x > y for x in rewards for y in start) / 4
         rows.append(row | {"rewards_judge": rewards, "rewards_start_judge": start})
     return rows
 
@@ -36,7 +37,10 @@ def make_run(folder: Path, seed: int, shift: float = 0.0) -> Path:
     for name in ("test", "validation-000004", "validation-000008"):
         pq.write_table(pa.Table.from_pylist(rows), folder / "held_out" / f"{name}.parquet")
     scored = {"reward_start": 0.0, "reward_end": shift, "win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
-    summary = scored | {"kl_from_start": 1.0, "judge": scored}
+    grade = {"coherence_start": 3.0, "coherence_end": 3.5, "coherence_end_low": 3.25, "coherence_end_high": 3.75}
+    summary = scored | {"kl_from_start": 1.0, "judge": scored | grade}
+    forgetting = {"nll_start": 2.0, "nll_end": 2.5, "change_low": -0.25, "change_high": 0.75}
+    summary |= {"length_start": 4.0, "length_end": 6.0, "forgetting": {"books": forgetting}}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "metrics.csv").write_text(
         "step,train/loss,reference/refreshes,round,round/seconds_sample,val/kl_from_start,val/reward,val/win_rate,"
@@ -85,6 +89,8 @@ def test_a_report_has_all_pictures_and_shows_hostile_responses_as_text(tmp_path)
     assert {path.stem for path in (run / "plots").glob("*.png")} == names
     assert "&lt;script&gt;alert(1)" in page
     assert 'data-head="step 4"' in page
+    for what in ("coherence, judge", "3.50<small>3.25 to 3.75<", "nats per token of books", "−0.2500 to +0.7500"):
+        assert what in page
     assert page == report.write_report(run).read_text(), "the same run gives the same bytes"
 
 
@@ -101,7 +107,8 @@ def test_several_runs_are_compared_in_one_file(tmp_path, capsys):
     page = (tmp_path / "both.html").read_text()
     check_page(page)
     assert page.count("&lt; 0.001") == 2, "by the training scorer and by the judge"
-    assert re.search(r"-1\.000 \(-1\.\d+ – -0\.\d+|-1\.000 \(-1\.000 – -1\.000\)", page)
+    assert re.search(r"<span>−1\.0+<small>−1\.\d+ to −[01]\.\d+<", page)
+    assert "3.50<small>3.25 to 3.75\nfrom 3.00<" in page
 
 
 def test_the_paired_test_is_scipys(tmp_path):

@@ -19,7 +19,8 @@ from lit_align.console import say
 from lit_align.loggers import MetricsCSV
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
-from lit_align.report import plot_curves, write_report
+from lit_align.pictures import plot_curves
+from lit_align.report import write_report
 from lit_align.sharding import local
 
 

@@ -1,0 +1,252 @@
+"""What a report draws: each picture is a function that draws on axes and says whether there was anything to draw."""
+
+import base64
+import html
+import io
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from lit_align.metrics.win_rate import bootstrap_interval
+from lit_align.runs import Run, of_judge
+
+plt.rcParams["svg.hashsalt"] = "lit_align"  # the same run gives the same bytes
+
+LINES = {
+    "loss": ("loss", ["train/loss", "val/loss"]),
+    "margin": ("reward margin", ["train/reward_margin", "val/reward_margin"]),
+    "accuracy": ("reward accuracy", ["train/reward_accuracy", "val/reward_accuracy"]),
+    "log_ratio": ("log ratio to the anchor (nats)", ["train/log_ratio_chosen", "train/log_ratio_rejected"]),
+    "reward": ("reward of fresh responses", ["round/reward", "val/reward"]),
+    "drift": (
+        "drift: KL in nats per response",
+        [
+            "drift/kl_policy_start",
+            "drift/kl_policy_reference",
+            "drift/kl_reference_start",
+            "drift/kl_policy_sampler",
+            "val/kl_from_start",
+        ],
+    ),
+    "diversity": ("diversity of held-out responses", ["val/distinct_2", "val/self_bleu"]),
+}
+"""File name → title and metrics of the pictures that are lines over optimizer steps."""
+
+
+Draw = Callable[[Axes], bool]
+
+
+def _draws(run: Run) -> dict[str, Draw]:
+    draws: dict[str, Draw] = {
+        name: partial(_draw_lines, run=run, title=title, metrics=metrics) for name, (title, metrics) in LINES.items()
+    }
+    draws["frontier"] = partial(_draw_frontier, runs=[run], judge="")
+    draws["win_rate"] = partial(_draw_win_rate, runs=[run], judges=run.judges or [""])
+    draws["seconds"] = partial(_draw_seconds, run=run)
+    draws["lengths"] = partial(_draw_lengths, run=run)
+    return draws
+
+
+def pictures(run: Run) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of all that a run has data for."""
+    for name, draw in _draws(run).items():
+        if (figure := _figure(draw)) is not None:
+            yield name, figure
+
+
+def comparison_pictures(runs: Sequence[Run], judges: Sequence[str]) -> Iterator[tuple[str, Figure]]:
+    """Frontier and win rate of several runs, by each scorer."""
+    for judge in judges:
+        draws: dict[str, Draw] = {"frontier": partial(_draw_frontier, runs=runs, judge=judge)}
+        draws["win_rate"] = partial(_draw_win_rate, runs=runs, judges=[judge])
+        for name, draw in draws.items():
+            if (figure := _figure(draw)) is not None:
+                yield of_judge(name, judge), figure
+
+
+def plot_curves(folder: str | Path) -> Path | None:
+    """All of a run's pictures in `curves.png`; None if nothing was logged."""
+    run = Run(Path(folder), Path(folder).name)
+    scratch = plt.figure()
+    drawn = [draw for draw in _draws(run).values() if draw(scratch.add_subplot())]
+    plt.close(scratch)
+    if not drawn:
+        return None
+    columns = min(3, len(drawn))
+    height = -(-len(drawn) // columns)
+    size = (4.6 * columns, 3.2 * height)
+    figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(drawn) :]:
+        axis.set_visible(False)
+    for axis, draw in zip(axes.flat, drawn, strict=False):
+        draw(axis)
+    path = run.folder / "curves.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _figure(draw: Draw) -> Figure | None:
+    """A picture; None where there is nothing to draw."""
+    figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    plt.close(figure)  # from pyplot's list; it can still be saved
+    return figure if draw(axis) else None
+
+
+def _styled(axis: Axes, title: str, x: str, legend: bool = True) -> bool:
+    axis.set_title(label_of(title), fontsize=10, loc="left")
+    axis.set_xlabel(x, fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    if legend and axis.get_legend_handles_labels()[1]:
+        axis.legend(fontsize=7, frameon=False)
+    return True
+
+
+def _draw_lines(axis: Axes, run: Run, title: str, metrics: Sequence[str]) -> bool:
+    drawn = 0
+    for name in metrics:
+        if points := run.points("step", name):
+            marker = "o" if len(points) < 12 else None
+            style = (drawn * 3, (5, 2)) if drawn else "-"  # equal lines stay visible, one through the other's gaps
+            axis.plot(
+                *zip(*points, strict=True), marker=marker, markersize=3, linewidth=1.2, linestyle=style, label=name
+            )
+            drawn += 1
+    if not drawn:
+        return False
+    for label, (color, steps) in run.marks().items():
+        for number, step in enumerate(steps if len(steps) <= 40 else []):
+            axis.axvline(step, label=label if number == 0 else None, color=color, linewidth=1, linestyle=":", zorder=0)
+        if len(steps) > 40:
+            axis.plot([], [], color=color, linestyle=":", label=f"{label} {len(steps)} times")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _styled(axis, title, "optimizer step")
+
+
+def _draw_frontier(axis: Axes, runs: Sequence[Run], judge: str) -> bool:
+    """Reward against KL from the start, along the validations; a diamond is the verdict on the test prompts."""
+    drawn = False
+    for number, run in enumerate(runs):
+        color = f"C{number % 10}"
+        points = run.points("val/kl_from_start", of_judge("val/reward", judge))
+        rows = next(iter(run.validations.values()), [])
+        if points and rows and (column := of_judge("rewards_start", judge)) in rows[0]:
+            start = [reward for row in rows for reward in row[column]]
+            points = [(0.0, sum(start) / len(start)), *points]
+        if points:
+            label = label_of(run.name) if len(runs) > 1 else "validation prompts"
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.2, color=color, label=label)
+            if len(runs) == 1:
+                for place, (x, y) in enumerate(points):
+                    axis.annotate(str(place), (x, y), fontsize=7, textcoords="offset points", xytext=(4, -9))
+        if end := run.scored(judge):
+            x, y = run.summary["kl_from_start"], end["reward_end"]
+            low, high = end.get("reward_end_low", y), end.get("reward_end_high", y)
+            axis.errorbar(
+                [x], [y], yerr=[[y - low], [high - y]], marker="D", markersize=5, color=color, capsize=2,
+                label=(label_of(run.name) if not points else None) if len(runs) > 1 else "test prompts, 95 %",
+            )  # fmt: skip
+            drawn = True
+        drawn = drawn or bool(points)
+    if not drawn:
+        return False
+    axis.set_ylabel("mean reward", fontsize=8)
+    by = f" by {judge}" if judge else ""
+    return _styled(axis, f"frontier: reward{by} against KL", "KL(policy‖start), nats per response")
+
+
+def _draw_win_rate(axis: Axes, runs: Sequence[Run], judges: Sequence[str]) -> bool:
+    """Win rate at each validation with its 95 % band: of one run by several scorers, or of several by one."""
+    drawn = 0
+    for run in runs:
+        for judge in judges:
+            if not (points := run.points("step", of_judge("val/win_rate", judge))):
+                continue
+            color = f"C{drawn % 10}"
+            drawn += 1
+            label = label_of(run.name) if len(runs) > 1 else (label_of(judge) or "training scorer")
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.2, color=color, label=label)
+            rates = {
+                step: torch.tensor([row[column] for row in rows])
+                for step, rows in run.validations.items()
+                if (column := of_judge("win_rate", judge)) in rows[0]
+            }
+            if rates:
+                low, high = zip(*map(bootstrap_interval, rates.values()), strict=True)
+                axis.fill_between(list(rates), low, high, color=color, alpha=0.12, linewidth=0)
+                axis.vlines(list(rates), low, high, color=color, alpha=0.3, linewidth=1)  # a single one has no band
+    if not drawn:
+        return False
+    axis.axhline(0.5, color="0.6", linewidth=0.8)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by = f" by {label_of(judges[0])}" if len(runs) > 1 and judges[0] else ""
+    return _styled(axis, f"win rate{by} against the start, 95 % band", "optimizer step")
+
+
+def _draw_seconds(axis: Axes, run: Run) -> bool:
+    names = ["round/seconds_sample", "round/seconds_score", "round/seconds_train", "val/seconds"]
+    columns = {name: [value for (value,) in run.points(name)] for name in names}
+    columns = {name: values for name, values in columns.items() if values}
+    if not columns:
+        return False
+    rounds = max(map(len, columns.values()))
+    left = [0.0] * rounds
+    for name, values in columns.items():
+        values = values + [0.0] * (rounds - len(values))
+        axis.barh(
+            range(1, rounds + 1),
+            values,
+            left=left,
+            height=0.6,
+            label=name.rpartition("seconds")[2].strip("_") or "held-out",
+        )
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axis.invert_yaxis()
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_ylabel("round", fontsize=8)
+    return _styled(axis, "time of each phase", "seconds")
+
+
+def _draw_lengths(axis: Axes, run: Run) -> bool:
+    if not run.held_out:
+        return False
+    both = [[n for row in run.held_out for n in row[name]] for name in ("lengths_start", "lengths")]
+    highest = max(map(max, both))
+    bins = torch.linspace(0.5, highest + 0.5, min(highest, 30) + 1).tolist()
+    axis.hist(both, bins=bins, label=["start", "end"], color=["0.7", "C0"])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_ylabel("responses", fontsize=8)
+    return _styled(axis, "length of held-out responses", "tokens")
+
+
+def label_of(words: str) -> str:
+    """Text that matplotlib neither typesets nor hides."""
+    return plain(words).replace("$", r"\$").lstrip("_")
+
+
+def embedded(figure: Figure, name: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">'
+
+
+BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of writing."""
+
+
+def plain(words: str) -> str:
+    words = words.encode("utf-8", "replace").decode()
+    return "".join("\ufffd" if (unicodedata.category(c) == "Cc" and c not in "\n\t") or c in BIDI else c for c in words)
