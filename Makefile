@@ -1,8 +1,6 @@
 # Needs only Python >= 3.11 and make:   make quickstart   and   make test
 PYTHON ?= python3
 BIN := .venv/bin
-# idle OpenMP threads that spin starve the processes they share cores with
-export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: install quickstart pipeline test slow format clean

@@ -35,9 +35,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Read when libgomp and tokenizers load, hence above their imports. Idle OpenMP threads that spin starve the
-# processes they share cores with; tokenizers warns at each fork of a data loader, and turns itself off there.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when libgomp and tokenizers load, hence above their imports. Idle OpenMP threads that sleep at once cost a third
+# of a round's time, and those that spin long starve the processes they share cores with; tokenizers warns at each fork
+# of a data loader, and turns itself off there.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # turns: some microseconds
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import lightning
