@@ -119,15 +119,18 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numb
     return f'<div class="wide"><table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _number(values: dict[str, float], name: str, percent: bool = False) -> str:
-    """A value, below it its interval, to two digits of the interval's width."""
+def _number(values: dict[str, float], name: str, percent: bool = False, like: str | None = None) -> str:
+    """A value, below it its interval, to two digits of the interval's width, or of that of the value it is `like`."""
     if name not in values:
         return "–"
-    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
-    width = high - low if low is not None and high is not None else 0.0
-    digits = min(6, max(2, 1 - math.floor(math.log10(width)))) if width > 0 else 3
+
+    def ends(name: str) -> tuple[float, float] | None:
+        return (values[f"{name}_low"], values[f"{name}_high"]) if f"{name}_low" in values else None
+
+    low, high = ends(like or name) or (0.0, 0.0)
+    digits = min(6, max(2, 1 - math.floor(math.log10(high - low)))) if high > low else 3
     form = ".1%" if percent else f".{digits}f"
-    interval = "" if low is None or high is None else f"\n{low:{form}} to {high:{form}}"
+    interval = "\n{:{form}} to {:{form}}".format(*own, form=form) if (own := ends(name)) else ""
     return f"{values[name]:{form}}{interval}".replace("-", "−")
 
 
@@ -144,7 +147,7 @@ def _verdict(runs: Sequence[Run]) -> str:
             if not (values := run.scored(judge)):
                 continue
             row = [_called(judge), *([run.name] if len(runs) > 1 else [])]
-            row += [_number(values, name) for name in ("reward_start", "reward_end")]
+            row += [_number(values, name, like="reward_end") for name in ("reward_start", "reward_end")]
             rates = ("win_rate", "win_rate_length_controlled", "win_rate_ties_as_wins")
             rows.append(row + [_number(values, name, percent=True) for name in rates])
     note = (
@@ -186,7 +189,8 @@ def _facts_of(run: Run) -> dict[str, tuple[str, str]]:
         values = run.scored(judge)
         for name in (end.removesuffix("_end") for end in values if end.endswith("_end")):
             if name not in ("reward", "length"):  # what its rewards are made of
-                facts[f"{name}, {_called(judge)}"] = (_number(values, f"{name}_start"), _number(values, f"{name}_end"))
+                start, end = (_number(values, f"{name}_{when}", like=f"{name}_end") for when in ("start", "end"))
+                facts[f"{name}, {_called(judge)}"] = (start, end)
         own = s.get("data", {}).get(judge, {}) if judge else s.get("data", {})
         if own:
             facts[f"win rate against the data's own responses, {_called(judge)}"] = (
