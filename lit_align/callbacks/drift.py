@@ -7,7 +7,7 @@ Training pairs are selected (the best and the worst of K), so they estimate no K
 | drift/kl_policy_reference | E_π[log π(y|x) − log π_ref(y|x)], nats per response |
 | drift/kl_policy_start | E_π[log π(y|x) − log π_start(y|x)] |
 | drift/kl_reference_start | E_π[log π_ref(y|x) − log π_start(y|x)], the difference of the two |
-| drift/kl_policy_sampler | mean of w log w − w + 1 with w = π(y|x)/π_s(y|x), over all K responses of y ~ π_s |
+| drift/kl_policy_sampler | mean of w log w − w + 1 over all K responses y ~ π_s, w = π(y|x)/π_s(y|x) over its mean |
 
 Of on-policy rounds the first three are measured where a round begins (its responses are the policy's own) and the last
 where it ends, which is also what λ may follow (model.proximal_target). Of offline pairs fresh responses are drawn for
@@ -15,6 +15,7 @@ the purpose, and there is no sampler. Expectations are means over the prompts as
 of a few tenths of a nat: raise `prompts` for closer ones.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,18 @@ class Drift(Callback):
         self.every_n_steps = every_n_steps
         self.sampling = sampling or Sampling()
         self._measured_at = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        target, data = getattr(pl_module, "proximal_target", None), _data(trainer)
+        if target is None or not isinstance(data, OnPolicyPairs):
+            return
+        responses = self.prompts * data.responses_per_prompt // trainer.world_size
+        if target > math.log(responses):
+            raise UserError(
+                f"model.proximal_target={target:g}: of {responses} responses, KL(policy‖sampler) is never estimated "
+                f"above log {responses} = {math.log(responses):.1f} nats. Lower it, or raise drift.prompts="
+                f"{self.prompts}."
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _data(trainer)

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy, sgd, write_pairs
 
-from lit_align.callbacks import ReferenceRefresh
+from lit_align.callbacks import Drift, ReferenceRefresh
 from lit_align.data import OfflinePairs
 from lit_align.data.collate import Example, record_logps
 from lit_align.data.store import Round
@@ -254,6 +254,8 @@ def test_a_target_without_effect_is_refused(tiny_model, in_tmp):
             DPO(PolicyConfig(tiny_model), **({"proximal_target": 1.0} | options))
     with pytest.raises(UserError, match=r"proximal_target=1.0 has had no effect in this round: no callback measures"):
         fit(adaptive(tiny_model, 1.0), on_policy(in_tmp))
+    with pytest.raises(UserError, match=r"proximal_target=3: of 16 responses, .* never estimated above log 16 = 2.8"):
+        fit(adaptive(tiny_model, 3.0), on_policy(in_tmp), Drift(prompts=4))
 
 
 def test_recorded_and_live_reference_give_the_same_loss(tiny_model, in_tmp, monkeypatch):
