@@ -14,7 +14,7 @@ import re
 import resource
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -100,11 +100,18 @@ def _run(side: Callable[[Turn], Any], line: Connection, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    with quiet():
+        side(Turn(line))
+    line.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What a loop has to say of itself goes nowhere, but for its errors."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        side(Turn(line))
-    line.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        yield
 
 
 def _hear(name: str, line: Connection) -> Any:

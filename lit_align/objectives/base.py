@@ -1,9 +1,8 @@
-"""What all objectives share: a policy, one step, what is logged; and for those with a reference, the
-anchor.
+"""What all objectives share: a policy, one step, what is logged; and for those with a reference, the anchor.
 
-`PreferenceObjective` trains a policy on preference batches. `AnchoredObjective` adds the reference, its
-refresh, the proximal weight and the step-0 check. An objective overrides `loss`, states its `formula`, and
-says what its loss is where the policy equals its anchor.
+`PreferenceObjective` trains a policy on preference batches. `AnchoredObjective` adds the reference, its refresh, the
+proximal weight and the step-0 check. An objective overrides `loss`, states its `formula`, and says what its loss is
+where the policy equals its anchor.
 
 In training, all log beside the table of `lit_align.metrics.preference`
 

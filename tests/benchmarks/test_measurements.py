@@ -25,7 +25,7 @@ def run(tiny_model, in_tmp, monkeypatch):
         return rows
 
     yield run
-    for name in ("turns", "step", "round", "refresh", "proximal"):
+    for name in ("turns", "step", "round", "refresh", "proximal", "floor"):
         sys.modules.pop(name, None)
 
 
@@ -40,6 +40,13 @@ def test_a_step_is_measured_against_trls(run, capsys):
     (row,) = run("step", "--lengths=hh", "--weights=full", "--references=recorded", "--responses=2")
     assert_measured(row["ours"], row["theirs"])
     assert " TRL" in capsys.readouterr().out
+
+
+def test_a_step_has_a_floor_and_parts(run):
+    (row,) = run("floor", "--lengths=hh", "--batch=2")
+    assert 0 < row["floor"] < row["step"]
+    assert sum(row["parts"].values()) == pytest.approx(1)
+    assert min(row["parts"].values()) > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,134 @@
+"""Where a training step's time goes, and its floor: what its useful arithmetic alone would take on this machine.
+
+The floor counts matrix products and attention of what no step can do without: each prompt once, the output head for
+response tokens alone, twice a forward pass for the backward pass, and a forward pass more for a live reference; at the
+rate at which one thread multiplies matrices of the model's own shapes. The profile sorts the time of each operation by
+what it is for.
+
+    python benchmarks/floor.py
+"""
+
+import argparse
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from step import LENGTHS, ours, write_batch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from turns import quiet, write
+
+PARTS = {
+    "matrix products": r"aten::(mm|addmm|bmm|baddbmm)$",
+    "attention": r"attention",
+    "softmax and loss": r"softmax|nll|cross_entropy|logsumexp|gather",
+    "copies and casts": r"aten::(copy_|cat|index|index_select|clone|_to_copy|embedding.*|index_put.*|.*scatter.*)$",
+    "optimizer and clipping": r"aten::(lerp_|addcmul_|addcdiv_|sqrt|linalg_vector_norm|_foreach_.*|_fused_adam.*)$",
+    "norms, activations, sums": r"",
+}
+"""What an operation is for, by its name: the first that matches."""
+
+
+class Stopwatch:
+    """Stands where a `Turn` would: times all steps but the first and the last, and profiles the last."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+        self.seconds: list[float] = []
+        self.profile = profile(activities=[ProfilerActivity.CPU])
+
+    def begin(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.profile.start()
+        self.began = time.process_time()
+
+    def end(self) -> None:
+        self.seconds.append(time.process_time() - self.began)
+        if self.left == 0:
+            self.profile.stop()
+
+    @property
+    def step(self) -> float:
+        return median(self.seconds[1:-1])
+
+    def parts(self) -> dict[str, float]:
+        """Share of the profiled step's time in each part."""
+        seconds: Counter[str] = Counter()
+        for each in self.profile.key_averages():
+            part = next(part for part, names in PARTS.items() if re.search(names, each.key))
+            seconds[part] += each.self_cpu_time_total
+        return {part: seconds[part] / seconds.total() for part in PARTS}
+
+
+def useful_flops(model: PreTrainedModel, batch: int, prompt: int, response: int, responses: int, live: bool) -> float:
+    """Floating-point operations of a step that no step can do without."""
+    config: PretrainedConfig = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    body = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    tokens, scored = prompt + responses * response, responses * response
+    seen = prompt * (prompt + 1) / 2 + responses * (response * prompt + response * (response + 1) / 2)
+    attention = 4 * config.hidden_size * config.num_hidden_layers * seen
+    forward = 2 * body * tokens + 2 * config.hidden_size * config.vocab_size * scored + attention
+    return batch * forward * (4 if live else 3)
+
+
+def matmul_rate(layers: Iterable[torch.nn.Linear], tokens: int) -> float:
+    """Floating-point operations a second of these layers' products, each of so many tokens."""
+    weights = [layer.weight.detach() for layer in layers]
+    inputs = {weight.shape[1]: torch.randn(tokens, weight.shape[1], dtype=weight.dtype) for weight in weights}
+    rates = []
+    for _ in range(4):
+        began = time.process_time()
+        for weight in weights:
+            inputs[weight.shape[1]] @ weight.T
+        rates.append(2 * tokens * sum(weight.numel() for weight in weights) / (time.process_time() - began))
+    return median(rates[1:])
+
+
+def main(args: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=["tldr", "hh"])
+    parser.add_argument("--references", nargs="+", choices=["live", "recorded"], default=["live"])
+    parser.add_argument("--batch", type=int, default=4, help="pairs in a step")
+    parser.add_argument("--repeats", type=int, default=5, help="steps that count")
+    parser.add_argument("--model", default="data/quickstart/model")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/floor.json"))
+    options = parser.parse_args(args)
+
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
+    rows = []
+    for lengths in options.lengths:
+        prompt, response = LENGTHS[lengths]
+        tokens = options.batch * (prompt + 2 * response)
+        layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+        rate = matmul_rate([layer for layer in layers if layer is not model.get_output_embeddings()], tokens)
+        for reference in options.references:
+            watch = Stopwatch(options.repeats + 2)
+            with tempfile.TemporaryDirectory() as folder:
+                data = write_batch(Path(folder, "batch.jsonl"), options.model, options.batch, prompt, response)
+                recorded = ("reference_logps",) if reference == "recorded" else ()
+                common = {"model": options.model, "data": data, "batch_size": options.batch, "recorded": recorded}
+                with quiet():
+                    ours(watch, steps=options.repeats + 2, **common)
+            flops = useful_flops(model, options.batch, prompt, response, 2, live=reference == "live")
+            row = {"lengths": lengths, "reference": reference, "tokens": tokens, "step": watch.step}
+            rows.append(row | {"flops": flops, "rate": rate, "floor": flops / rate, "parts": watch.parts()})
+            print(f"{lengths}, {reference} reference: {tokens} tokens, {watch.step:.2f} s a step")
+            print(f"  floor {flops / rate:.2f} s = {flops / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s", end="")
+            print(f": {flops / rate / watch.step:.0%} of the step")
+            for part, share in watch.parts().items():
+                print(f"  {share:>4.0%}  {part}")
+    write(options.out, rows, batch=options.batch, model=options.model)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
