@@ -12,8 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from step import LENGTHS, ours, write_batch
 from turns import as_row, ratio, take_turns, write
+
+
+class Proximal(L.Callback):
+    """Turns DPO into PR-DPO, of batches that bring log π_s with them."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.proximal = 0.1
 
 
 def main(args: list[str] | None = None) -> list[dict[str, Any]]:
@@ -38,7 +46,8 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
                 steps=1 + options.repeats,
                 recorded=("reference_logps", "sampler_logps"),
             )
-            base, proximal = take_turns({"iterative DPO": side, "PR-DPO": partial(side, proximal=0.1)}, options.repeats)
+            sides = {"iterative DPO": side, "PR-DPO": partial(side, callbacks=(Proximal(),))}
+            base, proximal = take_turns(sides, options.repeats)
         rows.append({"lengths": lengths} | as_row(iterative=base, proximal=proximal))
         share = f"{ratio(proximal, base):.3f} ×"
         memory = f"{proximal.peak / base.peak:.2f} ×"

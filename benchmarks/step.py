@@ -68,7 +68,6 @@ def ours(
     shared_prefix: bool = True,
     callbacks: tuple[L.Callback, ...] = (),
     dtype: Any = "bfloat16",
-    proximal: float = 0.0,
 ) -> None:
     """Our loop; `data` holds one batch, which every step takes."""
     groups = "rewards" in Path(data).read_text().partition("\n")[0]
@@ -77,7 +76,6 @@ def ours(
         lora=LoRAConfig(r=16, alpha=32) if lora else None,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0),
         schedule="constant",
-        proximal=proximal,
         reward_temperature=1.0 if groups else None,
     )
     module.configure_model()

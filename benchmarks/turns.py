@@ -76,23 +76,28 @@ def take_turns(sides: dict[str, Callable[[Turn], Any]], turns: int, *, warmup: i
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     context = multiprocessing.get_context("spawn")
-    lines, results = [], [Side() for _ in sides]
+    processes, lines, results = [], [], [Side() for _ in sides]
     for side in sides.values():
         ours, theirs = context.Pipe()
-        context.Process(target=_run, args=(side, theirs, threads), daemon=True).start()
+        processes.append(context.Process(target=_run, args=(side, theirs, threads), daemon=True))
+        processes[-1].start()
         theirs.close()
         lines.append(ours)
-    for name, line in zip(sides, lines, strict=True):
-        _hear(name, line)
-    for turn in range(warmup + turns):
-        for name, line, result in zip(sides, lines, results, strict=True):
-            line.send("go")
-            cpu, wall = _hear(name, line)
-            if turn >= warmup:
-                result.cpu_seconds.append(cpu)
-                result.wall_seconds.append(wall)
-            last = _hear(name, line)  # ready again; at the end its peak of memory
-            result.peak_bytes = last if isinstance(last, int) else 0
+    try:
+        for name, line in zip(sides, lines, strict=True):
+            _hear(name, line)
+        for turn in range(warmup + turns):
+            for name, line, result in zip(sides, lines, results, strict=True):
+                line.send("go")
+                cpu, wall = _hear(name, line)
+                if turn >= warmup:
+                    result.cpu_seconds.append(cpu)
+                    result.wall_seconds.append(wall)
+                last = _hear(name, line)  # ready again; at the end its peak of memory
+                result.peak_bytes = last if isinstance(last, int) else 0
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for its turn would not hear a SIGTERM
     return results
 
 
