@@ -249,6 +249,15 @@ class PairsDataModule(L.LightningDataModule):
             world_size=trainer.world_size,
         )
 
+    def _training_loader(self, examples: list[Example], seed: int | None = None) -> ExampleLoader:
+        loader = self._loader(examples, shuffle=True, seed=seed)
+        if not len(loader):
+            raise UserError(
+                f"{len(examples)} examples to train on make no full batch for every process; lower data.batch_size="
+                f"{self.batch_size} or the number of processes."
+            )
+        return loader
+
     def check_pairing(self, pairing: PairingRule) -> None:
         """Make sure that the objective can train on what the rule makes.
 
@@ -354,12 +363,7 @@ class OfflinePairs(PairsDataModule):
         assert self._examples_read is not None
         if not self._recorded:
             self._examples_read, self._recorded = self.record_reference(self._examples_read), True
-        loader = self._loader(self._examples_read, shuffle=True)
-        if not len(loader):
-            raise UserError(
-                f"{self.train}: {len(self._examples_read)} pairs make no full batch for every process; lower "
-                f"data.batch_size={self.batch_size} or the number of processes."
-            )
+        loader = self._training_loader(self._examples_read)
         if loader.dropped:
             say(f"  {loader.dropped} pairs of each epoch are left out: they fill no batch for every process.")
         return self.with_texts(loader)

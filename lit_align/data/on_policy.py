@@ -125,6 +125,7 @@ class OnPolicyPairs(PairsDataModule):
                 self._prompts.append((row, ids))
         if not self._prompts:
             raise UserError(f"{self.prompts}: no prompt is left: {_listing(self.encoder.counts)}.")
+        self._check_prompts()
         skipped = Counter(rows.skipped) + self.encoder.counts
         self._line = f"{len(self._prompts)} prompts from {self.prompts}: {rows.description}"
         self._line += f"; {_listing(skipped)}" if skipped else ""
@@ -134,12 +135,24 @@ class OnPolicyPairs(PairsDataModule):
         if self.prompts_per_round == "chunk" and (self.trainer.max_epochs or 0) < 1:
             raise UserError("data.prompts_per_round=chunk cuts the prompts by trainer.max_epochs: set it.")
 
+    def _check_prompts(self) -> None:
+        """Make sure that every round has prompts, and none has one twice (its samples would be the same)."""
+        assert self.trainer is not None
+        count, asked = len(self._prompts), self.prompts_per_round
+        if isinstance(asked, int) and asked > count:
+            raise UserError(f"data.prompts_per_round={asked}: {self.prompts} has {count}. Lower it, or take all.")
+        if asked == "chunk" and count < (self.trainer.max_epochs or 0):
+            raise UserError(
+                f"data.prompts_per_round=chunk: {self.prompts} has {count} prompts for trainer.max_epochs="
+                f"{self.trainer.max_epochs} rounds, which leaves some without any. Lower max_epochs, or take all."
+            )
+
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         if self._is_new_round():
             self._begin_round()
         if self._pairs is None:
             self._pairs = self._fill_round()
-        return self.with_texts(self._loader(self._pairs.examples, shuffle=True, seed=self.seed + self._key["round"]))
+        return self.with_texts(self._training_loader(self._pairs.examples, self.seed + self._key["round"]))
 
     def _is_new_round(self) -> bool:
         assert self.trainer is not None
@@ -182,21 +195,49 @@ class OnPolicyPairs(PairsDataModule):
     def _begin_round(self) -> None:
         assert self.trainer is not None
         assert self.module.policy is not None
-        self._key = {
-            "round": self.rounds_made,
+        self._key = self._settings(self.rounds_made) | {
             "step": self.trainer.global_step,
-            "seed": self.seed,
             "policy": self.module.policy.fingerprint(),
-            "sampling": vars(self.sampling),
-            "sampler": self.sampler.identity,
-            "responses_per_prompt": self.responses_per_prompt,
-            "batch_size": self.sampling_batch_size,
-            "dtype": self.sampling_dtype,
-            "prompts": digest(repr([ids for _, ids in self._chosen_prompts(self.rounds_made)])),
         }
         self._made_at = self.trainer.global_step
         self.rounds_made += 1
         self._pairs = None
+
+    def _settings(self, index: int) -> dict[str, Any]:
+        """What decides a round's samples beside the policy."""
+        return {
+            "round": index,
+            "seed": self.seed,
+            "sampling": vars(self.sampling),
+            "sampler": self.sampler.identity,
+            "responses_per_prompt": self.responses_per_prompt,
+            "sampling_batch_size": self.sampling_batch_size,
+            "sampling_dtype": self.sampling_dtype,
+            "prompts": digest(repr([ids for _, ids in self._chosen_prompts(index)])),
+        }
+
+    def _check_settings(self) -> None:
+        """Make sure that a round that a checkpoint was in the middle of has the same prompts and settings now."""
+        settings = self._settings(self._key["round"])
+        if different := [f"data.{name}" for name, value in settings.items() if self._key.get(name) != value]:
+            raise UserError(
+                f"the checkpoint is in the middle of round {self._key['round'] + 1}, whose responses were drawn with "
+                f"another {' and '.join(different)}. (A round's prompts follow from data.prompts, prompts_per_round, "
+                "seed and, of chunks, trainer.max_epochs.) Resume with what it was begun with, or from a checkpoint at "
+                "the end of a round."
+            )
+
+    def _check_positions(self) -> None:
+        """Make sure that the model has places for the longest prompt and its responses."""
+        assert self.module.policy is not None
+        places = getattr(self.module.policy.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(len(ids) for _, ids in self._prompts)
+        if places is not None and longest + self.sampling.max_new_tokens > places:
+            raise UserError(
+                f"data.sampling.max_new_tokens={self.sampling.max_new_tokens} behind the longest prompt, of {longest} "
+                f"tokens, is more than the {places} positions of this model. Lower it, or data.max_prompt_length with "
+                "long_prompts=left or drop."
+            )
 
     def _chosen_prompts(self, index: int) -> list[tuple[Row, list[int]]]:
         """The prompts of one round; those of `all` in their own order, others from one shuffled order."""
@@ -214,6 +255,8 @@ class OnPolicyPairs(PairsDataModule):
     def _fill_round(self) -> Pairs:
         """Sample, score, pair and record what is not stored yet."""
         assert self.trainer is not None
+        self._check_settings()
+        self._check_positions()
         index = self._key["round"]
         made = Round(self.folder, index, self._key)
         prompts = self._chosen_prompts(index)
@@ -248,15 +291,17 @@ class OnPolicyPairs(PairsDataModule):
         if index == 0:
             for name, text in self._describe_example(pairs.examples[0]):
                 tell(name, text)
+        left = self._training_loader(pairs.examples).dropped
         tell(
             "pair",
             f"{len(pairs.examples)} pairs from {len(groups)} prompts"
+            + (f", {left} of them in no full batch" if left else "")
             + (f"; {left_out}" if pairs.counts or pairs.within else ""),
         )
         if self.module.needs_mismatched:
             pairs = self._with_mismatched(made, pairs)
         pairs = replace(pairs, examples=self.recorder.with_reference(made, pairs.examples))
-        self._log_round(samples, groups, scores, pairs, times)
+        self._log_round(samples, groups, scores, pairs, left, times)
         return pairs
 
     @contextmanager
@@ -371,7 +416,7 @@ class OnPolicyPairs(PairsDataModule):
             yield lambda places: self.recorder.rows("mismatched", policy, [examples[i] for i in places])
 
     def _log_round(
-        self, samples: Rows, groups: Sequence[Example], scores: Rows, pairs: Pairs, times: dict[str, float]
+        self, samples: Rows, groups: Sequence[Example], scores: Rows, pairs: Pairs, left: int, times: dict[str, float]
     ) -> None:
         """Log what a round gave; `self.log` is not to be had while Lightning asks for a loader.
 
@@ -385,6 +430,7 @@ class OnPolicyPairs(PairsDataModule):
         | round/finished | share of responses that ended by themselves |
         | round/pairs, round/dropped | examples trained on; prompts left out by the pairing rule |
         | round/dropped_REASON | the same by reason, and responses or pairs that were taken out |
+        | round/dropped_in_no_full_batch | pairs behind the last batch that every process has one of |
         | round/seconds_sample, round/seconds_score | wall-clock time of the two phases |
         | round/prompts_per_minute_sample, …_score | prompts done / that time, of those that were not stored before |
         """
@@ -399,12 +445,12 @@ class OnPolicyPairs(PairsDataModule):
             "round/reward_worst": rewards.amin(1).mean().item(),
             "round/length": sum(lengths) / len(lengths),
             "round/finished": finished.float().mean().item(),
-            "round/pairs": float(len(pairs.examples)),
+            "round/pairs": float(len(pairs.examples) - left),
             "round/dropped": float(sum(pairs.counts.values())),
         } | {f"round/{name}": value for name, value in times.items()}
         for name in scores[0].get("parts") or {}:
             values[f"round/reward_{name}"] = torch.tensor([row["parts"][name] for row in scores]).mean().item()
-        for reason, count in (pairs.counts + pairs.within).items():
+        for reason, count in (pairs.counts + pairs.within + Counter({"in no full batch": left})).items():
             values[f"round/dropped_{reason.replace(' ', '_')}"] = float(count)
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.trainer.global_step)

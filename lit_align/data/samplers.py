@@ -320,18 +320,23 @@ _INSTEAD = "take ContinuousSampler or GenerateSampler"
 
 
 def weight_sums(weights: Iterable[Tensor]) -> tuple[int, int]:
-    """Σ b and Σ b² over the bits of all weights, read as integers.
+    """Σ b and Σ b² over the bits of all weights, read as integers, modulo 2⁶⁴.
 
     Exact, and the same however an engine stacks weights, orders their rows, or fills them up with zeros.
     """
     total = squares = 0
     for weight in weights:
-        bits = weight.detach().contiguous().view(-1).view({2: torch.int16, 4: torch.int32}[weight.element_size()])
+        bits = (
+            weight.detach()
+            .contiguous()
+            .view(-1)
+            .view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()])
+        )
         for chunk in bits.split(1 << 18):  # so much stays in a processor's cache
             wide = chunk.long()
             total += int(wide.sum())
             squares += int((wide * wide).sum())
-    return total, squares % 2**64
+    return total % 2**64, squares % 2**64
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ there, and each carries a checksum of its rows; one that is damaged is reported,
 A round's folder, or a folder of rounds, is also a data set of prompts with ranked responses (`read_rounds`).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -58,7 +59,8 @@ class Round:
         except Damaged as error:
             aside = path.with_suffix(".damaged")
             say(f"  {path} cannot be read ({error}); it is set aside as {aside.name} and made again.")
-            os.replace(path, aside)
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                os.replace(path, aside)
             return None
 
     def write(self, part: str, batch: int, rows: list[dict[str, Any]]) -> None:

@@ -128,6 +128,38 @@ def test_resumed_at_any_step_the_run_ends_in_the_same_bits(tiny_model, in_tmp, l
         assert_same(whole, run("again", ckpt_path=str(checkpoint)))
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"responses_per_prompt": 2}, "data.responses_per_prompt"),
+        ({"prompts_per_round": 4}, "data.prompts"),
+        ({"sampling": Sampling(max_new_tokens=8, temperature=0.5)}, "data.sampling"),
+        ({"sampling_batch_size": 8}, "data.sampling_batch_size"),
+        ({"seed": 2}, "data.seed and data.prompts"),
+        ({}, "data.prompts"),
+    ],
+    ids=["K", "fewer prompts", "sampling", "batches", "seed", "a prompt less in the file"],
+)
+def test_within_a_round_a_run_resumes_with_the_settings_that_drew_it_only(tiny_model, in_tmp, change, named):
+    keep = ModelCheckpoint("checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    fit(module_of(tiny_model), on_policy(in_tmp), keep, enable_checkpointing=True)
+    data = on_policy(in_tmp, **change)
+    if not change:
+        lines = Path("prompts.jsonl").read_text().splitlines(keepends=True)
+        Path("prompts.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(UserError, match=rf"in the middle of round 1, .* drawn with another {named}\. "):
+        fit(module_of(tiny_model), data, ckpt_path="checkpoints/step=1.ckpt")
+
+
+def test_at_the_end_of_a_round_a_run_resumes_with_other_settings(tiny_model, in_tmp):
+    keep = ModelCheckpoint("checkpoints", save_on_train_epoch_end=True, filename="{epoch}")
+    fit(module_of(tiny_model), on_policy(in_tmp), keep, enable_checkpointing=True)
+    data = on_policy(in_tmp, responses_per_prompt=2)
+    fit(module_of(tiny_model), data, ckpt_path="checkpoints/epoch=0.ckpt", max_epochs=2)
+    assert data.rounds_made == 2
+    assert {len(group.response_ids) for group in data.groups} == {2}
+
+
 class StopSampling(Exception):
     pass
 
@@ -206,6 +238,24 @@ def test_prompts_begin_anew_when_they_are_used_up(tiny_model, in_tmp):
     sources = [{example.source for example in made} for made in rounds.made]
     assert sources[0] & sources[1]
     assert len(sources[0] | sources[1]) > 20
+
+
+@pytest.mark.parametrize(
+    ("options", "trainer", "message"),
+    [
+        ({"prompts_per_round": 25}, {}, "data.prompts_per_round=25: .*prompts.jsonl has 24. Lower it, or take all"),
+        ({"prompts_per_round": "chunk"}, {"max_epochs": 30}, "has 24 prompts for trainer.max_epochs=30 rounds"),
+        (
+            {"sampling": Sampling(max_new_tokens=500)},
+            {},
+            "longest prompt, of 34 tokens, is more than the 512 positions",
+        ),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused_before_anything_is_drawn(tiny_model, in_tmp, options, trainer, message):
+    with pytest.raises(UserError, match=message):
+        fit(module_of(tiny_model), on_policy(in_tmp, **options), **trainer)
+    assert not list(in_tmp.glob("rounds/*/samples*"))
 
 
 def test_a_round_without_any_pair_says_why(tiny_model, in_tmp):

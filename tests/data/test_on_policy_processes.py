@@ -123,6 +123,25 @@ def test_processes_go_through_rounds_together(tiny_model, in_tmp, strategy, opti
     assert len([row for row in rows if row.get("drift/kl_policy_sampler", 0) > 0]) == 3
 
 
+def test_pairs_that_fill_no_batch_for_every_process_are_counted_or_stop_the_run(tiny_model, in_tmp):
+    def train(batch_size: int) -> list[float]:
+        data = on_policy(in_tmp, batch_size=batch_size)
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
+        fit(module, data, log_every_n_steps=1, strategy="ddp", devices=2, logger=MetricsCSV(in_tmp))
+        (row,) = [row for row in read_metrics(in_tmp / "metrics.csv") if "round/pairs" in row]
+        return [len(data._pairs.examples), row["round/pairs"], row["round/dropped_in_no_full_batch"]]
+
+    def refused() -> str:
+        with pytest.raises(UserError) as error:
+            train(5)
+        return str(error.value)
+
+    assert run_in(2, lambda: train(3))[0] == [8, 6, 2]
+    assert (
+        "8 examples to train on make no full batch for every process; lower data.batch_size=5" in run_in(2, refused)[0]
+    )
+
+
 def late() -> str:
     if torch.distributed.get_rank() == 1:
         time.sleep(4)
