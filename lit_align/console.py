@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 WIDTH = 15
 """Columns of the names that lines begin with."""
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)  # what models, data and paths hold stays as it is
 
 
 @rank_zero_only
@@ -42,11 +42,11 @@ class Phase:
         self.started = time.monotonic()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn(f"{name:<{WIDTH}}"),
+            TextColumn(f"{name:<{WIDTH}}", markup=False),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
             transient=True,
             disable=getattr(rank_zero_only, "rank", 0) != 0 or not console.is_terminal,

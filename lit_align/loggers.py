@@ -12,14 +12,18 @@ from lightning.pytorch.utilities import rank_zero_only
 class MetricsCSV(Logger):
     """One row per logging call, one column per metric, in `FOLDER/metrics.csv`.
 
-    The first row of this process decides what it goes on from: rows of that step and later ones, of an earlier run in
-    the same folder or from behind the checkpoint that is resumed, are dropped.
+    A fresh run drops the rows of an earlier one in the same folder. One that resumes keeps those up to the step of its
+    first row, drops later ones, and replaces what it logs of that step again.
     """
+
+    resumes: bool | None = None
+    """Whether the run resumes; None, where nobody has said so, is what the first row's step suggests."""
 
     def __init__(self, folder: str | Path):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
         self._rows: list[dict[str, Any]] | None = None
+        self._before = 0  # rows of earlier processes
         self._unsaved = 0
 
     @property
@@ -38,7 +42,14 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         step = step or 0
         if self._rows is None:
-            self._rows = [row for row in read_metrics(self.path) if row["step"] < step]
+            resumes = step > 0 if self.resumes is None else self.resumes
+            self._rows = [row for row in read_metrics(self.path) if row["step"] <= step] if resumes else []
+            self._before = len(self._rows)
+        if self._rows[: self._before] and self._rows[self._before - 1]["step"] == step:
+            again = metrics.keys() - {"step", "epoch"}
+            kept = [row for row in self._rows[: self._before] if row["step"] < step or not again & row.keys()]
+            self._rows[: self._before] = kept
+            self._before = len(kept)
         self._rows.append({"step": step} | {name: float(value) for name, value in metrics.items() if name != "epoch"})
         self._unsaved += 1
         if self._unsaved >= 20:
@@ -50,10 +61,12 @@ class MetricsCSV(Logger):
             return
         names = list(dict.fromkeys(name for row in self._rows for name in row))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
+        beside = self.path.with_suffix(".part")
+        with beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self._rows)
+        beside.replace(self.path)  # never half there
         self._unsaved = 0
 
     @rank_zero_only

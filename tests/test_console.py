@@ -18,3 +18,12 @@ def test_a_phase_tells_its_pace_of_what_it_did_itself(monkeypatch, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first == "  sample          100/100 prompts (40 stored before) · 30.0 s · 120 a minute"
     assert second == "  score           100/100 prompts · 0.0 s"
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(capsys):
+    text = "[INST] hello [/INST] [b]bold[/b] :smile:"
+    console.say(text)
+    console.tell("prompt", text)
+    with console.phase("[b]", 1, text) as running:
+        running.advance(note=text)
+    assert capsys.readouterr().out.count(text) == 4

@@ -27,3 +27,36 @@ def test_a_new_run_in_the_same_folder_begins_anew(tmp_path):
     log(tmp_path, (0, {"loss": 3}))
     assert read_metrics(tmp_path / "metrics.csv") == [{"step": 0, "loss": 3}]
     assert read_metrics(tmp_path / "none.csv") == []
+
+
+def test_a_run_that_resumes_at_a_rounds_end_keeps_what_its_last_step_logged_and_replaces_what_comes_again(tmp_path):
+    log(
+        tmp_path,
+        (0, {"loss": 1}),
+        (1, {"round/seconds_train": 2}),
+        (1, {"val/reward": 3}),
+        (1, {"loss": 4}),
+        (2, {"loss": 5}),
+    )
+    logger = MetricsCSV(tmp_path)
+    logger.resumes = True
+    for values in ({"round/reward": 6}, {"loss": 7}, {"loss": 8}):
+        logger.log_metrics(values, 1)
+    logger.save()
+    assert read_metrics(tmp_path / "metrics.csv") == [
+        {"step": 0, "loss": 1},
+        {"step": 1, "round/seconds_train": 2},
+        {"step": 1, "val/reward": 3},
+        {"step": 1, "round/reward": 6},
+        {"step": 1, "loss": 7},
+        {"step": 1, "loss": 8},
+    ]
+
+
+def test_a_fresh_run_that_logs_late_keeps_nothing_of_an_earlier_one(tmp_path):
+    log(tmp_path, (0, {"loss": 1}), (3, {"loss": 2}))
+    logger = MetricsCSV(tmp_path)
+    logger.resumes = False
+    logger.log_metrics({"loss": 3}, 6)
+    logger.save()
+    assert read_metrics(tmp_path / "metrics.csv") == [{"step": 6, "loss": 3}]

@@ -50,12 +50,20 @@ class Drift(Callback):
             raise UserError(f"drift.every_n_steps={every_n_steps} must be at least 1, or null for once per epoch.")
         self.prompts = prompts
         self.every_n_steps = every_n_steps
+        self.given_sampling = sampling
         self.sampling = sampling or Sampling()
         self._measured_at = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         target, data = getattr(pl_module, "proximal_target", None), _data(trainer)
-        if target is None or not isinstance(data, OnPolicyPairs):
+        if not isinstance(data, OnPolicyPairs):
+            return
+        for name, value in {"every_n_steps": self.every_n_steps, "sampling": self.given_sampling}.items():
+            if value is not None:
+                raise UserError(
+                    f"drift.{name} has no effect with OnPolicyPairs, whose rounds are measured. Leave it out."
+                )
+        if target is None:
             return
         responses = self.prompts * data.responses_per_prompt // trainer.world_size
         if target > math.log(responses):

@@ -38,6 +38,8 @@ class Interruption(Callback):
         self._unsaved = False  # steps of this epoch were made, and its end has not been reached
         self._before: dict[int, Any] = {}
         self._trainer: Trainer | None = None
+        self._saved: Path | None = None
+        self._began_at: int | None = None  # the optimizer step
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = trainer
@@ -45,6 +47,10 @@ class Interruption(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_over()  # Lightning has put its own handler before ours meanwhile
+        self._began_at = trainer.global_step
+        path = _checkpoint_path(trainer)
+        if path and trainer.is_global_zero and not trainer.ckpt_path:
+            path.unlink(missing_ok=True)  # of another run in this folder
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._in_epoch = True
@@ -58,8 +64,7 @@ class Interruption(Callback):
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
-            if path := _checkpoint_path(trainer):
-                trainer.save_checkpoint(path)
+            self._save(trainer)
             raise Interrupted(self._signal or signal.SIGTERM)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,14 +79,25 @@ class Interruption(Callback):
         self._give_back()
         if not isinstance(exception, Interrupted):
             return
-        path = _checkpoint_path(trainer)
-        if path and self._unsaved and self._signal is None and trainer.world_size == 1:
-            trainer.save_checkpoint(path)
-        newest = path if path and path.exists() else _last(trainer)
+        if self._unsaved and self._signal is None and trainer.world_size == 1:
+            self._save(trainer)
+        newest = self._saved or self._last(trainer)
         name = signal.Signals(exception.signum).name
         mend = "Saved; go on with" if newest else "Nothing to save; begin anew:"
         say(f"\n{name} at step {trainer.global_step}. {mend}")
         say(resume_command(trainer, newest))
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved = _checkpoint_path(trainer)
+        if self._saved:
+            trainer.save_checkpoint(self._saved)
+
+    def _last(self, trainer: Trainer) -> str | Path | None:
+        """The last checkpoint of this run: the one it resumed from, until it has gone beyond."""
+        checkpoint = trainer.checkpoint_callback
+        last = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+        beyond = self._began_at is not None and trainer.global_step > self._began_at
+        return last if last and beyond else trainer.ckpt_path or last
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._give_back()
@@ -122,8 +138,3 @@ def _checkpoint_path(trainer: Trainer) -> Path | None:
     if not isinstance(checkpoint, ModelCheckpoint):
         return None
     return Path(checkpoint.dirpath or Path(trainer.default_root_dir, "checkpoints"), "interrupted.ckpt")
-
-
-def _last(trainer: Trainer) -> str:
-    checkpoint = trainer.checkpoint_callback
-    return getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")

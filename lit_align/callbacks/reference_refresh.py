@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from lit_align.console import say
 from lit_align.errors import UserError
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
 from lit_align.reference import Reference, RefreshRule, mix_modules
@@ -70,6 +71,11 @@ class ReferenceRefresh(Callback):
             self.count += 1
             self.last_step = trainer.global_step
         pl_module.log("reference/refreshes", float(self.count))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.count == 0:
+            tau, unit, steps = self.rule.tau, self.rule.unit, trainer.global_step
+            say(f"reference_refresh: the reference has not moved: tau={tau} {unit}s did not come by in {steps} steps.")
 
     def refresh(self, pl_module: Any) -> None:
         """Move the reference now."""

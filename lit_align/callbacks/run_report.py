@@ -4,6 +4,7 @@ Logged after each round (epoch): round/seconds_train, the wall-clock time of its
 round/prompts_per_minute_train, the examples trained on in a minute of it, by all processes.
 """
 
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +40,14 @@ class RunReport(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not any(isinstance(logger, MetricsCSV) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, MetricsCSV(trainer.default_root_dir)]
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.resumes = trainer.ckpt_path is not None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is None and trainer.is_global_zero:  # no verdict of an earlier run in this folder is ours
+            Path(trainer.default_root_dir, "summary.json").unlink(missing_ok=True)
+            shutil.rmtree(Path(trainer.default_root_dir, "held_out"), ignore_errors=True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, PreferenceObjective):

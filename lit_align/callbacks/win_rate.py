@@ -178,6 +178,8 @@ class WinRate(Callback):
             )
         if every < 1:
             raise UserError(f"win_rate.every={every} must be at least 1 {unit}.")
+        if validation is None and (every, unit) != (1, "round"):
+            raise UserError(f"win_rate.every={every} {unit}s has no effect without win_rate.validation.")
         for name in judges or {}:
             if name in ("", "data", "forgetting", "start") or not name.replace("_", "a").isalnum():
                 raise UserError(f"win_rate.judges: a judge cannot be called {name!r}. Take another word.")

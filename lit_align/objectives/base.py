@@ -145,7 +145,7 @@ class PreferenceObjective(L.LightningModule):
             group.update(optimizer.defaults | {"lr": rate * self._learning_rate_factor(0)})
 
     def progress(self) -> float:
-        """Share of the run that is done: by steps where `max_steps` is set, else by rounds and batches of the round.
+        """Share of the run that is done: by rounds and batches of the round, or by steps where `max_steps` is nearer.
 
         Not by an estimate of all steps: the number of pairs differs from round to round. Of the round alone where each
         has a schedule of its own.
@@ -154,12 +154,11 @@ class PreferenceObjective(L.LightningModule):
         loop = trainer.fit_loop
         if self.reset_optimizer_each_round and math.isfinite(loop.max_batches):
             return min(1.0, (loop.epoch_loop.batch_idx + 1) / max(1, loop.max_batches))
-        if trainer.max_steps > 0:
-            return min(1.0, trainer.global_step / trainer.max_steps)
+        by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
         if not trainer.max_epochs or trainer.max_epochs < 0 or not math.isfinite(loop.max_batches):
-            return 0.0
+            return min(1.0, by_steps)
         share = (loop.epoch_loop.batch_idx + 1) / loop.max_batches if loop.max_batches else 0.0
-        return min(1.0, (trainer.current_epoch + share) / trainer.max_epochs)
+        return min(1.0, max(by_steps, (trainer.current_epoch + share) / trainer.max_epochs))
 
     # --- a step ---
 

@@ -88,3 +88,18 @@ def test_ctrl_c_while_the_first_round_is_sampled_says_to_begin_anew(tiny_model, 
     assert "python train.py fit --config run/config.yaml\n" in said
     with pytest.raises(KeyboardInterrupt):  # behind the run, Ctrl-C is what it was
         signal.raise_signal(signal.SIGINT)
+
+
+def test_the_checkpoint_that_is_named_is_this_runs_last_and_no_older_interruption(tiny_model, in_tmp, capsys):
+    with pytest.raises(Interrupted):
+        run(tiny_model, Path(), Signal("on_train_batch_start", 1))
+    old = "checkpoints/interrupted.ckpt"
+    with pytest.raises(Interrupted):  # before it has made a step of its own
+        run(tiny_model, Path(), Signal("on_train_start", 0), ckpt_path=old)
+    assert f"--ckpt_path {old}\n" in capsys.readouterr().out.rpartition("SIGTERM")[2]
+    with pytest.raises(Interrupted):  # while round 2 is sampled
+        run(tiny_model, Path(), Signal("on_train_epoch_start", 3), ckpt_path=old)
+    assert "--ckpt_path checkpoints/last.ckpt\n" in capsys.readouterr().out.rpartition("SIGTERM")[2]
+    with pytest.raises(Interrupted):  # a fresh run in the same folder
+        run(tiny_model, Path(), Signal("on_train_start", 0))
+    assert "interrupted.ckpt" not in capsys.readouterr().out.rpartition("SIGTERM")[2]

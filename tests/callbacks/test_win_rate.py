@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,6 +29,26 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 
 def scorer() -> FunctionScorer:
     return FunctionScorer("rewards.py:reward")
+
+
+def test_a_fresh_run_keeps_no_verdict_of_another_in_its_folder_and_a_resumed_one_keeps_its_own(tiny_model, in_tmp):
+    def run(*callbacks: Any, **options: Any) -> None:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
+        callbacks = (RunReport(save_model=False), *callbacks)
+        fit(module, on_policy(in_tmp), *callbacks, default_root_dir="run", log_every_n_steps=1, **options)
+
+    keep = ModelCheckpoint("run/checkpoints", filename="end")
+    run(WinRate("prompts.jsonl", scorer()), keep, enable_checkpointing=True)
+    run(max_epochs=2, ckpt_path="run/checkpoints/end.ckpt")
+    assert "Verdict" in Path("run/report.html").read_text()
+    run()
+    assert not Path("run/summary.json").exists()
+    assert "Verdict" not in Path("run/report.html").read_text()
+
+
+def test_an_interval_without_prompts_to_answer_is_refused():
+    with pytest.raises(UserError, match=r"win_rate.every=3 rounds has no effect without win_rate.validation"):
+        WinRate("prompts.jsonl", scorer(), every=3)
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)], ids=["full", "LoRA"])

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy, sgd, write_pairs
 
 from lit_align.callbacks import Drift, ReferenceRefresh
-from lit_align.data import OfflinePairs
+from lit_align.data import OfflinePairs, Sampling
 from lit_align.data.collate import Example, record_logps
 from lit_align.data.store import Round
 from lit_align.errors import UserError
@@ -256,6 +256,21 @@ def test_a_target_without_effect_is_refused(tiny_model, in_tmp):
         fit(adaptive(tiny_model, 1.0), on_policy(in_tmp))
     with pytest.raises(UserError, match=r"proximal_target=3: of 16 responses, .* never estimated above log 16 = 2.8"):
         fit(adaptive(tiny_model, 3.0), on_policy(in_tmp), Drift(prompts=4))
+
+
+@pytest.mark.parametrize("options", [{"every_n_steps": 2}, {"sampling": Sampling()}])
+def test_options_of_the_drift_of_offline_pairs_are_refused_for_rounds(tiny_model, in_tmp, options):
+    with pytest.raises(UserError, match=f"drift.{next(iter(options))} has no effect with OnPolicyPairs"):
+        fit(adaptive(tiny_model, 0.1), on_policy(in_tmp), Drift(**options))
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(2, 100), (100, 6), (2, -1), (None, 6)])
+def test_a_schedule_ends_where_the_run_ends_first(tiny_model, in_tmp, epochs, steps):
+    """Eight pairs in batches of three: three steps an epoch."""
+    module, watch = DPO(PolicyConfig(tiny_model), optimizer=adamw(1e-3), schedule="linear"), Watch()
+    fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=3), watch, max_epochs=epochs, max_steps=steps)
+    assert len(watch["train/learning_rate"]) == 6
+    assert module.progress() == 1
 
 
 def test_recorded_and_live_reference_give_the_same_loss(tiny_model, in_tmp, monkeypatch):
