@@ -113,19 +113,33 @@ class Answer(NamedTuple):
 
 
 class Cache:
-    """Answers on disk, by the digest of their request, each committed as it comes; threads and processes share it."""
+    """Answers on disk, by the digest of their request, each committed as it comes; threads and processes share it.
+
+    Raises:
+        UserError: the file cannot be opened. One that is damaged is set aside, and a new one begun.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock = threading.Lock()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._connection = self._open()
-        except sqlite3.DatabaseError as error:
-            aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
-            say(f"  {self.path} is no cache that can be read ({error}); it is set aside as {aside.name}.")
-            os.replace(self.path, aside)
-            self._connection = self._open()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._connection = self._open()
+            except sqlite3.DatabaseError as error:
+                # the upper bytes of an error code tell apart kinds of the same
+                damaged = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+                if not damaged or not self.path.is_file():
+                    raise
+                aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+                say(f"  {self.path} is no cache that can be read ({error}); it is set aside as {aside.name}.")
+                os.replace(self.path, aside)
+                self._connection = self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"endpoint.cache={str(self.path)!r} cannot be opened ({error}). Name a file, new or a cache, in a "
+                "folder that can be written to; if another process holds it locked, wait for that one to end."
+            ) from error
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)

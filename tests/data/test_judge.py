@@ -312,6 +312,30 @@ def test_a_cache_that_is_none_is_set_aside(serve, in_tmp, capsys):
     assert "set aside as judge.sqlite.damaged-" in capsys.readouterr().out
 
 
+def test_a_folder_or_a_locked_file_is_no_damaged_cache_and_stays_where_it_is(serve, in_tmp, monkeypatch):
+    server = serve(graded_by_length)
+    Path("runs").mkdir()
+    Path("runs/precious.txt").write_text("mine")
+    score(judge := GradingJudge(endpoint(server)), ["q"], ["a"])
+    judge.release()
+    connect = sqlite3.connect
+    monkeypatch.setattr("lit_align.data.judge.sqlite3.connect", lambda *a, **k: connect(*a, **k | {"timeout": 0.1}))
+    lock = connect("judge.sqlite", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    for cache, cause in {
+        "runs": "unable to open",
+        "judge.sqlite": "is locked",
+        "runs/precious.txt/c.sqlite": "[Nn]ot a directory|exists",
+    }.items():
+        with pytest.raises(UserError, match=rf"endpoint.cache='{cache}' cannot be opened .*({cause}).*Name a file"):
+            score(GradingJudge(endpoint(server, cache=cache)), ["q"], ["b"])
+    lock.close()
+    assert sorted(path.name for path in Path().iterdir()) == ["judge.sqlite", "runs"]
+    assert Path("runs/precious.txt").read_text() == "mine"
+    assert score(GradingJudge(endpoint(server)), ["q"], ["a"]) == [2.0]
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
