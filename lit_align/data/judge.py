@@ -92,11 +92,28 @@ class Endpoint:
                 raise UserError(f"endpoint.{name}={getattr(self, name)} must be at least {least}.")
         if not self.timeout > 0:
             raise UserError(f"endpoint.timeout={self.timeout} must be above 0 (seconds).")
-        if self.api_key_variable is not None and not os.environ.get(self.api_key_variable, "").strip():
+        self.key()
+
+    def key(self) -> str:
+        """The API key, as the environment has it now; empty for a server that needs none.
+
+        Raises:
+            UserError: the variable is not set, or holds what no header can carry. The value is not shown.
+        """
+        if self.api_key_variable is None:
+            return ""
+        key = os.environ.get(self.api_key_variable, "").strip()
+        if not key:
             raise UserError(
                 f"endpoint.api_key_variable={self.api_key_variable}: this environment variable is not set. Set it to "
                 f"the key of {self.base_url}, or give api_key_variable=null for a server that needs none."
             )
+        if not re.fullmatch("[!-~]+", key):
+            raise UserError(
+                f"endpoint.api_key_variable={self.api_key_variable}: this environment variable holds white space, or "
+                "characters outside ASCII, within the key. Set it to the key alone, on one line, as it was issued."
+            )
+        return key
 
 
 class JudgeError(UserError):
@@ -291,12 +308,20 @@ class Client:
         )
 
     def _post(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """One request; the answer's text and its count of tokens."""
+        """One request; the answer's text and its count of tokens.
+
+        Raises:
+            _Again: it failed in a way that may pass.
+            JudgeError: it is refused, or cannot be made. Neither shows the key, whoever repeats it.
+        """
         endpoint = self.endpoint
         headers = {"Content-Type": "application/json", "User-Agent": "lit_align"}
-        key = os.environ.get(endpoint.api_key_variable or "", "").strip()
-        if key:
+        if key := endpoint.key():
             headers["Authorization"] = f"Bearer {key}"
+
+        def hidden(text: str) -> str:
+            return text.replace(key, "***") if key else text
+
         url = endpoint.base_url.rstrip("/") + "/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
@@ -304,8 +329,8 @@ class Client:
                 content = _read(response, time.monotonic() + endpoint.timeout)
         except urllib.error.HTTPError as error:
             said = error.read(2000).decode("utf-8", "replace")
-            said = " ".join((said.replace(key, "***") if key else said).split())[:300]
-            what = f"HTTP {error.code} {error.reason}" + (f" ({said})" if said else "")
+            said = " ".join(hidden(said).split())[:300]
+            what = hidden(f"HTTP {error.code} {error.reason}") + (f" ({said})" if said else "")
             if error.code in (408, 409, 425, 429) or error.code >= 500:
                 raise _Again(what, _retry_after(error.headers.get("Retry-After"))) from None
             raise JudgeError(
@@ -315,7 +340,12 @@ class Client:
             ) from None
         except (OSError, http.client.HTTPException, TimeoutError) as error:
             reason = getattr(error, "reason", error)
-            raise _Again(f"{type(reason).__name__}: {reason}") from None
+            raise _Again(hidden(f"{type(reason).__name__}: {reason}")) from None
+        except ValueError as error:  # its text may hold a header
+            raise JudgeError(
+                f"the judge {endpoint.model} at {url} cannot be asked: no request can be made of that address "
+                f"({type(error).__name__}). Check endpoint.base_url."
+            ) from None
         try:
             answer = json.loads(content)
             text = answer["choices"][0]["message"]["content"]
@@ -323,7 +353,7 @@ class Client:
             if not isinstance(text, str | None) or not isinstance(usage, dict):
                 raise TypeError("content is no text")
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            shown = _shown(content.decode("utf-8", "replace"))
+            shown = _shown(hidden(content.decode("utf-8", "replace")))
             raise _Again(f"an answer that is no chat completion ({type(error).__name__}: {error}): {shown}") from None
         return text or "", usage
 

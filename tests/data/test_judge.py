@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -295,6 +296,36 @@ def test_the_key_is_sent_and_stands_nowhere_else(serve, in_tmp, monkeypatch, cap
     judge.release()
     assert KEY not in str(caught.value) + capsys.readouterr().out + judge.identity + repr(vars(judge))
     assert KEY.encode() not in Path("judge.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nsk-more", "sk-secret–xyz", "sk-secret xyz", "sk-secret\x7f"])
+def test_a_key_that_no_header_can_carry_is_refused_unseen(in_tmp, monkeypatch, key):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(
+        UserError, match=r"api_key_variable=JUDGE_KEY: .* white space, or .* as it was issued"
+    ) as caught:
+        Endpoint("m", api_key_variable="JUDGE_KEY")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_spoilt_later_is_refused_unseen(serve, in_tmp, monkeypatch, capsys):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    judge = GradingJudge(endpoint(serve(lambda messages: grades(3)), api_key_variable="JUDGE_KEY"))
+    monkeypatch.setenv("JUDGE_KEY", f"{KEY}\n{KEY}")
+    with pytest.raises(UserError, match="JUDGE_KEY") as caught:
+        score(judge, ["q"], ["a"])
+    assert KEY not in "".join(traceback.format_exception(caught.value)) + capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["/é", "/echo"])
+def test_neither_an_odd_address_nor_an_echo_shows_the_key(serve, in_tmp, monkeypatch, path):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    server = serve(lambda messages: (200, {}, f"you sent Bearer {KEY}", 0))
+    server.url += path
+    judge = GradingJudge(endpoint(server, api_key_variable="JUDGE_KEY", retries=0))
+    with pytest.raises(JudgeError, match=r"Check endpoint.base_url|you sent Bearer \*\*\*") as caught:
+        score(judge, ["q"], ["a"])
+    assert KEY not in "".join(traceback.format_exception(caught.value))
 
 
 def test_the_key_follows_no_redirection(serve, in_tmp, monkeypatch):
