@@ -273,8 +273,8 @@ class Client:
         text, usage = self._insist(messages, started)
         answer = Answer(
             text.encode("utf-8", "replace").decode(),  # half a surrogate pair cannot be stored
-            int(usage.get("prompt_tokens") or 0),
-            int(usage.get("completion_tokens") or 0),
+            _tokens(usage.get("prompt_tokens")),
+            _tokens(usage.get("completion_tokens")),
             time.monotonic() - started,
         )
         self.cache.put(key, self.endpoint.model, answer)
@@ -328,7 +328,10 @@ class Client:
             with self._opener.open(request, timeout=endpoint.timeout) as response:
                 content = _read(response, time.monotonic() + endpoint.timeout)
         except urllib.error.HTTPError as error:
-            said = error.read(2000).decode("utf-8", "replace")
+            try:
+                said = _read(error, time.monotonic() + endpoint.timeout).decode("utf-8", "replace")
+            except (OSError, http.client.HTTPException):  # a refusal's text may stall or be cut off, like any other
+                said = ""
             said = " ".join(hidden(said).split())[:300]
             what = hidden(f"HTTP {error.code} {error.reason}") + (f" ({said})" if said else "")
             if error.code in (408, 409, 425, 429) or error.code >= 500:
@@ -349,13 +352,13 @@ class Client:
         try:
             answer = json.loads(content)
             text = answer["choices"][0]["message"]["content"]
-            usage = answer.get("usage") or {}
-            if not isinstance(text, str | None) or not isinstance(usage, dict):
+            if not isinstance(text, str | None):
                 raise TypeError("content is no text")
         except (ValueError, KeyError, IndexError, TypeError) as error:
             shown = _shown(hidden(content.decode("utf-8", "replace")))
             raise _Again(f"an answer that is no chat completion ({type(error).__name__}: {error}): {shown}") from None
-        return text or "", usage
+        usage = answer.get("usage")
+        return text or "", usage if isinstance(usage, dict) else {}
 
 
 class _Again(Exception):
@@ -381,6 +384,11 @@ def _read(response: Any, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise TimeoutError("the answer comes too slowly")
     return b"".join(pieces)
+
+
+def _tokens(count: Any) -> int:
+    """A count of tokens as a server gives it; 0 for what is none, since the answer is paid and counts do not matter."""
+    return int(count) if isinstance(count, int | float) and 0 <= count < 2**63 else 0
 
 
 def _retry_after(value: str | None) -> float | None:

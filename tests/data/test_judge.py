@@ -4,7 +4,9 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
@@ -39,6 +41,7 @@ class Server:
 
     def __init__(self, answer: Callable[[list[dict[str, str]]], Any]):
         self.answer = answer
+        self.behind: Callable[[BaseHTTPRequestHandler], Any] = lambda handler: None  # done behind each answer
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.at_once = self.most_at_once = 0
@@ -66,11 +69,11 @@ class Server:
                 time.sleep(delay)
                 try:
                     self.send_response(status)
-                    for name, value in headers.items():
+                    for name, value in ({"Content-Length": str(len(text.encode()))} | headers).items():
                         self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(text.encode())))
                     self.end_headers()
                     self.wfile.write(text.encode())
+                    outer.behind(self)
                 except OSError:
                     pass  # who asked has given up
 
@@ -239,6 +242,43 @@ def test_what_may_pass_is_tried_again(serve, in_tmp, trouble, monkeypatch, capsy
     judge.release()
     assert "1 calls" in (said := capsys.readouterr().out)
     assert "2 retries" in said
+
+
+@pytest.mark.parametrize("trouble", ["stalls", "is reset"])
+def test_a_failure_whose_text_never_ends_is_tried_again_like_any_other(serve, in_tmp, trouble):
+    def never_end(handler: BaseHTTPRequestHandler) -> None:
+        if trouble == "stalls":
+            time.sleep(1)
+        else:
+            handler.wfile.flush()
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.close()
+
+    broken = (503, {"Retry-After": "0", "Content-Length": "500"}, "oops", 0)
+    server = serve(in_turn(broken, broken, grades(4)))
+    server.behind = lambda handler: never_end(handler) if len(server.requests) < 3 else None
+    assert score(GradingJudge(endpoint(server, timeout=0.3)), ["q"], ["a"]) == [4.0]
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("usage", "told"),
+    [
+        ({"prompt_tokens": "n/a", "completion_tokens": 1}, "0 + 1 tokens"),
+        ({"prompt_tokens": 1e400, "completion_tokens": 10**30}, "0 + 0 tokens"),
+        ({"prompt_tokens": -5, "completion_tokens": [3]}, "0 + 0 tokens"),
+        (["n/a"], "0 + 0 tokens"),
+        (None, "0 + 0 tokens"),
+    ],
+)
+def test_an_odd_count_of_tokens_loses_no_paid_answer(serve, in_tmp, capsys, usage, told):
+    body = json.dumps({"choices": [{"message": {"content": grades(5)}}], "usage": usage})
+    server = serve(lambda messages: (200, {}, body, 0))
+    judge = GradingJudge(endpoint(server))
+    assert score(judge, ["q"], ["a"]) == [5.0]
+    judge.release()
+    assert told in capsys.readouterr().out
+    assert len(server.requests) == 1
 
 
 def test_the_server_says_how_long_to_wait(serve, in_tmp):
