@@ -525,6 +525,19 @@ class GradingJudge(Scorer):
         self._asker.release()
 
 
+# What may follow a verdict: nothing, so that neither "A or B?" nor "a close call" is one for A
+_WINNER = re.compile(
+    r"""["'*\s]* (?:a\s+(?=tie))? (a|b|tie)\b ["'*]*
+    (?: [^\w?\n]*$                 # the end of the line,
+      | \s*\}(?!\s*,)              # of the JSON object (with a comma it is the question, repeated),
+      | \s*,\s*["']\w+["']\s*:     # of this field,
+      | [.!]\s                     # or of the sentence
+    )""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_ALONE = re.compile(r"[^\w?]*(?:a\s+(?=tie))?(a|b|tie)[^\w?]*$", re.IGNORECASE)
+
+
 class PairwiseJudge(PairwiseScorer):
     """A language model that says which of two responses is better; each two are compared in both orders.
 
@@ -570,10 +583,12 @@ class PairwiseJudge(PairwiseScorer):
 
     @staticmethod
     def read(answer: str) -> float | None:
-        """How far the first place wins: 1, ½ or 0."""
-        found = re.findall(r'\bwinner\b["\'*]*\s*[:=]\s*["\'*]*\s*(a|b|tie)\b', answer, re.IGNORECASE)
-        found = found or re.findall(r"^\W*(a|b|tie)\W*$", answer, re.IGNORECASE)
-        return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[-1].lower()] if found else None
+        """How far the first place wins: 1, ½ or 0; None where the last "winner:", or all of the answer, is unclear."""
+        *before, last = re.split(r"""\bwinner\b["'*]*\s*[:=]""", answer, flags=re.IGNORECASE)
+        if before and re.search(r"\bor\W*$", before[-1], re.IGNORECASE):
+            return None  # {"winner": "A"} or {"winner": "B"}: the question, repeated
+        found = (_WINNER if before else _ALONE).match(last)
+        return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[1].lower()] if found else None
 
     def position_bias(self) -> dict[str, float]:
         """Shares over the pairs compared since the last release; none if there were none.

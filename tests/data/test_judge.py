@@ -194,6 +194,43 @@ def test_each_two_responses_are_compared_in_both_orders(serve, in_tmp):
     assert len(server.requests) == 12
 
 
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ('{"winner": "A"}', 1.0),
+        ('```json\n{\n  "winner": "B",\n  "reason": "A or B? B."\n}\n```', 0.0),
+        ('{"winner": "tie", "reason": "A is as good"}', 0.5),
+        ('{"winner": "A"} It is more helpful.', 1.0),
+        ("**Winner:** A", 1.0),
+        ("**Winner**: **B**.\n\nB is true.", 0.0),
+        ("winner = 'b'", 0.0),
+        ("Winner:\nA", 1.0),
+        ("Winner: A. It is kinder.", 1.0),
+        ("Winner: a tie", 0.5),
+        ("Winner: Tie!", 0.5),
+        ('<think>winner: A or B?</think>{"winner": "B"}', 0.0),
+        ("B", 0.0),
+        ("**a tie**", 0.5),
+        ("winner: A or B?", None),
+        ("winner: A?", None),
+        ("winner: A/B", None),
+        ("winner: A, B", None),
+        ("Winner: a close call", None),
+        ("Winner: b, a bit", None),
+        ('"winner": "neither"', None),
+        ('{"winner": "A"}, "B" or "tie"', None),
+        ('{"winner": "A"} or {"winner": "B"} or {"winner": "tie"}', None),
+        ("Winner: B\nOr rather, winner: A or B", None),
+        ("A?", None),
+        ("a tied game", None),
+        ("A or B", None),
+        ("", None),
+    ],
+)
+def test_a_verdict_is_read_only_where_it_is_one(answer, verdict):
+    assert PairwiseJudge.read(answer) == verdict
+
+
 def test_a_judge_that_looks_only_at_places_decides_nothing_and_is_told_on(serve, in_tmp, capsys):
     judge = PairwiseJudge(endpoint(serve(lambda messages: '{"winner": "A"}')))
     (P,) = compare(judge, ["q"], [["one", "two"]])
