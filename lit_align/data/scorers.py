@@ -86,7 +86,7 @@ def score(
         advance: Called with the number of responses of each finished batch.
 
     Raises:
-        ScorerError: the scorer raises, gives the wrong number of scores, or one that is no finite number.
+        ScorerError: the scorer raises, or gives the wrong number of scores or parts, or one that is no finite number.
     """
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses: give one prompt per response.")
@@ -103,6 +103,12 @@ def score(
                 whole[i] = value
         if advance is not None:
             advance(len(places))
+    for name, whole in scores.parts.items():
+        if (place := next((i for i, value in enumerate(whole) if math.isnan(value)), None)) is not None:
+            raise ScorerError(
+                f"scorer {scorer.identity} gave parts[{name!r}] for other batches, but not for the one with response "
+                f"{_shown(responses[place])}. Return the same parts for each batch."
+            )
     return scores
 
 
@@ -159,14 +165,17 @@ def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> S
         values = values.tolist()
     if not isinstance(values, list | tuple):
         raise failed(f"returned a {type(values).__name__}", "Return a list, one number per response.")
-    if len(values) != len(responses):
-        raise failed(f"gave {len(values)} scores for {len(responses)} responses", "Return one per response.")
-    for place, value in enumerate(values):
-        if not isinstance(value, numbers.Real):
-            raise failed(f"gave {value!r}, which is no number", "Return one number per response.", place)
-        if not math.isfinite(value):
-            raise failed(f"gave {value}", "Return a finite number, also where there is no answer.", place)
-    return Scores(map(float, values), parts)
+    for name, column in {"": values, **parts}.items():
+        of = f" as parts[{name!r}]" if name else ""
+        if len(column) != len(responses):
+            what = "values" if name else "scores"
+            raise failed(f"gave {len(column)} {what} for {len(responses)} responses{of}", "Return one per response.")
+        for place, value in enumerate(column):
+            if not isinstance(value, numbers.Real):
+                raise failed(f"gave {value!r}{of}, which is no number", "Return one number per response.", place)
+            if not math.isfinite(value):
+                raise failed(f"gave {value}{of}", "Return a finite number, also where there is no answer.", place)
+    return Scores(map(float, values), {name: [*map(float, column)] for name, column in parts.items()})
 
 
 class FunctionScorer(Scorer):

@@ -18,6 +18,7 @@ from lit_align.data.scorers import (
     PairwiseFunctionScorer,
     Scorer,
     ScorerError,
+    Scores,
     SequenceClassificationScorer,
     compare,
     score,
@@ -118,12 +119,23 @@ def test_lists_arrays_and_tensors_of_numbers_are_scores(returned: object):
         ([1.0, math.nan], ["nan", "finite", "'other'", "'Q'"]),
         ([-math.inf, math.nan], ["-inf", "finite", "'first'"]),
         (np.array([1, np.nan]), ["nan", "'other'"]),
+        (Scores([1, 2], {"grace": [1, 2], "wit": [3]}), ["1 values for 2 responses as parts['wit']"]),
+        (Scores([1, 2], {"wit": [3, math.nan]}), ["nan as parts['wit']", "finite", "'other'"]),
+        (Scores([1, 2], {"wit": ["high", 3]}), ["'high' as parts['wit']", "no number", "'first'"]),  # type: ignore[list-item]
     ],
 )
 def test_what_is_no_score_is_refused_with_the_text_it_was_for(returned: object, words: list[str]):
     message = message_of(ScorerError, score, Given(returned), ["Q", "Q"], ["first", "other"])
     for word in ["scorer given@1", "Return", *words]:
         assert word in message, message
+
+
+def test_a_part_that_a_batch_lacks_is_refused_with_a_response_of_that_batch():
+    def sometimes(prompts: Sequence[str], responses: Sequence[str]) -> Scores:
+        return Scores(lengths(prompts, responses), {"wit": [1.0] * len(responses)} if "long" in responses else {})
+
+    message = message_of(ScorerError, score, Given(sometimes), ["Q"] * 3, ["long", "s", "mid"])
+    assert "parts['wit'] for other batches, but not for the one with response 's'. Return" in message
 
 
 def test_a_scorer_that_raises_is_named_with_its_error_and_the_batch(in_tmp: Path):
