@@ -7,6 +7,7 @@ type and thread count then give equal bytes, in whatever order and by whatever p
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -104,15 +105,23 @@ def sample_responses(
 
 
 def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]) -> Response:
-    """Decode a response, cut behind the token that completes the first stop string."""
+    """Decode a response, cut behind the token that completes the first stop string.
 
-    def text_of(size: int | None) -> str:
+    That token is bisected for: a stop string that more tokens do not undo, as they undo half a character (�), is found
+    where trying one token after another would find it, with log2(tokens) decodings.
+    """
+
+    def text_of(size: int) -> str:
         return tokenizer.decode(ids[:size], skip_special_tokens=True)
 
-    size = next((n for n in range(1, len(ids) + 1) if any(string in text_of(n) for string in stop)), None)
-    text = text_of(size)
-    if size is None:
+    def stops(text: str) -> bool:
+        return any(string in text for string in stop)
+
+    text = text_of(len(ids))
+    if not stops(text):
         return Response(ids, text, finished=ids[-1] in end_ids)
+    size = 1 + bisect_left(range(1, len(ids)), True, key=lambda size: stops(text_of(size)))
+    text = text_of(size)
     return Response(ids[:size], text[: min(text.find(string) for string in stop if string in text)], finished=True)
 
 

@@ -1,11 +1,18 @@
 """Sampling: the right distribution, one stream per sample, nothing that depends on the company."""
 
+import random
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from architectures import MODELS, build
 from tiny import byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.sampling import (
+    Response,
     Sampling,
     cut,
     filtered_probabilities,
@@ -81,6 +88,62 @@ def test_a_stop_string_cuts_text_and_tokens():
     response = cut(ids, tokenizer, ["\n"], [0])
     assert (response.text, tokenizer.decode(response.ids), response.finished) == ("one line", "one line\n", True)
     assert cut(ids[:5], tokenizer, ["\n"], [0]).finished is False
+
+
+def cut_token_by_token(ids: list[int], tokenizer: Any, stop: list[str], end_ids: list[int]) -> Response:
+    """What `cut` means, at the cost of decoding every prefix for every stop string."""
+    for size in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:size], skip_special_tokens=True)
+        if any(string in text for string in stop):
+            return Response(ids[:size], text[: min(text.find(s) for s in stop if s in text)], finished=True)
+    return Response(ids, tokenizer.decode(ids, skip_special_tokens=True), finished=ids[-1] in end_ids)
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes with merges, some within and some across characters, as language models have them."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
+    )
+    backend.train_from_iterator([Path(__file__).read_text(), "שלום 👩‍👩‍👧 naïve – ½ " * 9], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, merging_tokenizer])
+def test_a_response_is_cut_where_trying_token_by_token_would_cut_it(make):
+    """Random tokens, so broken characters and special tokens too; random stop strings, of what comes up in them."""
+    draw, tokenizer, found = random.Random(0), make(), 0
+    text = tokenizer("naïve 👩‍👩‍👧 שלום\n\nHuman: ½ – the end").input_ids
+    for _ in range(600):
+        ids = [draw.randrange(len(tokenizer)) for _ in range(draw.randrange(1, 40))]
+        place = draw.randrange(len(ids))
+        ids[place:place] = text[: draw.randrange(len(text))]
+        whole = tokenizer.decode(ids, skip_special_tokens=True).replace("�", "") or "a"
+        starts = [draw.randrange(len(whole)) for _ in range(draw.randrange(3))]
+        stop = [whole[start : start + draw.randrange(1, 6)] for start in starts] + ["\n\nHuman", "never"]
+        expected = cut_token_by_token(ids, tokenizer, stop, [0])
+        assert cut(ids, tokenizer, stop, [0]) == expected
+        found += len(expected.ids) < len(ids)
+    assert found > 200
+
+
+def test_cutting_a_long_response_decodes_it_a_few_times_only():
+    class Counting:
+        calls, tokenizer = 0, byte_tokenizer()
+
+        def decode(self, ids: list[int], **options: Any) -> str:
+            self.calls += 1
+            return self.tokenizer.decode(ids, **options)  # type: ignore[return-value]
+
+    counting = Counting()
+    ids = counting.tokenizer("x" * 1500 + "END" + "x" * 500).input_ids
+    assert cut(ids, counting, ["never", "nor this"], [0]).ids == ids
+    assert counting.calls == 1
+    assert len(cut(ids, counting, ["END", "never"], [0]).ids) == 1503
+    assert counting.calls <= 1 + 1 + 11 + 1
 
 
 def test_a_row_that_reached_its_stop_string_is_the_same_as_if_it_had_gone_on_and_been_cut(model):
