@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Sampling:
         temperature: Logits are divided by it; 1 is the model's own distribution, 0 the greedy choice.
         top_p: Keep the fewest tokens whose probabilities reach this sum (1: all).
         top_k: Keep this many of the likeliest tokens (0: all).
-        stop: A response ends before the first of these strings.
+        stop: A response ends before the first of these strings; special tokens cannot be among them.
     """
 
     max_new_tokens: int = 64
@@ -42,17 +43,20 @@ class Sampling:
     stop: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
+        # "not ≥", since a NaN is not < either
+        if not self.max_new_tokens >= 1:
             raise UserError(f"sampling.max_new_tokens={self.max_new_tokens} must be at least 1.")
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise UserError(f"sampling.temperature={self.temperature} must be ≥ 0; 0 is the greedy choice.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"sampling.top_p={self.top_p} must lie in (0, 1]; 1 keeps every token.")
-        if self.top_k < 0:
+        if not self.top_k >= 0:
             raise UserError(f"sampling.top_k={self.top_k} must be ≥ 0; 0 keeps every token.")
         if self.temperature == 0 and (self.top_p < 1 or self.top_k):
             name, value = ("top_k", self.top_k) if self.top_k else ("top_p", self.top_p)
             raise UserError(f"sampling.{name}={value} has no effect at temperature=0, the greedy choice. Leave it out.")
+        if isinstance(self.stop, str):
+            raise UserError(f"sampling.stop={self.stop!r} is a string: give a list of such, [{self.stop!r}].")
         if "" in self.stop:
             raise UserError("sampling.stop holds an empty string, at which every response would end. Take it out.")
 
@@ -95,7 +99,11 @@ def sample_responses(
         prompts: Token ids of each prompt.
         keys: What identifies each prompt's random streams; sample k of a prompt draws on (key, k).
         end_ids: Tokens that end a response.
+
+    Raises:
+        UserError: a stop string holds a special token.
     """
+    check_stop(sampling.stop, tokenizer)
     uniforms = torch.stack(
         [torch.rand(sampling.max_new_tokens, generator=stream(key, k)) for key in keys for k in range(count)]
     )
@@ -109,7 +117,11 @@ def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[i
 
     That token is bisected for: a stop string that more tokens do not undo, as they undo half a character (�), is found
     where trying one token after another would find it, with log2(tokens) decodings.
+
+    Raises:
+        UserError: a stop string holds a special token.
     """
+    check_stop(stop, tokenizer)
 
     def text_of(size: int) -> str:
         return tokenizer.decode(ids[:size], skip_special_tokens=True)
@@ -123,6 +135,27 @@ def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[i
     size = 1 + bisect_left(range(1, len(ids)), True, key=lambda size: stops(text_of(size)))
     text = text_of(size)
     return Response(ids[:size], text[: min(text.find(string) for string in stop if string in text)], finished=True)
+
+
+def check_stop(stop: Sequence[str], tokenizer: Any) -> None:
+    """Refuse stop strings that could never be found.
+
+    Raises:
+        UserError: one holds a special token, which the text of a response does not show.
+    """
+    for string in stop:
+        if token := next((token for token in _special_tokens(tokenizer) if token in string), None):
+            raise UserError(
+                f"sampling.stop: {string!r} would never be found, since {token!r} is a special token, and responses "
+                "are read without those. Take it out: the end-of-turn token ends a response by itself."
+            )
+
+
+@lru_cache(maxsize=1)  # of thousands of added tokens, in some models, and asked for with each response
+def _special_tokens(tokenizer: Any) -> frozenset[str]:
+    """What `skip_special_tokens` skips."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return frozenset(filter(None, added.union(tokenizer.all_special_tokens)))
 
 
 def stream(*key: Hashable) -> torch.Generator:

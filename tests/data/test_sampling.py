@@ -1,5 +1,6 @@
 """Sampling: the right distribution, one stream per sample, nothing that depends on the company."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def test_a_response_is_cut_where_trying_token_by_token_would_cut_it(make):
 def test_cutting_a_long_response_decodes_it_a_few_times_only():
     class Counting:
         calls, tokenizer = 0, byte_tokenizer()
+        added_tokens_decoder, all_special_tokens = tokenizer.added_tokens_decoder, tokenizer.all_special_tokens
 
         def decode(self, ids: list[int], **options: Any) -> str:
             self.calls += 1
@@ -180,11 +182,27 @@ def test_batches_are_cut_by_length_and_depend_on_nothing_else():
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"temperature": -1}, "temperature=-1 must be ≥ 0"),
         ({"top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
+        ({"temperature": math.nan}, "temperature=nan must be ≥ 0"),
+        ({"top_p": math.nan}, "top_p=nan must lie in"),
+        ({"top_k": -1}, "top_k=-1 must be ≥ 0"),
+        ({"stop": "END"}, r"stop='END' is a string: give a list of such, \['END'\]"),
+        ({"stop": ["END", ""]}, "stop holds an empty string"),
     ],
 )
 def test_impossible_sampling_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         Sampling(**options)
+
+
+def test_a_stop_string_that_is_no_text_is_refused_before_anything_is_drawn():
+    tokenizer = byte_tokenizer()
+    message = r"sampling.stop: '<\|im_end\|>\\n' would never .* '<\|im_end\|>' is a special token.* Take it out"
+    sampling = Sampling(stop=["END", "<|im_end|>\n"])
+    with pytest.raises(UserError, match=message):
+        sample_responses(None, tokenizer, [[70]], ["a"], 1, sampling, [0])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):  # samplers that draw in another way
+        cut([70, 71], tokenizer, sampling.stop, [0])
+    assert cut([70, 71], tokenizer, ["<|im_en", "im_end", ">"], [0]).ids == [70, 71]
 
 
 @pytest.mark.parametrize("architecture", MODELS)
