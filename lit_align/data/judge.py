@@ -63,7 +63,7 @@ class Endpoint:
         max_tokens: Longest answer; reasoning models need more.
         price_input: Price of a million prompt tokens, in whatever currency, for the account.
         price_output: Price of a million answer tokens.
-        cache: SQLite file of all answers, by model and text of the request; runs may share it.
+        cache: SQLite file of all answers, by address, model and text of the request; runs may share it.
     """
 
     model: str
@@ -88,11 +88,16 @@ class Endpoint:
                 "into an environment variable and name it: endpoint.api_key_variable=NAME."
             )
         for name, least in {"concurrency": 1, "retries": 0, "max_tokens": 1, "temperature": 0}.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # a NaN is neither
                 raise UserError(f"endpoint.{name}={getattr(self, name)} must be at least {least}.")
         if not self.timeout > 0:
             raise UserError(f"endpoint.timeout={self.timeout} must be above 0 (seconds).")
         self.key()
+
+    @property
+    def address(self) -> str:
+        """`base_url` without the last slash; no user, password or query is in it (they are refused above)."""
+        return self.base_url.rstrip("/")
 
     def key(self) -> str:
         """The API key, as the environment has it now; empty for a server that needs none.
@@ -265,7 +270,7 @@ class Client:
         }
 
     def _key(self, messages: Messages) -> str:
-        text = json.dumps(self._body(messages), sort_keys=True)
+        text = json.dumps([self.endpoint.address, self._body(messages)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _ask(self, key: str, messages: Messages) -> str:
@@ -322,7 +327,7 @@ class Client:
         def hidden(text: str) -> str:
             return text.replace(key, "***") if key else text
 
-        url = endpoint.base_url.rstrip("/") + "/chat/completions"
+        url = endpoint.address + "/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
             with self._opener.open(request, timeout=endpoint.timeout) as response:
@@ -416,7 +421,7 @@ class _Asker(Generic[T]):
     @property
     def identity(self) -> str:
         endpoint = self.client.endpoint
-        asked = repr((self.text, endpoint.temperature, endpoint.max_tokens, self.unanswered))
+        asked = repr((endpoint.address, self.text, endpoint.temperature, endpoint.max_tokens, self.unanswered))
         return f"{endpoint.model}@{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
     def ask(self, filled: Sequence[dict[str, str]], parse: Callable[[str], T | None], wanted: str) -> list[T]:
@@ -495,7 +500,7 @@ class GradingJudge(Scorer):
 
     @property
     def identity(self) -> str:
-        """The model, and a digest of all that it is asked."""
+        """The model, and a digest of its address and all that it is asked."""
         return f"{self._asker.identity} grades {self.lowest}–{self.highest}: {', '.join(self.criteria)}"
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Scores:
@@ -559,7 +564,7 @@ class PairwiseJudge(PairwiseScorer):
 
     @property
     def identity(self) -> str:
-        """The model, and a digest of all that it is asked."""
+        """The model, and a digest of its address and all that it is asked."""
         return f"{self._asker.identity} pairwise"
 
     def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[list[list[float]]]:

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -259,6 +260,16 @@ def test_equal_requests_are_paid_once_and_never_again(serve, in_tmp, capsys):
     assert "0 calls · 1 answers from judge.sqlite" in capsys.readouterr().out
 
 
+def test_servers_that_call_their_models_alike_share_no_answers(serve, in_tmp):
+    judges = [GradingJudge(endpoint(serve(lambda messages, grade=grade: grades(grade)))) for grade in (2, 9)]
+    assert [score(judge, ["q"], ["a"]) for judge in judges] == [[2.0], [9.0]]
+    assert judges[0].identity != judges[1].identity
+    first = judges[0]._asker.client.endpoint
+    same = GradingJudge(replace(first, base_url=first.base_url + "/"))
+    assert (score(same, ["q"], ["a"]), same.identity) == ([2.0], judges[0].identity)
+    assert same._asker.client.account.calls == 0
+
+
 @pytest.mark.parametrize(
     "trouble",
     [
@@ -451,6 +462,7 @@ def test_a_folder_or_a_locked_file_is_no_damaged_cache_and_stays_where_it_is(ser
         (lambda: Endpoint("m", "https://me:secret@host/v1"), "holds a user, password"),
         (lambda: Endpoint("m", api_key_variable="NOT_THERE"), "NOT_THERE: this environment variable is not set"),
         (lambda: Endpoint("m", api_key_variable=None, concurrency=0), "endpoint.concurrency=0 must be at least 1"),
+        (lambda: Endpoint("m", api_key_variable=None, temperature=float("nan")), "endpoint.temperature=nan must be"),
         (lambda: GradingJudge(Endpoint("m", api_key_variable=None), "none"), "neither one of hh, tldr nor a text file"),
         (lambda: GradingJudge(Endpoint("m", api_key_variable=None), "bad.txt"), r"must hold \$response, may hold"),
         (lambda: GradingJudge(Endpoint("m", api_key_variable=None), lowest=10), "lowest=10 must be below"),
