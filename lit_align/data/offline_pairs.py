@@ -74,7 +74,7 @@ class PairsDataModule(L.LightningDataModule):
             "max_response_length": max_response_length,
             "text_batch_size": text_batch_size,
         }.items():
-            if value is not None and value < 1:
+            if value is not None and not value >= 1:  # nan is not, either
                 raise UserError(f"data.{name}={value} must be at least 1.")
         self.validation = validation
         self.validation_split = validation_split
@@ -91,7 +91,7 @@ class PairsDataModule(L.LightningDataModule):
         self.texts = {name: (path, split) for name, (path, split) in given.items() if path is not None}
         self.text_batch_size = text_batch_size
         self.group_by_length = group_by_length
-        if wait_minutes <= 0:
+        if not wait_minutes > 0:
             raise UserError(f"data.wait_minutes={wait_minutes} must be above 0.")
         self.wait_minutes = wait_minutes
         self.given_seed = seed

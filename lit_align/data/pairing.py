@@ -4,6 +4,7 @@ K responses ──take out empty, repeated, too long──▶ distinct ──thr
 """
 
 import itertools
+import math
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -53,11 +54,13 @@ class PairingRule(ABC):
         duplicates: Literal["exact", "normalised"] = "exact",
         max_length: int | None = None,
     ):
-        if min_margin < 0:
+        if not min_margin >= 0:  # nan is not, either
             raise UserError(f"pairing.min_margin={min_margin} must be ≥ 0.")
-        if reward_temperature <= 0:
+        if not reward_temperature > 0:
             raise UserError(f"pairing.reward_temperature={reward_temperature} must be above 0.")
-        if max_length is not None and max_length < 1:
+        if threshold is not None and math.isnan(threshold):
+            raise UserError(f"pairing.threshold={threshold} is no number. Give one, or null to take any prompt.")
+        if max_length is not None and not max_length >= 1:
             raise UserError(f"pairing.max_length={max_length} must be at least 1 (token).")
         self.min_margin = min_margin
         self.reward_temperature = reward_temperature

@@ -51,6 +51,12 @@ def test_a_negative_margin_is_refused():
         BestWorst(-1)
 
 
+@pytest.mark.parametrize("option", ["min_margin", "reward_temperature", "threshold", "max_length"])
+def test_what_is_no_number_is_refused(option):
+    with pytest.raises(UserError, match=f"pairing.{option}=nan "):
+        BestWorst(**{option: math.nan})
+
+
 def test_taking_branches_keeps_what_is_not_there_absent():
     assert take(Example([1], [[1], [2]], ""), [1]).rewards is None
 
