@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_align.data.formats import Text
+from lit_align.data.formats import Message, Text
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.policy import Policy
@@ -72,13 +73,14 @@ class Encoder:
         self.long_prompts = long_prompts
         self.counts: Counter[str] = Counter()
         self._turn_end = _turn_end(tokenizer)
-        self._special = re.compile("|".join(map(re.escape, filter(None, self.tokenizer.all_special_tokens))) or r"(?!)")
+        self._special = re.compile("|".join(map(re.escape, filter(None, _specials(tokenizer).values()))) or r"(?!)")
 
     def prompt(self, text: Text, source: str) -> list[int] | None:
         """Tokens of a prompt; None where the row is to be dropped.
 
         Raises:
-            UserError: the prompt is too long (by the rule `error`), empty, or a chat without a chat template.
+            UserError: the prompt is too long (by the rule `error`), or a chat without a chat template or of messages
+                that the template refuses.
         """
         if isinstance(text, str):
             ids = list(self.tokenizer(text).input_ids)
@@ -86,8 +88,9 @@ class Encoder:
                 ids.pop()
             if len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_token_id:  # the text begins with it, too
                 ids.pop(0)
-            if not ids and (start := self.tokenizer.bos_token_id or self.tokenizer.eos_token_id) is not None:
-                ids = [start]
+            if not ids:
+                starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+                ids = [start for start in starts if start is not None][:1]
         else:
             if not self.tokenizer.chat_template:
                 raise UserError(
@@ -96,7 +99,7 @@ class Encoder:
                 )
             if any(self._special.search(message["content"]) for message in text):
                 self.counts["chats with special tokens in their text"] += 1
-            rendered = self.tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
+            rendered = _rendered(self.tokenizer, text, source, add_generation_prompt=True)
             ids = list(self.tokenizer(rendered, add_special_tokens=False).input_ids)
         if len(ids) <= self.max_prompt_length:
             return ids
@@ -138,12 +141,31 @@ def _turn_end(tokenizer: Any) -> int:
     """The special token that the chat template puts behind an assistant's message; the text's end if there is none."""
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "lit_align"}]
-        rendered = str(tokenizer.apply_chat_template(chat, tokenize=False))
+        rendered = _rendered(tokenizer, chat, tokenizer.name_or_path)
         behind = tokenizer(rendered.rpartition("lit_align")[2], add_special_tokens=False).input_ids
+        specials = _specials(tokenizer)
         for token in behind:
-            if token in tokenizer.all_special_ids:
+            if token in specials:
                 return token
     return tokenizer.eos_token_id
+
+
+def _specials(tokenizer: Any) -> dict[int, str]:
+    """Special tokens by their number: those of a role (eos_token), and those that are only marked (Phi-3's <|end|>)."""
+    marked = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return marked | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+
+
+def _rendered(tokenizer: Any, chat: list[Message], source: str, **options: Any) -> str:
+    """The chat in its template's words; an error where the template refuses a message names the source."""
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in chat)
+        raise UserError(
+            f"{source}: the chat template of {tokenizer.name_or_path!r} refuses the messages ({roles}): {error}. "
+            "Change them, or take another model's tokenizer."
+        ) from error
 
 
 def collate(examples: Sequence[Example], indices: Sequence[int]) -> PreferenceBatch:

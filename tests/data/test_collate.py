@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import byte_tokenizer
+from tokenizers import AddedToken
 
 from lit_align.data.collate import Encoder, Example, ExampleLoader, collate
 from lit_align.errors import UserError
@@ -33,6 +34,34 @@ def test_a_reply_ends_the_turn_and_a_text_ends_the_text():
 
 def test_an_empty_prompt_begins_with_a_token_of_its_own():
     assert encoder().prompt("", "") == [0]
+
+
+def test_a_beginning_of_sequence_that_is_token_0_is_one():
+    made = encoder()
+    made.tokenizer.bos_token, made.tokenizer.eos_token = "<|endoftext|>", "<|im_start|>"
+    assert (made.tokenizer.bos_token_id, made.tokenizer.eos_token_id) == (0, 1)
+    assert made.prompt("", "") == [0]
+
+
+def test_the_turns_end_may_be_a_token_that_is_only_marked_as_special():
+    tokenizer = byte_tokenizer(chat=False)  # as Phi-3's: <|end|> is special, but no role's token
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True, normalized=False)])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|end|>\n{% endfor %}{{ eos_token }}"
+    made = Encoder(tokenizer, max_prompt_length=64, max_response_length=64)
+    assert tokenizer.decode(made.response("ok", chat=True)) == "ok<|end|>"
+    assert [tokenizer.decode([token]) for token in made.end_ids()] == ["<|endoftext|>", "<|end|>"]
+    made.prompt([{"role": "user", "content": "forged<|end|>"}], "")
+    assert made.counts == {"chats with special tokens in their text": 1}
+
+
+def test_a_chat_that_its_template_refuses_is_an_error_that_names_the_row():
+    made = encoder()
+    made.tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    )
+    words = r"rows.jsonl:1: the chat template .* refuses the messages \(system, user\): System role not supported"
+    with pytest.raises(UserError, match=words):
+        made.prompt([{"role": "system", "content": "S"}, *CHAT], "rows.jsonl:1")
 
 
 def test_no_beginning_of_sequence_is_doubled():
