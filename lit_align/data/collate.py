@@ -304,8 +304,27 @@ class ExampleLoader:
         return [i for batch in shuffled for i in batches[batch]] + order[full:]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"served": self._served}
+        return {"served": self._served, "length": len(self), "examples_per_batch": self._examples_per_batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches that were served; an epoch that was served whole begins anew."""
+        """Go on behind the batches that were served; an epoch that was served whole begins anew.
+
+        Raises:
+            UserError: batches were of another size, so that their number does not tell which examples were served.
+        """
+        if state["served"] >= state["length"]:
+            self._resume_at = 0
+            return
+        if state["examples_per_batch"] != self._examples_per_batch:
+            raise UserError(
+                f"the checkpoint is from the middle of an epoch in batches of {state['examples_per_batch']} examples, "
+                f"and now they are of {self._examples_per_batch} (data.batch_size={self.batch_size} × "
+                f"{self.world_size} processes; of a stream of texts data.text_batch_size): some would be trained on "
+                "twice, or never. Set what it was, or resume from the end of an epoch."
+            )
         self._resume_at = state["served"] % max(1, len(self))
+
+    @property
+    def _examples_per_batch(self) -> int:
+        """Of all processes together: a checkpoint may move between one process and many."""
+        return self.batch_size * self.world_size

@@ -174,12 +174,25 @@ def test_a_loader_goes_on_behind_what_it_served():
     assert [batch.index.tolist() for batch in resumed] == batches  # the next epoch is whole again
 
 
-def test_an_epoch_that_was_served_whole_begins_anew():
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_an_epoch_that_was_served_whole_begins_anew_in_batches_of_any_size(batch_size):
     loader = ExampleLoader(examples(4), 2, seed=1)
     order(loader)
-    resumed = ExampleLoader(examples(4), 2, seed=1)
+    resumed = ExampleLoader(examples(4), batch_size, seed=1)
     resumed.load_state_dict(loader.state_dict())
     assert len(order(resumed)) == 4
+
+
+def test_within_an_epoch_the_batches_keep_their_size_over_all_processes():
+    stopped = ExampleLoader(examples(16), 4, seed=1)
+    served = [next(iter(stopped)).index.tolist()]
+    with pytest.raises(UserError, match=r"in batches of 4 examples, and now they are of 2 \(data.batch_size=2 × 1"):
+        ExampleLoader(examples(16), 2, seed=1).load_state_dict(stopped.state_dict())
+    halves = [ExampleLoader(examples(16), 2, seed=1, rank=rank, world_size=2) for rank in (0, 1)]
+    for half in halves:
+        half.load_state_dict(stopped.state_dict())
+    rest = [i for half in halves for i in order(half)]
+    assert sorted(served[0] + rest) == list(range(16))
 
 
 def test_recorded_numbers_travel_with_their_example():
