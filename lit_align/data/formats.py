@@ -170,6 +170,8 @@ class Record:
 
     def _message(self, name: str, value: object) -> Message:
         if isinstance(value, dict):
+            if value.get("tool_calls") or value.get("function_call"):
+                raise _Skip(_TOOLS)
             role, content = value.get("role"), value.get("content")
             if isinstance(role, str) and isinstance(content, str):
                 return {"role": role, "content": content}
@@ -178,6 +180,9 @@ class Record:
 
 class _Skip(Exception):
     """The row is left out, and counted under this reason."""
+
+
+_TOOLS = "rows with tools or tool calls, which are not read"
 
 
 # --- from a record to a row, format by format ---
@@ -213,7 +218,24 @@ def _explicit_pair(record: Record) -> Row:
 
 
 def _implicit_pair(record: Record) -> Row:
+    _check_prompt_is_shared(record)
     return _pair(record, None)
+
+
+_QUESTION = ("question", "query", "instruction", "input", "context", "problem")
+
+
+def _check_prompt_is_shared(record: Record) -> None:
+    """Make sure that no other column holds what the responses answer: what they share would be taken for it."""
+    answers = [record.text("chosen"), *record.texts("rejected")]
+    spoken = [text if isinstance(text, str) else "\n\n".join(each["content"] for each in text) for text in answers]
+    for name in _QUESTION:
+        value = record.values.get(name)
+        if isinstance(value, str) and not all(value.strip() in text for text in spoken):
+            raise DataError(
+                f"{record.source}: `{name}` holds {_shown(value)}, but there is no `prompt`, and the responses do not "
+                f"repeat it. Rename `{name}` to `prompt`, or take the column out."
+            )
 
 
 def _pair(record: Record, prompt: Text | None) -> Row:
@@ -240,7 +262,9 @@ def _ranked_row(record: Record) -> Row:
 
 def _transcript_pair(record: Record) -> Row:
     """Anthropic's HH: whole dialogues as text, each turn opened by a blank line and its speaker."""
-    return _row(record, None, [_dialogue(record.string("chosen")), _dialogue(record.string("rejected"))])
+    answers = [_dialogue(record.string(column)) for column in ("chosen", "rejected")]
+    _check_prompt_is_shared(record)
+    return _row(record, None, answers)
 
 
 def _post_row(record: Record) -> Row:
@@ -275,6 +299,7 @@ class Format:
         kinds: What its rows can serve as.
         parse: Makes a row of a record.
         condition: What else the first record must be.
+        is_whole: Whether its columns are all that the model is to read: `system` and `tools` beside them are not.
     """
 
     name: str
@@ -282,6 +307,7 @@ class Format:
     kinds: frozenset[Kind]
     parse: Callable[[Record], Row]
     condition: Callable[[Record], bool] = lambda record: True
+    is_whole: bool = False
 
     def matches(self, record: Record) -> bool:
         return all(record.has(column) for column in self.columns) and self.condition(record)
@@ -291,7 +317,7 @@ _PAIRS: frozenset[Kind] = frozenset({"prompts", "preferences", "labelled", "text
 _IMITATION: frozenset[Kind] = frozenset({"prompts", "texts"})
 
 FORMATS = (
-    Format("TL;DR comparisons", ("info", "summaries", "choice"), _PAIRS, _comparison_row),
+    Format("TL;DR comparisons", ("info", "summaries", "choice"), _PAIRS, _comparison_row, is_whole=True),
     Format(
         "ranked responses with rewards",
         ("prompt", "responses|completions", "rewards|scores"),
@@ -329,8 +355,8 @@ FORMATS = (
     Format("prompts with a response", ("prompt", "completion|response"), _IMITATION, _completion_row),
     Format("chats", ("messages",), _IMITATION, _chat_row),
     Format("prompts", ("prompt",), frozenset({"prompts"}), _prompt_row),
-    Format("TL;DR posts", ("post|info",), _IMITATION, _post_row),
-    Format("texts", ("text",), frozenset({"texts"}), _text_row),
+    Format("TL;DR posts", ("post|info",), _IMITATION, _post_row, is_whole=True),
+    Format("texts", ("text",), frozenset({"texts"}), _text_row, is_whole=True),
 )
 
 
@@ -349,9 +375,37 @@ def _detect(first: Record, kind: Kind) -> Format:
 def _parsed(format: Format, records: Iterator[Record], skipped: Counter[str]) -> Iterator[Row]:
     for record in records:
         try:
-            yield format.parse(record)
+            yield format.parse(record) if format.is_whole else _with_system(format.parse(record), record, skipped)
         except _Skip as reason:
             skipped[str(reason)] += 1
+
+
+def _with_system(row: Row, record: Record, skipped: Counter[str]) -> Row:
+    """The row with the system message that stands in a column of its own at the head of its chat."""
+    if record.values.get("tools") not in (None, "", "[]", "{}", [], {}):
+        raise _Skip(_TOOLS)
+    for name in ("system", "system_prompt"):
+        value = record.values.get(name)
+        if not isinstance(value, str) or not value.strip():
+            continue
+        if isinstance(row.prompt, str):
+            if value.strip() in row.prompt:
+                continue
+            raise DataError(
+                f"{record.source}: `{name}` holds {_shown(value)}, but the prompt is plain text, which has no system "
+                'message. Make `prompt` messages like {"role": "user", "content": "…"}, write it into `prompt`, or '
+                "take the column out."
+            )
+        first = row.prompt[0]
+        if first["role"] != "system":
+            skipped[f"chats that now open with their `{name}`"] += 1
+            row = replace(row, prompt=[{"role": "system", "content": value}, *row.prompt])
+        elif first["content"].strip() != value.strip():
+            raise DataError(
+                f"{record.source}: `{name}` holds {_shown(value)}, but the chat opens with the system message "
+                f"{_shown(first['content'])}. Keep one of them."
+            )
+    return row
 
 
 # --- what each kind takes of a row ---

@@ -194,6 +194,79 @@ def test_tldr_posts_are_prompts_and_with_a_summary_texts(read: Read):
     assert read({"info": COMPARISON["info"]}, kind="prompts")[0] == Row(POST, source="rows.jsonl:1")
 
 
+# --- columns beside the prompt ---
+
+
+@pytest.mark.parametrize("name", ["question", "query", "instruction", "input", "context", "problem"])
+@pytest.mark.parametrize("kind", ["preferences", "prompts", "texts", "labelled"])
+def test_shared_words_are_no_prompt_where_a_column_holds_it(read: Read, name: str, kind: Kind):
+    row = {"chosen": "The capital is Rome", "rejected": "The capital is Paris"}
+    message = message_of(lambda: read(row, row | {name: "Which city?"}, kind=kind))
+    assert message == (
+        f'rows.jsonl:2: `{name}` holds "Which city?", but there is no `prompt`, and the responses do not repeat it. '
+        f"Rename `{name}` to `prompt`, or take the column out."
+    )
+    nothing_shared = {"chosen": "Rome", "rejected": "Paris", name: "Which city?"}
+    assert f"Rename `{name}`" in message_of(lambda: read(nothing_shared, kind=kind))
+    last_turns = {"chosen": chat("", "Rome")[1:], "rejected": chat("", "Paris")[1:], name: "Which city?"}
+    assert f"Rename `{name}`" in message_of(lambda: read(last_turns, kind=kind))
+
+
+def test_a_column_that_repeats_what_the_responses_share_does_no_harm(read: Read):
+    text = {"question": "Which city?", "input": "", "chosen": "Which city? Rome", "rejected": "Which city? Paris"}
+    assert read(text)[0].prompt == "Which city?"
+    messages = {"question": "Q ", "chosen": chat("Q", "a"), "rejected": chat("Q", "b")}
+    assert read(messages)[0].prompt == chat("Q")
+    transcript = {"question": "Q", "chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: Q\n\nAssistant: b"}
+    assert read(transcript)[0].prompt == chat("Q")
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"prompt": chat("Q"), "chosen": "a", "rejected": "b"}, "preferences"),
+        ({"prompt": "Q", "chosen": chat("Q", "a"), "rejected": chat("Q", "b")}, "preferences"),
+        ({"chosen": chat("Q", "a"), "rejected": chat("Q", "b")}, "preferences"),
+        ({"messages": chat("Q", "a")}, "texts"),
+        ({"prompt": chat("Q")}, "prompts"),
+    ],
+)
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_column_opens_the_chat_and_is_counted(read: Read, row: dict[str, Any], kind: Kind, name: str):
+    rows = read(row | {name: "S"}, row | {name: None}, row | {name: " "}, kind=kind)
+    assert rows[0].prompt == chat("Q", system="S")
+    assert [each.prompt for each in rows][1:] in ([chat("Q")] * 2, [chat("Q")])
+    assert rows.skipped[f"chats that now open with their `{name}`"] == 1
+
+
+def test_a_system_column_beside_plain_text_or_another_system_message_is_refused(read: Read):
+    pair = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+    message = message_of(lambda: read(pair, pair | {"system": "S"}))
+    assert 'rows.jsonl:2: `system` holds "S", but the prompt is plain text' in message
+    assert read(pair | {"prompt": "S\n\nQ", "system": "S"})[0].prompt == "S\n\nQ"
+    opened = {"prompt": chat("Q", system="S"), "chosen": "a", "rejected": "b"}
+    assert read(opened | {"system": "S "})[0].prompt == chat("Q", system="S")
+    message = message_of(lambda: read(opened | {"system": "T"}))
+    assert '`system` holds "T", but the chat opens with the system message "S". Keep one of them.' in message
+
+
+def test_texts_are_whole_whatever_stands_beside_them(read: Read):
+    assert read({"text": "all of it", "system": "S", "tools": ["t"]}, kind="texts")[0].responses == ("all of it",)
+
+
+def test_rows_with_tools_or_tool_calls_are_skipped_and_counted(read: Read):
+    pair = {"prompt": chat("Q"), "chosen": "a", "rejected": "b", "tools": []}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "t"}}]}
+    rows = read(
+        pair,
+        pair | {"tools": [{"name": "t"}]},
+        pair | {"prompt": [*chat("Q"), call, {"role": "tool", "content": "sunny"}]},
+        pair | {"prompt": [{"role": "user", "content": "Q", "tool_calls": None}]},
+    )
+    assert [row.source for row in rows] == ["rows.jsonl:1", "rows.jsonl:4"]
+    assert rows.skipped == Counter({"rows with tools or tool calls, which are not read": 2})
+
+
 # --- what is skipped, by rule, and counted ---
 
 
