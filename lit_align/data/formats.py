@@ -2,8 +2,8 @@
 
     file, folder, hub ──▶ Record (columns as they are) ──Format.parse──▶ Row (prompt, responses) ──▶ kind
 
-The format is detected once, by the first row, in the order of `FORMATS`; every further row must fit it. A
-prompt is plain text or a chat; a response is always text, in a chat the content of its last turn. What a rule
+The format is detected once, by the first row, in the order of `FORMATS`; every further row must fit it. Prompts
+are all plain text or all chats; a response is always text, in a chat the content of its last turn. What a rule
 leaves out is counted under its reason; what no rule covers is an error that names the row.
 """
 
@@ -94,9 +94,19 @@ def read_rows(path_or_name: str | os.PathLike[str], *, split: str | None = None,
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise DataError(f"{source}: nothing is left of what was read as {format.name}: {counts}.")
-    forms = " and ".join({"plain text" if isinstance(row.prompt, str) else "chat messages": 0 for row in rows})
+    form = _form(rows[0])
+    for row in rows:
+        if _form(row) != form:
+            raise DataError(
+                f"{row.source}: the prompt is {_form(row)}, but that of {rows[0].source} is {form}. Make all of them "
+                'plain text, or messages like {"role": "user", "content": "…"}.'
+            )
     columns = ", ".join(first.get(column)[0] for column in format.columns)
-    return Rows(rows, format.name, f"{format.name}, {forms} (columns {columns})", skipped)
+    return Rows(rows, format.name, f"{format.name}, {form} (columns {columns})", skipped)
+
+
+def _form(row: Row) -> str:
+    return "plain text" if isinstance(row.prompt, str) else "chat messages"
 
 
 # --- a raw row ---

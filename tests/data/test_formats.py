@@ -449,6 +449,13 @@ def test_wrong_values_are_refused_in_every_format(read: Read, row: dict[str, Any
     assert all(word in message for word in ["rows.jsonl:1", *words]), message
 
 
+def test_prompts_are_all_text_or_all_chats(read: Read):
+    message = message_of(lambda: read({"prompt": "P"}, {"prompt": "Q"}, {"prompt": chat("R")}, kind="prompts"))
+    assert "rows.jsonl:3: the prompt is chat messages, but that of rows.jsonl:1 is plain text. Make all" in message
+    message = message_of(lambda: read(PAIR | {"prompt": chat("P")}, PAIR, PAIR))
+    assert "rows.jsonl:2: the prompt is plain text, but that of rows.jsonl:1 is chat messages. Make all" in message
+
+
 def test_unknown_columns_are_answered_with_the_forms_that_would_do(read: Read):
     message = message_of(lambda: read({"question": "Q", "better": "a", "worse": "b"}))
     for word in ("rows.jsonl:1", "question, better, worse", "prompt + chosen + rejected", "chosen + rejected"):

@@ -51,20 +51,17 @@ def whole(text: str) -> str:
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.lists(st.tuples(TEXT, TEXT, TEXT, st.booleans()), min_size=1, max_size=4))
-def test_any_rows_are_read_encoded_and_batched_within_the_limits_or_counted(drawn):
+@given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=4), st.booleans())
+def test_any_rows_are_read_encoded_and_batched_within_the_limits_or_counted(drawn, chat):
     rows = [
-        {"prompt": [{"role": "user", "content": prompt}] if chat else prompt, "chosen": chosen, "rejected": rejected}
-        for prompt, chosen, rejected, chat in drawn
-        if not chat
-    ] + [
         {
             "prompt": [{"role": "user", "content": prompt}],
             "chosen": [{"role": "assistant", "content": chosen}],
             "rejected": [{"role": "assistant", "content": rejected}],
         }
-        for prompt, chosen, rejected, chat in drawn
         if chat
+        else {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        for prompt, chosen, rejected in drawn
     ]
     with TemporaryDirectory() as folder:
         path = Path(folder, "rows.jsonl")
