@@ -250,8 +250,14 @@ def _check_prompt_is_shared(record: Record) -> None:
 
 def _pair(record: Record, prompt: Text | None) -> Row:
     row = _row(record, prompt, [record.text("chosen"), *record.texts("rejected")])
-    if not (record.has(_CHOSEN_REWARD) and record.has(_REJECTED_REWARD)):
+    if not (record.has(_CHOSEN_REWARD) or record.has(_REJECTED_REWARD)):
         return row
+    if not record.has(_CHOSEN_REWARD) or not record.has(_REJECTED_REWARD):
+        name, value = record.get(f"{_CHOSEN_REWARD}|{_REJECTED_REWARD}")
+        raise DataError(
+            f"{record.source}: `{name}` holds {_shown(value)}, but the other side of the pair has no number. Give both "
+            "or neither."
+        )
     return replace(row, rewards=_one_each(record, row, _CHOSEN_REWARD, _REJECTED_REWARD))
 
 
@@ -442,8 +448,8 @@ def _select_preferences(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[
             skipped["rows with equal or empty responses"] += 1
             continue
         rewards = tuple(row.rewards[k] for k in kept) if row.rewards else None
-        if rewards and len(set(rewards)) == 1:
-            skipped["rows with equal rewards"] += 1
+        if rewards and rewards[0] < max(rewards):
+            skipped["rows whose chosen response has not the highest reward"] += 1
             continue
         if len(kept) < len(texts):
             skipped["repeated or empty responses"] += len(texts) - len(kept)

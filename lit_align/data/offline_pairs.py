@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import say
 from lit_align.data.collate import Encoder, Example, ExampleLoader, LongPrompts
-from lit_align.data.formats import Kind, Row, read_rows
+from lit_align.data.formats import Kind, Row, Rows, read_rows
 from lit_align.data.pairing import BestWorst, Listwise, PairingRule, with_labels, with_mismatched
 from lit_align.data.recording import Recorder, check_cache
 from lit_align.data.store import Round
@@ -183,9 +183,19 @@ class PairsDataModule(L.LightningDataModule):
 
         Args:
             kind: What the rows are for, where it is not the objective that says it.
+
+        Raises:
+            UserError: nothing is left, only some rows have rewards or labels, or none has rewards that the rule needs.
         """
         asked: Kind = self._asked("rows", "preferences")
         rows = read_rows(path, split=split, kind=kind or asked)
+        _check_alike(rows)
+        if rows[0].rewards is None and not pairing.is_default:
+            raise UserError(
+                f"data.pairing={type(pairing).__name__} has no effect, for a rule chooses by rewards, and no row of "
+                f"{path} gives any to {kind or asked}. Leave it out, or give rewards (columns score_chosen and "
+                "score_rejected, or responses and rewards)."
+            )
         counts = Counter(rows.skipped)
         self.encoder.counts.clear()
         examples: list[Example] = []
@@ -223,13 +233,13 @@ class PairsDataModule(L.LightningDataModule):
         if len(responses) == 1:
             labels = [float(label) for label in row.labels] if row.labels else None
             return [replace(group, labels=labels)], Counter()
-        if group.rewards is not None and len(responses) > 2:
+        if group.rewards is not None:
             pairs = pairing([group])
             return pairs.examples, pairs.counts + pairs.within
         chosen, *rejected = responses
         different = [ids for ids in rejected if ids != chosen]
         return (
-            [Example(prompt_ids, [chosen, ids], row.source, rewards=rewards) for ids in different],
+            [Example(prompt_ids, [chosen, ids], row.source) for ids in different],
             Counter(
                 {"equal after truncation": len(rejected) - len(different)} if len(different) < len(rejected) else {}
             ),
@@ -333,7 +343,8 @@ class OfflinePairs(PairsDataModule):
         train: A .jsonl, .json or .parquet file, a folder saved by `datasets`, a run's folder with rounds (or one of
             them), or a hub name. For objectives that take others (KTO, SFT), labelled responses or texts.
         train_split: Split of a saved or hub data set; of rounds with several scorers, a part of the name of one.
-        pairing: Which pair is made of a row with more than two rewarded responses.
+        pairing: Which pairs are made of a row whose responses have rewards; None is the best against the worst. Without
+            rewards, each rejected response makes a pair with the chosen one.
     """
 
     def __init__(
@@ -378,6 +389,18 @@ class OfflinePairs(PairsDataModule):
         yield from super().describe()
         if self._examples_read:
             yield from self._describe_example(self._examples_read[0])
+
+
+def _check_alike(rows: Rows) -> None:
+    """Make sure that all rows have rewards and labels, or none: a batch has a number for each response, or for none."""
+    for row in rows:
+        for name in ("rewards", "labels"):
+            has, first_has = (getattr(each, name) is not None for each in (row, rows[0]))
+            if has != first_has:
+                raise UserError(
+                    f"{row.source}: the row has {name if has else f'no {name}'}, but {rows[0].source} has "
+                    f"{'some' if first_has else 'none'}. Give {name} to every row, or to none."
+                )
 
 
 def _refuse_texts(texts: Mapping[str, Any]) -> None:

@@ -71,6 +71,11 @@ class PairingRule(ABC):
     gives_labels = False
     """Whether examples carry the probability that their first response wins."""
 
+    @property
+    def is_default(self) -> bool:
+        """Whether it is the rule that is taken where none is given."""
+        return type(self) is BestWorst and vars(self) == vars(BestWorst())
+
     def __call__(self, groups: Sequence[Example]) -> Pairs:
         examples: list[Example] = []
         counts: Counter[str] = Counter()

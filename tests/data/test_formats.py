@@ -87,11 +87,18 @@ def test_ultrafeedback_scores_become_rewards(read: Read):
     assert read(row | {"score_chosen": None, "score_rejected": None})[0].rewards is None
 
 
-def test_a_pair_whose_scores_are_equal_is_skipped_and_counted(read: Read):
+def test_a_pair_whose_scores_contradict_it_is_skipped_and_counted_and_ties_are_left_to_the_pairing(read: Read):
     tied = {"prompt": "Q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 1}
-    rows = read(tied, tied | {"score_chosen": 2})
-    assert [row.source for row in rows] == ["rows.jsonl:2"]
-    assert rows.skipped == Counter({"rows with equal rewards": 1})
+    rows = read(tied | {"score_chosen": 0}, tied | {"score_chosen": 2}, tied)
+    assert [row.source for row in rows] == ["rows.jsonl:2", "rows.jsonl:3"]
+    assert rows.skipped == Counter({"rows whose chosen response has not the highest reward": 1})
+
+
+def test_a_score_of_one_side_alone_is_refused(read: Read):
+    scored = {"prompt": "Q", "chosen": "a", "rejected": "b", "score_chosen": 2, "score_rejected": 1}
+    message = message_of(lambda: read(scored, scored | {"score_rejected": None}))
+    assert "rows.jsonl:2: `score_chosen` holds 2, but the other side" in message
+    assert "`score_rejected` holds 1, but" in message_of(lambda: read(scored, scored | {"score_chosen": None}))
 
 
 def test_hh_transcripts_become_messages(read: Read):

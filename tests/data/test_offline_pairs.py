@@ -1,0 +1,93 @@
+"""Which examples a file's rows become, by the pairing rule or without one."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny import byte_tokenizer
+
+from lit_align.data import AllPairs, BestWorst, Listwise, OfflinePairs
+from lit_align.data.collate import Example, collate
+from lit_align.errors import UserError
+
+
+def pair(better: float, worse: float | None, **more: Any) -> dict[str, Any]:
+    row = {"prompt": "Q", "chosen": "yes", "rejected": "no", "score_chosen": better, "score_rejected": worse}
+    return row | more
+
+
+def unscored(**more: Any) -> dict[str, Any]:
+    return {"prompt": "Q", "chosen": "yes", "rejected": "no"} | more
+
+
+def read(
+    folder: Path, rows: list[dict[str, Any]], pairing: Any = None, kind: str = "preferences"
+) -> tuple[list[Example], str]:
+    """The examples that an objective over this kind of rows gets, and the line about them."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = OfflinePairs(str(folder / "rows.jsonl"), pairing=pairing)
+    module = SimpleNamespace(tokenizer=byte_tokenizer(chat=False), takes_labels=True, rows=kind)
+    data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+    data.setup("fit")
+    return data.train_examples, data._line
+
+
+@pytest.mark.parametrize(
+    ("pairing", "reason"),
+    [
+        (BestWorst(min_margin=1.5), "1 margin too small"),
+        (BestWorst(threshold=2.5), "1 below the threshold"),
+        (BestWorst(max_length=3), "1 all equal, empty or long"),  # "yes" and its end are 4 tokens
+        (AllPairs(min_margin=1.5), "1 margin too small"),
+        (Listwise(min_margin=1.5), "1 margin too small"),
+    ],
+)
+def test_a_rule_chooses_from_rows_of_two_responses_too(tmp_path, pairing, reason):
+    taken = pair(3, 1, chosen="a", rejected="b")
+    examples, line = read(tmp_path, [pair(2, 1), taken], pairing)
+    assert [(example.source, example.rewards) for example in examples] == [("rows.jsonl:2", [3.0, 1.0])]
+    assert reason in line
+
+
+def test_soft_labels_and_ties_are_those_of_every_row_whatever_its_number_of_responses(tmp_path):
+    three = {"prompt": "Q", "chosen": "a", "rejected": ["b", "c"], "score_chosen": 3, "score_rejected": [2, 1]}
+    examples, _ = read(tmp_path, [three, pair(2, 1), pair(1, 1)], BestWorst(labels="soft", ties="half"))
+    expected = [1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1)), 0.5]
+    assert [example.labels for example in examples] == pytest.approx(expected)
+    assert collate(examples, range(3)).labels.tolist() == pytest.approx(expected)
+
+
+def test_a_pair_of_equal_rewards_is_left_out_and_counted(tmp_path):
+    examples, line = read(tmp_path, [pair(1, 1), pair(2, 1)])
+    assert [example.source for example in examples] == ["rows.jsonl:2"]
+    assert "1 tied" in line
+
+
+@pytest.mark.parametrize("pairing", [BestWorst(min_margin=1), BestWorst(labels="soft"), AllPairs(), Listwise()])
+@pytest.mark.parametrize("kind", ["preferences", "texts", "labelled"])
+def test_a_rule_without_rewards_to_choose_by_is_refused(tmp_path, pairing, kind):
+    words = f"data.pairing={type(pairing).__name__} has no effect, .* no row of .*rows.jsonl gives any to {kind}"
+    with pytest.raises(UserError, match=words):
+        read(tmp_path, [unscored()], pairing, kind)
+    assert len(read(tmp_path, [unscored()], BestWorst(), kind)[0]) == 1
+
+
+def test_without_rewards_each_rejected_response_makes_a_pair(tmp_path):
+    examples, _ = read(tmp_path, [unscored(rejected=["no", "never"])])
+    assert [len(example.response_ids) for example in examples] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([pair(2, 1), pair(2, 1), unscored()], "rows.jsonl:3: the row has no rewards, but rows.jsonl:1 has some"),
+        ([unscored(), pair(2, 1)], "rows.jsonl:2: the row has rewards, but rows.jsonl:1 has none"),
+        ([pair(2, 1), pair(2, None)], "rows.jsonl:2: `score_chosen` holds 2, but the other side of the pair has no"),
+    ],
+)
+def test_all_rows_have_rewards_or_none(tmp_path, rows, words):
+    with pytest.raises(UserError, match=words):
+        read(tmp_path, rows)
