@@ -80,10 +80,15 @@ NAMED_CALLBACKS: dict[str, type[Callback]] = {
     "drift": Drift,
     "fsdp_sharding": FSDPSharding,
 }
-# After each round, into <default_root_dir>/checkpoints; `last.ckpt` is the one to resume from.
+# After each round, into <default_root_dir>/checkpoints; `last.ckpt` is the one to resume from, whichever run wrote it.
 CHECKPOINT = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "init_args": {"filename": "{step}", "save_last": "link", "save_on_train_epoch_end": True},
+    "init_args": {
+        "filename": "{step}",
+        "save_last": "link",
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,  # a second run would leave last.ckpt to the first, and write last-v1.ckpt
+    },
 }
 
 # Commands beside Trainer's: name -> function of the arguments after it.
