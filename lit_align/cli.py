@@ -131,6 +131,13 @@ class AlignCLI(LightningCLI):
             run=run,
         )
 
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        if not add_subcommands:  # `ckpt_path` and such, so that what fit takes and saves is read here too
+            self.parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         header = [f"lit_align=={__version__}, lightning=={lightning.__version__}"]
         return super().init_parser(prog=program(), allow_abbrev=False, dump_header=header, **kwargs)

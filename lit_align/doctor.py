@@ -5,11 +5,13 @@ sampled and scored (OnPolicyPairs), and three batches are trained on, of which t
 header of the run, one decoded example with what is trained on in colour, and an estimate of steps, time and memory.
 The exit code is 0 if all of that worked, and 2 with one paragraph if something is missing or wrong.
 
-The estimate leaves out held-out verdicts and checkpoints. The weights that were trained are thrown away.
+The estimate leaves out held-out verdicts and checkpoints, and counts from the start: a checkpoint must be there, and is
+not read. The weights that were trained are thrown away.
 """
 
 import math
 import resource
+import shlex
 import tempfile
 import time
 from typing import Any
@@ -30,14 +32,18 @@ BATCHES = 3
 
 
 class Examination(Callback):
-    """Times the batches and shows the first."""
+    """Times the batches and shows the first. All processes write to the first one's scratch folder."""
 
-    def __init__(self, others: list[Callback]):
+    def __init__(self, others: list[Callback], scratch: str):
         self.others = others
+        self.scratch = scratch
         self.starts: list[float] = []
         self.ends: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.scratch = trainer.strategy.broadcast(self.scratch)
+        if isinstance(data := trainer.datamodule, OnPolicyPairs):  # type: ignore[attr-defined]
+            data.store = self.scratch
         for callback in self.others:  # find what they need, and do nothing
             callback.setup(trainer, pl_module, stage)
 
@@ -53,6 +59,9 @@ class Examination(Callback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.monotonic())
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.strategy.barrier()  # the folder is about to go
 
     @property
     def seconds(self) -> float:
@@ -75,14 +84,15 @@ def examine(args: list[str]) -> None:
     Raises:
         UserError: what `fit` would stop with.
     """
-    from lit_align.cli import AlignCLI
+    from lit_align.cli import AlignCLI, program
 
     with tempfile.TemporaryDirectory() as scratch:
         cli = AlignCLI([*args, f"--trainer.default_root_dir={scratch}"], run=False)
         trainer, module, data = cli.trainer, cli.model, cli.datamodule
         given: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         acting = [callback for callback in given if isinstance(callback, ReferenceRefresh | Drift | FSDPSharding)]
-        examination = Examination([callback for callback in given if isinstance(callback, WinRate | Predictions)])
+        others: list[Callback] = [callback for callback in given if isinstance(callback, WinRate | Predictions)]
+        examination = Examination(others, scratch)
         trainer.callbacks = [*acting, Header(), examination]  # type: ignore[attr-defined]
         trainer.loggers = [MetricsCSV(scratch)]
         trainer.limit_train_batches, trainer.limit_val_batches, trainer.num_sanity_val_steps = BATCHES, 0, 0
@@ -92,15 +102,17 @@ def examine(args: list[str]) -> None:
             sampled = min(max(together, BATCHES * data.batch_size * trainer.world_size), 4 * together)
             asked = data.prompts_per_round
             sampled = min(asked, sampled) if isinstance(asked, int) else sampled
-            data.prompts_per_round, data.store = sampled, scratch
+            data.prompts_per_round = sampled
         trainer.fit_loop.max_epochs = 1
         trainer.fit(module, datamodule=data)
+        if not trainer.is_global_zero:
+            return
         rows = read_metrics(f"{scratch}/metrics.csv")
     lines = estimate(trainer, data, examination.seconds, rows, epochs, asked, sampled)
     say()
     for name, text in lines:
         tell(name, text)
-    say(f"\nall of it works: python train.py fit {' '.join(args)}")
+    say(f"\nall of it works: {program()} fit {shlex.join(args)}")
 
 
 def show_example(batch: PreferenceBatch, tokenizer: Any) -> None:

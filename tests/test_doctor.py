@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import run_in
 from tiny import write_pairs, write_prompts
 
 from lit_align.cli import main
@@ -64,6 +65,30 @@ def test_of_rounds_it_measures_a_few_prompts_and_counts_all(tiny_model, in_tmp, 
     said = capsys.readouterr().out
     assert re.search(r"a round +24 prompts, about 1\d batches of 2 pairs", said)
     assert re.search(r"time +[\d.]+ s = [\d.]+ s sample \+ [\d.]+ s score \+ [\d.]+ s train; about", said)
+    assert not Path("run").exists()
+
+
+def test_a_saved_configuration_and_a_resume_command_are_taken(tiny_model, in_tmp, capsys):
+    config(in_tmp, tiny_model, OFFLINE)
+    main(["fit", "--config=dpo.yaml", "--trainer.max_epochs=1", "--win_rate=null"])
+    capsys.readouterr()
+    main(["doctor", "--config=run/config.yaml", "--ckpt_path=run/checkpoints/last.ckpt"])
+    assert "all of it works: " in capsys.readouterr().out
+
+
+def test_the_command_it_ends_with_can_be_typed(tiny_model, in_tmp, capsys, monkeypatch):
+    config(in_tmp, tiny_model, OFFLINE)
+    monkeypatch.setattr("sys.argv", ["/usr/bin/lit-align"])
+    main(["doctor", "--config=dpo.yaml", "--model.optimizer=torch.optim.SGD", "--trainer.plugins=[]"])
+    said = capsys.readouterr().out
+    assert "all of it works: lit-align fit --config=dpo.yaml --model.optimizer=torch.optim.SGD '--trainer.p" in said
+
+
+@pytest.mark.parametrize("data", [ROUNDS, OFFLINE], ids=["on-policy", "offline"])
+def test_several_processes_try_it_together_and_the_first_speaks(tiny_model, in_tmp, capfd, data):
+    config(in_tmp, tiny_model, data)
+    run_in(2, main, ["doctor", "--config=dpo.yaml", "--trainer.strategy=ddp", "--trainer.devices=2"])
+    assert capfd.readouterr().out.count("all of it works: ") == 1
     assert not Path("run").exists()
 
 
