@@ -227,16 +227,20 @@ class AlignParser(LightningArgumentParser):
 class SaveConfig(SaveConfigCallback):
     """Writes the configuration to `default_root_dir`: config.yaml for fit, config_test.yaml for test, ...
 
-    It overwrites: Lightning's own writes to the logger's folder, where a second run dies on the first's file.
+    It overwrites: Lightning's own writes to the logger's folder, where a second run dies on the first's file. The
+    checkpoint that a fit went on from is left out: it is this run's alone, and no setting for the next.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.config = self.config.clone()
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # on rank 0
         root = trainer.default_root_dir
         get_filesystem(root).makedirs(root, exist_ok=True)
         name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
+        if stage == "fit":
+            self.config.ckpt_path = None
         self._write(os.path.join(root, name))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -462,6 +462,14 @@ def test_a_checkpoint_does_not_replace_the_configuration(fit: Callable[..., None
     assert seen[0].beta == 0.9
 
 
+def test_the_checkpoint_that_a_run_went_on_from_is_not_in_its_configuration(fit: Callable[..., None]):
+    fit("--trainer.enable_checkpointing=true")
+    fit("--trainer.max_epochs=2", "--ckpt_path=run/checkpoints/last.ckpt")
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert saved["trainer"]["max_epochs"] == 2
+    assert saved["ckpt_path"] is None
+
+
 def test_a_second_run_in_the_folder_leaves_its_own_last_checkpoint(fit: Callable[..., None]):
     folder, saving = Path("run/checkpoints"), "--trainer.enable_checkpointing=true"
     for beta in (0.2, 0.4):
