@@ -117,7 +117,7 @@ def test_the_trust_region_configurations_have_the_papers_values():
         assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (1, 2.0)
         assert config["reference_refresh"] == {"alpha": 0.6, "tau": 1}  # soft, each step
     hard = yaml.safe_load((ROOT / "configs/overlays/tr_hard.yaml").read_text())
-    assert hard["reference_refresh"] == {"alpha": 1.0, "tau": 512}
+    assert hard["reference_refresh"] == {"alpha": 1.0, "tau": 512, "unit": "step"}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -163,6 +163,7 @@ def test_the_overlays_go_over_each_configuration(path, monkeypatch):
         if anchored:
             (refresh,) = (c for c in cli.trainer.callbacks if isinstance(c, ReferenceRefresh))
             assert refresh.rule.alpha == (0.6 if "lora" in names else 1.0)
+            assert refresh.rule.unit == "step", "the configuration may count rounds"
 
 
 HINGE = """

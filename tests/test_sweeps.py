@@ -58,6 +58,13 @@ def test_an_agents_commands_parse_into_what_is_swept(path, monkeypatch):
     wandb.finish()
 
 
+def test_the_random_sweep_draws_soft_and_hard_rules_and_the_papers_soft_one():
+    rule = yaml.safe_load((ROOT / "configs/sweeps/random.yaml").read_text())["parameters"]
+    alphas = rule["reference_refresh.alpha"]["values"]
+    assert {0.6, 1.0} < set(alphas)
+    assert 1 in rule["reference_refresh.tau"]["values"]
+
+
 def test_wandb_gets_marks_tables_the_report_and_rounds(tiny_model, in_tmp):
     write_pairs(in_tmp)
     write_prompts(in_tmp, 12)
