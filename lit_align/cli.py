@@ -31,6 +31,7 @@ import shutil
 import sys
 import textwrap
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -96,7 +97,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = commands.COMMANDS
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run one command. A `UserError` ends it with a paragraph and exit code 2; others have a traceback."""
+    """Run one command. A `UserError`, or a file that cannot be read or written, ends it with a paragraph and exit
+    code 2, Ctrl-C with a line and 130; others have a traceback.
+    """
     args = sys.argv[1:] if args is None else args
     quiet()
     try:
@@ -107,6 +110,14 @@ def main(args: list[str] | None = None) -> None:
     except (UserError, MisconfigurationException) as error:
         sys.stderr.write(paragraph(f"error: {error}"))
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # no file of the user's: a connection, a worker
+            raise
+        sys.stderr.write(paragraph(f"error: {relative(error.filename)}: {error.strerror}."))
+        sys.exit(2)
+    except KeyboardInterrupt:  # before a fit takes it over (`Interruption`), or of another command
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
 
 
 class AlignCLI(LightningCLI):
@@ -163,11 +174,21 @@ class AlignCLI(LightningCLI):
         own_folder_in_a_sweep(config)
 
     def before_instantiate_classes(self) -> None:
-        path = self.config.get(str(self.config.get("subcommand")), self.config).get("ckpt_path")
-        if path and path not in ("best", "last", "hpc", "registry") and "://" not in path and not Path(path).exists():
-            raise UserError(f"ckpt_path: there is no checkpoint '{path}'.")
         config = self.config.get(str(self.config.get("subcommand")), self.config)
-        if path and Path(path).is_dir() and not config.get("fsdp_sharding"):
+        path = config.get("ckpt_path")
+        if path == "best":
+            raise UserError(
+                "ckpt_path: which is 'best' only the process that trained knows. Name the checkpoint itself."
+            )
+        if not path or path in ("last", "hpc", "registry") or "://" in path:
+            return
+        if not Path(path).exists():
+            raise UserError(f"ckpt_path: there is no checkpoint '{path}'.")
+        if Path(path).is_file() and not zipfile.is_zipfile(path):  # as torch.save writes it
+            raise UserError(
+                f"ckpt_path: '{path}' is no checkpoint, or not a whole one. A run's lie in its folder checkpoints/."
+            )
+        if Path(path).is_dir() and not config.get("fsdp_sharding"):
             raise UserError(
                 f"ckpt_path: {relative(path)} is a folder of shards, which a sharded run can go on from, on any number "
                 "of processes: --config configs/overlays/fsdp.yaml. (Checkpoints of one file, the default, are read "
@@ -184,6 +205,13 @@ class AlignCLI(LightningCLI):
             if cause is None:
                 raise
             raise cause from None
+        saving = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        if config.get("ckpt_path") == "last" and not any(each._find_last_checkpoints(self.trainer) for each in saving):
+            folders = " or ".join(relative(each.dirpath) for each in saving) or "a run without checkpoints"
+            raise UserError(
+                f"ckpt_path: there is no last checkpoint in {folders}. Name one, or leave ckpt_path out to begin anew."
+            )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = [callback for callback in callbacks if callback is not None]

@@ -1,6 +1,7 @@
 """Commands beside Trainer's: what is done with runs that are over, and before one begins."""
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from lit_align.console import say
@@ -23,6 +24,10 @@ def compare(args: list[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (its trainer.default_root_dir)")
     parser.add_argument("--out", default="comparison.html", help="file to write (default: %(default)s)")
     given = parser.parse_args(args)
+    if Path(given.out).is_dir():
+        raise UserError(
+            f"compare: --out is a file to write, and {given.out} is a folder. Such as: {given.out}/all.html"
+        )
     from lit_align import report
 
     say(f"report     {report.compare(given.runs, given.out)}")
@@ -44,6 +49,8 @@ def export(args: list[str]) -> None:
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, for peft; else merged")
     given = parser.parse_args(args)
+    if Path(given.out).is_file():
+        raise UserError(f"export: --out is a folder to write, and {given.out} is a file. Name another.")
     from lit_align.export import export as write
 
     say(f"exported   {write(given.source, given.out, given.adapter)}")

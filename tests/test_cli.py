@@ -387,6 +387,49 @@ def test_a_user_error_during_the_run_ends_in_a_paragraph(fails: Errors, monkeypa
     assert fails(*FIT, "--model.policy.path=nowhere").endswith("error: pairs.jsonl, row 3: no 'chosen'.")
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["export", "run", "--out", "dpo.yaml"], "--out is a folder to write, and dpo.yaml is a file"),
+        (["compare", "a", "b", "--out", "."], "--out is a file to write, and . is a folder"),
+        ([*FIT, "--ckpt_path=best"], "ckpt_path: which is 'best' only the process that trained knows"),
+        ([*FIT, "--ckpt_path=none.ckpt"], "ckpt_path: there is no checkpoint 'none.ckpt'"),
+        ([*FIT, "--ckpt_path=dpo.yaml"], "ckpt_path: 'dpo.yaml' is no checkpoint"),
+        ([*FIT, "--ckpt_path=last"], "there is no last checkpoint in a run without checkpoints"),
+        (
+            [*FIT, "--ckpt_path=last", "--trainer.enable_checkpointing=true"],
+            "there is no last checkpoint in run/checkpoints. Name one",
+        ),
+        ([*FIT, "--trainer.default_root_dir=dpo.yaml", "--model.policy.path={model}"], "dpo.yaml"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(capsys: pytest.CaptureFixture[str], tiny_model: str, args, said: str):
+    with pytest.raises(SystemExit) as exit:
+        main([arg.format(model=tiny_model) for arg in args])
+    assert exit.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+
+
+def test_the_last_checkpoint_is_found_by_its_name(fit: Callable[..., None]):
+    saving = "--trainer.enable_checkpointing=true"
+    fit(saving)
+    fit(saving, "--trainer.max_epochs=2", "--ckpt_path=last")
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 8
+
+
+def test_ctrl_c_before_a_fit_takes_it_over_is_a_line(monkeypatch, capsys: pytest.CaptureFixture[str]):
+    def fit(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    with pytest.raises(SystemExit) as exit:
+        main(list(FIT))
+    assert exit.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
 def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
     def fit(*args: object, **kwargs: object) -> None:
         raise ValueError("a bug")
