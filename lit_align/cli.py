@@ -149,6 +149,12 @@ class AlignCLI(LightningCLI):
         if not add_subcommands:  # `ckpt_path` and such, so that what fit takes and saves is read here too
             self.parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        assert parser._subcommands_action is not None
+        for name, command in COMMANDS.items():  # for the help alone: `main` runs them
+            parser._subcommands_action.add_subcommand(name, AlignParser(), help=command.__doc__)
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         header = [f"lit_align=={__version__}, lightning=={lightning.__version__}"]
         return super().init_parser(prog=program(), allow_abbrev=False, dump_header=header, **kwargs)

@@ -1,6 +1,7 @@
 """The command line: what it takes, what it refuses, what it says, what it leaves behind."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -201,6 +202,15 @@ def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str]):
     assert "--model.beta BETA" in said
     assert "Weight of staying near the reference" in said
     assert "Train a low-rank adapter" in said, "the base class's options too"
+
+
+def test_the_help_lists_all_commands_with_a_line_each(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert exit.value.code == 0
+    for command in cli.command_names():
+        assert re.search(rf"^ +{command} +\S", said, re.MULTILINE), command
 
 
 # --- W&B sweeps, by W&B's own formatter ---
