@@ -319,21 +319,23 @@ def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:
         UserError: a YAML sets an option for one objective, another uses it, and their defaults differ.
     """
     chosen: Any = locate(config.model.class_path)
+    last: dict[str, tuple[Any, Any, Path]] = {}  # of each option the file that decides: its objective, value, path
     for path in filter(None, config.config or []):  # None: given as text, not as a file
         written = yaml.safe_load(path.read_text()).get("model")
         if not isinstance(written, dict):
             continue
         names = {key: c for c in subclasses(PreferenceObjective) for key in (c.__name__, import_path(c))}
         meant: Any = names.get(written.get("class_path", ""), chosen)
+        last |= {key: (meant, value, path) for key, value in (written.get("init_args") or {}).items()}
+    for key, (meant, value, path) in last.items():
         theirs, ours = options(meant), options(chosen)
-        for key, value in (written.get("init_args") or {}).items():
-            given = any(re.match(rf"--model\.(init_args\.)?{key}(=|$)", arg) for arg in args)
-            if theirs.get(key) != ours.get(key) and config.model.init_args.get(key) == value and not given:
-                raise UserError(
-                    f"model.init_args.{key}: {value} is meant for {name(meant)} in {relative(path)}, and "
-                    f"{name(chosen)}, whose own default is {ours.get(key)}, would take it over. Start from a "
-                    f"YAML of {name(chosen)}, or give its value: --model.{key}={ours.get(key)}"
-                )
+        given = any(re.match(rf"--model\.(init_args\.)?{key}(=|$)", arg) for arg in args)
+        if theirs.get(key) != ours.get(key) and config.model.init_args.get(key) == value and not given:
+            raise UserError(
+                f"model.init_args.{key}: {value} is meant for {name(meant)} in {relative(path)}, and "
+                f"{name(chosen)}, whose own default is {ours.get(key)}, would take it over. Start from a "
+                f"YAML of {name(chosen)}, or give its value: --model.{key}={ours.get(key)}"
+            )
 
 
 # --- what it says ---

@@ -470,6 +470,14 @@ def test_they_are_taken_when_said_for_the_new_one():
     assert parse(f"--model={__name__}.StrictDPO", "--model.beta=0.2").model.beta == 0.2  # type: ignore[attr-defined]
 
 
+def test_they_are_taken_when_a_later_file_says_them_for_the_new_one(fails: Errors):
+    mine = {"class_path": f"{__name__}.StrictDPO", "init_args": {"beta": 0.2}}
+    Path("mine.yaml").write_text(yaml.safe_dump({"model": mine}))
+    assert parse("--config", "mine.yaml").model.beta == 0.2  # type: ignore[attr-defined]
+    Path("mine.yaml").write_text(yaml.safe_dump({"model": {"class_path": mine["class_path"]}}))
+    assert "0.2 is meant for DPO in dpo.yaml" in fails(*FIT, "--config", "mine.yaml")
+
+
 def test_settings_that_mean_the_same_in_both_stay():
     init_args = config("--model=IPO")["model"]["init_args"]
     assert init_args["lora"]["r"] == 4
