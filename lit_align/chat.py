@@ -1,9 +1,11 @@
 """Talk to a model in the terminal, or to two at once: `lit-align chat MODEL [--against START]`.
 
 A model with a chat template is talked to in turns, and each keeps its own history; one without goes on with what is
-typed. `/reset` begins anew, `/quit` or Ctrl-D ends.
+typed. What no longer fits into the model's positions is left out, the oldest turns first. `/reset` begins anew, Ctrl-C
+ends an answer, `/quit` or Ctrl-D the talk.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from lit_align.console import say
 from lit_align.data.collate import Encoder
 from lit_align.data.formats import Message
 from lit_align.data.sampling import Sampling, sample_responses
+from lit_align.errors import UserError
 from lit_align.policy import Policy, PolicyConfig
 
 
@@ -32,6 +35,7 @@ class Speaker:
         self.name = path
         self.tokenizer = policy.tokenizer
         self.model = policy.to(device).eval().model
+        self.places = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.sampling = sampling
         self.seed = seed
         self.encoder = Encoder(self.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
@@ -39,16 +43,30 @@ class Speaker:
         self.asked = 0
 
     def answer(self, words: str) -> str:
-        self.turns.append({"role": "user", "content": words})
-        chats = bool(self.tokenizer.chat_template)
-        ids = self.encoder.prompt(self.turns if chats else words, "chat")
-        assert ids is not None
+        """Say what the model does; of an answer that is interrupted nothing is kept.
+
+        Raises:
+            UserError: what was said, alone, is too long for the model.
+        """
+        turns: list[Message] = [*self.turns, {"role": "user", "content": words}]
+        while len(ids := self._encode(turns)) + self.sampling.max_new_tokens > (self.places or math.inf):
+            if len(turns) == 1:
+                raise UserError(
+                    f"these {len(ids)} tokens, with up to {self.sampling.max_new_tokens} new ones, are more than the "
+                    f"{self.places} positions of this model. Say less, or lower --max-new-tokens."
+                )
+            turns = turns[2:]  # a question and its answer
         key = ("chat", self.seed, self.asked)
         drawn = sample_responses(self.model, self.tokenizer, [ids], [key], 1, self.sampling, self.encoder.end_ids())
         self.asked += 1
         text = drawn[0][0].text
-        self.turns.append({"role": "assistant", "content": text})
+        self.turns = [*turns, {"role": "assistant", "content": text}]
         return text
+
+    def _encode(self, turns: list[Message]) -> list[int]:
+        ids = self.encoder.prompt(turns if self.tokenizer.chat_template else turns[-1]["content"], "chat")
+        assert ids is not None
+        return ids
 
     def reset(self) -> None:
         self.turns.clear()
@@ -56,7 +74,7 @@ class Speaker:
 
 def chat(speakers: list[Speaker], read: Callable[[str], str] = input) -> None:
     """Read lines, and let every speaker answer, until there are no more."""
-    say("/reset begins anew, /quit or Ctrl-D ends")
+    say("/reset begins anew, Ctrl-C ends an answer, /quit or Ctrl-D the talk")
     names = [speaker.name for speaker in speakers]
     while True:
         try:
@@ -73,4 +91,10 @@ def chat(speakers: list[Speaker], read: Callable[[str], str] = input) -> None:
             for name, speaker in zip(names, speakers, strict=True):
                 if len(speakers) > 1:
                     say(Styled(name, style="bold"))
-                say(Styled(speaker.answer(words)))
+                try:
+                    say(Styled(speaker.answer(words)))
+                except UserError as error:
+                    say(Styled(str(error)))
+                except KeyboardInterrupt:
+                    say("\ninterrupted")
+                    break

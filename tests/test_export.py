@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny import adamw, fit, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+import lit_align.chat
 from lit_align.callbacks import FSDP2Strategy, FSDPSharding, ReferenceRefresh
 from lit_align.chat import Speaker, chat
 from lit_align.cli import main
@@ -214,6 +215,32 @@ def test_a_chat_keeps_the_turns_of_each_speaker(tiny_model, capsys):
         assert len(speaker.turns) == 2
         assert speaker.asked == 3
     assert capsys.readouterr().out.count(tiny_model) == 6
+
+
+def test_what_no_longer_fits_into_the_model_is_left_out_oldest_first(tiny_model, capsys):
+    speaker = Speaker(tiny_model, Sampling(max_new_tokens=4))
+    lines = iter(["a" * 200, "b" * 200, "c" * 200, "d" * 600, "e", "/quit"])
+    chat([speaker], read=lambda _: next(lines))
+    said = [turn["content"][0] for turn in speaker.turns if turn["role"] == "user"]
+    assert said == ["b", "c", "e"], "512 places; the next question leaves out as much as it needs"
+    assert "are more than the 512 positions of this model. Say less" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_answer_that_is_interrupted_leaves_the_talk_as_it_was(tiny_model, capsys, monkeypatch):
+    speaker = Speaker(tiny_model, Sampling(max_new_tokens=4))
+    lines = iter(["one", "two", "three", "/quit"])
+    sample = lit_align.chat.sample_responses
+
+    def interrupted(*args: Any):
+        if speaker.asked == 1:
+            monkeypatch.setattr(lit_align.chat, "sample_responses", sample)
+            raise KeyboardInterrupt
+        return sample(*args)
+
+    monkeypatch.setattr(lit_align.chat, "sample_responses", interrupted)
+    chat([speaker], read=lambda _: next(lines))
+    assert [turn["content"] for turn in speaker.turns if turn["role"] == "user"] == ["one", "three"]
+    assert "interrupted" in capsys.readouterr().out
 
 
 def test_a_chat_ends_with_the_input(tiny_model, monkeypatch):
