@@ -548,6 +548,7 @@ WARNINGS = [
     r"Total length of `list` across ranks is zero",  # no validation data were given, and none is wanted
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own business with torch
     r"`is_gradient_checkpointing` is deprecated",  # peft's with transformers
+    r"predict returned None",  # answers go to a file (`Predictions`)
 ]
 # Advertisements, and a device that nobody missed.
 TIPS = re.compile(r"litlogger|litmodels|TPU available: False")

@@ -179,7 +179,7 @@ def test_what_cannot_be_exported_is_said(in_tmp, make, said):
         export("run", "exported")
 
 
-def test_predict_writes_the_policys_responses(tiny_model, in_tmp, capsys):
+def test_predict_writes_the_policys_responses(tiny_model, in_tmp, capsys, recwarn):
     train(in_tmp, tiny_model)
     base = [
         "predict",
@@ -201,6 +201,7 @@ def test_predict_writes_the_policys_responses(tiny_model, in_tmp, capsys):
     with pytest.raises(SystemExit):
         main(["predict", "--config=dpo.yaml", "--ckpt_path=run/checkpoints/last.ckpt"])
     assert "--predictions.prompts=PATH" in capsys.readouterr().err
+    assert not [warning for warning in recwarn if "returned None" in str(warning.message)]
 
 
 SCORER = ["--predictions.scorer=FunctionScorer", "--predictions.scorer.function=rewards.py:reward"]
