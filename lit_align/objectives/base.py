@@ -484,7 +484,9 @@ class AnchoredObjective(PreferenceObjective):
     def _first_step_bound(self, logps: Tensor, batch: PreferenceBatch) -> tuple[float, str]:
         """How far, in nats of a response, policy and anchor may be apart by rounding alone, and why.
 
-        In half precision another batch shape moves a response by tenths of a nat: how far is measured here.
+        In half precision a token's is rounded by about 0.05 nats, otherwise in another batch, and a response's by
+        √length of that: four times as much is allowed, or four times what this batch shows, each example once more
+        alone.
         """
         assert self.policy is not None
         recorded = batch.reference_logps is not None or self.proximal > 0
@@ -496,7 +498,7 @@ class AnchoredObjective(PreferenceObjective):
         if self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision):
             return 1e-3, why
         alone = torch.cat([self.policy(batch.select(slice(i, i + 1))) for i in range(batch.size)])
-        return max(0.1, 4 * (logps - alone).abs().max().item()), why
+        return max(0.2 * batch.lengths.max().item() ** 0.5, 4 * (logps - alone).abs().max().item()), why
 
     def _dropout_is_active(self) -> bool:
         """A fresh adapter's own dropout does not count: it acts on an update that is still 0."""
