@@ -32,11 +32,18 @@ BATCHES = 3
 
 
 class Examination(Callback):
-    """Times the batches and shows the first. All processes write to the first one's scratch folder."""
+    """Times the batches and shows the first.
 
-    def __init__(self, others: list[Callback], scratch: str):
+    Args:
+        others: Callbacks that only look for what they need.
+        scratch: Folder of the rounds; the first process's counts.
+        sampled: Most prompts to sample of.
+    """
+
+    def __init__(self, others: list[Callback], scratch: str, sampled: int):
         self.others = others
         self.scratch = scratch
+        self.sampled = sampled
         self.starts: list[float] = []
         self.ends: list[float] = []
 
@@ -44,6 +51,7 @@ class Examination(Callback):
         self.scratch = trainer.strategy.broadcast(self.scratch)
         if isinstance(data := trainer.datamodule, OnPolicyPairs):  # type: ignore[attr-defined]
             data.store = self.scratch
+            data.prompts_per_round = self.sampled = min(self.sampled, len(data._prompts))
         for callback in self.others:  # find what they need, and do nothing
             callback.setup(trainer, pl_module, stage)
 
@@ -92,8 +100,6 @@ def examine(args: list[str]) -> None:
         given: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         acting = [callback for callback in given if isinstance(callback, ReferenceRefresh | Drift | FSDPSharding)]
         others: list[Callback] = [callback for callback in given if isinstance(callback, WinRate | Predictions)]
-        examination = Examination(others, scratch)
-        trainer.callbacks = [*acting, Header(), examination]  # type: ignore[attr-defined]
         trainer.loggers = [MetricsCSV(scratch)]
         trainer.limit_train_batches, trainer.limit_val_batches, trainer.num_sanity_val_steps = BATCHES, 0, 0
         epochs, asked, sampled = trainer.max_epochs, None, 0
@@ -102,13 +108,14 @@ def examine(args: list[str]) -> None:
             sampled = min(max(together, BATCHES * data.batch_size * trainer.world_size), 4 * together)
             asked = data.prompts_per_round
             sampled = min(asked, sampled) if isinstance(asked, int) else sampled
-            data.prompts_per_round = sampled
+        examination = Examination(others, scratch, sampled)
+        trainer.callbacks = [*acting, Header(), examination]  # type: ignore[attr-defined]
         trainer.fit_loop.max_epochs = 1
         trainer.fit(module, datamodule=data)
         if not trainer.is_global_zero:
             return
         rows = read_metrics(f"{scratch}/metrics.csv")
-    lines = estimate(trainer, data, examination.seconds, rows, epochs, asked, sampled)
+    lines = estimate(trainer, data, examination.seconds, rows, epochs, asked, examination.sampled)
     say()
     for name, text in lines:
         tell(name, text)

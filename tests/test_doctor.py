@@ -110,3 +110,10 @@ def test_what_is_missing_is_found_with_exit_code_2(tiny_model, in_tmp, capsys, o
     assert error.startswith("error: ")
     assert said in error
     assert json.loads(Path("pairs.jsonl").read_text().splitlines()[0])["prompt"] == "p0:"
+
+
+def test_of_fewer_prompts_than_it_would_sample_it_takes_all(tiny_model, in_tmp, capsys):
+    config(in_tmp, tiny_model, ROUNDS)
+    write_prompts(in_tmp, 3)
+    main(["doctor", "--config=dpo.yaml"])
+    assert "a round         3 prompts, about " in capsys.readouterr().out
