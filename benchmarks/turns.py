@@ -113,10 +113,13 @@ def _run(side: Callable[[Turn], Any], line: Connection, threads: int) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """What a loop has to say of itself goes nowhere, but for its errors."""
-    warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _hear(name: str, line: Connection) -> Any:

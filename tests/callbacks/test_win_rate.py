@@ -37,6 +37,7 @@ def test_a_fresh_run_keeps_no_verdict_of_another_in_its_folder_and_a_resumed_one
         callbacks = (RunReport(save_model=False), *callbacks)
         fit(module, on_policy(in_tmp), *callbacks, default_root_dir="run", log_every_n_steps=1, **options)
 
+    write_prompts(in_tmp)
     keep = ModelCheckpoint("run/checkpoints", filename="end")
     run(WinRate("prompts.jsonl", scorer()), keep, enable_checkpointing=True)
     run(max_epochs=2, ckpt_path="run/checkpoints/end.ckpt")
@@ -46,7 +47,8 @@ def test_a_fresh_run_keeps_no_verdict_of_another_in_its_folder_and_a_resumed_one
     assert "Verdict" not in Path("run/report.html").read_text()
 
 
-def test_an_interval_without_prompts_to_answer_is_refused():
+def test_an_interval_without_prompts_to_answer_is_refused(in_tmp):
+    write_prompts(in_tmp)
     with pytest.raises(UserError, match=r"win_rate.every=3 rounds has no effect without win_rate.validation"):
         WinRate("prompts.jsonl", scorer(), every=3)
 
