@@ -157,6 +157,7 @@ class AlignCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         header = [f"lit_align=={__version__}, lightning=={lightning.__version__}"]
+        kwargs.setdefault("description", "Preference optimization of language models, against anchors that move.")
         return super().init_parser(prog=program(), allow_abbrev=False, dump_header=header, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
