@@ -50,15 +50,14 @@ class Drift(Callback):
             raise UserError(f"drift.every_n_steps={every_n_steps} must be at least 1, or null for once per epoch.")
         self.prompts = prompts
         self.every_n_steps = every_n_steps
-        self.given_sampling = sampling
-        self.sampling = sampling or Sampling()
+        self.sampling = sampling
         self._measured_at = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         target, data = getattr(pl_module, "proximal_target", None), _data(trainer)
         if not isinstance(data, OnPolicyPairs):
             return
-        for name, value in {"every_n_steps": self.every_n_steps, "sampling": self.given_sampling}.items():
+        for name, value in {"every_n_steps": self.every_n_steps, "sampling": self.sampling}.items():
             if value is not None:
                 raise UserError(
                     f"drift.{name} has no effect with OnPolicyPairs, whose rounds are measured. Leave it out."
@@ -121,7 +120,9 @@ class Drift(Callback):
         model = policy.merged_copy(torch.bfloat16)
         prompts = [example.prompt_ids for example in examples]
         keys = [("drift", data.seed, example.source) for example in examples]
-        drawn = sample_responses(model, policy.tokenizer, prompts, keys, 1, self.sampling, data.encoder.end_ids())
+        drawn = sample_responses(
+            model, policy.tokenizer, prompts, keys, 1, self.sampling or Sampling(), data.encoder.end_ids()
+        )
         fresh = [
             Example(example.prompt_ids, [responses[0].ids], example.source)
             for example, responses in zip(examples, drawn, strict=True)

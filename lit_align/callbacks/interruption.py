@@ -15,7 +15,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_align.callbacks.run_report import resume_command
+from lit_align.callbacks.run_report import last_checkpoint, resume_command
 from lit_align.console import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -94,8 +94,7 @@ class Interruption(Callback):
 
     def _last(self, trainer: Trainer) -> str | Path | None:
         """The last checkpoint of this run: the one it resumed from, until it has gone beyond."""
-        checkpoint = trainer.checkpoint_callback
-        last = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+        last = last_checkpoint(trainer)
         beyond = self._began_at is not None and trainer.global_step > self._began_at
         return last if last and beyond else trainer.ckpt_path or last
 

@@ -96,10 +96,14 @@ class RunReport(Callback):
         if curves := plot_curves(folder):
             say(f"report     {write_report(folder)}")
             say(f"curves     {curves}, from {folder / 'metrics.csv'}")
-        checkpoint = trainer.checkpoint_callback
-        path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
-        if path:
+        if path := last_checkpoint(trainer):
             say(f"go on      {resume_command(trainer, path)}")
+
+
+def last_checkpoint(trainer: Trainer) -> str:
+    """The checkpoint that was written last, as far as the trainer's callback knows; empty if there is none."""
+    checkpoint = trainer.checkpoint_callback
+    return getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
 
 
 def resume_command(trainer: Trainer, path: str | Path | None) -> str:
