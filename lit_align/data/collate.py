@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -73,7 +74,7 @@ class Encoder:
         self.long_prompts = long_prompts
         self.counts: Counter[str] = Counter()
         self._turn_end = _turn_end(tokenizer)
-        self._special = re.compile("|".join(map(re.escape, filter(None, _specials(tokenizer).values()))) or r"(?!)")
+        self._special = re.compile("|".join(map(re.escape, special_tokens(tokenizer).values())) or r"(?!)")
 
     def prompt(self, text: Text, source: str) -> list[int] | None:
         """Tokens of a prompt; None where the row is to be dropped.
@@ -143,17 +144,22 @@ def _turn_end(tokenizer: Any) -> int:
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "lit_align"}]
         rendered = _rendered(tokenizer, chat, tokenizer.name_or_path)
         behind = tokenizer(rendered.rpartition("lit_align")[2], add_special_tokens=False).input_ids
-        specials = _specials(tokenizer)
+        specials = special_tokens(tokenizer)
         for token in behind:
             if token in specials:
                 return token
     return tokenizer.eos_token_id
 
 
-def _specials(tokenizer: Any) -> dict[int, str]:
-    """Special tokens by their number: those of a role (eos_token), and those that are only marked (Phi-3's <|end|>)."""
+@lru_cache(maxsize=1)  # thousands, in some models, and asked for with each response
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """By their number, those of a role (eos_token) and those that are only marked as special (Phi-3's <|end|>).
+
+    They are what `skip_special_tokens` skips.
+    """
     marked = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return marked | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return {number: text for number, text in (marked | named).items() if text}
 
 
 def _rendered(tokenizer: Any, chat: list[Message], source: str, **options: Any) -> str:

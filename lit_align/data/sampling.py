@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
+from lit_align.data.collate import special_tokens
 from lit_align.errors import UserError
 
 
@@ -144,18 +144,11 @@ def check_stop(stop: Sequence[str], tokenizer: Any) -> None:
         UserError: one holds a special token, which the text of a response does not show.
     """
     for string in stop:
-        if token := next((token for token in _special_tokens(tokenizer) if token in string), None):
+        if token := next((token for token in special_tokens(tokenizer).values() if token in string), None):
             raise UserError(
                 f"sampling.stop: {string!r} would never be found, since {token!r} is a special token, and responses "
                 "are read without those. Take it out: the end-of-turn token ends a response by itself."
             )
-
-
-@lru_cache(maxsize=1)  # of thousands of added tokens, in some models, and asked for with each response
-def _special_tokens(tokenizer: Any) -> frozenset[str]:
-    """What `skip_special_tokens` skips."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return frozenset(filter(None, added.union(tokenizer.all_special_tokens)))
 
 
 def stream(*key: Hashable) -> torch.Generator:

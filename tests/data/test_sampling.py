@@ -135,6 +135,7 @@ def test_cutting_a_long_response_decodes_it_a_few_times_only():
     class Counting:
         calls, tokenizer = 0, byte_tokenizer()
         added_tokens_decoder, all_special_tokens = tokenizer.added_tokens_decoder, tokenizer.all_special_tokens
+        all_special_ids = tokenizer.all_special_ids
 
         def decode(self, ids: list[int], **options: Any) -> str:
             self.calls += 1
