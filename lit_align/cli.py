@@ -69,6 +69,7 @@ from lit_align.callbacks import (
 )
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
+from lit_align.sharding import leave
 
 # Callbacks with a name of their own at top level. Of the list `trainer.callbacks` the command line reaches
 # only the last, so nothing in it can be swept. Their class is implied: `reference_refresh: {alpha: 0.6}`.
@@ -107,6 +108,7 @@ def main(args: list[str] | None = None) -> None:
             COMMANDS[args[0]](args[1:])
         else:
             AlignCLI(args)
+            leave()
     except (UserError, MisconfigurationException) as error:
         sys.stderr.write(paragraph(f"error: {error}"))
         sys.exit(2)

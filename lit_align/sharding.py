@@ -5,6 +5,8 @@ next reshard, silently. Whatever reads or writes weights calls `reshard` first.
 """
 
 import functools
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -90,6 +92,22 @@ def _waiting_group() -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+def leave() -> None:
+    """Say goodbye to the other processes; one that is not the first ends here, where it has nothing left to do.
+
+    Gloo's threads let go of tensors a moment after they report them done, and need Python for it: a process whose Python
+    is shut down by then aborts (pytorch#179291). The first process has a report to write meanwhile, the others do not.
+    """
+    if not dist.is_initialized():
+        return
+    first = rank() == 0
+    dist.destroy_process_group()
+    if not first:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @contextmanager
