@@ -97,8 +97,8 @@ def _waiting_group() -> dist.ProcessGroup:
 def leave() -> None:
     """Say goodbye to the other processes; one that is not the first ends here, where it has nothing left to do.
 
-    Gloo's threads let go of tensors a moment after they report them done, and need Python for it: a process whose Python
-    is shut down by then aborts (pytorch#179291). The first process has a report to write meanwhile, the others do not.
+    Gloo's threads let go of tensors a moment after they report them done, and need Python for it: when Python is shut
+    down by then, the process aborts (pytorch#179291). The first has a report to write meanwhile, others have nothing.
     """
     if not dist.is_initialized():
         return
