@@ -35,7 +35,7 @@ class Speaker:
         self.name = path
         self.tokenizer = policy.tokenizer
         self.model = policy.to(device).eval().model
-        self.places = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.places = policy.positions
         self.sampling = sampling
         self.seed = seed
         self.encoder = Encoder(self.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)

@@ -178,12 +178,16 @@ class AlignCLI(LightningCLI):
             parser.error(str(error), error)
         finally:
             set_parsing_settings(unset_sentinel=False)
-        config = self.config.get(str(self.config.get("subcommand")), self.config)
-        refuse_options_of_another_objective(config, args)
-        own_folder_in_a_sweep(config)
+        refuse_options_of_another_objective(self._given, args)
+        own_folder_in_a_sweep(self._given)
+
+    @property
+    def _given(self) -> Namespace:
+        """The options of the command, where there is one."""
+        return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def before_instantiate_classes(self) -> None:
-        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        config = self._given
         path = config.get("ckpt_path")
         if path == "best":
             raise UserError(
@@ -215,8 +219,9 @@ class AlignCLI(LightningCLI):
                 raise
             raise cause from None
         saving = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-        config = self.config.get(str(self.config.get("subcommand")), self.config)
-        if config.get("ckpt_path") == "last" and not any(each._find_last_checkpoints(self.trainer) for each in saving):
+        if self._given.get("ckpt_path") == "last" and not any(
+            each._find_last_checkpoints(self.trainer) for each in saving
+        ):
             folders = " or ".join(relative(each.dirpath) for each in saving) or "a run without checkpoints"
             raise UserError(
                 f"ckpt_path: there is no last checkpoint in {folders}. Name one, or leave ckpt_path out to begin anew."

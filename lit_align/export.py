@@ -32,15 +32,16 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
         adapter: The LoRA adapter alone instead of the merged model.
 
     Raises:
-        UserError: there is no checkpoint, it is damaged, or it has no adapter.
+        UserError: there is no checkpoint, it is damaged, or it has no adapter; or the folder holds something else.
     """
+    folder = Path(out)
+    _check_folder(folder, "adapter_config.json" if adapter else "config.json")
     path = find_checkpoint(source)
     policy, hyperparameters = load_policy(path)
     if adapter and policy.adapter is None:
         raise UserError(f"export: --adapter, but {path} trained all weights. Leave --adapter out.")
     run = next((folder for folder in path.parents if (folder / "config.yaml").exists()), None)
     config = yaml.safe_load((run / "config.yaml").read_text()) if run else {}
-    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if adapter:
         assert policy.adapter is not None
@@ -57,6 +58,13 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
         generation.save_pretrained(folder)
     (folder / "README.md").write_text(_card(hyperparameters, config, run, adapter), encoding="utf-8")
     return folder
+
+
+def _check_folder(folder: Path, ours: str) -> None:
+    """An earlier export of the same kind is overwritten; files of anything else would mix with this one's."""
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if there and there & {"config.json", "adapter_config.json"} != {ours}:
+        raise UserError(f"export: --out {folder} holds something else already. Name a new folder, or empty this one.")
 
 
 def find_checkpoint(source: str | Path) -> Path:

@@ -6,8 +6,11 @@ prompt's end. Every layer but attention runs on the row as it is. Attention runs
 responses, each padded among its kind: the causal kernel serves the first, and a mask of response × (prompt + response)
 the second. No mask of the whole row is ever formed, and no prompt waits for a longer one in any other layer.
 
+Query heads that share keys and values stand one below the other, as more queries of one head (`_grouped`), so that keys
+and values are read as they are, not repeated for each.
+
 It is an attention implementation of transformers (`PACKED`), for all models that go through its attention interface and
-take position ids; whatever else they are asked (generation, single rows) it leaves to `sdpa`.
+take position ids. In generation it serves the steps of one token; whatever else it is asked it leaves to `sdpa`.
 
 Shapes as in `logprobs.py`; T is the row's length, N = B·K.
 """
@@ -17,11 +20,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 PACKED = "lit_align_packed"
+CAUSAL_KERNELS = {"cuda"}
+"""Devices whose own causal attention is the best for prompts; on others it is done a stretch of tokens at a time."""
+STRETCH = 256
+"""So many tokens see no later keys; half of the keys would be computed in vain if a prompt were done at once."""
 
 
 @dataclass
@@ -34,7 +42,7 @@ class Packing:
     prompt_mask: Tensor  # [B, P] bool
     responses: tuple[int, int]  # K, R
     windows: set[int | None] = field(default_factory=set)  # sliding windows that layers have asked for
-    _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+    _masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @property
     def response_places(self) -> Tensor:
@@ -61,27 +69,36 @@ class Packing:
         positions = torch.cat([prompt_positions.flatten(), response_positions.flatten()])[inverse]
         return cls(places, inverse, positions, prompt_mask, (K, R))
 
-    def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        """Which keys are seen: by prompts, [1, 1, P, P] or None where causality is all; by responses, [N, 1, R, P+R].
+    def masks(self, window: int | None, groups: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+        """What is added to scores so that tokens do not see all keys: those of prompts, [P, P], and of responses,
+        [N, 1, groups·R, P+R]. None where causality is all, and the device's kernel knows that.
 
         Args:
             window: Positions that a token sees, itself included; None is all.
+            groups: Query heads that share keys and values.
+            dtype: Of the scores.
         """
-        if window not in self._masks:
+        if (window, groups, dtype) not in self._masks:
             (_, P), (K, R) = self.prompt_mask.shape, self.responses
             device = self.prompt_mask.device
             prompt, response = torch.arange(P, device=device), torch.arange(R, device=device)
-            own = response[:, None] >= response
-            before = self.prompt_mask[:, None].expand(-1, R, -1)
-            causal = None
-            if window is not None and window < P + R:
-                own = own & (response[:, None] - response < window)
-                query = self.prompt_mask.sum(-1)[:, None, None] + response[:, None]
-                before = before & (query - prompt < window)
-                causal = ((prompt[:, None] >= prompt) & (prompt[:, None] - prompt < window))[None, None]
-            seen = torch.cat([before, own.expand(len(before), R, R)], dim=-1)
-            self._masks[window] = causal, seen.repeat_interleave(K, 0)[:, None]
-        return self._masks[window]
+            reach = P + R if window is None else min(window, P + R)
+
+            def near(query: Tensor, key: Tensor) -> Tensor:
+                distance = query[..., None] - key
+                return (distance >= 0) & (distance < reach)
+
+            def added(seen: Tensor) -> Tensor:
+                return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, -torch.inf)
+
+            position = self.prompt_mask.sum(-1, keepdim=True) + response  # [B, R]
+            before = near(position, prompt) & self.prompt_mask[:, None]
+            seen = torch.cat([before, near(response, response).expand(len(before), R, R)], dim=-1)
+            self._masks[window, groups, dtype] = (
+                None if reach == P + R and device.type in CAUSAL_KERNELS else added(near(prompt, prompt)),
+                added(seen).repeat_interleave(K, 0).repeat(1, groups, 1)[:, None],
+            )
+        return self._masks[window, groups, dtype]
 
 
 class _Move(torch.autograd.Function):
@@ -96,6 +113,24 @@ class _Move(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         places, inverse = ctx.saved_tensors
         return _Move.apply(grads[0], inverse, places), None, None  # type: ignore[return-value]
+
+
+def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
+    """Attention whose query heads that share keys and values are stacked: head over head, each of R tokens.
+
+    Args:
+        query: [N, heads, R, size]
+        key: [N, key heads, keys, size]; value likewise.
+        mask: [N, 1, heads/key heads · R, keys], or one row for all; bool, or added to scores.
+
+    Returns:
+        [N, heads, R, size]
+    """
+    stacked = query.reshape(*key.shape[:2], -1, query.shape[-1])
+    attended = scaled_dot_product_attention(
+        stacked, key, value, attn_mask=mask, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling")
+    )
+    return attended.reshape(*query.shape[:3], -1)
 
 
 def packed_attention(
@@ -117,12 +152,15 @@ def packed_attention(
     Returns:
         [1, T, heads, head size], and None for the attention weights.
     """
+    groups = query.shape[1] // key.shape[1]
     if packing is None:
+        if query.shape[2] == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
+            return _grouped(query, key, value, attention_mask, **kwargs).transpose(1, 2), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
         )
     packing.windows.add(sliding_window)
-    causal, seen = packing.masks(sliding_window)
+    causal, added = packing.masks(sliding_window, groups, query.dtype)
     (B, P), (K, R) = packing.prompt_mask.shape, packing.responses
 
     def spread(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,12 +174,25 @@ def packed_attention(
         )
 
     (query_p, query_r), (key_p, key_r), (value_p, value_r) = spread(query), spread(key), spread(value)
-    kwargs["is_causal"] = causal is None
-    prompts, _ = sdpa_attention_forward(module, query_p, key_p, value_p, causal, **kwargs)
+    if causal is None:
+        kwargs["is_causal"] = True
+        prompts, _ = sdpa_attention_forward(module, query_p, key_p, value_p, None, **kwargs)
+    else:
+        stretches = [slice(start, min(start + STRETCH, P)) for start in range(0, P, STRETCH)]
+        attended = [
+            _grouped(
+                query_p[:, :, some],
+                key_p[:, :, : some.stop],
+                value_p[:, :, : some.stop],
+                causal[some, : some.stop].repeat(groups, 1)[None, None],
+                **kwargs,
+            )
+            for some in stretches
+        ]
+        prompts = torch.cat(attended, dim=2).transpose(1, 2)
     keys = torch.cat([key_p.repeat_interleave(K, 0), key_r], dim=2)
     values = torch.cat([value_p.repeat_interleave(K, 0), value_r], dim=2)
-    kwargs["is_causal"] = False
-    responses, _ = sdpa_attention_forward(module, query_r, keys, values, seen, **kwargs)
+    responses = _grouped(query_r, keys, values, added, **kwargs).transpose(1, 2)
     whole = torch.cat([prompts.flatten(0, 1).flatten(1), responses.flatten(0, 1).flatten(1)])  # [B·P + N·R, heads·size]
     row = _Move.apply(whole, packing.inverse, packing.places)
     return row.view(1, len(row), *prompts.shape[2:]), None  # type: ignore[union-attr]

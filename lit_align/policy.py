@@ -23,7 +23,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch, check_logits, response_logps, share_prefix
-from lit_align.packing import PACKED
 from lit_align.sharding import rank, reshard, shards, whole
 
 disable_progress_bar()  # loading weights is quick, and its bar would break into ours
@@ -138,6 +137,11 @@ class Policy(nn.Module):
         """Type of the model's own weights (an adapter's may be wider)."""
         return self.model.get_input_embeddings().weight.dtype  # type: ignore[return-value]
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the model can read, if it says so."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every weight as if the adapter were merged: W + ΔW, accumulated in float32.
 
@@ -188,8 +192,6 @@ class Policy(nn.Module):
         plain.tie_weights()
         if (generation := getattr(self.model, "generation_config", None)) is not None:
             plain.generation_config = copy.deepcopy(generation)
-        if plain.config._attn_implementation == PACKED:
-            plain.set_attn_implementation("sdpa")
         return plain.eval()
 
     @contextmanager

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch, response_logps
-from lit_align.packing import PACKED
 from lit_align.policy import Dtype, LoRAConfig, Policy, PolicyConfig, fingerprint
 from lit_align.sharding import local, reshard, whole, write_rows
 
@@ -125,8 +124,6 @@ class CopiedReference(nn.Module, Reference):
         super().__init__()
         self.model = policy.merged_copy(dtype)
         half = (dtype or policy.dtype).itemsize < 4
-        if policy.shares_prefix:
-            self.model.set_attn_implementation(PACKED)
         self.temperature = policy.temperature
         self.accumulator = policy.merged_copy(torch.float32) if accumulate and half else None
         self.offload = offload

@@ -179,6 +179,16 @@ def test_what_cannot_be_exported_is_said(in_tmp, make, said):
         export("run", "exported")
 
 
+@pytest.mark.parametrize(
+    ("holds", "adapter"), [("notes.txt", False), ("adapter_config.json", False), ("config.json", True)]
+)
+def test_an_export_does_not_mix_with_what_is_there(in_tmp, holds, adapter):
+    Path("exported").mkdir()
+    Path("exported", holds).touch()
+    with pytest.raises(UserError, match="exported holds something else already"):
+        export("run", "exported", adapter)
+
+
 def test_predict_writes_the_policys_responses(tiny_model, in_tmp, capsys, recwarn):
     train(in_tmp, tiny_model)
     base = [
@@ -193,6 +203,12 @@ def test_predict_writes_the_policys_responses(tiny_model, in_tmp, capsys, recwar
     prompts = [json.loads(line)["prompt"] for line in Path("prompts.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == prompts
     assert all(len(row["responses"]) == 3 for row in rows)
+    capsys.readouterr()
+    main([*base, "--data.max_prompt_length=16", "--data.long_prompts=drop"])
+    short = [json.loads(line)["prompt"] for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    assert short == [prompt for prompt in prompts if len(prompt) <= 16]
+    left_out = f"{len(short)} prompts from prompts.jsonl; {len(prompts) - len(short)} prompts too long, dropped"
+    assert left_out in capsys.readouterr().out
     main([*base, "--predictions.out=out/table.parquet", *SCORER])
     table = pq.read_table("out/table.parquet").to_pylist()
     assert [row["responses"] for row in table] == [row["responses"] for row in rows]

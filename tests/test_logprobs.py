@@ -8,7 +8,7 @@ from architectures import MODELS, build
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_align import logprobs
+from lit_align import logprobs, packing
 from lit_align.data.collate import Example, collate
 from lit_align.logprobs import PreferenceBatch, check_logits, response_logps, share_prefix
 from lit_align.policy import LoRAConfig, _add_adapter, _turn_off_dropout, enable_checkpointing
@@ -67,6 +67,7 @@ def test_gradients_equal_the_definition(
     name: str, lora: bool, recomputed: bool, branches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(logprobs.HEAD_BYTES, "cpu", 5 * 61 * 8)
+    monkeypatch.setattr(packing, "STRETCH", 5)
     model, examples = build(name), random_examples(branches=branches)
     if lora:
         model = _add_adapter(model, LoRAConfig(r=2)).double().get_base_model()
@@ -88,8 +89,10 @@ def test_gradients_equal_the_definition(
         assert share_prefix(model) == (name not in CANNOT_SHARE)
 
 
+@pytest.mark.parametrize("kernels", [set(), {"cpu"}], ids=["", "causal kernel"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral (window)"])
-def test_float32_gradients_are_within_rounding(name: str) -> None:
+def test_float32_gradients_are_within_rounding(name: str, kernels: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "CAUSAL_KERNELS", kernels)
     model, examples = build(name, torch.float32), random_examples()
     _, single = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
     assert share_prefix(model)

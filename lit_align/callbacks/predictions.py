@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_align.callbacks.win_rate import encoder_of, gather, share
+from lit_align.callbacks.win_rate import encoder_of, gather, read_prompts, share
 from lit_align.console import say
 from lit_align.data.formats import read_rows
 from lit_align.data.sampling import Sampling, sample_responses, sampling_batches
@@ -73,8 +73,7 @@ class Predictions(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sampling = self.sampling or getattr(data, "sampling", None) or Sampling()
         encoder = encoder_of(module)
-        read = [(row, encoder.prompt(row.prompt, row.source)) for row in read_rows(self.prompts, kind="prompts")]
-        asked = [(row, ids) for row, ids in read if ids is not None]
+        asked = read_prompts(read_rows(self.prompts, kind="prompts"), encoder, self.prompts, "predict")
         n = self.responses_per_prompt
         batches = sampling_batches([len(ids) for _, ids in asked], self.batch_size // n)
         model = module.policy.merged_copy(torch.bfloat16)

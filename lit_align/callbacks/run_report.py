@@ -93,11 +93,20 @@ class RunReport(Callback):
         say()
         if self.save_model:
             say(f"model      {folder / 'model'} (transformers format, with tokenizer)")
-        if curves := plot_curves(folder):
-            say(f"report     {write_report(folder)}")
-            say(f"curves     {curves}, from {folder / 'metrics.csv'}")
+        _write_report(folder)
         if path := last_checkpoint(trainer):
             say(f"go on      {resume_command(trainer, path)}")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            _write_report(Path(trainer.default_root_dir))
+
+
+def _write_report(folder: Path) -> None:
+    """Make a run's report and curves of what lies in its folder, if there are any metrics."""
+    if curves := plot_curves(folder):
+        say(f"report     {write_report(folder)}")
+        say(f"curves     {curves}, from {folder / 'metrics.csv'}")
 
 
 def last_checkpoint(trainer: Trainer) -> str:

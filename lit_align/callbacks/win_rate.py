@@ -27,7 +27,7 @@ not depend on how many processes there are.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +42,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_align.console import phase, say, tell
-from lit_align.data.collate import Encoder, Example, record_logps
-from lit_align.data.formats import Row, Text, read_rows
+from lit_align.data.collate import Encoder, Example, listing, record_logps
+from lit_align.data.formats import Row, Rows, Text, read_rows
 from lit_align.data.sampling import Response, Sampling, sample_responses, sampling_batches
 from lit_align.data.scorers import Scorer, score
 from lit_align.errors import UserError
@@ -340,20 +340,17 @@ class WinRate(Callback):
         )
         return verdict, forgetting
 
-    def _rows(self, path: str) -> list[Row]:
+    def _rows(self, path: str) -> Rows:
         """The prompts of a data set; with the responses they have there, each prompt once, if these are asked for."""
         if not self.own_responses:
-            return list(read_rows(path, kind="prompts"))
-        return list({json.dumps(row.prompt): row for row in reversed(list(read_rows(path, kind="texts")))}.values())[
-            ::-1
-        ]
+            return read_rows(path, kind="prompts")
+        read = read_rows(path, kind="texts")
+        first = {json.dumps(row.prompt): row for row in reversed(read.rows)}
+        return replace(read, rows=list(first.values())[::-1])
 
     def _prepare(self, path: str, name: str, start: Policy, module: PreferenceObjective) -> Prompts:
         encoder = encoder_of(module)
-        read = [(row, encoder.prompt(row.prompt, row.source)) for row in self._rows(path)]
-        kept = [(row, ids) for row, ids in read if ids is not None]
-        if not kept:
-            raise UserError(f"{path}: no held-out prompt is left; they are longer than data.max_prompt_length.")
+        kept = read_prompts(self._rows(path), encoder, path, name)
         ids = [ids for _, ids in kept]
         batches = sampling_batches([len(each) for each in ids], self.batch_size // self.responses_per_prompt)
         empty = Answers([], {})
@@ -418,10 +415,9 @@ class WinRate(Callback):
         """Negative log-likelihood per token of a file's texts, under the start and the policy."""
         encoder = encoder_of(module)
         examples = []
-        for row in read_rows(path, kind="texts"):
-            if (prompt := encoder.prompt(row.prompt, row.source)) is not None:
-                response = encoder.response(row.responses[0], chat=not isinstance(row.prompt, str))
-                examples.append(Example(prompt, [response], row.source))
+        for row, prompt in read_prompts(read_rows(path, kind="texts"), encoder, path, "forgetting"):
+            response = encoder.response(row.responses[0], chat=not isinstance(row.prompt, str))
+            examples.append(Example(prompt, [response], row.source))
         lengths = [len(e.prompt_ids) + len(e.response_ids[0]) for e in examples]
         batches = sampling_batches(lengths, max(1, self.batch_size // 4))
 
@@ -483,6 +479,21 @@ def encoder_of(module: PreferenceObjective) -> Encoder:
     if isinstance(encoder := getattr(data, "encoder", None), Encoder):
         return encoder
     return Encoder(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+
+
+def read_prompts(rows: Rows, encoder: Encoder, path: str, name: str) -> list[tuple[Row, list[int]]]:
+    """The rows with the tokens of their prompts; of what is left out, or cut, a line says how much.
+
+    Raises:
+        UserError: no prompt is left.
+    """
+    kept, counts = encoder.prompts(rows)
+    counts = rows.skipped + counts
+    if not kept:
+        raise UserError(f"{path}: no prompt is left: {listing(counts)}.")
+    if counts:
+        tell(name, f"{len(kept)} prompts from {path}; {listing(counts)}")
+    return kept
 
 
 def share(

@@ -8,7 +8,7 @@ the policy learns to stop. Special tokens spelled out within a chat or a respons
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_align.data.formats import Message, Text
+from lit_align.data.formats import Message, Row, Text
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.policy import Policy
@@ -115,6 +115,12 @@ class Encoder:
         start = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []  # without it a model reads what it never saw
         return start + ids[len(ids) - self.max_prompt_length + len(start) :]
 
+    def prompts(self, rows: Iterable[Row]) -> tuple[list[tuple[Row, list[int]]], Counter[str]]:
+        """The rows that are not dropped, with the tokens of their prompts; and how many were dropped, cut, noted."""
+        self.counts.clear()
+        encoded = [(row, self.prompt(row.prompt, row.source)) for row in rows]
+        return [(row, ids) for row, ids in encoded if ids is not None], self.counts.copy()
+
     def response(self, text: str, *, chat: bool) -> list[int]:
         """Tokens of a response, its end included unless it is cut."""
         ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -136,6 +142,11 @@ class Encoder:
     def end_ids(self) -> list[int]:
         """Tokens at which sampling ends a response."""
         return list(dict.fromkeys([self._eos, self._turn_end]))
+
+
+def listing(counts: Mapping[str, int]) -> str:
+    """What was skipped, as a phrase: 3 prompts too long, dropped."""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none was skipped"
 
 
 def _turn_end(tokenizer: Any) -> int:

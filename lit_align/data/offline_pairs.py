@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import say
-from lit_align.data.collate import Encoder, Example, ExampleLoader, LongPrompts
+from lit_align.data.collate import Encoder, Example, ExampleLoader, LongPrompts, listing
 from lit_align.data.formats import Kind, Row, Rows, read_rows
 from lit_align.data.pairing import BestWorst, Listwise, PairingRule, with_labels, with_mismatched
 from lit_align.data.recording import Recorder, check_cache
@@ -210,14 +210,14 @@ class PairsDataModule(L.LightningDataModule):
             counts[f"groups of other than {K} responses"] += sizes.total() - most
             examples = [example for example in examples if len(example.response_ids) == K]
         if not examples:
-            raise UserError(f"{path}: nothing is left to train on: {_listing(counts)}.")
+            raise UserError(f"{path}: nothing is left to train on: {listing(counts)}.")
         if kind is None and self._asked("needs_mismatched", False):
             examples = with_mismatched(with_labels(examples))
         names = {"preferences": "groups", "labelled": "labelled responses"}
         K = len(examples[0].response_ids) - examples[0].mismatched
         what = "pairs" if K == 2 else names.get(kind or asked, "texts")
         line = f"{len(examples)} {what} from {path}: {rows.description}"
-        return examples, line + (f"; {_listing(counts)}" if counts else "")
+        return examples, line + (f"; {listing(counts)}" if counts else "")
 
     def _examples(self, row: Row, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
         prompt = row.prompt
@@ -407,10 +407,6 @@ def _refuse_texts(texts: Mapping[str, Any]) -> None:
     raise UserError(
         f"data.{next(iter(texts))}: texts beside preferences need a lit_align objective, which weighs them."
     )
-
-
-def _listing(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none was skipped"
 
 
 def _shown(text: str, width: int = 300) -> str:

@@ -19,9 +19,9 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import say, tell
-from lit_align.data.collate import Example, ExampleLoader
+from lit_align.data.collate import Example, ExampleLoader, listing
 from lit_align.data.formats import Row, Text, read_rows
-from lit_align.data.offline_pairs import PairsDataModule, _listing
+from lit_align.data.offline_pairs import PairsDataModule
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs, with_labels, with_mismatched
 from lit_align.data.recording import Make, Rows
 from lit_align.data.samplers import GenerateSampler, Sampler
@@ -118,17 +118,13 @@ class OnPolicyPairs(PairsDataModule):
         self._check_rounds()
         wait_for_all("setup", self.wait_minutes)
         rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
-        self.encoder.counts.clear()
-        for row in rows:
-            ids = self.encoder.prompt(row.prompt, row.source)
-            if ids is not None:
-                self._prompts.append((row, ids))
+        self._prompts, counts = self.encoder.prompts(rows)
         if not self._prompts:
-            raise UserError(f"{self.prompts}: no prompt is left: {_listing(self.encoder.counts)}.")
+            raise UserError(f"{self.prompts}: no prompt is left: {listing(counts)}.")
         self._check_prompts()
-        skipped = Counter(rows.skipped) + self.encoder.counts
+        skipped = rows.skipped + counts
         self._line = f"{len(self._prompts)} prompts from {self.prompts}: {rows.description}"
-        self._line += f"; {_listing(skipped)}" if skipped else ""
+        self._line += f"; {listing(skipped)}" if skipped else ""
 
     def _check_rounds(self) -> None:
         assert self.trainer is not None
@@ -230,7 +226,7 @@ class OnPolicyPairs(PairsDataModule):
     def _check_positions(self) -> None:
         """Make sure that the model has places for the longest prompt and its responses."""
         assert self.module.policy is not None
-        places = getattr(self.module.policy.model.config.get_text_config(), "max_position_embeddings", None)
+        places = self.module.policy.positions
         longest = max(len(ids) for _, ids in self._prompts)
         if places is not None and longest + self.sampling.max_new_tokens > places:
             raise UserError(
@@ -285,7 +281,7 @@ class OnPolicyPairs(PairsDataModule):
             for (row, ids), sampled, scored in zip(prompts, samples, scores, strict=True)
         ]
         pairs = self.pairing(groups)
-        left_out = _listing(pairs.counts) + (f"; taken out: {_listing(pairs.within)}" if pairs.within else "")
+        left_out = listing(pairs.counts) + (f"; taken out: {listing(pairs.within)}" if pairs.within else "")
         if not pairs.examples:
             raise UserError(f"round {index + 1} gives no pair to train on: of {len(groups)} prompts {left_out}.")
         if index == 0:

@@ -23,6 +23,9 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from lit_align.data.collate import special_tokens
 from lit_align.errors import UserError
 
+CACHED = 1 << 18
+"""Numbers that a CPU computes with at once, of a vocabulary's."""
+
 
 @dataclass
 class Sampling:
@@ -259,7 +262,10 @@ def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
 
 
 class _InverseTransform(LogitsProcessor):
-    """Keep only the token at which the filtered distribution function first exceeds the row's uniform number."""
+    """Raise above all others the token at which the filtered distribution function first exceeds the uniform number.
+
+    On CPU some rows at a time, so that what is computed of a whole vocabulary stays in caches: half of it all is saved.
+    """
 
     def __init__(self, sampling: Sampling, uniforms: Tensor, prompt_width: int):
         self.sampling = sampling
@@ -267,14 +273,19 @@ class _InverseTransform(LogitsProcessor):
         self.prompt_width = prompt_width
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        uniforms = self.uniforms[:, input_ids.shape[1] - self.prompt_width, None]
+        rows = len(scores) if scores.is_cuda else max(1, CACHED // scores.shape[1])
+        chunks = zip(scores.split(rows), uniforms.split(rows), strict=True)
+        tokens = torch.cat([self._tokens(some, points) for some, points in chunks])
+        return scores.scatter_(1, tokens, torch.inf)  # they are a copy of `generate`'s, for this
+
+    def _tokens(self, scores: Tensor, uniforms: Tensor) -> Tensor:
         probabilities = filtered_probabilities(scores, self.sampling)
         cumulative = probabilities.cumsum(-1)
-        step = input_ids.shape[1] - self.prompt_width
-        point = self.uniforms[:, step, None] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, point, right=True)
+        tokens = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
         # rounding can put the point at the very end, past the last token that has any probability
-        token = torch.where(token < scores.shape[-1], token, probabilities.argmax(-1, keepdim=True))
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+        behind = tokens == scores.shape[-1]
+        return torch.where(behind, probabilities.argmax(-1, keepdim=True), tokens) if behind.any() else tokens
 
 
 class _StopStrings(StoppingCriteria):
@@ -299,7 +310,7 @@ class _StopStrings(StoppingCriteria):
 
 def filtered_probabilities(scores: Tensor, sampling: Sampling) -> Tensor:
     """Next-token probabilities, [rows, V] float32, after temperature, top-k and top-p."""
-    scores = scores.float() / sampling.temperature
+    scores = scores.float() if sampling.temperature == 1 else scores.float() / sampling.temperature
     if 0 < sampling.top_k < scores.shape[-1]:
         kth = scores.topk(sampling.top_k).values[:, -1:]
         scores = scores.masked_fill(scores < kth, -torch.inf)

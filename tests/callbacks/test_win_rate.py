@@ -114,6 +114,19 @@ def test_a_run_leaves_its_verdict_its_curves_and_a_model_that_reloads(tiny_model
         assert piece in said
 
 
+def test_testing_makes_the_report_of_the_run_again(tiny_model, in_tmp):
+    fit(DPO(PolicyConfig(tiny_model)), on_policy(in_tmp), RunReport(), default_root_dir="run", log_every_n_steps=1)
+    report = in_tmp / "run" / "report.html"
+    before = report.read_text()
+    tester = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir="run", enable_model_summary=False,
+        callbacks=[WinRate("prompts.jsonl", scorer()), RunReport()],
+    )  # fmt: skip
+    tester.test(DPO(PolicyConfig(tiny_model)), on_policy(in_tmp))
+    assert "at equal length" not in before
+    assert "at equal length" in report.read_text()
+
+
 def test_missing_held_out_prompts_are_found_before_training(tiny_model, in_tmp):
     data = on_policy(in_tmp)
     with pytest.raises(UserError, match=r"no_such.jsonl"):
