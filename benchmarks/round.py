@@ -1,8 +1,9 @@
 """A whole on-policy round of ours against one of TRL's OnlineDPOTrainer: sample, score, pair, one step.
 
 The same prompts, two responses each of exactly so many tokens, a reward that costs nothing, full weights in bfloat16,
-and a reference that stays. TRL as it comes recomputes activations and samples without a cache of keys and values; its
-best setting here turns that off, and mixed precision too, for the weights are bfloat16 as they are.
+and a reference that stays. Neither side records log π_s, which online DPO does not read. TRL as it comes recomputes
+activations and samples without a cache of keys and values; its best setting here turns that off, and mixed precision
+too, for the weights are bfloat16 as they are.
 
     python benchmarks/round.py
 """
@@ -61,6 +62,7 @@ def ours(turn: Turn, *, model: str, folder: str, texts: list[str], tokens: int, 
         responses_per_prompt=2,
         sampling=Sampling(max_new_tokens=tokens),
         batch_size=len(texts),
+        record_sampler=False,
         store=f"{folder}/rounds",
     )
     data.turn = turn

@@ -57,6 +57,8 @@ class Drift(Callback):
         target, data = getattr(pl_module, "proximal_target", None), _data(trainer)
         if not isinstance(data, OnPolicyPairs):
             return
+        if not data.record_sampler:
+            raise UserError("drift reads log π_s: set data.record_sampler=true, or leave drift out with --drift=null.")
         for name, value in {"every_n_steps": self.every_n_steps, "sampling": self.sampling}.items():
             if value is not None:
                 raise UserError(

@@ -64,6 +64,7 @@ class PreferenceObjective(L.LightningModule):
     takes_labels: bool = False  # the probability that the first response of a pair wins
     takes_groups: bool = False  # more than two responses of a prompt
     needs_whole_groups: bool = False  # all that were sampled, none selected
+    reads_sampler: bool = False  # log π_s of each response
     # The option that weighs each stream of texts beside the preferences.
     text_options: ClassVar[dict[str, str]] = {"sft": "sft_weight", "pretraining": "pretraining_weight"}
 
@@ -389,6 +390,7 @@ class AnchoredObjective(PreferenceObjective):
         self.beta = beta
         self.proximal = proximal
         self.proximal_target = proximal_target
+        self.reads_sampler = proximal > 0
         self._adapted = False  # in this round
         self.reference_config = reference
         self.reference: Reference | None = None

@@ -132,6 +132,7 @@ class SPPO(AnchoredObjective):
         self.estimate_baseline = estimate_baseline
         self.takes_groups = not hard_labels
         self.needs_whole_groups = estimate_baseline
+        self.reads_sampler = self.reads_sampler or estimate_baseline
         if hard_labels and estimate_baseline:
             raise UserError("model.estimate_baseline needs win probabilities of K responses: leave hard_labels out.")
 

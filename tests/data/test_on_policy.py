@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy
 
-from lit_align.callbacks import ReferenceRefresh, RunReport
+from lit_align.callbacks import Drift, ReferenceRefresh, RunReport
 from lit_align.data import (
     AllPairs,
     BestWorst,
@@ -18,6 +18,7 @@ from lit_align.data import (
     EnsembleScorer,
     FunctionScorer,
     GenerateSampler,
+    Listwise,
     OfflinePairs,
     OnPolicyPairs,
     Sampling,
@@ -26,7 +27,7 @@ from lit_align.data.collate import Example
 from lit_align.data.store import Round
 from lit_align.errors import UserError
 from lit_align.loggers import MetricsCSV, read_metrics
-from lit_align.objectives import DPO, SPPO
+from lit_align.objectives import DPO, KTO, SPPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 
 LORA = LoRAConfig(r=4, dropout=0.2)
@@ -85,6 +86,36 @@ def test_recorded_sampler_logps_are_those_of_the_policy_that_drew(tiny_model, in
     compare, sampling = Compare(), Sampling(max_new_tokens=8, temperature=0.5, top_k=9)
     fit(module_of(tiny_model), on_policy(in_tmp, sampler=sampler, sampling=sampling), compare, max_epochs=2)
     assert max(compare.off) < 1e-4
+
+
+@pytest.mark.parametrize("objective", [DPO, KTO])
+def test_without_the_samplers_logps_a_run_that_does_not_read_them_is_the_same(tiny_model, in_tmp, objective):
+    def run(record_sampler: bool) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+        module = objective(PolicyConfig(tiny_model), optimizer=adamw())
+        data = on_policy(in_tmp, record_sampler=record_sampler)
+        fit(module, data, max_epochs=2)
+        return state(module), Round(data.folder, 1, data._key).read("samples", 0) or []
+
+    (recorded, with_logps), (unrecorded, without) = run(True), run(False)
+    assert_same(recorded, unrecorded)
+    assert [row.pop("sampler_logps") for row in without] == [None] * len(without)
+    assert all(row.pop("sampler_logps") for row in with_logps)
+    assert with_logps == without
+
+
+@pytest.mark.parametrize(
+    ("module", "callbacks", "said"),
+    [
+        (lambda policy: DPO(policy, proximal=0.1), [], "this objective reads log π_s"),
+        (lambda policy: SPPO(policy, estimate_baseline=True), [], "this objective reads log π_s"),
+        (lambda policy: DPO(policy), [Drift()], "drift reads log π_s"),
+    ],
+)
+def test_whoever_reads_the_samplers_logps_says_that_they_must_be_recorded(tiny_model, in_tmp, module, callbacks, said):
+    objective = module(PolicyConfig(tiny_model))
+    pairing = Listwise() if objective.needs_whole_groups else None
+    with pytest.raises(UserError, match=said):
+        fit(objective, on_policy(in_tmp, record_sampler=False, pairing=pairing), *callbacks)
 
 
 def test_the_chosen_response_has_the_higher_reward_of_its_own_text(tiny_model, in_tmp):
