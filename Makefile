@@ -21,7 +21,7 @@ quickstart: .venv/installed  ## align a real language model on this machine, in 
 
 # such as OPTIONS='--trainer.limit_train_batches=2': for a look at it in minutes
 OPTIONS ?=
-pipeline: .venv/installed  ## SFT, reward model, and three ways to align, in one report; well over half an hour
+pipeline: .venv/installed  ## SFT, reward model, and three ways to align, in one report; about half an hour
 	$(BIN)/python -m data.pipeline
 	$(BIN)/python train.py fit --config configs/pipeline/sft.yaml $(OPTIONS)
 	$(BIN)/python train.py fit --config configs/pipeline/reward_model.yaml $(OPTIONS)
