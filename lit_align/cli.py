@@ -213,8 +213,10 @@ class AlignCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # a constructor's comes wrapped, as the report of a value that fits no type
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError):
+            while cause is not None and not isinstance(cause, UserError | ModuleNotFoundError):
                 cause = cause.__cause__
+            if isinstance(cause, ModuleNotFoundError):
+                raise UserError(f"a package is missing: {str(cause).partition(chr(10))[0]}") from None
             if cause is None:
                 raise
             raise cause from None

@@ -422,6 +422,21 @@ def test_files_that_do_not_fit_are_named(capsys: pytest.CaptureFixture[str], tin
     assert said in last
 
 
+def test_a_package_that_a_logger_needs_is_named(capsys: pytest.CaptureFixture[str], tiny_model: str, monkeypatch):
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
+    with pytest.raises(SystemExit):
+        main(
+            [
+                *FIT,
+                f"--model.policy.path={tiny_model}",
+                "--trainer.logger=TensorBoardLogger",
+                "--trainer.logger.save_dir=.",
+            ]
+        )
+    assert "error: a package is missing: Neither `tensorboard` nor" in capsys.readouterr().err
+
+
 def test_the_last_checkpoint_is_found_by_its_name(fit: Callable[..., None]):
     saving = "--trainer.enable_checkpointing=true"
     fit(saving)
