@@ -216,7 +216,7 @@ class AlignCLI(LightningCLI):
             while cause is not None and not isinstance(cause, UserError | ModuleNotFoundError):
                 cause = cause.__cause__
             if isinstance(cause, ModuleNotFoundError):
-                raise UserError(f"a package is missing: {str(cause).partition(chr(10))[0]}") from None
+                raise UserError(f"a package is missing: {str(cause).splitlines()[0]}") from None
             if cause is None:
                 raise
             raise cause from None

@@ -2,9 +2,10 @@
 
 The row holds the tokens of all prompts, then those of all responses. A prompt's tokens see those before them; a
 response's tokens see the prompt and what came before them in the same response, at positions that go on from the
-prompt's end. Every layer but attention runs on the row as it is. Attention runs in two calls, over prompts and over
-responses, each padded among its kind: the causal kernel serves the first, and a mask of response × (prompt + response)
-the second. No mask of the whole row is ever formed, and no prompt waits for a longer one in any other layer.
+prompt's end. Every layer but attention runs on the row as it is. Attention runs over prompts and over responses apart,
+each padded among its kind: causal over prompts, by the device's own kernel or a stretch of tokens at a time, and with a
+mask of response × (prompt + response) over responses. No mask of the whole row is ever formed, and no prompt waits for a
+longer one in any other layer.
 
 Query heads that share keys and values stand one below the other, as more queries of one head (`_grouped`), so that keys
 and values are read as they are, not repeated for each.
@@ -29,7 +30,7 @@ PACKED = "lit_align_packed"
 CAUSAL_KERNELS = {"cuda"}
 """Devices whose own causal attention is the best for prompts; on others it is done a stretch of tokens at a time."""
 STRETCH = 256
-"""So many tokens see no later keys; half of the keys would be computed in vain if a prompt were done at once."""
+"""Tokens of a prompt that are done at once, with the keys up to them; of a whole prompt, half would be in vain."""
 
 
 @dataclass
