@@ -4,8 +4,8 @@ The row holds the tokens of all prompts, then those of all responses. A prompt's
 response's tokens see the prompt and what came before them in the same response, at positions that go on from the
 prompt's end. Every layer but attention runs on the row as it is. Attention runs over prompts and over responses apart,
 each padded among its kind: causal over prompts, by the device's own kernel or a stretch of tokens at a time, and with a
-mask of response × (prompt + response) over responses. No mask of the whole row is ever formed, and no prompt waits for a
-longer one in any other layer.
+mask of response × (prompt + response) over responses. No mask of the whole row is ever formed, and no prompt waits for
+a longer one in any other layer.
 
 Query heads that share keys and values stand one below the other, as more queries of one head (`_grouped`), so that keys
 and values are read as they are, not repeated for each.
