@@ -125,13 +125,13 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **k
         mask: [N, 1, heads/key heads · R, keys], or one row for all; bool, or added to scores.
 
     Returns:
-        [N, heads, R, size]
+        [N, R, heads, size], as `sdpa_attention_forward` gives it.
     """
     stacked = query.reshape(*key.shape[:2], -1, query.shape[-1])
     attended = scaled_dot_product_attention(
         stacked, key, value, attn_mask=mask, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling")
     )
-    return attended.reshape(*query.shape[:3], -1)
+    return attended.reshape(*query.shape[:3], -1).transpose(1, 2)
 
 
 def packed_attention(
@@ -156,7 +156,7 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     if packing is None:
         if query.shape[2] == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
-            return _grouped(query, key, value, attention_mask, **kwargs).transpose(1, 2), None
+            return _grouped(query, key, value, attention_mask, **kwargs), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
         )
@@ -190,10 +190,10 @@ def packed_attention(
             )
             for some in stretches
         ]
-        prompts = torch.cat(attended, dim=2).transpose(1, 2)
+        prompts = torch.cat(attended, dim=1)
     keys = torch.cat([key_p.repeat_interleave(K, 0), key_r], dim=2)
     values = torch.cat([value_p.repeat_interleave(K, 0), value_r], dim=2)
-    responses = _grouped(query_r, keys, values, added, **kwargs).transpose(1, 2)
+    responses = _grouped(query_r, keys, values, added, **kwargs)
     whole = torch.cat([prompts.flatten(0, 1).flatten(1), responses.flatten(0, 1).flatten(1)])  # [B·P + N·R, heads·size]
     row = _Move.apply(whole, packing.inverse, packing.places)
     return row.view(1, len(row), *prompts.shape[2:]), None  # type: ignore[union-attr]

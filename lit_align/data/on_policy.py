@@ -25,7 +25,7 @@ from lit_align.data.offline_pairs import PairsDataModule
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs, with_labels, with_mismatched
 from lit_align.data.recording import Make, Rows
 from lit_align.data.samplers import GenerateSampler, Sampler
-from lit_align.data.sampling import Sampling, sampling_batches
+from lit_align.data.sampling import Sampling, check_stop, sampling_batches
 from lit_align.data.scorers import PairwiseScorer, Scorer, compare, score
 from lit_align.data.store import Round, digest
 from lit_align.errors import UserError
@@ -325,6 +325,7 @@ class OnPolicyPairs(PairsDataModule):
         policy = self.module.policy
         assert policy is not None
         self._check_sampler()
+        check_stop(self.sampling.stop, policy.tokenizer)
         dtype = torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype
 
         def sample(places: Sequence[int]) -> Rows:

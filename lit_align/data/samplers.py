@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from lit_align.data.sampling import Response, Sampling, as_it_is, check_stop, cut, sample_responses, stream
+from lit_align.data.sampling import Response, Sampling, as_it_is, cut, sample_responses, stream
 from lit_align.errors import UserError
 from lit_align.packing import PACKED
 from lit_align.policy import Policy
@@ -154,7 +154,6 @@ class ContinuousSampler(_OwnCopy):
         sampling: Sampling,
         end_ids: Sequence[int],
     ) -> list[list[Response]]:
-        check_stop(sampling.stop, policy.tokenizer)
         requests = [prompt for prompt in prompts for _ in range(count)]
         tokens = self._generate(requests, stream("batch", *keys).initial_seed() >> 1, sampling, end_ids)
         drawn = [cut(ids, policy.tokenizer, sampling.stop, end_ids) for ids in tokens]
@@ -296,7 +295,6 @@ class VLLMSampler(Sampler):
     ) -> list[list[Response]]:
         from vllm import SamplingParams  # type: ignore[import-not-found]
 
-        check_stop(sampling.stop, policy.tokenizer)
         options = {
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
