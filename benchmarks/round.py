@@ -53,7 +53,7 @@ def ours(turn: Turn, *, model: str, folder: str, texts: list[str], tokens: int, 
     Path(folder, "reward.py").write_text(REWARD)
     module = DPO(
         PolicyConfig(model, dtype="bfloat16"),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True),
         schedule="constant",
     )
     data = Rounds(

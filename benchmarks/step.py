@@ -74,7 +74,7 @@ def ours(
     module = DPO(
         PolicyConfig(model, dtype=dtype),
         lora=LoRAConfig(r=16, alpha=32) if lora else None,
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True),
         schedule="constant",
         reward_temperature=1.0 if groups else None,
     )

@@ -21,14 +21,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 PACKED = "lit_align_packed"
-CAUSAL_KERNELS = {"cuda"}
-"""Devices whose own causal attention is the best for prompts; on others it is done a stretch of tokens at a time."""
+KERNELS = {"cuda"}
+"""Devices whose own attention is the best there is. On others a prompt is attended to a stretch of tokens at a time,
+and backwards with all scores of a stretch at once."""
 STRETCH = 256
 """Tokens of a prompt that are done at once, with the keys up to them; of a whole prompt, half would be in vain."""
 
@@ -96,7 +98,7 @@ class Packing:
             before = near(position, prompt) & self.prompt_mask[:, None]
             seen = torch.cat([before, near(response, response).expand(len(before), R, R)], dim=-1)
             self._masks[window, groups, dtype] = (
-                None if reach == P + R and device.type in CAUSAL_KERNELS else added(near(prompt, prompt)),
+                None if reach == P + R and device.type in KERNELS else added(near(prompt, prompt)),
                 added(seen).repeat_interleave(K, 0).repeat(1, groups, 1)[:, None],
             )
         return self._masks[window, groups, dtype]
@@ -116,7 +118,38 @@ class _Move(torch.autograd.Function):
         return _Move.apply(grads[0], inverse, places), None, None  # type: ignore[return-value]
 
 
-def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
+class _Attention(torch.autograd.Function):
+    """The device's attention, but backwards with plain matrix products over scores that are formed again.
+
+    The kernel of CPUs goes back block by block, in products too small to be fast: that took up to four times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.scale = scale
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, mask = ctx.saved_tensors
+        with torch.enable_grad():
+            inputs = query, key = query.detach().requires_grad_(), key.detach().requires_grad_()
+            probabilities = ((query * ctx.scale) @ key.mT + mask).softmax(-1)
+        to_value = probabilities.detach().mT @ grads[0]
+        return *torch.autograd.grad(probabilities, inputs, grads[0] @ value.mT), to_value, None, None
+
+
+def _grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> Tensor:
     """Attention whose query heads that share keys and values are stacked: head over head, each of R tokens.
 
     Args:
@@ -128,9 +161,10 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **k
         [N, R, heads, size], as `sdpa_attention_forward` gives it.
     """
     stacked = query.reshape(*key.shape[:2], -1, query.shape[-1])
-    attended = scaled_dot_product_attention(
-        stacked, key, value, attn_mask=mask, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling")
-    )
+    if stacked.requires_grad and mask is not None and not dropout and stacked.device.type not in KERNELS:
+        attended = _Attention.apply(stacked, key, value, mask, scaling or stacked.shape[-1] ** -0.5)
+    else:
+        attended = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return attended.reshape(*query.shape[:3], -1).transpose(1, 2)
 
 

@@ -89,16 +89,33 @@ def test_gradients_equal_the_definition(
         assert share_prefix(model) == (name not in CANNOT_SHARE)
 
 
-@pytest.mark.parametrize("kernels", [set(), {"cpu"}], ids=["", "causal kernel"])
+@pytest.mark.parametrize("kernels", [set(), {"cpu"}], ids=["", "the device's kernels"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral (window)"])
 def test_float32_gradients_are_within_rounding(name: str, kernels: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "CAUSAL_KERNELS", kernels)
+    monkeypatch.setattr(packing, "KERNELS", kernels)
     model, examples = build(name, torch.float32), random_examples()
     _, single = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
     assert share_prefix(model)
     _, packed = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
     for weight, gradient in packed.items():
         assert (gradient - single[weight]).norm() <= 1e-5 * single[weight].norm() + 1e-9, weight
+
+
+def test_bfloat16_gradients_are_as_exact_as_those_of_the_devices_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples = build("llama").bfloat16(), random_examples(count=8)
+    batch = collate(examples, range(8))
+    assert share_prefix(model)
+
+    def gradient() -> Tensor:
+        _, gradients = logps_and_gradients(model, response_logps(model, batch))
+        return torch.cat([each.flatten().double() for each in gradients.values()])
+
+    ours = gradient()
+    monkeypatch.setattr(packing, "KERNELS", {"cpu"})
+    kernels = gradient()
+    model.double()
+    exact = gradient()
+    assert (ours - exact).norm() < 1.2 * (kernels - exact).norm() < 0.05 * exact.norm()
 
 
 @pytest.mark.parametrize("packed", [True, False])

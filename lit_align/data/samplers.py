@@ -41,8 +41,8 @@ class Sampler(ABC):
         """Take the policy's present weights, in this type; where they lie in shards, every process does."""
 
     @abstractmethod
-    def weight_sums(self) -> tuple[int, int]:
-        """`weight_sums` of what it draws with."""
+    def has(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
+        """Whether it draws with these weights and no others, bit by bit. Takes all of them, whatever it finds."""
 
     @abstractmethod
     def draw(
@@ -86,8 +86,10 @@ class _OwnCopy(Sampler):
     def load(self, policy: Policy, dtype: torch.dtype) -> None:
         self._model = policy.merged_copy(dtype)
 
-    def weight_sums(self) -> tuple[int, int]:
-        return weight_sums(self.model.parameters())
+    def has(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
+        own = dict(self.model.named_parameters())
+        same = [name in own and _same_bits(own.pop(name), weight) for name, weight in weights]
+        return all(same) and not own
 
     def release(self) -> None:
         self._model = None
@@ -281,8 +283,9 @@ class VLLMSampler(Sampler):
         engine.wake_up(tags=["weights"])
         return engine
 
-    def weight_sums(self) -> tuple[int, int]:
-        return self._engine.apply_model(lambda model: weight_sums(model.parameters()))[0]
+    def has(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
+        theirs = self._engine.apply_model(lambda model: weight_sums(model.parameters()))[0]
+        return theirs == weight_sums(weight for _, weight in weights)
 
     def draw(
         self,
@@ -325,6 +328,16 @@ class VLLMSampler(Sampler):
 _INSTEAD = "take ContinuousSampler or GenerateSampler"
 
 
+def _bits(weight: Tensor) -> Tensor:
+    """A weight's bits, read as integers."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    return weight.detach().contiguous().view(integer)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
+
+
 def weight_sums(weights: Iterable[Tensor]) -> tuple[int, int]:
     """Σ b and Σ b² over the bits of all weights, read as integers, modulo 2⁶⁴.
 
@@ -332,13 +345,7 @@ def weight_sums(weights: Iterable[Tensor]) -> tuple[int, int]:
     """
     total = squares = 0
     for weight in weights:
-        bits = (
-            weight.detach()
-            .contiguous()
-            .view(-1)
-            .view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()])
-        )
-        for chunk in bits.split(1 << 18):  # so much stays in a processor's cache
+        for chunk in _bits(weight).view(-1).split(1 << 18):  # so much stays in a processor's cache
             wide = chunk.long()
             total += int(wide.sum())
             squares += int((wide * wide).sum())
@@ -352,7 +359,7 @@ def check_weights(sampler: Sampler, policy: Policy, dtype: torch.dtype) -> None:
     Raises:
         UserError: it draws with others.
     """
-    if sampler.weight_sums() != weight_sums(whole(value).to(dtype) for _, value in policy.full_weights()):
+    if not sampler.has((name, whole(value).to(dtype)) for name, value in policy.full_weights()):
         raise UserError(
             f"data.sampler={type(sampler).__name__} does not have the policy's weights, so that its samples would be "
             "another model's. This model and this engine do not go together: take GenerateSampler."

@@ -132,6 +132,18 @@ def test_a_copy_has_the_policys_weights_until_the_policy_moves(tiny_model, lora,
         check_weights(sampler, policy, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_copy_with_a_single_other_bit_is_refused(policy, dtype):
+    sampler = GenerateSampler()
+    sampler.load(policy, dtype)
+    weight = sampler.model.model.norm.weight
+    weight.data.view(torch.uint8)[0] ^= 1
+    with pytest.raises(UserError, match="GenerateSampler does not have the policy's weights"):
+        check_weights(sampler, policy, dtype)
+    weight.data.view(torch.uint8)[0] ^= 1
+    check_weights(sampler, policy, dtype)
+
+
 class Stale(GenerateSampler):
     """Keeps the weights of its first round."""
 
