@@ -95,6 +95,8 @@ def take_turns(sides: dict[str, Callable[[Turn], Any]], turns: int, *, warmup: i
                     result.wall_seconds.append(wall)
                 last = _hear(name, line)  # ready again; at the end its peak of memory
                 result.peak_bytes = last if isinstance(last, int) else 0
+        for process in processes:
+            process.join(60)  # time to tidy up
     finally:
         for process in processes:
             process.kill()  # one that waits for its turn would not hear a SIGTERM
