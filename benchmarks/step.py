@@ -1,6 +1,6 @@
 """A training step of ours against one of TRL's DPOTrainer: time and peak memory, in the same run, on the same pairs.
 
-Both run their own training loop on a model in bfloat16, with fused AdamW, gradient clipping, no dropout and no activation
+Both run their own training loop on a model in bfloat16, with fused AdamW, gradient clipping, no dropout, no activation
 checkpointing; a step is forward, backward and optimizer, without the fetching of its batch. `live` computes the
 reference's log-probabilities in each step, `recorded` has them beforehand (TRL: precompute_ref_log_probs). TRL knows
 pairs only: of K > 2 responses the rival is our own step with one row for each response, its prompt again in every row.

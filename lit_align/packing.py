@@ -133,12 +133,13 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, mask = ctx.saved_tensors
-        with torch.enable_grad():
-            inputs = query, key = query.detach().requires_grad_(), key.detach().requires_grad_()
-            probabilities = ((query * ctx.scale) @ key.mT + mask).softmax(-1)
-        to_value = probabilities.detach().mT @ grads[0]
-        return *torch.autograd.grad(probabilities, inputs, grads[0] @ value.mT), to_value, None, None
+        (grad,), (query, key, value, mask) = grads, ctx.saved_tensors
+        wide = torch.promote_types(query.dtype, torch.float32)  # as the kernels keep scores
+        probabilities = ((query.to(wide) * ctx.scale) @ key.to(wide).mT).add_(mask).softmax(-1)
+        slope = (grad @ value.mT).to(wide)
+        slope = (slope - (slope * probabilities).sum(-1, keepdim=True)).mul_(probabilities).to(query.dtype)
+        to_query, to_key = slope @ key * ctx.scale, slope.mT @ query * ctx.scale
+        return to_query, to_key, probabilities.to(grad.dtype).mT @ grad, None, None
 
 
 def _grouped(
@@ -188,6 +189,7 @@ def packed_attention(
         [1, T, heads, head size], and None for the attention weights.
     """
     groups = query.shape[1] // key.shape[1]
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary positions leave them in float32
     if packing is None:
         if query.shape[2] == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
             return _grouped(query, key, value, attention_mask, **kwargs), None

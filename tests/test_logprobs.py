@@ -101,21 +101,38 @@ def test_float32_gradients_are_within_rounding(name: str, kernels: set[str], mon
         assert (gradient - single[weight]).norm() <= 1e-5 * single[weight].norm() + 1e-9, weight
 
 
-def test_bfloat16_gradients_are_as_exact_as_those_of_the_devices_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, examples = build("llama").bfloat16(), random_examples(count=8)
-    batch = collate(examples, range(8))
+@pytest.mark.parametrize("sharpness", [1, 3], ids=["", "sharp attention"])
+def test_bfloat16_attention_goes_back_as_exactly_as_the_devices_kernels(
+    sharpness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(2, 6, 40, 16), (2, 2, 50, 16), (2, 2, 50, 16)]  # of query, key, value
+    inputs = [(torch.randn(size, generator=generator) * sharpness).bfloat16() for size in sizes]
+    mask = torch.zeros(2, 1, 120, 50).masked_fill(torch.rand(2, 1, 120, 50, generator=generator) < 0.3, -torch.inf)
+
+    def gradients(dtype: torch.dtype, kernels: set[str]) -> list[Tensor]:
+        monkeypatch.setattr(packing, "KERNELS", kernels)
+        leaves = [each.detach().to(dtype).requires_grad_() for each in inputs]
+        attended = packing._grouped(*leaves, mask.to(dtype))
+        return [each.double() for each in torch.autograd.grad(attended.square().sum(), leaves)]
+
+    exact = gradients(torch.float64, {"cpu"})
+    torch.testing.assert_close(gradients(torch.float64, set()), exact, rtol=1e-12, atol=1e-12)
+    of_bfloat16 = gradients(torch.bfloat16, set()), gradients(torch.bfloat16, {"cpu"})
+    for ours, kernels, true in zip(*of_bfloat16, exact, strict=True):
+        assert (ours - true).norm() < 1.5 * (kernels - true).norm() < 0.02 * true.norm()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in CANNOT_SHARE])
+def test_gradients_under_autocast(name: str) -> None:
+    model, batch = build(name, torch.float32), collate(random_examples(), range(3))
     assert share_prefix(model)
-
-    def gradient() -> Tensor:
-        _, gradients = logps_and_gradients(model, response_logps(model, batch))
-        return torch.cat([each.flatten().double() for each in gradients.values()])
-
-    ours = gradient()
-    monkeypatch.setattr(packing, "KERNELS", {"cpu"})
-    kernels = gradient()
-    model.double()
-    exact = gradient()
-    assert (ours - exact).norm() < 1.2 * (kernels - exact).norm() < 0.05 * exact.norm()
+    _, exact = logps_and_gradients(model, response_logps(model, batch))
+    with torch.autocast("cpu", torch.bfloat16):
+        logps = response_logps(model, batch)
+    _, gradients = logps_and_gradients(model, logps)
+    whole, half = (torch.cat([each.flatten() for each in named.values()]) for named in (exact, gradients))
+    assert (half - whole).norm() < 0.2 * whole.norm()
 
 
 @pytest.mark.parametrize("packed", [True, False])
