@@ -40,8 +40,7 @@ class Run:
     @cached_property
     def validations(self) -> dict[int, list[Row]]:
         """The same at each validation, by optimizer step."""
-        paths = sorted((self.folder / "held_out").glob("validation-*.parquet"))
-        return {int(path.stem.rpartition("-")[2]): pq.read_table(path).to_pylist() for path in paths}
+        return {step_of(path): pq.read_table(path).to_pylist() for path in held_out_files(self.folder)}
 
     @property
     def configuration(self) -> str:
@@ -79,6 +78,16 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     short = [path.resolve().name for path in paths]
     names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
     return [Run(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def held_out_files(folder: str | Path) -> list[Path]:
+    """What was answered during training, by step."""
+    return sorted(Path(folder, "held_out").glob("validation-*.parquet"))
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step of one of `held_out_files`."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def of_judge(name: str, judge: str) -> str:

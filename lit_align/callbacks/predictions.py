@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_align.callbacks.win_rate import encoder_of, gather, read_prompts, share
 from lit_align.console import say
 from lit_align.data.formats import read_rows
-from lit_align.data.sampling import Sampling, sample_responses, sampling_batches
+from lit_align.data.sampling import Sampling, in_order, sample_responses, sampling_batches
 from lit_align.data.scorers import Scorer, score
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
@@ -96,10 +96,7 @@ class Predictions(Callback):
         done = gather(trainer, share(trainer, batches, "predict", answer))
         if not trainer.is_global_zero:
             return
-        rows: list[dict[str, Any]] = [{}] * len(asked)
-        for number, places in enumerate(batches):
-            for place, row in zip(places, done[number], strict=True):
-                rows[place] = row
+        rows = in_order(batches, done)
         path = Path(self.out) if Path(self.out).parent != Path() else Path(trainer.default_root_dir, self.out)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":

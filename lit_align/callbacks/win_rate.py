@@ -25,6 +25,7 @@ not depend on how many processes there are.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,14 +45,20 @@ from transformers import PreTrainedModel
 from lit_align.console import phase, say, tell
 from lit_align.data.collate import Encoder, Example, listing, record_logps
 from lit_align.data.formats import Row, Rows, Text, read_rows
-from lit_align.data.sampling import Response, Sampling, sample_responses, sampling_batches
+from lit_align.data.sampling import Response, Sampling, check_positions, in_order, sample_responses, sampling_batches
 from lit_align.data.scorers import Scorer, score
 from lit_align.errors import UserError
 from lit_align.metrics import WinRateMetric, distinct_n, self_bleu
 from lit_align.metrics.win_rate import bootstrap_interval, win_rates, with_interval
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
+from lit_align.runs import held_out_files, step_of
 from lit_align.sharding import gathered
+
+TAKEN = re.compile(
+    r"data(_.*)?|forgetting|prompts|responses_per_prompt|win_rate.*|distinct_[12]|self_bleu|(.*_)?(start|end|low|high)"
+)
+"""What a judge cannot be called, since the summary has it already, or columns and reports read it as something else."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ class WinRate(Callback):
         if validation is None and (every, unit) != (1, "round"):
             raise UserError(f"win_rate.every={every} {unit}s has no effect without win_rate.validation.")
         for name in judges or {}:
-            if name in ("", "data", "forgetting", "start") or not name.replace("_", "a").isalnum():
+            if not name.replace("_", "a").isalnum() or TAKEN.fullmatch(name):
                 raise UserError(f"win_rate.judges: a judge cannot be called {name!r}. Take another word.")
         self.prompts = prompts
         self.validation = validation
@@ -196,7 +203,8 @@ class WinRate(Callback):
         self.shown = shown
         self.seed = seed
         self.verdict: Verdict | None = None
-        self._read: dict[str, Prompts] = {}
+        self._read: dict[tuple[str, str], list[tuple[Row, list[int]]]] = {}
+        self._prepared: dict[str, Prompts] = {}
         self._last_step = 0
 
     # --- when ---
@@ -210,6 +218,18 @@ class WinRate(Callback):
             self._rows(path)  # a missing file is found now, not after hours
         for path in self.forgetting.values():
             read_rows(path, kind="texts")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prompts that cannot be answered are found now, too."""
+        assert isinstance(pl_module, PreferenceObjective)
+        assert pl_module.policy is not None
+        assert self.sampling is not None
+        for path, name in ((self.validation, "held-out"), (self.prompts, "test")):
+            if path is not None:
+                ids = [ids for _, ids in self._prompts(path, name, pl_module)]
+                check_positions(pl_module.policy.positions, ids, self.sampling, path)
+        for path in self.forgetting.values():
+            self._prompts(path, "forgetting", pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Of an earlier run in the same folder, or from behind the checkpoint, nothing stays."""
@@ -296,9 +316,9 @@ class WinRate(Callback):
         policy = module.policy
         assert policy is not None
         start = Policy.load(module.policy_config, module.lora).to(policy.device)
-        if path not in self._read:
-            self._read[path] = self._prepare(path, name, start, module)
-        prompts = self._read[path]
+        if path not in self._prepared:
+            self._prepared[path] = self._prepare(path, name, start, module)
+        prompts = self._prepared[path]
         rows = self._answer(prompts, f"{name} policy", policy.merged_copy(torch.bfloat16), module)
         size = max(1, self.batch_size // self.responses_per_prompt // 4)
         with gathered(policy):
@@ -348,9 +368,16 @@ class WinRate(Callback):
         first = {json.dumps(row.prompt): row for row in reversed(read.rows)}
         return replace(read, rows=list(first.values())[::-1])
 
+    def _prompts(self, path: str, name: str, module: PreferenceObjective) -> list[tuple[Row, list[int]]]:
+        """The rows of a file with the tokens of their prompts; what is left out is said once."""
+        if (path, name) not in self._read:
+            rows = read_rows(path, kind="texts") if name == "forgetting" else self._rows(path)
+            self._read[path, name] = read_prompts(rows, encoder_of(module), path, name)
+        return self._read[path, name]
+
     def _prepare(self, path: str, name: str, start: Policy, module: PreferenceObjective) -> Prompts:
         encoder = encoder_of(module)
-        kept = read_prompts(self._rows(path), encoder, path, name)
+        kept = self._prompts(path, name, module)
         ids = [ids for _, ids in kept]
         batches = sampling_batches([len(each) for each in ids], self.batch_size // self.responses_per_prompt)
         empty = Answers([], {})
@@ -372,7 +399,7 @@ class WinRate(Callback):
             )
             self._score(prompts, scored)
             own = _answers(batches, gather(module.trainer, scored))
-        return Prompts(name, prompts.texts, ids, prompts.sources, batches, answers, own)
+        return replace(prompts, start=answers, own=own)
 
     # --- this process's share ---
 
@@ -415,7 +442,7 @@ class WinRate(Callback):
         """Negative log-likelihood per token of a file's texts, under the start and the policy."""
         encoder = encoder_of(module)
         examples = []
-        for row, prompt in read_prompts(read_rows(path, kind="texts"), encoder, path, "forgetting"):
+        for row, prompt in self._prompts(path, "forgetting", module):
             response = encoder.response(row.responses[0], chat=not isinstance(row.prompt, str))
             examples.append(Example(prompt, [response], row.source))
         lengths = [len(e.prompt_ids) + len(e.response_ids[0]) for e in examples]
@@ -519,11 +546,7 @@ def gather(trainer: Trainer, mine: dict[int, list[Any]]) -> dict[int, list[Any]]
 
 
 def _answers(batches: Sequence[Sequence[int]], made: dict[int, list[dict[str, Any]]]) -> Answers:
-    """Rows of batches, in the order of the prompts."""
-    rows: list[dict[str, Any]] = [{}] * sum(map(len, batches))
-    for number, places in enumerate(batches):
-        for place, row in zip(places, made[number], strict=True):
-            rows[place] = row
+    rows = in_order(batches, made)
 
     def column(name: str) -> Tensor | None:
         return torch.tensor([row[name] for row in rows]) if name in rows[0] else None
@@ -533,16 +556,6 @@ def _answers(batches: Sequence[Sequence[int]], made: dict[int, list[dict[str, An
     for name, key in rows[0].get("parts", {}):
         parts[name][key] = torch.tensor([row["parts"][name, key] for row in rows])
     return Answers([row["responses"] for row in rows], rewards, parts, column("logps"), column("start_logps"))
-
-
-def held_out_files(folder: str | Path) -> list[Path]:
-    """What was answered during training, by step."""
-    return sorted(Path(folder, "held_out").glob("validation-*.parquet"))
-
-
-def step_of(path: Path) -> int:
-    """The optimizer step of one of `held_out_files`."""
-    return int(path.stem.rpartition("-")[2])
 
 
 def _one_line(response: Response) -> str:

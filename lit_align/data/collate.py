@@ -327,19 +327,21 @@ class ExampleLoader:
         """Go on behind the batches that were served; an epoch that was served whole begins anew.
 
         Raises:
-            UserError: batches were of another size, so that their number does not tell which examples were served.
+            UserError: batches were of another size, or more than there are now, so that their number does not tell
+                which examples were served.
         """
         if state["served"] >= state["length"]:
             self._resume_at = 0
             return
-        if state["examples_per_batch"] != self._examples_per_batch:
+        if state["examples_per_batch"] != self._examples_per_batch or state["served"] >= len(self):
             raise UserError(
-                f"the checkpoint is from the middle of an epoch in batches of {state['examples_per_batch']} examples, "
-                f"and now they are of {self._examples_per_batch} (data.batch_size={self.batch_size} × "
-                f"{self.world_size} processes; of a stream of texts data.text_batch_size): some would be trained on "
-                "twice, or never. Set what it was, or resume from the end of an epoch."
+                f"the checkpoint is from the middle of an epoch of {state['length']} batches of "
+                f"{state['examples_per_batch']} examples, and now they are {len(self)} of {self._examples_per_batch} "
+                f"(data.batch_size={self.batch_size} × {self.world_size} processes; of a stream of texts "
+                "data.text_batch_size): some would be trained on twice, or never. Set what it was, or resume from the "
+                "end of an epoch."
             )
-        self._resume_at = state["served"] % max(1, len(self))
+        self._resume_at = state["served"]
 
     @property
     def _examples_per_batch(self) -> int:

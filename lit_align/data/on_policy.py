@@ -25,7 +25,7 @@ from lit_align.data.offline_pairs import PairsDataModule
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs, with_labels, with_mismatched
 from lit_align.data.recording import Make, Rows
 from lit_align.data.samplers import GenerateSampler, Sampler
-from lit_align.data.sampling import Sampling, check_stop, sampling_batches
+from lit_align.data.sampling import Sampling, check_positions, check_stop, sampling_batches
 from lit_align.data.scorers import PairwiseScorer, Scorer, compare, score
 from lit_align.data.store import Round, digest
 from lit_align.errors import UserError
@@ -216,30 +216,20 @@ class OnPolicyPairs(PairsDataModule):
             "sampling_batch_size": self.sampling_batch_size,
             "sampling_dtype": self.sampling_dtype,
             "record_sampler": self.record_sampler,
+            "policy.temperature": self.module.policy_config.temperature,  # of log π_s
             "prompts": digest(repr([ids for _, ids in self._chosen_prompts(index)])),
         }
 
     def _check_settings(self) -> None:
         """Make sure that a round that a checkpoint was in the middle of has the same prompts and settings now."""
         settings = self._settings(self._key["round"])
-        if different := [f"data.{name}" for name, value in settings.items() if self._key.get(name) != value]:
+        if different := [name for name, value in settings.items() if self._key.get(name) != value]:
+            options = [f"{'model' if name == 'policy.temperature' else 'data'}.{name}" for name in different]
             raise UserError(
                 f"the checkpoint is in the middle of round {self._key['round'] + 1}, whose responses were drawn with "
-                f"another {' and '.join(different)}. (A round's prompts follow from data.prompts, prompts_per_round, "
+                f"another {' and '.join(options)}. (A round's prompts follow from data.prompts, prompts_per_round, "
                 "seed and, of chunks, trainer.max_epochs.) Resume with what it was begun with, or from a checkpoint at "
                 "the end of a round."
-            )
-
-    def _check_positions(self) -> None:
-        """Make sure that the model has places for the longest prompt and its responses."""
-        assert self.module.policy is not None
-        places = self.module.policy.positions
-        longest = max(len(ids) for _, ids in self._prompts)
-        if places is not None and longest + self.sampling.max_new_tokens > places:
-            raise UserError(
-                f"data.sampling.max_new_tokens={self.sampling.max_new_tokens} behind the longest prompt, of {longest} "
-                f"tokens, is more than the {places} positions of this model. Lower it, or data.max_prompt_length with "
-                "long_prompts=left or drop."
             )
 
     def _chosen_prompts(self, index: int) -> list[tuple[Row, list[int]]]:
@@ -259,7 +249,8 @@ class OnPolicyPairs(PairsDataModule):
         """Sample, score, pair and record what is not stored yet."""
         assert self.trainer is not None
         self._check_settings()
-        self._check_positions()
+        assert self.module.policy is not None
+        check_positions(self.module.policy.positions, [ids for _, ids in self._prompts], self.sampling, self.prompts)
         index = self._key["round"]
         made = Round(self.folder, index, self._key)
         prompts = self._chosen_prompts(index)

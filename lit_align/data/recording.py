@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_align.console import phase, tell
 from lit_align.data.collate import Example, record_logps
+from lit_align.data.sampling import in_order
 from lit_align.data.store import Round, digest
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
@@ -64,16 +65,15 @@ class Recorder:
         else:
             tell(name, f"{total} prompts, stored before in {made.path}")
         wait_for_all(what, self.wait_minutes)
-        rows: Rows = [{}] * total
-        for number, places in enumerate(batches):
+        rows: dict[int, Rows] = {}
+        for number in range(len(batches)):
             read = made.read(part, number)
             if read is None:
                 raise RuntimeError(
                     f"{made.path}: batch {number} of {part} is missing; do all processes share the folder?"
                 )
-            for place, row in zip(places, read, strict=True):
-                rows[place] = row
-        return rows
+            rows[number] = read
+        return in_order(batches, rows)
 
     def logps(self, of: Callable[[PreferenceBatch], Tensor], examples: Sequence[Example]) -> list[list[float]]:
         """Log-probabilities of every response of each example, in the precision that training has."""
@@ -116,9 +116,11 @@ class Recorder:
     def column(
         self, name: str, whose: str, made: Round, making: Making, examples: Sequence[Example]
     ) -> list[list[float]]:
-        """Log-probabilities of every response of each example, stored under whose they are and the tokens."""
+        """Log-probabilities of every response of each example, stored under whose, the temperature and the tokens."""
         batches = [range(start, min(start + 64, len(examples))) for start in range(0, len(examples), 64)]
-        which = digest(whose + repr([(example.prompt_ids, example.response_ids) for example in examples]))
+        assert self.module.policy is not None
+        tokens = [(example.prompt_ids, example.response_ids) for example in examples]
+        which = digest(repr((whose, self.module.policy.temperature, tokens)))
         rows = self.part(name, f"{name}-{which}", made, batches, making)
         return [row[f"{name}_logps"] for row in rows]
 

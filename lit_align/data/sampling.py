@@ -8,7 +8,7 @@ type and thread count then give equal bytes, in whatever order and by whatever p
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,6 +86,12 @@ def sampling_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def in_order(batches: Sequence[Sequence[int]], rows: Mapping[int, Sequence[Any]]) -> list[Any]:
+    """Rows of batches, by the batch's number, as one list in the order of the prompts."""
+    placed = [pair for number, places in enumerate(batches) for pair in zip(places, rows[number], strict=True)]
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
+
 def sample_responses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -120,11 +126,7 @@ def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[i
 
     That token is bisected for: a stop string that more tokens do not undo, as they undo half a character (�), is found
     where trying one token after another would find it, with log2(tokens) decodings.
-
-    Raises:
-        UserError: a stop string holds a special token.
     """
-    check_stop(stop, tokenizer)
 
     def text_of(size: int) -> str:
         return tokenizer.decode(ids[:size], skip_special_tokens=True)
@@ -138,6 +140,26 @@ def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[i
     size = 1 + bisect_left(range(1, len(ids)), True, key=lambda size: stops(text_of(size)))
     text = text_of(size)
     return Response(ids[:size], text[: min(text.find(string) for string in stop if string in text)], finished=True)
+
+
+def check_positions(positions: int | None, prompts: Sequence[Sequence[int]], sampling: Sampling, where: str) -> None:
+    """Make sure that a model has places for the longest prompt and its responses.
+
+    Args:
+        positions: How many tokens the model can read, if it says so.
+        prompts: Token ids of each prompt.
+        where: The prompts' file, for the message.
+
+    Raises:
+        UserError: it has not.
+    """
+    longest = max(map(len, prompts))
+    if positions is not None and longest + sampling.max_new_tokens > positions:
+        raise UserError(
+            f"sampling.max_new_tokens={sampling.max_new_tokens} behind the longest prompt of {where}, of {longest} "
+            f"tokens, is more than the {positions} positions of this model. Lower it, or data.max_prompt_length with "
+            "long_prompts=left or drop."
+        )
 
 
 def check_stop(stop: Sequence[str], tokenizer: Any) -> None:

@@ -29,6 +29,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+DRAWN = 1 << 22
+"""Values that a bootstrap draws at once."""
 RIDGE = 1e-6
 """Keeps θ finite where every pair is won: σ(θ) stops at 0.99999."""
 
@@ -55,8 +57,14 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of the mean of independent values, [P]."""
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(len(values), (resamples, len(values)), generator=generator)
-    means = values.double().cpu()[draws].mean(1)
+    values, count = values.double().cpu(), len(values)
+    at_once = max(1, DRAWN // count)
+    means = torch.cat(
+        [
+            values[torch.randint(count, (min(at_once, resamples - start), count), generator=generator)].mean(1)
+            for start in range(0, resamples, at_once)
+        ]
+    )
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high
 

@@ -16,13 +16,13 @@ from tiny import adamw, fit, on_policy, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align.callbacks import RunReport, WinRate
-from lit_align.callbacks.win_rate import held_out_files
-from lit_align.data import FunctionScorer, OfflinePairs
+from lit_align.data import FunctionScorer, OfflinePairs, Sampling
 from lit_align.data.scorers import Scores
 from lit_align.errors import UserError
 from lit_align.loggers import read_metrics
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.runs import held_out_files
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
 
@@ -133,6 +133,23 @@ def test_missing_held_out_prompts_are_found_before_training(tiny_model, in_tmp):
         fit(DPO(PolicyConfig(tiny_model)), data, WinRate("no_such.jsonl", scorer()))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_prompt_length": 40, "long_prompts": "error"}, "held_out.jsonl.*max_prompt_length=40"),
+        (
+            {"sampling": Sampling(max_new_tokens=470)},
+            "longest prompt of held_out.jsonl, of 60 tokens, .* 512 positions",
+        ),
+    ],
+)
+def test_held_out_prompts_that_cannot_be_answered_are_found_before_training(tiny_model, in_tmp, options, message):
+    Path("held_out.jsonl").write_text(json.dumps({"prompt": 60 * "a"}) + "\n")
+    with pytest.raises(UserError, match=message):
+        fit(DPO(PolicyConfig(tiny_model)), on_policy(in_tmp, **options), WinRate("held_out.jsonl", scorer()))
+    assert not Path("rounds").exists()
+
+
 def test_testing_a_checkpoint_gives_the_verdict_of_the_run_that_made_it(tiny_model, in_tmp):
     data = on_policy(in_tmp)
     verdict = WinRate("prompts.jsonl", scorer())
@@ -201,7 +218,7 @@ def nll_by_hand(model, tokenizer, rows) -> float:
     return total / tokens
 
 
-@pytest.mark.parametrize("name", ["data", "forgetting", "a/b"])
+@pytest.mark.parametrize("name", ["data", "data_x", "forgetting", "prompts", "back_end", "a/b", ""])
 def test_names_of_judges_that_would_hide_something_are_refused(in_tmp, name):
     write_prompts(in_tmp)
     with pytest.raises(UserError, match=r"win_rate\.judges"):

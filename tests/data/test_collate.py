@@ -186,13 +186,23 @@ def test_an_epoch_that_was_served_whole_begins_anew_in_batches_of_any_size(batch
 def test_within_an_epoch_the_batches_keep_their_size_over_all_processes():
     stopped = ExampleLoader(examples(16), 4, seed=1)
     served = [next(iter(stopped)).index.tolist()]
-    with pytest.raises(UserError, match=r"in batches of 4 examples, and now they are of 2 \(data.batch_size=2 × 1"):
+    with pytest.raises(UserError, match=r"4 batches of 4 examples, and now they are 8 of 2 \(data.batch_size=2 × 1"):
         ExampleLoader(examples(16), 2, seed=1).load_state_dict(stopped.state_dict())
     halves = [ExampleLoader(examples(16), 2, seed=1, rank=rank, world_size=2) for rank in (0, 1)]
     for half in halves:
         half.load_state_dict(stopped.state_dict())
     rest = [i for half in halves for i in order(half)]
     assert sorted(served[0] + rest) == list(range(16))
+
+
+def test_more_processes_do_not_begin_an_epoch_again_whose_batches_have_all_been_served():
+    """Two processes leave two of the ten examples out, and have no third batch."""
+    stopped = ExampleLoader(examples(10), 4, seed=1)
+    for _ in zip(range(2), stopped, strict=False):
+        pass
+    assert stopped.state_dict()["served"] == 2
+    with pytest.raises(UserError, match=r"3 batches of 4 examples, and now they are 2 of 4 .*resume from the end"):
+        ExampleLoader(examples(10), 2, seed=1, world_size=2).load_state_dict(stopped.state_dict())
 
 
 def test_recorded_numbers_travel_with_their_example():

@@ -182,6 +182,21 @@ def test_within_a_round_a_run_resumes_with_the_settings_that_drew_it_only(tiny_m
         fit(module_of(tiny_model), data, ckpt_path="checkpoints/step=1.ckpt")
 
 
+def test_another_temperature_of_the_policy_has_other_log_probabilities_recorded(tiny_model, in_tmp):
+    def run(temperature: float, *callbacks: Callback, **options: Any) -> list[float]:
+        module, rounds = module_of(tiny_model), Rounds()
+        module.policy_config.temperature = temperature
+        fit(module, on_policy(in_tmp), rounds, *callbacks, **options)
+        return [logp for example in rounds.made[0] for logp in [*example.sampler_logps, *example.reference_logps]]
+
+    keep = ModelCheckpoint("checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    plain = run(1.0, keep, enable_checkpointing=True)
+    assert run(0.7) != plain
+    assert run(1.0) == plain
+    with pytest.raises(UserError, match=r"drawn with another model.policy.temperature"):
+        run(0.7, ckpt_path="checkpoints/step=1.ckpt")
+
+
 def test_at_the_end_of_a_round_a_run_resumes_with_other_settings(tiny_model, in_tmp):
     keep = ModelCheckpoint("checkpoints", save_on_train_epoch_end=True, filename="{epoch}")
     fit(module_of(tiny_model), on_policy(in_tmp), keep, enable_checkpointing=True)
@@ -279,7 +294,7 @@ def test_prompts_begin_anew_when_they_are_used_up(tiny_model, in_tmp):
         (
             {"sampling": Sampling(max_new_tokens=500)},
             {},
-            "longest prompt, of 34 tokens, is more than the 512 positions",
+            "longest prompt of .*prompts.jsonl, of 34 tokens, is more than the 512 positions",
         ),
     ],
 )

@@ -46,6 +46,13 @@ def test_intervals_of_95_percent_cover_the_truth_that_often():
     assert 0.93 <= covered / 400 <= 0.98
 
 
+def test_an_interval_of_many_values_draws_them_in_parts(monkeypatch):
+    values = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    whole = bootstrap_interval(values, resamples=1000)
+    monkeypatch.setattr("lit_align.metrics.win_rate.DRAWN", 7 * 50)
+    assert bootstrap_interval(values, resamples=1000) == whole
+
+
 def judged(generator: torch.Generator, *, quality: float, bias: float, longer: float, prompts: int, n: int = 2):
     """Outcomes of a judge with a known bias: P(win) = σ(quality + bias·tanh(Δlength / sd)), and lengths."""
     lengths = (20 + longer + 8 * torch.randn(prompts, n, generator=generator)).round().clamp(min=1)
