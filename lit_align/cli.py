@@ -279,6 +279,14 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(*args, save_to_log_dir=False, **kwargs)
         self.config = self.config.clone()
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not before the model is loaded and the checkpoint fits: what is refused leaves an earlier run as it was."""
+        super().setup(trainer, pl_module, "fit")
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # on rank 0
         root = trainer.default_root_dir
         get_filesystem(root).makedirs(root, exist_ok=True)

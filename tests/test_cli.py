@@ -501,6 +501,8 @@ def test_settings_that_mean_the_same_in_both_stay():
 
 # --- what a run leaves behind, and how it goes on ---
 
+CHECKPOINT = "--ckpt_path=run/checkpoints/last.ckpt"
+
 
 @pytest.fixture
 def fit(tiny_model: str) -> Callable[..., None]:
@@ -511,6 +513,16 @@ def test_the_second_run_overwrites_the_configuration_of_the_first(fit: Callable[
     for beta in (0.2, 0.4):
         fit(f"--model.beta={beta}", "--trainer.limit_train_batches=1")
         assert yaml.safe_load(Path("run/config.yaml").read_text())["model"]["init_args"]["beta"] == beta
+
+
+@pytest.mark.parametrize("wrong", [["--model.policy.path=/no/such"], ["--reference_refresh.tau=3", CHECKPOINT]])
+def test_a_run_that_is_refused_leaves_the_configuration_of_the_last(fit: Callable[..., None], wrong: list[str]):
+    refresh = ["--reference_refresh.alpha=1", "--reference_refresh.tau=2"]
+    fit(*refresh, "--trainer.enable_checkpointing=true")
+    saved = Path("run/config.yaml").read_text()
+    with pytest.raises(SystemExit):
+        fit(*refresh, "--trainer.enable_checkpointing=true", *wrong)
+    assert Path("run/config.yaml").read_text() == saved
 
 
 def test_validation_leaves_the_configuration_of_training_alone(tiny_model: str):

@@ -40,9 +40,6 @@ class RunReport(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not any(isinstance(logger, MetricsCSV) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, MetricsCSV(trainer.default_root_dir)]
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.resumes = trainer.ckpt_path is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None and trainer.is_global_zero:  # no verdict of an earlier run in this folder is ours
@@ -50,6 +47,9 @@ class RunReport(Callback):
             shutil.rmtree(Path(trainer.default_root_dir, "held_out"), ignore_errors=True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.resumes = trainer.ckpt_path is not None  # at setup Lightning has not set it yet
         if not isinstance(pl_module, PreferenceObjective):
             return
         lines = list(pl_module.describe())

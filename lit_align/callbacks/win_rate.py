@@ -274,8 +274,12 @@ class WinRate(Callback):
         values |= {"kl_from_start": verdict.kl_from_start, "length": ours["length_end"]}
         values |= {key: verdict.diversity[key] for key in ("distinct_2", "self_bleu")}
         values["seconds"] = time.monotonic() - began
+        named = {f"val/{key}": value for key, value in values.items()}
         for logger in trainer.loggers:
-            logger.log_metrics({f"val/{key}": value for key, value in values.items()}, step=trainer.global_step)
+            logger.log_metrics(named, step=trainer.global_step)
+        module.log_dict(
+            named, logger=False, sync_dist=True
+        )  # for callbacks that monitor one: checkpoints, early stopping
         self._keep(trainer, verdict, f"validation-{trainer.global_step:06d}")
         kl = f"KL from start {verdict.kl_from_start:.2f} nats"
         tell("", f"reward {values['reward']:.3f}, win rate {values['win_rate']:.1%}, {kl}")

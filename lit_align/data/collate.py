@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -321,14 +321,19 @@ class ExampleLoader:
         return [i for batch in shuffled for i in batches[batch]] + order[full:]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"served": self._served, "length": len(self), "examples_per_batch": self._examples_per_batch}
+        return {
+            "served": self._served,
+            "length": len(self),
+            "examples_per_batch": self._examples_per_batch,
+            "tokens": self._tokens,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the batches that were served; an epoch that was served whole begins anew.
 
         Raises:
-            UserError: batches were of another size, or more than there are now, so that their number does not tell
-                which examples were served.
+            UserError: the data have changed, or batches were of another size, or more than there are now, so that their
+                number does not tell which examples were served.
         """
         if state["served"] >= state["length"]:
             self._resume_at = 0
@@ -341,7 +346,18 @@ class ExampleLoader:
                 "data.text_batch_size): some would be trained on twice, or never. Set what it was, or resume from the "
                 "end of an epoch."
             )
+        if state["tokens"] != self._tokens:
+            raise UserError(
+                f"the checkpoint is from the middle of an epoch over {state['tokens']} tokens of data, and now there "
+                f"are {self._tokens}: the data have changed, and some would be trained on twice, or never. Give it the "
+                "data of before, or resume from the end of an epoch."
+            )
         self._resume_at = state["served"]
+
+    @cached_property
+    def _tokens(self) -> int:
+        """Of all examples: what tells data from others."""
+        return sum(example.tokens for example in self.examples)
 
     @property
     def _examples_per_batch(self) -> int:

@@ -11,7 +11,7 @@ import lightning as L
 import pyarrow.parquet as pq
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from tiny import adamw, fit, on_policy, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,7 +19,7 @@ from lit_align.callbacks import RunReport, WinRate
 from lit_align.data import FunctionScorer, OfflinePairs, Sampling
 from lit_align.data.scorers import Scores
 from lit_align.errors import UserError
-from lit_align.loggers import read_metrics
+from lit_align.loggers import MetricsCSV, read_metrics
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.runs import held_out_files
@@ -40,11 +40,26 @@ def test_a_fresh_run_keeps_no_verdict_of_another_in_its_folder_and_a_resumed_one
     write_prompts(in_tmp)
     keep = ModelCheckpoint("run/checkpoints", filename="end")
     run(WinRate("prompts.jsonl", scorer()), keep, enable_checkpointing=True)
+    steps = [row["step"] for row in read_metrics("run/metrics.csv")]
     run(max_epochs=2, ckpt_path="run/checkpoints/end.ckpt")
+    again = [row["step"] for row in read_metrics("run/metrics.csv")]
+    assert set(again) > set(steps)
+    assert again == sorted(again)
     assert "Verdict" in Path("run/report.html").read_text()
     run()
     assert not Path("run/summary.json").exists()
     assert "Verdict" not in Path("run/report.html").read_text()
+
+
+def test_a_checkpoint_of_the_best_win_rate_can_be_kept(tiny_model, in_tmp):
+    data = on_policy(in_tmp)
+    best = ModelCheckpoint("best", monitor="val/win_rate", mode="max")
+    stop = EarlyStopping("val/kl_from_start", stopping_threshold=1e9)
+    verdict = WinRate("prompts.jsonl", scorer(), validation="prompts.jsonl")
+    module = DPO(PolicyConfig(tiny_model), optimizer=adamw(3e-2))
+    fit(module, data, verdict, best, stop, logger=MetricsCSV("run"), enable_checkpointing=True, max_epochs=2)
+    rates = [row["val/win_rate"] for row in read_metrics("run/metrics.csv") if "val/win_rate" in row]
+    assert best.best_model_score == pytest.approx(max(rates))
 
 
 def test_an_interval_without_prompts_to_answer_is_refused(in_tmp):

@@ -205,6 +205,16 @@ def test_more_processes_do_not_begin_an_epoch_again_whose_batches_have_all_been_
         ExampleLoader(examples(10), 2, seed=1, world_size=2).load_state_dict(stopped.state_dict())
 
 
+def test_within_an_epoch_the_data_stay_what_they_were():
+    stopped = ExampleLoader(examples(10), 4, seed=1)
+    next(iter(stopped))
+    changed = [*examples(10)[:-1], Example([1], [[1], [2, 3, 4, 5, 6]], "")]
+    with pytest.raises(
+        UserError, match=r"an epoch over \d+ tokens of data, and now there are \d+: the data have chang"
+    ):
+        ExampleLoader(changed, 4, seed=1).load_state_dict(stopped.state_dict())
+
+
 def test_recorded_numbers_travel_with_their_example():
     one = Example([1], [[1], [2]], "", sampler_logps=[-1.0, -2.0], reference_logps=[-3.0, -4.0])
     batch = collate([one], [0])
