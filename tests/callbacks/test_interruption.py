@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from tiny import adamw, fit, on_policy, sgd, write_pairs, write_prompts
 
-from lit_align.callbacks import Interruption, ReferenceRefresh, WinRate
+from lit_align.callbacks import Drift, Interruption, ReferenceRefresh, WinRate
 from lit_align.callbacks.interruption import Interrupted
 from lit_align.data import FunctionScorer, OfflinePairs
 from lit_align.objectives import DPO
@@ -31,14 +31,15 @@ class Signal(Callback):
 
 
 def run(model: str, folder: Path, *callbacks: Callback, ckpt_path: str | None = None) -> DPO:
-    """Two rounds of three steps each."""
-    module = DPO(PolicyConfig(model, dtype="float32"), optimizer=adamw(1e-2))
+    """Two rounds of three steps each, λ set at the end of each."""
+    proximal = {"proximal": 0.1, "proximal_target": 0.05}
+    module = DPO(PolicyConfig(model, dtype="float32"), optimizer=adamw(1e-2), **proximal)
     checkpoint = ModelCheckpoint(folder / "checkpoints", save_last=True, save_on_train_epoch_end=True)
     write_prompts(folder)
     verdict = WinRate("prompts.jsonl", FunctionScorer("rewards.py:reward"), validation="prompts.jsonl")
     options = {"default_root_dir": str(folder), "max_epochs": 2, "enable_checkpointing": True}
     data = on_policy(folder)
-    fit(module, data, *callbacks, verdict, Interruption(), checkpoint, ckpt_path=ckpt_path, **options)
+    fit(module, data, *callbacks, verdict, Drift(), Interruption(), checkpoint, ckpt_path=ckpt_path, **options)
     return module
 
 
@@ -81,6 +82,7 @@ def test_an_interrupted_run_resumes_to_what_it_would_have_been(
     resumed = run(tiny_model, Path(), ckpt_path=checkpoint)
     assert not Path("checkpoints/interrupted.ckpt").exists()
     assert_same_weights(whole, resumed)
+    assert resumed.proximal == whole.proximal != 0.1
     answered, again = ({path.stem for path in in_tmp.glob(f"{name}/held_out/*")} for name in ("whole", "cut"))
     assert answered == {"validation-000003", "validation-000006", "test"}
     assert answered - again == ({unanswered} if unanswered else set())
