@@ -70,12 +70,15 @@ class Drift(Callback):
         target = pl_module.proximal_target
         if target is None:
             return
-        responses = self.prompts * data.responses_per_prompt // trainer.world_size
+        in_round = len(data._chosen_prompts(max(1, trainer.max_epochs or 1) - 1))  # of chunks the last is the smallest
+        asked = min(self.prompts, in_round)
+        responses = (asked // trainer.world_size or asked) * data.responses_per_prompt
         if target > math.log(responses):
+            limit = f"drift.prompts={asked}" if asked < in_round else f"the {in_round} prompts of a round"
             raise UserError(
                 f"model.proximal_target={target:g}: of {responses} responses, KL(policy‖sampler) is never estimated "
-                f"above log {responses} = {math.log(responses):.1f} nats. Lower it, or raise drift.prompts="
-                f"{self.prompts}."
+                f"above log {responses} = {math.log(responses):.1f} nats. Lower it, or raise {limit} or "
+                f"data.responses_per_prompt={data.responses_per_prompt}."
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,7 +103,8 @@ class Drift(Callback):
             return
         self._measured_at = trainer.global_step
         if isinstance(data, OfflinePairs):
-            self._measure(module, data, self._draw(module, data, self._share(data.train_examples, trainer)))
+            by_prompt = {example.source: example for example in data.train_examples}
+            self._measure(module, data, self._draw(module, data, self._share(list(by_prompt.values()), trainer)))
         if isinstance(data, OnPolicyPairs):
             self._measure_from_sampler(module, data, self._share(data.groups, trainer))
 
@@ -136,7 +140,7 @@ class Drift(Callback):
         assert policy is not None
         assert reference is not None
         ours = torch.tensor([example.sampler_logps for example in examples])
-        start = Policy.load(module.policy_config, module.lora).to(policy.device)
+        start = Policy.load(module.policy_config, module.lora).to(policy.device).eval()
         from_start = ours - torch.tensor(data.recorder.logps(start, examples))
         with gathered(policy), reference.present() as present, gathered(present):
             from_reference = ours - torch.tensor(data.recorder.logps(present.logps, examples))
