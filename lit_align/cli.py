@@ -239,9 +239,10 @@ class AlignCLI(LightningCLI):
         bar = [] if config.get("enable_progress_bar") is False else [PhaseProgress()]
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header says it
         after = [callback for callback in given if isinstance(callback, WandbReport)] or [WandbReport()]
-        given = [callback for callback in given if not isinstance(callback, WandbReport)]
+        drift = [callback for callback in given if isinstance(callback, Drift)]  # no part of the time of training
+        given = [callback for callback in given if not isinstance(callback, WandbReport | Drift)]
         try:
-            return super()._instantiate_trainer(config, [*bar, *given, RunReport(), *after, Interruption()])
+            return super()._instantiate_trainer(config, [*bar, *given, RunReport(), *drift, *after, Interruption()])
         except ValueError as error:  # such as an unknown strategy
             raise UserError(f"trainer: {error}") from error
 

@@ -98,7 +98,8 @@ def examine(args: list[str]) -> None:
         cli = AlignCLI([*args, f"--trainer.default_root_dir={scratch}"], run=False)
         trainer, module, data = cli.trainer, cli.model, cli.datamodule
         given: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        acting = [callback for callback in given if isinstance(callback, ReferenceRefresh | Drift | FSDPSharding)]
+        acting = [callback for callback in given if isinstance(callback, ReferenceRefresh | FSDPSharding)]
+        drift = [callback for callback in given if isinstance(callback, Drift)]
         others: list[Callback] = [callback for callback in given if isinstance(callback, WinRate | Predictions)]
         trainer.loggers = [MetricsCSV(scratch)]
         trainer.limit_train_batches, trainer.limit_val_batches, trainer.num_sanity_val_steps = BATCHES, 0, 0
@@ -109,7 +110,7 @@ def examine(args: list[str]) -> None:
             asked = data.prompts_per_round
             sampled = min(asked, sampled) if isinstance(asked, int) else sampled
         examination = Examination(others, scratch, sampled)
-        trainer.callbacks = [*acting, Header(), examination]  # type: ignore[attr-defined]
+        trainer.callbacks = [*acting, Header(), examination, *drift]  # type: ignore[attr-defined]  # not timed
         trainer.fit_loop.max_epochs = 1
         trainer.fit(module, datamodule=data)
         if not trainer.is_global_zero:

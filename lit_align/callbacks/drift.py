@@ -54,24 +54,31 @@ class Drift(Callback):
         self._measured_at = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        target, data = getattr(pl_module, "proximal_target", None), _data(trainer)
+        self._measured_at = -1
+        data = _data(trainer)
         if not isinstance(data, OnPolicyPairs):
             return
-        if not data.record_sampler:
-            raise UserError("drift reads log π_s: set data.record_sampler=true, or leave drift out with --drift=null.")
         for name, value in {"every_n_steps": self.every_n_steps, "sampling": self.sampling}.items():
             if value is not None:
                 raise UserError(
                     f"drift.{name} has no effect with OnPolicyPairs, whose rounds are measured. Leave it out."
                 )
+        if not isinstance(pl_module, AnchoredObjective):
+            return
+        if not data.record_sampler:
+            raise UserError("drift reads log π_s: set data.record_sampler=true, or leave drift out with --drift=null.")
+        target = pl_module.proximal_target
         if target is None:
             return
-        responses = self.prompts * data.responses_per_prompt // trainer.world_size
+        in_round = len(data._chosen_prompts(max(1, trainer.max_epochs or 1) - 1))  # of chunks the last is the smallest
+        asked = min(self.prompts, in_round)
+        responses = (asked // trainer.world_size or asked) * data.responses_per_prompt
         if target > math.log(responses):
+            limit = f"drift.prompts={asked}" if asked < in_round else f"the {in_round} prompts of a round"
             raise UserError(
                 f"model.proximal_target={target:g}: of {responses} responses, KL(policy‖sampler) is never estimated "
-                f"above log {responses} = {math.log(responses):.1f} nats. Lower it, or raise drift.prompts="
-                f"{self.prompts}."
+                f"above log {responses} = {math.log(responses):.1f} nats. Lower it, or raise {limit} or "
+                f"data.responses_per_prompt={data.responses_per_prompt}."
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,33 +89,24 @@ class Drift(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._measured_at:
-            self._measure_offline(trainer, pl_module)
+        """An epoch is measured, and λ set, behind its last step already: a checkpoint of that step is to have both."""
+        if trainer.is_last_batch or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+            self._measure_now(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = _data(trainer)
-        if not isinstance(pl_module, AnchoredObjective):
-            return
-        if not isinstance(data, OnPolicyPairs):
-            self._measure_offline(trainer, pl_module)
-            return
-        policy = pl_module.policy
-        assert policy is not None
-        groups = self._share(data.groups, trainer)
-        with gathered(policy):
-            logps = torch.tensor(data.recorder.logps(policy, groups))
-        kl = kl_from_sampler(logps, torch.tensor([group.sampler_logps for group in groups])).item()
-        self._log(pl_module, {"kl_policy_sampler": kl})
-        pl_module.adapt_proximal(kl)
+        self._measure_now(trainer, pl_module)  # of an epoch that ended before its last batch
 
-    def _measure_offline(self, trainer: Trainer, module: LightningModule) -> None:
+    def _measure_now(self, trainer: Trainer, module: LightningModule) -> None:
+        """What is measured behind a step; of rounds, at their end alone."""
         data = _data(trainer)
         if self._measured_at == trainer.global_step or not isinstance(module, AnchoredObjective):
             return
+        self._measured_at = trainer.global_step
         if isinstance(data, OfflinePairs):
-            self._measured_at = trainer.global_step
-            self._measure(module, data, self._draw(module, data, self._share(data.train_examples, trainer)))
+            by_prompt = {example.source: example for example in data.train_examples}
+            self._measure(module, data, self._draw(module, data, self._share(list(by_prompt.values()), trainer)))
+        if isinstance(data, OnPolicyPairs):
+            self._measure_from_sampler(module, data, self._share(data.groups, trainer))
 
     def _share(self, examples: Sequence[Example], trainer: Trainer) -> list[Example]:
         """This process's share of the examples asked about; all of them, where they are fewer than processes."""
@@ -142,7 +140,7 @@ class Drift(Callback):
         assert policy is not None
         assert reference is not None
         ours = torch.tensor([example.sampler_logps for example in examples])
-        start = Policy.load(module.policy_config, module.lora).to(policy.device)
+        start = Policy.load(module.policy_config, module.lora).to(policy.device).eval()
         from_start = ours - torch.tensor(data.recorder.logps(start, examples))
         with gathered(policy), reference.present() as present, gathered(present):
             from_reference = ours - torch.tensor(data.recorder.logps(present.logps, examples))
@@ -154,6 +152,15 @@ class Drift(Callback):
         }
         self._log(module, values)
         tell("drift", f"KL(policy‖reference) {kl_reference:.2f}, KL(policy‖start) {kl_start:.2f} nats per response")
+
+    def _measure_from_sampler(self, module: AnchoredObjective, data: OnPolicyPairs, groups: Sequence[Example]) -> None:
+        policy = module.policy
+        assert policy is not None
+        with gathered(policy):
+            logps = torch.tensor(data.recorder.logps(policy, groups))
+        kl = kl_from_sampler(logps, torch.tensor([group.sampler_logps for group in groups])).item()
+        self._log(module, {"kl_policy_sampler": kl})
+        module.adapt_proximal(kl)
 
     def _log(self, module: AnchoredObjective, values: dict[str, float]) -> None:
         mine = torch.tensor(list(values.values()), device=module.device)

@@ -1,10 +1,12 @@
 """Ctrl-C and SIGTERM save first, say how to go on, and end the run with exit code 128 + the signal's number.
 
-Within an epoch the step under way is finished and `interrupted.ckpt` is written beside the other checkpoints; resuming
-from it gives what the uninterrupted run would have given. While held-out prompts are answered at the epoch's end the
-epoch is saved likewise (by a single process; several are not at the same place, and leave the last checkpoint). While
-responses are sampled, what is there is on disk already, and the last checkpoint is the one to resume from. A second
-signal ends the run at once. Lightning alone lets a SIGTERM behind the last batch pass unheard.
+Within an epoch the step under way is finished, with all batches that it accumulates, and `interrupted.ckpt` is written
+beside the other checkpoints; resuming from it gives what the uninterrupted run would have given. After an epoch's last
+step what belongs to its end is done first, for a resumed run does not come back to it. While held-out prompts are
+answered there the epoch is saved likewise (by a single process; several are not at the same place, and leave the last
+checkpoint), without these answers. While responses are sampled, what is there is on disk already, and the last
+checkpoint is the one to resume from. A second signal ends the run at once. Lightning alone lets a SIGTERM behind the
+last batch pass unheard.
 """
 
 import signal
@@ -13,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from lit_align.callbacks.run_report import last_checkpoint, resume_command
 from lit_align.console import say
@@ -30,16 +32,22 @@ class Interrupted(SystemExit):
 
 
 class Interruption(Callback):
-    """Save on Ctrl-C and SIGTERM, and print the command to resume."""
+    """Save on Ctrl-C and SIGTERM, and print the command to resume. Wherever it is given, its turn is the last."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
         self._in_epoch = False  # a step may be under way
         self._unsaved = False  # steps of this epoch were made, and its end has not been reached
+        self._step = 0  # of the optimizer, before the present batch
         self._before: dict[int, Any] = {}
         self._trainer: Trainer | None = None
         self._saved: Path | None = None
         self._began_at: int | None = None  # the optimizer step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Go behind all that act on a step, but for those that save it: what they did is to be in the checkpoint."""
+        order = sorted(trainer.callbacks, key=lambda each: (isinstance(each, Checkpoint), each is self))  # type: ignore[attr-defined]
+        trainer.callbacks = order  # type: ignore[attr-defined]  # a new list: Lightning is going through the old one
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = trainer
@@ -55,19 +63,32 @@ class Interruption(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._in_epoch = True
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._in_epoch = True  # a run that resumes within an epoch does not start it
+        self._step = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._unsaved = True
         self._in_epoch = not trainer.is_last_batch
+        if trainer.global_step == self._step:  # its gradients are in no checkpoint
+            return
         asked = self._signal is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
-            self._save(trainer)
-            raise Interrupted(self._signal or signal.SIGTERM)
+        if not asked:
+            return
+        self._signal = self._signal or signal.SIGTERM
+        self._save(trainer)
+        if self._in_epoch:
+            raise Interrupted(self._signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._signal is not None:
+            if trainer.current_epoch + 1 != trainer.max_epochs:  # from behind the run's end Lightning makes no verdict
+                self._save(trainer)
+            raise Interrupted(self._signal)
         self._unsaved = self._in_epoch = False  # ModelCheckpoint's turn
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,7 +100,7 @@ class Interruption(Callback):
         self._give_back()
         if not isinstance(exception, Interrupted):
             return
-        if self._unsaved and self._signal is None and trainer.world_size == 1:
+        if self._unsaved and not self._in_epoch and self._saved is None and trainer.world_size == 1:
             self._save(trainer)
         newest = self._saved or self._last(trainer)
         name = signal.Signals(exception.signum).name
@@ -88,9 +109,10 @@ class Interruption(Callback):
         say(resume_command(trainer, newest))
 
     def _save(self, trainer: Trainer) -> None:
-        self._saved = _checkpoint_path(trainer)
-        if self._saved:
-            trainer.save_checkpoint(self._saved)
+        path = _checkpoint_path(trainer)
+        if path:
+            trainer.save_checkpoint(path)
+        self._saved = path
 
     def _last(self, trainer: Trainer) -> str | Path | None:
         """The last checkpoint of this run: the one it resumed from, until it has gone beyond."""
@@ -122,7 +144,7 @@ class Interruption(Callback):
             return
         if self._in_epoch and self._signal is None:
             self._signal = signum
-            say("\nending after this step …")
+            say(f"\nending after {'the end of this epoch' if self._trainer.is_last_batch else 'this step'} …")
             return
         if (launcher := self._trainer.strategy.launcher) is not None:
             launcher.kill(signum)  # type: ignore[arg-type]  # the processes that this one has started

@@ -40,6 +40,11 @@ class ReferenceRefresh(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(pl_module, AnchoredObjective):
+            if pl_module.beta == 0:
+                raise UserError(
+                    "reference_refresh: model.beta=0 holds the policy near no reference, so that to move it has no "
+                    "effect. Set beta above 0, or take the callback out (--reference_refresh=null)."
+                )
             pl_module.refresh_rule = self.rule  # read when it builds the reference
         elif isinstance(pl_module, PreferenceObjective):
             raise UserError(

@@ -34,7 +34,8 @@ class RunReport(Callback):
 
     def __init__(self, save_model: bool = True):
         self.save_model = save_model
-        self._began = self._stepped = 0.0
+        self._began: float | None = None  # the first batch of this epoch
+        self._stepped = 0.0
         self._trained = 0  # examples since then, of this process
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -61,9 +62,9 @@ class RunReport(Callback):
             table.add_row(Text(name, style="bold"), Text(text))
         say(table)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = self._stepped = time.monotonic()
-        self._trained = 0
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._began is None:
+            self._began = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,12 +74,15 @@ class RunReport(Callback):
         self._trained += pairs.size if isinstance(pairs, PreferenceBatch) else 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._began is None:  # resumed behind the last batch
+            return
         seconds = self._stepped - self._began
         values = {"round/seconds_train": seconds}
         if self._trained:
             values["round/prompts_per_minute_train"] = 60 * self._trained * trainer.world_size / seconds
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
+        self._began, self._trained = None, 0
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:

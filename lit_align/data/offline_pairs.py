@@ -152,9 +152,21 @@ class PairsDataModule(L.LightningDataModule):
                 raise UserError("validate: there are no pairs to validate on. Name some: --data.validation=PATH.")
             return []
         if self._validation_examples is None:
-            examples, _ = self.read_pairs(self.validation, self.validation_split, BestWorst())
-            self._validation_examples = self.record_reference(examples)
+            self._validation_examples = self._held_out("validation", self.validation, self.validation_split)
         return self._loader(self._validation_examples, shuffle=False)
+
+    def _held_out(self, name: str, path: str, split: str | None) -> list[Example]:
+        """The pairs of data.validation or data.test; says how many of them fill no batch for every process."""
+        examples, _ = self.read_pairs(path, split, BestWorst())
+        loader = self._loader(examples, shuffle=False)
+        if not len(loader):
+            raise UserError(
+                f"data.{name}={path}: its {len(examples)} examples make no full batch for every process; lower "
+                f"data.batch_size={self.batch_size} or the number of processes."
+            )
+        if loader.dropped:
+            say(f"  {loader.dropped} pairs of data.{name} are left out: they fill no batch for every process.")
+        return self.record_reference(examples)
 
     def test_dataloader(self) -> ExampleLoader | range:
         if self.test is None:
@@ -162,8 +174,7 @@ class PairsDataModule(L.LightningDataModule):
             if all(type(callback).on_test_end is Callback.on_test_end for callback in callbacks):
                 raise UserError("test: there is nothing to test. Name pairs (--data.test=PATH), or configure win_rate.")
             return range(1)  # a batch that is none: without any Lightning calls no hook, and `WinRate` needs one
-        examples, _ = self.read_pairs(self.test, self.test_split, BestWorst())
-        return self._loader(self.record_reference(examples), shuffle=False)
+        return self._loader(self._held_out("test", self.test, self.test_split), shuffle=False)
 
     def predict_dataloader(self) -> range:
         callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]

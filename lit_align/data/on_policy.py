@@ -104,9 +104,11 @@ class OnPolicyPairs(PairsDataModule):
     # --- Lightning ---
 
     def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        if isinstance(self.trainer.lightning_module, PreferenceObjective):
+            self._check_file_pairs()
         if stage != "fit" or self._prompts:
             return
-        assert self.trainer is not None
         if not isinstance(self.trainer.lightning_module, PreferenceObjective):
             raise UserError(
                 "OnPolicyPairs samples from `lightning_module.policy`: train a lit_align objective with it."
@@ -131,6 +133,28 @@ class OnPolicyPairs(PairsDataModule):
         skipped = rows.skipped + counts
         self._line = f"{len(self._prompts)} prompts from {self.prompts}: {rows.description}"
         self._line += f"; {listing(skipped)}" if skipped else ""
+
+    def _check_file_pairs(self) -> None:
+        """Make sure that pairs of a file have what the objective reads: unlike a round's, they record no sampler."""
+        name = type(self.module).__name__
+        given = {
+            "validation": (self.validation, self.validation_split, "win_rate.validation"),
+            "test": (self.test, self.test_split, "win_rate.prompts"),
+        }
+        for option, (path, split, instead) in given.items():
+            if path is None:
+                continue
+            mend = f"leave data.{option} out: {instead} compares the policy with its start on held-out prompts."
+            if self.module.reads_sampler:
+                raise UserError(
+                    f"data.{option}={path}: {name}, as it is set, reads log π_s, which pairs of a file do not have. So "
+                    + mend
+                )
+            if self.module.takes_groups and read_rows(path, split=split, kind=self.module.rows)[0].rewards is None:
+                raise UserError(
+                    f"data.{option}={path}: {name}, as it is set, learns from rewards, and these pairs have none. Give "
+                    "some (columns score_chosen and score_rejected, or responses and rewards), or " + mend
+                )
 
     def _check_rounds(self) -> None:
         assert self.trainer is not None

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import adamw, fit, on_policy, write_prompts
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from tiny import adamw, fit, on_policy, sgd, write_pairs, write_prompts
 
-from lit_align.callbacks import Interruption, WinRate
+from lit_align.callbacks import Drift, Interruption, ReferenceRefresh, WinRate
 from lit_align.callbacks.interruption import Interrupted
-from lit_align.data import FunctionScorer
+from lit_align.data import FunctionScorer, OfflinePairs
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
 
@@ -31,27 +31,39 @@ class Signal(Callback):
 
 
 def run(model: str, folder: Path, *callbacks: Callback, ckpt_path: str | None = None) -> DPO:
-    """Two rounds of three steps each."""
-    module = DPO(PolicyConfig(model, dtype="float32"), optimizer=adamw(1e-2))
+    """Two rounds of three steps each, λ set at the end of each."""
+    proximal = {"proximal": 0.1, "proximal_target": 0.05}
+    module = DPO(PolicyConfig(model, dtype="float32"), optimizer=adamw(1e-2), **proximal)
     checkpoint = ModelCheckpoint(folder / "checkpoints", save_last=True, save_on_train_epoch_end=True)
     write_prompts(folder)
     verdict = WinRate("prompts.jsonl", FunctionScorer("rewards.py:reward"), validation="prompts.jsonl")
     options = {"default_root_dir": str(folder), "max_epochs": 2, "enable_checkpointing": True}
     data = on_policy(folder)
-    fit(module, data, *callbacks, verdict, Interruption(), checkpoint, ckpt_path=ckpt_path, **options)
+    fit(module, data, *callbacks, verdict, Drift(), Interruption(), checkpoint, ckpt_path=ckpt_path, **options)
     return module
 
 
+def assert_same_weights(first: DPO, second: DPO) -> None:
+    assert first.policy
+    assert second.policy
+    for name, weight in first.policy.model.named_parameters():
+        torch.testing.assert_close(second.policy.model.get_parameter(name), weight, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
-    ("hook", "step", "saved_at"),
+    ("hook", "step", "saved_at", "unanswered"),
     [
-        ("on_train_batch_start", 1, 2),  # in a step, which is finished
-        ("on_train_batch_start", 4, 5),
-        ("on_train_epoch_end", 1, 3),  # behind the last batch: Lightning alone would not hear it
-        ("on_train_end", 6, None),  # at the verdict: the epoch is saved already
+        ("on_train_batch_start", 1, 2, None),  # in a step, which is finished
+        ("on_train_batch_start", 2, 3, None),  # in a round's last step: what belongs to its end is done, too
+        ("on_train_batch_start", 4, 5, None),
+        ("on_train_batch_start", 5, 6, None),  # in the run's last step: the verdict is left to the resumed run
+        ("on_train_epoch_end", 1, 3, "validation-000003"),  # Lightning alone would not hear it
+        ("on_train_end", 6, None, "test"),  # at the verdict: the epoch is saved already
     ],
 )
-def test_an_interrupted_run_resumes_to_what_it_would_have_been(tiny_model, in_tmp, capsys, hook, step, saved_at):
+def test_an_interrupted_run_resumes_to_what_it_would_have_been(
+    tiny_model, in_tmp, capsys, hook, step, saved_at, unanswered
+):
     for name in ("whole", "cut"):
         (in_tmp / name).mkdir()
     os.chdir("whole")
@@ -69,10 +81,35 @@ def test_an_interrupted_run_resumes_to_what_it_would_have_been(tiny_model, in_tm
 
     resumed = run(tiny_model, Path(), ckpt_path=checkpoint)
     assert not Path("checkpoints/interrupted.ckpt").exists()
-    assert whole.policy
-    assert resumed.policy
-    for name, weight in whole.policy.model.named_parameters():
-        torch.testing.assert_close(resumed.policy.model.get_parameter(name), weight, rtol=0, atol=0)
+    assert_same_weights(whole, resumed)
+    assert resumed.proximal == whole.proximal != 0.1
+    answered, again = ({path.stem for path in in_tmp.glob(f"{name}/held_out/*")} for name in ("whole", "cut"))
+    assert answered == {"validation-000003", "validation-000006", "test"}
+    assert answered - again == ({unanswered} if unanswered else set())
+
+
+@pytest.mark.parametrize(("batch", "saved_at"), [(0, 1), (1, 1), (2, 2), (3, 2)])
+def test_a_step_is_finished_with_all_that_it_accumulates_and_with_its_refresh(tiny_model, in_tmp, batch, saved_at):
+    """Two batches a step and a refresh every two steps; `Interruption` stands before the refresh."""
+    write_pairs(in_tmp, 16)
+
+    def run(*callbacks: Callback, ckpt_path: str | None = None) -> DPO:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=sgd(0.05))
+        acting = [Interruption(), ReferenceRefresh(1.0, 2), ModelCheckpoint("checkpoints")]
+        options = {"accumulate_grad_batches": 2, "enable_checkpointing": True}
+        fit(module, OfflinePairs("pairs.jsonl", batch_size=2), *callbacks, *acting, ckpt_path=ckpt_path, **options)
+        return module
+
+    def ask(trainer, module, batch_, number):
+        if number == batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = run()
+    with pytest.raises(Interrupted):
+        run(LambdaCallback(on_train_batch_start=ask))
+    path = "checkpoints/interrupted.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] == saved_at
+    assert_same_weights(whole, run(ckpt_path=path))
 
 
 def test_ctrl_c_while_the_first_round_is_sampled_says_to_begin_anew(tiny_model, in_tmp, capsys):

@@ -56,6 +56,11 @@ def test_an_objective_without_a_reference_is_refused(tiny_model):
         fit(SimPO(PolicyConfig(tiny_model)), None, ReferenceRefresh(1.0))
 
 
+def test_a_reference_without_weight_is_refused(tiny_model):
+    with pytest.raises(UserError, match=r"reference_refresh: model\.beta=0 holds .* Set beta above 0, or .*=null"):
+        fit(DPO(PolicyConfig(tiny_model), beta=0.0, proximal=0.1), None, ReferenceRefresh(1.0))
+
+
 class Foreign(L.LightningModule):
     """A module of somebody else's, that learns to give 1 and keeps an average of itself."""
 

@@ -1,5 +1,6 @@
 """On-policy rounds: drawn once, by the right policy, stored whole, resumed to the bit."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import adamw, fit, on_policy
+from tiny import adamw, fit, on_policy, write_pairs
 
 from lit_align.callbacks import Drift, ReferenceRefresh, RunReport
 from lit_align.data import (
@@ -27,7 +28,7 @@ from lit_align.data.collate import Example
 from lit_align.data.store import Round
 from lit_align.errors import UserError
 from lit_align.loggers import MetricsCSV, read_metrics
-from lit_align.objectives import DPO, KTO, SPPO
+from lit_align.objectives import DPO, EXO, KTO, SPPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 
 LORA = LoRAConfig(r=4, dropout=0.2)
@@ -116,6 +117,33 @@ def test_whoever_reads_the_samplers_logps_says_that_they_must_be_recorded(tiny_m
     pairing = Listwise() if objective.needs_whole_groups else None
     with pytest.raises(UserError, match=said):
         fit(objective, on_policy(in_tmp, record_sampler=False, pairing=pairing), *callbacks)
+
+
+@pytest.mark.parametrize("option", ["validation", "test"])
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (lambda policy: DPO(policy, proximal=0.1), "reads log π_s, which pairs of a file do not have. So leave"),
+        (lambda policy: KTO(policy, proximal=0.1), "reads log π_s, which pairs of a file do not have. So leave"),
+        (lambda policy: SPPO(policy), "learns from rewards, and these pairs have none. Give some .*, or leave"),
+        (lambda policy: EXO(policy, reward_temperature=0.1), "learns from rewards, and these pairs have none. Give"),
+    ],
+)
+def test_pairs_of_a_file_that_lack_what_the_objective_reads_are_refused_by_name(
+    tiny_model, in_tmp, option, module, said
+):
+    data = on_policy(in_tmp, **{option: write_pairs(in_tmp)})
+    with pytest.raises(UserError, match=rf"data.{option}=.*pairs.jsonl: .*, as it is set, {said}"):
+        fit(module(PolicyConfig(tiny_model)), data)
+    assert not list(in_tmp.glob("rounds/*"))
+
+
+def test_pairs_of_a_file_with_rewards_validate_an_objective_that_learns_from_them(tiny_model, in_tmp):
+    row = {"prompt": "Q", "chosen": "yes", "rejected": "no", "score_chosen": 2, "score_rejected": 1}
+    Path("scored.jsonl").write_text(json.dumps(row) + "\n")
+    for module in (SPPO(PolicyConfig(tiny_model)), EXO(PolicyConfig(tiny_model), reward_temperature=0.1)):
+        trainer = fit(module, on_policy(in_tmp, validation="scored.jsonl"))
+        assert "val/loss" in trainer.callback_metrics
 
 
 def test_the_chosen_response_has_the_higher_reward_of_its_own_text(tiny_model, in_tmp):

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from processes import run_in
-from tiny import adamw, fit, on_policy
+from tiny import adamw, fit, on_policy, write_pairs
 
 from lit_align.callbacks import Drift, FSDPSharding, ReferenceRefresh
-from lit_align.data import ContinuousSampler, Sampler
+from lit_align.data import ContinuousSampler, OfflinePairs, Sampler
 from lit_align.errors import UserError
 from lit_align.loggers import MetricsCSV, read_metrics
 from lit_align.objectives import DPO, KTO
@@ -139,6 +139,32 @@ def test_pairs_that_fill_no_batch_for_every_process_are_counted_or_stop_the_run(
     assert run_in(2, lambda: train(3))[0] == [8, 6, 2]
     assert (
         "8 examples to train on make no full batch for every process; lower data.batch_size=5" in run_in(2, refused)[0]
+    )
+
+
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_held_out_pairs_that_fill_no_batch_for_every_process_are_counted_or_stop_the_run(
+    tiny_model, in_tmp, capfd, stage
+):
+    def evaluate(count: int) -> str | None:
+        (in_tmp / "held").mkdir(exist_ok=True)
+        data = OfflinePairs(write_pairs(in_tmp), batch_size=2, **{stage: write_pairs(in_tmp / "held", count)})
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"))
+        try:
+            trainer = fit(module, data, strategy="ddp", devices=2)
+            if stage == "test":
+                trainer.test(module, data, verbose=False)
+        except UserError as error:
+            return str(error)
+        assert f"{stage.removesuffix('idation')}/loss" in trainer.callback_metrics
+        return None
+
+    assert run_in(2, lambda: evaluate(9)) == [None, None]
+    said = capfd.readouterr().out
+    assert said.count(f"1 pairs of data.{stage} are left out: they fill no batch for every process.") == 1
+    refused = run_in(2, lambda: evaluate(3))
+    assert all(
+        f"data.{stage}=" in error and "its 3 examples make no full batch for every" in error for error in refused
     )
 
 

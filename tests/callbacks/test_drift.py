@@ -1,0 +1,91 @@
+"""When the drift is measured, over what, and what a checkpoint has of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import adamw, byte_tokenizer, fit, on_policy
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lit_align.callbacks import Drift
+from lit_align.data import AllPairs, OfflinePairs
+from lit_align.errors import UserError
+from lit_align.loggers import MetricsCSV, read_metrics
+from lit_align.objectives import DPO, SimPO
+from lit_align.policy import PolicyConfig
+
+
+def adaptive(tiny_model: str) -> DPO:
+    return DPO(PolicyConfig(tiny_model), proximal=0.1, proximal_target=0.05, optimizer=adamw(3e-3))
+
+
+def test_the_checkpoint_of_a_rounds_last_step_has_the_lambda_of_the_next(tiny_model, in_tmp):
+    """Three rounds of three steps."""
+
+    def run(*callbacks: Callback, ckpt_path: str | None = None) -> DPO:
+        module = adaptive(tiny_model)
+        options = {"enable_checkpointing": bool(callbacks), "max_epochs": 3, "ckpt_path": ckpt_path}
+        fit(module, on_policy(in_tmp), *callbacks, Drift(), **options)
+        return module
+
+    whole = run(ModelCheckpoint("checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}"))
+    assert whole.proximal not in (0.1, 0.1 * 1.5, 0.1 * 1.5**2), "three rounds move λ three times"
+    for step in (2, 3, 6):
+        resumed = run(ckpt_path=f"checkpoints/step={step}.ckpt")
+        assert resumed.proximal == whole.proximal
+        for name, weight in whole.named_parameters():
+            assert torch.equal(resumed.get_parameter(name), weight), (step, name)
+
+
+def test_a_round_that_ends_before_its_last_batch_moves_lambda_too(tiny_model, in_tmp):
+    module = adaptive(tiny_model)
+    fit(module, on_policy(in_tmp), Drift(), max_steps=2)
+    assert module.proximal != 0.1
+
+
+def test_a_policy_with_dropout_that_has_not_moved_has_not_drifted(in_tmp):
+    """GPT-2 has dropout of its own, which the start is asked without, as the policy is."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=0)).save_pretrained("gpt2")
+    byte_tokenizer().save_pretrained("gpt2")
+    module = DPO(PolicyConfig("gpt2", dropout=True), optimizer=adamw(0.0))
+    fit(module, on_policy(in_tmp), Drift(), logger=MetricsCSV("."))
+    (row,) = [row for row in read_metrics("metrics.csv") if "drift/kl_policy_start" in row]
+    assert row["drift/kl_policy_start"] == pytest.approx(0, abs=1e-4)
+    assert row["drift/kl_policy_reference"] == pytest.approx(0, abs=1e-4)
+
+
+def test_of_offline_pairs_each_prompt_is_asked_once(tiny_model, in_tmp):
+    asked = []
+
+    class Asked(Drift):
+        def _draw(self, module, data, examples):
+            asked.append([example.source for example in examples])
+            return super()._draw(module, data, examples)
+
+    row = {"responses": ["a", "bb", "ccc", "dddd"], "rewards": [1.0, 2.0, 3.0, 4.0]}
+    Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"p{i}", **row}) + "\n" for i in range(8)))
+    fit(DPO(PolicyConfig(tiny_model)), OfflinePairs("rows.jsonl", pairing=AllPairs()), Asked(prompts=6))
+    assert asked == [[f"rows.jsonl:{line}" for line in range(1, 7)]]
+
+
+def test_without_an_anchor_there_is_no_drift_and_no_sampler_to_record(tiny_model, in_tmp):
+    fit(SimPO(PolicyConfig(tiny_model)), on_policy(in_tmp, record_sampler=False), Drift())
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "said"),
+    [
+        (16, {}, r"of 32 responses, .* log 32 = 3.5 nats. Lower it, or raise the 8 prompts of a round or data.resp"),
+        (4, {}, r"of 16 responses, .* log 16 = 2.8 nats. Lower it, or raise drift.prompts=4 or data.responses_per_"),
+        (16, {"prompts_per_round": "chunk"}, r"of 48 responses, .* or raise the 12 prompts of a round"),
+    ],
+)
+def test_a_target_that_no_round_can_show_is_refused(tiny_model, in_tmp, prompts, options, said):
+    module = DPO(PolicyConfig(tiny_model), proximal=0.1, proximal_target=4.0)
+    with pytest.raises(UserError, match=rf"proximal_target=4: {said}"):
+        fit(module, on_policy(in_tmp, **options), Drift(prompts), max_epochs=2)
