@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, fit, llama_config, write_pairs
 from transformers import LlamaForCausalLM
 
@@ -112,10 +113,18 @@ def test_soft_mixing_under_lora_follows_a_dense_twin_over_many_refreshes(
             assert (policy(batch) - reference.logps(batch)).abs().max() > 1e-2
 
 
-def test_an_adapter_on_the_embedding_is_mixed_too(tiny_model, batch, tmp_path):
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["q_proj", "lm_head"], ".*(q_proj|lm_head)"])
+def test_an_adapter_on_one_of_tied_weights_is_refused(tiny_model, tmp_path, targets):
+    with pytest.raises(UserError, match=r"model.lora.targets=.* shares its weights with the output head"):
+        policy_of(tiny_model, replace(LORA, targets=targets))
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    get_peft_model(model, LoraConfig(target_modules=targets)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model.lora.adapter=.* shares its weights with the output head"):
+        policy_of(tiny_model, LoRAConfig(adapter=str(tmp_path)))
+
+
+def test_an_adapter_on_the_embedding_is_mixed_too(batch, tmp_path):
     lora = replace(LORA, targets=["embed_tokens", "q_proj"])
-    with pytest.raises(UserError, match="shares its weights with the output head"):
-        policy_of(tiny_model, lora)
     LlamaForCausalLM(llama_config(tie_word_embeddings=False)).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     policy = policy_of(str(tmp_path), lora, "float32")
