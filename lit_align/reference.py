@@ -269,7 +269,8 @@ class AdapterReference(Reference):
 class DeltaReference(Reference):
     """The policy's own weights with a dense update per adapted layer, ΔW_ref ← α·BA + (1−α)·ΔW_ref, in float32.
 
-    For a small α, where a ring of past adapters would be larger than the updates themselves.
+    For a small α, where a ring of past adapters would be larger than the updates themselves. After a hard refresh it
+    would differ from the policy by rounding; one past adapter does not.
 
     Args:
         policy: Carries a LoRA adapter on linear layers.
@@ -430,7 +431,7 @@ def _adapter_form(policy: Policy, lora: LoRAConfig, rule: RefreshRule | None) ->
         return AdapterReference(policy, blocks=1 if lora.adapter else 0)
     blocks = ring_size(rule.alpha)
     linear = all("default" in layer.lora_A for layer in adapted_layers(policy.model))
-    if linear and delta_bytes(policy) < ring_bytes(policy, blocks):
+    if blocks > 1 and linear and delta_bytes(policy) < ring_bytes(policy, blocks):
         return DeltaReference(policy)
     return AdapterReference(policy, blocks=blocks)
 

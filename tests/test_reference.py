@@ -149,7 +149,7 @@ def test_the_smaller_form_is_taken_and_says_its_size(tiny_model, alpha, form):
     assert not any(p.requires_grad for p in beside)
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize("lora", [None, LORA, replace(LORA, r=32)], ids=["full", "LoRA", "LoRA of full rank"])
 def test_a_hard_refresh_makes_the_reference_the_policy_to_the_bit(tiny_model, batch, lora):
     policy = policy_of(tiny_model, lora, "float32")
     config = PolicyConfig(tiny_model, dtype="float32")

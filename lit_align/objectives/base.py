@@ -32,7 +32,7 @@ from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.objectives.anchor import adapted_proximal, effective_anchor
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig, load_tokenizer
-from lit_align.reference import Reference, ReferenceConfig, RefreshRule, make_reference
+from lit_align.reference import AdapterReference, Reference, ReferenceConfig, RefreshRule, make_reference
 
 torch.serialization.add_safe_globals([PolicyConfig, LoRAConfig, ReferenceConfig])  # hyperparameters of a checkpoint
 
@@ -492,11 +492,16 @@ class AnchoredObjective(PreferenceObjective):
         """
         assert self.policy is not None
         recorded = batch.reference_logps is not None or self.proximal > 0
-        if not recorded and self.reference_config.dtype == "auto":
-            return 0.0, "live reference"
-        if not recorded:  # its weights are rounded otherwise than the policy's
+        if (
+            not recorded and self.reference_config.dtype != "auto"
+        ):  # its weights are rounded otherwise than the policy's
             return 0.05 * batch.lengths.max().item(), "reference of another type"
-        why = "recorded anchor"
+        started = self.lora is not None and self.lora.adapter is not None  # a fresh adapter adds 0 in any form
+        if not recorded and (
+            not started or (isinstance(self.reference, AdapterReference) and self.reference.blocks < 2)
+        ):
+            return 0.0, "live reference"
+        why = "recorded anchor" if recorded else "live reference that sums otherwise"
         if self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision):
             return 1e-3, why
         alone = torch.cat([self.policy(batch.select(slice(i, i + 1))) for i in range(batch.size)])
