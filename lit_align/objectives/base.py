@@ -18,6 +18,7 @@ import hashlib
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -469,7 +470,8 @@ class AnchoredObjective(PreferenceObjective):
         off = (logps - anchor_logps).abs().max().item()
         bound, why = self._first_step_bound(logps, batch)
         expected = self.loss_at_anchor(beta, batch)
-        at_anchor = self.loss(anchor_logps, anchor_logps, beta, batch).mean().item()
+        exact = replace(batch, sampler_logps=anchor_logps)  # what is recorded of it is rounded
+        at_anchor = self.loss(anchor_logps, anchor_logps, beta, exact).mean().item()
         if not math.isclose(at_anchor, expected, rel_tol=1e-4, abs_tol=1e-6):
             raise RuntimeError(
                 f"{type(self).__name__}.loss at the anchor is {at_anchor}; loss_at_anchor says {expected}."
@@ -492,14 +494,11 @@ class AnchoredObjective(PreferenceObjective):
         """
         assert self.policy is not None
         recorded = batch.reference_logps is not None or self.proximal > 0
-        if (
-            not recorded and self.reference_config.dtype != "auto"
-        ):  # its weights are rounded otherwise than the policy's
-            return 0.05 * batch.lengths.max().item(), "reference of another type"
         started = self.lora is not None and self.lora.adapter is not None  # a fresh adapter adds 0 in any form
-        if not recorded and (
-            not started or (isinstance(self.reference, AdapterReference) and self.reference.blocks < 2)
-        ):
+        as_policy = isinstance(self.reference, AdapterReference) and self.reference.blocks <= 1
+        if not recorded and self.reference_config.dtype != "auto":  # weights rounded otherwise than the policy's
+            return 0.05 * batch.lengths.max().item(), "reference of another type"
+        if not recorded and (as_policy or not started):
             return 0.0, "live reference"
         why = "recorded anchor" if recorded else "live reference that sums otherwise"
         if self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision):
