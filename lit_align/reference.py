@@ -252,7 +252,7 @@ class AdapterReference(Reference):
         return {"written": self.written}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        self.written = state["written"]
+        self.written = state.get("written", self.written)  # none of another form, whose weights will not fit
 
     def fingerprint(self) -> str:
         reshard(self.policy)

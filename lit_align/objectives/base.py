@@ -33,7 +33,14 @@ from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.objectives.anchor import adapted_proximal, effective_anchor
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig, load_tokenizer
-from lit_align.reference import AdapterReference, Reference, ReferenceConfig, RefreshRule, make_reference
+from lit_align.reference import (
+    AdapterReference,
+    DeltaReference,
+    Reference,
+    ReferenceConfig,
+    RefreshRule,
+    make_reference,
+)
 
 torch.serialization.add_safe_globals([PolicyConfig, LoRAConfig, ReferenceConfig])  # hyperparameters of a checkpoint
 
@@ -526,16 +533,37 @@ class AnchoredObjective(PreferenceObjective):
         saved = checkpoint.get("refresh_rule")
         if saved and self._trainer is None:  # load_from_checkpoint
             self.refresh_rule = RefreshRule(**saved)
-        now = self.refresh_rule
-        if saved == (now.state() if now else None) or (now and now.accept_change):
-            self.configure_model()
-            assert self.reference is not None
-            self.reference.load_state(checkpoint["reference"])
+        self.configure_model()
+        assert self.reference is not None
+        if saved != (self.refresh_rule.state() if self.refresh_rule else None):
+            self._change_rule(checkpoint)
+        self.reference.load_state(checkpoint["reference"])
+
+    def _change_rule(self, checkpoint: dict[str, Any]) -> None:
+        """Bring the reference of a checkpoint that was made with another rule into the form that it has in this run.
+
+        Raises:
+            UserError: that has not been asked for, or cannot be done.
+        """
+        now, saved = self.refresh_rule, checkpoint.get("refresh_rule")
+        weights = checkpoint.get("state_dict", {})  # shards have been loaded by now
+        marks = {"reference", DeltaReference.NAME}
+        ours = {name: weight for name, weight in self.state_dict().items() if marks & {*name.split(".")}}
+        theirs = {name: weights.pop(name) for name in [*weights] if marks & {*name.split(".")}}
+        # an accumulator that is not there begins from the weights, one that is not needed is left out
+        sums = {name.replace("reference.model.", "reference.accumulator."): weight for name, weight in theirs.items()}
+        fitted = {name: w for name, w in (sums | theirs).items() if name in ours or ".accumulator." not in name}
+        fitted = fitted or ours  # one that has never moved is as it starts
+        fits = {n: w.shape for n, w in fitted.items()} == {n: w.shape for n, w in ours.items()}
+        if fits and now and now.accept_change:
+            weights.update(fitted)
             return
         was = RefreshRule(**saved) if saved else "no refresh"
+        form = f" The reference in it cannot be brought into the form of {self.reference}." if now and not fits else ""
+        accept = ", or set reference_refresh.accept_change=true to go on with the new one" if now and fits else ""
         raise UserError(
-            f"the checkpoint was made with the rule: reference {was}; this run has: {now or 'no refresh'}. Resume with "
-            "the same reference_refresh, or set reference_refresh.accept_change=true to go on with the new one."
+            f"the checkpoint was made with the rule: reference {was}; this run has: {now or 'no refresh'}.{form} "
+            f"Resume with the same reference_refresh{accept}."
         )
 
     def describe(self) -> Iterator[tuple[str, str]]:
