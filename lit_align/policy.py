@@ -164,7 +164,7 @@ class Policy(nn.Module):
     def fingerprint(self) -> str:
         """Identifies the policy's present weights, the adapter's included."""
         reshard(self)
-        return fingerprint((n, w) for n, w in self.model.named_parameters() if ".lora_" not in n or ".default." in n)
+        return fingerprint(weights_of(self.model, "default"))
 
     @torch.no_grad()
     def merged_copy(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -353,6 +353,11 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def weights_of(model: nn.Module, slot: str) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of the model's own weights and of those of one adapter slot."""
+    return ((n, w) for n, w in model.named_parameters() if ".lora_" not in n or slot in n.split("."))
 
 
 @torch.no_grad()

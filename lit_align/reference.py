@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch, response_logps
-from lit_align.policy import Dtype, LoRAConfig, Policy, PolicyConfig, fingerprint
+from lit_align.policy import Dtype, LoRAConfig, Policy, PolicyConfig, fingerprint, weights_of
 from lit_align.sharding import local, reshard, whole, write_rows
 
 
@@ -256,8 +256,7 @@ class AdapterReference(Reference):
 
     def fingerprint(self) -> str:
         reshard(self.policy)
-        slot = f".{self.SLOT}."
-        return fingerprint((n, w) for n, w in self.policy.model.named_parameters() if ".lora_" not in n or slot in n)
+        return fingerprint(weights_of(self.policy.model, self.SLOT))
 
     def __str__(self) -> str:
         if not self.blocks:
@@ -315,8 +314,7 @@ class DeltaReference(Reference):
 
     def fingerprint(self) -> str:
         reshard(self.policy)
-        weights = self.policy.model.named_parameters()
-        return fingerprint((n, w) for n, w in weights if ".lora_" not in n or n.endswith(self.NAME))
+        return fingerprint(weights_of(self.policy.model, self.NAME))
 
     def __str__(self) -> str:
         return f"dense updates of the adapted layers, {_megabytes(delta_bytes(self.policy))}"
@@ -415,7 +413,7 @@ def make_reference(
             "form=auto, or leave the refresh out (--reference_refresh=null)."
         )
 
-    dtype = policy_config.dtype if config.dtype == "auto" else config.dtype
+    dtype = str(policy.dtype).removeprefix("torch.") if config.dtype == "auto" else config.dtype
     origin = PolicyConfig(**{**asdict(policy_config), "path": config.path or policy_config.path, "dtype": dtype})
     if config.form == "recorded":
         adapter = lora if config.path is None else None

@@ -332,6 +332,31 @@ def test_a_fingerprint_tells_weights_apart_by_bits_places_and_names():
     assert fingerprint([("a", weight), ("b", swapped)]) == fingerprint([("b", swapped), ("a", weight.clone())])
 
 
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"]])
+def test_fingerprints_follow_what_is_adapted_each_reference_its_own_slot(tmp_path, targets):
+    LlamaForCausalLM(llama_config(tie_word_embeddings=False)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    policy = policy_of(str(tmp_path), replace(LORA, targets=targets))
+    references = [AdapterReference(policy, blocks=1)]
+    references += [DeltaReference(policy)] if targets == ["lm_head"] else []
+    prints = [part.fingerprint() for part in (policy, *references)]
+    jolt(policy, 1)
+    assert policy.fingerprint() != prints[0]
+    assert [reference.fingerprint() for reference in references] == prints[1:]
+    for reference, before in zip(references, prints[1:], strict=True):
+        reference.mix(policy, 0.5)
+        assert reference.fingerprint() != before
+
+
+@pytest.mark.parametrize("form", ["auto", "recorded"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_another_model_as_reference_has_the_policys_type_by_default(tiny_model, form, lora):
+    policy = policy_of(tiny_model, lora)
+    config = ReferenceConfig(form, path=tiny_model)
+    with make_reference(policy, PolicyConfig(tiny_model), lora, config, None).present() as reference:
+        assert reference.dtype == policy.dtype
+
+
 def test_a_merged_copy_computes_what_the_adapted_policy_does(tiny_model, batch):
     policy = policy_of(tiny_model, LORA, "float32")
     jolt(policy, 1)
