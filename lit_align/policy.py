@@ -164,7 +164,7 @@ class Policy(nn.Module):
     def fingerprint(self) -> str:
         """Identifies the policy's present weights, the adapter's included."""
         reshard(self)
-        return fingerprint((n, w) for n, w in self.model.named_parameters() if ".lora_" not in n or ".default." in n)
+        return fingerprint(weights_of(self.model, "default"))
 
     @torch.no_grad()
     def merged_copy(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -320,24 +320,26 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "C
                 f"model.lora.adapter: {lora.adapter!r} is no plain LoRA adapter (DoRA, modules_to_save and trained "
                 "biases are not supported). Merge it into the model and start from that."
             )
-        return adapter
-    config = LoraConfig(
-        task_type=task,  # type: ignore[arg-type]  # peft takes the name of its enum
-        r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore  # peft wants an int and works with any number
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        use_rslora=lora.rslora,
-    )
-    try:
-        adapter = get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"model.lora.targets={lora.targets!r}: {_first_line(error)}") from error
-    embedding = model.get_input_embeddings()
-    if isinstance(embedding, BaseTunerLayer) and model.config.get_text_config().tie_word_embeddings:
+    else:
+        config = LoraConfig(
+            task_type=task,  # type: ignore[arg-type]  # peft takes the name of its enum
+            r=lora.r,
+            lora_alpha=lora.alpha,  # type: ignore  # peft wants an int and works with any number
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets,
+            use_rslora=lora.rslora,
+        )
+        try:
+            adapter = get_peft_model(model, config)
+        except ValueError as error:
+            raise UserError(f"model.lora.targets={lora.targets!r}: {_first_line(error)}") from error
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    if tied and any(isinstance(layer, BaseTunerLayer) for layer in (embedding, head)):
+        given = f"targets={lora.targets!r}" if lora.adapter is None else f"adapter={lora.adapter!r}"
         raise UserError(
-            f"model.lora.targets={lora.targets!r}: the embedding of this model shares its weights with the output "
-            "head, so that an update of the one alone cannot be merged. Leave it out."
+            f"model.lora.{given}: the embedding of this model shares its weights with the output head, so that an "
+            "update of the one alone cannot be merged. Leave both out."
         )
     return adapter  # type: ignore[return-value]
 
@@ -351,6 +353,11 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def weights_of(model: nn.Module, slot: str) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of the model's own weights and of those of one adapter slot."""
+    return ((n, w) for n, w in model.named_parameters() if ".lora_" not in n or slot in n.split("."))
 
 
 @torch.no_grad()

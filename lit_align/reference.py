@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch, response_logps
-from lit_align.policy import Dtype, LoRAConfig, Policy, PolicyConfig, fingerprint
+from lit_align.policy import Dtype, LoRAConfig, Policy, PolicyConfig, fingerprint, weights_of
 from lit_align.sharding import local, reshard, whole, write_rows
 
 
@@ -252,12 +252,11 @@ class AdapterReference(Reference):
         return {"written": self.written}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        self.written = state["written"]
+        self.written = state.get("written", self.written)  # none of another form, whose weights will not fit
 
     def fingerprint(self) -> str:
         reshard(self.policy)
-        slot = f".{self.SLOT}."
-        return fingerprint((n, w) for n, w in self.policy.model.named_parameters() if ".lora_" not in n or slot in n)
+        return fingerprint(weights_of(self.policy.model, self.SLOT))
 
     def __str__(self) -> str:
         if not self.blocks:
@@ -269,7 +268,8 @@ class AdapterReference(Reference):
 class DeltaReference(Reference):
     """The policy's own weights with a dense update per adapted layer, ΔW_ref ← α·BA + (1−α)·ΔW_ref, in float32.
 
-    For a small α, where a ring of past adapters would be larger than the updates themselves.
+    For a small α, where a ring of past adapters would be larger than the updates themselves. After a hard refresh it
+    would differ from the policy by rounding; one past adapter does not.
 
     Args:
         policy: Carries a LoRA adapter on linear layers.
@@ -314,8 +314,7 @@ class DeltaReference(Reference):
 
     def fingerprint(self) -> str:
         reshard(self.policy)
-        weights = self.policy.model.named_parameters()
-        return fingerprint((n, w) for n, w in weights if ".lora_" not in n or n.endswith(self.NAME))
+        return fingerprint(weights_of(self.policy.model, self.NAME))
 
     def __str__(self) -> str:
         return f"dense updates of the adapted layers, {_megabytes(delta_bytes(self.policy))}"
@@ -414,7 +413,7 @@ def make_reference(
             "form=auto, or leave the refresh out (--reference_refresh=null)."
         )
 
-    dtype = policy_config.dtype if config.dtype == "auto" else config.dtype
+    dtype = str(policy.dtype).removeprefix("torch.") if config.dtype == "auto" else config.dtype
     origin = PolicyConfig(**{**asdict(policy_config), "path": config.path or policy_config.path, "dtype": dtype})
     if config.form == "recorded":
         adapter = lora if config.path is None else None
@@ -430,7 +429,7 @@ def _adapter_form(policy: Policy, lora: LoRAConfig, rule: RefreshRule | None) ->
         return AdapterReference(policy, blocks=1 if lora.adapter else 0)
     blocks = ring_size(rule.alpha)
     linear = all("default" in layer.lora_A for layer in adapted_layers(policy.model))
-    if linear and delta_bytes(policy) < ring_bytes(policy, blocks):
+    if blocks > 1 and linear and delta_bytes(policy) < ring_bytes(policy, blocks):
         return DeltaReference(policy)
     return AdapterReference(policy, blocks=blocks)
 

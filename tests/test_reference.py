@@ -1,12 +1,16 @@
 """The reference: frozen, mixed by name, exact under LoRA, in every form."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import byte_tokenizer, fit, llama_config, write_pairs
+from lightning.pytorch.callbacks import ModelCheckpoint
+from peft import LoraConfig, get_peft_model
+from tiny import adamw, byte_tokenizer, fit, llama_config, write_pairs
 from transformers import LlamaForCausalLM
 
+from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import OfflinePairs
 from lit_align.data.collate import Example, collate
 from lit_align.errors import UserError
@@ -112,10 +116,18 @@ def test_soft_mixing_under_lora_follows_a_dense_twin_over_many_refreshes(
             assert (policy(batch) - reference.logps(batch)).abs().max() > 1e-2
 
 
-def test_an_adapter_on_the_embedding_is_mixed_too(tiny_model, batch, tmp_path):
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["q_proj", "lm_head"], ".*(q_proj|lm_head)"])
+def test_an_adapter_on_one_of_tied_weights_is_refused(tiny_model, tmp_path, targets):
+    with pytest.raises(UserError, match=r"model.lora.targets=.* shares its weights with the output head"):
+        policy_of(tiny_model, replace(LORA, targets=targets))
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    get_peft_model(model, LoraConfig(target_modules=targets)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model.lora.adapter=.* shares its weights with the output head"):
+        policy_of(tiny_model, LoRAConfig(adapter=str(tmp_path)))
+
+
+def test_an_adapter_on_the_embedding_is_mixed_too(batch, tmp_path):
     lora = replace(LORA, targets=["embed_tokens", "q_proj"])
-    with pytest.raises(UserError, match="shares its weights with the output head"):
-        policy_of(tiny_model, lora)
     LlamaForCausalLM(llama_config(tie_word_embeddings=False)).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     policy = policy_of(str(tmp_path), lora, "float32")
@@ -140,7 +152,7 @@ def test_the_smaller_form_is_taken_and_says_its_size(tiny_model, alpha, form):
     assert not any(p.requires_grad for p in beside)
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize("lora", [None, LORA, replace(LORA, r=32)], ids=["full", "LoRA", "LoRA of full rank"])
 def test_a_hard_refresh_makes_the_reference_the_policy_to_the_bit(tiny_model, batch, lora):
     policy = policy_of(tiny_model, lora, "float32")
     config = PolicyConfig(tiny_model, dtype="float32")
@@ -320,6 +332,31 @@ def test_a_fingerprint_tells_weights_apart_by_bits_places_and_names():
     assert fingerprint([("a", weight), ("b", swapped)]) == fingerprint([("b", swapped), ("a", weight.clone())])
 
 
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"]])
+def test_fingerprints_follow_what_is_adapted_each_reference_its_own_slot(tmp_path, targets):
+    LlamaForCausalLM(llama_config(tie_word_embeddings=False)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    policy = policy_of(str(tmp_path), replace(LORA, targets=targets))
+    references = [AdapterReference(policy, blocks=1)]
+    references += [DeltaReference(policy)] if targets == ["lm_head"] else []
+    prints = [part.fingerprint() for part in (policy, *references)]
+    jolt(policy, 1)
+    assert policy.fingerprint() != prints[0]
+    assert [reference.fingerprint() for reference in references] == prints[1:]
+    for reference, before in zip(references, prints[1:], strict=True):
+        reference.mix(policy, 0.5)
+        assert reference.fingerprint() != before
+
+
+@pytest.mark.parametrize("form", ["auto", "recorded"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_another_model_as_reference_has_the_policys_type_by_default(tiny_model, form, lora):
+    policy = policy_of(tiny_model, lora)
+    config = ReferenceConfig(form, path=tiny_model)
+    with make_reference(policy, PolicyConfig(tiny_model), lora, config, None).present() as reference:
+        assert reference.dtype == policy.dtype
+
+
 def test_a_merged_copy_computes_what_the_adapted_policy_does(tiny_model, batch):
     policy = policy_of(tiny_model, LORA, "float32")
     jolt(policy, 1)
@@ -332,3 +369,72 @@ def test_bfloat16_copies_keep_rotary_frequencies_in_float32(tiny_model):
     copied = policy_of(tiny_model).merged_copy(torch.bfloat16)
     assert copied.lm_head.weight.dtype == torch.bfloat16
     assert copied.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+HARD, SOFT = (1.0, 1), (0.5, 1)
+RING = replace(LORA, r=1)  # at α = 0.9; at 0.5 a dense update is smaller
+
+
+def resumed(
+    folder: str, lora: LoRAConfig | None, dtype: str, before: tuple, after: tuple, **options: bool
+) -> list[DPO]:
+    """Two steps with one rule, and what goes on from them with another."""
+    modules = []
+    for rule, path in ((before, None), (after, "kept/last.ckpt")):
+        module = DPO(PolicyConfig(folder, dtype=dtype), lora=lora, optimizer=adamw())  # type: ignore[arg-type]
+        callbacks: list = [ReferenceRefresh(*rule, **options if path else {})] if rule else []
+        callbacks += [] if path else [ModelCheckpoint("kept", filename="last", enable_version_counter=False)]
+        data = OfflinePairs(write_pairs(Path()), batch_size=4)
+        fit(module, data, *callbacks, ckpt_path=path, enable_checkpointing=path is None)
+        modules.append(module)
+    return modules
+
+
+@pytest.mark.parametrize(
+    ("lora", "dtype", "before", "after"),
+    [
+        (None, "float32", (), HARD),
+        (None, "float32", SOFT, HARD),
+        (None, "bfloat16", (), SOFT),
+        (None, "bfloat16", HARD, SOFT),
+        (None, "bfloat16", SOFT, HARD),
+        (LORA, "float32", (), HARD),
+        (LORA, "float32", (), SOFT),
+        (LORA, "float32", SOFT, (0.6, 2)),
+        (RING, "float32", (), (0.9, 1)),
+        (RING, "float32", HARD, (1.0, 2)),
+    ],
+)
+def test_resumed_with_another_rule_the_reference_is_what_it_was(tiny_model, in_tmp, batch, lora, dtype, before, after):
+    with pytest.raises(UserError, match="accept_change=true to go on with the new one"):
+        resumed(tiny_model, lora, dtype, before, after)
+    first, second = resumed(tiny_model, lora, dtype, before, after, accept_change=True)
+    assert torch.equal(first.policy(batch), second.policy(batch))
+    torch.testing.assert_close(first.reference.logps(batch), second.reference.logps(batch), rtol=0, atol=1e-5)
+    if isinstance(second.reference, CopiedReference) and second.reference.accumulator is not None:
+        kept = dict(second.reference.accumulator.named_parameters())
+        assert all(torch.equal(kept[name].to(w.dtype), w) for name, w in second.reference.model.named_parameters())
+    second.reference.mix(second.policy, 1.0)
+    torch.testing.assert_close(second.reference.logps(batch), second.policy(batch).detach(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lora", "before", "after"),
+    [(LORA, SOFT, HARD), (LORA, HARD, SOFT), (RING, (0.9, 1), HARD), (RING, (0.9, 1), SOFT)],
+)
+def test_a_reference_that_cannot_change_its_form_is_refused_whether_accepted_or_not(
+    tiny_model, in_tmp, lora, before, after
+):
+    for accepted in (False, True):
+        with pytest.raises(UserError, match="cannot be brought into the form of .* same reference_refresh\\.$"):
+            resumed(tiny_model, lora, "float32", before, after, accept_change=accepted)
+
+
+def test_a_checkpoint_whose_adapter_had_another_rank_and_reference_another_form_is_refused(tiny_model, in_tmp):
+    rule = ReferenceRefresh(0.9, 1)  # four times the rank: dense updates
+    module = DPO(PolicyConfig(tiny_model), lora=LORA)
+    trainer = fit(module, OfflinePairs(write_pairs(in_tmp)), rule)
+    assert isinstance(module.reference, DeltaReference)
+    trainer.save_checkpoint("run.ckpt")
+    with pytest.raises(UserError, match="this checkpoint is of another model or configuration"):
+        fit(DPO(PolicyConfig(tiny_model), lora=RING), OfflinePairs("pairs.jsonl"), rule, ckpt_path="run.ckpt")

@@ -18,6 +18,7 @@ import hashlib
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -32,7 +33,14 @@ from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.objectives.anchor import adapted_proximal, effective_anchor
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig, load_tokenizer
-from lit_align.reference import Reference, ReferenceConfig, RefreshRule, make_reference
+from lit_align.reference import (
+    AdapterReference,
+    DeltaReference,
+    Reference,
+    ReferenceConfig,
+    RefreshRule,
+    make_reference,
+)
 
 torch.serialization.add_safe_globals([PolicyConfig, LoRAConfig, ReferenceConfig])  # hyperparameters of a checkpoint
 
@@ -469,7 +477,8 @@ class AnchoredObjective(PreferenceObjective):
         off = (logps - anchor_logps).abs().max().item()
         bound, why = self._first_step_bound(logps, batch)
         expected = self.loss_at_anchor(beta, batch)
-        at_anchor = self.loss(anchor_logps, anchor_logps, beta, batch).mean().item()
+        exact = replace(batch, sampler_logps=anchor_logps)  # what is recorded of it is rounded
+        at_anchor = self.loss(anchor_logps, anchor_logps, beta, exact).mean().item()
         if not math.isclose(at_anchor, expected, rel_tol=1e-4, abs_tol=1e-6):
             raise RuntimeError(
                 f"{type(self).__name__}.loss at the anchor is {at_anchor}; loss_at_anchor says {expected}."
@@ -492,11 +501,13 @@ class AnchoredObjective(PreferenceObjective):
         """
         assert self.policy is not None
         recorded = batch.reference_logps is not None or self.proximal > 0
-        if not recorded and self.reference_config.dtype == "auto":
-            return 0.0, "live reference"
-        if not recorded:  # its weights are rounded otherwise than the policy's
+        started = self.lora is not None and self.lora.adapter is not None  # a fresh adapter adds 0 in any form
+        as_policy = isinstance(self.reference, AdapterReference) and self.reference.blocks <= 1
+        if not recorded and self.reference_config.dtype != "auto":  # weights rounded otherwise than the policy's
             return 0.05 * batch.lengths.max().item(), "reference of another type"
-        why = "recorded anchor"
+        if not recorded and (as_policy or not started):
+            return 0.0, "live reference"
+        why = "recorded anchor" if recorded else "live reference that sums otherwise"
         if self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision):
             return 1e-3, why
         alone = torch.cat([self.policy(batch.select(slice(i, i + 1))) for i in range(batch.size)])
@@ -522,16 +533,37 @@ class AnchoredObjective(PreferenceObjective):
         saved = checkpoint.get("refresh_rule")
         if saved and self._trainer is None:  # load_from_checkpoint
             self.refresh_rule = RefreshRule(**saved)
-        now = self.refresh_rule
-        if saved == (now.state() if now else None) or (now and now.accept_change):
-            self.configure_model()
-            assert self.reference is not None
-            self.reference.load_state(checkpoint["reference"])
+        self.configure_model()
+        assert self.reference is not None
+        if saved != (self.refresh_rule.state() if self.refresh_rule else None):
+            self._change_rule(checkpoint)
+        self.reference.load_state(checkpoint["reference"])
+
+    def _change_rule(self, checkpoint: dict[str, Any]) -> None:
+        """Bring the reference of a checkpoint that was made with another rule into the form that it has in this run.
+
+        Raises:
+            UserError: that has not been asked for, or cannot be done.
+        """
+        now, saved = self.refresh_rule, checkpoint.get("refresh_rule")
+        weights = checkpoint.get("state_dict", {})  # shards have been loaded by now
+        marks = {"reference", DeltaReference.NAME}
+        ours = {name: weight for name, weight in self.state_dict().items() if marks & {*name.split(".")}}
+        theirs = {name: weights.pop(name) for name in [*weights] if marks & {*name.split(".")}}
+        # an accumulator that is not there begins from the weights, one that is not needed is left out
+        sums = {name.replace("reference.model.", "reference.accumulator."): weight for name, weight in theirs.items()}
+        fitted = {name: w for name, w in (sums | theirs).items() if name in ours or ".accumulator." not in name}
+        fitted = fitted or ours  # one that has never moved is as it starts
+        fits = {n: w.shape for n, w in fitted.items()} == {n: w.shape for n, w in ours.items()}
+        if fits and now and now.accept_change:
+            weights.update(fitted)
             return
         was = RefreshRule(**saved) if saved else "no refresh"
+        form = f" The reference in it cannot be brought into the form of {self.reference}." if now and not fits else ""
+        accept = ", or set reference_refresh.accept_change=true to go on with the new one" if now and fits else ""
         raise UserError(
-            f"the checkpoint was made with the rule: reference {was}; this run has: {now or 'no refresh'}. Resume with "
-            "the same reference_refresh, or set reference_refresh.accept_change=true to go on with the new one."
+            f"the checkpoint was made with the rule: reference {was}; this run has: {now or 'no refresh'}.{form} "
+            f"Resume with the same reference_refresh{accept}."
         )
 
     def describe(self) -> Iterator[tuple[str, str]]:

@@ -36,17 +36,15 @@ from lit_align.objectives.base import AnchoredObjective, check_positive
 from lit_align.policy import PolicyConfig
 
 
-def kto_z0(mismatched_logps: Tensor, mismatched_anchor_logps: Tensor) -> Tensor:
+def kto_z0(mismatched_log_ratios: Tensor) -> Tensor:
     """KTO's reference point max(0, mean log(π/anchor)), a scalar without gradient.
 
     Args:
-        mismatched_logps: [M], log π of responses to other prompts. Average over ranks *before* the clamp:
-            pass the log-probabilities of all ranks, or their mean over ranks as [1].
-        mismatched_anchor_logps: [M], their log-probabilities under the anchor.
+        mismatched_log_ratios: [M], log π − log anchor of responses to other prompts. Average over ranks *before* the
+            clamp: pass those of all ranks, or their mean over ranks as [1].
     """
-    check_shape("mismatched_logps", mismatched_logps, "M>=1")
-    check_shape("mismatched_anchor_logps", mismatched_anchor_logps, *mismatched_logps.shape)
-    return (mismatched_logps - mismatched_anchor_logps).detach().mean().clamp(min=0)
+    check_shape("mismatched_log_ratios", mismatched_log_ratios, "M>=1")
+    return mismatched_log_ratios.detach().mean().clamp(min=0)
 
 
 def kto_loss(
@@ -127,7 +125,7 @@ class KTO(AnchoredObjective):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         ratios: Any = self.all_gather(torch.cat(self._mismatched))
-        self.z0 = kto_z0(ratios.flatten(), torch.zeros_like(ratios.flatten()))
+        self.z0 = kto_z0(ratios.flatten())
         self._mismatched.clear()
         self.log("train/z0", self.z0)
 

@@ -145,9 +145,7 @@ class SPPO(AnchoredObjective):
         """The mean over prompts of Σ ((P − c)/β)²."""
         wins = self._wins(batch.lengths, batch)
         zeros = torch.zeros_like(wins)
-        baseline = (
-            beta * (torch.logsumexp(wins / beta, -1) - math.log(wins.shape[1])) if self.estimate_baseline else 0.5
-        )
+        baseline = sppo_baseline(zeros, zeros, win_probabilities=wins, beta=beta) if self.estimate_baseline else 0.5
         return sppo_loss(zeros, zeros, win_probabilities=wins, beta=beta, baseline=baseline).mean().item()
 
     def _wins(self, like: Tensor, batch: PreferenceBatch) -> Tensor:

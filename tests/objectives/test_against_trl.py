@@ -209,7 +209,7 @@ def test_kto_is_trls_kto(beta, shift, batch, random):
         batch.anchor_logps.T.flatten(),
         labels,
         beta=beta,
-        z0=kto_z0(*mismatched),
+        z0=kto_z0(mismatched[0] - mismatched[1]),
         desirable_weight=1.33,
         undesirable_weight=0.7,
     )
@@ -229,7 +229,7 @@ def test_kto_in_micro_batches_differs_from_trl_because_its_z0_is_that_of_the_mic
             anchor_logps=anchor_logps[i : i + 1, None],
         )
         theirs.append(trl_kto(one, labels[i : i + 1], 0.5, (mismatched[0][i], mismatched[1][i])))
-        z0 = kto_z0(*mismatched)
+        z0 = kto_z0(mismatched[0] - mismatched[1])
         ours.append(kto_loss(logps[i : i + 1], anchor_logps[i : i + 1], labels[i : i + 1], beta=0.5, z0=z0).squeeze())
     same(torch.stack(ours).mean(), whole)
     assert_different(torch.stack(theirs).mean(), whole)

@@ -23,7 +23,7 @@ D = torch.tensor([True, False, False, True])
 
 
 def kto(logps, anchor, beta):
-    z0 = kto_z0(logps[:, 1], anchor[:, 1])
+    z0 = kto_z0(logps[:, 1] - anchor[:, 1])
     return kto_loss(logps[:, 0], anchor[:, 0], D, beta=beta, z0=z0)
 
 

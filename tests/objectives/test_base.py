@@ -74,6 +74,39 @@ def test_in_half_precision_the_bound_is_measured_and_said(tiny_model, in_tmp, ca
     assert bound == "" or float(bound) > 0.3
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("form", "alpha", "exact"),
+    [
+        ("auto", None, True),
+        ("auto", 1.0, True),
+        ("auto", 0.9, False),  # a ring
+        ("auto", 0.1, False),  # dense updates
+        ("copy", None, False),
+        ("copy", 1.0, False),
+    ],
+)
+def test_a_run_that_goes_on_from_an_adapter_passes_the_first_check_with_any_reference(
+    tiny_model, pairs, capsys, dtype, form, alpha, exact
+):
+    policy = PolicyConfig(tiny_model, dtype=dtype)
+    first = DPO(policy, lora=LoRAConfig(r=2))
+    first.configure_model()
+    assert first.policy is not None
+    assert first.policy.adapter is not None
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for _, weight in first.policy.trainable_weights():
+            weight.add_(0.05 * torch.randn_like(weight))
+    first.policy.adapter.save_pretrained("adapter")
+    refresh = [] if alpha is None else [ReferenceRefresh(alpha, 1)]
+    module = DPO(policy, lora=LoRAConfig(adapter="adapter"), reference=ReferenceConfig(form))
+    fit(module, pairs, *refresh, max_steps=1)
+    said = capsys.readouterr().out
+    assert ("margins exactly 0 ✓ · live reference\n" in said) == exact
+    assert exact or "live reference that sums otherwise" in said
+
+
 class Corrupt(Callback):
     """Moves the reference before the first step."""
 

@@ -77,6 +77,12 @@ def test_the_first_loss_has_its_closed_form_and_training_goes_on(tiny_model, in_
     assert module.trainer.global_step >= 3
 
 
+def test_an_estimated_constant_bears_the_rounding_of_recorded_log_probabilities(tiny_model, in_tmp, capsys):
+    module = SPPO(PolicyConfig(tiny_model), lora=LoRAConfig(r=4), beta=0.05, proximal=0.05, estimate_baseline=True)
+    fit(module, on_policy(in_tmp, pairing=Listwise()), max_steps=1)
+    assert "step-0 check" in capsys.readouterr().out
+
+
 # --- each option, in the loss of a batch: by formulas of the test's own, at β_eff = 0.3 ---
 
 

@@ -33,7 +33,7 @@ LOSSES = {
     "robust_dpo": lambda x, a, n, p: dpo_loss(x, a, beta=0.1, labels=p, label_smoothing=0.1, robust=True),
     "dpo_rewards": lambda x, a, n, p: dpo_loss(x, a, beta=0.1, rewards=n),
     "ipo": lambda x, a, n, p: ipo_loss(x, a, beta=0.1, labels=p),
-    "kto": lambda x, a, n, p: kto_loss(x[:, 0], a[:, 0], p > 0.5, beta=0.1, z0=kto_z0(x[:1, 1], a[:1, 1]) * 0),
+    "kto": lambda x, a, n, p: kto_loss(x[:, 0], a[:, 0], p > 0.5, beta=0.1, z0=kto_z0(x[:1, 1] - a[:1, 1]) * 0),
     "sppo": lambda x, a, n, p: sppo(x, a, n),
     "exo": lambda x, a, n, p: exo_loss(x, a, beta=0.1),
     "exo_rewards": lambda x, a, n, p: exo_loss(x, a, beta=0.1, rewards=n),
