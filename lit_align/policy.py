@@ -114,6 +114,11 @@ class Policy(nn.Module):
             )
         except (OSError, ValueError) as error:
             raise UserError(f"model.policy.path: cannot load {config.path!r}: {_first_line(error)}") from error
+        if any("SequenceClassification" in name for name in model.config.architectures or []):
+            raise UserError(
+                f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "
+                "score those of another: take it as a scorer (SequenceClassificationScorer)."
+            )
         if not config.dropout:
             _turn_off_dropout(model)
         if config.gradient_checkpointing:
@@ -246,7 +251,8 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(**where)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.policy.path: no tokenizer for {config.path!r}: {_first_line(error)}") from error
+        here = "" if Path(config.path).exists() else "there is no such folder here, and as a name of the hub: "
+        raise UserError(f"model.policy.path: no tokenizer for {config.path!r}: {here}{_first_line(error)}") from error
 
 
 def resolve_dtype(config: PolicyConfig, lora: LoRAConfig | None) -> torch.dtype:

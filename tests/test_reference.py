@@ -426,7 +426,7 @@ def test_a_reference_that_cannot_change_its_form_is_refused_whether_accepted_or_
     tiny_model, in_tmp, lora, before, after
 ):
     for accepted in (False, True):
-        with pytest.raises(UserError, match="cannot be brought into the form of .* same reference_refresh\\.$"):
+        with pytest.raises(UserError, match=r"cannot be brought into the form of .* same reference_refresh\.$"):
             resumed(tiny_model, lora, "float32", before, after, accept_change=accepted)
 
 

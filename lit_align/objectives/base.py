@@ -134,7 +134,10 @@ class PreferenceObjective(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.policy is not None
-        optimizer = self.optimizer([weight for _, weight in self.policy.trainable_weights()])
+        try:
+            optimizer = self.optimizer([weight for _, weight in self.policy.trainable_weights()])
+        except ValueError as error:  # a learning rate below 0, say
+            raise UserError(f"model.optimizer: {error}") from error
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import adamw, fit, on_policy, sgd, write_pairs
+from tiny import adamw, byte_tokenizer, fit, llama_config, on_policy, sgd, write_pairs
+from transformers import LlamaForSequenceClassification
 
 from lit_align.callbacks import Drift, ReferenceRefresh
 from lit_align.data import OfflinePairs, Sampling
@@ -381,6 +382,24 @@ def test_weights_that_hold_nothing_are_refused_at_once(tiny_model, make: Callabl
 def test_a_model_folder_that_does_not_exist_is_named(pairs):
     with pytest.raises(UserError, match=r"model.policy.path: there is no folder './no/such/model'"):
         fit(DPO(PolicyConfig("./no/such/model")), pairs)
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_said_to_be_both(pairs):
+    with pytest.raises(UserError, match=r"no tokenizer for 'nope': there is no such folder here, and as a name of the"):
+        fit(DPO(PolicyConfig("nope")), pairs)
+
+
+def test_a_reward_model_is_no_policy(pairs, tmp_path):
+    folder = str(tmp_path / "rewards")
+    LlamaForSequenceClassification(llama_config(num_labels=1)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    with pytest.raises(UserError, match=r"is a classifier or reward model, which gives no responses"):
+        fit(DPO(PolicyConfig(folder)), pairs)
+
+
+def test_an_optimizer_that_cannot_be_is_named(tiny_model, pairs):
+    with pytest.raises(UserError, match=r"model.optimizer: Invalid learning rate: -1"):
+        fit(DPO(PolicyConfig(tiny_model), optimizer=adamw(-1.0)), pairs)
 
 
 def test_a_checkpoint_of_lora_holds_the_adapter_alone_and_a_resting_reference_is_in_none(tiny_model):
