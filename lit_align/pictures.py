@@ -213,6 +213,7 @@ def _draw_seconds(axis: Axes, run: Run) -> bool:
             label=name.rpartition("seconds")[2].strip("_") or "held-out",
         )
         left = [a + b for a, b in zip(left, values, strict=True)]
+    axis.set_xlim(right=1.4 * max(left))  # room for the legend
     axis.invert_yaxis()
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("round", fontsize=8)
