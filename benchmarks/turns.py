@@ -75,6 +75,7 @@ def take_turns(sides: dict[str, Callable[[Turn], Any]], turns: int, *, warmup: i
     """
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it warns of the locks of their progress bars
     context = multiprocessing.get_context("spawn")
     processes, lines, results = [], [], [Side() for _ in sides]
     for side in sides.values():
@@ -95,8 +96,6 @@ def take_turns(sides: dict[str, Callable[[Turn], Any]], turns: int, *, warmup: i
                     result.wall_seconds.append(wall)
                 last = _hear(name, line)  # ready again; at the end its peak of memory
                 result.peak_bytes = last if isinstance(last, int) else 0
-        for process in processes:
-            process.join(60)  # time to tidy up
     finally:
         for process in processes:
             process.kill()  # one that waits for its turn would not hear a SIGTERM
