@@ -28,11 +28,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.anchor import effective_anchor
 from lit_align.objectives.dpo import dpo_loss
 from lit_align.objectives.ipo import ipo_loss
 from lit_align.objectives.mpo import mpo_loss
-from lit_align.objectives.sft import sft_loss
 
 plt.switch_backend("Agg")
 plt.rcParams["axes.titlelocation"] = "left"

@@ -17,7 +17,7 @@ from turns import Turn, as_row, ratio, take_turns, write
 
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
-from lit_align.reference import RefreshRule
+from lit_align.reference.config import RefreshRule
 
 
 def refreshes(turn: Turn, *, model: str, dtype: Any, alpha: float, steps: int) -> None:

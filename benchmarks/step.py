@@ -25,7 +25,7 @@ from turns import Side, Turn, as_row, ratio, take_turns, words, write
 from lit_align.data import Listwise, OfflinePairs
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
-from lit_align.reference import CopiedReference
+from lit_align.reference.copied import CopiedReference
 
 LENGTHS = {"tldr": (350, 35), "hh": (150, 80), "ultrafeedback": (350, 300)}  # tokens of prompt and response
 RATE = 1e-6

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from lit_align.data.collate import Encoder
+from lit_align.data.tokenization import Encoder
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective, RewardModel
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig

@@ -6,76 +6,34 @@ of a batch's responses (`forward`), hands out a plain copy to sample from, and i
 
 import copy
 import hashlib
-import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_align.errors import UserError
+from lit_align.loading import (
+    LoRAConfig,
+    PolicyConfig,
+    _add_adapter,
+    _first_line,
+    _gguf_options,
+    _locate,
+    _turn_off_dropout,
+    enable_checkpointing,
+    load_tokenizer,
+    resolve_dtype,
+)
 from lit_align.logprobs import PreferenceBatch, check_logits, response_logps, share_prefix
 from lit_align.sharding import rank, reshard, shards, whole
 
-disable_progress_bar()  # loading weights is quick, and its bar would break into ours
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
-
-
-@dataclass
-class PolicyConfig:
-    """Which language model is trained, and how it is loaded.
-
-    Args:
-        path: Hub name, folder, or GGUF file; `PACKAGE:FILE.gguf` is a file that an installed package ships.
-        dtype: Type of the weights. auto: float32, so that small updates are not rounded away; bfloat16 under LoRA,
-            whose frozen weights need no more (the adapter stays float32).
-        attention: transformers' attention implementation: sdpa, eager, flash_attention_2, ...
-        temperature: Train the tempered policy: wherever log-probabilities are taken, of policy, reference and sampler
-            alike, logits are divided by it. EXO's authors do, by the 0.8 at which they sample (sampling.temperature).
-        dropout: Keep the model's own dropout while training. Off, policy and reference agree exactly at the start.
-        gradient_checkpointing: Compute activations again in the backward pass: less memory, about a third more time.
-        revision: Branch, tag or commit on the hub.
-        trust_remote_code: Run code that the model's repository ships.
-    """
-
-    path: str
-    dtype: Dtype = "auto"
-    attention: str = "sdpa"
-    temperature: float = 1.0
-    dropout: bool = False
-    gradient_checkpointing: bool = False
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-
-@dataclass
-class LoRAConfig:
-    """A low-rank adapter is trained and the model itself stays frozen (Hu et al., arXiv 2106.09685).
-
-    Args:
-        r: Rank of each update ΔW = (alpha / r)·BA.
-        alpha: Scale of the update.
-        dropout: Dropout on the adapter's input while training.
-        targets: Names of the layers to adapt; all-linear is every linear layer but the output head.
-        rslora: Scale by alpha / √r instead (arXiv 2312.03732).
-        adapter: Folder of an existing adapter to go on training; it brings its own r, alpha, targets.
-    """
-
-    r: int = 16
-    alpha: float = 32
-    dropout: float = 0.0
-    targets: str | list[str] = "all-linear"
-    rslora: bool = False
-    adapter: str | None = None
+__all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "weights_of"]
 
 
 class Policy(nn.Module):
@@ -239,126 +197,6 @@ class Policy(nn.Module):
     def tokenizer_to_save(self) -> PreTrainedTokenizerBase:
         """The tokenizer that goes with the saved model."""
         return self.tokenizer
-
-
-def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
-
-    Raises:
-        UserError: there is no such model, or it has no tokenizer.
-    """
-    where = _locate(config)
-    try:
-        return AutoTokenizer.from_pretrained(**where)
-    except (OSError, ValueError) as error:
-        here = "" if Path(config.path).exists() else "there is no such folder here, and as a name of the hub: "
-        raise UserError(f"model.policy.path: no tokenizer for {config.path!r}: {here}{_first_line(error)}") from error
-
-
-def resolve_dtype(config: PolicyConfig, lora: LoRAConfig | None) -> torch.dtype:
-    """The type that the model's weights get."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if lora else torch.float32
-    return getattr(torch, config.dtype)
-
-
-def _locate(config: PolicyConfig) -> dict[str, Any]:
-    """`from_pretrained`'s arguments for a hub name, a folder, a GGUF file, or a GGUF file in a package."""
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
-    if config.path.endswith(".gguf"):
-        package, colon, file = config.path.rpartition(":")
-        path = Path(file)
-        if colon:
-            path = _file_of_package(package, file)
-        if not path.is_file():
-            raise UserError(f"model.policy.path: there is no GGUF file {str(path)!r}.")
-        return options | {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    looks_local = Path(config.path).is_absolute() or config.path.startswith(".") or config.path.count("/") != 1
-    if looks_local and "/" in config.path and not Path(config.path).is_dir():
-        raise UserError(
-            f"model.policy.path: there is no folder {config.path!r}. Give a folder saved by `save_pretrained`, a hub "
-            "name such as HuggingFaceTB/SmolLM2-135M, or a GGUF file."
-        )
-    return options | {"pretrained_model_name_or_path": config.path}
-
-
-def _file_of_package(package: str, file: str) -> Path:
-    try:
-        files = importlib.metadata.files(package) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(f"model.policy.path: the package {package!r} is not installed.") from error
-    for entry in files:
-        if entry.name == Path(file).name:
-            return Path(str(entry.locate()))
-    raise UserError(f"model.policy.path: the package {package!r} ships no file {file!r}.")
-
-
-def _gguf_options(where: dict[str, Any]) -> dict[str, Any]:
-    """Unpack GGUF weights: packed ones can be neither trained nor saved (transformers ≥ 5.20 keeps them packed)."""
-    if "gguf_file" not in where:
-        return {}
-    try:
-        from transformers import GgufConfig
-    except ImportError:
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
-
-
-def _turn_off_dropout(model: nn.Module) -> None:
-    """Also where it is a number that attention reads (`attention_dropout`, GPT-2's `attn_pdrop`)."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout", "activation_dropout", "layerdrop"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
-def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CAUSAL_LM") -> PeftModel:
-    if lora.adapter is not None:
-        try:
-            adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {_first_line(error)}") from error
-        config = adapter.peft_config["default"]
-        if type(config) is not LoraConfig or config.use_dora or config.modules_to_save or config.bias != "none":
-            raise UserError(
-                f"model.lora.adapter: {lora.adapter!r} is no plain LoRA adapter (DoRA, modules_to_save and trained "
-                "biases are not supported). Merge it into the model and start from that."
-            )
-    else:
-        config = LoraConfig(
-            task_type=task,  # type: ignore[arg-type]  # peft takes the name of its enum
-            r=lora.r,
-            lora_alpha=lora.alpha,  # type: ignore  # peft wants an int and works with any number
-            lora_dropout=lora.dropout,
-            target_modules=lora.targets,
-            use_rslora=lora.rslora,
-        )
-        try:
-            adapter = get_peft_model(model, config)
-        except ValueError as error:
-            raise UserError(f"model.lora.targets={lora.targets!r}: {_first_line(error)}") from error
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is not None and head.weight is embedding.weight
-    if tied and any(isinstance(layer, BaseTunerLayer) for layer in (embedding, head)):
-        given = f"targets={lora.targets!r}" if lora.adapter is None else f"adapter={lora.adapter!r}"
-        raise UserError(
-            f"model.lora.{given}: the embedding of this model shares its weights with the output head, so that an "
-            "update of the one alone cannot be merged. Leave both out."
-        )
-    return adapter  # type: ignore[return-value]
-
-
-def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Have activations computed again in the backward pass."""
-    # the name has changed between releases of transformers 5
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def weights_of(model: nn.Module, slot: str) -> Iterator[tuple[str, Tensor]]:

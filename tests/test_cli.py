@@ -14,7 +14,8 @@ from lightning.pytorch import Callback, Trainer
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from lit_align import cli
-from lit_align.cli import AlignCLI, main
+from lit_align.callbacks import ReferenceRefresh
+from lit_align.cli import AlignCLI, explain, main
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, IPO
 
@@ -149,7 +150,7 @@ def test_lora_can_be_switched_off():
 
 
 def test_the_refresh_needs_no_class_path_and_becomes_a_callback():
-    refreshes = [c for c in parse().trainer.callbacks if isinstance(c, cli.ReferenceRefresh)]  # type: ignore[attr-defined]
+    refreshes = [c for c in parse().trainer.callbacks if isinstance(c, ReferenceRefresh)]  # type: ignore[attr-defined]
     assert [(refresh.rule.alpha, refresh.rule.tau) for refresh in refreshes] == [(0.6, 1)]
 
 
@@ -167,7 +168,7 @@ def test_null_switches_the_refresh_off(how: str):
     Path("still.yaml").write_text("reference_refresh: null\n")
     built = parse(*(["--reference_refresh=null"] if how == "option" else ["--config", "still.yaml"]))
     callbacks: list[Callback] = built.trainer.callbacks  # type: ignore[attr-defined]
-    assert not any(isinstance(callback, cli.ReferenceRefresh) for callback in callbacks)
+    assert not any(isinstance(callback, ReferenceRefresh) for callback in callbacks)
     assert None not in callbacks
 
 
@@ -209,7 +210,7 @@ def test_the_help_lists_all_commands_with_a_line_each(capsys: pytest.CaptureFixt
         main(["--help"])
     said = capsys.readouterr().out
     assert exit.value.code == 0
-    for command in cli.command_names():
+    for command in explain.command_names():
         assert re.search(rf"^ +{command} +\S", said, re.MULTILINE), command
 
 
@@ -466,10 +467,10 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
 
 def test_lines_break_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch):
     text = "error: " + "word " * 40
-    assert cli.paragraph(text).count("\n") == 1
+    assert explain.paragraph(text).count("\n") == 1
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
-    assert max(map(len, cli.paragraph(text).splitlines())) <= 80
+    assert max(map(len, explain.paragraph(text).splitlines())) <= 80
 
 
 # --- one objective's options do not configure another ---

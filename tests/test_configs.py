@@ -17,9 +17,9 @@ import lit_align.objectives.base
 from lit_align import objectives
 from lit_align.callbacks import FSDPSharding, ReferenceRefresh
 from lit_align.cli import AlignCLI, main
-from lit_align.loggers import read_metrics
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
+from lit_align.reporting.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "quickstart")

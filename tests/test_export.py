@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tiny import adamw, fit, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-import lit_align.chat
+import lit_align.cli.chat
 from lit_align.callbacks import FSDP2Strategy, FSDPSharding, ReferenceRefresh
-from lit_align.chat import Speaker, chat
 from lit_align.cli import main
+from lit_align.cli.chat import Speaker, chat
 from lit_align.data import OfflinePairs
 from lit_align.data.sampling import Sampling
 from lit_align.errors import UserError
@@ -246,15 +246,15 @@ def test_what_no_longer_fits_into_the_model_is_left_out_oldest_first(tiny_model,
 def test_an_answer_that_is_interrupted_leaves_the_talk_as_it_was(tiny_model, capsys, monkeypatch):
     speaker = Speaker(tiny_model, Sampling(max_new_tokens=4))
     lines = iter(["one", "two", "three", "/quit"])
-    sample = lit_align.chat.sample_responses
+    sample = lit_align.cli.chat.sample_responses
 
     def interrupted(*args: Any):
         if speaker.asked == 1:
-            monkeypatch.setattr(lit_align.chat, "sample_responses", sample)
+            monkeypatch.setattr(lit_align.cli.chat, "sample_responses", sample)
             raise KeyboardInterrupt
         return sample(*args)
 
-    monkeypatch.setattr(lit_align.chat, "sample_responses", interrupted)
+    monkeypatch.setattr(lit_align.cli.chat, "sample_responses", interrupted)
     chat([speaker], read=lambda _: next(lines))
     assert [turn["content"] for turn in speaker.turns if turn["role"] == "user"] == ["one", "three"]
     assert "interrupted" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """metrics.csv, over runs and resumes."""
 
-from lit_align.loggers import MetricsCSV, read_metrics
+from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
 
 
 def log(folder, *rows):

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_align import logprobs, packing
-from lit_align.data.collate import Example, collate
+from lit_align.data.batches import Example, collate
+from lit_align.loading import _add_adapter, _turn_off_dropout, enable_checkpointing
 from lit_align.logprobs import PreferenceBatch, check_logits, response_logps, share_prefix
-from lit_align.policy import LoRAConfig, _add_adapter, _turn_off_dropout, enable_checkpointing
+from lit_align.policy import LoRAConfig
 
 CANNOT_SHARE = ("gemma2 (soft-capped)", "bloom (ALiBi)")
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from lit_align.cli import AlignCLI, main
-from lit_align.data.formats import read_rows
-from lit_align.loggers import read_metrics
+from lit_align.data.formats.read import read_rows
+from lit_align.reporting.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "configs/papers"

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from tiny import write_pairs, write_prompts
 
-from lit_align.loggers import read_metrics
+from lit_align.reporting.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[1]
 OFFLINE = ["--config=configs/tr_dpo.yaml", "--data.train={folder}/pairs.jsonl", "--data.batch_size=2"]

@@ -12,21 +12,16 @@ from transformers import LlamaForCausalLM
 
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import OfflinePairs
-from lit_align.data.collate import Example, collate
+from lit_align.data.batches import Example, collate
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig, fingerprint
-from lit_align.reference import (
-    AdapterReference,
-    CopiedReference,
-    DeltaReference,
-    ReferenceConfig,
-    RefreshRule,
-    make_reference,
-    mix_weights,
-    ring_size,
-)
+from lit_align.reference.build import make_reference
+from lit_align.reference.config import ReferenceConfig, RefreshRule
+from lit_align.reference.copied import CopiedReference
+from lit_align.reference.lora import AdapterReference, DeltaReference, ring_size
+from lit_align.reference.mixing import mix_weights
 
 
 @pytest.fixture

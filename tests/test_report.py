@@ -11,9 +11,9 @@ import pytest
 import torch
 from scipy import stats
 
-from lit_align import report
 from lit_align.cli import main
 from lit_align.errors import UserError
+from lit_align.reporting import report
 
 HOSTILE = '</td><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(1)> $\\frac$ \u202eabc\x00'
 

@@ -23,8 +23,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_align.console import tell
-from lit_align.data.collate import Example
-from lit_align.data.offline_pairs import OfflinePairs, PairsDataModule
+from lit_align.data.base import PairsDataModule
+from lit_align.data.batches import Example
+from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.data.sampling import Sampling, sample_responses
 from lit_align.errors import UserError

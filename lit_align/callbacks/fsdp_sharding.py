@@ -27,8 +27,8 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 
 from lit_align.errors import UserError
+from lit_align.loading import enable_checkpointing
 from lit_align.objectives import PreferenceObjective
-from lit_align.policy import enable_checkpointing
 from lit_align.sharding import load_shards, shards
 
 

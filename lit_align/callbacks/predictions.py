@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_align.callbacks.win_rate import encoder_of, gather, read_prompts, share
 from lit_align.console import say
-from lit_align.data.formats import read_rows
+from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling, in_order, sample_responses, sampling_batches
-from lit_align.data.scorers import Scorer, score
+from lit_align.data.scorers.base import Scorer, score
 from lit_align.errors import UserError
+from lit_align.evaluation.held_out import encoder_of, gather, read_prompts, share
 from lit_align.objectives import PreferenceObjective
 
 

@@ -14,7 +14,9 @@ from torch import nn
 from lit_align.console import say
 from lit_align.errors import UserError
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
-from lit_align.reference import Reference, RefreshRule, mix_modules
+from lit_align.reference.base import Reference
+from lit_align.reference.config import RefreshRule
+from lit_align.reference.mixing import mix_modules
 
 
 class ReferenceRefresh(Callback):

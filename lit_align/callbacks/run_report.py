@@ -17,11 +17,11 @@ from rich.text import Text
 from torch import Tensor
 
 from lit_align.console import say
-from lit_align.loggers import MetricsCSV
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
-from lit_align.pictures import plot_curves
-from lit_align.report import write_report
+from lit_align.reporting.metrics_csv import MetricsCSV
+from lit_align.reporting.plots import plot_curves
+from lit_align.reporting.report import write_report
 from lit_align.sharding import local
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
-from lit_align.runs import held_out_files, step_of
+from lit_align.reporting.run_folder import held_out_files, step_of
 
 
 class WandbReport(Callback):

@@ -19,15 +19,18 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import say, tell
-from lit_align.data.collate import Example, ExampleLoader, listing
-from lit_align.data.formats import Row, Text, read_rows
-from lit_align.data.offline_pairs import PairsDataModule
+from lit_align.data.base import PairsDataModule
+from lit_align.data.batches import Example
+from lit_align.data.formats.read import read_rows
+from lit_align.data.formats.rows import Row, Text
+from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs, with_labels, with_mismatched
-from lit_align.data.recording import Make, Rows
+from lit_align.data.rounds.record import Make, Rows
+from lit_align.data.rounds.store import Round, digest
 from lit_align.data.samplers import GenerateSampler, Sampler
 from lit_align.data.sampling import Sampling, check_positions, check_stop, sampling_batches
-from lit_align.data.scorers import PairwiseScorer, Scorer, compare, score
-from lit_align.data.store import Round, digest
+from lit_align.data.scorers.base import PairwiseScorer, Scorer, compare, score
+from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 from lit_align.sharding import gathered, wait_for_all

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from lit_align.data.collate import Example
+from lit_align.data.batches import Example
 from lit_align.data.sampling import stream
 from lit_align.errors import UserError
 from lit_align.objectives import win_probabilities_from_pairwise, win_probabilities_from_rewards

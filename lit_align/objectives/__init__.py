@@ -4,8 +4,10 @@ A proximal form (PR-DPO, PR-IPO, ...) is the same class with `proximal` > 0; a t
 is the same class beside a `ReferenceRefresh` callback.
 """
 
+from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.anchor import adapted_proximal, effective_anchor
-from lit_align.objectives.base import AnchoredObjective, PreferenceObjective
+from lit_align.objectives.anchored import AnchoredObjective
+from lit_align.objectives.base import PreferenceObjective
 from lit_align.objectives.cpo import CPO, cpo_loss
 from lit_align.objectives.dpo import DPO, dpo_loss
 from lit_align.objectives.exo import EXO, exo_loss
@@ -14,7 +16,7 @@ from lit_align.objectives.kto import KTO, kto_loss, kto_z0
 from lit_align.objectives.mpo import MPO, mpo_loss
 from lit_align.objectives.orpo import ORPO, log1mexp, orpo_loss
 from lit_align.objectives.reward_model import RewardModel, bradley_terry_loss
-from lit_align.objectives.sft import SFT, sft_loss
+from lit_align.objectives.sft import SFT
 from lit_align.objectives.simpo import SimPO, simpo_loss
 from lit_align.objectives.sppo import (
     SPPO,

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lit_align.errors import UserError
-from lit_align.objectives._shapes import check_shape
+from lit_align.objectives._checks import check_shape
 
 
 def effective_anchor(

@@ -22,9 +22,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_align.logprobs import PreferenceBatch
+from lit_align.objectives._checks import check_shape
 from lit_align.objectives._labels import label_mean
-from lit_align.objectives._shapes import check_shape
-from lit_align.objectives.base import AnchoredObjective
+from lit_align.objectives.anchored import AnchoredObjective
 from lit_align.policy import PolicyConfig
 
 

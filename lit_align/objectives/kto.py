@@ -31,8 +31,8 @@ from torch.optim import Optimizer
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
-from lit_align.objectives._shapes import check_shape
-from lit_align.objectives.base import AnchoredObjective, check_positive
+from lit_align.objectives._checks import check_positive, check_shape
+from lit_align.objectives.anchored import AnchoredObjective
 from lit_align.policy import PolicyConfig
 
 

@@ -25,13 +25,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from lit_align.errors import UserError
-from lit_align.logprobs import PreferenceBatch, hidden_states, share_prefix, single_rows
-from lit_align.objectives._shapes import check_shape
-from lit_align.objectives.base import PreferenceObjective
-from lit_align.policy import (
-    LoRAConfig,
-    Policy,
-    PolicyConfig,
+from lit_align.loading import (
     _add_adapter,
     _first_line,
     _gguf_options,
@@ -41,6 +35,10 @@ from lit_align.policy import (
     load_tokenizer,
     resolve_dtype,
 )
+from lit_align.logprobs import PreferenceBatch, hidden_states, share_prefix, single_rows
+from lit_align.objectives._checks import check_shape
+from lit_align.objectives.base import PreferenceObjective
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 
 
 def bradley_terry_loss(rewards: Tensor, *, margin: Tensor | float | None = None) -> Tensor:

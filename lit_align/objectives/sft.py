@@ -13,20 +13,8 @@ Logged: loss, and the means of what `metrics.preference` calls logp and length; 
 from torch import Tensor
 
 from lit_align.logprobs import PreferenceBatch
-from lit_align.objectives._shapes import check_shape
+from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.base import PreferenceObjective
-
-
-def sft_loss(logps: Tensor, lengths: Tensor) -> Tensor:
-    """The negative log-likelihood of each response per token, [N].
-
-    Args:
-        logps: [N], log π of each response, summed over tokens.
-        lengths: [N], their numbers of tokens.
-    """
-    check_shape("logps", logps, "N")
-    check_shape("lengths", lengths, *logps.shape)
-    return -logps / lengths
 
 
 class SFT(PreferenceObjective):

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.logprobs import PreferenceBatch
-from lit_align.objectives._shapes import check_shape
-from lit_align.objectives.base import PreferenceObjective, check_positive
+from lit_align.objectives._checks import check_positive, check_shape
+from lit_align.objectives.base import PreferenceObjective
 from lit_align.policy import PolicyConfig
 
 

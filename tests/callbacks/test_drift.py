@@ -13,9 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from lit_align.callbacks import Drift
 from lit_align.data import AllPairs, OfflinePairs
 from lit_align.errors import UserError
-from lit_align.loggers import MetricsCSV, read_metrics
 from lit_align.objectives import DPO, SimPO
 from lit_align.policy import PolicyConfig
+from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
 
 
 def adaptive(tiny_model: str) -> DPO:

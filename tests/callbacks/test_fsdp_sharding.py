@@ -19,7 +19,7 @@ from lit_align.cli import main
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.policy import LoRAConfig, PolicyConfig
-from lit_align.reference import ReferenceConfig
+from lit_align.reference.config import ReferenceConfig
 from lit_align.sharding import reshard, shards, whole
 
 REPOSITORY = Path(__file__).parents[2]

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align.callbacks import RunReport, WinRate
 from lit_align.data import FunctionScorer, OfflinePairs, Sampling
-from lit_align.data.scorers import Scores
+from lit_align.data.scorers.base import Scores
 from lit_align.errors import UserError
-from lit_align.loggers import MetricsCSV, read_metrics
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
-from lit_align.runs import held_out_files
+from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
+from lit_align.reporting.run_folder import held_out_files
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
 

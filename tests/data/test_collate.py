@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from tiny import byte_tokenizer
 from tokenizers import AddedToken
 
-from lit_align.data.collate import Encoder, Example, ExampleLoader, collate
+from lit_align.data.batches import Example, collate
+from lit_align.data.loader import ExampleLoader
+from lit_align.data.tokenization import Encoder
 from lit_align.errors import UserError
 
 CHAT = [{"role": "user", "content": "Hi"}]

@@ -13,7 +13,8 @@ from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_align.data.formats import DataError, Kind, Row, Rows, read_rows
+from lit_align.data.formats.read import read_rows
+from lit_align.data.formats.rows import DataError, Kind, Row, Rows
 from lit_align.errors import UserError
 
 Read = Callable[..., Rows]

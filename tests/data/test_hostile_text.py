@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tiny import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from lit_align.data.collate import Encoder, Example, collate
-from lit_align.data.formats import DataError, read_rows
+from lit_align.data.batches import Example, collate
+from lit_align.data.formats.read import read_rows
+from lit_align.data.formats.rows import DataError
 from lit_align.data.pairing import AllPairs, BestWorst, normalised
+from lit_align.data.tokenization import Encoder
 
 EOS, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 HOSTILE = [

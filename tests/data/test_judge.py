@@ -26,9 +26,10 @@ from tiny import adamw, fit, on_policy
 
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import Endpoint, GradingJudge, Listwise, PairwiseJudge
-from lit_align.data.judge import CRITERIA, JudgeError, _retry_after
-from lit_align.data.scorers import compare, score
-from lit_align.data.store import Round
+from lit_align.data.rounds.store import Round
+from lit_align.data.scorers.base import compare, score
+from lit_align.data.scorers.chat_api import JudgeError, _retry_after
+from lit_align.data.scorers.judges import CRITERIA
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, SPPO
 from lit_align.policy import PolicyConfig
@@ -282,7 +283,7 @@ def test_servers_that_call_their_models_alike_share_no_answers(serve, in_tmp):
     ids=["429", "500", "malformed", "no completion", "slow"],
 )
 def test_what_may_pass_is_tried_again(serve, in_tmp, trouble, monkeypatch, capsys):
-    monkeypatch.setattr("lit_align.data.judge.random.uniform", lambda low, high: 0.01)
+    monkeypatch.setattr("lit_align.data.scorers.chat_api.random.uniform", lambda low, high: 0.01)
     server = serve(in_turn(trouble, trouble, grades(4)))
     judge = GradingJudge(endpoint(server, timeout=0.5))
     assert score(judge, ["q"], ["a"]) == [4.0]
@@ -355,7 +356,7 @@ def test_a_judge_that_is_down_is_one_paragraph_and_what_was_answered_is_kept(ser
 
 
 def test_nobody_at_the_address_is_said_so(in_tmp, monkeypatch):
-    monkeypatch.setattr("lit_align.data.judge.random.uniform", lambda low, high: 0.01)
+    monkeypatch.setattr("lit_align.data.scorers.chat_api.random.uniform", lambda low, high: 0.01)
     there = Endpoint("m", "http://127.0.0.1:9/v1", api_key_variable=None, retries=1, cache="c")
     with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9/v1 gave no answer in 2 attempts.*Connection ?[Rr]efused"):
         score(GradingJudge(there), ["q"], ["a"])
@@ -438,7 +439,9 @@ def test_a_folder_or_a_locked_file_is_no_damaged_cache_and_stays_where_it_is(ser
     score(judge := GradingJudge(endpoint(server)), ["q"], ["a"])
     judge.release()
     connect = sqlite3.connect
-    monkeypatch.setattr("lit_align.data.judge.sqlite3.connect", lambda *a, **k: connect(*a, **k | {"timeout": 0.1}))
+    monkeypatch.setattr(
+        "lit_align.data.scorers.chat_api.sqlite3.connect", lambda *a, **k: connect(*a, **k | {"timeout": 0.1})
+    )
     lock = connect("judge.sqlite", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     for cache, cause in {
@@ -515,7 +518,7 @@ def test_a_round_whose_judge_goes_down_goes_on_where_it_stopped(serve, tiny_mode
 
 
 def _digest(text: str) -> str:
-    from lit_align.data.store import digest
+    from lit_align.data.rounds.store import digest
 
     return digest(text)
 
@@ -563,9 +566,9 @@ def test_calls_already_paid_for_are_not_repeated_after_a_kill(serve, in_tmp):
 
 
 MOMENTS = {
-    "before an answer is kept": ("lit_align.data.judge", "Cache.put", 20),
-    "behind the last answer of a batch": ("lit_align.data.scorers", "Scores.__init__", 2),
-    "writing the second batch of scores": ("lit_align.data.store", "os.replace", 5),
+    "before an answer is kept": ("lit_align.data.scorers.chat_api", "Cache.put", 20),
+    "behind the last answer of a batch": ("lit_align.data.scorers.base", "Scores.__init__", 2),
+    "writing the second batch of scores": ("lit_align.data.rounds.store", "os.replace", 5),
     "pairing": ("lit_align.data.pairing", "BestWorst.choose", 3),
 }
 

@@ -10,7 +10,7 @@ import pytest
 from tiny import byte_tokenizer
 
 from lit_align.data import AllPairs, BestWorst, Listwise, OfflinePairs
-from lit_align.data.collate import Example, collate
+from lit_align.data.batches import Example, collate
 from lit_align.errors import UserError
 
 

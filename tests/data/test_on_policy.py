@@ -24,12 +24,12 @@ from lit_align.data import (
     OnPolicyPairs,
     Sampling,
 )
-from lit_align.data.collate import Example
-from lit_align.data.store import Round
+from lit_align.data.batches import Example
+from lit_align.data.rounds.store import Round
 from lit_align.errors import UserError
-from lit_align.loggers import MetricsCSV, read_metrics
 from lit_align.objectives import DPO, EXO, KTO, SPPO
 from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
 
 LORA = LoRAConfig(r=4, dropout=0.2)
 
@@ -468,7 +468,7 @@ def test_killed_at_any_write_of_a_round_the_run_resumes_to_the_same_bytes(
     tiny_model, in_tmp, monkeypatch, half_written
 ):
     """Samples, scores and log π_ref: each is made once, in the bytes of a run that went through."""
-    from lit_align.data import store
+    from lit_align.data.rounds import store
 
     written: list[str] = []
     original = store._write_whole

@@ -14,10 +14,10 @@ from tiny import adamw, fit, on_policy, write_pairs
 from lit_align.callbacks import Drift, FSDPSharding, ReferenceRefresh
 from lit_align.data import ContinuousSampler, OfflinePairs, Sampler
 from lit_align.errors import UserError
-from lit_align.loggers import MetricsCSV, read_metrics
 from lit_align.objectives import DPO, KTO
 from lit_align.policy import LoRAConfig, PolicyConfig
-from lit_align.reference import ReferenceConfig
+from lit_align.reference.config import ReferenceConfig
+from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
 from lit_align.sharding import reshard, wait_for_all, whole
 
 LORA = LoRAConfig(r=4, alpha=8)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_align.data.collate import Example
+from lit_align.data.batches import Example
 from lit_align.data.pairing import AllPairs, BestRandom, BestWorst, Listwise, take, with_labels, with_mismatched
 from lit_align.errors import UserError
 

@@ -11,18 +11,11 @@ from tiny import byte_tokenizer, llama_config
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, LlamaForSequenceClassification
 
-from lit_align.data.formats import Text
-from lit_align.data.scorers import (
-    EnsembleScorer,
-    FunctionScorer,
-    PairwiseFunctionScorer,
-    Scorer,
-    ScorerError,
-    Scores,
-    SequenceClassificationScorer,
-    compare,
-    score,
-)
+from lit_align.data.formats.rows import Text
+from lit_align.data.scorers.base import Scorer, ScorerError, Scores, compare, score
+from lit_align.data.scorers.classifier import SequenceClassificationScorer
+from lit_align.data.scorers.ensemble import EnsembleScorer
+from lit_align.data.scorers.function import FunctionScorer, PairwiseFunctionScorer
 from lit_align.errors import UserError
 
 CODE = """

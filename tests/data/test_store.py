@@ -7,8 +7,8 @@ import pytest
 
 from lit_align.cli import main
 from lit_align.console import console
-from lit_align.data.formats import read_rows
-from lit_align.data.store import Round
+from lit_align.data.formats.read import read_rows
+from lit_align.data.rounds.store import Round
 from lit_align.errors import UserError
 
 
@@ -50,7 +50,7 @@ def test_a_write_that_is_cut_off_leaves_nothing_that_is_read(tmp_path, monkeypat
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lit_align.data.store.os.replace", killed)
+    monkeypatch.setattr("lit_align.data.rounds.store.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         made.write("samples", 0, [{"a": 1}])
     assert made.read("samples", 0) is None

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from torch.testing import assert_close
 
+from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.cpo import cpo_loss
 from lit_align.objectives.dpo import dpo_loss
 from lit_align.objectives.exo import exo_loss
@@ -20,7 +21,6 @@ from lit_align.objectives.ipo import ipo_loss
 from lit_align.objectives.kto import kto_loss, kto_z0
 from lit_align.objectives.orpo import log1mexp, orpo_loss
 from lit_align.objectives.reward_model import bradley_terry_loss
-from lit_align.objectives.sft import sft_loss
 from lit_align.objectives.simpo import simpo_loss
 from lit_align.objectives.sppo import sppo_loss
 

@@ -15,13 +15,13 @@ from transformers import LlamaForSequenceClassification
 
 from lit_align.callbacks import Drift, ReferenceRefresh
 from lit_align.data import OfflinePairs, Sampling
-from lit_align.data.collate import Example, record_logps
-from lit_align.data.store import Round
+from lit_align.data.batches import Example, record_logps
+from lit_align.data.rounds.store import Round
 from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import DPO, IPO
 from lit_align.policy import LoRAConfig, PolicyConfig
-from lit_align.reference import ReferenceConfig
+from lit_align.reference.config import ReferenceConfig
 
 LORA = LoRAConfig(r=4)
 
@@ -310,7 +310,7 @@ def test_a_schedule_ends_where_the_run_ends_first(tiny_model, in_tmp, epochs, st
 def test_recorded_and_live_reference_give_the_same_loss(tiny_model, in_tmp, monkeypatch):
     watches = []
     for recorded in (True, False):
-        monkeypatch.setattr("lit_align.data.recording.Recorder._rests", lambda *_, r=recorded: r)
+        monkeypatch.setattr("lit_align.data.rounds.record.Recorder._rests", lambda *_, r=recorded: r)
         watch = Watch()
         fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), on_policy(in_tmp), watch, max_epochs=2)
         watches.append(watch)

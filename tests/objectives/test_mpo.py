@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.objectives import CPO, DPO, KTO, ORPO
+from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.mpo import MPO, mpo_loss
-from lit_align.objectives.sft import sft_loss
 from lit_align.policy import PolicyConfig
 
 
@@ -166,7 +166,7 @@ def test_no_reference_and_no_second_model_is_ever_loaded(tiny_model, in_tmp, tex
         loaded.append(type(self).__name__)
         load(self, *args, **kwargs)
 
-    monkeypatch.setattr("lit_align.objectives.base.make_reference", fail)
+    monkeypatch.setattr("lit_align.objectives.anchored.make_reference", fail)
     monkeypatch.setattr(torch.nn.Module, "__init__", count)
     module = MPO(PolicyConfig(tiny_model), optimizer=adamw(), gamma=0.1)
     fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=4, **texts))
@@ -236,7 +236,7 @@ def test_a_text_whose_likelihood_is_no_number_is_named(tiny_model, in_tmp, texts
     def spoilt(logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return torch.where(torch.arange(len(logps)) == 1, torch.nan, sft_loss(logps, lengths))
 
-    monkeypatch.setattr("lit_align.objectives.sft.sft_loss", spoilt)
+    monkeypatch.setattr("lit_align.objectives._likelihood.sft_loss", spoilt)
     with pytest.raises(UserError, match=r"the loss of step 0 is nan, from examples \[\d\] of data.sft"):
         fit(MPO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp), sft=texts["sft"]))
 

@@ -5,7 +5,8 @@ from torch.testing import assert_close
 
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
-from lit_align.objectives.sft import SFT, sft_loss
+from lit_align.objectives._likelihood import sft_loss
+from lit_align.objectives.sft import SFT
 from lit_align.policy import PolicyConfig
 
 

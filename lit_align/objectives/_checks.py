@@ -1,6 +1,8 @@
-"""Shapes are checked where a tensor enters a loss, so that broadcasting never hides a mistake."""
+"""Checks of arguments: shapes where a tensor enters a loss, so that broadcasting never hides a mistake."""
 
 from torch import Tensor
+
+from lit_align.errors import UserError
 
 
 def check_shape(argument: str, tensor: Tensor | None, *needed: int | str) -> None:
@@ -16,3 +18,14 @@ def check_shape(argument: str, tensor: Tensor | None, *needed: int | str) -> Non
     if tensor is not None and not (tensor.ndim == len(needed) and all(map(fits, tensor.shape, needed))):
         shape = ", ".join(map(str, needed))
         raise ValueError(f"`{argument}` has shape {list(tensor.shape)}, but needs [{shape}].")
+
+
+def check_positive(**options: float) -> None:
+    """Raise unless each of a model's options is above 0.
+
+    Raises:
+        UserError: names the option and its value.
+    """
+    for name, value in options.items():
+        if not value > 0:
+            raise UserError(f"model.{name}={value} must be above 0.")

@@ -13,9 +13,9 @@ import torch
 from rich.text import Text as Styled
 
 from lit_align.console import say
-from lit_align.data.collate import Encoder
-from lit_align.data.formats import Message
+from lit_align.data.formats.rows import Message
 from lit_align.data.sampling import Sampling, sample_responses
+from lit_align.data.tokenization import Encoder
 from lit_align.errors import UserError
 from lit_align.policy import Policy, PolicyConfig
 

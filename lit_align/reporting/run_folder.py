@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lit_align.errors import UserError
-from lit_align.loggers import read_metrics
+from lit_align.reporting.metrics_csv import read_metrics
 
 Row = dict[str, Any]
 

@@ -26,8 +26,8 @@ import torch
 
 from lit_align.errors import UserError
 from lit_align.metrics.win_rate import bootstrap_interval, win_rates, with_interval
-from lit_align.pictures import comparison_pictures, embedded, pictures, plain
-from lit_align.runs import Row, Run, of_judge, read_runs
+from lit_align.reporting.plots import comparison_pictures, embedded, pictures, plain
+from lit_align.reporting.run_folder import Row, Run, of_judge, read_runs
 
 SHOWN_PROMPTS = 12
 

@@ -23,9 +23,9 @@ from rich.text import Text
 from lit_align.callbacks import Drift, FSDPSharding, Predictions, ReferenceRefresh, RunReport, WinRate
 from lit_align.console import say, tell
 from lit_align.data import OnPolicyPairs
-from lit_align.loggers import MetricsCSV, read_metrics
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
+from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
 
 BATCHES = 3
 """How many are trained on; the first is not timed."""
@@ -92,7 +92,8 @@ def examine(args: list[str]) -> None:
     Raises:
         UserError: what `fit` would stop with.
     """
-    from lit_align.cli import AlignCLI, program
+    from lit_align.cli import AlignCLI
+    from lit_align.cli.explain import program
 
     with tempfile.TemporaryDirectory() as scratch:
         cli = AlignCLI([*args, f"--trainer.default_root_dir={scratch}"], run=False)

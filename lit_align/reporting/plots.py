@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
@@ -18,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lit_align.metrics.win_rate import bootstrap_interval
-from lit_align.runs import Run, of_judge
+from lit_align.reporting.run_folder import Run, of_judge
+
+matplotlib.use("agg")
 
 plt.rcParams["svg.hashsalt"] = "lit_align"  # the same run gives the same bytes
 

@@ -13,13 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from lit_align.console import phase, tell
-from lit_align.data.collate import Example, record_logps
+from lit_align.data.batches import Example, record_logps
+from lit_align.data.rounds.store import Round, digest
 from lit_align.data.sampling import in_order
-from lit_align.data.store import Round, digest
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
-from lit_align.reference import CopiedReference, RecordedReference, Reference
+from lit_align.reference.base import Reference
+from lit_align.reference.copied import CopiedReference, RecordedReference
 from lit_align.sharding import gathered, wait_for_all
 
 Rows = list[dict[str, Any]]

@@ -6,8 +6,8 @@ from rich.table import Table
 from rich.text import Text as Styled
 
 from lit_align.console import console, say
-from lit_align.data.formats import Text
-from lit_align.data.store import StoredRound, read_rounds
+from lit_align.data.formats.rows import Text
+from lit_align.data.rounds.store import StoredRound, read_rounds
 from lit_align.errors import UserError
 
 

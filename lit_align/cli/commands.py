@@ -28,7 +28,7 @@ def compare(args: list[str]) -> None:
         raise UserError(
             f"compare: --out is a file to write, and {given.out} is a folder. Such as: {given.out}/all.html"
         )
-    from lit_align import report
+    from lit_align.reporting import report
 
     say(f"report     {report.compare(given.runs, given.out)}")
 
@@ -37,7 +37,7 @@ def report(args: list[str]) -> None:
     """Make a run's report again."""
     parser = Arguments("report", "Make a run's report.html and plots/ again from what lies in its folder.")
     parser.add_argument("run", metavar="RUN", help="folder of a run (its trainer.default_root_dir)")
-    from lit_align.report import write_report
+    from lit_align.reporting.report import write_report
 
     say(f"report     {write_report(parser.parse_args(args).run)}")
 
@@ -65,8 +65,8 @@ def chat(args: list[str]) -> None:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random streams (default: %(default)s)")
     given = parser.parse_args(args)
-    from lit_align.chat import Speaker
-    from lit_align.chat import chat as talk
+    from lit_align.cli.chat import Speaker
+    from lit_align.cli.chat import chat as talk
     from lit_align.data.sampling import Sampling
 
     sampling = Sampling(given.max_new_tokens, given.temperature)
@@ -84,7 +84,7 @@ def rounds(args: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=10, help="prompts, the widest margins first (default: %(default)s)")
     parser.add_argument("--scorer", help="a part of the scorer's name, where several scored the round")
     given = parser.parse_args(args)
-    from lit_align.data.rounds import show
+    from lit_align.cli.show_rounds import show
 
     show(given.run, given.round, given.rows, given.scorer)
 
@@ -95,7 +95,7 @@ def doctor(args: list[str]) -> None:
         parser = Arguments("doctor", "Say what a run would do, from three batches of it; takes the options of fit.")
         parser.add_argument("--config", metavar="X.yaml", help="and any option of fit; see: lit-align fit --help")
         parser.parse_args(args or ["--help"])
-    from lit_align.doctor import examine
+    from lit_align.cli.doctor import examine
 
     examine(args)
 

@@ -1,0 +1,157 @@
+"""Parsing: the order of arguments, what is refused, and the configuration that a run writes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lit_align.cli.explain import explain, import_path, locate, name, options, paragraph, relative, subclasses
+from lit_align.errors import UserError
+from lit_align.objectives import PreferenceObjective
+
+
+class AlignParser(LightningArgumentParser):
+    """A parser whose errors are one paragraph, without the usage in front."""
+
+    _file = ""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # parses the options of one class for another parser, which reports
+            super().error(message, ex)
+        text = explain(message, getattr(ex, "subcommand_parser", self)).strip()
+        where = f" (in {relative(self._file)})" if self._file else ""
+        self.exit(2, paragraph(f"error: {text}{where}"))
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        self._file = str(cfg_path)
+        namespace = super().parse_path(cfg_path, *args, **kwargs)
+        self._file = ""
+        return namespace
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the configuration to `default_root_dir`: config.yaml for fit, config_test.yaml for test, ...
+
+    It overwrites: Lightning's own writes to the logger's folder, where a second run dies on the first's file. The
+    checkpoint that a fit went on from is left out: it is this run's alone, and no setting for the next.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.config = self.config.clone()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not before the model is loaded and the checkpoint fits: what is refused leaves an earlier run as it was."""
+        super().setup(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # on rank 0
+        root = trainer.default_root_dir
+        get_filesystem(root).makedirs(root, exist_ok=True)
+        name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
+        if stage == "fit":
+            self.config.ckpt_path = None
+        self._write(os.path.join(root, name))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                run = logger.experiment
+                self._write(os.path.join(run.dir, "lit_align.yaml"))  # config.yaml there is W&B's own
+                config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+                run.config.update({"cli": config}, allow_val_change=True)
+
+    def _write(self, path: str) -> None:
+        self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
+
+
+def in_order(args: list[str]) -> list[str]:
+    """The arguments in the order in which they must act: the command, files, classes, options.
+
+    A file would override the options before it, and a class refuse its own; W&B orders arguments as it likes.
+    """
+    groups: list[list[str]] = []  # an option and its value
+    for arg in args:
+        if not groups or arg.startswith("--") or arg == "-c":
+            groups.append([])
+        groups[-1].append(arg)
+    kinds = [r"[^-]", r"(-c|--config)(=|$)", r"--(model|data)(\.class_path)?(=|$)", ""]
+    groups.sort(key=lambda group: next(i for i, kind in enumerate(kinds) if re.match(kind, group[0])))
+    return [arg for group in groups for arg in group]
+
+
+def own_folder_in_a_sweep(config: Any) -> None:
+    """`default_root_dir` gets the run's id behind it: an agent's runs have the same options, but for what is swept."""
+    run = os.environ.get("WANDB_RUN_ID", "")
+    root = config.trainer.default_root_dir
+    if os.environ.get("WANDB_SWEEP_ID") and run and Path(root).name != run:
+        config.trainer.default_root_dir = os.path.join(root, run)
+
+
+def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:
+    """``--model=SimPO`` over a YAML of DPO would take over its `beta`, which is another quantity there.
+
+    Options that have the same default in both classes (`policy`, `optimizer`, ...) are shared, and may stay.
+
+    Raises:
+        UserError: a YAML sets an option for one objective, another uses it, and their defaults differ.
+    """
+    chosen: Any = locate(config.model.class_path)
+    last: dict[str, tuple[Any, Any, Path]] = {}  # of each option the file that decides: its objective, value, path
+    for path in filter(None, config.config or []):  # None: given as text, not as a file
+        written = yaml.safe_load(path.read_text()).get("model")
+        if not isinstance(written, dict):
+            continue
+        names = {key: c for c in subclasses(PreferenceObjective) for key in (c.__name__, import_path(c))}
+        meant: Any = names.get(written.get("class_path", ""), chosen)
+        last |= {key: (meant, value, path) for key, value in (written.get("init_args") or {}).items()}
+    for key, (meant, value, path) in last.items():
+        theirs, ours = options(meant), options(chosen)
+        given = any(re.match(rf"--model\.(init_args\.)?{key}(=|$)", arg) for arg in args)
+        if theirs.get(key) != ours.get(key) and config.model.init_args.get(key) == value and not given:
+            raise UserError(
+                f"model.init_args.{key}: {value} is meant for {name(meant)} in {relative(path)}, and "
+                f"{name(chosen)}, whose own default is {ours.get(key)}, would take it over. Start from a "
+                f"YAML of {name(chosen)}, or give its value: --model.{key}={ours.get(key)}"
+            )
+
+
+# --- what it does not say ---
+
+# What Lightning says at a start that nobody can act on; each line has its reason.
+WARNINGS = [
+    r"Found \d+ module\(s\) in eval mode",  # the reference is, and is meant to be
+    r".*does not have many workers",  # batches are cut from memory: a worker would only cost
+    r".*`tensorboardX` has been removed",  # the CSV logger is meant
+    r"Total length of `list` across ranks is zero",  # no validation data were given, and none is wanted
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own business with torch
+    r"`is_gradient_checkpointing` is deprecated",  # peft's with transformers
+    r"predict returned None",  # answers go to a file (`Predictions`)
+]
+# Advertisements, and a device that nobody missed.
+TIPS = re.compile(r"litlogger|litmodels|TPU available: False")
+
+
+def is_no_tip(record: logging.LogRecord) -> bool:
+    return not TIPS.search(record.getMessage())
+
+
+def quiet() -> None:
+    """Keep the terminal for what concerns the user."""
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(logger).addFilter(is_no_tip)

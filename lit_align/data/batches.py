@@ -1,0 +1,96 @@
+"""From text to batches: the one way in which prompts and responses become tokens, and the loader that serves them.
+
+Prompt and response are tokenized apart, so that no token spans both. A plain prompt gets the special tokens that the
+tokenizer begins a text with, once, even if the text spells them out; a chat goes through its template, once, with the
+turn of the assistant opened. A response ends with the token that ends the assistant's turn (or the text), once, so that
+the policy learns to stop. Special tokens spelled out within a chat or a response act as such; they are counted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor
+
+from lit_align.logprobs import PreferenceBatch
+from lit_align.policy import Policy
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its K responses, as tokens; the best first where they are ordered."""
+
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+    source: str
+    reference_logps: list[float] | None = None
+    sampler_logps: list[float] | None = None
+    rewards: list[float] | None = None
+    labels: float | list[float] | None = None
+    win_probabilities: list[float] | None = None
+    mismatched: bool = False
+    # of groups that a pairing rule chooses from
+    texts: list[str] | None = None
+    preferences: list[list[float]] | None = None  # P(y_i ≻ y_j), [K, K]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt and all its responses."""
+        return len(self.prompt_ids) + sum(map(len, self.response_ids))
+
+
+def collate(examples: Sequence[Example], indices: Sequence[int]) -> PreferenceBatch:
+    """Put examples of equal K into a batch; padding is on the right.
+
+    Args:
+        indices: Number of each example in its data set.
+    """
+
+    def column(name: str) -> Tensor | None:
+        values = [getattr(example, name) for example in examples]
+        return None if values[0] is None else torch.tensor(values, dtype=torch.float32)
+
+    prompt_ids, prompt_mask = _pad([example.prompt_ids for example in examples])
+    responses = [ids for example in examples for ids in example.response_ids]
+    response_ids, response_mask = _pad(responses)
+    shape = (len(examples), len(responses) // len(examples), response_ids.shape[1])
+    return PreferenceBatch(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        response_ids=response_ids.view(shape),
+        response_mask=response_mask.view(shape),
+        index=torch.tensor(indices),
+        reference_logps=column("reference_logps"),
+        sampler_logps=column("sampler_logps"),
+        rewards=column("rewards"),
+        labels=column("labels"),
+        win_probabilities=column("win_probabilities"),
+        mismatched=examples[0].mismatched,
+    )
+
+
+@torch.no_grad()
+def record_logps(
+    of: Callable[[PreferenceBatch], Tensor], policy: Policy, examples: Sequence[Example], batch_size: int
+) -> list[list[float]]:
+    """Log-probabilities of every response of each example.
+
+    Args:
+        of: The policy itself, or a reference's `logps`.
+        policy: In eval mode meanwhile; batches go to its device.
+        batch_size: Examples that are computed at once.
+    """
+    logps: list[list[float]] = []
+    with policy.evaluating():
+        for start in range(0, len(examples), batch_size):
+            some = examples[start : start + batch_size]
+            logps += of(move_data_to_device(collate(some, range(len(some))), policy.device)).tolist()
+    return logps
+
+
+def _pad(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(width) < lengths[:, None]

@@ -1,0 +1,71 @@
+"""What each kind of data takes of a row."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+from lit_align.data.formats.rows import Kind, Row
+
+# --- what each kind takes of a row ---
+
+
+def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
+    """Prompts; one that stands in several rows because each has another response is taken once."""
+    seen: set[str] = set()
+    for row in rows:
+        key = row.prompt if isinstance(row.prompt, str) else json.dumps(row.prompt)
+        if row.responses and key in seen:
+            skipped["repeated prompts"] += 1
+            continue
+        seen.add(key)
+        yield Row(row.prompt, source=row.source)
+
+
+def _select_preferences(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
+    """Rows with a best response and others that differ from it."""
+    for row in rows:
+        texts = row.responses
+        kept = [k for k, text in enumerate(texts) if text.strip() and text not in texts[:k]]
+        if len(kept) < 2 or kept[0] != 0:
+            skipped["rows with equal or empty responses"] += 1
+            continue
+        rewards = tuple(row.rewards[k] for k in kept) if row.rewards else None
+        if rewards and rewards[0] < max(rewards):
+            skipped["rows whose chosen response has not the highest reward"] += 1
+            continue
+        if len(kept) < len(texts):
+            skipped["repeated or empty responses"] += len(texts) - len(kept)
+        yield replace(row, responses=tuple(texts[k] for k in kept), rewards=rewards)
+
+
+def _select_labelled(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
+    """Rows with labels; the first response of a preference is desirable, the others are not."""
+    for row in rows:
+        if row.labels is None:
+            for pair in _select_preferences(iter([row]), skipped):
+                yield replace(pair, labels=(True, *[False] * (len(pair.responses) - 1)))
+        elif row.responses[0].strip():
+            yield row
+        else:
+            skipped["rows with an empty response"] += 1
+
+
+def _select_texts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
+    """Prompts with the one response to imitate."""
+    for row in rows:
+        if row.responses and row.responses[0].strip():
+            yield Row(row.prompt, row.responses[:1], source=row.source)
+        else:
+            skipped["rows without a response"] += 1
+
+
+_SELECT: dict[Kind, Callable[[Iterator[Row], Counter[str]], Iterator[Row]]] = {
+    "prompts": _select_prompts,
+    "preferences": _select_preferences,
+    "labelled": _select_labelled,
+    "texts": _select_texts,
+}

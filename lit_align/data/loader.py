@@ -1,0 +1,135 @@
+"""Batches of examples in a reproducible order; resumes in the middle of an epoch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from lit_align.data.batches import Example, collate
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
+
+
+class ExampleLoader:
+    """Batches of examples in an order that is a function of (seed, epoch); resumes in the middle of an epoch.
+
+    Every process takes every world_size-th example. With several processes what is left over after the last full
+    batch of all is dropped (`dropped` examples of the epoch), so that none waits for another.
+
+    Args:
+        batch_size: Examples per batch and process.
+        shuffle: Draw a new order each epoch.
+        group_by_length: Then put examples of like length into one batch (of all processes together), within stretches
+            of 32 batches, and shuffle the batches. An incomplete last one stays the last.
+        epoch: Tells the current epoch; asked when iteration begins.
+        length: Batches of an epoch, for which the examples are gone through again and again, or not to their end. None
+            is once through all.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        group_by_length: bool = False,
+        epoch: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world_size: int = 1,
+        length: int | None = None,
+    ):
+        self.examples = examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.group_by_length = group_by_length
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
+        share = len(examples) // (batch_size * world_size) * batch_size if world_size > 1 else len(examples)
+        self.share = share
+        self.length = -(-share // batch_size) if length is None else length
+        self.dropped = len(examples) - share * world_size
+        self._served = 0
+        self._resume_at = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[PreferenceBatch]:
+        once = -(-self.share // self.batch_size)
+        self._served, self._resume_at = self._resume_at, 0
+        mine: dict[int, list[int]] = {}  # the examples of one passage, in order
+        for number in range(self._served, self.length):
+            passage, place = divmod(number, once)
+            if passage not in mine:
+                mine = {passage: self._order(passage)}
+            indices = mine[passage][place * self.batch_size : (place + 1) * self.batch_size]
+            self._served += 1
+            yield collate([self.examples[i] for i in indices], indices)
+
+    def _order(self, passage: int) -> list[int]:
+        order = list(range(len(self.examples)))
+        if self.shuffle:
+            key = self.seed * 1_000_003 + self.epoch() + passage * 999_999_937
+            generator = torch.Generator().manual_seed(key)
+            order = torch.randperm(len(order), generator=generator).tolist()
+            if self.group_by_length:
+                order = self._grouped(order, generator)
+        return order[self.rank :: self.world_size][: self.share]
+
+    def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
+        size = self.batch_size * self.world_size
+        full = len(order) // size * size
+        batches: list[list[int]] = []
+        for start in range(0, full, 32 * size):
+            some = sorted(order[start : min(start + 32 * size, full)], key=lambda i: self.examples[i].tokens)
+            batches += [some[first : first + size] for first in range(0, len(some), size)]
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        return [i for batch in shuffled for i in batches[batch]] + order[full:]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "served": self._served,
+            "length": len(self),
+            "examples_per_batch": self._examples_per_batch,
+            "tokens": self._tokens,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the batches that were served; an epoch that was served whole begins anew.
+
+        Raises:
+            UserError: the data have changed, or batches were of another size, or more than there are now, so that their
+                number does not tell which examples were served.
+        """
+        if state["served"] >= state["length"]:
+            self._resume_at = 0
+            return
+        if state["examples_per_batch"] != self._examples_per_batch or state["served"] >= len(self):
+            raise UserError(
+                f"the checkpoint is from the middle of an epoch of {state['length']} batches of "
+                f"{state['examples_per_batch']} examples, and now they are {len(self)} of {self._examples_per_batch} "
+                f"(data.batch_size={self.batch_size} × {self.world_size} processes; of a stream of texts "
+                "data.text_batch_size): some would be trained on twice, or never. Set what it was, or resume from the "
+                "end of an epoch."
+            )
+        if state["tokens"] != self._tokens:
+            raise UserError(
+                f"the checkpoint is from the middle of an epoch over {state['tokens']} tokens of data, and now there "
+                f"are {self._tokens}: the data have changed, and some would be trained on twice, or never. Give it the "
+                "data of before, or resume from the end of an epoch."
+            )
+        self._resume_at = state["served"]
+
+    @cached_property
+    def _tokens(self) -> int:
+        """Of all examples: what tells data from others."""
+        return sum(example.tokens for example in self.examples)
+
+    @property
+    def _examples_per_batch(self) -> int:
+        """Of all processes together: a checkpoint may move between one process and many."""
+        return self.batch_size * self.world_size

@@ -1,0 +1,1 @@
+"""Rounds of on-policy data: sampled, scored, paired, recorded, and stored."""

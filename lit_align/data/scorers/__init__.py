@@ -1,0 +1,1 @@
+"""Scorers: functions, classifiers, ensembles and language models that judge."""

@@ -1,0 +1,234 @@
+"""Reward models and classifiers in transformers' format as scorers."""
+
+import sys
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lit_align.data.formats.rows import Text
+from lit_align.data.scorers.base import Scorer, _at_least_one, _fingerprint, _first_line, _joined
+from lit_align.errors import UserError
+
+
+class SequenceClassificationScorer(Scorer):
+    """A sequence-classification model of transformers: a reward model, or any classifier.
+
+    With one output the reward is that logit. With several it is the log-odds of `label`, log p/(1−p): its
+    differences do not shrink near p = 1 as those of p do. The weights are loaded at the first score.
+
+    Args:
+        model: Folder saved by `save_pretrained`, or a hub name.
+        batch_size: Most texts per forward pass.
+        dtype: Type of the weights; auto is the one they were saved in.
+        device: auto is the GPU if there is one; or cpu, cuda, cuda:1, mps.
+        template: What the model reads, such as "Q: {prompt} A: {response}"; a chat's messages are joined by
+            blank lines. None is the tokenizer's chat template, where a plain prompt is the user's message; or
+            without one, the response right behind the prompt.
+        last_line: Read only the last line of a plain prompt: what the response goes on with, not the examples
+            above it.
+        label: Which output is the reward, for models with several, counted from 0.
+        max_length: Longest text in tokens; longer ones lose their beginning and are counted (`truncated`).
+            None is what the model allows.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        batch_size: int = 32,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        device: str = "auto",
+        template: str | None = None,
+        last_line: bool = False,
+        label: int | None = None,
+        max_length: int | None = None,
+    ):
+        self.model = model
+        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.dtype = dtype
+        self.device = device
+        self.template = template
+        self.last_line = last_line
+        self.label = label
+        self.config, self.tokenizer = _load_config(model)
+        self.max_length = self._limit(max_length)
+        self.truncated = 0  # texts cut so far
+        self._loaded: PreTrainedModel | None = None
+        options = {
+            "dtype": None if dtype == "auto" else dtype,
+            "template": template,
+            "last_line": last_line or None,
+            "label": label,
+            "max_length": max_length,
+        }
+        self._options = "".join(f" {name}={value!r}" for name, value in options.items() if value is not None)
+        if template is not None:
+            _check_template(template)
+        _check_label(model, self.config, label)
+
+    @property
+    def identity(self) -> str:
+        """Name, version, and the options that change scores."""
+        return f"{self.model}@{self._version}{self._options}"
+
+    @cached_property
+    def _version(self) -> str:
+        """Fingerprint of a folder's files, or the hub's commit."""
+        folder = Path(self.model)
+        if not folder.is_dir():
+            return str(getattr(self.config, "_commit_hash", None))[:16]
+        return _fingerprint(sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)}))
+
+    def start(self) -> None:
+        self._loaded = self._loaded or self._load()
+
+    def release(self) -> None:
+        self._loaded = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> list[float]:
+        model = self._loaded = self._loaded or self._load()
+        texts = [self._text(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        inputs = self.tokenizer.pad({"input_ids": self._token_ids(texts)}, return_tensors="pt").to(model.device)
+        logits_NL = model(**inputs).logits.float()
+        return self._rewards(logits_NL).tolist()
+
+    def _rewards(self, logits_NL: Tensor) -> Tensor:
+        """Logit or log-odds, [N]."""
+        if self.label is None:
+            return logits_NL[:, 0]
+        if self.config.problem_type == "multi_label_classification":  # each output is a log-odds by itself
+            return logits_NL[:, self.label]
+        others = [k for k in range(logits_NL.shape[1]) if k != self.label]
+        return logits_NL[:, self.label] - logits_NL[:, others].logsumexp(-1)
+
+    def _text(self, prompt: Text, response: str) -> str:
+        """What the model reads."""
+        if self.last_line and isinstance(prompt, str):
+            prompt = prompt.rpartition("\n")[2]
+        if self.template is not None:
+            return self.template.format(prompt=_joined(prompt), response=response)
+        if self.tokenizer.chat_template:
+            chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            chat = [*chat, {"role": "assistant", "content": response}]
+            return str(self.tokenizer.apply_chat_template(chat, tokenize=False))
+        return _joined(prompt) + ("" if isinstance(prompt, str) else "\n\n") + response
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of each text, without the beginning of those that are too long."""
+        # a chat template has put the special tokens in already
+        special = self.template is not None or not self.tokenizer.chat_template
+        encode = partial(self.tokenizer, add_special_tokens=special, verbose=False)
+        ids = encode(texts).input_ids
+        long = [place for place, each in enumerate(ids) if len(each) > self.max_length]
+        if long and not self.truncated:
+            rank_zero_warn(
+                f"scorer {self.model}: a text of {len(ids[long[0]])} tokens is longer than "
+                f"max_length={self.max_length}, and is scored without its beginning. Further ones are only "
+                "counted. Raise max_length if the model allows, or shorten the prompts."
+            )
+        self.truncated += len(long)
+        for place in long:
+            ids[place] = encode(texts[place], truncation=True, max_length=self.max_length).input_ids
+        return ids
+
+    def _limit(self, max_length: int | None) -> int:
+        """Most tokens of a text."""
+        positions = getattr(self.config, "max_position_embeddings", None) or sys.maxsize
+        if max_length is None:
+            return min(positions, self.tokenizer.model_max_length)
+        if max_length > positions:
+            raise UserError(f"scorer.max_length={max_length}: {self.model!r} takes {positions} at most.")
+        return _at_least_one("max_length", max_length)
+
+    def _load(self) -> PreTrainedModel:
+        dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        try:
+            with torch.random.fork_rng(devices=[]):  # loading must not move the numbers that training draws
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    self.model, dtype=dtype, output_loading_info=True
+                )
+        except (OSError, ValueError) as error:
+            raise UserError(f"scorer.model: cannot load {self.model!r}: {_first_line(error)}") from error
+        if report["missing_keys"]:
+            raise UserError(
+                f"scorer.model: {self.model!r} has no weights for {', '.join(sorted(report['missing_keys']))}, so "
+                "that its scores would be random. Give a model trained for sequence classification."
+            )
+        model.config.pad_token_id = self.tokenizer.pad_token_id  # decoders find a text's last token by it
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return model.eval().requires_grad_(False).to(device)
+
+
+def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    path = Path(model)
+    is_path = model.startswith(("/", ".", "~")) or len(path.parts) > 2
+    is_path |= len(path.parts) == 2 and path.parent.is_dir()  # it looks like a hub name, but its folder is here
+    if is_path and not path.is_dir():
+        raise UserError(f"scorer.model: there is no folder {model!r}. {_MODELS}")
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"scorer.model: {model!r} is no folder with a model and its tokenizer, and the hub gives none of "
+            f"that name ({_first_line(error)}). {_MODELS}"
+        ) from error
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        raise UserError(
+            f"scorer.model: {model!r} is {', '.join(config.architectures or ['of no stated kind'])}, no "
+            "sequence classifier. Give a model that was trained to give scores."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.truncation_side = "left"  # the response is what counts
+    return config, tokenizer
+
+
+# what weights, configuration and tokenizer are read from; logs and metrics may lie next to them
+_MODEL_FILES = [
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "config.json",
+    "token*.*",
+    "*tokens*.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+]
+_MODELS = "Give a folder saved by `save_pretrained`, or a hub name."
+
+
+def _check_template(template: str) -> None:
+    try:
+        filled = template.format(prompt="", response="\0")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"scorer.template={template!r} cannot be filled in ({type(error).__name__}: {error}). Put in "
+            "{prompt} and {response}, and double any other brace."
+        ) from error
+    if "\0" not in filled:
+        raise UserError(f"scorer.template={template!r} leaves the response out. Put in {{response}}.")
+
+
+def _check_label(model: str, config: PretrainedConfig, label: int | None) -> None:
+    count = config.num_labels or 1
+    if count == 1 and label is not None:
+        raise UserError(f"scorer.label={label} has no effect: {model!r} has one output. Leave it out.")
+    if count > 1 and (label is None or not 0 <= label < count):
+        names = ", ".join(f"{number} {name}" for number, name in (config.id2label or {}).items())
+        raise UserError(f"scorer.label={label}: {model!r} has {count} outputs. Set it to one of: {names}.")

@@ -1,0 +1,59 @@
+"""A weighted mean of several scorers, less a share of their disagreement."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lit_align.data.formats.rows import Text
+from lit_align.data.scorers.base import Scorer, Scores, _at_least_one, score
+from lit_align.errors import UserError
+
+
+class EnsembleScorer(Scorer):
+    """The weighted mean of several scorers, Σ w_m r_m / Σ w_m, and how far they disagree.
+
+    Recorded with each reward, and logged by round: every member's own, and `disagreement`, their weighted standard
+    deviation around the reward. Weights also bring scales together: members that differ in scale need them.
+
+    Args:
+        scorers: The members, by name.
+        weights: Weight of each member by name; 1 for those without.
+        batch_size: Most responses per call.
+    """
+
+    def __init__(self, scorers: dict[str, Scorer], weights: dict[str, float] | None = None, batch_size: int = 256):
+        self.scorers = scorers
+        self.weights = dict.fromkeys(scorers, 1.0) | (weights or {})
+        self.batch_size = _at_least_one("batch_size", batch_size)
+        if len(scorers) < 2:
+            raise UserError(f"scorer.scorers: an ensemble needs 2 members or more, and has {len(scorers)}.")
+        for name, weight in self.weights.items():
+            if name not in scorers:
+                raise UserError(f"scorer.weights.{name}={weight} has no member; members are {', '.join(scorers)}.")
+            if not weight > 0:
+                raise UserError(f"scorer.weights.{name}={weight} must be above 0; leave a member out instead.")
+        if "disagreement" in scorers:
+            raise UserError("scorer.scorers.disagreement: this name is that of their spread; take another.")
+
+    @property
+    def identity(self) -> str:
+        """Those of the members, with their weights."""
+        members = ", ".join(f"{self.weights[name]:g} {scorer.identity}" for name, scorer in self.scorers.items())
+        return f"ensemble of {members}"
+
+    def start(self) -> None:
+        for scorer in self.scorers.values():
+            scorer.start()
+
+    def release(self) -> None:
+        for scorer in self.scorers.values():
+            scorer.release()
+
+    def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Scores:
+        parts = {name: score(scorer, prompts, responses) for name, scorer in self.scorers.items()}
+        weights_M1 = torch.tensor([self.weights[name] for name in parts], dtype=torch.float64)[:, None]
+        weights_M1 /= weights_M1.sum()
+        rewards_MN = torch.tensor([*parts.values()], dtype=torch.float64)
+        mean_N = (weights_M1 * rewards_MN).sum(0)
+        spread_N = (weights_M1 * (rewards_MN - mean_N).square()).sum(0).sqrt()
+        return Scores(mean_N.tolist(), parts | {"disagreement": spread_N.tolist()})

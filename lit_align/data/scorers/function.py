@@ -1,0 +1,99 @@
+"""Scorers that call a function of the user's."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lit_align.data.formats.rows import Text
+from lit_align.data.scorers.base import PairwiseScorer, Scorer, _at_least_one, _fingerprint
+from lit_align.errors import UserError
+
+
+class FunctionScorer(Scorer):
+    """A Python function, called as `function(prompts, responses)`, that returns one number per response.
+
+    A prompt is a string, or a list of messages with `role` and `content`.
+
+    Args:
+        function: Where it is: package.module.function, or path/to/file.py:function.
+        batch_size: Most responses per call.
+    """
+
+    def __init__(self, function: str, batch_size: int = 256):
+        self.function = _import_function(function)
+        self.batch_size = _at_least_one("batch_size", batch_size)
+        file = getattr(sys.modules.get(self.function.__module__ or ""), "__file__", None)
+        self._identity = f"{function}@{_fingerprint([Path(file)])}" if file else function
+
+    @property
+    def identity(self) -> str:
+        """The import path and a fingerprint of the file behind it."""
+        return self._identity
+
+    def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
+        return self.function(prompts, responses)
+
+
+class PairwiseFunctionScorer(PairwiseScorer):
+    """A Python function, called as `function(prompt, responses)`, that gives [K, K]: how probably i beats j.
+
+    Args:
+        function: Where it is: package.module.function, or path/to/file.py:function.
+    """
+
+    def __init__(self, function: str):
+        self._function = FunctionScorer(function)
+
+    @property
+    def identity(self) -> str:
+        """The import path and a fingerprint of the file behind it."""
+        return self._function.identity
+
+    def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[Any]:
+        function: Any = self._function.function
+        return [function(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+
+
+def _import_function(path: str) -> Callable[..., Sequence[float]]:
+    """Import package.module.function, or path/to/file.py:function."""
+    forms = "Give package.module.function, or path/to/file.py:function."
+    place, _, name = path.rpartition(":" if ":" in path else ".")
+    if not place or not name:
+        raise UserError(f"scorer.function={path!r} is no path to a function. {forms}")
+    if ":" in path and not Path(place).is_file():
+        raise UserError(f"scorer.function={path!r}: there is no file {place!r}. {forms}")
+    try:
+        module = _import_file(Path(place)) if ":" in path else importlib.import_module(place)
+    except Exception as error:  # whatever the user's file does
+        raise UserError(
+            f"scorer.function={path!r}: cannot import {place!r} ({type(error).__name__}: {error}). {forms}"
+        ) from error
+    function: Any = getattr(module, name, None)
+    if function is None:
+        raise UserError(f"scorer.function={path!r}: there is no {name!r} in {place!r}. {forms}")
+    if not callable(function):
+        raise UserError(f"scorer.function={path!r} is a {type(function).__name__}, not a function. {forms}")
+    return function  # type: ignore[return-value]  # what it returns, `score` checks
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Run a file once, as a module whose name hides no other."""
+    name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

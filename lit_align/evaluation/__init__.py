@@ -1,0 +1,1 @@
+"""The policy on held-out prompts, against the start."""

@@ -1,0 +1,66 @@
+"""The cheapest reference that is right for a policy, a configuration and a refresh rule."""
+
+from dataclasses import asdict
+
+import torch
+
+from lit_align.errors import UserError
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.reference.base import Reference
+from lit_align.reference.config import ReferenceConfig, RefreshRule
+from lit_align.reference.copied import CopiedReference, RecordedReference
+from lit_align.reference.lora import (
+    AdapterReference,
+    DeltaReference,
+    adapted_layers,
+    delta_bytes,
+    ring_bytes,
+    ring_size,
+)
+
+
+def make_reference(
+    policy: Policy,
+    policy_config: PolicyConfig,
+    lora: LoRAConfig | None,
+    config: ReferenceConfig,
+    rule: RefreshRule | None,
+) -> Reference:
+    """Build the cheapest reference that is right.
+
+    Raises:
+        UserError: the form asked for cannot do what the rule needs.
+    """
+    plain = config.path is None and config.dtype == "auto"
+    if config.form == "adapter" and lora is None:
+        raise UserError("model.reference.form=adapter needs an adapter: set model.lora, or form=copy.")
+    if config.form == "adapter" and not plain:
+        raise UserError("model.reference: form=adapter runs the policy's own weights: leave path and dtype out.")
+    if config.form == "adapter" or (config.form == "auto" and lora is not None and plain):
+        assert lora is not None
+        return _adapter_form(policy, lora, rule)
+    if config.form == "recorded" and rule is not None:
+        raise UserError(
+            f"model.reference.form=recorded computes log π_ref once, but this reference moves ({rule}). Take "
+            "form=auto, or leave the refresh out (--reference_refresh=null)."
+        )
+
+    dtype = str(policy.dtype).removeprefix("torch.") if config.dtype == "auto" else config.dtype
+    origin = PolicyConfig(**{**asdict(policy_config), "path": config.path or policy_config.path, "dtype": dtype})
+    if config.form == "recorded":
+        adapter = lora if config.path is None else None
+        return RecordedReference(lambda: CopiedReference(Policy.load(origin, adapter).to(policy.device)))
+    to = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    soft = rule is not None and rule.alpha < 1
+    source = policy if config.path is None else Policy.load(origin)
+    return CopiedReference(source, dtype=to, accumulate=soft, offload=config.form == "offload")
+
+
+def _adapter_form(policy: Policy, lora: LoRAConfig, rule: RefreshRule | None) -> Reference:
+    if rule is None:
+        return AdapterReference(policy, blocks=1 if lora.adapter else 0)
+    blocks = ring_size(rule.alpha)
+    linear = all("default" in layer.lora_A for layer in adapted_layers(policy.model))
+    if blocks > 1 and linear and delta_bytes(policy) < ring_bytes(policy, blocks):
+        return DeltaReference(policy)
+    return AdapterReference(policy, blocks=blocks)

@@ -1,0 +1,57 @@
+"""How a reference is held, and how it moves."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lit_align.errors import UserError
+from lit_align.loading import Dtype
+
+
+@dataclass(frozen=True)
+class RefreshRule:
+    """reference ← alpha·policy + (1−alpha)·reference, every tau units."""
+
+    alpha: float
+    tau: int
+    unit: Literal["step", "round"] = "step"
+    accept_change: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1:
+            raise UserError(
+                f"reference_refresh.alpha={self.alpha} must lie in (0, 1]: reference ← alpha·policy + "
+                "(1−alpha)·reference. For a reference that never moves leave the refresh out "
+                "(--reference_refresh=null); 1 replaces it."
+            )
+        if self.tau < 1:
+            raise UserError(f"reference_refresh.tau={self.tau} must be at least 1 {self.unit} between two refreshes.")
+
+    def __str__(self) -> str:
+        every = f"every {self.unit}" if self.tau == 1 else f"every {self.tau} {self.unit}s"
+        return (
+            f"← policy, {every}"
+            if self.alpha == 1
+            else f"← {self.alpha:g}·policy + {1 - self.alpha:g}·reference, {every}"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What identifies the rule in a checkpoint."""
+        return {key: value for key, value in asdict(self).items() if key != "accept_change"}
+
+
+@dataclass
+class ReferenceConfig:
+    """What the policy is held near.
+
+    Args:
+        form: copy is a frozen second model; offload is one whose weights stay in CPU memory and pass the device layer
+            by layer; adapter runs the policy's own weights with adapters of the past (LoRA only); recorded holds no
+            second model, for log π_ref is computed once and stored with the data (no refresh). auto takes the adapter
+            where there is one, else the copy.
+        dtype: Type of a copy's weights; auto is the policy's, for which margins are exactly 0 at the start.
+        path: Another model to hold the policy near; None is the policy as it starts.
+    """
+
+    form: Literal["auto", "copy", "adapter", "offload", "recorded"] = "auto"
+    dtype: Dtype = "auto"
+    path: str | None = None

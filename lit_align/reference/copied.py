@@ -1,0 +1,128 @@
+"""A reference that is a model of its own: held beside the policy, or loaded for as long as it is recorded."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch, response_logps
+from lit_align.policy import Policy, fingerprint
+from lit_align.reference.base import Reference
+from lit_align.reference.mixing import copy_buffers, mix_weights
+from lit_align.sharding import reshard
+
+
+class CopiedReference(nn.Module, Reference):
+    """A frozen plain model beside the policy.
+
+    Args:
+        policy: Copied, its adapter merged.
+        dtype: Type of the copy's weights; None is the policy's.
+        accumulate: Keep a float32 copy of the weights for soft mixing, where `dtype` is half precision.
+        offload: Keep the weights in CPU memory; each layer's are on the device while it computes.
+    """
+
+    def __init__(
+        self, policy: Policy, *, dtype: torch.dtype | None = None, accumulate: bool = False, offload: bool = False
+    ):
+        super().__init__()
+        self.model = policy.merged_copy(dtype)
+        half = (dtype or policy.dtype).itemsize < 4
+        self.temperature = policy.temperature
+        self.accumulator = policy.merged_copy(torch.float32) if accumulate and half else None
+        self.offload = offload
+        self._device = torch.device("cpu")  # where it computes
+        if offload:
+            for layer in self.model.modules():
+                if any(True for _ in layer.parameters(recurse=False)):
+                    layer.register_forward_pre_hook(self._fetch)
+                    layer.register_forward_hook(self._put_back)
+
+    def _fetch(self, layer: Any, args: Any) -> None:
+        """Have a layer's own weights on the device."""
+        layer.home = [weight.data for weight in layer.parameters(recurse=False)]
+        for weight in layer.parameters(recurse=False):
+            weight.data = weight.data.to(self._device, non_blocking=True)
+
+    @staticmethod
+    def _put_back(layer: Any, args: Any, output: Any) -> None:
+        for weight, home in zip(layer.parameters(recurse=False), layer.home, strict=True):
+            weight.data = home
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Follow the module around it from device to device, unless the weights are to stay."""
+        return self if self.offload else super()._apply(fn, recurse)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def logps(self, batch: PreferenceBatch) -> Tensor:
+        if self.offload and self._device != batch.prompt_ids.device:
+            self._device = batch.prompt_ids.device
+            for buffer in self.model.buffers():  # few and small
+                buffer.data = buffer.data.to(self._device)
+        return response_logps(self.model, batch, temperature=self.temperature)
+
+    @torch.no_grad()
+    def mix(self, policy: Policy, alpha: float) -> None:
+        reshard(self)
+        reshard(policy)
+        target = self.model if self.accumulator is None else self.accumulator
+        mix_weights(dict(target.named_parameters()), dict(policy.full_weights()), alpha)
+        if self.accumulator is not None:
+            mix_weights(dict(self.model.named_parameters()), dict(self.accumulator.named_parameters()), 1.0)
+        if alpha == 1:
+            copy_buffers(self.model, policy.model)
+
+    def train(self, mode: bool = True) -> "CopiedReference":
+        """Stay in eval mode, whatever the module around it does."""
+        return super().train(False)
+
+    def fingerprint(self) -> str:
+        reshard(self)
+        return fingerprint(self.model.named_parameters())
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        beside = " with a float32 accumulator" if self.accumulator is not None else ""
+        where = " in CPU memory" if self.offload else ""
+        return f"frozen copy{where}, {dtype}{beside}"
+
+
+class RecordedReference(Reference):
+    """A reference that is not held: its log-probabilities come with the data, which had them computed once.
+
+    Args:
+        load: Builds it, on the policy's device.
+    """
+
+    def __init__(self, load: Callable[[], CopiedReference]):
+        self.load = load
+        self._fingerprint: str | None = None
+
+    @contextmanager
+    def present(self) -> Iterator[Reference]:
+        present = self.load()
+        self._fingerprint = present.fingerprint()
+        yield present
+
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            with self.present():
+                pass
+        assert self._fingerprint is not None
+        return self._fingerprint
+
+    def logps(self, batch: PreferenceBatch) -> Tensor:
+        raise UserError(
+            "model.reference.form=recorded needs log π_ref recorded with the data: take lit_align's OfflinePairs or "
+            "OnPolicyPairs, or form=auto."
+        )
+
+    def __str__(self) -> str:
+        return "not held; its log-probabilities are recorded with the data"

@@ -1,0 +1,181 @@
+"""References under LoRA: the policy's own weights with adapters of the past, or with their dense sum."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from lit_align.logprobs import PreferenceBatch
+from lit_align.policy import Policy, fingerprint, weights_of
+from lit_align.reference.base import Reference
+from lit_align.sharding import local, reshard, whole, write_rows
+
+
+class AdapterReference(Reference):
+    """The policy's own weights with past adapters of its own in place of the present one, or with none at all.
+
+    A reference mixed softly is a sum of past updates, each with its weight:
+
+        ΔW_ref = (1−α)^T ΔW_0 + Σ_k α(1−α)^(T−k) ΔW_k        ΔW_k = B_k A_k, the policy's at the k-th refresh
+
+    They lie side by side as blocks of one adapter of rank blocks·r, B's columns scaled by the weights. A refresh fades
+    all of them by 1−α and writes the present one over the oldest. With as many blocks as `ring_size` says what is
+    overwritten is below float32's rounding; a hard refresh (α = 1) needs one.
+
+    Args:
+        policy: Carries a LoRA adapter.
+        blocks: Past adapters that are kept. 0: the reference is the plain model, right for a fresh adapter and a
+            reference that never moves.
+    """
+
+    SLOT = "reference"
+
+    def __init__(self, policy: Policy, *, blocks: int):
+        self.policy = policy
+        self.blocks = blocks
+        self.written = 0
+        if blocks:
+            self._add_slot()
+            self.mix(policy, 1.0)
+
+    def _add_slot(self) -> None:
+        adapter = self.policy.adapter
+        assert adapter is not None
+        config = adapter.peft_config["default"]
+        assert isinstance(config, LoraConfig)
+        wider = {"r": self.blocks * config.r, "lora_dropout": 0.0, "inference_mode": True}
+        wider["rank_pattern"] = {name: self.blocks * r for name, r in (config.rank_pattern or {}).items()}
+        with torch.random.fork_rng(devices=[]):
+            adapter.add_adapter(self.SLOT, LoraConfig(**{**config.to_dict(), **wider}))
+        for layer in adapted_layers(self.policy.model):
+            layer.scaling[self.SLOT] = layer.scaling["default"]
+            for factor in factors(layer, self.SLOT):
+                factor.requires_grad_(False).zero_()
+
+    @torch.no_grad()
+    def logps(self, batch: PreferenceBatch) -> Tensor:
+        with self.policy.evaluating(), self.policy.adapters([self.SLOT] if self.blocks else []):
+            return self.policy(batch)
+
+    @torch.no_grad()
+    def mix(self, policy: Policy, alpha: float) -> None:
+        if not self.blocks:
+            super().mix(policy, alpha)
+        reshard(policy)
+        block = self.written % self.blocks
+        for layer in adapted_layers(policy.model):
+            (A, B), (past_A, past_B) = factors(layer, "default"), factors(layer, self.SLOT)
+            r = A.shape[0]
+            past_B.mul_(1 - alpha)
+            # B is sharded along its rows in both, A along its rank: its few rows are gathered
+            local(past_B)[:, block * r : (block + 1) * r] = alpha * local(B)
+            write_rows(past_A, block * r, whole(A))
+        self.written += 1
+
+    def state(self) -> dict[str, int]:
+        return {"written": self.written}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        self.written = state.get("written", self.written)  # none of another form, whose weights will not fit
+
+    def fingerprint(self) -> str:
+        reshard(self.policy)
+        return fingerprint(weights_of(self.policy.model, self.SLOT))
+
+    def __str__(self) -> str:
+        if not self.blocks:
+            return "the model without its adapter"
+        kept = "the adapter as it was" if self.blocks == 1 else f"the last {self.blocks} adapters, weighted"
+        return f"{kept}, {_megabytes(ring_bytes(self.policy, self.blocks))}"
+
+
+class DeltaReference(Reference):
+    """The policy's own weights with a dense update per adapted layer, ΔW_ref ← α·BA + (1−α)·ΔW_ref, in float32.
+
+    For a small α, where a ring of past adapters would be larger than the updates themselves. After a hard refresh it
+    would differ from the policy by rounding; one past adapter does not.
+
+    Args:
+        policy: Carries a LoRA adapter on linear layers.
+    """
+
+    NAME = "lora_reference"
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+        self._active = False
+        for layer in adapted_layers(policy.model):
+            layer.register_parameter(self.NAME, nn.Parameter(self._update(layer), requires_grad=False))
+            layer.register_forward_hook(self._add)
+
+    @staticmethod
+    @torch.no_grad()
+    def _update(layer: LoraLayer) -> Tensor:
+        """The policy's ΔW, [out, in] in float32."""
+        A, B = factors(layer, "default")
+        return layer.scaling["default"] * (B.float() @ A.float())
+
+    def _add(self, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not self._active:
+            return output
+        x, delta = args[0], getattr(layer, self.NAME)
+        return output + nn.functional.linear(x, delta.to(x.dtype))
+
+    @torch.no_grad()
+    def logps(self, batch: PreferenceBatch) -> Tensor:
+        self._active = True
+        try:
+            with self.policy.evaluating(), self.policy.adapters([]):
+                return self.policy(batch)
+        finally:
+            self._active = False
+
+    @torch.no_grad()
+    def mix(self, policy: Policy, alpha: float) -> None:
+        reshard(policy)
+        for layer in adapted_layers(policy.model):
+            getattr(layer, self.NAME).lerp_(self._update(layer), alpha)
+
+    def fingerprint(self) -> str:
+        reshard(self.policy)
+        return fingerprint(weights_of(self.policy.model, self.NAME))
+
+    def __str__(self) -> str:
+        return f"dense updates of the adapted layers, {_megabytes(delta_bytes(self.policy))}"
+
+
+def adapted_layers(model: nn.Module) -> list[Any]:
+    """The layers that carry an adapter."""
+    return [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+
+
+def factors(layer: Any, slot: str) -> tuple[Tensor, Tensor]:
+    """A [r, in] and B [out, r] of one slot of a layer; of an embedding, in is the vocabulary."""
+    if slot in layer.lora_A:
+        return layer.lora_A[slot].weight, layer.lora_B[slot].weight
+    return layer.lora_embedding_A[slot], layer.lora_embedding_B[slot]
+
+
+def ring_size(alpha: float) -> int:
+    """Past adapters to keep so that what is dropped weighs less than 2⁻²⁴, float32's rounding."""
+    return 1 if alpha == 1 else math.ceil(24 * math.log(2) / -math.log1p(-alpha))
+
+
+def ring_bytes(policy: Policy, blocks: int) -> int:
+    """Memory of a ring of past adapters."""
+    each = [factor for layer in adapted_layers(policy.model) for factor in factors(layer, "default")]
+    return blocks * sum(factor.numel() * factor.element_size() for factor in each)
+
+
+def delta_bytes(policy: Policy) -> int:
+    """Memory of a dense float32 update for each adapted layer."""
+    pairs = (factors(layer, "default") for layer in adapted_layers(policy.model))
+    return sum(4 * A.shape[1] * B.shape[0] for A, B in pairs)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

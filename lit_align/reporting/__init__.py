@@ -1,0 +1,1 @@
+"""Reports, plots and metrics of a run, from the files in its folder."""
