@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.batches import Example
 from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import Kind, Row, Rows
+from lit_align.data.formats.rows import Kind, Row, Rows, answer_text
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, Listwise, PairingRule, with_labels, with_mismatched
 from lit_align.data.rounds.record import Recorder, check_cache
@@ -241,9 +241,10 @@ class PairsDataModule(L.LightningDataModule):
         if prompt_ids is None:
             return [], Counter()
         chat = not isinstance(prompt, str)
-        responses = [self.encoder.response(text, chat=chat) for text in row.responses]
+        texts = [answer_text(answer) for answer in row.responses]
+        responses = [self.encoder.response(text, chat=chat) for text in texts]
         rewards = list(row.rewards) if row.rewards else None
-        group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=list(row.responses))
+        group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=texts)
         if len(responses) == 1:
             labels = [float(label) for label in row.labels] if row.labels else None
             return [replace(group, labels=labels)], Counter()
