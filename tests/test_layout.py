@@ -88,6 +88,7 @@ def test_a_foreign_project_with_its_own_callbacks_and_data_fits_dpo_from_the_whe
         (in_tmp / name / "__init__.py").write_text(code)
     tiny.write_pairs(in_tmp)
     (in_tmp / "script.py").write_text(FOREIGN)
-    done = subprocess.run([python, "script.py", tiny_model], capture_output=True, text=True)
+    # -E: with the checkout in PYTHONPATH, the wheel would not be imported
+    done = subprocess.run([python, "-E", "script.py", tiny_model], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "fitted" in done.stdout
