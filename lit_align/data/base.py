@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.data.batches import Example
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Kind, Row, Rows
@@ -168,7 +168,7 @@ class PairsDataModule(L.LightningDataModule):
                 f"data.batch_size={self.batch_size} or the number of processes."
             )
         if loader.dropped:
-            say(f"  {loader.dropped} pairs of data.{name} are left out: they fill no batch for every process.")
+            print_line(f"  {loader.dropped} pairs of data.{name} are left out: they fill no batch for every process.")
         return self.record_reference(examples)
 
     def test_dataloader(self) -> ExampleLoader | range:

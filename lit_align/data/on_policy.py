@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 
-from lit_align.console import say, tell
+from lit_align.console import print_field, print_line
 from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
 from lit_align.data.formats.read import read_rows
@@ -282,7 +282,7 @@ class OnPolicyPairs(PairsDataModule):
         made = Round(self.folder, index, self._key)
         prompts = self._chosen_prompts(index)
         of = f" of {self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else ""
-        say(f"round {index + 1}{of}")
+        print_line(f"round {index + 1}{of}")
 
         batches = sampling_batches(
             [len(ids) for _, ids in prompts], self.sampling_batch_size // self.responses_per_prompt
@@ -311,9 +311,9 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError(f"round {index + 1} gives no pair to train on: of {len(groups)} prompts {left_out}.")
         if index == 0:
             for name, text in self._describe_example(pairs.examples[0]):
-                tell(name, text)
+                print_field(name, text)
         left = self._training_loader(pairs.examples).dropped
-        tell(
+        print_field(
             "pair",
             f"{len(pairs.examples)} pairs from {len(groups)} prompts"
             + (f", {left} of them in no full batch" if left else "")

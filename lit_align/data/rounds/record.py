@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_align.console import phase, tell
+from lit_align.console import phase, print_field
 from lit_align.data.batches import Example, record_logps
 from lit_align.data.rounds.store import Round, digest
 from lit_align.data.sampling import in_order
@@ -64,7 +64,7 @@ class Recorder:
                         made.write(part, number, make(batches[number]))
                     bar.advance(len(batches[number]))
         else:
-            tell(name, f"{total} prompts, stored before in {made.path}")
+            print_field(name, f"{total} prompts, stored before in {made.path}")
         wait_for_all(what, self.wait_minutes)
         rows: dict[int, Rows] = {}
         for number in range(len(batches)):

@@ -21,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.data.scorers.base import _shown
 from lit_align.errors import UserError
 
@@ -139,7 +139,7 @@ class Cache:
                 if not damaged or not self.path.is_file():
                     raise
                 aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
-                say(f"  {self.path} is no cache that can be read ({error}); it is set aside as {aside.name}.")
+                print_line(f"  {self.path} is no cache that can be read ({error}); it is set aside as {aside.name}.")
                 os.replace(self.path, aside)
                 self._connection = self._open()
         except (OSError, sqlite3.Error) as error:

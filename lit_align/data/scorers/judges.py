@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from lit_align.console import tell
+from lit_align.console import print_field
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, _shown
 from lit_align.data.scorers.chat_api import ATTEMPTS, Account, Client, Endpoint, JudgeError
@@ -79,9 +79,9 @@ class _Asker(Generic[T]):
         account, self.client.account = self.client.account, Account()
         self.client.close()
         if account.calls or account.cached:
-            tell("judge", account.line(self.client.endpoint))
+            print_field("judge", account.line(self.client.endpoint))
             if more:
-                tell("", more)
+                print_field("", more)
 
 
 class GradingJudge(Scorer):
