@@ -42,7 +42,7 @@ from transformers import PreTrainedModel
 from lit_align.console import print_field, print_line
 from lit_align.data.batches import Example, record_logps
 from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import Row, Rows
+from lit_align.data.formats.rows import Row, Rows, answer_text
 from lit_align.data.sampling import Response, Sampling, check_positions, sample_responses, sampling_batches
 from lit_align.data.scorers.base import Scorer, score
 from lit_align.errors import UserError
@@ -317,13 +317,10 @@ class WinRate(Callback):
         answers = _answers(batches, gather(module.trainer, rows))
         own = None
         if self.own_responses:
+            texts = [answer_text(row.responses[0]) for row, _ in kept]
             responses = [
-                [
-                    Response(
-                        encoder.response(row.responses[0], chat=not isinstance(row.prompt, str)), row.responses[0], True
-                    )
-                ]
-                for row, _ in kept
+                [Response(encoder.response(text, chat=not isinstance(row.prompt, str)), text, True)]
+                for (row, _), text in zip(kept, texts, strict=True)
             ]
             scored = share(
                 module.trainer, batches, f"{name} data", lambda places: [{"responses": responses[i]} for i in places]
@@ -374,7 +371,7 @@ class WinRate(Callback):
         encoder = encoder_of(module)
         examples = []
         for row, prompt in self._prompts(path, "forgetting", module):
-            response = encoder.response(row.responses[0], chat=not isinstance(row.prompt, str))
+            response = encoder.response(answer_text(row.responses[0]), chat=not isinstance(row.prompt, str))
             examples.append(Example(prompt, [response], row.source))
         lengths = [len(e.prompt_ids) + len(e.response_ids[0]) for e in examples]
         batches = sampling_batches(lengths, max(1, self.batch_size // 4))
