@@ -1,10 +1,10 @@
 """The life of a sample within a round: a prompt becomes responses, scores, a group, pairs and recorded examples.
 
-    sample   K responses to each prompt, with log π_s                     SampleRow, stored
-    score    a reward for each response, or their comparisons             ScoreRow, stored
-    group    the K responses with their rewards, all in one place         Example
-    pair     which of the K responses are trained on                      `pairing.py`
-    record   labels, mismatched responses and log π_ref, where asked for  Example, log-probabilities stored
+sample   K responses to each prompt, with log π_s                     SampleRow, stored
+score    a reward for each response, or their comparisons             ScoreRow, stored
+group    the K responses with their rewards, all in one place         Example
+pair     which of the K responses are trained on                      `pairing.py`
+record   labels, mismatched responses and log π_ref, where asked for  Example, log-probabilities stored
 """
 
 from collections.abc import Iterator, Sequence
@@ -87,9 +87,7 @@ class RoundMaker:
         rows = [self.prompts[i][0] for i in indices]
         prompt_ids = [self.prompts[i][1] for i in indices]
         keys = [(self.seed, self.round.index, row.source) for row in rows]
-        sampled = sampler.sample(
-            self.policy, prompt_ids, keys, self.responses_per_prompt, self.sampling, self.end_ids
-        )
+        sampled = sampler.sample(self.policy, prompt_ids, keys, self.responses_per_prompt, self.sampling, self.end_ids)
         response_ids = [[response.ids for response in responses] for responses in sampled]
         examples = [
             Example(prompt, responses, row.source)
@@ -200,7 +198,8 @@ def score_samples(scorer: Scorer | PairwiseScorer, samples: Sequence[SampleRow])
     scores = score(scorer, repeated, [text for group in responses for text in group])
     rows, start = [], 0
     for row in samples:
-        place = slice(start, start := start + len(row.responses))
-        parts = {name: part[place] for name, part in scores.parts.items()} or None
-        rows.append(ScoreRow(row.source, scorer.identity, scores[place], parts))
+        place = slice(start, start + len(row.responses))
+        parts = {name: part[place] for name, part in scores.parts.items()}
+        rows.append(ScoreRow(row.source, scorer.identity, scores[place], parts or None))
+        start = place.stop
     return rows

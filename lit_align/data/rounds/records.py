@@ -121,4 +121,3 @@ class LogpsRow:
         # before the column had this name it was named after the model: reference_logps, mismatched_logps
         old = {name: "logps" for name in table.column_names if name.endswith("_logps")}
         return [cls(**row) for row in table.rename_columns([old.get(n, n) for n in table.column_names]).to_pylist()]
-

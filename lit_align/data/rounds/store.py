@@ -215,7 +215,7 @@ def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
     matching = [name for name in scored if scorer is None or scorer in name]
     if len(matching) != 1:
         found = "several scorers" if matching else f"no scorer {scorer!r}"
-        names = "; ".join(scored)
+        names = "; ".join(sorted(scored))
         raise UserError(f"{path} has {found}. Name one by a part of its name (split, --scorer): {names}.")
     rows = [
         pair
