@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling, sampling_batches
 from lit_align.data.scorers.base import Scorer
@@ -100,4 +100,4 @@ class Predictions(Callback):
             pq.write_table(pa.Table.from_pylist(rows), path)
         else:
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        say(f"responses  {path} ({len(rows)} prompts × {self.responses_per_prompt})")
+        print_line(f"responses  {path} ({len(rows)} prompts × {self.responses_per_prompt})")

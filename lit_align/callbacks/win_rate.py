@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_align.console import tell
+from lit_align.console import print_field
 from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling
 from lit_align.data.scorers.base import Scorer
@@ -159,7 +159,7 @@ class WinRate(Callback):
         if trainer.is_global_zero:
             write_held_out(validation_file(trainer.default_root_dir, trainer.global_step), evaluation.rows())
         kl = f"KL from start {metrics['kl_from_start']:.2f} nats"
-        tell("", f"reward {metrics['reward']:.3f}, win rate {metrics['win_rate']:.1%}, {kl}")
+        print_field("", f"reward {metrics['reward']:.3f}, win rate {metrics['win_rate']:.1%}, {kl}")
 
     def _conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Evaluate the test prompts; write and print the verdict."""

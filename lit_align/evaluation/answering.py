@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel
 
-from lit_align.console import phase, tell
+from lit_align.console import phase, print_field
 from lit_align.data.base import PairsDataModule
 from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.on_policy import OnPolicyPairs
@@ -72,7 +72,7 @@ def tokenize_prompts(rows: Rows, tokenizer: Encoder, path: str, name: str) -> To
     if not kept:
         raise UserError(f"{path}: no prompt is left: {listing(counts)}.")
     if counts:
-        tell(name, f"{len(kept)} prompts from {path}; {listing(counts)}")
+        print_field(name, f"{len(kept)} prompts from {path}; {listing(counts)}")
     return TokenizedPrompts(name, path, [row for row, _ in kept], [ids for _, ids in kept])
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lit_align.data.batches import Example, record_logps
 from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import Row, Rows
+from lit_align.data.formats.rows import Row, Rows, answer_text
 from lit_align.data.sampling import Response, Sampling, check_positions, sampling_batches
 from lit_align.data.scorers.base import Scorer
 from lit_align.errors import UserError
@@ -283,8 +283,11 @@ class Evaluator:
 
             def respond(places: Sequence[int]) -> list[list[Response]]:
                 rows = [prompts.rows[i] for i in places]
-                ids = [tokenizer.response(row.responses[0], chat=not isinstance(row.prompt, str)) for row in rows]
-                return [[Response(each, row.responses[0], True)] for each, row in zip(ids, rows, strict=True)]
+                texts = [answer_text(row.responses[0]) for row in rows]
+                return [
+                    [Response(tokenizer.response(text, chat=not isinstance(row.prompt, str)), text, True)]
+                    for row, text in zip(rows, texts, strict=True)
+                ]
 
             given = compute_share(module.trainer, batches, f"{name} data", respond)
             own = self._scored(given, prompts, batches, module)

@@ -4,7 +4,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text as Styled
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.data.formats.rows import Text
 from lit_align.data.sampling import Response
 from lit_align.evaluation.held_out import Evaluation
@@ -20,13 +20,13 @@ def print_evaluation(evaluation: Evaluation, shown: int) -> None:
     """
     summary = evaluation.summary
     print_summary(summary)
-    say()
+    print_line()
     held_out = evaluation.held_out
     for place, row in enumerate(held_out.prompts.rows[:shown]):
-        say(Styled(_last_line(row.prompt), style="bold"))
+        print_line(Styled(_last_line(row.prompt), style="bold"))
         for name, answers in (("before", held_out.start), ("after", evaluation.policy)):
             line = _one_line(answers.responses[place][0])
-            say(Styled(f"  {name:<8}", style="dim").append(line, style="not dim"))
+            print_line(Styled(f"  {name:<8}", style="dim").append(line, style="not dim"))
 
 
 def print_summary(summary: Summary) -> None:
@@ -35,21 +35,21 @@ def print_summary(summary: Summary) -> None:
     for name, scorer in summary.scorers.items():
         rates = (scorer.win_rate, scorer.win_rate_length_controlled)
         table.add_row(*_cells(name, scorer.reward_start, scorer.reward_end, *rates))
-    say()
-    say(table)
+    print_line()
+    print_line(table)
     data = {name: (scorer, scorer.data) for name, scorer in summary.scorers.items() if scorer.data}
     if data:
         table = results_table("Against the data set's own responses")
         for name, (scorer, own) in data.items():
             rates = (own.win_rate, own.win_rate_length_controlled)
             table.add_row(*_cells(name, own.reward, scorer.reward_end, *rates))
-        say(table)
+        print_line(table)
     start, end = summary.diversity_start, summary.diversity_end
-    say(f"KL(policy‖start) {summary.kl_from_start.value:.2f} nats per response")
-    say(f"length {summary.length_start:.1f} → {summary.length_end:.1f} tokens")
-    say(f"distinct pairs of words {start.distinct_2:.1%} → {end.distinct_2:.1%}")
+    print_line(f"KL(policy‖start) {summary.kl_from_start.value:.2f} nats per response")
+    print_line(f"length {summary.length_start:.1f} → {summary.length_end:.1f} tokens")
+    print_line(f"distinct pairs of words {start.distinct_2:.1%} → {end.distinct_2:.1%}")
     for name, nll in summary.forgetting.items():
-        say(
+        print_line(
             f"forgetting {name}: {nll.nll_start:.4f} → {nll.nll_end:.4f} nats per token "
             f"({nll.change.low:+.4f} to {nll.change.high:+.4f})"
         )

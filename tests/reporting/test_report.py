@@ -135,7 +135,7 @@ def test_several_runs_are_compared_in_one_file(tmp_path, capsys):
     check_page(page)
     assert page.count("&lt; 0.001") == 2, "by the training scorer and by the judge"
     assert re.search(r"<span>−1\.0+<small>−1\.\d+ to −[01]\.\d+<", page)
-    assert "3.50<small>3.25 to 3.75\nfrom 3.00<" in page
+    assert "3.50<small>3.25 to 3.75\nfrom 3.00\n2.75 to 3.25<" in page
 
 
 def test_rewards_of_different_scorers_are_not_paired(tmp_path, capsys):
