@@ -22,7 +22,7 @@ from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling, in_order, sample_responses, sampling_batches
 from lit_align.data.scorers.base import Scorer, score
 from lit_align.errors import UserError
-from lit_align.evaluation.held_out import encoder_of, gather, read_prompts, share
+from lit_align.evaluation.held_out import gather, read_prompts, share, tokenizer_of
 from lit_align.objectives import PreferenceObjective
 
 
@@ -72,8 +72,8 @@ class Predictions(Callback):
         assert module.policy is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sampling = self.sampling or getattr(data, "sampling", None) or Sampling()
-        encoder = encoder_of(module)
-        asked = read_prompts(read_rows(self.prompts, kind="prompts"), encoder, self.prompts, "predict")
+        tokenizer = tokenizer_of(module)
+        asked = read_prompts(read_rows(self.prompts, kind="prompts"), tokenizer, self.prompts, "predict")
         n = self.responses_per_prompt
         batches = sampling_batches([len(ids) for _, ids in asked], self.batch_size // n)
         model = module.policy.merged_copy(torch.bfloat16)
@@ -81,7 +81,7 @@ class Predictions(Callback):
         def answer(places: Sequence[int]) -> list[dict[str, Any]]:
             rows, ids = zip(*(asked[i] for i in places), strict=True)
             keys = [("predict", self.seed, row.source) for row in rows]
-            drawn = sample_responses(model, module.tokenizer, ids, keys, n, sampling, encoder.end_ids())
+            drawn = sample_responses(model, module.tokenizer, ids, keys, n, sampling, tokenizer.end_ids())
             made = [
                 {"source": row.source, "prompt": row.prompt, "responses": [response.text for response in responses]}
                 for row, responses in zip(rows, drawn, strict=True)

@@ -53,10 +53,10 @@ from lit_align.evaluation.held_out import (
     Verdict,
     _answers,
     _one_line,
-    encoder_of,
     gather,
     read_prompts,
     share,
+    tokenizer_of,
 )
 from lit_align.metrics import WinRateMetric, distinct_n, self_bleu
 from lit_align.metrics.win_rate import bootstrap_interval, with_interval
@@ -303,11 +303,11 @@ class WinRate(Callback):
         """The rows of a file with the tokens of their prompts; what is left out is said once."""
         if (path, name) not in self._read:
             rows = read_rows(path, kind="texts") if name == "forgetting" else self._rows(path)
-            self._read[path, name] = read_prompts(rows, encoder_of(module), path, name)
+            self._read[path, name] = read_prompts(rows, tokenizer_of(module), path, name)
         return self._read[path, name]
 
     def _prepare(self, path: str, name: str, start: Policy, module: PreferenceObjective) -> Prompts:
-        encoder = encoder_of(module)
+        tokenizer = tokenizer_of(module)
         kept = self._prompts(path, name, module)
         ids = [ids for _, ids in kept]
         batches = sampling_batches([len(each) for each in ids], self.batch_size // self.responses_per_prompt)
@@ -319,7 +319,7 @@ class WinRate(Callback):
         if self.own_responses:
             texts = [answer_text(row.responses[0]) for row, _ in kept]
             responses = [
-                [Response(encoder.response(text, chat=not isinstance(row.prompt, str)), text, True)]
+                [Response(tokenizer.response_ids(row)[0], text, True)]
                 for (row, _), text in zip(kept, texts, strict=True)
             ]
             scored = share(
@@ -335,7 +335,7 @@ class WinRate(Callback):
         self, prompts: Prompts, name: str, model: PreTrainedModel, module: PreferenceObjective
     ) -> dict[int, list[dict[str, Any]]]:
         """Responses and their rewards, for this process's batches."""
-        end_ids = encoder_of(module).end_ids()
+        end_ids = tokenizer_of(module).end_ids()
 
         def sample(places: Sequence[int]) -> list[dict[str, Any]]:
             assert self.sampling is not None
@@ -368,11 +368,9 @@ class WinRate(Callback):
 
     def _forgotten(self, path: str, policy: Policy, start: Policy, module: PreferenceObjective) -> dict[str, float]:
         """Negative log-likelihood per token of a file's texts, under the start and the policy."""
-        encoder = encoder_of(module)
-        examples = []
-        for row, prompt in self._prompts(path, "forgetting", module):
-            response = encoder.response(answer_text(row.responses[0]), chat=not isinstance(row.prompt, str))
-            examples.append(Example(prompt, [response], row.source))
+        tokenizer = tokenizer_of(module)
+        rows = [(row, tokenizer.row(row)) for row, _ in self._prompts(path, "forgetting", module)]
+        examples = [Example(*tokens, row.source) for row, tokens in rows if tokens is not None]
         lengths = [len(e.prompt_ids) + len(e.response_ids[0]) for e in examples]
         batches = sampling_batches(lengths, max(1, self.batch_size // 4))
 

@@ -129,7 +129,7 @@ class OnPolicyPairs(PairsDataModule):
         self._check_rounds()
         wait_for_all("setup", self.wait_minutes)
         rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
-        self._prompts, counts = self.encoder.prompts(rows)
+        self._prompts, counts = self.preference_tokenizer.prompts(rows)
         if not self._prompts:
             raise UserError(f"{self.prompts}: no prompt is left: {listing(counts)}.")
         self._check_prompts()
@@ -350,7 +350,7 @@ class OnPolicyPairs(PairsDataModule):
             ids = [prompts[i][1] for i in places]
             keys = [(self.seed, index, prompts[i][0].source) for i in places]
             responses = self.sampler.draw(
-                policy, ids, keys, self.responses_per_prompt, self.sampling, self.encoder.end_ids()
+                policy, ids, keys, self.responses_per_prompt, self.sampling, self.preference_tokenizer.end_ids()
             )
             examples = [
                 Example(prompt, [r.ids for r in drawn], prompts[i][0].source)

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from lit_align.data.tokenization import special_tokens
+from lit_align.data.rendering import special_tokens
 from lit_align.errors import UserError
 
 CACHED = 1 << 18
@@ -158,7 +158,7 @@ def check_positions(positions: int | None, prompts: Sequence[Sequence[int]], sam
         raise UserError(
             f"sampling.max_new_tokens={sampling.max_new_tokens} behind the longest prompt of {where}, of {longest} "
             f"tokens, is more than the {positions} positions of this model. Lower it, or data.max_prompt_length with "
-            "long_prompts=left or drop."
+            "long_prompts=truncate_left or drop."
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_align.console import phase, print_field
 from lit_align.data.formats.rows import Row, Rows, Text
 from lit_align.data.sampling import Response, in_order
-from lit_align.data.tokenization import Encoder, listing
+from lit_align.data.tokenization import PreferenceTokenizer, listing
 from lit_align.errors import UserError
 from lit_align.metrics.win_rate import win_rates
 from lit_align.objectives import PreferenceObjective
@@ -103,21 +103,21 @@ class Verdict:
         return rows
 
 
-def encoder_of(module: PreferenceObjective) -> Encoder:
+def tokenizer_of(module: PreferenceObjective) -> PreferenceTokenizer:
     """The data module's, if it is one of ours."""
     data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(encoder := getattr(data, "encoder", None), Encoder):
-        return encoder
-    return Encoder(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+    if isinstance(tokenizer := getattr(data, "preference_tokenizer", None), PreferenceTokenizer):
+        return tokenizer
+    return PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
 
 
-def read_prompts(rows: Rows, encoder: Encoder, path: str, name: str) -> list[tuple[Row, list[int]]]:
+def read_prompts(rows: Rows, tokenizer: PreferenceTokenizer, path: str, name: str) -> list[tuple[Row, list[int]]]:
     """The rows with the tokens of their prompts; of what is left out, or cut, a line says how much.
 
     Raises:
         UserError: no prompt is left.
     """
-    kept, counts = encoder.prompts(rows)
+    kept, counts = tokenizer.prompts(rows)
     counts = rows.skipped + counts
     if not kept:
         raise UserError(f"{path}: no prompt is left: {listing(counts)}.")

@@ -82,7 +82,7 @@ def test_a_long_prompt_is_an_error_or_is_dropped_or_cut_as_asked_and_counted():
     dropping = encoder(max_prompt_length=4, long_prompts="drop")
     assert dropping.prompt("long text", "") is None
     assert dropping.counts == {"prompts too long, dropped": 1}
-    cutting = encoder(max_prompt_length=4, long_prompts="left")
+    cutting = encoder(max_prompt_length=4, long_prompts="truncate_left")
     assert cutting.tokenizer.decode(cutting.prompt("long text", "")) == "text"
     assert cutting.counts == {"prompts too long, cut": 1}
 

@@ -43,7 +43,7 @@ TEXT = st.one_of(
 
 
 def encoder(**options: Any) -> Encoder:
-    limits = {"max_prompt_length": 48, "max_response_length": 24, "long_prompts": "left"} | options
+    limits = {"max_prompt_length": 48, "max_response_length": 24, "long_prompts": "truncate_left"} | options
     return Encoder(byte_tokenizer(), **limits)
 
 
@@ -153,7 +153,7 @@ def test_no_text_begins_with_two_bos_tokens_even_if_it_spells_one_out(text, spel
 @settings(deadline=None)
 @given(TEXT.map(whole), st.integers(2, 12))
 def test_a_prompt_cut_on_the_left_keeps_its_bos_and_its_end(text, limit):
-    made = Encoder(beginning_with_bos(), max_prompt_length=limit, max_response_length=8, long_prompts="left")
+    made = Encoder(beginning_with_bos(), max_prompt_length=limit, max_response_length=8, long_prompts="truncate_left")
     long = Encoder(beginning_with_bos(), max_prompt_length=1 << 20, max_response_length=8).prompt(text, "")
     cut = made.prompt(text, "")
     assert cut is not None
