@@ -120,7 +120,9 @@ def byte_level(prefix_space: bool = False, trim_offsets: bool = True) -> Any:
 KINDS: dict[str, Callable[[], Any]] = {
     "llama legacy": llama_legacy,
     **{
-        f"{name}, {scheme}{', unsplit' * (not split)}": lambda build=build, scheme=scheme, split=split: build(scheme, split)
+        f"{name}, {scheme}{', unsplit' * (not split)}": lambda build=build, scheme=scheme, split=split: build(
+            scheme, split
+        )
         for name, build in {"BPE": metaspace_bpe, "unigram": metaspace_unigram}.items()
         for scheme in ("always", "first", "never")
         for split in (True, False)
