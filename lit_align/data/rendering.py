@@ -56,9 +56,11 @@ class ChatRenderer:
             UserError: there is no chat template, or it refuses the messages.
         """
         messages = _chat(row)
+        self._check_template(row)
         if messages[-1]["role"] == "assistant":
             return self._render(row, messages, continue_final_message=True)
         if not self._opens_turns:
+            self._render(row, messages)  # a refusal names the row's own messages
             return self._header(row)
         return self._render(row, messages, add_generation_prompt=True)
 
@@ -69,6 +71,7 @@ class ChatRenderer:
             UserError: the template refuses the messages, leaves out a part of a response, or renders the prompt
                 otherwise with one response than with another.
         """
+        self._check_template(row)
         answers = [self._without_end(answer) for answer in row.responses]
         wholes = [self._render(row, _joined(_chat(row), answer)) for answer in answers]
         prompt = self._common_prompt(row, wholes)
@@ -167,7 +170,7 @@ class ChatRenderer:
     def name(self) -> str:
         return self.tokenizer.name_or_path
 
-    def _render(self, row: Row, messages: list[Message], **options: Any) -> str:
+    def _check_template(self, row: Row) -> None:
         if not self.tokenizer.chat_template:
             raise UserError(
                 f"{row.source}: the prompt is a chat, but {self.name!r} has no chat template. Set one "
@@ -179,6 +182,8 @@ class ChatRenderer:
                 f"{row.source}: the row has tools, but the chat template of {self.name!r} does not read any. Set "
                 "another template (data.chat_template), or take the column out."
             )
+
+    def _render(self, row: Row, messages: list[Message], **options: Any) -> str:
         arguments = {**self.template_args, **row.template_args, **options}
         try:
             rendered = self.tokenizer.apply_chat_template(messages, tools=row.tools, tokenize=False, **arguments)

@@ -1,7 +1,8 @@
 """Small tokenizers of the kinds that language models have: SentencePiece's with a word-initial ▁, and bytes' BPE."""
 
+import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -38,8 +39,6 @@ def _bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _merges(backend: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
     return [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
 
 
@@ -77,8 +76,6 @@ def _unigram() -> list[tuple[str, float]]:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     trainer = trainers.UnigramTrainer(vocab_size=150, unk_token="<unk>", special_tokens=SPECIAL, show_progress=False)  # type: ignore[call-arg]
     backend.train_from_iterator(CORPUS, trainer)
-    import json
-
     pieces = [(piece, score) for piece, score in json.loads(backend.to_str())["model"]["vocab"]]
     return [*pieces[:3], *((byte, -20.0) for byte in BYTES), *pieces[3:]]
 
@@ -128,6 +125,6 @@ KINDS: dict[str, Callable[[], Any]] = {
         for split in (True, False)
     },
     "bytes": byte_level,
-    "bytes, prefix space": lambda: byte_level(True),
-    "bytes, offsets with spaces": lambda: byte_level(trim_offsets=False),
+    "bytes, prefix space": partial(byte_level, prefix_space=True),
+    "bytes, offsets with spaces": partial(byte_level, trim_offsets=False),
 }

@@ -1,0 +1,123 @@
+"""A loader serves every example once per epoch, in a reproducible order, and resumes within one."""
+
+import pytest
+import torch
+
+from lit_align.data.batches import Example
+from lit_align.data.loader import ExampleLoader
+from lit_align.errors import UserError
+
+
+def examples(count: int) -> list[Example]:
+    return [Example([i + 1], [[1], [2]], "") for i in range(count)]
+
+
+def order(loader: ExampleLoader) -> list[int]:
+    return [i for batch in loader for i in batch.index.tolist()]
+
+
+def test_every_example_is_served_once_in_an_order_of_seed_and_epoch():
+    first = order(ExampleLoader(examples(10), 3, seed=1, epoch=lambda: 0))
+    assert sorted(first) == list(range(10))
+    assert first == order(ExampleLoader(examples(10), 3, seed=1, epoch=lambda: 0))
+    assert first != order(ExampleLoader(examples(10), 3, seed=1, epoch=lambda: 1))
+    assert first != order(ExampleLoader(examples(10), 3, seed=2, epoch=lambda: 0))
+
+
+def test_processes_share_the_examples_without_overlap_and_in_equal_numbers():
+    loaders = [ExampleLoader(examples(11), 2, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    served = [order(loader) for loader in loaders]
+    assert [len(loader) for loader in loaders] == [2, 2]
+    assert not set(served[0]) & set(served[1])
+    assert [len(s) for s in served] == [4, 4]
+    assert loaders[0].dropped == 3
+
+
+def test_batches_of_like_length_are_the_same_for_any_number_of_processes():
+    lengths = torch.randint(1, 200, (203,), generator=torch.Generator().manual_seed(0)).tolist()
+    some = [Example([1] * length, [[2], [3]], "") for length in lengths]
+
+    def batches(size: int, epoch: int = 0, **kwargs: int) -> list[list[int]]:
+        loader = ExampleLoader(some, size, seed=1, group_by_length=True, epoch=lambda: epoch, **kwargs)
+        return [batch.index.tolist() for batch in loader]
+
+    whole = batches(4)
+    assert sorted(i for batch in whole for i in batch) == list(range(203))
+    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in whole[:-1]]
+    assert sum(spread) / len(spread) < 15  # of batches drawn at random it is about 120
+    assert whole != batches(4, epoch=1)
+    firsts = [lengths[batch[0]] for batch in whole]
+    assert firsts != sorted(firsts)
+    shares = [batches(2, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [{*a, *b} for a, b in zip(*shares, strict=True)] == [set(batch) for batch in whole[:-1]]
+
+
+def test_a_loader_goes_on_behind_what_it_served():
+    whole = ExampleLoader(examples(10), 3, seed=1)
+    batches = [batch.index.tolist() for batch in whole]
+    stopped = ExampleLoader(examples(10), 3, seed=1)
+    iterator = iter(stopped)
+    next(iterator), next(iterator)
+    resumed = ExampleLoader(examples(10), 3, seed=1)
+    resumed.load_state_dict(stopped.state_dict())
+    assert [batch.index.tolist() for batch in resumed] == batches[2:]
+    assert [batch.index.tolist() for batch in resumed] == batches  # the next epoch is whole again
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_an_epoch_that_was_served_whole_begins_anew_in_batches_of_any_size(batch_size):
+    loader = ExampleLoader(examples(4), 2, seed=1)
+    order(loader)
+    resumed = ExampleLoader(examples(4), batch_size, seed=1)
+    resumed.load_state_dict(loader.state_dict())
+    assert len(order(resumed)) == 4
+
+
+def test_within_an_epoch_the_batches_keep_their_size_over_all_processes():
+    stopped = ExampleLoader(examples(16), 4, seed=1)
+    served = [next(iter(stopped)).index.tolist()]
+    with pytest.raises(UserError, match=r"4 batches of 4 examples, and now they are 8 of 2 \(data.batch_size=2 × 1"):
+        ExampleLoader(examples(16), 2, seed=1).load_state_dict(stopped.state_dict())
+    halves = [ExampleLoader(examples(16), 2, seed=1, rank=rank, world_size=2) for rank in (0, 1)]
+    for half in halves:
+        half.load_state_dict(stopped.state_dict())
+    rest = [i for half in halves for i in order(half)]
+    assert sorted(served[0] + rest) == list(range(16))
+
+
+def test_more_processes_do_not_begin_an_epoch_again_whose_batches_have_all_been_served():
+    """Two processes leave two of the ten examples out, and have no third batch."""
+    stopped = ExampleLoader(examples(10), 4, seed=1)
+    for _ in zip(range(2), stopped, strict=False):
+        pass
+    assert stopped.state_dict()["served"] == 2
+    with pytest.raises(UserError, match=r"3 batches of 4 examples, and now they are 2 of 4 .*resume from the end"):
+        ExampleLoader(examples(10), 2, seed=1, world_size=2).load_state_dict(stopped.state_dict())
+
+
+def test_within_an_epoch_the_data_stay_what_they_were():
+    stopped = ExampleLoader(examples(10), 4, seed=1)
+    next(iter(stopped))
+    changed = [*examples(10)[:-1], Example([1], [[1], [2, 3, 4, 5, 6]], "")]
+    with pytest.raises(
+        UserError, match=r"an epoch over \d+ tokens of data, and now there are \d+: the data have chang"
+    ):
+        ExampleLoader(changed, 4, seed=1).load_state_dict(stopped.state_dict())
+
+
+def test_a_stream_goes_through_its_examples_again_and_again_each_time_in_another_order():
+    served = order(ExampleLoader(examples(4), 2, seed=1, length=6))
+    passages = [served[start : start + 4] for start in (0, 4, 8)]
+    assert all(sorted(passage) == [0, 1, 2, 3] for passage in passages)
+    assert passages[0] != passages[1]
+    assert order(ExampleLoader(examples(4), 2, seed=1, length=1)) == served[:2]
+
+
+def test_a_stream_goes_on_behind_what_it_served():
+    stopped = ExampleLoader(examples(4), 2, seed=1, length=6)
+    iterator = iter(stopped)
+    before = [next(iterator).index.tolist() for _ in range(3)]
+    resumed = ExampleLoader(examples(4), 2, seed=1, length=6)
+    resumed.load_state_dict(stopped.state_dict())
+    after = [batch.index.tolist() for batch in resumed]
+    assert before + after == [batch.index.tolist() for batch in ExampleLoader(examples(4), 2, seed=1, length=6)]
