@@ -295,7 +295,7 @@ class WinRate(Callback):
         """The prompts of a data set; with the responses they have there, each prompt once, if these are asked for."""
         if not self.own_responses:
             return read_rows(path, kind="prompts")
-        read = read_rows(path, kind="texts")
+        read = read_rows(path, kind="texts", turns="last")
         first = {json.dumps(row.prompt): row for row in reversed(read.rows)}
         return replace(read, rows=list(first.values())[::-1])
 
