@@ -19,7 +19,7 @@ from lit_align.data.formats.rows import Kind, Row, Rows, answer_text
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, Listwise, PairingRule, with_labels, with_mismatched
 from lit_align.data.rounds.record import Recorder, check_cache
-from lit_align.data.rounds.store import Round
+from lit_align.data.rounds.store import RoundStore
 from lit_align.data.tokenization import Encoder, LongPrompts, listing
 from lit_align.errors import UserError
 from lit_align.reference.copied import CopiedReference, RecordedReference
@@ -139,7 +139,7 @@ class PairsDataModule(L.LightningDataModule):
         reference = getattr(self.trainer.lightning_module, "reference", None)
         if not isinstance(reference, RecordedReference):
             return examples
-        cache = Round(Path(self.trainer.default_root_dir, "reference"), 0, {"reference": reference.fingerprint()})
+        cache = RoundStore(Path(self.trainer.default_root_dir, "reference"), 0, {"reference": reference.fingerprint()})
         examples = self.recorder.with_reference(cache, examples)
         first = examples[0]
         with reference.present() as present:
@@ -250,7 +250,7 @@ class PairsDataModule(L.LightningDataModule):
             return [replace(group, labels=labels)], Counter()
         if group.rewards is not None:
             pairs = pairing([group])
-            return pairs.examples, pairs.counts + pairs.within
+            return pairs.examples, pairs.counts + pairs.partial_drops
         chosen, *rejected = responses
         different = [ids for ids in rejected if ids != chosen]
         return (
