@@ -310,6 +310,8 @@ def test_parts_of_text_are_joined_and_exchanges_are_split():
     assert [row.responses for row in read(capybara, kind="texts")] == [("Crow",), ("Rook",)]
 
 
-@pytest.mark.parametrize("text", ['[{"role": "user", "content": "Bird?"}', "[{'role': 'user', 'content': 'a'} {'role': 'b'}]"])
+@pytest.mark.parametrize(
+    "text", ['[{"role": "user", "content": "Bird?"}', "[{'role': 'user', 'content': 'a'} {'role': 'b'}]"]
+)
 def test_text_that_only_looks_like_messages_is_refused(text: str):
     assert "not valid JSON" in refusal({"prompt": text, "chosen": "a", "rejected": "b"})
