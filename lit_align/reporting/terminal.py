@@ -7,7 +7,7 @@ from rich.text import Text as Styled
 from lit_align.console import print_line
 from lit_align.data.formats.rows import Text
 from lit_align.data.sampling import Response
-from lit_align.evaluation.held_out import Evaluation
+from lit_align.evaluation.results import Evaluation
 from lit_align.evaluation.summary import Summary
 from lit_align.metrics.win_rate import Estimate
 
