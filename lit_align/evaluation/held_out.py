@@ -214,6 +214,8 @@ class Evaluator:
             kl_from_start=Estimate.of((logps[..., 0] - logps[..., 1]).mean(1)),
             length_start=start.lengths.double().mean().item(),
             length_end=policy.lengths.double().mean().item(),
+            finished_start=start.finished,
+            finished_end=policy.finished,
             length_data=own.lengths.double().mean().item() if own else None,
             diversity_start=start.diversity,
             diversity_end=policy.diversity,

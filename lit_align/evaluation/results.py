@@ -57,6 +57,12 @@ class ScoredResponses:
         return torch.tensor([[len(response.ids) for response in group] for group in self.responses])
 
     @property
+    def finished(self) -> float:
+        """Share of responses that ended by themselves within the longest length."""
+        finished = [response.finished for group in self.responses for response in group]
+        return sum(finished) / len(finished)
+
+    @property
     def texts(self) -> list[str]:
         return [response.text for group in self.responses for response in group]
 

@@ -44,6 +44,24 @@ LINES = {
 }
 """File name → title and metrics of the plots that are lines over optimizer steps."""
 
+CAPTIONS = {
+    "loss": "The objective's loss. train: each logged step; val: validation pairs.",
+    "margin": "Implicit reward of the chosen minus that of the rejected response.",
+    "accuracy": "Share of pairs whose chosen response has the higher implicit reward.",
+    "log_ratio": "log π(y|x) − log anchor(y|x) of chosen and rejected responses. The pairs were selected, so this is "
+    "not a KL.",
+    "reward": "Mean reward of unselected responses. round: to the training prompts, sampled as each round begins. "
+    "val: to the held-out prompts; at step 0, of the start.",
+    "drift": "How far policy, reference and start are apart. Estimates from few prompts can be below 0.",
+    "diversity": "distinct_2: different pairs of words / all. self_bleu: near 1, the responses repeat each other.",
+    "frontier": "Reward gained against distance from the start. Numbers count the validations, 0 is the start; the "
+    "diamond is the verdict on the test prompts.",
+    "win_rate": "Share of comparisons with the start's responses that the policy wins, on the validation prompts. "
+    "Above 50 %, the policy is better.",
+    "seconds": "Wall-clock time of each round by phase.",
+    "lengths": "Tokens of the responses to the test prompts. A peak at the longest length shows truncated responses.",
+}
+"""Plot → what it shows, as a sentence below it."""
 
 Draw = Callable[[Axes], bool]
 
@@ -67,14 +85,16 @@ def run_plots(run: Run) -> Iterator[tuple[str, Figure]]:
             yield name, figure
 
 
-def comparison_plots(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> Iterator[tuple[str, Figure]]:
-    """Frontier and win rate of several runs, by each scorer."""
+def comparison_plots(
+    runs: Sequence[Run], scorers: Sequence[SharedScorer]
+) -> Iterator[tuple[str, SharedScorer, Figure]]:
+    """Name, scorer and figure of each plot of several runs: frontier and win rate by each scorer."""
     for scorer in scorers:
         draws: dict[str, Draw] = {"frontier": partial(_draw_frontier, runs=runs, scorer=scorer)}
         draws["win_rate"] = partial(_draw_win_rate, runs=runs, scorers=[scorer])
         for name, draw in draws.items():
             if (figure := _figure(draw)) is not None:
-                yield f"{name}, {scorer.label}", figure
+                yield name, scorer, figure
 
 
 def plot_curves(folder: str | Path) -> Path | None:
@@ -120,6 +140,8 @@ def _draw_lines(axis: Axes, run: Run, title: str, metrics: Sequence[str]) -> boo
     drawn = 0
     for name in metrics:
         if points := run.points("step", name):
+            if name == "val/reward" and (start := _start_reward(run, TRAINING)) is not None:
+                points = [(0.0, start), *points]
             marker = "o" if len(points) < 12 else None
             style = (drawn * 3, (5, 2)) if drawn else "-"  # equal lines stay visible, one through the other's gaps
             axis.plot(
@@ -247,11 +269,12 @@ def label_of(words: str) -> str:
     return plain(words).replace("$", r"\$").lstrip("_")
 
 
-def embedded(figure: Figure, name: str) -> str:
+def embedded(figure: Figure, name: str, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">'
+    image = f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
