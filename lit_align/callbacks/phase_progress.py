@@ -15,7 +15,7 @@ SHOWN = {"loss": "loss", "reward_accuracy": "accuracy", "reward_margin": "margin
 
 
 class PhaseProgress(ProgressBar):
-    """A bar for each epoch of training, then a line with the epoch's means of loss, accuracy and margin.
+    """A bar for each epoch of training, then lines with its pace and its means of loss, accuracy and margin.
 
     Means are over examples of the first process. The same metrics of the validation pairs have a line of their own.
     """
@@ -51,7 +51,7 @@ class PhaseProgress(ProgressBar):
             if not math.isnan(value):
                 self._totals[name] = self._totals.get(name, 0.0) + size * value
                 self._counts[name] = self._counts.get(name, 0) + size
-        self._phase.advance(note=_listed({name: self._totals[name] / self._counts[name] for name in self._totals}))
+        self._phase.advance(note=self._means())
         if trainer.is_last_batch:
             self._close()  # before validation, which may follow
 
@@ -73,8 +73,14 @@ class PhaseProgress(ProgressBar):
 
     def _close(self) -> None:
         if self._phase is not None:
+            self._phase.note = ""
             self._phase.finish()
             self._phase = None
+            if means := self._means():
+                print_field("", means)
+
+    def _means(self) -> str:
+        return _listed({name: total / self._counts[name] for name, total in self._totals.items()})
 
 
 def _listed(values: Mapping[str, float]) -> str:

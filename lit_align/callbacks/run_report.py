@@ -68,8 +68,8 @@ class RunReport(Callback):
         lines = list(pl_module.describe())
         describe_data = getattr(trainer.datamodule, "describe", None)  # type: ignore[attr-defined]
         lines += list(describe_data()) if describe_data else []
-        lines += [("memory", _memory(pl_module)), ("run", trainer.default_root_dir)]
         self._header = lines
+        lines = [*lines, ("memory", _memory(pl_module)), ("run", trainer.default_root_dir)]
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, text in lines:
             table.add_row(Text(name, style="bold"), Text(text))

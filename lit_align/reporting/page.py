@@ -2,10 +2,10 @@
 
 import html
 import math
+import unicodedata
 from collections.abc import Sequence
 
 from lit_align.metrics.win_rate import Estimate
-from lit_align.reporting.plots import plain
 
 STYLE = """
 :root { color-scheme: light }
@@ -30,7 +30,7 @@ th, td { padding: 6px 10px; border-bottom: 1px solid #eceff2; vertical-align: to
 .facts td { overflow-wrap: anywhere; font-size: 13px }
 .facts td:first-child { color: #667; white-space: nowrap; width: 1% }
 .numbers td { font-variant-numeric: tabular-nums }
-.numbers small { display: block; white-space: pre; color: #667; font-size: 12px }
+.numbers small { display: block; white-space: pre-line; overflow-wrap: anywhere; color: #667; font-size: 12px }
 .responses { table-layout: fixed; min-width: 640px }
 .responses td { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; unicode-bidi: isolate }
 .responses td:first-child { font-weight: 600 }
@@ -52,6 +52,16 @@ summary { cursor: pointer }
   .numbers td::before { text-align: left }
 }
 """
+
+
+BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of writing."""
+
+
+def plain(words: str) -> str:
+    """Text without control characters and characters that turn the direction of writing."""
+    words = words.encode("utf-8", "replace").decode()
+    return "".join("\ufffd" if (unicodedata.category(c) == "Cc" and c not in "\n\t") or c in BIDI else c for c in words)
 
 
 def text(value: object) -> str:

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lit_align.evaluation.summary import TRAINING
 from lit_align.metrics.win_rate import bootstrap_interval
+from lit_align.reporting.page import plain
 from lit_align.reporting.paired import SharedScorer, scorers_of
 from lit_align.reporting.run_folder import Run, metric_of
 
@@ -186,7 +186,7 @@ def _draw_frontier(axis: Axes, runs: Sequence[Run], scorer: SharedScorer) -> boo
     if not drawn:
         return False
     axis.set_ylabel("mean reward", fontsize=8)
-    return _styled(axis, f"frontier: reward by {scorer.label} against KL", "KL(policy‖start), nats per response")
+    return _styled(axis, f"reward against KL ({scorer.label})", "KL(policy‖start), nats per response")
 
 
 def _start_reward(run: Run, name: str) -> float | None:
@@ -222,8 +222,8 @@ def _draw_win_rate(axis: Axes, runs: Sequence[Run], scorers: Sequence[SharedScor
     axis.axhline(0.5, color="0.6", linewidth=0.8)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    by = f" by {scorers[0].label}" if len(runs) > 1 else ""
-    return _styled(axis, f"win rate{by} against the start, 95 % band", "optimizer step")
+    by = f" ({scorers[0].label})" if len(runs) > 1 else ""
+    return _styled(axis, f"win rate against the start, 95 % band{by}", "optimizer step")
 
 
 def _draw_seconds(axis: Axes, run: Run) -> bool:
@@ -275,12 +275,3 @@ def embedded(figure: Figure, name: str, caption: str) -> str:
     data = base64.b64encode(buffer.getvalue()).decode()
     image = f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that turn the direction of writing."""
-
-
-def plain(words: str) -> str:
-    words = words.encode("utf-8", "replace").decode()
-    return "".join("\ufffd" if (unicodedata.category(c) == "Cc" and c not in "\n\t") or c in BIDI else c for c in words)

@@ -33,7 +33,7 @@ def write_report(folder: str | Path) -> Path:
     for name, figure in run_plots(run):
         figure.savefig(run.folder / "plots" / f"{name}.png", dpi=150)
         figures.append(embedded(figure, name, CAPTIONS[name]))
-    about = section("Run", _about(run))
+    about = section("What was run", _about(run))
     configuration = f"<details><summary>config.yaml</summary><pre>{text(run.configuration)}</pre></details>"
     parts = [
         f'<div class="figures">{"".join(figures)}</div>',
@@ -116,7 +116,7 @@ def _verdict(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> str:
         for run in runs:
             if (found := scorer.summary(run)) is None:
                 continue
-            row = [scorer.label, *([run.name] if len(runs) > 1 else [])]
+            row = [f"{scorer.label}\n{found.identity}", *([run.name] if len(runs) > 1 else [])]
             row += [number(found.reward_start, like=found.reward_end), number(found.reward_end)]
             truncated = run.summary is not None and run.summary.is_truncated
             equal = "n/a" if truncated else number(found.win_rate_length_controlled, percent=True)
