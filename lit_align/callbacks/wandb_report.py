@@ -3,7 +3,7 @@
 | name | content |
 |---|---|
 | reference/refreshed | a mark at each refresh of the reference: the count, logged at that step alone |
-| responses/validation, responses/test | tables of held-out prompts: one response of the start and of the policy, rewards |
+| responses/validation, responses/test | held-out prompts with a response of the start and of the policy, and rewards |
 | report | report.html of the run |
 | (summary) | the results in summary.json: verdict/NAME by the training scorer, verdict/JUDGE/NAME by each judge |
 | (artifacts) | the folder of each round, if `artifacts` is set |
