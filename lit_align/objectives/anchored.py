@@ -184,11 +184,13 @@ class AnchoredObjective(PreferenceObjective):
         return super()._is_saved(name) and (self.refresh_rule is not None or not name.startswith("reference."))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["refresh_rule"] = self.refresh_rule.state() if self.refresh_rule else None
         checkpoint["reference"] = self.reference.state() if self.reference else {}
         checkpoint["proximal"] = self.proximal
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         if self.proximal_target is not None:
             self.proximal = checkpoint.get("proximal", self.proximal)
         saved = checkpoint.get("refresh_rule")
