@@ -1,5 +1,6 @@
 """Killed any number of times, at any batch, with any cadence of checkpoints, a run ends as the whole one."""
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy, write_pairs
 
-from lit_align.data import OfflinePairs
 from lit_align.callbacks import Drift, ReferenceRefresh
-from lit_align.objectives import DPO, KTO
+from lit_align.data import OfflinePairs, samplers
+from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
 
 
@@ -30,6 +31,23 @@ class Kill(Callback):
             raise Killed
 
 
+class Killing:
+    """Ends the run at the n-th batch of prompts that is sampled."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.at: int | None = None
+
+        def draw(*args, **kwargs):
+            if self.at is not None:
+                self.at -= 1
+                if self.at == 0:
+                    raise Killed
+            return sample(*args, **kwargs)
+
+        sample = samplers.sample_responses
+        monkeypatch.setattr(samplers, "sample_responses", draw)
+
+
 class Account(Callback):
     """Every hook that a run passes, as a whole run passes each once."""
 
@@ -46,14 +64,15 @@ class Account(Callback):
         self.passed.append(("epoch", trainer.current_epoch, trainer.global_step))
 
 
-def run(model, folder: Path, log: list, kill: int | None, data, every: dict, **options) -> dict[str, torch.Tensor]:
-    module = DPO(PolicyConfig(model, dtype="float32"), optimizer=adamw(1e-2), warmup_steps=2)
+def run(
+    model, folder: Path, log: list, kill: int | None, data, every, *callbacks, target=None, **options
+) -> dict[str, torch.Tensor]:
+    module = DPO(PolicyConfig(model, dtype="float32"), optimizer=adamw(1e-2), warmup_steps=2, **(target or {}))
     saving = ModelCheckpoint(folder / "ckpt", save_top_k=-1, save_last=True, enable_version_counter=False, **every)
     last = folder / "ckpt" / "last.ckpt"
-    fit(
-        module, data(), Account(log), Kill(kill), saving, enable_checkpointing=True, default_root_dir=folder, num_sanity_val_steps=0,
-        ckpt_path=str(last) if last.exists() else None, **options,
-    )  # fmt: skip
+    options |= {"enable_checkpointing": True, "default_root_dir": folder, "num_sanity_val_steps": 0}
+    path = str(last) if last.exists() else None
+    fit(module, data(), Account(log), Kill(kill), *callbacks, saving, ckpt_path=path, **options)
     return {name: weight.detach().clone() for name, weight in module.named_parameters()}
 
 
@@ -87,3 +106,35 @@ def test_offline_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, ev
         last = {entry[:3] if entry[0] == "batch" else entry: entry for entry in log}
         assert sorted(last.values(), key=repr) == sorted(whole, key=repr), (first, second)
         assert all(torch.equal(resumed[name], weight) for name, weight in weights.items()), (first, second)
+
+
+@pytest.mark.parametrize("every", [{"every_n_train_steps": 2}, {"every_n_train_steps": 3}, {}], ids=str)
+@pytest.mark.parametrize("reset", [False, True])
+def test_on_policy_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, monkeypatch, every, reset):
+    """Killed in steps and in sampling, with λ set each round and a reference that moves by step."""
+    target = {"proximal": 0.1, "proximal_target": 0.05, "reset_optimizer_each_round": reset}
+    sampled = Killing(monkeypatch)
+
+    def state(folder: Path, log: list, kill: int | None = None) -> dict[str, torch.Tensor]:
+        refresh = ReferenceRefresh(0.5, tau=2)
+        data = lambda: on_policy(in_tmp, store=str(folder / "rounds"))  # noqa: E731
+        weights = run(
+            tiny_model, folder, log, kill, data, every, refresh, Drift(prompts=2), target=target, max_epochs=3
+        )
+        return weights | {"refreshes": torch.tensor(refresh.count)}
+
+    whole: list = []
+    weights = state(in_tmp / "whole", whole)
+    chance = random.Random(repr((every, reset)))
+    for attempt in range(3):
+        folder, log = in_tmp / f"cut{attempt}", []
+        for _ in range(2):
+            kill = chance.choice([chance.randrange(1, 9), None])
+            sampled.at = None if kill else chance.randrange(1, 7)
+            with contextlib.suppress(Killed):
+                state(folder, log, kill)
+            sampled.at = None
+        resumed = state(folder, log)
+        last = {entry[:3] if entry[0] == "batch" else entry: entry for entry in log}
+        assert sorted(last.values(), key=repr) == sorted(whole, key=repr), attempt
+        assert all(torch.equal(resumed[name], weight) for name, weight in weights.items()), attempt

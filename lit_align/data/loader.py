@@ -103,8 +103,8 @@ class ExampleLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the batches that were served. An epoch that was served whole starts again, unless it is `open`:
-        then only its end is left to do, and no batch.
+        """Continue after the batches that were served. An epoch that was served whole starts again, unless it is open:
+        then its end alone is left to do.
 
         Raises:
             UserError: the data have changed, or batches were of another size, or more than there are now, so that their

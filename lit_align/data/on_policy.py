@@ -98,6 +98,7 @@ class OnPolicyPairs(PairsDataModule):
         self.store = store
         self.rounds_made = 0
         self._made_at: int | None = None  # the optimizer step of the present round
+        self._epoch: int | None = None  # the epoch that it belongs to
         self._key: dict[str, Any] = {}  # of the present round
         self._pairs: Pairs | None = None
         self._prompts: list[tuple[Row, list[int]]] = []
@@ -110,7 +111,10 @@ class OnPolicyPairs(PairsDataModule):
         assert self.trainer is not None
         if isinstance(self.trainer.lightning_module, PreferenceObjective):
             self._check_file_pairs()
-        if stage != "fit" or self._prompts:
+        if stage != "fit":
+            return
+        self._epoch = None  # another fit's round is not this one's
+        if self._prompts:
             return
         if not isinstance(self.trainer.lightning_module, PreferenceObjective):
             raise UserError(
@@ -184,22 +188,18 @@ class OnPolicyPairs(PairsDataModule):
         return self.with_texts(self._training_loader(self._pairs.examples, self.seed + self._key["round"]))
 
     def _is_new_round(self) -> bool:
+        """Whether this epoch's round is still to be made; after the last epoch there is none to make."""
         assert self.trainer is not None
-        loop = self.trainer.fit_loop
-        if self._made_at is None:
-            return True
-        if self._made_at == self.trainer.global_step:
-            return False
-        if (self.trainer.max_epochs or -1) > 0 and loop.epoch_progress.current.processed >= self.trainer.max_epochs:  # type: ignore[attr-defined, operator]
-            return False  # resumed behind the last round: there is nothing left to train
-        return not (loop.restarting and not loop.epoch_loop.batch_progress.is_last_batch)
+        epoch, epochs = self.trainer.current_epoch, self.trainer.max_epochs or -1
+        return self._epoch != epoch and not (self._epoch is not None and 0 < epochs <= epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rounds_made": self.rounds_made, "made_at": self._made_at, "key": self._key}
+        return {"rounds_made": self.rounds_made, "made_at": self._made_at, "epoch": self._epoch, "key": self._key}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rounds_made = state_dict["rounds_made"]
         self._made_at = state_dict["made_at"]
+        self._epoch = state_dict["epoch"]
         self._key = state_dict["key"]
         self._pairs = None
 
@@ -229,6 +229,7 @@ class OnPolicyPairs(PairsDataModule):
             "policy": self.module.policy.fingerprint(),
         }
         self._made_at = self.trainer.global_step
+        self._epoch = self.trainer.current_epoch
         self.rounds_made += 1
         self._pairs = None
 

@@ -30,8 +30,8 @@ from lit_align.errors import UserError
 from lit_align.loading import load_tokenizer
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
-from lit_align.position import Position
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.position import Position
 
 torch.serialization.add_safe_globals([PolicyConfig, LoRAConfig])  # hyperparameters of a checkpoint
 
