@@ -41,12 +41,14 @@ class Position:
     def of_run(cls, trainer: Trainer) -> "Position":
         """The position of a run at the moment at which a checkpoint is written."""
         loop = trainer.fit_loop
-        epochs, progress = loop.epoch_progress.current, loop.epoch_loop.batch_progress
-        seen = progress.total.processed
+        epochs: Any = loop.epoch_progress.current  # Lightning declares the narrowest of its trackers
+        total: Any = loop.epoch_loop.batch_progress.total
+        current: Any = loop.epoch_loop.batch_progress.current
+        seen = total.processed
         if epochs.started == epochs.completed or epochs.processed > epochs.completed:  # between two epochs
             done = max(epochs.completed, epochs.processed)
             return cls(done, 0, 0, trainer.global_step, seen, False, False)
-        of, batches = int(trainer.num_training_batches), progress.current.processed
+        of, batches = int(trainer.num_training_batches), current.processed
         unmade = batches % trainer.accumulate_grad_batches if batches < of else 0
         due = bool(batches) and not unmade and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
         return cls(epochs.completed, batches - unmade, of, trainer.global_step, seen - unmade, due, trainer.validating)
