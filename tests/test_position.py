@@ -26,7 +26,7 @@ class Kill(Callback):
     def __init__(self, at: int | None):
         self.at = at
 
-    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if self.at is not None and trainer.fit_loop.epoch_loop.total_batch_idx >= self.at:
             raise Killed
 
@@ -54,13 +54,13 @@ class Account(Callback):
     def __init__(self, passed: list):
         self.passed = passed
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.passed.append(("batch", trainer.current_epoch, batch_idx, trainer.global_step, batch.index.tolist()))
 
-    def on_validation_end(self, trainer, module) -> None:
+    def on_validation_end(self, trainer, pl_module) -> None:
         self.passed.append(("validation", trainer.current_epoch, trainer.global_step))
 
-    def on_train_epoch_end(self, trainer, module) -> None:
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
         self.passed.append(("epoch", trainer.current_epoch, trainer.global_step))
 
 
