@@ -218,7 +218,7 @@ class Evaluator:
         """
         if not self.own_responses:
             return read_rows(path, kind="prompts")
-        rows = read_rows(path, kind="texts")
+        rows = read_rows(path, kind="texts", turns="last")
         first = {json.dumps(row.prompt): row for row in reversed(rows.rows)}
         return replace(rows, rows=list(first.values())[::-1])
 
