@@ -58,8 +58,16 @@ class Drift(Callback):
         self.sampling = sampling
         self._measured_at = -1
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._measured_at = -1  # a checkpoint's value is loaded after this
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"measured_at": self._measured_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._measured_at = state_dict["measured_at"]
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measured_at = -1
         data = _data(trainer)
         if not isinstance(data, OnPolicyPairs):
             return
