@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart pipeline test slow format clean
+.PHONY: install quickstart pipeline test slow format docs picture clean
 
 install: .venv/installed  ## the environment in .venv, and what the quickstart needs in data/quickstart
 
@@ -44,6 +44,13 @@ slow: .venv/installed  ## the tests that take minutes
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: .venv/installed  ## the pages that are made from the code
+	$(BIN)/python docs/objectives/make.py
+	$(BIN)/python docs/make_metrics.py
+
+picture: .venv/installed  ## the README's picture, from the report of `make quickstart`; needs chromium
+	$(BIN)/python docs/make_picture.py
 
 clean:
 	rm -rf .venv data/quickstart runs

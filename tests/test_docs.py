@@ -1,6 +1,6 @@
-"""What the documentation says to type is typed: every command of README and docs, in order, on a tiny model.
+"""Every command of README and docs runs, in the order of its page, on a tiny model.
 
-Commands behind `# not run` are only parsed; those of `docs/objectives/` are what `test_configs.py` trains.
+Commands marked `# not run` are only parsed. `test_configs.py` trains the configurations that `docs/objectives/` names.
 """
 
 import io
@@ -22,6 +22,7 @@ from lit_align.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+METRICS = runpy.run_path(str(ROOT / "docs/make_metrics.py"))
 ROUNDS = [
     "--trainer.max_epochs=2",
     "--data.prompts_per_round=8",
@@ -31,7 +32,7 @@ ROUNDS = [
 
 
 def commands(page: Path) -> list[tuple[str, bool]]:
-    """The lines of a page's blocks of commands, and whether they are run."""
+    """The command lines of a page, and whether the tests run them."""
     found = []
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
@@ -43,7 +44,7 @@ def commands(page: Path) -> list[tuple[str, bool]]:
 
 @pytest.fixture
 def checkout(tiny_model: str, in_tmp: Path) -> Path:
-    """A folder as the repository's, with tiny models, few prompts and another reward where the quickstart's are."""
+    """A folder like the repository, with tiny models, few prompts and a simple reward in place of the quickstart's."""
     (in_tmp / "configs").symlink_to(ROOT / "configs")
     (in_tmp / "data" / "quickstart").mkdir(parents=True)
     (in_tmp / "data" / "samples").symlink_to(ROOT / "data" / "samples")
@@ -60,14 +61,14 @@ def checkout(tiny_model: str, in_tmp: Path) -> Path:
 
 
 def perform(words: list[str]) -> None:
-    """Run one command line as it stands, made small where it trains from a shipped configuration."""
+    """Run one command line; rounds of shipped configurations are made small."""
     if words[0] == "make":
         subprocess.run(["make", "--dry-run", "--directory", str(ROOT), *words[1:]], check=True)
         return
     assert words[0] == "lit-align" or words[:2] == ["python", "train.py"]
     args = words[1:] if words[0] == "lit-align" else words[2:]
     shipped = [word for word in args if word.startswith("configs/")]
-    args += ROUNDS if "configs/quickstart.yaml" in shipped else []
+    args += ROUNDS if any("OnPolicyPairs" in (ROOT / path).read_text() for path in shipped) else []
     if "configs/overlays/ddp.yaml" in shipped or "configs/overlays/fsdp.yaml" in shipped:
         run_in(2, lambda: main([*args, "--data.batch_size=2", "--trainer.devices=2"]))
     else:
@@ -87,6 +88,16 @@ def test_the_commands_of_a_page_run_in_order(page, checkout, monkeypatch):
             if not isinstance(error, SystemExit) or error.code:  # --help leaves with 0
                 error.add_note(f"{page.name}: {command}")
                 raise
+    for file in checkout.glob("runs/**/metrics.csv"):
+        assert unexplained(file) == [], file
+
+
+def unexplained(file: Path) -> list[str]:
+    """The columns of a metrics.csv that `docs/metrics.md` does not explain."""
+    known = {re.sub("NAME|REASON", r"\\w+", name) for name in METRICS["names"]()}
+    unprefixed = "|".join(name for name in known if "/" not in name)
+    pattern = re.compile("|".join([*known, f"(train|val)/({unprefixed})", "step", "epoch"]))
+    return [name for name in file.read_text().splitlines()[0].split(",") if not pattern.fullmatch(name)]
 
 
 @pytest.mark.parametrize(
@@ -112,10 +123,25 @@ def test_the_readmes_python_runs(checkout):
     exec(code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "data/quickstart/model"), {})
 
 
-def test_the_objectives_pages_are_what_the_code_says():
+def test_the_objectives_pages_match_the_code():
     made = runpy.run_path(str(ROOT / "docs/objectives/make.py"))["pages"]()
     there = {path.name: path.read_text() for path in (ROOT / "docs/objectives").glob("*.md")}
     assert there == made, "python docs/objectives/make.py"
+
+
+def test_the_metrics_page_matches_the_docstrings():
+    assert (ROOT / "docs/metrics.md").read_text() == METRICS["page"](), "python docs/make_metrics.py"
+
+
+def test_a_metric_without_a_formula_is_found(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,train/loss,val/win_rate_judge,round/dropped_no_text,drift/unheard_of,train/round/reward\n")
+    assert unexplained(file) == ["drift/unheard_of", "train/round/reward"]
+
+
+def test_the_readme_is_short_and_its_picture_small():
+    assert len(PAGES[0].read_text().splitlines()) <= 170
+    assert (ROOT / "docs/images/report.png").stat().st_size < 300_000
 
 
 @pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs/objectives").glob("*.md"))], ids=lambda page: page.stem)

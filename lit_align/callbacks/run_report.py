@@ -1,7 +1,11 @@
 """What a run says of itself: a header before it begins, and at the end the report, the model, and how to go on.
 
-Logged after each round (epoch): round/seconds_train, the wall-clock time of its training, and
-round/prompts_per_minute_train, the examples trained on in a minute of it, by all processes.
+After each round (epoch) it logs:
+
+| metric | formula |
+|---|---|
+| round/seconds_train | wall-clock time of the round's training |
+| round/prompts_per_minute_train | examples trained on per minute of that time, by all processes together |
 """
 
 import shutil

@@ -1,6 +1,6 @@
 """What W&B is shown beside the metrics and the configuration, with a WandbLogger, offline too.
 
-| name | what |
+| metric | what |
 |---|---|
 | reference/refreshed | a mark at each refresh of the reference: the count, logged at that step alone |
 | responses/validation, responses/test | tables of held-out prompts: response of the start and of the policy, rewards |

@@ -445,6 +445,7 @@ class OnPolicyPairs(PairsDataModule):
 
         | metric | formula |
         |---|---|
+        | round | number of the round, from 0 |
         | round/reward | mean reward over all responses |
         | round/reward_best, round/reward_worst | mean over prompts of the highest and the lowest reward |
         | round/reward_NAME | mean of what rewards are made of: a judge's criteria, an ensemble's members |
@@ -453,9 +454,9 @@ class OnPolicyPairs(PairsDataModule):
         | round/finished | share of responses that ended by themselves |
         | round/pairs, round/dropped | examples trained on; prompts left out by the pairing rule |
         | round/dropped_REASON | the same by reason, and responses or pairs that were taken out |
-        | round/dropped_in_no_full_batch | pairs behind the last batch that every process has one of |
+        | round/dropped_in_no_full_batch | pairs left after the last batch that every process shares in |
         | round/seconds_sample, round/seconds_score | wall-clock time of the two phases |
-        | round/prompts_per_minute_sample, …_score | prompts done / that time, of those that were not stored before |
+        | round/prompts_per_minute_sample, round/prompts_per_minute_score | prompts done / that time, of those that were not stored before |
         """
         assert self.trainer is not None
         rewards = torch.tensor([group.rewards for group in groups])
