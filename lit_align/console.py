@@ -8,21 +8,21 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-WIDTH = 15
-"""Columns of the names that lines begin with."""
+FIELD_WIDTH = 15
+"""Columns of the names that fields begin with."""
 
 console = Console(highlight=False, markup=False, emoji=False)  # what models, data and paths hold stays as it is
 
 
 @rank_zero_only
-def say(*objects: object) -> None:
+def print_line(*objects: object) -> None:
     """Print lines or rich renderables; long lines are left to the terminal, so that commands can be copied."""
     console.print(*objects, soft_wrap=all(isinstance(o, str) for o in objects))
 
 
-def tell(name: str, text: str) -> None:
-    """Print a line of the run's account: what it is about, and what there is to say."""
-    say(f"  {name:<{WIDTH}} {text}")
+def print_field(name: str, text: str) -> None:
+    """Print one field of the run's log: its name, then its text."""
+    print_line(f"  {name:<{FIELD_WIDTH}} {text}")
 
 
 class Phase:
@@ -42,7 +42,7 @@ class Phase:
         self.started = time.monotonic()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn(f"{name:<{WIDTH}}", markup=False),
+            TextColumn(f"{name:<{FIELD_WIDTH}}", markup=False),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
@@ -66,7 +66,7 @@ class Phase:
         seconds = time.monotonic() - self.started
         pace = f" · {60 * (self.done - self.before) / seconds:.0f} a minute" if seconds >= 0.1 else ""
         behind = f" · {note or self.note}" if note or self.note else ""
-        tell(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{behind}")
+        print_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{behind}")
 
 
 @contextmanager

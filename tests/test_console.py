@@ -22,8 +22,8 @@ def test_a_phase_tells_its_pace_of_what_it_did_itself(monkeypatch, capsys):
 
 def test_what_looks_like_markup_is_shown_as_it_is(capsys):
     text = "[INST] hello [/INST] [b]bold[/b] :smile:"
-    console.say(text)
-    console.tell("prompt", text)
+    console.print_line(text)
+    console.print_field("prompt", text)
     with console.phase("[b]", 1, text) as running:
         running.advance(note=text)
     assert capsys.readouterr().out.count(text) == 4

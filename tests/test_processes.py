@@ -32,7 +32,9 @@ ON_POLICY = [
 
 
 @pytest.mark.parametrize("overlay", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
-@pytest.mark.parametrize("data", [OFFLINE, ON_POLICY], ids=["offline", "on-policy"])
+@pytest.mark.parametrize(
+    "data", [pytest.param(OFFLINE, id="offline", marks=pytest.mark.slow), pytest.param(ON_POLICY, id="on-policy")]
+)
 def test_the_command_line_trains_in_two_processes(tiny_model, tmp_path, data, overlay):
     write_pairs(tmp_path, 16)
     write_prompts(tmp_path)

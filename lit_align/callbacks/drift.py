@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_align.console import tell
+from lit_align.console import print_field
 from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
 from lit_align.data.offline_pairs import OfflinePairs
@@ -152,7 +152,9 @@ class Drift(Callback):
             "kl_reference_start": kl_start - kl_reference,
         }
         self._log(module, values)
-        tell("drift", f"KL(policy‖reference) {kl_reference:.2f}, KL(policy‖start) {kl_start:.2f} nats per response")
+        print_field(
+            "drift", f"KL(policy‖reference) {kl_reference:.2f}, KL(policy‖start) {kl_start:.2f} nats per response"
+        )
 
     def _measure_from_sampler(self, module: AnchoredObjective, data: OnPolicyPairs, groups: Sequence[Example]) -> None:
         policy = module.policy

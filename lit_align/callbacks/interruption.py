@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from lit_align.callbacks.run_report import last_checkpoint, resume_command
-from lit_align.console import say
+from lit_align.console import print_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -105,8 +105,8 @@ class Interruption(Callback):
         newest = self._saved or self._last(trainer)
         name = signal.Signals(exception.signum).name
         mend = "Saved; go on with" if newest else "Nothing to save; begin anew:"
-        say(f"\n{name} at step {trainer.global_step}. {mend}")
-        say(resume_command(trainer, newest))
+        print_line(f"\n{name} at step {trainer.global_step}. {mend}")
+        print_line(resume_command(trainer, newest))
 
     def _save(self, trainer: Trainer) -> None:
         path = _checkpoint_path(trainer)
@@ -144,7 +144,7 @@ class Interruption(Callback):
             return
         if self._in_epoch and self._signal is None:
             self._signal = signum
-            say(f"\nending after {'the end of this epoch' if self._trainer.is_last_batch else 'this step'} …")
+            print_line(f"\nending after {'the end of this epoch' if self._trainer.is_last_batch else 'this step'} …")
             return
         if (launcher := self._trainer.strategy.launcher) is not None:
             launcher.kill(signum)  # type: ignore[arg-type]  # the processes that this one has started

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling, in_order, sample_responses, sampling_batches
 from lit_align.data.scorers.base import Scorer, score
@@ -103,4 +103,4 @@ class Predictions(Callback):
             pq.write_table(pa.Table.from_pylist(rows), path)
         else:
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        say(f"responses  {path} ({len(rows)} prompts × {n})")
+        print_line(f"responses  {path} ({len(rows)} prompts × {n})")

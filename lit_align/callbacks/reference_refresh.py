@@ -15,7 +15,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.errors import UserError
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
 from lit_align.reference.base import Reference
@@ -86,7 +86,9 @@ class ReferenceRefresh(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.count == 0:
             tau, unit, steps = self.rule.tau, self.rule.unit, trainer.global_step
-            say(f"reference_refresh: the reference has not moved: tau={tau} {unit}s did not come by in {steps} steps.")
+            print_line(
+                f"reference_refresh: the reference has not moved: tau={tau} {unit}s did not come by in {steps} steps."
+            )
 
     def refresh(self, pl_module: Any) -> None:
         """Move the reference now."""

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
 from lit_align.reporting.metrics_csv import MetricsCSV
@@ -64,7 +64,7 @@ class RunReport(Callback):
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, text in lines:
             table.add_row(Text(name, style="bold"), Text(text))
-        say(table)
+        print_line(table)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._began is None:
@@ -98,12 +98,12 @@ class RunReport(Callback):
             pl_module.policy.save(folder / "model")  # by all processes: each may hold a share of the weights
         if not trainer.is_global_zero:
             return
-        say()
+        print_line()
         if self.save_model:
-            say(f"model      {folder / 'model'} (transformers format, with tokenizer)")
+            print_line(f"model      {folder / 'model'} (transformers format, with tokenizer)")
         _write_report(folder)
         if path := last_checkpoint(trainer):
-            say(f"go on      {resume_command(trainer, path)}")
+            print_line(f"go on      {resume_command(trainer, path)}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -113,8 +113,8 @@ class RunReport(Callback):
 def _write_report(folder: Path) -> None:
     """Make a run's report and curves of what lies in its folder, if there are any metrics."""
     if curves := plot_curves(folder):
-        say(f"report     {write_report(folder)}")
-        say(f"curves     {curves}, from {folder / 'metrics.csv'}")
+        print_line(f"report     {write_report(folder)}")
+        print_line(f"curves     {curves}, from {folder / 'metrics.csv'}")
 
 
 def last_checkpoint(trainer: Trainer) -> str:

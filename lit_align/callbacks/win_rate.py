@@ -39,10 +39,10 @@ from rich.table import Table
 from rich.text import Text as Styled
 from transformers import PreTrainedModel
 
-from lit_align.console import say, tell
+from lit_align.console import print_field, print_line
 from lit_align.data.batches import Example, record_logps
 from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import Row, Rows
+from lit_align.data.formats.rows import Row, Rows, answer_text
 from lit_align.data.sampling import Response, Sampling, check_positions, sample_responses, sampling_batches
 from lit_align.data.scorers.base import Scorer, score
 from lit_align.errors import UserError
@@ -209,7 +209,7 @@ class WinRate(Callback):
         )  # for callbacks that monitor one: checkpoints, early stopping
         self._keep(trainer, verdict, f"validation-{trainer.global_step:06d}")
         kl = f"KL from start {verdict.kl_from_start:.2f} nats"
-        tell("", f"reward {values['reward']:.3f}, win rate {values['win_rate']:.1%}, {kl}")
+        print_field("", f"reward {values['reward']:.3f}, win rate {values['win_rate']:.1%}, {kl}")
 
     def _final_verdict(self, trainer: Trainer, module: LightningModule) -> None:
         self.verdict, forgetting = self._judge(self.prompts, "test", module, texts=self.forgetting)
@@ -317,13 +317,10 @@ class WinRate(Callback):
         answers = _answers(batches, gather(module.trainer, rows))
         own = None
         if self.own_responses:
+            texts = [answer_text(row.responses[0]) for row, _ in kept]
             responses = [
-                [
-                    Response(
-                        encoder.response(row.responses[0], chat=not isinstance(row.prompt, str)), row.responses[0], True
-                    )
-                ]
-                for row, _ in kept
+                [Response(encoder.response(text, chat=not isinstance(row.prompt, str)), text, True)]
+                for (row, _), text in zip(kept, texts, strict=True)
             ]
             scored = share(
                 module.trainer, batches, f"{name} data", lambda places: [{"responses": responses[i]} for i in places]
@@ -374,7 +371,7 @@ class WinRate(Callback):
         encoder = encoder_of(module)
         examples = []
         for row, prompt in self._prompts(path, "forgetting", module):
-            response = encoder.response(row.responses[0], chat=not isinstance(row.prompt, str))
+            response = encoder.response(answer_text(row.responses[0]), chat=not isinstance(row.prompt, str))
             examples.append(Example(prompt, [response], row.source))
         lengths = [len(e.prompt_ids) + len(e.response_ids[0]) for e in examples]
         batches = sampling_batches(lengths, max(1, self.batch_size // 4))
@@ -410,22 +407,22 @@ class WinRate(Callback):
                     f"{values['win_rate_low']:.1%} – {values['win_rate_high']:.1%}",
                     f"{values['win_rate_length_controlled']:.1%}",
                 )
-        say()
-        say(table)
+        print_line()
+        print_line(table)
         ours, varied = verdict.by_scorer[""], verdict.diversity
-        say(f"KL(policy‖start) {verdict.kl_from_start:.2f} nats per response")
-        say(f"length {ours['length_start']:.1f} → {ours['length_end']:.1f} tokens")
-        say(f"distinct pairs of words {varied['distinct_2_start']:.1%} → {varied['distinct_2']:.1%}")
+        print_line(f"KL(policy‖start) {verdict.kl_from_start:.2f} nats per response")
+        print_line(f"length {ours['length_start']:.1f} → {ours['length_end']:.1f} tokens")
+        print_line(f"distinct pairs of words {varied['distinct_2_start']:.1%} → {varied['distinct_2']:.1%}")
         for name, values in forgetting.items():
-            say(
+            print_line(
                 f"forgetting {name}: {values['nll_start']:.4f} → {values['nll_end']:.4f} nats per token "
                 f"({values['change_low']:+.4f} to {values['change_high']:+.4f})"
             )
-        say()
+        print_line()
         for place in range(min(self.shown, len(prompts.ids))):
             text = prompts.texts[place]
             text = text if isinstance(text, str) else text[-1]["content"]
-            say(Styled(("… " if "\n" in text.strip() else "") + text.strip().rpartition("\n")[2], style="bold"))
+            print_line(Styled(("… " if "\n" in text.strip() else "") + text.strip().rpartition("\n")[2], style="bold"))
             before, after = prompts.start.responses[place][0], verdict.answers.responses[place][0]
-            say(Styled("  before  ", style="dim").append(_one_line(before), style="not dim"))
-            say(Styled("  after   ", style="dim").append(_one_line(after), style="not dim"))
+            print_line(Styled("  before  ", style="dim").append(_one_line(before), style="not dim"))
+            print_line(Styled("  after   ", style="dim").append(_one_line(after), style="not dim"))

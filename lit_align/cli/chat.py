@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.text import Text as Styled
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.data.formats.rows import Message
 from lit_align.data.sampling import Sampling, sample_responses
 from lit_align.data.tokenization import Encoder
@@ -74,13 +74,13 @@ class Speaker:
 
 def chat(speakers: list[Speaker], read: Callable[[str], str] = input) -> None:
     """Read lines, and let every speaker answer, until there are no more."""
-    say("/reset begins anew, Ctrl-C ends an answer, /quit or Ctrl-D the talk")
+    print_line("/reset begins anew, Ctrl-C ends an answer, /quit or Ctrl-D the talk")
     names = [speaker.name for speaker in speakers]
     while True:
         try:
             words = read("> ").strip()
         except (EOFError, KeyboardInterrupt):
-            say()
+            print_line()
             return
         if words == "/quit":
             return
@@ -90,11 +90,11 @@ def chat(speakers: list[Speaker], read: Callable[[str], str] = input) -> None:
         elif words:
             for name, speaker in zip(names, speakers, strict=True):
                 if len(speakers) > 1:
-                    say(Styled(name, style="bold"))
+                    print_line(Styled(name, style="bold"))
                 try:
-                    say(Styled(speaker.answer(words)))
+                    print_line(Styled(speaker.answer(words)))
                 except UserError as error:
-                    say(Styled(str(error)))
+                    print_line(Styled(str(error)))
                 except KeyboardInterrupt:
-                    say("\ninterrupted")
+                    print_line("\ninterrupted")
                     break

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.errors import UserError
 
 
@@ -30,7 +30,7 @@ def compare(args: list[str]) -> None:
         )
     from lit_align.reporting import report
 
-    say(f"report     {report.compare(given.runs, given.out)}")
+    print_line(f"report     {report.compare(given.runs, given.out)}")
 
 
 def report(args: list[str]) -> None:
@@ -39,7 +39,7 @@ def report(args: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a run (its trainer.default_root_dir)")
     from lit_align.reporting.report import write_report
 
-    say(f"report     {write_report(parser.parse_args(args).run)}")
+    print_line(f"report     {write_report(parser.parse_args(args).run)}")
 
 
 def export(args: list[str]) -> None:
@@ -53,7 +53,7 @@ def export(args: list[str]) -> None:
         raise UserError(f"export: --out is a folder to write, and {given.out} is a file. Name another.")
     from lit_align.export import export as write
 
-    say(f"exported   {write(given.source, given.out, given.adapter)}")
+    print_line(f"exported   {write(given.source, given.out, given.adapter)}")
 
 
 def chat(args: list[str]) -> None:

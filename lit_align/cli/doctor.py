@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.text import Text
 
 from lit_align.callbacks import Drift, FSDPSharding, Predictions, ReferenceRefresh, RunReport, WinRate
-from lit_align.console import say, tell
+from lit_align.console import print_field, print_line
 from lit_align.data import OnPolicyPairs
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
@@ -118,21 +118,21 @@ def examine(args: list[str]) -> None:
             return
         rows = read_metrics(f"{scratch}/metrics.csv")
     lines = estimate(trainer, data, examination.seconds, rows, epochs, asked, examination.sampled)
-    say()
+    print_line()
     for name, text in lines:
-        tell(name, text)
-    say(f"\nall of it works: {program()} fit {shlex.join(args)}")
+        print_field(name, text)
+    print_line(f"\nall of it works: {program()} fit {shlex.join(args)}")
 
 
 def show_example(batch: PreferenceBatch, tokenizer: Any) -> None:
     """The first example of a batch, decoded from its tokens: what is trained on is green, what is only read is dim."""
     prompt = tokenizer.decode(batch.prompt_ids[0][batch.prompt_mask[0]].tolist())
-    say(Text("  one example: read, not trained on", style="dim"))
-    say(Text(f"    {prompt[-600:]}", style="dim"))
+    print_line(Text("  one example: read, not trained on", style="dim"))
+    print_line(Text(f"    {prompt[-600:]}", style="dim"))
     for k in range(batch.response_ids.shape[1]):
         ids = batch.response_ids[0, k][batch.response_mask[0, k]].tolist()
-        say(Text(f"  response {k}: {len(ids)} tokens, trained on"))
-        say(Text(f"    {tokenizer.decode(ids)}", style="green"))
+        print_line(Text(f"  response {k}: {len(ids)} tokens, trained on"))
+        print_line(Text(f"    {tokenizer.decode(ids)}", style="green"))
 
 
 def estimate(

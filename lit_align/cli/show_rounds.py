@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text as Styled
 
-from lit_align.console import console, say
+from lit_align.console import console, print_line
 from lit_align.data.formats.rows import Text
 from lit_align.data.rounds.store import StoredRound, read_rounds
 from lit_align.errors import UserError
@@ -24,8 +24,8 @@ def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None 
         raise UserError(f"rounds show: --rows={rows} must be at least 1.")
     rounds = read_rounds(run, scorer)
     if round is None and len(rounds) > 1:
-        say(summary(rounds))
-        say(f"  the responses of one: rounds show {run} --round N")
+        print_line(summary(rounds))
+        print_line(f"  the responses of one: rounds show {run} --round N")
         return
     wanted = rounds[0].number if round is None else round
     chosen = [stored for stored in rounds if stored.number == wanted]
@@ -35,10 +35,10 @@ def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None 
     stored = chosen[-1]
     if len(chosen) > 1:
         others = ", ".join(each.path.name for each in chosen[:-1])
-        say(f"  the newest of {len(chosen)}; older ones, of other settings: {others}")
+        print_line(f"  the newest of {len(chosen)}; older ones, of other settings: {others}")
     for line in account(stored):
-        say(line)
-    say(table(stored, rows))
+        print_line(line)
+    print_line(table(stored, rows))
 
 
 def summary(rounds: Sequence[StoredRound]) -> Table:

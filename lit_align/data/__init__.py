@@ -3,7 +3,7 @@
 from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.data.pairing import AllPairs, BestRandom, BestWorst, Listwise, PairingRule
-from lit_align.data.samplers import ContinuousSampler, GenerateSampler, Sampler, VLLMSampler
+from lit_align.data.samplers import ContinuousBatchingSampler, GenerateSampler, Sampler, VLLMSampler
 from lit_align.data.sampling import Sampling
 from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores
 from lit_align.data.scorers.chat_api import Endpoint
@@ -16,7 +16,7 @@ __all__ = [
     "AllPairs",
     "BestRandom",
     "BestWorst",
-    "ContinuousSampler",
+    "ContinuousBatchingSampler",
     "Endpoint",
     "EnsembleScorer",
     "FunctionScorer",

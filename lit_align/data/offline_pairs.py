@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import CombinedLoader
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
 from lit_align.data.loader import ExampleLoader
@@ -53,7 +53,7 @@ class OfflinePairs(PairsDataModule):
             self._examples_read, self._recorded = self.record_reference(self._examples_read), True
         loader = self._training_loader(self._examples_read)
         if loader.dropped:
-            say(f"  {loader.dropped} pairs of each epoch are left out: they fill no batch for every process.")
+            print_line(f"  {loader.dropped} pairs of each epoch are left out: they fill no batch for every process.")
         return self.with_texts(loader)
 
     @property

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_align.console import phase, tell
+from lit_align.console import phase, print_field
 from lit_align.data.formats.rows import Row, Rows, Text
 from lit_align.data.sampling import Response, in_order
 from lit_align.data.tokenization import Encoder, listing
@@ -122,7 +122,7 @@ def read_prompts(rows: Rows, encoder: Encoder, path: str, name: str) -> list[tup
     if not kept:
         raise UserError(f"{path}: no prompt is left: {listing(counts)}.")
     if counts:
-        tell(name, f"{len(kept)} prompts from {path}; {listing(counts)}")
+        print_field(name, f"{len(kept)} prompts from {path}; {listing(counts)}")
     return kept
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_align.console import tell
+from lit_align.console import print_field
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives.anchor import adapted_proximal, effective_anchor
@@ -133,7 +133,7 @@ class AnchoredObjective(PreferenceObjective):
         assert anchor_logps is not None
         assert self.policy is not None
         if self._dropout_is_active():
-            tell("step-0 check", "not made: with dropout the policy in training is not its anchor")
+            print_field("step-0 check", "not made: with dropout the policy in training is not its anchor")
             return
         off = (logps - anchor_logps).abs().max().item()
         bound, why = self._first_step_bound(logps, batch)
@@ -151,7 +151,7 @@ class AnchoredObjective(PreferenceObjective):
                 "recorded log-probabilities or the data's tokens do not belong to this policy."
             )
         margins = "exactly 0" if off == 0 else f"{off:.2g} ≤ {bound:.2g} nats"
-        tell("step-0 check", f"loss {loss.item():.4f} = {expected:.4f} ✓ · margins {margins} ✓ · {why}")
+        print_field("step-0 check", f"loss {loss.item():.4f} = {expected:.4f} ✓ · margins {margins} ✓ · {why}")
 
     def _first_step_bound(self, logps: Tensor, batch: PreferenceBatch) -> tuple[float, str]:
         """How far, in nats of a response, policy and anchor may be apart by rounding alone, and why.

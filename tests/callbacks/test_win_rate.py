@@ -1,9 +1,6 @@
 """The verdict on held-out prompts, and the report of a run, on a real fit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from processes import run_in
 from tiny import adamw, fit, on_policy, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,8 +21,6 @@ from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
 from lit_align.reporting.run_folder import held_out_files
-
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
 
 
 def scorer() -> FunctionScorer:
@@ -240,38 +236,27 @@ def test_names_of_judges_that_would_hide_something_are_refused(in_tmp, name):
         WinRate("prompts.jsonl", scorer(), judges={name: scorer()})
 
 
-SCRIPT = """
-import sys, os
-sys.path[:0] = {paths!r}
-from pathlib import Path
-from tiny import adamw, fit, on_policy
-from lit_align.callbacks import WinRate
-from lit_align.data import FunctionScorer
-from lit_align.objectives import DPO
-from lit_align.policy import PolicyConfig
-import torch
-torch.set_num_threads(1)
-if __name__ == "__main__":
-    processes = int(sys.argv[1])
-    verdict = WinRate("prompts.jsonl", FunctionScorer("rewards.py:reward"), batch_size=10, responses_per_prompt=2,
-                      forgetting={{"texts": "texts.jsonl"}}, validation="prompts.jsonl")
-    module = DPO(PolicyConfig({model!r}, dtype="float32"), optimizer=adamw(0.0))
-    data = on_policy(Path("."), batch_size=1, prompts_per_round=4)
-    fit(module, data, verdict, default_root_dir=f"run{{processes}}", devices=processes,
-        strategy="ddp" if processes > 1 else "auto")
-"""
-
-
 def test_two_processes_share_the_work_and_give_the_same_numbers(tiny_model, in_tmp):
     write_prompts(in_tmp)
     rows = [{"prompt": f"Say {i}", "completion": f" well {i}"} for i in range(40)]
     (in_tmp / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    paths = [str(Path(__file__).parents[up]) for up in (1, 2)]
-    (in_tmp / "script.py").write_text(SCRIPT.format(paths=paths, model=tiny_model))
+
+    def run(processes: int) -> None:
+        verdict = WinRate(
+            "prompts.jsonl",
+            scorer(),
+            batch_size=10,
+            responses_per_prompt=2,
+            forgetting={"texts": "texts.jsonl"},
+            validation="prompts.jsonl",
+        )
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw(0.0))
+        data = on_policy(in_tmp, batch_size=1, prompts_per_round=4)
+        strategy = "ddp" if processes > 1 else "auto"
+        fit(module, data, verdict, default_root_dir=f"run{processes}", devices=processes, strategy=strategy)
+
     for processes in (1, 2):
-        command = [sys.executable, "script.py", str(processes)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_in(processes, run, processes)
     one, two = (json.loads((in_tmp / f"run{n}" / "summary.json").read_text()) for n in (1, 2))
     assert one == two
     files = [[Path(f"run{n}/held_out/test.parquet"), *held_out_files(f"run{n}")] for n in (1, 2)]

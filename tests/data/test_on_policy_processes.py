@@ -12,7 +12,7 @@ from processes import run_in
 from tiny import adamw, fit, on_policy, write_pairs
 
 from lit_align.callbacks import Drift, FSDPSharding, ReferenceRefresh
-from lit_align.data import ContinuousSampler, OfflinePairs, Sampler
+from lit_align.data import ContinuousBatchingSampler, OfflinePairs, Sampler
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, KTO
 from lit_align.policy import LoRAConfig, PolicyConfig
@@ -76,7 +76,7 @@ def without_logps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ("ddp", LORA, None),
         ("fsdp2", None, None),
         ("fsdp2", LORA, None),
-        ("fsdp2", LORA, ContinuousSampler(512)),
+        ("fsdp2", LORA, ContinuousBatchingSampler(512)),
     ],
     ids=["ddp", "ddp, LoRA", "fsdp2", "fsdp2, LoRA", "continuous batching"],
 )

@@ -24,11 +24,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lit_align.console import say
+from lit_align.console import print_line
 from lit_align.errors import UserError
 
 
-class Round:
+class RoundStore:
     """One round's folder.
 
     Args:
@@ -58,7 +58,7 @@ class Round:
             return read_part(path)
         except Damaged as error:
             aside = path.with_suffix(".damaged")
-            say(f"  {path} cannot be read ({error}); it is set aside as {aside.name} and made again.")
+            print_line(f"  {path} cannot be read ({error}); it is set aside as {aside.name} and made again.")
             with contextlib.suppress(FileNotFoundError):  # another process was first
                 os.replace(path, aside)
             return None
@@ -151,7 +151,7 @@ def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
         try:
             return read_part(file)
         except Damaged as error:
-            say(f"  {file} cannot be read ({error}); it is left out. Resume the run to have it made again.")
+            print_line(f"  {file} cannot be read ({error}); it is left out. Resume the run to have it made again.")
             damaged.append(file)
             return []
 
@@ -162,7 +162,7 @@ def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
         if rows and file.stem.rpartition("-")[2] in samples:
             scored.setdefault(rows[0]["scorer"], {})[file.stem.rpartition("-")[2]] = rows
     if not scored:
-        say(f"  {path} was not scored yet and is left out.")
+        print_line(f"  {path} was not scored yet and is left out.")
         return None
     meant = [name for name in scored if scorer is None or scorer in name]
     if len(meant) != 1:
