@@ -24,7 +24,7 @@ This page is made from the docstrings that hold the formulas: `python docs/make_
 
 `metrics.csv` in a run's folder has every value, one row per step; `report.html` plots them. Names without a prefix are
 logged in training as `train/NAME`, and in validation as `val/NAME` where validation computes them. The verdict on
-held-out prompts has [a page of its own](verdict.md)."""
+held-out prompts is explained in [results of a run](results.md)."""
 
 
 class Section(NamedTuple):
