@@ -1,7 +1,7 @@
 """Make `images/report.png`, the README's picture: the top of the quickstart's report.
 
-    make quickstart
-    make picture          # needs chromium (apt-get install chromium)
+make quickstart
+make picture          # needs chromium (apt-get install chromium)
 """
 
 import shutil

@@ -458,7 +458,7 @@ class OnPolicyPairs(PairsDataModule):
         | round/dropped_REASON | the same by reason, and responses or pairs that were taken out |
         | round/dropped_in_no_full_batch | pairs left after the last batch that every process shares in |
         | round/seconds_sample, round/seconds_score | wall-clock time of the two phases |
-        | round/prompts_per_minute_sample, round/prompts_per_minute_score | prompts done / that time, of those that were not stored before |
+        | round/prompts_per_minute_sample, round/prompts_per_minute_score | new prompts / that time |
         """
         assert self.trainer is not None
         rewards = torch.tensor([group.rewards for group in groups])
