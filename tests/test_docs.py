@@ -42,14 +42,15 @@ def commands(page: Path) -> list[tuple[str, bool]]:
     return found
 
 
-@pytest.fixture
-def checkout(tiny_model: str, in_tmp: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like the repository, with tiny models, few prompts and a simple reward in place of the quickstart's."""
-    (in_tmp / "configs").symlink_to(ROOT / "configs")
-    (in_tmp / "data" / "quickstart").mkdir(parents=True)
-    (in_tmp / "data" / "samples").symlink_to(ROOT / "data" / "samples")
-    (in_tmp / "data" / "quickstart.py").write_text(REWARDS.replace("reward", "vader_sentiment"))
-    prepared = in_tmp / "data" / "quickstart"
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "configs").symlink_to(ROOT / "configs")
+    (root / "data" / "quickstart").mkdir(parents=True)
+    (root / "data" / "samples").symlink_to(ROOT / "data" / "samples")
+    (root / "data" / "quickstart.py").write_text(REWARDS.replace("reward", "vader_sentiment"))
+    prepared = root / "data" / "quickstart"
     shutil.copytree(tiny_model, prepared / "model")
     torch.manual_seed(0)
     LlamaForSequenceClassification(llama_config(num_labels=1)).save_pretrained(prepared / "judge")
@@ -57,16 +58,32 @@ def checkout(tiny_model: str, in_tmp: Path) -> Path:
     for split, number in {"train": 12, "validation": 4, "test": 4}.items():
         rows = [json.dumps({"prompt": f"{split} film {i} is"}) for i in range(number)]
         (prepared / f"{split}.jsonl").write_text("\n".join(rows))
-    return in_tmp
+    return root
 
 
-def perform(words: list[str]) -> None:
-    """Run one command line; rounds of shipped configurations are made small."""
+@pytest.fixture
+def checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """All pages share the folder, so that a command that several pages name runs once."""
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done() -> set[tuple[str, ...]]:
+    """The commands that have run in the folder."""
+    return set()
+
+
+def perform(words: list[str], done: set[tuple[str, ...]]) -> None:
+    """Run one command line, unless it has run; rounds of shipped configurations are made small."""
     if words[0] == "make":
         subprocess.run(["make", "--dry-run", "--directory", str(ROOT), *words[1:]], check=True)
         return
     assert words[0] == "lit-align" or words[:2] == ["python", "train.py"]
     args = words[1:] if words[0] == "lit-align" else words[2:]
+    if tuple(args) in done:
+        return
+    done.add(tuple(args))
     shipped = [word for word in args if word.startswith("configs/")]
     args += ROUNDS if any("OnPolicyPairs" in (ROOT / path).read_text() for path in shipped) else []
     if "configs/overlays/ddp.yaml" in shipped or "configs/overlays/fsdp.yaml" in shipped:
@@ -78,12 +95,12 @@ def perform(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(run for _, run in commands(page))], ids=lambda p: p.name
 )
-def test_the_commands_of_a_page_run_in_order(page, checkout, monkeypatch):
+def test_the_commands_of_a_page_run_in_order(page, checkout, done, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("A film\n"))
     for command, run in commands(page):
         try:
             if run:
-                perform(shlex.split(command))
+                perform(shlex.split(command), done)
         except BaseException as error:
             if not isinstance(error, SystemExit) or error.code:  # --help leaves with 0
                 error.add_note(f"{page.name}: {command}")
@@ -103,7 +120,7 @@ def unexplained(file: Path) -> list[str]:
 @pytest.mark.parametrize(
     "command", [command for page in PAGES for command, run in commands(page) if not run and " ... " not in command]
 )
-def test_what_is_not_run_parses(command, monkeypatch):
+def test_a_command_that_is_not_run_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
     if words[0] == "wandb":
