@@ -3,6 +3,7 @@
 Commands marked `# not run` are only parsed. `test_configs.py` trains the configurations that `docs/objectives/` names.
 """
 
+import dataclasses
 import io
 import json
 import re
@@ -19,6 +20,14 @@ from tiny import REWARDS, byte_tokenizer, llama_config
 from transformers import LlamaForSequenceClassification
 
 from lit_align.cli import COMMANDS, main
+from lit_align.evaluation.summary import (
+    DataComparison,
+    Diversity,
+    Forgetting,
+    PartSummary,
+    ScorerSummary,
+    Summary,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -146,8 +155,10 @@ def test_the_objectives_pages_match_the_code():
     assert there == made, "python docs/objectives/make.py"
 
 
-def test_the_metrics_page_matches_the_docstrings():
-    assert (ROOT / "docs/metrics.md").read_text() == METRICS["page"](), "python docs/make_metrics.py"
+@pytest.mark.parametrize("part", [Summary, ScorerSummary, DataComparison, PartSummary, Forgetting, Diversity])
+def test_the_results_page_explains_each_key_of_a_summary(part):
+    page = (ROOT / "docs/results.md").read_text()
+    assert [field.name for field in dataclasses.fields(part) if f"`{field.name}" not in page] == []
 
 
 def test_a_metric_without_a_formula_is_found(tmp_path):
