@@ -71,7 +71,7 @@ class Drift(Callback):
         target = pl_module.proximal_target
         if target is None:
             return
-        in_round = len(data._chosen_prompts(max(1, trainer.max_epochs or 1) - 1))  # of chunks the last is the smallest
+        in_round = len(data.prompts_of_round(max(1, trainer.max_epochs or 1) - 1))  # of chunks the last is the smallest
         asked = min(self.prompts, in_round)
         responses = (asked // trainer.world_size or asked) * data.responses_per_prompt
         if target > math.log(responses):
@@ -85,7 +85,7 @@ class Drift(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _data(trainer)
         if isinstance(pl_module, AnchoredObjective) and isinstance(data, OnPolicyPairs) and data.is_fresh:
-            self._measure(pl_module, data, self._share(data.groups, trainer))
+            self._measure(pl_module, data, self._share(data.current_round.groups, trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -107,7 +107,7 @@ class Drift(Callback):
             by_prompt = {example.source: example for example in data.train_examples}
             self._measure(module, data, self._draw(module, data, self._share(list(by_prompt.values()), trainer)))
         if isinstance(data, OnPolicyPairs):
-            self._measure_from_sampler(module, data, self._share(data.groups, trainer))
+            self._measure_from_sampler(module, data, self._share(data.current_round.groups, trainer))
 
     def _share(self, examples: Sequence[Example], trainer: Trainer) -> list[Example]:
         """This process's share of the examples asked about; all of them, where they are fewer than processes."""

@@ -156,9 +156,9 @@ def check_positions(positions: int | None, prompts: Sequence[Sequence[int]], sam
     longest = max(map(len, prompts))
     if positions is not None and longest + sampling.max_new_tokens > positions:
         raise UserError(
-            f"sampling.max_new_tokens={sampling.max_new_tokens} behind the longest prompt of {where}, of {longest} "
-            f"tokens, is more than the {positions} positions of this model. Lower it, or data.max_prompt_length with "
-            "long_prompts=left or drop."
+            f"sampling.max_new_tokens={sampling.max_new_tokens} must be at most {positions - longest}: the model has "
+            f"{positions} positions, and the longest prompt of {where} has {longest} tokens. Lower it, or lower "
+            "data.max_prompt_length and set long_prompts."
         )
 
 
