@@ -15,7 +15,8 @@ from lit_align.data.rounds.store import find_rounds, read_rounds
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from lit_align.data.formats.rows import DataError, Record, first_line, listing
+from lit_align.data.formats.record import Record
+from lit_align.data.formats.rows import DataError, first_line, listing
 from lit_align.errors import shown
 
 # --- sources ---
