@@ -97,6 +97,7 @@ class OnPolicyPairs(PairsDataModule):
         self.store = store
         self.rounds_made = 0
         self._round: CurrentRound | None = None
+        self._epoch: int | None = None  # the epoch that the current round belongs to
         self._prompts: list[tuple[Row, list[int]]] = []
         self.summary = ""
 
@@ -111,7 +112,10 @@ class OnPolicyPairs(PairsDataModule):
             }.items():
                 if path is not None:
                     check_file_pairs(self.module, f"data.{name}={path}", path, split, instead)
-        if stage != "fit" or self._prompts:
+        if stage != "fit":
+            return
+        self._epoch = None  # a round of an earlier fit is not this one's
+        if self._prompts:
             return
         if not isinstance(self.trainer.lightning_module, PreferenceObjective):
             raise UserError(
@@ -131,7 +135,7 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
         wait_for_all("setup", self.wait_minutes)
         rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
-        self._prompts, counts = self.encoder.prompts(rows)
+        self._prompts, counts = self.preference_tokenizer.prompts(rows)
         if not self._prompts:
             raise UserError(f"{self.prompts}: no prompt remains: {listing(counts)}. Give other prompts.")
         check_prompts(self._prompts, self.prompts_per_round, self._rounds, self.prompts)
@@ -148,23 +152,19 @@ class OnPolicyPairs(PairsDataModule):
         return self.with_texts(self._training_loader(list(self.current_round.examples), seed))
 
     def _is_new_round(self) -> bool:
+        """Whether this epoch's round is still to be made. After the last epoch there is none to make."""
         assert self.trainer is not None
-        loop = self.trainer.fit_loop
-        if self._round is None:
-            return True
-        if self.is_fresh:
-            return False
-        if 0 < self._rounds <= loop.epoch_progress.current.processed:  # type: ignore[attr-defined]
-            return False  # resumed after the last round: there is nothing left to train
-        return not (loop.restarting and not loop.epoch_loop.batch_progress.is_last_batch)
+        epoch = self.trainer.current_epoch
+        return self._epoch != epoch and not (self._epoch is not None and 0 < self._rounds <= epoch)
 
     def state_dict(self) -> dict[str, Any]:
         step, key = (None, {}) if self._round is None else (self._round.step, self._round.key)
-        return {"rounds_made": self.rounds_made, "made_at": step, "key": key}
+        return {"rounds_made": self.rounds_made, "made_at": step, "epoch": self._epoch, "key": key}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rounds_made = state_dict["rounds_made"]
         step, key = state_dict["made_at"], state_dict["key"]
+        self._epoch = state_dict["epoch"]
         self._round = None if step is None else CurrentRound(key["round"], step, key)
 
     # --- what others read ---
@@ -218,6 +218,7 @@ class OnPolicyPairs(PairsDataModule):
         index, step = self.rounds_made, self.module.global_step
         key = self._settings(index) | {"step": step, "policy": self.module.policy.fingerprint()}
         self._round = CurrentRound(index, step, key)
+        self._epoch = self.trainer.current_epoch  # type: ignore[union-attr]
         self.rounds_made += 1
 
     def _settings(self, index: int) -> dict[str, Any]:
@@ -279,7 +280,7 @@ class OnPolicyPairs(PairsDataModule):
             sampler=self.sampler,
             sampling=self.sampling,
             sampling_dtype=torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype,
-            end_ids=self.encoder.end_ids(),
+            end_ids=self.preference_tokenizer.end_ids(),
             seed=self.seed,
             responses_per_prompt=self.responses_per_prompt,
             prompts_per_batch=self.sampling_batch_size // self.responses_per_prompt,
