@@ -116,13 +116,12 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError(
                 "OnPolicyPairs samples from `lightning_module.policy`: train a lit_align objective with it."
             )
-        if not self.trainer.lightning_module.samples:
+        if not self.needs.can_sample:
             raise UserError(
                 f"data.class_path=OnPolicyPairs: {type(self.trainer.lightning_module).__name__} learns from a file, "
                 "not from responses of its own. Take OfflinePairs."
             )
-        if self.trainer.lightning_module.reads_sampler and not self.record_sampler:
-            raise UserError("data.record_sampler=false: this objective reads log π_s. Leave it out.")
+        self.check_sampler()
         self.check_pairing(self.pairing)
         self.read_texts()
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
@@ -148,12 +147,12 @@ class OnPolicyPairs(PairsDataModule):
             if path is None:
                 continue
             mend = f"leave data.{option} out: {instead} compares the policy with its start on held-out prompts."
-            if self.module.reads_sampler:
+            if self.needs.reads_sampler:
                 raise UserError(
                     f"data.{option}={path}: {name}, as it is set, reads log π_s, which pairs of a file do not have. So "
                     + mend
                 )
-            if self.module.takes_groups and read_rows(path, split=split, kind=self.module.rows)[0].rewards is None:
+            if self.needs.takes_groups and read_rows(path, split=split, kind=self.needs.data_kind)[0].rewards is None:
                 raise UserError(
                     f"data.{option}={path}: {name}, as it is set, learns from rewards, and these pairs have none. Give "
                     "some (columns score_chosen and score_rejected, or responses and rewards), or " + mend
@@ -202,6 +201,10 @@ class OnPolicyPairs(PairsDataModule):
         self._made_at = state_dict["made_at"]
         self._key = state_dict["key"]
         self._pairs = None
+
+    @property
+    def records_sampler(self) -> bool:
+        return self.record_sampler
 
     # --- a round ---
 
@@ -321,7 +324,7 @@ class OnPolicyPairs(PairsDataModule):
             + (f", {left} of them in no full batch" if left else "")
             + (f"; {left_out}" if pairs.counts or pairs.partial_drops else ""),
         )
-        if self.module.needs_mismatched:
+        if self.needs.needs_mismatched:
             pairs = self._with_mismatched(made, pairs)
         pairs = replace(pairs, examples=self.recorder.with_reference(made, pairs.examples))
         self._log_round(samples, groups, scores, pairs, left, times)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_align.console import print_field
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives.anchor import adapted_proximal, effective_anchor
 from lit_align.objectives.base import PreferenceObjective
 from lit_align.policy import PolicyConfig
@@ -59,12 +60,14 @@ class AnchoredObjective(PreferenceObjective):
         self.beta = beta
         self.proximal = proximal
         self.proximal_target = proximal_target
-        self.reads_sampler = proximal > 0
         self._adapted = False  # in this round
         self.reference_config = reference
         self.reference: Reference | None = None
         self.refresh_rule: RefreshRule | None = None  # set by the ReferenceRefresh callback before the model is built
         self._checked_first_step = False
+
+    def data_needs(self) -> DataNeeds:
+        return DataNeeds(reads_sampler=self.proximal > 0)
 
     def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
         """Closed form of the batch's mean loss where the policy equals its anchor."""

@@ -30,6 +30,7 @@ from lit_align.errors import UserError
 from lit_align.loading import load_tokenizer
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
+from lit_align.needs import DataNeeds
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 
 torch.serialization.add_safe_globals([PolicyConfig, LoRAConfig])  # hyperparameters of a checkpoint
@@ -53,16 +54,6 @@ class PreferenceObjective(L.LightningModule):
 
     formula: ClassVar[str]
     anchored: ClassVar[bool] = False
-    value: ClassVar[str] = "logp"  # what `loss` is given of each response, as metrics name it
-    # What the data modules ask of `trainer.lightning_module`.
-    rows: ClassVar[Literal["preferences", "labelled", "texts"]] = "preferences"  # what it is trained on
-    samples: ClassVar[bool] = True  # its policy can be asked for responses to train on
-    chats: ClassVar[bool] = False  # plain prompts become a user's turn, where the tokenizer has a chat template
-    needs_mismatched: ClassVar[bool] = False  # each example has another prompt's response as one more branch
-    takes_labels: bool = False  # the probability that the first response of a pair wins
-    takes_groups: bool = False  # more than two responses of a prompt
-    needs_whole_groups: bool = False  # all that were sampled, none selected
-    reads_sampler: bool = False  # log π_s of each response
     # The option that weighs each stream of texts beside the preferences.
     text_options: ClassVar[dict[str, str]] = {"sft": "sft_weight", "pretraining": "pretraining_weight"}
 
@@ -91,15 +82,14 @@ class PreferenceObjective(L.LightningModule):
             if weight < 0:
                 raise UserError(f"model.{self.text_options[name]}={weight} must be ≥ 0.")
         self.policy: Policy | None = None
-        self.metrics = torch.nn.ModuleDict(
-            {
-                stage: PreferenceMetrics(self.anchored, self.value, self.rows != "texts")
-                for stage in ("train_", "val_", "test_")
-            }
-        )
+        self.metrics = torch.nn.ModuleDict()  # filled when the model is built: by then all options are known
         self._tokenizer = None
 
-    # --- what an objective says ---
+    # --- what an objective states ---
+
+    def data_needs(self) -> DataNeeds:
+        """What the objective, as it is configured, needs from its data."""
+        return DataNeeds()
 
     def loss(self, logps: Tensor, anchor_logps: Any, beta: float, batch: PreferenceBatch) -> Tensor:
         """Loss per example, [B], from log π [B, K], the anchor's [B, K] (None without an anchor) and β_eff."""
@@ -108,6 +98,9 @@ class PreferenceObjective(L.LightningModule):
     def implicit_rewards(self, logps: Tensor, anchor_logps: Any, beta: float, lengths: Tensor) -> Tensor:
         """Reward of each response as the loss sees it, [B, K], for the metrics."""
         return logps
+
+    def after_loss(self, logps: Tensor, anchor_logps: Any, batch: PreferenceBatch) -> None:
+        """Called once per training step, after its loss; `logps` [B, K] and `anchor_logps` as the loss got them."""
 
     # --- the model ---
 
@@ -118,9 +111,19 @@ class PreferenceObjective(L.LightningModule):
             self._tokenizer = self.policy.tokenizer if self.policy else load_tokenizer(self.policy_config)
         return self._tokenizer
 
+    def load_policy(self) -> Policy:
+        """The policy as it starts."""
+        return Policy.load(self.policy_config, self.lora)
+
     def configure_model(self) -> None:
         if self.policy is None:
-            self.policy = Policy.load(self.policy_config, self.lora)
+            self.policy = self.load_policy()
+        if not self.metrics:
+            needs = self.data_needs()
+            for stage in ("train_", "val_", "test_"):
+                self.metrics[stage] = PreferenceMetrics(
+                    self.anchored, needs.output_name, preferences=needs.data_kind != "texts"
+                )
 
     def configure_optimizers(self) -> Any:
         assert self.policy is not None
@@ -224,6 +227,7 @@ class PreferenceObjective(L.LightningModule):
         if stage == "train":
             self._check_finite(loss, losses, batch)
             self._check_first_step(loss, logps, anchor_logps, beta, batch)
+            self.after_loss(logps, anchor_logps, batch)
         metrics: Any = self.metrics[f"{stage}_"]
         scale = self._gradient_scale(logps, anchor_logps, beta, batch) if stage == "train" else None
         K = logps.shape[1] - batch.mismatched  # that branch belongs to no preference

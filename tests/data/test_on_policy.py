@@ -107,14 +107,14 @@ def test_without_the_samplers_logps_a_run_that_does_not_read_them_is_the_same(ti
 @pytest.mark.parametrize(
     ("module", "callbacks", "said"),
     [
-        (lambda policy: DPO(policy, proximal=0.1), [], "this objective reads log π_s"),
-        (lambda policy: SPPO(policy, estimate_baseline=True), [], "this objective reads log π_s"),
+        (lambda policy: DPO(policy, proximal=0.1), [], r"DPO, as it is configured, reads log π_s .*record_sampler"),
+        (lambda policy: SPPO(policy, estimate_baseline=True), [], "SPPO, as it is configured, reads log π_s"),
         (lambda policy: DPO(policy), [Drift()], "drift reads log π_s"),
     ],
 )
-def test_whoever_reads_the_samplers_logps_says_that_they_must_be_recorded(tiny_model, in_tmp, module, callbacks, said):
+def test_readers_of_sampler_logps_require_that_they_are_recorded(tiny_model, in_tmp, module, callbacks, said):
     objective = module(PolicyConfig(tiny_model))
-    pairing = Listwise() if objective.needs_whole_groups else None
+    pairing = Listwise() if objective.data_needs().needs_whole_groups else None
     with pytest.raises(UserError, match=said):
         fit(objective, on_policy(in_tmp, record_sampler=False, pairing=pairing), *callbacks)
 
