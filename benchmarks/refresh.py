@@ -23,7 +23,7 @@ from lit_align.reference.config import RefreshRule
 def refreshes(turn: Turn, *, model: str, dtype: Any, alpha: float, steps: int) -> None:
     """The refresh alone, again and again; the weights do not fit in a cache, with or without a step between."""
     module = DPO(PolicyConfig(model, dtype=dtype))
-    module.refresh_rule = RefreshRule(alpha, 1)
+    module.set_refresh_rule(RefreshRule(alpha, 1))
     module.configure_model()
     assert module.policy is not None
     assert module.reference is not None

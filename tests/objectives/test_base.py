@@ -1,8 +1,10 @@
 """What all objectives share, on a real model: the first step, the log, the schedule, the checkpoint."""
 
+import dataclasses
 import json
 import math
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -451,6 +453,44 @@ def test_a_module_is_loaded_from_its_checkpoint_outside_a_trainer(tiny_model, pa
     assert same(weights(module), weights(loaded))
     with pytest.raises(UserError, match="this checkpoint is of another model or configuration"):
         DPO.load_from_checkpoint(tmp_path / "run.ckpt", lora=None)
+
+
+@pytest.mark.parametrize(
+    ("lora", "policy", "alpha"),
+    [
+        (LORA, {}, 1.0),  # one past adapter
+        (LORA, {}, 0.9),  # a ring
+        (LORA, {}, 0.1),  # dense updates
+        (None, {}, 0.5),
+        (None, {"dtype": "bfloat16"}, 0.5),  # a float32 accumulator
+    ],
+    ids=["LoRA, hard", "LoRA, ring", "LoRA, dense", "full", "bfloat16, soft"],
+)
+def test_a_module_with_a_moved_reference_is_loaded_from_its_checkpoint(
+    tiny_model, pairs, tmp_path, lora, policy, alpha
+):
+    module = DPO(PolicyConfig(tiny_model, **policy), lora=lora, optimizer=adamw())
+    trainer = fit(module, pairs, ReferenceRefresh(alpha, 1))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    loaded = DPO.load_from_checkpoint(tmp_path / "run.ckpt")
+    assert loaded.refresh_rule == module.refresh_rule
+    saved, again = module.state_dict(), loaded.state_dict()
+    assert same(saved, again)
+    batch = next(iter(pairs.train_dataloader()))
+    assert torch.equal(loaded.reference.logps(batch), module.reference.logps(batch))
+
+
+def test_a_checkpoint_holds_plain_values_that_become_the_dataclasses_again(tiny_model, pairs, tmp_path):
+    reference, lora = ReferenceConfig(form="copy"), LoRAConfig(r=2)
+    module = DPO(PolicyConfig(tiny_model, temperature=0.9), lora=lora, reference=reference)
+    fit(module, pairs, max_steps=1).save_checkpoint(tmp_path / "run.ckpt")
+    with zipfile.ZipFile(tmp_path / "run.ckpt") as archive:
+        (pickled,) = (archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    assert b"lit_align" not in pickled
+    kept = torch.load(tmp_path / "run.ckpt", weights_only=True)["hyper_parameters"]
+    assert kept["policy"] == dataclasses.asdict(module.policy_config)
+    loaded = DPO.load_from_checkpoint(tmp_path / "run.ckpt")
+    assert (loaded.policy_config, loaded.lora, loaded.reference_config) == (module.policy_config, lora, reference)
 
 
 class Optimizer(Callback):
