@@ -191,10 +191,13 @@ class AnchoredObjective(PreferenceObjective):
         checkpoint["refresh_rule"] = self.refresh_rule.state() if self.refresh_rule else None
         checkpoint["reference"] = self.reference.state() if self.reference else {}
         checkpoint["proximal"] = self.proximal
+        checkpoint["adapted"] = self._adapted
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         if self.proximal_target is not None:
             self.proximal = checkpoint.get("proximal", self.proximal)
+            self._adapted = checkpoint.get("adapted", False)
         saved = RefreshRule(**checkpoint["refresh_rule"]) if checkpoint.get("refresh_rule") else None
         if self._trainer is None and saved != self.refresh_rule:  # load_from_checkpoint, which has built the model
             self.policy, self.reference = None, None

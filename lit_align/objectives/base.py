@@ -41,6 +41,7 @@ from lit_align.objectives.schedule import (
     run_progress,
 )
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig, is_adapter_weight
+from lit_align.position import Position
 
 
 class PreferenceObjective(L.LightningModule):
@@ -91,6 +92,7 @@ class PreferenceObjective(L.LightningModule):
         self.policy: Policy | None = None
         self.metrics = torch.nn.ModuleDict()  # filled when the model is built: by then all options are known
         self._tokenizer = None
+        self._resumed_at: Position | None = None
 
     # --- what an objective states ---
 
@@ -283,6 +285,25 @@ class PreferenceObjective(L.LightningModule):
 
     # --- checkpoints ---
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the position, and the hyperparameters as plain values, which anyone can read without our classes."""
+        Position.of_run(self.trainer).save(checkpoint)
+        hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
+            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            for name, value in hyperparameters.items()
+        }
+        checkpoint["output_name"] = self.data_needs().output_name
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed_at = Position.load(checkpoint)
+        if self._resumed_at is not None and "loops" in checkpoint:
+            self._resumed_at.write_loops(checkpoint)
+
+    def on_train_start(self) -> None:
+        if self._resumed_at is not None:
+            self._resumed_at.settle(self.trainer)
+
     def _is_saved(self, name: str) -> bool:
         """Whether a checkpoint holds this weight: under LoRA, not those that the policy's path gives back."""
         return self.lora is None or not name.startswith("policy.") or is_adapter_weight(name)
@@ -304,15 +325,6 @@ class PreferenceObjective(L.LightningModule):
             UserError: a weight has no counterpart, or one of another shape.
         """
         check_state_dict(self.state_dict(), state_dict)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep hyperparameters as plain values, so that reading them needs none of our classes."""
-        hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
-            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            for name, value in hyperparameters.items()
-        }
-        checkpoint["output_name"] = self.data_needs().output_name
 
     # --- what a first run shows ---
 

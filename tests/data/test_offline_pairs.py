@@ -36,7 +36,7 @@ def read(
     )
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     data.setup("fit")
-    return data.train_examples, data._line
+    return data.train_examples, data.summary
 
 
 @pytest.mark.parametrize(
