@@ -138,7 +138,7 @@ class Drift(Callback):
         prompts = [example.prompt_ids for example in examples]
         keys = [("drift", data.seed, example.source) for example in examples]
         drawn = sample_responses(
-            model, policy.tokenizer, prompts, keys, 1, self.sampling or Sampling(), data.encoder.end_ids()
+            model, policy.tokenizer, prompts, keys, 1, self.sampling or Sampling(), data.preference_tokenizer.end_ids()
         )
         fresh = [
             Example(example.prompt_ids, [responses[0].ids], example.source)

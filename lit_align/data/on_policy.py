@@ -135,7 +135,7 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
         wait_for_all("setup", self.wait_minutes)
         rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
-        self._prompts, counts = self.encoder.prompts(rows)
+        self._prompts, counts = self.preference_tokenizer.prompts(rows)
         if not self._prompts:
             raise UserError(f"{self.prompts}: no prompt remains: {listing(counts)}. Give other prompts.")
         check_prompts(self._prompts, self.prompts_per_round, self._rounds, self.prompts)
@@ -280,7 +280,7 @@ class OnPolicyPairs(PairsDataModule):
             sampler=self.sampler,
             sampling=self.sampling,
             sampling_dtype=torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype,
-            end_ids=self.encoder.end_ids(),
+            end_ids=self.preference_tokenizer.end_ids(),
             seed=self.seed,
             responses_per_prompt=self.responses_per_prompt,
             prompts_per_batch=self.sampling_batch_size // self.responses_per_prompt,

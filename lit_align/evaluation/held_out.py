@@ -159,7 +159,7 @@ class Evaluator:
                 rows = [prompts.rows[i] for i in places]
                 texts = [answer_text(row.responses[0]) for row in rows]
                 return [
-                    [Response(tokenizer.response(text, chat=not isinstance(row.prompt, str)), text, True)]
+                    [Response(tokenizer.response_ids(row)[0], text, True)]
                     for row, text in zip(rows, texts, strict=True)
                 ]
 
