@@ -18,7 +18,8 @@ from processes import run_in
 from tiny import REWARDS, byte_tokenizer, llama_config
 from transformers import LlamaForSequenceClassification
 
-from lit_align.cli import COMMANDS, main
+from lit_align.cli import main
+from lit_align.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -124,4 +125,4 @@ def test_links_lead_somewhere_and_commands_are_known(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
     for command in re.findall(r"lit-align ([a-z]+)", text):
-        assert command in [*COMMANDS, "fit"]
+        assert command in COMMANDS

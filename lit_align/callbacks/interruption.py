@@ -14,9 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_align.callbacks.base import AlignCallback, DryRun, Order, in_order
 from lit_align.callbacks.run_report import last_checkpoint, resume_command
 from lit_align.console import print_line
 
@@ -31,8 +32,11 @@ class Interrupted(SystemExit):
         self.signum = signum
 
 
-class Interruption(Callback):
+class Interruption(AlignCallback):
     """Save on Ctrl-C and SIGTERM, and print the command to resume. Wherever it is given, its turn is the last."""
+
+    order = Order.LAST
+    in_dry_run = DryRun.SKIP
 
     def __init__(self) -> None:
         self._signal: int | None = None
@@ -45,9 +49,8 @@ class Interruption(Callback):
         self._began_at: int | None = None  # the optimizer step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Go behind all that act on a step, but for those that save it: what they did is to be in the checkpoint."""
-        order = sorted(trainer.callbacks, key=lambda each: (isinstance(each, Checkpoint), each is self))  # type: ignore[attr-defined]
-        trainer.callbacks = order  # type: ignore[attr-defined]  # a new list: Lightning is going through the old one
+        """Sort the callbacks, also in a Trainer of one's own: what the others did must be in the checkpoint."""
+        trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]  # Lightning iterates the old list
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = trainer

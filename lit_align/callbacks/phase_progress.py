@@ -5,11 +5,15 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
+from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import Phase
 
 
-class PhaseProgress(ProgressBar):
+class PhaseProgress(AlignCallback, ProgressBar):
     """A bar for each epoch of training, with loss, accuracy and margin of the last step; one line when it is done."""
+
+    order = Order.PROGRESS
+    in_dry_run = DryRun.SKIP
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling, in_order, sample_responses, sampling_batches
@@ -26,7 +27,7 @@ from lit_align.evaluation.held_out import encoder_of, gather, read_prompts, shar
 from lit_align.objectives import PreferenceObjective
 
 
-class Predictions(Callback):
+class Predictions(AlignCallback):
     """Answers prompts with the policy and writes the responses to a file, at `predict`.
 
     Args:
@@ -38,6 +39,8 @@ class Predictions(Callback):
         batch_size: Responses drawn at once.
         seed: Of the random streams.
     """
+
+    option_name = "predictions"
 
     def __init__(
         self,

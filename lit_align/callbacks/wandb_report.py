@@ -11,24 +11,31 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
-import wandb
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
 from lit_align.reporting.run_folder import held_out_files, step_of
 
+if TYPE_CHECKING:
+    import wandb
 
-class WandbReport(Callback):
+
+class WandbReport(AlignCallback):
     """Response tables, refresh marks and the report for W&B; there by itself with a WandbLogger.
 
     Args:
         rows: Prompts in each table.
         artifacts: Upload every round (responses, scores, log-probabilities) as an artifact.
     """
+
+    option_name = "wandb_report"
+    order = Order.PUBLISH
+    in_dry_run = DryRun.SKIP
 
     def __init__(self, rows: int = 50, artifacts: bool = False):
         self.rows = rows
@@ -58,6 +65,8 @@ class WandbReport(Callback):
                 self._log(trainer, step_of(path), {"responses/validation": self._table(path)})
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if self.artifacts and hasattr(data, "rounds_made"):
+            import wandb
+
             index = data.rounds_made - 1
             for logger in _loggers(trainer):
                 artifact = wandb.Artifact(f"{logger.experiment.id}-round-{index:03d}", type="round")
@@ -69,6 +78,8 @@ class WandbReport(Callback):
         folder = Path(trainer.default_root_dir)
         if not trainer.is_global_zero or not _loggers(trainer):
             return
+        import wandb
+
         shown: dict[str, Any] = {}
         if (folder / "held_out" / "test.parquet").exists():
             shown["responses/test"] = self._table(folder / "held_out" / "test.parquet")
@@ -84,7 +95,9 @@ class WandbReport(Callback):
         for logger in _loggers(trainer) if values else []:
             logger.experiment.log(values | {"trainer/global_step": step})
 
-    def _table(self, path: Path) -> wandb.Table:
+    def _table(self, path: Path) -> "wandb.Table":
+        import wandb
+
         rows = pq.read_table(path).to_pylist()[: self.rows]
         rewards = [name for name in rows[0] if name.startswith("rewards")]
         columns = ["prompt", "start", "policy", *rewards]

@@ -34,11 +34,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from rich.table import Table
 from rich.text import Text as Styled
 from transformers import PreTrainedModel
 
+from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_field, print_line
 from lit_align.data.batches import Example, record_logps
 from lit_align.data.formats.read import read_rows
@@ -66,7 +67,7 @@ from lit_align.reporting.run_folder import held_out_files, step_of
 from lit_align.sharding import gathered
 
 
-class WinRate(Callback):
+class WinRate(AlignCallback):
     """Win rate against the start on held-out prompts, every so many rounds, at the end, and by `python train.py test`.
 
     The verdict at the end is printed and written to `summary.json` in the run's folder; by prompt, to `held_out/`.
@@ -87,6 +88,8 @@ class WinRate(Callback):
         shown: How many prompts are shown with a response before and after.
         seed: Of the random streams, which training never uses.
     """
+
+    option_name = "win_rate"
 
     def __init__(
         self,

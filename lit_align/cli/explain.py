@@ -5,68 +5,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import pydoc
 import re
-import shutil
-import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_align.callbacks import (
-    Drift,
-    FSDPSharding,
-    Predictions,
-    ReferenceRefresh,
-    WandbReport,
-    WinRate,
-)
+from lit_align.cli.classes import NAMED_CALLBACKS, class_names, known, locate, name, options, subclasses
 from lit_align.cli.commands import COMMANDS
+from lit_align.cli.findings import FINDING
+from lit_align.console import program, relative
 from lit_align.objectives import PreferenceObjective
 
-# Callbacks with a name of their own at top level. Of the list `trainer.callbacks` the command line reaches
-# only the last, so nothing in it can be swept. Their class is implied: `reference_refresh: {alpha: 0.6}`.
-NAMED_CALLBACKS: dict[str, type[Callback]] = {
-    "reference_refresh": ReferenceRefresh,
-    "win_rate": WinRate,
-    "predictions": Predictions,
-    "wandb_report": WandbReport,
-    "checkpoint": ModelCheckpoint,
-    "drift": Drift,
-    "fsdp_sharding": FSDPSharding,
-}
-
-
-# --- what it says ---
-
-# jsonargparse reports an error as a tree with a branch for each type that was tried. The first thing wrong is
-# the one to name, what stands above it says where; other branches (a NoneType was expected) say nothing.
-FINDING = re.compile(
-    r"""Parser\ key\ "(?P<key>[^"]+)":
-    | Problem\ with\ given\ class_path\ '(?P<cls>[^']+)':
-    | expects\ a\ function\ or\ a\ callable\ class:(?=.*?class_path='(?P<callable>[^']+)')
-    | Subtypes:\ \[(?P<subtypes>[^\n]*)\]
-    | (?:Group\ '(?P<group>[^']*)'|Subcommand\ '\w+')\ does\ not\ accept\ option\ '(?P<option>[^']+)'
-    | Option\ '[^']+'\ is\ not\ accepted\ (?P<early>before\ subcommand)
-    | Option\ '(?P<extra>[^']+)'\ is\ not\ accepted
-    | unrecognized\ arguments:\ (?P<argument>\S+)
-    | arguments\ are\ required:\ (?P<required>[^\n]+)
-    | Import\ path\ (?P<other>\S+)\ does\ not\ correspond\ to\ a\ subclass
-    | (?P<unnamed>Not\ a\ valid\ subclass)
-    | Expected\ an?\ (?P<type>(?!path\ but)\S[^\n]*)
-    | File\ does\ not\ exist:\ '(?P<file>[^\n]+)'
-    | (?:Problems\ parsing|Unexpected)\ config:(?P<yaml>.*)
-    | invalid\ choice:\ '(?P<command>[^']+)'
-    | expected\ "(?P<nothing>subcommand)"\ to\ be
-    | argument\ (?P<bare>\S+):\ expected\ one\ argument
-    """,
-    re.VERBOSE | re.DOTALL,
-)
 WORDS = {"float": "a number", "int": "an integer", "bool": "true or false", "str": "text", "NoneType": "null"}
 
 
@@ -113,7 +66,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
             case "early":
                 return f"the command comes first: {example}. {known_commands()}"
             case "command":
-                hint = did_you_mean(text, command_names())
+                hint = did_you_mean(text, COMMANDS)
                 return f"there is no command '{text}'.{hint} {known_commands()}"
             case "nothing":
                 return f"what is to be done? {example}. {known_commands()}"
@@ -168,37 +121,8 @@ def below(where: str, cls: Any, key: str) -> str:
     return ".".join(part for part in (where, "" if direct else "init_args", key) if part)
 
 
-def options(cls: Any) -> dict[str, Any]:
-    """The options of a class and their defaults, with those it hands on to its base class."""
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, fail_untyped=False, skip={"params"})
-    return vars(parser.get_defaults(skip_validation=True).as_flat())
-
-
-def subclasses(base: Any) -> list[type]:
-    """The class and all below it."""
-    if not inspect.isclass(base):
-        return []
-    return list(dict.fromkeys([base, *(c for child in base.__subclasses__() for c in subclasses(child))]))
-
-
-def class_names(base: Any) -> list[str]:
-    """Names to choose from. An objective states its formula; what states none is a base of objectives."""
-    classes = [c for c in subclasses(base) if c is not base and not c.__name__.startswith("_")]
-    return sorted({c.__name__ for c in classes if base is not PreferenceObjective or hasattr(c, "formula")})
-
-
-def known(base: Any) -> str:
-    names = class_names(base)
-    return f"Known: {', '.join(names)}." if 0 < len(names) <= 24 else ""
-
-
-def command_names() -> list[str]:
-    return [*LightningCLI.subcommands(), *COMMANDS]
-
-
 def known_commands() -> str:
-    return f"Known: {', '.join(command_names())}."
+    return f"Known: {', '.join(COMMANDS)}."
 
 
 def did_you_mean(word: str, among: Iterable[str], cutoff: float = 0.6) -> str:
@@ -207,36 +131,3 @@ def did_you_mean(word: str, among: Iterable[str], cutoff: float = 0.6) -> str:
     close = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=cutoff)
     close += [lower for lower in spelled if lower.endswith(f".{word.lower()}")]
     return f" Did you mean '{spelled[close[0]]}'?" if close else ""
-
-
-def locate(path: str) -> Any:
-    try:
-        return pydoc.locate(path)
-    except pydoc.ErrorDuringImport:
-        return None
-
-
-def import_path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def name(cls: Any) -> str:
-    return getattr(cls, "__name__", str(cls))
-
-
-def relative(path: Any) -> str:
-    """As the user would type it."""
-    path = Path(str(path))
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def program() -> str:
-    return "lit-align" if Path(sys.argv[0]).stem == "lit-align" else "python train.py"
-
-
-def paragraph(text: str) -> str:
-    """Broken between words on a terminal; left whole elsewhere, where lines are searched."""
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        text = "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in text.splitlines())
-    return text + "\n"

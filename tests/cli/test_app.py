@@ -15,11 +15,13 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from lit_align import cli
 from lit_align.callbacks import ReferenceRefresh
-from lit_align.cli import AlignCLI, explain, main
+from lit_align.cli import AlignCLI, main
+from lit_align.cli.commands import COMMANDS
+from lit_align.console import paragraph
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, IPO
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 DPO_YAML = """
 model:
@@ -210,7 +212,7 @@ def test_the_help_lists_all_commands_with_a_line_each(capsys: pytest.CaptureFixt
         main(["--help"])
     said = capsys.readouterr().out
     assert exit.value.code == 0
-    for command in explain.command_names():
+    for command in COMMANDS:
         assert re.search(rf"^ +{command} +\S", said, re.MULTILINE), command
 
 
@@ -401,8 +403,8 @@ def test_a_user_error_during_the_run_ends_in_a_paragraph(fails: Errors, monkeypa
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["export", "run", "--out", "dpo.yaml"], "--out is a folder to write, and dpo.yaml is a file"),
-        (["compare", "a", "b", "--out", "."], "--out is a file to write, and . is a folder"),
+        (["export", "run", "--out", "dpo.yaml"], "--out=dpo.yaml must be a folder, not a file"),
+        (["compare", "a", "b", "--out", "."], "--out=. must be a file, not a folder"),
         ([*FIT, "--ckpt_path=best"], "ckpt_path: which is 'best' only the process that trained knows"),
         ([*FIT, "--ckpt_path=none.ckpt"], "ckpt_path: there is no checkpoint 'none.ckpt'"),
         ([*FIT, "--ckpt_path=dpo.yaml"], "ckpt_path: 'dpo.yaml' is no checkpoint"),
@@ -467,10 +469,10 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
 
 def test_lines_break_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch):
     text = "error: " + "word " * 40
-    assert explain.paragraph(text).count("\n") == 1
+    assert paragraph(text).count("\n") == 1
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
-    assert max(map(len, explain.paragraph(text).splitlines())) <= 80
+    assert max(map(len, paragraph(text).splitlines())) <= 80
 
 
 # --- one objective's options do not configure another ---
@@ -478,8 +480,8 @@ def test_lines_break_between_words_on_a_terminal_only(monkeypatch: pytest.Monkey
 
 def test_options_written_for_one_objective_are_refused_by_another(fails: Errors):
     said = fails(*FIT, f"--model={__name__}.StrictDPO")
-    assert "model.init_args.beta: 0.2 is meant for DPO in dpo.yaml" in said
-    assert "whose own default is 2.0" in said
+    assert "model.init_args.beta=0.2 is meant for DPO in dpo.yaml" in said
+    assert "StrictDPO (default 2.0) would use it" in said
 
 
 def test_they_are_taken_when_said_for_the_new_one():
@@ -491,7 +493,7 @@ def test_they_are_taken_when_a_later_file_says_them_for_the_new_one(fails: Error
     Path("mine.yaml").write_text(yaml.safe_dump({"model": mine}))
     assert parse("--config", "mine.yaml").model.beta == 0.2  # type: ignore[attr-defined]
     Path("mine.yaml").write_text(yaml.safe_dump({"model": {"class_path": mine["class_path"]}}))
-    assert "0.2 is meant for DPO in dpo.yaml" in fails(*FIT, "--config", "mine.yaml")
+    assert "beta=0.2 is meant for DPO in dpo.yaml" in fails(*FIT, "--config", "mine.yaml")
 
 
 def test_settings_that_mean_the_same_in_both_stay():

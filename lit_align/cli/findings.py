@@ -1,0 +1,30 @@
+"""The patterns by which jsonargparse's report of an error is read.
+
+It reports an error as a tree with a branch for each type that was tried. The first finding that says what is wrong
+decides; those above it say where. Other branches (a NoneType was expected) say nothing.
+"""
+
+import re
+
+PATTERNS = {
+    "key": r"""Parser key "(?P<key>[^"]+)":""",
+    "cls": r"Problem with given class_path '(?P<cls>[^']+)':",
+    "callable": r"expects a function or a callable class:(?=.*?class_path='(?P<callable>[^']+)')",
+    "subtypes": r"Subtypes: \[(?P<subtypes>[^\n]*)\]",
+    "option": r"(?:Group '(?P<group>[^']*)'|Subcommand '\w+') does not accept option '(?P<option>[^']+)'",
+    "early": r"Option '[^']+' is not accepted (?P<early>before subcommand)",
+    "extra": r"Option '(?P<extra>[^']+)' is not accepted",
+    "argument": r"unrecognized arguments: (?P<argument>\S+)",
+    "required": r"arguments are required: (?P<required>[^\n]+)",
+    "other": r"Import path (?P<other>\S+) does not correspond to a subclass",
+    "unnamed": r"(?P<unnamed>Not a valid subclass)",
+    "type": r"Expected an? (?P<type>(?!path but)\S[^\n]*)",
+    "file": r"File does not exist: '(?P<file>[^\n]+)'",
+    "yaml": r"(?:Problems parsing|Unexpected) config:(?P<yaml>.*)",
+    "command": r"invalid choice: '(?P<command>[^']+)'",
+    "nothing": r'expected "(?P<nothing>subcommand)" to be',
+    "bare": r"argument (?P<bare>\S+): expected one argument",
+}
+"""By the name of the group that each one fills last."""
+
+FINDING = re.compile("|".join(PATTERNS.values()), re.DOTALL)
