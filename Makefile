@@ -32,14 +32,16 @@ pipeline: .venv/installed  ## SFT, reward model, and three ways to align, in one
 	$(BIN)/lit-align compare runs/pipeline/prpo runs/pipeline/iterative_dpo runs/pipeline/offline_dpo \
 		--out runs/pipeline/report.html
 
-test: .venv/installed  ## lint, types and tests
+# the number of test processes; several tests start two processes of their own
+WORKERS ?= 2
+test: .venv/installed  ## lint, types and tests, in a few minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 slow: .venv/installed  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist worksteal
 
 format: .venv/installed
 	$(BIN)/ruff format .

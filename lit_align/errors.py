@@ -1,8 +1,10 @@
-"""The errors that this package raises on purpose."""
+"""The error that this package raises on purpose, and how its messages show values and other errors."""
+
+import json
 
 
 class UserError(ValueError):
-    """A message for the person at the keyboard: it names the key, the value and the fix.
+    """A message for the user: it names the key, the value and the fix.
 
     The command line prints it as a paragraph and exits with code 2; any other exception keeps its traceback.
     """
@@ -11,3 +13,17 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class's name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shown(value: object, width: int = 80) -> str:
+    """Show a value in a message: one line of JSON, cut after `width` characters.
+
+    Characters that cannot be printed, such as those that control a terminal, are escaped.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or thousands of levels
+        return f"a value of type {type(value).__name__} that is too large to show"
+    text = text[: width + 1]
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return text if len(text) <= width else f"{text[:width]}…"

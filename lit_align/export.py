@@ -4,7 +4,6 @@ The card states the objective, what the policy was held near, the data, the verd
 configuration, as far as the run's folder has them. The objective and its policy are read from the checkpoint.
 """
 
-import json
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from lit_align.data.tokenization import Encoder
 from lit_align.errors import UserError
+from lit_align.evaluation.summary import Summary
 from lit_align.objectives import PreferenceObjective, RewardModel
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 
@@ -215,20 +215,17 @@ def _data(config: dict[str, Any]) -> str:
 
 
 def _verdict(run: Path | None) -> list[str]:
-    path = run / "summary.json" if run else None
-    if path is None or not path.exists():
+    summary = Summary.read(run) if run else None
+    if summary is None:
         return []
-    summary = json.loads(path.read_text())
-    if "win_rate" not in summary:
-        return []
-    lines = ["## On held-out prompts, against the start", ""]
+    lines = [f"## On {summary.prompts} held-out prompts, against the start", ""]
     lines += ["| scorer | reward | win rate (95 %) | at equal length |", "|---|---|---|---|"]
-    nested = {k: v for k, v in summary.items() if isinstance(v, dict) and k not in ("data", "forgetting")}
-    for name, v in {"training scorer": summary, **nested}.items():
-        interval = f"{v['win_rate']:.1%} ({v['win_rate_low']:.1%} – {v['win_rate_high']:.1%})"
-        equal = f"{v['win_rate_length_controlled']:.1%}" if "win_rate_length_controlled" in v else "–"
-        lines.append(f"| {_cell(name)} | {v['reward_start']:.3f} → {v['reward_end']:.3f} | {interval} | {equal} |")
-    return [*lines, "", f"KL(policy‖start) = {summary['kl_from_start']:.2f} nats per response.", ""]
+    for name, scorer in summary.scorers.items():
+        rate, equal = scorer.win_rate, scorer.win_rate_length_controlled
+        reward = f"{scorer.reward_start.value:.3f} → {scorer.reward_end.value:.3f}"
+        interval = f"{rate.value:.1%} ({rate.low:.1%} – {rate.high:.1%})"
+        lines.append(f"| {_cell(name)}: {_cell(scorer.identity)} | {reward} | {interval} | {equal.value:.1%} |")
+    return [*lines, "", f"KL(policy‖start) = {summary.kl_from_start.value:.2f} nats per response.", ""]
 
 
 def _cell(value: str) -> str:

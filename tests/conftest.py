@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores, those that tests start too
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub, and a name that it lacks would be retried for a minute
 
 from pathlib import Path
 

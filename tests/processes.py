@@ -12,6 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule
+from lightning.pytorch import Callback
+from tiny import fit
+
+from lit_align.callbacks import FSDPSharding
+from lit_align.sharding import reshard, whole
+
+Weights = dict[str, torch.Tensor]
 
 
 def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
@@ -42,6 +50,26 @@ def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: fl
     if hung:
         raise TimeoutError(f"processes {hung} did not end within {timeout} s")
     return [value for _, value, _ in outcomes]
+
+
+def processes_of(strategy: Any) -> int:
+    """Number of processes that the tests give a strategy."""
+    return 1 if strategy == "auto" else 2
+
+
+def train(module: LightningModule, data: Any, *callbacks: Callback, strategy: Any = "auto", **options: Any) -> Weights:
+    """Fit under a strategy, in each of its processes; gives all weights in full. `fsdp2` shards without being asked."""
+    if strategy == "fsdp2" and not any(isinstance(callback, FSDPSharding) for callback in callbacks):
+        callbacks = (FSDPSharding(), *callbacks)
+    fit(module, data, *callbacks, strategy=strategy, devices=processes_of(strategy), **options)
+    reshard(module)
+    return {name: whole(weight.detach()).clone() for name, weight in module.named_parameters()}
+
+
+def farthest(some: Weights, other: Weights) -> float:
+    """The largest difference between two runs' weights."""
+    assert some.keys() == other.keys()
+    return max((some[name] - other[name]).abs().max().item() for name in some)
 
 
 def fork(function: Callable[[], Any], timeout: float = 120) -> int | None:

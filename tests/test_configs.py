@@ -148,13 +148,16 @@ def test_every_sampler_and_scorer_goes_over_every_configuration_of_rounds(path, 
             assert left.value.code == 0
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*SHIPPED, ROOT / "configs/quickstart.yaml"], ids=lambda path: path.stem)
 def test_the_overlays_go_over_each_configuration(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     anchored = issubclass(
         getattr(objectives, yaml.safe_load(path.read_text())["model"]["class_path"]), AnchoredObjective
     )
-    for names in (["lora", "fsdp", *(["tr_soft"] if anchored else [])], ["ddp", *(["tr_hard"] if anchored else [])]):
+    sets = (["lora", "fsdp", *(["tr_soft"] if anchored else [])], ["ddp", *(["tr_hard"] if anchored else [])])
+    shipped = {path.stem for path in (ROOT / "configs/overlays").glob("*.yaml")}
+    assert {*sets[0], *sets[1]} == shipped or not anchored, "an overlay is left out"
+    for names in sets:
         overlays = [f"--config=configs/overlays/{name}.yaml" for name in names]
         cli = AlignCLI([f"--config={path}", *overlays, "--trainer.accelerator=cpu"], run=False)
         kinds = {type(callback) for callback in cli.trainer.callbacks}

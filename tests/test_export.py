@@ -85,7 +85,7 @@ def test_plain_transformers_gives_the_policys_log_probabilities(tiny_model, in_t
     card = Path("exported/README.md").read_text()
     front, _, body = card.removeprefix("---\n").partition("\n---\n")
     assert yaml.safe_load(front)["base_model"] == tiny_model
-    summary = json.loads(Path("run/summary.json").read_text())
+    summary = json.loads(Path("run/summary.json").read_text())["scorers"]["training"]
     verdict = f"{summary['win_rate']:.1%} ({summary['win_rate_low']:.1%} – {summary['win_rate_high']:.1%})"
     for piece in ("DPO: −log σ", "every 1 step(s) ← 1.0·policy", "pairs.jsonl", verdict, "class_path: "):
         assert piece in body

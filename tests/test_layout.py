@@ -70,10 +70,10 @@ def test_the_wheel_brings_one_name_only(wheel):
 
 
 def test_a_foreign_project_with_its_own_callbacks_and_data_fits_dpo_from_the_wheel(wheel, tiny_model, in_tmp):
-    venv.create(in_tmp / ".venv", with_pip=True)
+    venv.create(in_tmp / ".venv")
     python = in_tmp / ".venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True, capture_output=True)
     # everything but lit_align comes from this environment: torch is not installed twice
     site = next((in_tmp / ".venv").glob("lib/python*/site-packages"))
     outer = [path for path in sys.path if path.endswith("site-packages")]
@@ -88,6 +88,7 @@ def test_a_foreign_project_with_its_own_callbacks_and_data_fits_dpo_from_the_whe
         (in_tmp / name / "__init__.py").write_text(code)
     tiny.write_pairs(in_tmp)
     (in_tmp / "script.py").write_text(FOREIGN)
-    done = subprocess.run([python, "script.py", tiny_model], capture_output=True, text=True)
+    # -E: with the checkout in PYTHONPATH, the wheel would not be imported
+    done = subprocess.run([python, "-E", "script.py", tiny_model], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "fitted" in done.stdout

@@ -3,12 +3,11 @@
     python train.py predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt \\
         --predictions.prompts=FILE --predictions.out=responses.jsonl
 
-One row per prompt: source, prompt, responses, and their scores where a scorer is given. Every process answers its share
-of the batches; the result does not depend on how many there are.
+One row per prompt: source, prompt, responses, and their scores where a scorer is given. Each process answers its share
+of the batches; the result does not depend on the number of processes.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
-from lit_align.data.sampling import Sampling, in_order, sample_responses, sampling_batches
-from lit_align.data.scorers.base import Scorer, score
+from lit_align.data.sampling import Sampling, sampling_batches
+from lit_align.data.scorers.base import Scorer
 from lit_align.errors import UserError
-from lit_align.evaluation.held_out import encoder_of, gather, read_prompts, share
+from lit_align.evaluation.answering import (
+    Answering,
+    gather_in_order,
+    sampling_of,
+    score_share,
+    tokenize_prompts,
+    tokenizer_of,
+)
 from lit_align.objectives import PreferenceObjective
 
 
@@ -32,11 +38,11 @@ class Predictions(AlignCallback):
 
     Args:
         prompts: A file, a saved data set or a hub name with prompts.
-        out: File to write, .jsonl or .parquet; without a folder in its name it goes into the run's.
-        scorer: Gives each response a score, if there is one.
-        responses_per_prompt: Responses drawn for each prompt.
-        sampling: How responses are drawn; None is as the data module draws them.
-        batch_size: Responses drawn at once.
+        out: File to write, .jsonl or .parquet; a name without a folder is written into the run's folder.
+        scorer: Scores each response.
+        responses_per_prompt: Responses sampled for each prompt.
+        sampling: How responses are sampled; None takes the data module's options.
+        batch_size: Responses sampled at once.
         seed: Of the random streams.
     """
 
@@ -71,39 +77,30 @@ class Predictions(AlignCallback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, PreferenceObjective) or pl_module.value != "logp":
             raise UserError(f"predict: {type(pl_module).__name__} gives no responses; predict with a language model.")
-        module = pl_module
-        assert module.policy is not None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        sampling = self.sampling or getattr(data, "sampling", None) or Sampling()
-        encoder = encoder_of(module)
-        asked = read_prompts(read_rows(self.prompts, kind="prompts"), encoder, self.prompts, "predict")
-        n = self.responses_per_prompt
-        batches = sampling_batches([len(ids) for _, ids in asked], self.batch_size // n)
-        model = module.policy.merged_copy(torch.bfloat16)
+        assert pl_module.policy is not None
+        rows = read_rows(self.prompts, kind="prompts")
+        prompts = tokenize_prompts(rows, tokenizer_of(pl_module), self.prompts, "predict")
+        answering = Answering(("predict", self.seed), self.responses_per_prompt, self.sampling or sampling_of(trainer))
+        batches = sampling_batches(prompts.lengths, self.batch_size // self.responses_per_prompt)
+        model = pl_module.policy.merged_copy(torch.bfloat16)
+        share = answering.respond(pl_module, model, prompts, batches, "predict")
+        responses = gather_in_order(trainer, batches, share)
+        predicted: list[dict[str, Any]] = [
+            {"source": row.source, "prompt": row.prompt, "responses": [response.text for response in group]}
+            for row, group in zip(prompts.rows, responses, strict=True)
+        ]
+        if self.scorer is not None:
+            scores = gather_in_order(trainer, batches, score_share(self.scorer, prompts, batches, share))
+            for row, scored in zip(predicted, scores, strict=True):
+                row["scores"] = scored.rewards
+        if trainer.is_global_zero:
+            self._write(predicted, Path(trainer.default_root_dir))
 
-        def answer(places: Sequence[int]) -> list[dict[str, Any]]:
-            rows, ids = zip(*(asked[i] for i in places), strict=True)
-            keys = [("predict", self.seed, row.source) for row in rows]
-            drawn = sample_responses(model, module.tokenizer, ids, keys, n, sampling, encoder.end_ids())
-            made = [
-                {"source": row.source, "prompt": row.prompt, "responses": [response.text for response in responses]}
-                for row, responses in zip(rows, drawn, strict=True)
-            ]
-            if self.scorer is not None:
-                flat = [text for each in made for text in each["responses"]]
-                scores = score(self.scorer, [row.prompt for row in rows for _ in range(n)], flat)
-                for number, each in enumerate(made):
-                    each["scores"] = scores[number * n : number * n + n]
-            return made
-
-        done = gather(trainer, share(trainer, batches, "predict", answer))
-        if not trainer.is_global_zero:
-            return
-        rows = in_order(batches, done)
-        path = Path(self.out) if Path(self.out).parent != Path() else Path(trainer.default_root_dir, self.out)
+    def _write(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        path = Path(self.out) if Path(self.out).parent != Path() else folder / self.out
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":
             pq.write_table(pa.Table.from_pylist(rows), path)
         else:
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        print_line(f"responses  {path} ({len(rows)} prompts × {n})")
+        print_line(f"responses  {path} ({len(rows)} prompts × {self.responses_per_prompt})")

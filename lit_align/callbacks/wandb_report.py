@@ -9,17 +9,17 @@
 | (artifacts) | the folder of each round, if asked for |
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
-from lit_align.reporting.run_folder import held_out_files, step_of
+from lit_align.evaluation.rows import read_held_out
+from lit_align.evaluation.summary import Summary
+from lit_align.reporting.run_folder import held_out_files, metric_of, step_of, verdict_file
 
 if TYPE_CHECKING:
     import wandb
@@ -81,15 +81,14 @@ class WandbReport(AlignCallback):
         import wandb
 
         shown: dict[str, Any] = {}
-        if (folder / "held_out" / "test.parquet").exists():
-            shown["responses/test"] = self._table(folder / "held_out" / "test.parquet")
+        if verdict_file(folder).exists():
+            shown["responses/test"] = self._table(verdict_file(folder))
         if (folder / "report.html").exists():
             shown["report"] = wandb.Html((folder / "report.html").read_text(), inject=False)
         self._log(trainer, trainer.global_step, shown)
-        if (folder / "summary.json").exists():
+        if summary := Summary.read(folder):
             for logger in _loggers(trainer):
-                verdict = json.loads((folder / "summary.json").read_text())
-                logger.experiment.summary.update({f"verdict/{name}": value for name, value in verdict.items()})
+                logger.experiment.summary.update({f"verdict/{name}": value for name, value in summary.flat().items()})
 
     def _log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
         for logger in _loggers(trainer) if values else []:
@@ -98,13 +97,14 @@ class WandbReport(AlignCallback):
     def _table(self, path: Path) -> "wandb.Table":
         import wandb
 
-        rows = pq.read_table(path).to_pylist()[: self.rows]
-        rewards = [name for name in rows[0] if name.startswith("rewards")]
-        columns = ["prompt", "start", "policy", *rewards]
-        data = [
-            [row["prompt"], row["responses_start"][0], row["responses"][0], *(row[name][0] for name in rewards)]
-            for row in rows
-        ]
+        rows = read_held_out(path)[: self.rows]
+        columns = ["prompt", "start", "policy"]
+        for scorer in rows[0].scorers:
+            columns += [metric_of("rewards_start", scorer.name), metric_of("rewards", scorer.name)]
+        data = []
+        for row in rows:
+            rewards = [value for each in row.scorers for value in (each.rewards_start[0], each.rewards[0])]
+            data.append([row.prompt, row.responses_start[0], row.responses[0], *rewards])
         return wandb.Table(columns=columns, data=data)  # type: ignore[arg-type]
 
 

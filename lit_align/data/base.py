@@ -15,11 +15,11 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.batches import Example
 from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import Kind, Row, Rows
+from lit_align.data.formats.rows import Kind, Row, Rows, answer_text
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, Listwise, PairingRule, with_labels, with_mismatched
 from lit_align.data.rounds.record import Recorder, check_cache
-from lit_align.data.rounds.store import Round
+from lit_align.data.rounds.store import RoundStore
 from lit_align.data.tokenization import Encoder, LongPrompts, listing
 from lit_align.errors import UserError
 from lit_align.reference.copied import CopiedReference, RecordedReference
@@ -139,7 +139,7 @@ class PairsDataModule(L.LightningDataModule):
         reference = getattr(self.trainer.lightning_module, "reference", None)
         if not isinstance(reference, RecordedReference):
             return examples
-        cache = Round(Path(self.trainer.default_root_dir, "reference"), 0, {"reference": reference.fingerprint()})
+        cache = RoundStore(Path(self.trainer.default_root_dir, "reference"), 0, {"reference": reference.fingerprint()})
         examples = self.recorder.with_reference(cache, examples)
         first = examples[0]
         with reference.present() as present:
@@ -241,15 +241,16 @@ class PairsDataModule(L.LightningDataModule):
         if prompt_ids is None:
             return [], Counter()
         chat = not isinstance(prompt, str)
-        responses = [self.encoder.response(text, chat=chat) for text in row.responses]
+        texts = [answer_text(answer) for answer in row.responses]
+        responses = [self.encoder.response(text, chat=chat) for text in texts]
         rewards = list(row.rewards) if row.rewards else None
-        group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=list(row.responses))
+        group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=texts)
         if len(responses) == 1:
             labels = [float(label) for label in row.labels] if row.labels else None
             return [replace(group, labels=labels)], Counter()
         if group.rewards is not None:
             pairs = pairing([group])
-            return pairs.examples, pairs.counts + pairs.within
+            return pairs.examples, pairs.counts + pairs.partial_drops
         chosen, *rejected = responses
         different = [ids for ids in rejected if ids != chosen]
         return (

@@ -26,7 +26,7 @@ from lit_align.data.formats.rows import Row, Text
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs, with_labels, with_mismatched
 from lit_align.data.rounds.record import Make, Rows
-from lit_align.data.rounds.store import Round, digest
+from lit_align.data.rounds.store import RoundStore, digest
 from lit_align.data.samplers import GenerateSampler, Sampler
 from lit_align.data.sampling import Sampling, check_positions, check_stop, sampling_batches
 from lit_align.data.scorers.base import PairwiseScorer, Scorer, compare, score
@@ -279,7 +279,7 @@ class OnPolicyPairs(PairsDataModule):
         assert self.module.policy is not None
         check_positions(self.module.policy.positions, [ids for _, ids in self._prompts], self.sampling, self.prompts)
         index = self._key["round"]
-        made = Round(self.folder, index, self._key)
+        made = RoundStore(self.folder, index, self._key)
         prompts = self._chosen_prompts(index)
         of = f" of {self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else ""
         print_line(f"round {index + 1}{of}")
@@ -306,7 +306,9 @@ class OnPolicyPairs(PairsDataModule):
             for (row, ids), sampled, scored in zip(prompts, samples, scores, strict=True)
         ]
         pairs = self.pairing(groups)
-        left_out = listing(pairs.counts) + (f"; taken out: {listing(pairs.within)}" if pairs.within else "")
+        left_out = listing(pairs.counts) + (
+            f"; taken out: {listing(pairs.partial_drops)}" if pairs.partial_drops else ""
+        )
         if not pairs.examples:
             raise UserError(f"round {index + 1} gives no pair to train on: of {len(groups)} prompts {left_out}.")
         if index == 0:
@@ -317,7 +319,7 @@ class OnPolicyPairs(PairsDataModule):
             "pair",
             f"{len(pairs.examples)} pairs from {len(groups)} prompts"
             + (f", {left} of them in no full batch" if left else "")
-            + (f"; {left_out}" if pairs.counts or pairs.within else ""),
+            + (f"; {left_out}" if pairs.counts or pairs.partial_drops else ""),
         )
         if self.module.needs_mismatched:
             pairs = self._with_mismatched(made, pairs)
@@ -327,7 +329,7 @@ class OnPolicyPairs(PairsDataModule):
 
     @contextmanager
     def _timed(
-        self, name: str, part: str, made: Round, batches: Sequence[Sequence[int]], times: dict[str, float]
+        self, name: str, part: str, made: RoundStore, batches: Sequence[Sequence[int]], times: dict[str, float]
     ) -> Iterator[None]:
         """Note how long a phase takes, and how many prompts a minute it gets done if any is left to do."""
         prompts = sum(len(places) for number, places in enumerate(batches) if not made.has(part, number))
@@ -349,7 +351,7 @@ class OnPolicyPairs(PairsDataModule):
         def sample(places: Sequence[int]) -> Rows:
             ids = [prompts[i][1] for i in places]
             keys = [(self.seed, index, prompts[i][0].source) for i in places]
-            responses = self.sampler.draw(
+            responses = self.sampler.sample(
                 policy, ids, keys, self.responses_per_prompt, self.sampling, self.encoder.end_ids()
             )
             examples = [
@@ -415,7 +417,7 @@ class OnPolicyPairs(PairsDataModule):
             for place in places
         ]
 
-    def _with_mismatched(self, made: Round, pairs: Pairs) -> Pairs:
+    def _with_mismatched(self, made: RoundStore, pairs: Pairs) -> Pairs:
         """The pairs with labels, and with another prompt's response as one more branch, its log π_s recorded too."""
         examples = with_mismatched(with_labels(pairs.examples))
         if not self.record_sampler:
@@ -473,7 +475,7 @@ class OnPolicyPairs(PairsDataModule):
         } | {f"round/{name}": value for name, value in times.items()}
         for name in scores[0].get("parts") or {}:
             values[f"round/reward_{name}"] = torch.tensor([row["parts"][name] for row in scores]).mean().item()
-        for reason, count in (pairs.counts + pairs.within + Counter({"in no full batch": left})).items():
+        for reason, count in (pairs.counts + pairs.partial_drops + Counter({"in no full batch": left})).items():
             values[f"round/dropped_{reason.replace(' ', '_')}"] = float(count)
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.trainer.global_step)

@@ -26,7 +26,7 @@ class Pairs:
 
     examples: list[Example]
     counts: Counter[str]  # prompts left out whole, by reason
-    within: Counter[str] = field(default_factory=Counter)  # responses taken out, and pairs of prompts that stay
+    partial_drops: Counter[str] = field(default_factory=Counter)  # responses taken out, and pairs of prompts that stay
 
 
 class PairingRule(ABC):
@@ -79,10 +79,10 @@ class PairingRule(ABC):
     def __call__(self, groups: Sequence[Example]) -> Pairs:
         examples: list[Example] = []
         counts: Counter[str] = Counter()
-        within: Counter[str] = Counter()
+        partial_drops: Counter[str] = Counter()
         for whole in groups:
             group = self._with_win_probabilities(whole)
-            distinct = self._distinct(group, within)
+            distinct = self._distinct(group, partial_drops)
             if len(distinct) < 2:
                 counts["all responses equal or empty" if self.max_length is None else "all equal, empty or long"] += 1
                 continue
@@ -91,11 +91,11 @@ class PairingRule(ABC):
             if self.threshold is not None and max(group.rewards) < self.threshold:
                 counts["below the threshold"] += 1
                 continue
-            chosen, reason = self.choose(group, within)
+            chosen, reason = self.choose(group, partial_drops)
             if reason:
                 counts[reason] += 1
             examples += [replace(example, preferences=None) for example in chosen]
-        return Pairs(examples, counts, within)
+        return Pairs(examples, counts, partial_drops)
 
     def _with_win_probabilities(self, group: Example) -> Example:
         """Against all K responses as they were drawn, before any is taken out."""
@@ -107,7 +107,7 @@ class PairingRule(ABC):
             wins = win_probabilities_from_rewards(rewards, self.reward_temperature)
         return replace(group, win_probabilities=wins[0].tolist())
 
-    def _distinct(self, group: Example, within: Counter[str]) -> list[int]:
+    def _distinct(self, group: Example, partial_drops: Counter[str]) -> list[int]:
         """The first of each set of equal responses, without empty ones and those that are too long."""
         tokens: set[tuple[int, ...]] = set()
         texts: set[str] = set()
@@ -116,13 +116,13 @@ class PairingRule(ABC):
             text = None if group.texts is None else group.texts[place]
             key = text if text is None or self.duplicates == "exact" else normalised(text)
             if not ids or (text is not None and not text.strip()):
-                within["empty responses"] += 1
+                partial_drops["empty responses"] += 1
             elif self.max_length is not None and len(ids) > self.max_length:
-                within["too long responses"] += 1
+                partial_drops["too long responses"] += 1
             elif key is not None and key in texts:
-                within["repeated responses"] += 1
+                partial_drops["repeated responses"] += 1
             elif tuple(ids) in tokens:
-                within["repeated responses" if key is None else "responses equal after truncation"] += 1
+                partial_drops["repeated responses" if key is None else "responses equal after truncation"] += 1
             else:
                 kept.append(place)
             tokens.add(tuple(ids))
@@ -130,7 +130,7 @@ class PairingRule(ABC):
         return kept
 
     @abstractmethod
-    def choose(self, group: Example, within: Counter[str]) -> tuple[list[Example], str]:
+    def choose(self, group: Example, partial_drops: Counter[str]) -> tuple[list[Example], str]:
         """The examples of one group, or none and the reason; counts pairs that it leaves out of those it takes."""
 
 
@@ -159,7 +159,7 @@ class _RuleOfPairs(PairingRule):
     def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
         """Pairs of places, the better response first, from all places in order of their rewards."""
 
-    def choose(self, group: Example, within: Counter[str]) -> tuple[list[Example], str]:
+    def choose(self, group: Example, partial_drops: Counter[str]) -> tuple[list[Example], str]:
         assert group.rewards is not None
         made: list[Example] = []
         left_out: Counter[str] = Counter()
@@ -174,7 +174,7 @@ class _RuleOfPairs(PairingRule):
                 made.append(replace(take(group, [best, worst]), labels=labels))
         if not made:
             return [], "margin too small" if left_out["margin too small"] else "tied"
-        within.update({f"pairs {reason}": count for reason, count in left_out.items()})
+        partial_drops.update({f"pairs {reason}": count for reason, count in left_out.items()})
         return made, ""
 
     def _label(self, group: Example, best: int, worst: int) -> float:
@@ -226,7 +226,7 @@ class Listwise(PairingRule):
         self._size = max(len(group.response_ids) for group in groups)
         return super().__call__(groups)
 
-    def choose(self, group: Example, within: Counter[str]) -> tuple[list[Example], str]:
+    def choose(self, group: Example, partial_drops: Counter[str]) -> tuple[list[Example], str]:
         assert group.rewards is not None
         if len(group.response_ids) < self._size:
             return [], "with a response taken out"

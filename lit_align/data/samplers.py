@@ -1,7 +1,7 @@
 """Samplers: what draws a round's responses, with the policy's present weights.
 
     GenerateSampler     transformers' `generate`, a batch of prompts at once (`sampling.py`); the default
-    ContinuousSampler   transformers' continuous batching: a response that ends makes room for the next
+    ContinuousBatchingSampler   transformers' continuous batching: a response that ends makes room for the next
     VLLMSampler         vLLM's engine on the GPU that trains, asleep between rounds; not run by us yet
 
 Before a round's first response each proves, bit by bit, that its weights are the policy's (`check_weights`). None of
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from lit_align.data.sampling import Response, Sampling, as_it_is, cut, sample_responses, stream
+from lit_align.data.sampling import Response, Sampling, cut, sample_responses, stream, without_generation_defaults
 from lit_align.errors import UserError
 from lit_align.packing import PACKED
 from lit_align.policy import Policy
@@ -41,11 +41,11 @@ class Sampler(ABC):
         """Take the policy's present weights, in this type; where they lie in shards, every process does."""
 
     @abstractmethod
-    def has(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
+    def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
         """Whether it draws with these weights and no others, bit by bit. Takes all of them, whatever it finds."""
 
     @abstractmethod
-    def draw(
+    def sample(
         self,
         policy: Policy,
         prompts: Sequence[list[int]],
@@ -78,7 +78,7 @@ class Sampler(ABC):
             self.release()
 
 
-class _OwnCopy(Sampler):
+class _TransformersSampler(Sampler):
     """A sampler that runs a copy of the policy in transformers."""
 
     _model: PreTrainedModel | None = None
@@ -86,7 +86,7 @@ class _OwnCopy(Sampler):
     def load(self, policy: Policy, dtype: torch.dtype) -> None:
         self._model = policy.merged_copy(dtype)
 
-    def has(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
+    def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
         own = dict(self.model.named_parameters())
         same = [name in own and _same_bits(own.pop(name), weight) for name, weight in weights]
         return all(same) and not own
@@ -100,14 +100,14 @@ class _OwnCopy(Sampler):
         return self._model
 
 
-class GenerateSampler(_OwnCopy):
+class GenerateSampler(_TransformersSampler):
     """transformers' `generate`: a batch goes on until its last response has ended.
 
     Each sample has a random stream of its own: from equal weights the same batches give the same bytes, however often
     they are drawn and by whatever process.
     """
 
-    def draw(
+    def sample(
         self,
         policy: Policy,
         prompts: Sequence[list[int]],
@@ -119,7 +119,7 @@ class GenerateSampler(_OwnCopy):
         return sample_responses(self.model, policy.tokenizer, prompts, keys, count, sampling, end_ids)
 
 
-class ContinuousSampler(_OwnCopy):
+class ContinuousBatchingSampler(_TransformersSampler):
     """transformers' continuous batching: a response that ends makes room for the next, and no token is padding.
 
     It pays on GPUs, for responses of very different length, with a large data.sampling_batch_size. A batch has one
@@ -140,14 +140,14 @@ class ContinuousSampler(_OwnCopy):
 
     @property
     def identity(self) -> str:
-        return f"ContinuousSampler of {self.cache_tokens} tokens"
+        return f"ContinuousBatchingSampler of {self.cache_tokens} tokens"
 
     def load(self, policy: Policy, dtype: torch.dtype) -> None:
         super().load(policy, dtype)
         if self.model.config._attn_implementation == PACKED:  # of which transformers has no paged form
             self.model.set_attn_implementation("sdpa")
 
-    def draw(
+    def sample(
         self,
         policy: Policy,
         prompts: Sequence[list[int]],
@@ -164,7 +164,7 @@ class ContinuousSampler(_OwnCopy):
     def _generate(
         self, requests: Sequence[list[int]], seed: int, sampling: Sampling, end_ids: Sequence[int]
     ) -> list[list[int]]:
-        with as_it_is(self.model), torch.random.fork_rng():
+        with without_generation_defaults(self.model), torch.random.fork_rng():
             manager: Any = self.model.init_continuous_batching(  # type: ignore[operator]
                 generation_config=_generation_config(sampling, end_ids),
                 continuous_batching_config=self._config(requests, seed, sampling),
@@ -224,8 +224,8 @@ def _results(manager: Any, names: Sequence[str]) -> list[list[int]]:
 
 def _failed(what: str) -> UserError:
     return UserError(
-        f"data.sampler=ContinuousSampler: transformers' continuous batching failed: {what}. Not every model can do it: "
-        "take GenerateSampler. What was drawn before is kept."
+        f"data.sampler=ContinuousBatchingSampler: transformers' continuous batching failed: {what}. Not every "
+        "model supports it. Use GenerateSampler; the responses sampled so far are kept."
     )
 
 
@@ -283,11 +283,11 @@ class VLLMSampler(Sampler):
         engine.wake_up(tags=["weights"])
         return engine
 
-    def has(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
+    def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
         theirs = self._engine.apply_model(lambda model: weight_sums(model.parameters()))[0]
         return theirs == weight_sums(weight for _, weight in weights)
 
-    def draw(
+    def sample(
         self,
         policy: Policy,
         prompts: Sequence[list[int]],
@@ -325,7 +325,7 @@ class VLLMSampler(Sampler):
             self._engine.sleep(level=2)  # neither weights nor cache
 
 
-_INSTEAD = "take ContinuousSampler or GenerateSampler"
+_INSTEAD = "take ContinuousBatchingSampler or GenerateSampler"
 
 
 def _bits(weight: Tensor) -> Tensor:
@@ -359,7 +359,7 @@ def check_weights(sampler: Sampler, policy: Policy, dtype: torch.dtype) -> None:
     Raises:
         UserError: it draws with others.
     """
-    if not sampler.has((name, whole(value).to(dtype)) for name, value in policy.full_weights()):
+    if not sampler.weights_match((name, whole(value).to(dtype)) for name, value in policy.full_weights()):
         raise UserError(
             f"data.sampler={type(sampler).__name__} does not have the policy's weights, so that its samples would be "
             "another model's. This model and this engine do not go together: take GenerateSampler."

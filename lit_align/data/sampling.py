@@ -23,7 +23,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from lit_align.data.tokenization import special_tokens
 from lit_align.errors import UserError
 
-CACHED = 1 << 18
+CPU_CHUNK_ELEMENTS = 1 << 18
 """Numbers that a CPU computes with at once, of a vocabulary's."""
 
 
@@ -227,7 +227,7 @@ def generate(
     stopping = StoppingCriteriaList()
     if sampling.stop:
         stopping.append(_StopStrings(sampling.stop, tokenizer, width))
-    with torch.inference_mode(), as_it_is(model), _contiguous_head(model):
+    with torch.inference_mode(), without_generation_defaults(model), _contiguous_head(model):
         output = model.generate(  # type: ignore[operator]
             input_ids=ids.repeat_interleave(count, 0),
             attention_mask=mask.repeat_interleave(count, 0),
@@ -253,7 +253,7 @@ def _repeated_prefix(model: PreTrainedModel, ids: Tensor, mask: Tensor, count: i
 
 
 @contextmanager
-def as_it_is(model: PreTrainedModel) -> Iterator[None]:
+def without_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's own generation settings.
 
     transformers fills in from them whatever a `GenerationConfig` leaves open: a repetition penalty, say, with which
@@ -296,7 +296,7 @@ class _InverseTransform(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         uniforms = self.uniforms[:, input_ids.shape[1] - self.prompt_width, None]
-        rows = len(scores) if scores.is_cuda else max(1, CACHED // scores.shape[1])
+        rows = len(scores) if scores.is_cuda else max(1, CPU_CHUNK_ELEMENTS // scores.shape[1])
         chunks = zip(scores.split(rows), uniforms.split(rows), strict=True)
         tokens = torch.cat([self._tokens(some, points) for some, points in chunks])
         return scores.scatter_(1, tokens, torch.inf)  # they are a copy of `generate`'s, for this

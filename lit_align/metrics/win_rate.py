@@ -22,15 +22,16 @@ cannot tell apart a length that the judge likes from a length that the content n
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-DRAWN = 1 << 22
-"""Values that a bootstrap draws at once."""
+BOOTSTRAP_CHUNK = 1 << 22
+"""Values that a bootstrap resamples at once."""
 RIDGE = 1e-6
 """Keeps θ finite where every pair is won: σ(θ) stops at 0.99999."""
 
@@ -58,7 +59,7 @@ def bootstrap_interval(
     """Percentile interval of the mean of independent values, [P]."""
     generator = torch.Generator().manual_seed(seed)
     values, count = values.double().cpu(), len(values)
-    at_once = max(1, DRAWN // count)
+    at_once = max(1, BOOTSTRAP_CHUNK // count)
     means = torch.cat(
         [
             values[torch.randint(count, (min(at_once, resamples - start), count), generator=generator)].mean(1)
@@ -106,6 +107,50 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
+class Estimate(NamedTuple):
+    """A mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Estimate":
+        """Mean of the prompts' values, [P], with its bootstrap interval."""
+        return cls(values.double().mean().item(), *bootstrap_interval(values))
+
+    def named(self, name: str) -> dict[str, float]:
+        """The three numbers as NAME, NAME_low and NAME_high."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+@dataclass(frozen=True)
+class RewardComparison:
+    """The policy's responses against another's to the same prompts, by one scorer."""
+
+    reward: Estimate
+    other_reward: Estimate
+    win_rate: Estimate
+    win_rate_ties_as_wins: float
+    win_rate_length_controlled: Estimate
+    length: float
+    other_length: float
+
+
+def compare_rewards(rewards: Tensor, other: Tensor, lengths: Tensor, other_lengths: Tensor) -> RewardComparison:
+    """Compare rewards and lengths (tokens) of n responses of the policy, [P, n], with those of m others, [P, m]."""
+    wins = pair_wins(rewards, other)
+    return RewardComparison(
+        reward=Estimate.of(rewards.double().mean(1)),
+        other_reward=Estimate.of(other.double().mean(1)),
+        win_rate=Estimate.of(wins.mean((1, 2))),
+        win_rate_ties_as_wins=win_rates(rewards, other, tie=1.0).mean().item(),
+        win_rate_length_controlled=Estimate(*length_controlled_win_rate(wins, lengths, other_lengths)),
+        length=lengths.double().mean().item(),
+        other_length=other_lengths.double().mean().item(),
+    )
+
+
 class WinRateMetric(Metric):
     """Mean rewards, lengths and win rates with their intervals, over all prompts seen; `compute` returns them by name.
 
@@ -126,30 +171,16 @@ class WinRateMetric(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, rewards: Tensor, other: Tensor, lengths: Tensor, other_lengths: Tensor) -> None:
-        """Add P prompts: rewards and lengths (tokens) of n responses of the policy, [P, n], and m others', [P, m]."""
+        """Add P prompts; arguments as of `compare_rewards`."""
         self.rewards.append(rewards)
         self.other.append(other)
         self.lengths.append(lengths)
         self.other_lengths.append(other_lengths)
 
     def compute(self) -> dict[str, float]:
-        rewards, other = dim_zero_cat(self.rewards), dim_zero_cat(self.other)
-        lengths, other_lengths = dim_zero_cat(self.lengths), dim_zero_cat(self.other_lengths)
-        wins = pair_wins(rewards, other)
-        controlled = length_controlled_win_rate(wins, lengths, other_lengths)
-        values: dict[str, float] = {}
-        for name, each in ((f"reward_{self.other_name}", other), ("reward_end", rewards)):
-            values |= with_interval(name, each.double().mean(1))
-        values |= with_interval("win_rate", wins.mean((1, 2)))
-        values["win_rate_ties_as_wins"] = win_rates(rewards, other, tie=1.0).mean().item()
-        names = ("win_rate_length_controlled", "win_rate_length_controlled_low", "win_rate_length_controlled_high")
-        values |= dict(zip(names, controlled, strict=True))
-        values[f"length_{self.other_name}"] = other_lengths.double().mean().item()
-        values["length_end"] = lengths.double().mean().item()
-        return values
-
-
-def with_interval(name: str, values: Tensor) -> dict[str, float]:
-    """Mean of the prompts' values, [P], with its bootstrap interval: NAME, NAME_low, NAME_high."""
-    low, high = bootstrap_interval(values)
-    return {name: values.double().mean().item(), f"{name}_low": low, f"{name}_high": high}
+        columns = (self.rewards, self.other, self.lengths, self.other_lengths)
+        found = compare_rewards(*(dim_zero_cat(column) for column in columns))
+        values = found.other_reward.named(f"reward_{self.other_name}") | found.reward.named("reward_end")
+        values |= found.win_rate.named("win_rate") | {"win_rate_ties_as_wins": found.win_rate_ties_as_wins}
+        values |= found.win_rate_length_controlled.named("win_rate_length_controlled")
+        return values | {f"length_{self.other_name}": found.other_length, "length_end": found.length}

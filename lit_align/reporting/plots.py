@@ -1,4 +1,4 @@
-"""What a report draws: each picture is a function that draws on axes and says whether there was anything to draw."""
+"""The plots of a report. Each plot is a function that draws on axes and returns whether the run has data for it."""
 
 import base64
 import html
@@ -15,8 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from lit_align.evaluation.summary import TRAINING
 from lit_align.metrics.win_rate import bootstrap_interval
-from lit_align.reporting.run_folder import Run, of_judge
+from lit_align.reporting.paired import SharedScorer, scorers_of
+from lit_align.reporting.run_folder import Run, metric_of
 
 matplotlib.use("agg")
 
@@ -40,7 +42,7 @@ LINES = {
     ),
     "diversity": ("diversity of held-out responses", ["val/distinct_2", "val/self_bleu"]),
 }
-"""File name → title and metrics of the pictures that are lines over optimizer steps."""
+"""File name → title and metrics of the plots that are lines over optimizer steps."""
 
 
 Draw = Callable[[Axes], bool]
@@ -50,32 +52,33 @@ def _draws(run: Run) -> dict[str, Draw]:
     draws: dict[str, Draw] = {
         name: partial(_draw_lines, run=run, title=title, metrics=metrics) for name, (title, metrics) in LINES.items()
     }
-    draws["frontier"] = partial(_draw_frontier, runs=[run], judge="")
-    draws["win_rate"] = partial(_draw_win_rate, runs=[run], judges=run.judges or [""])
+    scorers = scorers_of([run]) or [SharedScorer(TRAINING, "", {run.name: TRAINING})]
+    draws["frontier"] = partial(_draw_frontier, runs=[run], scorer=scorers[0])
+    draws["win_rate"] = partial(_draw_win_rate, runs=[run], scorers=scorers)
     draws["seconds"] = partial(_draw_seconds, run=run)
     draws["lengths"] = partial(_draw_lengths, run=run)
     return draws
 
 
-def pictures(run: Run) -> Iterator[tuple[str, Figure]]:
-    """Name and figure of all that a run has data for."""
+def run_plots(run: Run) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of each plot that the run has data for."""
     for name, draw in _draws(run).items():
         if (figure := _figure(draw)) is not None:
             yield name, figure
 
 
-def comparison_pictures(runs: Sequence[Run], judges: Sequence[str]) -> Iterator[tuple[str, Figure]]:
+def comparison_plots(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> Iterator[tuple[str, Figure]]:
     """Frontier and win rate of several runs, by each scorer."""
-    for judge in judges:
-        draws: dict[str, Draw] = {"frontier": partial(_draw_frontier, runs=runs, judge=judge)}
-        draws["win_rate"] = partial(_draw_win_rate, runs=runs, judges=[judge])
+    for scorer in scorers:
+        draws: dict[str, Draw] = {"frontier": partial(_draw_frontier, runs=runs, scorer=scorer)}
+        draws["win_rate"] = partial(_draw_win_rate, runs=runs, scorers=[scorer])
         for name, draw in draws.items():
             if (figure := _figure(draw)) is not None:
-                yield of_judge(name, judge), figure
+                yield f"{name}, {scorer.label}", figure
 
 
 def plot_curves(folder: str | Path) -> Path | None:
-    """All of a run's pictures in `curves.png`; None if nothing was logged."""
+    """Draw all plots of a run into `curves.png`; None if nothing was logged."""
     run = Run(Path(folder), Path(folder).name)
     scratch = plt.figure()
     drawn = [draw for draw in _draws(run).values() if draw(scratch.add_subplot())]
@@ -97,7 +100,7 @@ def plot_curves(folder: str | Path) -> Path | None:
 
 
 def _figure(draw: Draw) -> Figure | None:
-    """A picture; None where there is nothing to draw."""
+    """A plot; None where there is nothing to draw."""
     figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
     plt.close(figure)  # from pyplot's list; it can still be saved
     return figure if draw(axis) else None
@@ -134,25 +137,24 @@ def _draw_lines(axis: Axes, run: Run, title: str, metrics: Sequence[str]) -> boo
     return _styled(axis, title, "optimizer step")
 
 
-def _draw_frontier(axis: Axes, runs: Sequence[Run], judge: str) -> bool:
+def _draw_frontier(axis: Axes, runs: Sequence[Run], scorer: SharedScorer) -> bool:
     """Reward against KL from the start, along the validations; a diamond is the verdict on the test prompts."""
     drawn = False
     for number, run in enumerate(runs):
+        if (name := scorer.names.get(run.name)) is None:
+            continue
         color = f"C{number % 10}"
-        points = run.points("val/kl_from_start", of_judge("val/reward", judge))
-        rows = next(iter(run.validations.values()), [])
-        if points and rows and (column := of_judge("rewards_start", judge)) in rows[0]:
-            start = [reward for row in rows for reward in row[column]]
-            points = [(0.0, sum(start) / len(start)), *points]
+        points = run.points("val/kl_from_start", metric_of("val/reward", name))
+        if points and (start := _start_reward(run, name)) is not None:
+            points = [(0.0, start), *points]
         if points:
             label = label_of(run.name) if len(runs) > 1 else "validation prompts"
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.2, color=color, label=label)
             if len(runs) == 1:
                 for place, (x, y) in enumerate(points):
                     axis.annotate(str(place), (x, y), fontsize=7, textcoords="offset points", xytext=(4, -9))
-        if end := run.scored(judge):
-            x, y = run.summary["kl_from_start"], end["reward_end"]
-            low, high = end.get("reward_end_low", y), end.get("reward_end_high", y)
+        if run.summary:
+            x, (y, low, high) = run.summary.kl_from_start.value, run.summary.scorers[name].reward_end
             axis.errorbar(
                 [x], [y], yerr=[[y - low], [high - y]], marker="D", markersize=5, color=color, capsize=2,
                 label=(label_of(run.name) if not points else None) if len(runs) > 1 else "test prompts, 95 %",
@@ -162,26 +164,33 @@ def _draw_frontier(axis: Axes, runs: Sequence[Run], judge: str) -> bool:
     if not drawn:
         return False
     axis.set_ylabel("mean reward", fontsize=8)
-    by = f" by {judge}" if judge else ""
-    return _styled(axis, f"frontier: reward{by} against KL", "KL(policy‖start), nats per response")
+    return _styled(axis, f"frontier: reward by {scorer.label} against KL", "KL(policy‖start), nats per response")
 
 
-def _draw_win_rate(axis: Axes, runs: Sequence[Run], judges: Sequence[str]) -> bool:
+def _start_reward(run: Run, name: str) -> float | None:
+    """Mean reward of the start on the validation prompts, by one scorer."""
+    rows = next(iter(run.validations.values()), [])
+    rewards = [reward for row in rows if (scored := row.scored_by(name)) for reward in scored.rewards_start]
+    return sum(rewards) / len(rewards) if rewards else None
+
+
+def _draw_win_rate(axis: Axes, runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> bool:
     """Win rate at each validation with its 95 % band: of one run by several scorers, or of several by one."""
     drawn = 0
     for run in runs:
-        for judge in judges:
-            if not (points := run.points("step", of_judge("val/win_rate", judge))):
+        for scorer in scorers:
+            name = scorer.names.get(run.name)
+            if name is None or not (points := run.points("step", metric_of("val/win_rate", name))):
                 continue
             color = f"C{drawn % 10}"
             drawn += 1
-            label = label_of(run.name) if len(runs) > 1 else (label_of(judge) or "training scorer")
+            label = label_of(run.name if len(runs) > 1 else scorer.label)
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.2, color=color, label=label)
             rates = {
-                step: torch.tensor([row[column] for row in rows])
+                step: [scored.win_rate for row in rows if (scored := row.scored_by(name))]
                 for step, rows in run.validations.items()
-                if (column := of_judge("win_rate", judge)) in rows[0]
             }
+            rates = {step: torch.tensor(values) for step, values in rates.items() if values}
             if rates:
                 low, high = zip(*map(bootstrap_interval, rates.values()), strict=True)
                 axis.fill_between(list(rates), low, high, color=color, alpha=0.12, linewidth=0)
@@ -191,7 +200,7 @@ def _draw_win_rate(axis: Axes, runs: Sequence[Run], judges: Sequence[str]) -> bo
     axis.axhline(0.5, color="0.6", linewidth=0.8)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    by = f" by {label_of(judges[0])}" if len(runs) > 1 and judges[0] else ""
+    by = f" by {scorers[0].label}" if len(runs) > 1 else ""
     return _styled(axis, f"win rate{by} against the start, 95 % band", "optimizer step")
 
 
@@ -223,7 +232,8 @@ def _draw_seconds(axis: Axes, run: Run) -> bool:
 def _draw_lengths(axis: Axes, run: Run) -> bool:
     if not run.held_out:
         return False
-    both = [[n for row in run.held_out for n in row[name]] for name in ("lengths_start", "lengths")]
+    start = [length for row in run.held_out for length in row.lengths_start]
+    both = [start, [length for row in run.held_out for length in row.lengths]]
     highest = max(map(max, both))
     bins = torch.linspace(0.5, highest + 0.5, min(highest, 30) + 1).tolist()
     axis.hist(both, bins=bins, label=["start", "end"], color=["0.7", "C0"])

@@ -1,18 +1,14 @@
-"""A run's folder, read: metrics.csv, summary.json, held_out/*.parquet, config.yaml, as far as they are there."""
+"""Reads a run's folder: metrics.csv, summary.json, held_out/*.parquet and config.yaml, as far as they exist."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from lit_align.errors import UserError
+from lit_align.evaluation.rows import HeldOutRow, read_held_out
+from lit_align.evaluation.summary import TRAINING, ScorerSummary, Summary
 from lit_align.reporting.metrics_csv import read_metrics
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,20 +23,18 @@ class Run:
         return read_metrics(self.folder / "metrics.csv")
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
-        path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+    def summary(self) -> Summary | None:
+        return Summary.read(self.folder)
 
     @cached_property
-    def held_out(self) -> list[Row]:
-        """One row per prompt of the verdict at the end."""
-        path = self.folder / "held_out" / "test.parquet"
-        return pq.read_table(path).to_pylist() if path.exists() else []
+    def held_out(self) -> list[HeldOutRow]:
+        """One row per prompt of the verdict."""
+        return read_held_out(verdict_file(self.folder))
 
     @cached_property
-    def validations(self) -> dict[int, list[Row]]:
-        """The same at each validation, by optimizer step."""
-        return {step_of(path): pq.read_table(path).to_pylist() for path in held_out_files(self.folder)}
+    def validations(self) -> dict[int, list[HeldOutRow]]:
+        """One row per prompt of each validation, by optimizer step."""
+        return {step_of(path): read_held_out(path) for path in held_out_files(self.folder)}
 
     @property
     def configuration(self) -> str:
@@ -48,14 +42,9 @@ class Run:
         return path.read_text() if path.exists() else ""
 
     @property
-    def judges(self) -> list[str]:
-        """Names of the scorers in the summary; "" is the training scorer."""
-        nested = [k for k, v in self.summary.items() if isinstance(v, dict) and k not in ("data", "forgetting")]
-        return ["", *nested] if "win_rate" in self.summary else []
-
-    def scored(self, judge: str) -> dict[str, float]:
-        """The summary by one scorer."""
-        return self.summary.get(judge, {}) if judge else self.summary
+    def scorers(self) -> dict[str, ScorerSummary]:
+        """The summary of each scorer by name; empty without a verdict."""
+        return self.summary.scorers if self.summary else {}
 
     def points(self, *names: str) -> list[tuple[float, ...]]:
         """The logged rows that have all of these metrics."""
@@ -70,19 +59,29 @@ class Run:
         return {"reference refreshed": ("tab:red", refreshes), "new round": ("0.75", rounds)}
 
 
-def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+def open_runs(folders: Sequence[str | Path]) -> list[Run]:
     paths = [Path(folder) for folder in folders]
     for path in paths:
         if not (path / "metrics.csv").exists() and not (path / "summary.json").exists():
-            raise UserError(f"{path}: no run's folder; there is neither metrics.csv nor summary.json in it.")
+            raise UserError(f"{path}: not a run's folder; it has neither metrics.csv nor summary.json.")
     short = [path.resolve().name for path in paths]
     names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
     return [Run(path, name) for path, name in zip(paths, names, strict=True)]
 
 
+def verdict_file(folder: str | Path) -> Path:
+    """The rows of the verdict, the evaluation at the end."""
+    return Path(folder, "held_out", "test.parquet")
+
+
+def validation_file(folder: str | Path, step: int) -> Path:
+    """The rows of the validation at an optimizer step."""
+    return Path(folder, "held_out", f"validation-{step:06d}.parquet")
+
+
 def held_out_files(folder: str | Path) -> list[Path]:
-    """What was answered during training, by step."""
-    return sorted(Path(folder, "held_out").glob("validation-*.parquet"))
+    """The rows of all validations, in the order of their steps."""
+    return sorted(Path(folder, "held_out").glob("validation-*.parquet"), key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -90,6 +89,6 @@ def step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def of_judge(name: str, judge: str) -> str:
-    """A metric's or column's name for one scorer."""
-    return f"{name}_{judge}" if judge else name
+def metric_of(name: str, scorer: str) -> str:
+    """The name of a metric as logged for a scorer."""
+    return name if scorer == TRAINING else f"{name}_{scorer}"

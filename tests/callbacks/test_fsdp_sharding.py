@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from processes import run_in
+from processes import Weights, farthest, processes_of, run_in, train
 from tiny import adamw, byte_tokenizer, fit, llama_config, sgd, write_pairs
 from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM
@@ -20,12 +20,11 @@ from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reference.config import ReferenceConfig
-from lit_align.sharding import reshard, shards, whole
+from lit_align.sharding import shards
 
 REPOSITORY = Path(__file__).parents[2]
 LORA = LoRAConfig(r=1, alpha=2)  # so small that a ring of past adapters is smaller than dense updates
 RULES = {"soft": (0.7, 1), "small alpha": (0.05, 1), "hard": (1.0, 3), "by round": (1.0, 1, "round"), "none": None}
-Weights = dict[str, torch.Tensor]
 
 
 def run(
@@ -35,43 +34,20 @@ def run(
     lora: LoRAConfig | None = None,
     rule: tuple[Any, ...] | None = (0.6, 1),
     *callbacks: L.Callback,
-    ckpt_path: str | None = None,
     **options: Any,
 ) -> Weights:
     """Train on 16 pairs, 4 at a step whatever the number of processes; gives all weights in full."""
-    processes, sharded = (1 if strategy == "auto" else 2), strategy not in ("auto", "ddp")
     options = {"optimizer": sgd(), "policy": PolicyConfig(folder, dtype="float32")} | options
-    trainer = {key: options.pop(key) for key in ("max_epochs", "gradient_clip_val") if key in options}
+    trainer = {key: options.pop(key) for key in ("max_epochs", "gradient_clip_val", "ckpt_path") if key in options}
+    trainer["enable_checkpointing"] = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     module = getattr(objectives, objective)(options.pop("policy"), lora=lora, **options)
-    data = OfflinePairs(str(Path(folder, "pairs.jsonl")), batch_size=4 // processes, seed=1)
-    sharding = [FSDPSharding()] if strategy == "fsdp2" and not has_plan(callbacks) else []
+    data = OfflinePairs(str(Path(folder, "pairs.jsonl")), batch_size=4 // processes_of(strategy), seed=1)
     refresh = [ReferenceRefresh(*rule)] if rule else []
-    fit(
-        module,
-        data,
-        *sharding,
-        *refresh,
-        *callbacks,
-        ckpt_path=ckpt_path,
-        strategy=strategy,
-        devices=processes,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        **trainer,
-    )
-    if sharded:
+    weights = train(module, data, *refresh, *callbacks, strategy=strategy, **trainer)
+    if strategy not in ("auto", "ddp"):
         assert shards(module.policy), "nothing was sharded"
         assert all(isinstance(weight, DTensor) for _, weight in module.policy.trainable_weights())
-    reshard(module)
-    return {name: whole(weight.detach()).clone() for name, weight in module.named_parameters()}
-
-
-def has_plan(callbacks: tuple[L.Callback, ...]) -> bool:
-    return any(isinstance(callback, FSDPSharding) for callback in callbacks)
-
-
-def farthest(some: Weights, other: Weights) -> float:
-    assert some.keys() == other.keys()
-    return max((some[name] - other[name]).abs().max().item() for name in some)
+    return weights
 
 
 @pytest.fixture(scope="module")
@@ -157,15 +133,25 @@ def test_computing_in_bfloat16_keeps_float32_shards(folder, in_tmp, lora):
 # --- resume ---
 
 
-@pytest.mark.parametrize("rule", ["soft", "small alpha", "hard"])
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+# Full weights are mixed alike whatever alpha is; under LoRA a small one makes dense updates of the ring of adapters.
+RESUMED = [(None, "soft"), (None, "hard"), (LORA, "soft"), (LORA, "small alpha"), (LORA, "hard")]
+
+
+@pytest.mark.parametrize(
+    ("lora", "rule"), RESUMED, ids=[f"{'LoRA' if lora else 'full'}-{rule}" for lora, rule in RESUMED]
+)
 @pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2", "fsdp2 in shards"])
 def test_resumed_in_the_middle_the_run_ends_as_the_uninterrupted_one(folder, in_tmp, strategy, lora, rule):
-    whole_run = in_processes(strategy, folder, lora, rule)
-    in_processes(strategy, folder, lora, rule, keep=True)
-    resumed = in_processes(strategy, folder, lora, rule, ckpt_path="ckpt/half.ckpt")
+    uninterrupted = in_processes(strategy, folder, lora, rule, keep=True)
     assert Path("ckpt/half.ckpt").is_dir() == ("in shards" in strategy)
-    assert farthest(whole_run, resumed) == 0
+    resumed = in_processes(strategy, folder, lora, rule, ckpt_path="ckpt/half.ckpt")
+    assert farthest(uninterrupted, resumed) == 0
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2 in shards"])
+def test_saving_a_checkpoint_leaves_the_run_alone(folder, in_tmp, strategy):
+    saved = in_processes(strategy, folder, LORA, "soft", keep=True)
+    assert farthest(saved, in_processes(strategy, folder, LORA, "soft")) == 0
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
@@ -232,17 +218,12 @@ class Foreign(L.LightningModule):
         return torch.optim.SGD(self.policy.parameters(), lr=0.1)
 
 
-def run_foreign(strategy: str, *callbacks: L.Callback) -> Weights:
-    module = Foreign()
-    devices = 2 if strategy == "fsdp2" else 1
-    fit(module, range(6), ReferenceRefresh(0.3), *callbacks, strategy=strategy, devices=devices)
-    reshard(module)
-    return {name: whole(weight.detach()).clone() for name, weight in module.named_parameters()}
-
-
 def test_a_foreign_module_is_sharded_and_refreshed_by_the_two_callbacks(in_tmp):
-    single = run_foreign("auto")
-    both = run_in(2, run_foreign, "fsdp2", FSDPSharding(blocks=["Linear"]))
+    def run(strategy: str, *callbacks: L.Callback) -> Weights:
+        return train(Foreign(), range(6), ReferenceRefresh(0.3), *callbacks, strategy=strategy)
+
+    single = run("auto")
+    both = run_in(2, run, "fsdp2", FSDPSharding(blocks=["Linear"]))
     assert farthest(single, both[0]) < 1e-6
     assert farthest(both[0], both[1]) == 0
 

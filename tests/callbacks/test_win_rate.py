@@ -1,9 +1,6 @@
 """The verdict on held-out prompts, and the report of a run, on a real fit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +9,34 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from processes import run_in
 from tiny import adamw, fit, on_policy, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align.callbacks import RunReport, WinRate
 from lit_align.data import FunctionScorer, OfflinePairs, Sampling
+from lit_align.data.batches import Example, collate
 from lit_align.data.scorers.base import Scores
 from lit_align.errors import UserError
+from lit_align.evaluation.rows import read_held_out
+from lit_align.evaluation.summary import Summary
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
-from lit_align.reporting.run_folder import held_out_files
-
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
+from lit_align.reporting.run_folder import held_out_files, verdict_file
 
 
 def scorer() -> FunctionScorer:
     return FunctionScorer("rewards.py:reward")
 
 
-def test_a_fresh_run_keeps_no_verdict_of_another_in_its_folder_and_a_resumed_one_keeps_its_own(tiny_model, in_tmp):
+def read_summary(folder: str) -> Summary:
+    summary = Summary.read(folder)
+    assert summary is not None
+    return summary
+
+
+def test_a_fresh_run_deletes_an_earlier_verdict_and_a_resumed_one_keeps_it(tiny_model, in_tmp):
     def run(*callbacks: Any, **options: Any) -> None:
         module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
         callbacks = (RunReport(save_model=False), *callbacks)
@@ -78,11 +83,12 @@ def test_a_policy_that_has_not_moved_ties_with_itself(tiny_model, in_tmp, lora):
         verdict,
         default_root_dir="run",
     )
-    summary = json.loads((in_tmp / "run" / "summary.json").read_text())
-    assert summary["win_rate"] == summary["win_rate_low"] == summary["win_rate_high"] == 0.5
-    assert summary["reward_start"] == summary["reward_end"]
-    assert summary["kl_from_start"] == 0
-    assert summary["other"] == {name: summary[name] for name in summary["other"]}
+    summary = read_summary("run")
+    assert summary.training.win_rate == (0.5, 0.5, 0.5)
+    assert summary.training.reward_start == summary.training.reward_end
+    assert summary.kl_from_start.value == 0
+    assert summary.scorers["other"] == summary.training
+    assert summary.training.identity == scorer().identity
 
 
 def test_a_run_leaves_its_verdict_its_curves_and_a_model_that_reloads(tiny_model, in_tmp, capsys):
@@ -91,17 +97,9 @@ def test_a_run_leaves_its_verdict_its_curves_and_a_model_that_reloads(tiny_model
     module = DPO(PolicyConfig(tiny_model), lora=LoRAConfig(r=4), optimizer=adamw(3e-2))
     fit(module, data, verdict, RunReport(), max_epochs=2, default_root_dir="run", log_every_n_steps=1)
 
-    summary = json.loads((in_tmp / "run" / "summary.json").read_text())
-    assert {
-        "reward_start",
-        "reward_end",
-        "win_rate",
-        "win_rate_low",
-        "win_rate_high",
-        "kl_from_start",
-    } <= summary.keys()
-    assert summary["kl_from_start"] > 0.1
-    assert summary["win_rate_low"] <= summary["win_rate"] <= summary["win_rate_high"]
+    summary = read_summary("run")
+    assert summary.kl_from_start.value > 0.1
+    assert summary.training.win_rate.low <= summary.training.win_rate.value <= summary.training.win_rate.high
 
     rows = read_metrics(in_tmp / "run" / "metrics.csv")
     rounds = [row["round"] for row in rows if "round/pairs" in row]
@@ -158,14 +156,14 @@ def test_missing_held_out_prompts_are_found_before_training(tiny_model, in_tmp):
         ),
     ],
 )
-def test_held_out_prompts_that_cannot_be_answered_are_found_before_training(tiny_model, in_tmp, options, message):
+def test_prompts_that_cannot_be_answered_are_found_before_training(tiny_model, in_tmp, options, message):
     Path("held_out.jsonl").write_text(json.dumps({"prompt": 60 * "a"}) + "\n")
     with pytest.raises(UserError, match=message):
         fit(DPO(PolicyConfig(tiny_model)), on_policy(in_tmp, **options), WinRate("held_out.jsonl", scorer()))
     assert not Path("rounds").exists()
 
 
-def test_testing_a_checkpoint_gives_the_verdict_of_the_run_that_made_it(tiny_model, in_tmp):
+def test_testing_a_checkpoint_gives_the_verdict_of_its_run(tiny_model, in_tmp):
     data = on_policy(in_tmp)
     verdict = WinRate("prompts.jsonl", scorer())
     trainer = fit(DPO(PolicyConfig(tiny_model), optimizer=adamw(3e-2)), data, verdict, default_root_dir="run")
@@ -187,7 +185,7 @@ def test_test_pairs_are_reported(tiny_model, in_tmp):
     assert "test/reward_margin" in values
 
 
-def test_the_data_sets_own_responses_forgetting_and_every_prompt_are_reported(tiny_model, in_tmp):
+def test_own_responses_forgetting_and_every_prompt_are_reported(tiny_model, in_tmp):
     data = on_policy(in_tmp)
     rows = [{"prompt": f"Say {i}", "completion": f" well {i}"} for i in range(10)]
     (in_tmp / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -197,26 +195,31 @@ def test_the_data_sets_own_responses_forgetting_and_every_prompt_are_reported(ti
     )  # fmt: skip
     module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw(3e-2))
     fit(module, data, verdict, default_root_dir="run", log_every_n_steps=1)
-    summary = json.loads((in_tmp / "run" / "summary.json").read_text())
+    summary = read_summary("run")
     own = [float(sum(map(ord, row["completion"])) % 17) for row in rows]
-    assert summary["data"]["reward_data"] == pytest.approx(sum(own) / len(own))
-    assert summary["data"]["other"]["win_rate"] == summary["data"]["win_rate"]
+    assert summary.training.data is not None
+    assert summary.training.data.reward.value == pytest.approx(sum(own) / len(own))
+    assert summary.scorers["other"].data == summary.training.data
 
-    forgetting = summary["forgetting"]["texts"]
+    forgetting = summary.forgetting["texts"]
     start = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-    assert forgetting["nll_start"] == pytest.approx(nll_by_hand(start, module.tokenizer, rows), rel=1e-5)
+    assert forgetting.nll_start == pytest.approx(nll_by_hand(start, module.tokenizer, rows), rel=1e-5)
     after = nll_by_hand(module.policy.merged_copy(torch.float32), module.tokenizer, rows)
-    assert forgetting["nll_end"] == pytest.approx(after, rel=1e-5)
-    assert forgetting["change_low"] <= forgetting["change"] <= forgetting["change_high"]
+    assert forgetting.nll_end == pytest.approx(after, rel=1e-5)
+    assert forgetting.change.low <= forgetting.change.value <= forgetting.change.high
 
-    table = pq.read_table(in_tmp / "run" / "held_out" / "test.parquet").to_pylist()
-    assert [row["prompt"] for row in table] == [row["prompt"] for row in rows]
-    assert [row["reward_data"] for row in table] == own
-    assert sum(row["win_rate"] for row in table) / 10 == pytest.approx(summary["win_rate"])
-    rewards = [reward for row in table for reward in row["rewards_other"]]
-    assert sum(rewards) / len(rewards) == pytest.approx(summary["reward_end"])
-    kl = [a - b for row in table for a, b in zip(row["logps"], row["logps_start"], strict=True)]
-    assert sum(kl) / len(kl) == pytest.approx(summary["kl_from_start"])
+    table = read_held_out(verdict_file("run"))
+    assert [row.prompt for row in table] == [row["prompt"] for row in rows]
+    training, other = zip(*(row.scorers for row in table), strict=True)
+    assert [scored.reward_data for scored in training] == own
+    assert sum(scored.win_rate for scored in training) / 10 == pytest.approx(summary.training.win_rate.value)
+    rewards = [reward for scored in other for reward in scored.rewards]
+    assert sum(rewards) / len(rewards) == pytest.approx(summary.training.reward_end.value)
+    kl = [a - b for row in table for a, b in zip(row.logps, row.logps_start, strict=True)]
+    assert sum(kl) / len(kl) == pytest.approx(summary.kl_from_start.value)
+    batch = collate([Example(row.prompt_ids, row.response_ids, row.source) for row in table[:1]], [0])
+    with torch.no_grad():
+        assert module.policy(batch)[0].tolist() == pytest.approx(table[0].logps, abs=1e-4)
     assert [path.name for path in held_out_files("run")] == ["validation-000002.parquet"]
 
 
@@ -233,45 +236,50 @@ def nll_by_hand(model, tokenizer, rows) -> float:
     return total / tokens
 
 
-@pytest.mark.parametrize("name", ["data", "data_x", "forgetting", "prompts", "back_end", "a/b", ""])
-def test_names_of_judges_that_would_hide_something_are_refused(in_tmp, name):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("training", "is the scorer that training uses"),
+        ("low", "val/win_rate_low already exists"),
+        ("a/b", "must be letters, digits, _ and -"),
+        ("", "must be letters"),
+    ],
+)
+def test_judges_need_names_of_their_own(in_tmp, name, said):
     write_prompts(in_tmp)
-    with pytest.raises(UserError, match=r"win_rate\.judges"):
+    with pytest.raises(UserError, match=rf"win_rate\.judges: .*{said}"):
         WinRate("prompts.jsonl", scorer(), judges={name: scorer()})
 
 
-SCRIPT = """
-import sys, os
-sys.path[:0] = {paths!r}
-from pathlib import Path
-from tiny import adamw, fit, on_policy
-from lit_align.callbacks import WinRate
-from lit_align.data import FunctionScorer
-from lit_align.objectives import DPO
-from lit_align.policy import PolicyConfig
-import torch
-torch.set_num_threads(1)
-if __name__ == "__main__":
-    processes = int(sys.argv[1])
-    verdict = WinRate("prompts.jsonl", FunctionScorer("rewards.py:reward"), batch_size=10, responses_per_prompt=2,
-                      forgetting={{"texts": "texts.jsonl"}}, validation="prompts.jsonl")
-    module = DPO(PolicyConfig({model!r}, dtype="float32"), optimizer=adamw(0.0))
-    data = on_policy(Path("."), batch_size=1, prompts_per_round=4)
-    fit(module, data, verdict, default_root_dir=f"run{{processes}}", devices=processes,
-        strategy="ddp" if processes > 1 else "auto")
-"""
+def test_a_judge_may_have_the_name_of_a_result(tiny_model, in_tmp):
+    names = ["data", "forgetting", "prompts", "back_end", "win_rate"]
+    data = on_policy(in_tmp)
+    verdict = WinRate("prompts.jsonl", scorer(), judges={name: scorer() for name in names})
+    fit(DPO(PolicyConfig(tiny_model), optimizer=adamw(0.0)), data, verdict, default_root_dir="run")
+    assert list(read_summary("run").scorers) == ["training", *names]
 
 
 def test_two_processes_share_the_work_and_give_the_same_numbers(tiny_model, in_tmp):
     write_prompts(in_tmp)
     rows = [{"prompt": f"Say {i}", "completion": f" well {i}"} for i in range(40)]
     (in_tmp / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    paths = [str(Path(__file__).parents[up]) for up in (1, 2)]
-    (in_tmp / "script.py").write_text(SCRIPT.format(paths=paths, model=tiny_model))
+
+    def run(processes: int) -> None:
+        verdict = WinRate(
+            "prompts.jsonl",
+            scorer(),
+            batch_size=10,
+            responses_per_prompt=2,
+            forgetting={"texts": "texts.jsonl"},
+            validation="prompts.jsonl",
+        )
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw(0.0))
+        data = on_policy(in_tmp, batch_size=1, prompts_per_round=4)
+        strategy = "ddp" if processes > 1 else "auto"
+        fit(module, data, verdict, default_root_dir=f"run{processes}", devices=processes, strategy=strategy)
+
     for processes in (1, 2):
-        command = [sys.executable, "script.py", str(processes)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_in(processes, run, processes)
     one, two = (json.loads((in_tmp / f"run{n}" / "summary.json").read_text()) for n in (1, 2))
     assert one == two
     files = [[Path(f"run{n}/held_out/test.parquet"), *held_out_files(f"run{n}")] for n in (1, 2)]
@@ -291,7 +299,9 @@ def test_a_judges_grades_are_reported_with_intervals(tiny_model, in_tmp):
     data = on_policy(in_tmp)
     verdict = WinRate("prompts.jsonl", scorer(), judges={"grades": Grades("rewards.py:reward")})
     fit(DPO(PolicyConfig(tiny_model), optimizer=adamw(0.0)), data, verdict, default_root_dir="run")
-    judged = json.loads((in_tmp / "run" / "summary.json").read_text())["grades"]
-    assert judged["brevity_start"] == judged["brevity_end"] == pytest.approx(judged["taste_end"] - 1)
-    assert judged["reward_end"] == pytest.approx(judged["brevity_end"] + 0.5)
-    assert judged["brevity_end_low"] < judged["brevity_end"] < judged["brevity_end_high"]
+    judged = read_summary("run").scorers["grades"]
+    brevity, taste = judged.parts["brevity"], judged.parts["taste"]
+    assert brevity.start == brevity.end
+    assert brevity.end.value == pytest.approx(taste.end.value - 1)
+    assert judged.reward_end.value == pytest.approx(brevity.end.value + 0.5)
+    assert brevity.end.low < brevity.end.value < brevity.end.high

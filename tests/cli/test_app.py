@@ -604,22 +604,3 @@ def test_a_first_run_says_nothing_that_nobody_can_act_on(
         "across ranks",
     ):
         assert noise not in said
-
-
-# --- what is shipped ---
-
-SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if path.parent == CONFIGS)
-OVERLAYS = sorted((CONFIGS / "overlays").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_configuration_parses(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(CONFIGS.parent)
-    AlignCLI(["--config", str(path)], run=False)
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-def test_every_overlay_goes_over_every_objective(overlay: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(CONFIGS.parent)
-    for path in SHIPPED:
-        AlignCLI(["--config", str(path), "--config", str(overlay)], run=False)

@@ -75,7 +75,12 @@ def test_wandb_gets_marks_tables_the_report_and_rounds(tiny_model, in_tmp):
             "class_path": "OnPolicyPairs",
             "init_args": {"prompts": "prompts.jsonl", "scorer": scorer, "sampling": {"max_new_tokens": 4}},
         },
-        "win_rate": {"prompts": "prompts.jsonl", "validation": "prompts.jsonl", "scorer": scorer},
+        "win_rate": {
+            "prompts": "prompts.jsonl",
+            "validation": "prompts.jsonl",
+            "scorer": scorer,
+            "judges": {"other": scorer},
+        },
         "reference_refresh": {"alpha": 1.0, "tau": 1},
         "wandb_report": {"artifacts": True, "rows": 5},
         "trainer": {"max_epochs": 2, "default_root_dir": "run", "accelerator": "cpu", "log_every_n_steps": 1},
@@ -86,7 +91,8 @@ def test_wandb_gets_marks_tables_the_report_and_rounds(tiny_model, in_tmp):
     assert run is not None
     assert run.id == "run7"
     summary = json.loads(Path("run/run7/summary.json").read_text())
-    assert run.summary["verdict/win_rate"] == summary["win_rate"]
+    assert run.summary["verdict/other/win_rate"] == run.summary["verdict/win_rate"]
+    assert run.summary["verdict/win_rate"] == summary["scorers"]["training"]["win_rate"]
     assert run.summary["reference/refreshed"] == run.summary["reference/refreshes"] > 1
     media = Path(run.dir) / "media"
     tables = [json.loads(path.read_text()) for path in media.glob("table/responses/*.table.json")]

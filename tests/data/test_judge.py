@@ -26,7 +26,7 @@ from tiny import adamw, fit, on_policy
 
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import Endpoint, GradingJudge, Listwise, PairwiseJudge
-from lit_align.data.rounds.store import Round
+from lit_align.data.rounds.store import RoundStore
 from lit_align.data.scorers.base import compare, score
 from lit_align.data.scorers.chat_api import JudgeError, _retry_after
 from lit_align.data.scorers.judges import CRITERIA
@@ -265,10 +265,10 @@ def test_servers_that_call_their_models_alike_share_no_answers(serve, in_tmp):
     judges = [GradingJudge(endpoint(serve(lambda messages, grade=grade: grades(grade)))) for grade in (2, 9)]
     assert [score(judge, ["q"], ["a"]) for judge in judges] == [[2.0], [9.0]]
     assert judges[0].identity != judges[1].identity
-    first = judges[0]._asker.client.endpoint
+    first = judges[0]._prompter.client.endpoint
     same = GradingJudge(replace(first, base_url=first.base_url + "/"))
     assert (score(same, ["q"], ["a"]), same.identity) == ([2.0], judges[0].identity)
-    assert same._asker.client.account.calls == 0
+    assert same._prompter.client.usage.calls == 0
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_a_round_whose_judge_goes_down_goes_on_where_it_stopped(serve, tiny_mode
     again.scorer = GradingJudge(endpoint(server))
     fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), again)
     assert not answered & set(calls)
-    rows = Round(again.folder, 0, again._key).read(f"scores-{_digest(again.scorer.identity)}", 0)
+    rows = RoundStore(again.folder, 0, again._key).read(f"scores-{_digest(again.scorer.identity)}", 0)
     assert rows
     assert set(rows[0]["parts"]) == set(CRITERIA)
     assert rows[0]["scores"] == rows[0]["parts"]["coherence"]
@@ -527,7 +527,7 @@ def test_sppo_learns_from_a_judges_comparisons(serve, tiny_model, in_tmp, capsys
     data = on_policy(in_tmp, pairing=Listwise(), responses_per_prompt=3, sampling_batch_size=12)
     data.scorer = PairwiseJudge(endpoint(serve(longer_wins)))
     fit(SPPO(PolicyConfig(tiny_model), beta=1.0, optimizer=adamw()), data, ReferenceRefresh(1.0, 1, "round"))
-    (row, *_) = Round(data.folder, 0, data._key).read(f"scores-{_digest(data.scorer.identity)}", 0) or []
+    (row, *_) = RoundStore(data.folder, 0, data._key).read(f"scores-{_digest(data.scorer.identity)}", 0) or []
     assert row["scores"] == [pytest.approx((sum(wins) - 0.5) / 2) for wins in row["preferences"]]
     for example in data._pairs.examples:
         assert example.win_probabilities == pytest.approx([(2 * r + 0.5) / 3 for r in example.rewards])
@@ -537,7 +537,7 @@ def test_sppo_learns_from_a_judges_comparisons(serve, tiny_model, in_tmp, capsys
 KILLED = """
 import sys
 from lit_align.data import Endpoint, GradingJudge
-from lit_align.data.scorers import score
+from lit_align.data.scorers.base import score
 judge = GradingJudge(Endpoint("judge-1", sys.argv[1], None, concurrency=2, cache="judge.sqlite"))
 score(judge, ["q"] * 40, ["r" * n for n in range(40)])
 """
@@ -627,5 +627,5 @@ def test_a_real_language_model_judges_two_replies(serve, in_tmp):
     pairwise = PairwiseJudge(endpoint(server, **slow), unanswered=0.5)
     (P,) = compare(pairwise, [prompt], [["The capital of France is Paris.", "qwx zzz"]])
     assert 0 <= P[0][1] <= 1
-    answered = judge._asker.client.account.calls + pairwise._asker.client.account.calls
+    answered = judge._prompter.client.usage.calls + pairwise._prompter.client.usage.calls
     assert answered == len(server.requests)

@@ -15,7 +15,7 @@ from lit_align.callbacks import Drift, ReferenceRefresh, RunReport
 from lit_align.data import (
     AllPairs,
     BestWorst,
-    ContinuousSampler,
+    ContinuousBatchingSampler,
     EnsembleScorer,
     FunctionScorer,
     GenerateSampler,
@@ -25,7 +25,7 @@ from lit_align.data import (
     Sampling,
 )
 from lit_align.data.batches import Example
-from lit_align.data.rounds.store import Round
+from lit_align.data.rounds.store import RoundStore
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, EXO, KTO, SPPO
 from lit_align.policy import LoRAConfig, PolicyConfig
@@ -71,7 +71,7 @@ def test_each_epoch_is_a_round_of_other_prompts_by_the_policy_of_its_beginning(t
     assert len(list((in_tmp / "rounds").iterdir())) == 3
 
 
-@pytest.mark.parametrize("sampler", [GenerateSampler(), ContinuousSampler()], ids=["generate", "continuous"])
+@pytest.mark.parametrize("sampler", [GenerateSampler(), ContinuousBatchingSampler()], ids=["generate", "continuous"])
 def test_recorded_sampler_logps_are_those_of_the_policy_that_drew(tiny_model, in_tmp, sampler):
     """Of the model itself, whatever filters the sampler has."""
 
@@ -95,7 +95,7 @@ def test_without_the_samplers_logps_a_run_that_does_not_read_them_is_the_same(ti
         module = objective(PolicyConfig(tiny_model), optimizer=adamw())
         data = on_policy(in_tmp, record_sampler=record_sampler)
         fit(module, data, max_epochs=2)
-        return state(module), Round(data.folder, 1, data._key).read("samples", 0) or []
+        return state(module), RoundStore(data.folder, 1, data._key).read("samples", 0) or []
 
     (recorded, with_logps), (unrecorded, without) = run(True), run(False)
     assert_same(recorded, unrecorded)
@@ -149,7 +149,7 @@ def test_pairs_of_a_file_with_rewards_validate_an_objective_that_learns_from_the
 def test_the_chosen_response_has_the_higher_reward_of_its_own_text(tiny_model, in_tmp):
     data = on_policy(in_tmp)
     fit(module_of(tiny_model), data)
-    made = Round(data.folder, 0, data._key)
+    made = RoundStore(data.folder, 0, data._key)
     stored = {row["source"]: row for n in range(2) for row in made.read("samples", n) or []}
     for example in data._pairs.examples:
         row = stored[example.source]

@@ -8,17 +8,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from processes import run_in
+from processes import Weights, processes_of, run_in, train
 from tiny import adamw, fit, on_policy, write_pairs
 
-from lit_align.callbacks import Drift, FSDPSharding, ReferenceRefresh
-from lit_align.data import ContinuousSampler, OfflinePairs, Sampler
+from lit_align.callbacks import Drift, ReferenceRefresh
+from lit_align.data import ContinuousBatchingSampler, OfflinePairs, Sampler
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, KTO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reference.config import ReferenceConfig
 from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
-from lit_align.sharding import reshard, wait_for_all, whole
+from lit_align.sharding import wait_for_all
 
 LORA = LoRAConfig(r=4, alpha=8)
 
@@ -33,29 +33,15 @@ def run(
     sampler: Sampler | None = None,
     rounds: int = 3,
     **options: Any,
-) -> dict[str, torch.Tensor]:
+) -> Weights:
     """Rounds of 9 prompts in batches of 4; gives the weights."""
     folder.mkdir(exist_ok=True)
-    processes = 1 if strategy == "auto" else 2
     module = objective(PolicyConfig(model, dtype="float32"), lora=lora, optimizer=adamw(lr), **options)
-    data = on_policy(folder, batch_size=4 // processes, sampling_batch_size=8, prompts_per_round=9, sampler=sampler)
-    callbacks = [ReferenceRefresh(1.0, 1, "round"), Drift(prompts=3)]
-    callbacks += [FSDPSharding()] if strategy == "fsdp2" else []
-    if options.get("reference"):
-        callbacks.pop(0)
-    fit(
-        module,
-        data,
-        *callbacks,
-        max_epochs=rounds,
-        strategy=strategy,
-        devices=processes,
-        logger=MetricsCSV(folder),
-        log_every_n_steps=1,
-        default_root_dir=folder,
-    )
-    reshard(module)
-    return {name: whole(weight.detach()).clone() for name, weight in module.named_parameters()}
+    batch_size = 4 // processes_of(strategy)
+    data = on_policy(folder, batch_size=batch_size, sampling_batch_size=8, prompts_per_round=9, sampler=sampler)
+    refresh = [] if options.get("reference") else [ReferenceRefresh(1.0, 1, "round")]
+    trainer = {"max_epochs": rounds, "log_every_n_steps": 1, "default_root_dir": folder, "logger": MetricsCSV(folder)}
+    return train(module, data, *refresh, Drift(prompts=3), strategy=strategy, **trainer)
 
 
 def stored(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -76,7 +62,7 @@ def without_logps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ("ddp", LORA, None),
         ("fsdp2", None, None),
         ("fsdp2", LORA, None),
-        ("fsdp2", LORA, ContinuousSampler(512)),
+        ("fsdp2", LORA, ContinuousBatchingSampler(512)),
     ],
     ids=["ddp", "ddp, LoRA", "fsdp2", "fsdp2, LoRA", "continuous batching"],
 )

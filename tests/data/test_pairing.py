@@ -104,10 +104,10 @@ def test_what_is_taken_out_of_a_group_is_counted_by_its_reason():
     texts = ["A b", "a  B", "long one", "long two", " ", "other"]
     rewards = [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
     exact = BestWorst()([group(rewards, responses, texts=texts)])
-    assert exact.within == {"responses equal after truncation": 1, "empty responses": 1}
+    assert exact.partial_drops == {"responses equal after truncation": 1, "empty responses": 1}
     assert exact.examples[0].texts == ["A b", "other"]
     normal = BestWorst(duplicates="normalised", max_length=3)([group(rewards, responses, texts=texts)])
-    assert normal.within == {
+    assert normal.partial_drops == {
         "repeated responses": 1,
         "responses equal after truncation": 1,
         "empty responses": 1,
@@ -119,7 +119,7 @@ def test_what_is_taken_out_of_a_group_is_counted_by_its_reason():
 def test_all_pairs_are_made_but_those_tied_or_close_which_are_counted():
     made = AllPairs(min_margin=0.5)([group([1.0, 3.0, 1.0, 1.25])])
     assert [pair.rewards for pair in made.examples] == [[3.0, 1.25], [3.0, 1.0], [3.0, 1.0]]
-    assert made.within == {"pairs tied": 1, "pairs margin too small": 2}
+    assert made.partial_drops == {"pairs tied": 1, "pairs margin too small": 2}
 
 
 def test_the_random_rejected_response_is_below_the_best_and_the_same_when_paired_again():
@@ -144,7 +144,7 @@ def test_ties_may_be_kept_with_the_label_one_half():
     made = AllPairs(ties="half")([group([1.0, 1.0, 0.0])])
     assert sorted(pair.labels for pair in made.examples) == [0.5, 1.0, 1.0]
     assert not made.counts
-    assert not made.within
+    assert not made.partial_drops
 
 
 def test_soft_labels_come_from_the_rewards_or_from_who_compared():

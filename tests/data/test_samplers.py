@@ -11,7 +11,7 @@ import torch
 from tiny import adamw, fit, on_policy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lit_align.data import ContinuousSampler, GenerateSampler, Sampler, Sampling, VLLMSampler
+from lit_align.data import ContinuousBatchingSampler, GenerateSampler, Sampler, Sampling, VLLMSampler
 from lit_align.data.samplers import check_weights, weight_sums
 from lit_align.data.sampling import Response
 from lit_align.errors import UserError
@@ -20,7 +20,7 @@ from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 
 PROMPTS = [list(range(70, 150)), [80], list(range(70, 150)), [90, 91, 92]]  # two share pages of the cache
 END = [0, 5]
-ENGINES = {"generate": GenerateSampler, "continuous": ContinuousSampler}
+ENGINES = {"generate": GenerateSampler, "continuous": ContinuousBatchingSampler}
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +33,14 @@ def draw(
 ) -> list[list[Response]]:
     options = Sampling(**({"max_new_tokens": 20} | sampling))
     with sampler.ready(policy, torch.float32):
-        return sampler.draw(policy, PROMPTS, list(keys), count, options, end)
+        return sampler.sample(policy, PROMPTS, list(keys), count, options, end)
 
 
 @pytest.mark.parametrize("cache_tokens", [1 << 16, 256], ids=["all at once", "one waits for another"])
 def test_continuous_batching_draws_greedily_what_generate_draws(policy, cache_tokens):
     end = [0, draw(GenerateSampler(), policy, temperature=0)[1][0].ids[9]]
     expected = draw(GenerateSampler(), policy, temperature=0, end=end)
-    assert draw(ContinuousSampler(cache_tokens), policy, temperature=0, end=end) == expected
+    assert draw(ContinuousBatchingSampler(cache_tokens), policy, temperature=0, end=end) == expected
     assert {response.finished for group in expected for response in group} == {True, False}
 
 
@@ -48,19 +48,19 @@ def test_continuous_batching_draws_a_batch_twice_alike_and_leaves_the_random_num
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    first = draw(ContinuousSampler(), policy)
-    assert draw(ContinuousSampler(), policy) == first
+    first = draw(ContinuousBatchingSampler(), policy)
+    assert draw(ContinuousBatchingSampler(), policy) == first
     assert torch.equal(torch.rand(2), expected)
-    assert draw(ContinuousSampler(), policy, keys="efgh") != first
+    assert draw(ContinuousBatchingSampler(), policy, keys="efgh") != first
     assert all(group[0] != group[1] for group in first)
 
 
 def test_continuous_batching_follows_the_models_filtered_distribution(policy):
     """Frequencies of the first token against the model's own, with temperature and top-k; 4 standard errors."""
-    rows, sampler = 400, ContinuousSampler()
+    rows, sampler = 400, ContinuousBatchingSampler()
     sampling = Sampling(max_new_tokens=1, temperature=0.7, top_k=5)
     with sampler.ready(policy, torch.float32):
-        drawn = sampler.draw(policy, [PROMPTS[1]], ["a"], rows, sampling, END)
+        drawn = sampler.sample(policy, [PROMPTS[1]], ["a"], rows, sampling, END)
     with torch.no_grad():
         logits = policy.model(torch.tensor([PROMPTS[1]])).logits[0, -1] / 0.7
     expected = torch.zeros_like(logits)
@@ -94,17 +94,17 @@ def test_a_repetition_penalty_in_the_models_own_settings_does_not_bend_the_polic
 
 def test_what_cannot_hold_a_single_response_is_refused(policy):
     with pytest.raises(UserError, match=r"cache_tokens=256 cannot hold .* may have 380 tokens. Give at least 416"):
-        draw(ContinuousSampler(256), policy, max_new_tokens=300)
+        draw(ContinuousBatchingSampler(256), policy, max_new_tokens=300)
     with pytest.raises(UserError, match="cache_tokens=8 must be at least 256"):
-        ContinuousSampler(8)
+        ContinuousBatchingSampler(8)
 
 
 def test_a_failure_inside_continuous_batching_stops_the_round_in_one_sentence(policy, monkeypatch):
-    sampler = ContinuousSampler()
+    sampler = ContinuousBatchingSampler()
     sampler.load(policy, torch.float32)
     monkeypatch.setattr(sampler.model.model, "forward", None)
     with pytest.raises(UserError, match=r"continuous batching failed: .*take GenerateSampler"):
-        sampler.draw(policy, PROMPTS, "abcd", 1, Sampling(max_new_tokens=2), END)
+        sampler.sample(policy, PROMPTS, "abcd", 1, Sampling(max_new_tokens=2), END)
 
 
 # --- the weights are the policy's ---
@@ -172,7 +172,7 @@ def files(folder: str) -> dict[str, bytes]:
 
 def test_a_round_that_continuous_batching_draws_again_has_the_same_bytes(tiny_model, in_tmp):
     for store in ("first", "second"):
-        data = on_policy(in_tmp, sampler=ContinuousSampler(), store=store)
+        data = on_policy(in_tmp, sampler=ContinuousBatchingSampler(), store=store)
         fit(DPO(PolicyConfig(tiny_model), proximal=0.1, optimizer=adamw()), data)
     assert files("first") == files("second")
 
@@ -186,7 +186,7 @@ def test_without_vllm_or_a_gpu_there_is_one_sentence_and_a_way_out(monkeypatch):
             VLLMSampler()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="needs a CUDA GPU, and there is none: take ContinuousSampler"):
+    with pytest.raises(UserError, match="needs a CUDA GPU, and there is none: take ContinuousBatchingSampler"):
         VLLMSampler()
     with pytest.raises(UserError, match=r"memory=1.5 must lie in \(0, 1\)"):
         VLLMSampler(1.5)

@@ -8,7 +8,7 @@ import pytest
 from lit_align.cli import main
 from lit_align.console import console
 from lit_align.data.formats.read import read_rows
-from lit_align.data.rounds.store import Round
+from lit_align.data.rounds.store import RoundStore
 from lit_align.errors import UserError
 
 
@@ -17,7 +17,7 @@ def test_rows_come_back_as_they_were_whatever_their_text(tmp_path):
         {"prompt": [{"role": "user", "content": "a\x00b"}], "ids": [[1, 2], [3]], "logps": [-1.5, -2.25]},
         {"prompt": [{"role": "user", "content": "שלום 👩‍👩‍👧"}], "ids": [[], [3]], "logps": [0.1 + 0.2, -0.0]},
     ]
-    made = Round(tmp_path, 0, {"seed": 1})
+    made = RoundStore(tmp_path, 0, {"seed": 1})
     assert made.read("samples", 0) is None
     made.write("samples", 0, rows)
     assert made.read("samples", 0) == rows
@@ -26,14 +26,14 @@ def test_rows_come_back_as_they_were_whatever_their_text(tmp_path):
 
 
 def test_the_same_key_finds_the_same_folder_and_another_key_another(tmp_path):
-    first = Round(tmp_path, 2, {"seed": 1, "policy": "ab"})
-    assert Round(tmp_path, 2, {"policy": "ab", "seed": 1}).path == first.path
-    assert Round(tmp_path, 2, {"seed": 2, "policy": "ab"}).path != first.path
+    first = RoundStore(tmp_path, 2, {"seed": 1, "policy": "ab"})
+    assert RoundStore(tmp_path, 2, {"policy": "ab", "seed": 1}).path == first.path
+    assert RoundStore(tmp_path, 2, {"seed": 2, "policy": "ab"}).path != first.path
     assert json.loads((first.path / "round.json").read_text()) == {"seed": 1, "policy": "ab"}
 
 
 def test_a_damaged_file_is_reported_set_aside_and_counts_as_missing(tmp_path, capsys):
-    made = Round(tmp_path, 0, {})
+    made = RoundStore(tmp_path, 0, {})
     made.write("samples", 0, [{"a": 1}])
     made.write("samples", 1, [{"a": 2}])
     file = made.path / "samples-00000.parquet"
@@ -45,7 +45,7 @@ def test_a_damaged_file_is_reported_set_aside_and_counts_as_missing(tmp_path, ca
 
 
 def test_a_write_that_is_cut_off_leaves_nothing_that_is_read(tmp_path, monkeypatch):
-    made = Round(tmp_path, 0, {})
+    made = RoundStore(tmp_path, 0, {})
 
     def killed(*args):
         raise KeyboardInterrupt
@@ -60,7 +60,7 @@ def test_whatever_byte_is_damaged_the_rows_are_as_written_or_the_file_is_set_asi
     rows = [
         {"source": f"p:{n}", "responses": ["a b", "ü"], "ids": [[1, 2], [n]], "logps": [-1.5, 0.1]} for n in range(3)
     ]
-    made = Round(tmp_path, 0, {})
+    made = RoundStore(tmp_path, 0, {})
     made.write("samples", 0, rows)
     file = made.path / "samples-00000.parquet"
     whole = file.read_bytes()
@@ -75,7 +75,7 @@ def test_whatever_byte_is_damaged_the_rows_are_as_written_or_the_file_is_set_asi
 
 def stored(folder, scores=(("vader", [[0.5, 2.0], [1.0, -1.0]]),), index=0):
     """A round of one batch with two prompts, under each of several scorers."""
-    made = Round(folder, index, {"index": index})
+    made = RoundStore(folder, index, {"index": index})
     prompts = [[{"role": "user", "content": text}] for text in ("Once upon", "Hi")]
     responses = [[" a time", " a\x1b[31m hill\nred"], ["Hello", "Go away"]]
     samples = [

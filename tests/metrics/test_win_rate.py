@@ -49,7 +49,7 @@ def test_intervals_of_95_percent_cover_the_truth_that_often():
 def test_an_interval_of_many_values_draws_them_in_parts(monkeypatch):
     values = torch.rand(50, generator=torch.Generator().manual_seed(0))
     whole = bootstrap_interval(values, resamples=1000)
-    monkeypatch.setattr("lit_align.metrics.win_rate.DRAWN", 7 * 50)
+    monkeypatch.setattr("lit_align.metrics.win_rate.BOOTSTRAP_CHUNK", 7 * 50)
     assert bootstrap_interval(values, resamples=1000) == whole
 
 

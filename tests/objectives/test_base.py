@@ -16,7 +16,7 @@ from transformers import LlamaForSequenceClassification
 from lit_align.callbacks import Drift, ReferenceRefresh
 from lit_align.data import OfflinePairs, Sampling
 from lit_align.data.batches import Example, record_logps
-from lit_align.data.rounds.store import Round
+from lit_align.data.rounds.store import RoundStore
 from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import DPO, IPO
@@ -239,7 +239,7 @@ class Adapt(Callback):
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         data = trainer.datamodule
-        made = Round(data.folder, data._key["round"], data._key)
+        made = RoundStore(data.folder, data._key["round"], data._key)
         rows = made.read("samples", 0)
         examples = [Example(row["prompt_ids"], row["response_ids"], row["source"]) for row in rows]
         logps = torch.tensor(record_logps(pl_module.policy, pl_module.policy, examples, 8))

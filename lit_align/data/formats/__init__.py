@@ -8,6 +8,6 @@ leaves out is counted under its reason; what no rule covers is an error that nam
 """
 
 from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import DataError, Kind, Message, Row, Rows, Text
+from lit_align.data.formats.rows import Answer, DataError, Kind, Message, Row, Rows, Text, answer_text
 
-__all__ = ["DataError", "Kind", "Message", "Row", "Rows", "Text", "read_rows"]
+__all__ = ["Answer", "DataError", "Kind", "Message", "Row", "Rows", "Text", "answer_text", "read_rows"]

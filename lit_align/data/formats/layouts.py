@@ -4,23 +4,20 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
 from lit_align.data.formats.rows import (
     DataError,
     Kind,
     Message,
     Record,
     Row,
+    Skip,
     Text,
-    _either,
-    _is_several,
-    _listing,
-    _shown,
-    _Skip,
+    either,
+    is_several,
+    listing,
 )
+from lit_align.errors import shown
 
 # --- from a record to a row, format by format ---
 
@@ -70,7 +67,7 @@ def _check_prompt_is_shared(record: Record) -> None:
         value = record.values.get(name)
         if isinstance(value, str) and not all(value.strip() in text for text in spoken):
             raise DataError(
-                f"{record.source}: `{name}` holds {_shown(value)}, but there is no `prompt`, and the responses do not "
+                f"{record.source}: `{name}` holds {shown(value)}, but there is no `prompt`, and the responses do not "
                 f"repeat it. Rename `{name}` to `prompt`, or take the column out."
             )
 
@@ -82,7 +79,7 @@ def _pair(record: Record, prompt: Text | None) -> Row:
     if not record.has(_CHOSEN_REWARD) or not record.has(_REJECTED_REWARD):
         name, value = record.get(f"{_CHOSEN_REWARD}|{_REJECTED_REWARD}")
         raise DataError(
-            f"{record.source}: `{name}` holds {_shown(value)}, but the other side of the pair has no number. Give both "
+            f"{record.source}: `{name}` holds {shown(value)}, but the other side of the pair has no number. Give both "
             "or neither."
         )
     return replace(row, rewards=_one_each(record, row, _CHOSEN_REWARD, _REJECTED_REWARD))
@@ -178,7 +175,7 @@ FORMATS = (
         ("prompt", "chosen", "rejected"),
         _PAIRS,
         _explicit_pair,
-        lambda record: _is_several(record.values["rejected"]),
+        lambda record: is_several(record.values["rejected"]),
     ),
     Format("preference pairs with an explicit prompt", ("prompt", "chosen", "rejected"), _PAIRS, _explicit_pair),
     Format(
@@ -221,29 +218,29 @@ def _row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Row:
         raise DataError(f"{record.source}: one response is text, another a list of messages. Make them all the same.")
     chats = [answer for answer in answers if isinstance(answer, list)]
     if any(chat[-1]["role"] != "assistant" for chat in chats):
-        raise _Skip("rows whose last turn is not the assistant's")
+        raise Skip("rows whose last turn is not the assistant's")
     shared = chats[0][:-1]
     if any(chat[:-1] != shared for chat in chats):
-        raise _Skip("rows whose responses differ before their last turn")
+        raise Skip("rows whose responses differ before their last turn")
     if isinstance(prompt, str):
         opened = any(message["role"] == "user" for message in shared)  # then `prompt` is among them (UltraFeedback)
         shared = shared if opened else [{"role": "user", "content": prompt}, *shared]
     elif prompt is not None and shared[: len(prompt)] != prompt:
         shared = [*prompt, *shared]
     if not shared:
-        raise _Skip("rows without a prompt")
+        raise Skip("rows without a prompt")
     return Row(shared, tuple(chat[-1]["content"] for chat in chats), source=record.source)
 
 
 def _shared_words(texts: list[str]) -> tuple[str, list[str]]:
     """The words with which all texts begin, and what follows in each, from the space before a word on."""
     if len(set(texts)) == 1:
-        raise _Skip("rows with equal or empty responses")
+        raise Skip("rows with equal or empty responses")
     shared = os.path.commonprefix(texts)  # noqa: RUF071  # character by character is what is meant
     if not all(text[len(shared) : len(shared) + 1].isspace() for text in texts):  # it ends within a word
         shared = shared[: len(shared) - len(re.split(r"\s", shared)[-1])].removesuffix(" ")
     if not shared.strip():
-        raise _Skip("rows without a shared prompt")
+        raise Skip("rows without a shared prompt")
     return shared, [text[len(shared) :] for text in texts]
 
 
@@ -258,7 +255,7 @@ def _is_dialogue(value: object) -> bool:
 def _dialogue(transcript: str) -> list[Message]:
     before, *turns = _TURN.split(transcript)
     if before.strip() or not turns:
-        raise _Skip("rows that are no transcript")
+        raise Skip("rows that are no transcript")
     return [
         {"role": _SPEAKERS[speaker], "content": words.strip()}
         for speaker, words in zip(turns[::2], turns[1::2], strict=True)
@@ -289,6 +286,6 @@ def _one_each(record: Record, row: Row, *columns: str) -> tuple[float, ...]:
     if len(numbers) != len(row.responses):
         raise DataError(
             f"{record.source}: {len(row.responses)} responses, but {len(numbers)} numbers in "
-            f"{_listing(map(_either, columns))}. Give one number per response."
+            f"{listing(map(either, columns))}. Give one number per response."
         )
     return tuple(numbers)

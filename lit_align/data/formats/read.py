@@ -5,14 +5,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
 from lit_align.data.formats.layouts import FORMATS, Format
-from lit_align.data.formats.rows import _TOOLS, DataError, Kind, Record, Row, Rows, _columns, _either, _shown, _Skip
-from lit_align.data.formats.select import _SELECT
-from lit_align.data.formats.sources import _records
+from lit_align.data.formats.rows import TOOLS, DataError, Kind, Record, Row, Rows, Skip, columns_of, either
+from lit_align.data.formats.select import SELECT
+from lit_align.data.formats.sources import read_records
+from lit_align.errors import shown
 
 
 def read_rows(path_or_name: str | os.PathLike[str], *, split: str | None = None, kind: Kind) -> Rows:
@@ -33,13 +31,13 @@ def read_rows(path_or_name: str | os.PathLike[str], *, split: str | None = None,
     """
     source = os.fspath(path_or_name)
     skipped: Counter[str] = Counter()
-    records = _records(source, split, skipped)
+    records = read_records(source, split, skipped)
     first = next(records, None)
     if first is None:
         raise DataError(f"{source}: the data set is empty. Give one with at least one row.")
     format = _detect(first, kind)
     parsed = _parsed(format, chain([first], records), skipped)
-    rows = list(_SELECT[kind](parsed, skipped))
+    rows = list(SELECT[kind](parsed, skipped))
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise DataError(f"{source}: nothing is left of what was read as {format.name}: {counts}.")
@@ -63,9 +61,9 @@ def _detect(first: Record, kind: Kind) -> Format:
     for format in fitting:
         if format.matches(first):
             return format
-    forms = dict.fromkeys(" + ".join(_either(column) for column in format.columns) for format in fitting)
+    forms = dict.fromkeys(" + ".join(either(column) for column in format.columns) for format in fitting)
     raise DataError(
-        f"{first.source}: no {kind} can be read from the columns {_columns(first)}. Rename them to one of "
+        f"{first.source}: no {kind} can be read from the columns {columns_of(first)}. Rename them to one of "
         f"these forms: {'; '.join(forms)}."
     )
 
@@ -74,14 +72,14 @@ def _parsed(format: Format, records: Iterator[Record], skipped: Counter[str]) ->
     for record in records:
         try:
             yield format.parse(record) if format.is_whole else _with_system(format.parse(record), record, skipped)
-        except _Skip as reason:
+        except Skip as reason:
             skipped[str(reason)] += 1
 
 
 def _with_system(row: Row, record: Record, skipped: Counter[str]) -> Row:
     """The row with the system message that stands in a column of its own at the head of its chat."""
     if record.values.get("tools") not in (None, "", "[]", "{}", [], {}):
-        raise _Skip(_TOOLS)
+        raise Skip(TOOLS)
     for name in ("system", "system_prompt"):
         value = record.values.get(name)
         if not isinstance(value, str) or not value.strip():
@@ -90,7 +88,7 @@ def _with_system(row: Row, record: Record, skipped: Counter[str]) -> Row:
             if value.strip() in row.prompt:
                 continue
             raise DataError(
-                f"{record.source}: `{name}` holds {_shown(value)}, but the prompt is plain text, which has no system "
+                f"{record.source}: `{name}` holds {shown(value)}, but the prompt is plain text, which has no system "
                 'message. Make `prompt` messages like {"role": "user", "content": "…"}, write it into `prompt`, or '
                 "take the column out."
             )
@@ -100,7 +98,7 @@ def _with_system(row: Row, record: Record, skipped: Counter[str]) -> Row:
             row = replace(row, prompt=[{"role": "system", "content": value}, *row.prompt])
         elif first["content"].strip() != value.strip():
             raise DataError(
-                f"{record.source}: `{name}` holds {_shown(value)}, but the chat opens with the system message "
-                f"{_shown(first['content'])}. Keep one of them."
+                f"{record.source}: `{name}` holds {shown(value)}, but the chat opens with the system message "
+                f"{shown(first['content'])}. Keep one of them."
             )
     return row

@@ -1,24 +1,27 @@
 """The types of a data set: raw records with checked getters, and rows of a prompt with its responses."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, shown
 
-if TYPE_CHECKING:
-    pass
+Message = dict[str, Any]
+"""{"role": …, "content": …} and the keys that a chat template may read: tool_calls, name, thinking, …
 
-Message = dict[str, str]  # {"role": …, "content": …}; a message's other keys are not read
-Text = str | list[Message]  # plain text, or a chat
+`content` is text; beside tool_calls it may be None.
+"""
+Text = str | list[Message]
+"""A prompt: plain text, or a chat. A chat that ends with the assistant's message is continued (a prefill)."""
+Answer = str | Message
+"""A response: text (in a chat, the content of one assistant message), or an assistant's message with further keys."""
 Kind = Literal["prompts", "preferences", "labelled", "texts"]
 
 
 class DataError(UserError):
-    """A data set that cannot be read. Names the file, the row, what was found there, and the mend."""
+    """A data set that cannot be read. The message names the file, the row, what was found there, and the fix."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,17 @@ class Row:
     """One prompt and its responses."""
 
     prompt: Text
-    responses: tuple[str, ...] = ()  # the chosen or the best one first
+    responses: tuple[Answer, ...] = ()  # the chosen or the best one first
     rewards: tuple[float, ...] | None = None  # of each response
     labels: tuple[bool, ...] | None = None  # whether each response is desirable (KTO)
     source: str = ""  # "file.jsonl:17" or "name[split]:17"; rows are counted from 1
+    tools: list[dict[str, Any]] | None = None  # the functions that the chat template may offer
+    template_args: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the chat template
+
+
+def answer_text(answer: Answer) -> str:
+    """The text of a response, without the further keys of its message."""
+    return answer if isinstance(answer, str) else answer["content"] or ""
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,8 @@ class Record:
             if (value := self.values.get(name)) is not None:
                 return name, value
         raise DataError(
-            f"{self.source}: the row has no {_either(column)}, as the first row has; its columns are "
-            f"{_columns(self)}. Fill it in, or take the row out."
+            f"{self.source}: the row has no {either(column)}, as the first row has; its columns are "
+            f"{columns_of(self)}. Fill it in, or take the row out."
         )
 
     def text(self, column: str) -> Text:
@@ -80,7 +90,7 @@ class Record:
     def texts(self, column: str) -> list[Text]:
         """A list of texts, or a single one."""
         name, value = self.get(column)
-        return [self._text(name, each) for each in value] if _is_several(value) else [self._text(name, value)]
+        return [self._text(name, each) for each in value] if is_several(value) else [self._text(name, value)]
 
     def string(self, column: str) -> str:
         name, value = self.get(column)
@@ -111,7 +121,7 @@ class Record:
         return Record(value, self.source)
 
     def wrong(self, name: str, value: object, needed: str) -> DataError:
-        return DataError(f"{self.source}: `{name}` holds {_shown(value)}, but needs {needed}. Mend it or drop the row.")
+        return DataError(f"{self.source}: `{name}` holds {shown(value)}, but needs {needed}. Mend it or drop the row.")
 
     def _text(self, name: str, value: object) -> Text:
         if isinstance(value, str):
@@ -123,44 +133,39 @@ class Record:
     def _message(self, name: str, value: object) -> Message:
         if isinstance(value, dict):
             if value.get("tool_calls") or value.get("function_call"):
-                raise _Skip(_TOOLS)
+                raise Skip(TOOLS)
             role, content = value.get("role"), value.get("content")
             if isinstance(role, str) and isinstance(content, str):
                 return {"role": role, "content": content}
         raise self.wrong(name, value, 'messages with text in both keys, like {"role": "user", "content": "…"}')
 
 
-class _Skip(Exception):
+class Skip(Exception):
     """The row is left out, and counted under this reason."""
 
 
-_TOOLS = "rows with tools or tool calls, which are not read"
+TOOLS = "rows with tools or tool calls, which are not read"
 
 
 # --- words of messages ---
 
 
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-def _listing(names: Iterable[str]) -> str:
+def listing(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _columns(record: Record) -> str:
-    return _listing(name for name, value in record.values.items() if value is not None) or "(none)"
+def columns_of(record: Record) -> str:
+    return listing(name for name, value in record.values.items() if value is not None) or "(none)"
 
 
-def _either(column: str) -> str:
+def either(column: str) -> str:
     return column.replace("|", " or ")
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _is_several(value: object) -> bool:
+def is_several(value: object) -> bool:
     """A list of texts, not a chat, which is a list of objects."""
     return isinstance(value, list) and all(isinstance(each, str | list) for each in value)

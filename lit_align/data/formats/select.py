@@ -4,11 +4,8 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
-from lit_align.data.formats.rows import Kind, Row
+from lit_align.data.formats.rows import Kind, Row, answer_text
 
 # --- what each kind takes of a row ---
 
@@ -29,7 +26,7 @@ def _select_preferences(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[
     """Rows with a best response and others that differ from it."""
     for row in rows:
         texts = row.responses
-        kept = [k for k, text in enumerate(texts) if text.strip() and text not in texts[:k]]
+        kept = [k for k, text in enumerate(texts) if answer_text(text).strip() and text not in texts[:k]]
         if len(kept) < 2 or kept[0] != 0:
             skipped["rows with equal or empty responses"] += 1
             continue
@@ -48,7 +45,7 @@ def _select_labelled(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row
         if row.labels is None:
             for pair in _select_preferences(iter([row]), skipped):
                 yield replace(pair, labels=(True, *[False] * (len(pair.responses) - 1)))
-        elif row.responses[0].strip():
+        elif answer_text(row.responses[0]).strip():
             yield row
         else:
             skipped["rows with an empty response"] += 1
@@ -57,13 +54,13 @@ def _select_labelled(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row
 def _select_texts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
     """Prompts with the one response to imitate."""
     for row in rows:
-        if row.responses and row.responses[0].strip():
+        if row.responses and answer_text(row.responses[0]).strip():
             yield Row(row.prompt, row.responses[:1], source=row.source)
         else:
             skipped["rows without a response"] += 1
 
 
-_SELECT: dict[Kind, Callable[[Iterator[Row], Counter[str]], Iterator[Row]]] = {
+SELECT: dict[Kind, Callable[[Iterator[Row], Counter[str]], Iterator[Row]]] = {
     "prompts": _select_prompts,
     "preferences": _select_preferences,
     "labelled": _select_labelled,

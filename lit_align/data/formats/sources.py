@@ -15,12 +15,13 @@ from lit_align.data.rounds.store import find_rounds, read_rounds
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from lit_align.data.formats.rows import DataError, Record, _line, _listing, _shown
+from lit_align.data.formats.rows import DataError, Record, first_line, listing
+from lit_align.errors import shown
 
 # --- sources ---
 
 
-def _records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[Record]:
+def read_records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[Record]:
     path = Path(source)
     if path.is_dir():
         return _round_records(path, split) if find_rounds(path) else _saved_records(path, split)
@@ -50,7 +51,7 @@ def _read_json(path: Path, skipped: Counter[str]) -> Iterator[Record]:
         for number, values in numbered:
             if not isinstance(values, dict):
                 raise DataError(
-                    f"{path.name}:{number}: the row is {_shown(values)}, but needs to be an object such as "
+                    f"{path.name}:{number}: the row is {shown(values)}, but needs to be an object such as "
                     '{"prompt": "…"}.'
                 )
             yield Record(values, f"{path.name}:{number}")
@@ -65,7 +66,7 @@ def _loads(data: bytes, name: str, line: int, skipped: Counter[str]) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{name}:{line + error.lineno - 1}: this line is no JSON ({error.msg}, column {error.colno}): "
-            f"{_shown(error.doc[error.doc.rfind(chr(10), 0, error.pos) + 1 :])}. A file holds one object per "
+            f"{shown(error.doc[error.doc.rfind(chr(10), 0, error.pos) + 1 :])}. A file holds one object per "
             "line, or (.json) one list of objects."
         ) from error
     return _without_surrogates(value, skipped) if _SURROGATE.search(data) else value
@@ -92,7 +93,7 @@ def _read_parquet(path: Path, skipped: Counter[str]) -> Iterator[Record]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: this is no Parquet file ({_line(error)}). Write it anew.") from error
+        raise DataError(f"{path}: this is no Parquet file ({first_line(error)}). Write it anew.") from error
     rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(1024))
     return (Record(row, f"{path.name}:{number}") for number, row in enumerate(rows, 1))
 
@@ -117,7 +118,7 @@ def _saved_records(path: Path, split: str | None) -> Iterator[Record]:
         data = load_from_disk(str(path))
     except (OSError, ValueError, KeyError, IndexError) as error:  # the last where there is no row
         raise DataError(
-            f"{path}: this folder is empty, damaged, or was not saved by `save_to_disk` ({_line(error)}). Give "
+            f"{path}: this folder is empty, damaged, or was not saved by `save_to_disk` ({first_line(error)}). Give "
             f"{_SOURCES}."
         ) from error
     if isinstance(data, Dataset):
@@ -126,7 +127,7 @@ def _saved_records(path: Path, split: str | None) -> Iterator[Record]:
         return _dataset_records(data, path.name)
     name = split or (next(iter(data)) if len(data) == 1 else "train")
     if name not in data:
-        raise DataError(f"{path}: there is no split {name!r}; set `split` to one of {_listing(map(str, data))}.")
+        raise DataError(f"{path}: there is no split {name!r}; set `split` to one of {listing(map(str, data))}.")
     return _dataset_records(data[name], f"{path.name}[{name}]")
 
 
@@ -140,7 +141,7 @@ def _hub_records(source: str, split: str | None) -> Iterator[Record]:
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{source}: there is no such file or folder, and the hub gives no data set of that name with "
-            f"split={split!r} ({_line(error)}). Give {_SOURCES}."
+            f"split={split!r} ({first_line(error)}). Give {_SOURCES}."
         ) from error
     return _dataset_records(data, f"{source}[{split}]")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_align.console import phase, print_field
 from lit_align.data.batches import Example, record_logps
-from lit_align.data.rounds.store import Round, digest
+from lit_align.data.rounds.store import RoundStore, digest
 from lit_align.data.sampling import in_order
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
@@ -42,7 +42,7 @@ class Recorder:
         self.batch_size = batch_size
         self.wait_minutes = wait_minutes
 
-    def part(self, name: str, part: str, made: Round, batches: Sequence[Sequence[int]], making: Making) -> Rows:
+    def part(self, name: str, part: str, made: RoundStore, batches: Sequence[Sequence[int]], making: Making) -> Rows:
         """One row per prompt (or example), in their order: stored batches are read, missing ones are made and stored.
 
         Args:
@@ -82,7 +82,7 @@ class Recorder:
         with self.module.trainer.precision_plugin.forward_context():
             return record_logps(of, self.module.policy, examples, self.batch_size)
 
-    def with_reference(self, made: Round, examples: Sequence[Example]) -> list[Example]:
+    def with_reference(self, made: RoundStore, examples: Sequence[Example]) -> list[Example]:
         """The examples with log π_ref recorded, where it rests as long as they are trained on."""
         reference = getattr(self.module, "reference", None)
         if not self._rests(reference):
@@ -115,7 +115,7 @@ class Recorder:
         ]
 
     def column(
-        self, name: str, whose: str, made: Round, making: Making, examples: Sequence[Example]
+        self, name: str, whose: str, made: RoundStore, making: Making, examples: Sequence[Example]
     ) -> list[list[float]]:
         """Log-probabilities of every response of each example, stored under whose, the temperature and the tokens."""
         batches = [range(start, min(start + 64, len(examples))) for start in range(0, len(examples), 64)]

@@ -28,7 +28,7 @@ from lit_align.console import print_line
 from lit_align.errors import UserError
 
 
-class Round:
+class RoundStore:
     """One round's folder.
 
     Args:

@@ -18,7 +18,7 @@ class ScorerError(UserError):
     """A scorer failed. Names the scorer, the first prompt and response concerned, and the mend."""
 
 
-class Labeller(ABC):
+class BaseScorer(ABC):
     """What both kinds of scorers share: they say who they are, and load and free what they need."""
 
     @property
@@ -33,7 +33,7 @@ class Labeller(ABC):
         """Free it, as between rounds, and tell what it has cost; the next score loads it again."""
 
 
-class Scorer(Labeller):
+class Scorer(BaseScorer):
     """Gives each response its reward. Subclass it, set `batch_size`, and say who you are."""
 
     batch_size: int  # most responses per call
@@ -43,7 +43,7 @@ class Scorer(Labeller):
         """The reward of each response to the prompt of the same place, [N]; `Scores` if it has parts."""
 
 
-class PairwiseScorer(Labeller):
+class PairwiseScorer(BaseScorer):
     """Compares the responses to a prompt with each other: a preference model, which need not be transitive."""
 
     @abstractmethod

@@ -174,7 +174,7 @@ class Cache:
 
 
 @dataclass
-class Account:
+class UsageStats:
     """What has been asked since the last account was given."""
 
     calls: int = 0
@@ -204,7 +204,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
-        self.account = Account()
+        self.usage = UsageStats()
         self._cache: Cache | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -230,7 +230,7 @@ class Client:
         distinct = {self._key(messages): messages for messages in conversations}
         cached = {key: self.cache.get(key) for key in distinct}
         answers = {key: answer.text for key, answer in cached.items() if answer}
-        self.account.cached += len(answers)
+        self.usage.cached += len(answers)
         self._stop.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
             asked = {
@@ -260,7 +260,7 @@ class Client:
 
     def _ask(self, key: str, messages: Messages) -> str:
         started = time.monotonic()
-        text, usage = self._insist(messages, started)
+        text, usage = self._post_with_retries(messages, started)
         answer = Answer(
             text.encode("utf-8", "replace").decode(),  # half a surrogate pair cannot be stored
             _tokens(usage.get("prompt_tokens")),
@@ -269,24 +269,24 @@ class Client:
         )
         self.cache.put(key, self.endpoint.model, answer)
         with self._lock:
-            self.account.calls += 1
-            self.account.prompt_tokens += answer.prompt_tokens
-            self.account.answer_tokens += answer.answer_tokens
-            self.account.seconds.append(answer.seconds)
+            self.usage.calls += 1
+            self.usage.prompt_tokens += answer.prompt_tokens
+            self.usage.answer_tokens += answer.answer_tokens
+            self.usage.seconds.append(answer.seconds)
         return answer.text
 
-    def _insist(self, messages: Messages, started: float) -> tuple[str, dict[str, Any]]:
+    def _post_with_retries(self, messages: Messages, started: float) -> tuple[str, dict[str, Any]]:
         """Post until there is an answer, with growing waits; the answer's text and its count of tokens."""
         for attempt in itertools.count():
             try:
                 return self._post(self._body(messages))
-            except _Again as again:
+            except RetryableError as again:
                 if attempt >= self.endpoint.retries or self._stop.is_set():
                     raise self._down(attempt + 1, time.monotonic() - started, again) from again
                 backoff = min(60.0, 2.0**attempt) * random.uniform(0.75, 1.25)
                 self._stop.wait(backoff if again.wait is None else min(again.wait, 600.0))
                 with self._lock:
-                    self.account.retried += 1
+                    self.usage.retried += 1
         raise AssertionError("the loop above has no end")
 
     def _down(self, attempts: int, seconds: float, last: Exception) -> JudgeError:
@@ -301,7 +301,7 @@ class Client:
         """One request; the answer's text and its count of tokens.
 
         Raises:
-            _Again: it failed in a way that may pass.
+            RetryableError: it failed in a way that may pass.
             JudgeError: it is refused, or cannot be made. Neither shows the key, whoever repeats it.
         """
         endpoint = self.endpoint
@@ -325,7 +325,7 @@ class Client:
             said = " ".join(hidden(said).split())[:300]
             what = hidden(f"HTTP {error.code} {error.reason}") + (f" ({said})" if said else "")
             if error.code in (408, 409, 425, 429) or error.code >= 500:
-                raise _Again(what, _retry_after(error.headers.get("Retry-After"))) from None
+                raise RetryableError(what, _retry_after(error.headers.get("Retry-After"))) from None
             raise JudgeError(
                 f"the judge {endpoint.model} at {url} refuses the request: {what}. Check endpoint.model, "
                 f"endpoint.base_url and the key in {endpoint.api_key_variable or 'no variable'}; what was answered "
@@ -333,7 +333,7 @@ class Client:
             ) from None
         except (OSError, http.client.HTTPException, TimeoutError) as error:
             reason = getattr(error, "reason", error)
-            raise _Again(hidden(f"{type(reason).__name__}: {reason}")) from None
+            raise RetryableError(hidden(f"{type(reason).__name__}: {reason}")) from None
         except ValueError as error:  # its text may hold a header
             raise JudgeError(
                 f"the judge {endpoint.model} at {url} cannot be asked: no request can be made of that address "
@@ -346,12 +346,14 @@ class Client:
                 raise TypeError("content is no text")
         except (ValueError, KeyError, IndexError, TypeError) as error:
             shown = _shown(hidden(content.decode("utf-8", "replace")))
-            raise _Again(f"an answer that is no chat completion ({type(error).__name__}: {error}): {shown}") from None
+            raise RetryableError(
+                f"an answer that is no chat completion ({type(error).__name__}: {error}): {shown}"
+            ) from None
         usage = answer.get("usage")
         return text or "", usage if isinstance(usage, dict) else {}
 
 
-class _Again(Exception):
+class RetryableError(Exception):
     """A request failed in a way that may pass; `wait` is what the server asks for, in seconds."""
 
     def __init__(self, what: str, wait: float | None = None):

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 from lit_align.console import print_field
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, _shown
-from lit_align.data.scorers.chat_api import ATTEMPTS, Account, Client, Endpoint, JudgeError
+from lit_align.data.scorers.chat_api import ATTEMPTS, Client, Endpoint, JudgeError, UsageStats
 from lit_align.errors import UserError
 
 SHIPPED = Path(__file__).parent / "templates"
@@ -29,7 +29,7 @@ CRITERIA = ("coherence", "correctness", "helpfulness", "harmlessness")
 T = TypeVar("T")
 
 
-class _Asker(Generic[T]):
+class JudgePrompter(Generic[T]):
     """A template, the endpoint it is sent to, and what is done with answers that cannot be read."""
 
     def __init__(self, endpoint: Endpoint, template: str, kind: str, fields: set[str], unanswered: T | None):
@@ -71,15 +71,15 @@ class _Asker(Generic[T]):
                         "a better judge or template, raise endpoint.max_tokens, or set scorer.unanswered to the value "
                         "that such responses get."
                     )
-                self.client.account.unanswered += 1
+                self.client.usage.unanswered += 1
         return [self.unanswered if value is None else value for value in read]  # type: ignore[misc]
 
     def release(self, more: str = "") -> None:
         """Close what is open, and tell the account."""
-        account, self.client.account = self.client.account, Account()
+        usage, self.client.usage = self.client.usage, UsageStats()
         self.client.close()
-        if account.calls or account.cached:
-            print_field("judge", account.line(self.client.endpoint))
+        if usage.calls or usage.cached:
+            print_field("judge", usage.line(self.client.endpoint))
             if more:
                 print_field("", more)
 
@@ -115,12 +115,12 @@ class GradingJudge(Scorer):
         self.lowest, self.highest = lowest, highest
         grades = None if unanswered is None else {name: float(unanswered) for name in self.criteria}
         fields = {"prompt", "response", "lowest", "highest", "answer"}
-        self._asker = _Asker(endpoint, template, "grades", fields, grades)
+        self._prompter = JudgePrompter(endpoint, template, "grades", fields, grades)
 
     @property
     def identity(self) -> str:
         """The model, and a digest of its address and all that it is asked."""
-        return f"{self._asker.identity} grades {self.lowest}–{self.highest}: {', '.join(self.criteria)}"
+        return f"{self._prompter.identity} grades {self.lowest}–{self.highest}: {', '.join(self.criteria)}"
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Scores:
         wanted = ", ".join(f'"{name}": {self.highest}' for name in self.criteria)
@@ -129,7 +129,7 @@ class GradingJudge(Scorer):
             {"prompt": _as_text(prompt), "response": response} | fixed
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        grades = self._asker.ask(filled, self.read, f"{{{wanted}}}")
+        grades = self._prompter.ask(filled, self.read, f"{{{wanted}}}")
         return Scores(
             [sum(each.values()) / len(each) for each in grades],
             {name: [each[name] for each in grades] for name in self.criteria},
@@ -146,7 +146,7 @@ class GradingJudge(Scorer):
         return grades
 
     def release(self) -> None:
-        self._asker.release()
+        self._prompter.release()
 
 
 # What may follow a verdict: nothing, so that neither "A or B?" nor "a close call" is one for A
@@ -178,13 +178,13 @@ class PairwiseJudge(PairwiseScorer):
     def __init__(self, endpoint: Endpoint, template: str = "hh", unanswered: float | None = None):
         if unanswered is not None and not 0 <= unanswered <= 1:
             raise UserError(f"scorer.unanswered={unanswered} is a probability: it must lie in [0, 1].")
-        self._asker = _Asker(endpoint, template, "pair", {"prompt", "first", "second"}, unanswered)
+        self._prompter = JudgePrompter(endpoint, template, "pair", {"prompt", "first", "second"}, unanswered)
         self._verdicts: list[tuple[float, float]] = []  # of each pair, how far the first place won in either order
 
     @property
     def identity(self) -> str:
         """The model, and a digest of its address and all that it is asked."""
-        return f"{self._asker.identity} pairwise"
+        return f"{self._prompter.identity} pairwise"
 
     def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[list[list[float]]]:
         pairs = [
@@ -196,7 +196,7 @@ class PairwiseJudge(PairwiseScorer):
             for n, i, j in pairs
             for first, second in ((i, j), (j, i))
         ]
-        verdicts = self._asker.ask(filled, self.read, '{"winner": "A"}, "B" or "tie"')
+        verdicts = self._prompter.ask(filled, self.read, '{"winner": "A"}, "B" or "tie"')
         P = [[[0.5] * len(group) for _ in group] for group in responses]
         for (n, i, j), straight, swapped in zip(pairs, verdicts[::2], verdicts[1::2], strict=True):
             P[n][i][j] = (straight + 1 - swapped) / 2
@@ -233,7 +233,7 @@ class PairwiseJudge(PairwiseScorer):
     def release(self) -> None:
         bias = self.position_bias()
         self._verdicts = []
-        self._asker.release(
+        self._prompter.release(
             f"position bias: the first place won {bias['first_place']:.1%} of {2 * bias['pairs']:.0f} verdicts; the "
             f"place alone decided {bias['decided_by_place']:.1%} of {bias['pairs']:.0f} pairs"
             if bias

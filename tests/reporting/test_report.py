@@ -1,47 +1,74 @@
-"""Reports of runs: from files alone, with nothing of a response but its text, and paired tests against scipy's."""
+"""Reports of runs: from files alone, with nothing of a response but its text."""
 
-import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from scipy import stats
 
 from lit_align.cli import main
 from lit_align.errors import UserError
+from lit_align.evaluation.rows import HeldOutRow, ScoredRow, write_held_out
+from lit_align.evaluation.summary import Diversity, Forgetting, PartSummary, ScorerSummary, Summary
+from lit_align.metrics.win_rate import Estimate
 from lit_align.reporting import report
+from lit_align.reporting.run_folder import Run
 
 HOSTILE = '</td><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(1)> $\\frac$ \u202eabc\x00'
 
 
-def held_out(seed: int, shift: float = 0.0, count: int = 40) -> list[dict]:
+def held_out(seed: int, shift: float = 0.0, count: int = 40, identity: str = "a") -> list[HeldOutRow]:
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for place in range(count):
         rewards, start = (torch.randn(2, generator=generator) + shift).tolist(), torch.randn(2).tolist()
-        row = {"source": f"p:{place}", "prompt": f"Prompt {place} {HOSTILE}", "responses": [HOSTILE, "fine"]}
-        row |= {"responses_start": ["before", "that"], "lengths": [5, 7], "lengths_start": [4, 4]}
-        row |= {"logps": [-1.0, -2.0], "logps_start": [-2.0, -3.0], "rewards": rewards, "rewards_start": start}
-        row["win_rate"] = sum(x > y for x in rewards for y in start) / 4
-        rows.append(row | {"rewards_judge": rewards, "rewards_start_judge": start})
+        win_rate = sum(x > y for x in rewards for y in start) / 4
+        rows.append(
+            HeldOutRow(
+                source=f"p:{place}",
+                prompt=f"Prompt {place} {HOSTILE}",
+                prompt_ids=[7],
+                responses=[HOSTILE, "fine"],
+                responses_start=["before", "that"],
+                response_ids=[[1] * 5, [1] * 7],
+                response_ids_start=[[1] * 4] * 2,
+                finished=[True, True],
+                finished_start=[True, True],
+                logps=[-1.0, -2.0],
+                logps_start=[-2.0, -3.0],
+                scorers=[ScoredRow(name, identity + name, rewards, start, win_rate) for name in ("training", "judge")],
+            )
+        )
     return rows
 
 
-def make_run(folder: Path, seed: int, shift: float = 0.0) -> Path:
-    (folder / "held_out").mkdir(parents=True)
-    rows = held_out(seed, shift)
+def make_run(folder: Path, seed: int, shift: float = 0.0, identity: str = "a") -> Path:
+    rows = held_out(seed, shift, identity=identity)
     for name in ("test", "validation-000004", "validation-000008"):
-        pq.write_table(pa.Table.from_pylist(rows), folder / "held_out" / f"{name}.parquet")
-    scored = {"reward_start": 0.0, "reward_end": shift, "win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
-    grade = {"coherence_start": 3.0, "coherence_end": 3.5, "coherence_end_low": 3.25, "coherence_end_high": 3.75}
-    summary = scored | {"kl_from_start": 1.0, "judge": scored | grade}
-    forgetting = {"nll_start": 2.0, "nll_end": 2.5, "change_low": -0.25, "change_high": 0.75}
-    summary |= {"length_start": 4.0, "length_end": 6.0, "forgetting": {"books": forgetting}}
-    (folder / "summary.json").write_text(json.dumps(summary))
+        write_held_out(folder / "held_out" / f"{name}.parquet", rows)
+    scored = ScorerSummary(
+        identity=f"{identity}training",
+        reward_start=Estimate(0.0, -0.1, 0.1),
+        reward_end=Estimate(shift, shift - 0.1, shift + 0.1),
+        win_rate=Estimate(0.6, 0.5, 0.7),
+        win_rate_ties_as_wins=0.65,
+        win_rate_length_controlled=Estimate(0.55, 0.5, 0.6),
+    )
+    grade = PartSummary(Estimate(3.0, 2.75, 3.25), Estimate(3.5, 3.25, 3.75))
+    judged = replace(scored, identity=f"{identity}judge", parts={"coherence": grade})
+    Summary(
+        prompts=40,
+        responses_per_prompt=2,
+        kl_from_start=Estimate(1.0, 0.9, 1.1),
+        length_start=4.0,
+        length_end=6.0,
+        diversity_start=Diversity(0.5, 0.6, 0.7),
+        diversity_end=Diversity(0.4, 0.5, 0.8),
+        scorers={"training": scored, "judge": judged},
+        forgetting={"books": Forgetting(2.0, 2.5, Estimate(0.5, -0.25, 0.75))},
+    ).write(folder)
     (folder / "metrics.csv").write_text(
         "step,train/loss,reference/refreshes,round,round/seconds_sample,val/kl_from_start,val/reward,val/win_rate,"
         "val/win_rate_low,val/win_rate_high,drift/kl_policy_start\n"
@@ -95,7 +122,7 @@ def test_a_report_has_all_pictures_and_shows_hostile_responses_as_text(tmp_path)
 
 
 def test_refreshes_are_marked_where_their_count_goes_up(tmp_path):
-    marks = report.Run(make_run(tmp_path / "run", 0), "run").marks()
+    marks = Run(make_run(tmp_path / "run", 0), "run").marks()
     assert marks["reference refreshed"][1] == [2, 4, 8]
     assert marks["new round"][1] == [4]
 
@@ -108,42 +135,30 @@ def test_several_runs_are_compared_in_one_file(tmp_path, capsys):
     check_page(page)
     assert page.count("&lt; 0.001") == 2, "by the training scorer and by the judge"
     assert re.search(r"<span>−1\.0+<small>−1\.\d+ to −[01]\.\d+<", page)
-    assert "3.50<small>3.25 to 3.75\nfrom 3.00<" in page
+    assert "3.50<small>3.25 to 3.75\nfrom 3.00\n2.75 to 3.25<" in page
 
 
-def test_the_paired_test_is_scipys(tmp_path):
-    a, b = held_out(1), held_out(2, shift=0.2)
-    ours = report.paired_comparison(a, b)
-    assert ours is not None
-    means = [[sum(row["rewards"]) / 2 for row in rows] for rows in (a, b)]
-    theirs = stats.permutation_test(
-        means,
-        lambda x, y, axis: (x - y).mean(axis=axis),
-        permutation_type="samples",
-        n_resamples=20_000,
-        vectorized=True,
-    )
-    assert ours["p"] == pytest.approx(theirs.pvalue, abs=0.02)
-    assert ours["difference"] == pytest.approx(theirs.statistic)
-    wins = [
-        sum((x > y) + 0.5 * (x == y) for x in m["rewards"] for y in n["rewards"]) / 4 for m, n in zip(a, b, strict=True)
-    ]
-    assert ours["win_rate"] == pytest.approx(sum(wins) / len(wins))
-    same = report.paired_comparison(a, a)
-    assert same is not None
-    assert (same["difference"], same["p"], same["win_rate"]) == (0, 1, 0.5)
-    assert report.paired_comparison(a, []) is None
+def test_rewards_of_different_scorers_are_not_paired(tmp_path, capsys):
+    runs = [make_run(tmp_path / name, seed=1, identity=name) for name in ("a", "b")]
+    page = report.compare(runs, tmp_path / "both.html").read_text()
+    assert "no scorer in common" in page
+    assert "A beats B" not in page
+    assert "training: atraining" in page, "scorers of one name are told apart"
+    assert "training: btraining" in page
+    third = make_run(tmp_path / "c", seed=2, identity="a")
+    page = report.compare([*runs, third], tmp_path / "three.html").read_text()
+    assert page.count('data-head="A beats B"') == 2, "a against c, by two scorers"
 
 
 @pytest.mark.parametrize(
     ("command", "said"),
     [
         (["compare", "one"], "at least two runs"),
-        (["compare", "nowhere", "else"], "nowhere: no run's folder"),
+        (["compare", "nowhere", "else"], "nowhere: not a run's folder"),
         (["report"], "the following arguments are required: RUN"),
     ],
 )
-def test_what_is_wrong_is_one_paragraph(in_tmp, capsys, command, said):
+def test_errors_are_one_paragraph(in_tmp, capsys, command, said):
     with pytest.raises(SystemExit) as exit:
         main(command)
     assert exit.value.code == 2

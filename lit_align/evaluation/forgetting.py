@@ -1,0 +1,43 @@
+"""Forgetting: the likelihood of texts that training did not aim at, before and after.
+
+Reported is the negative log-likelihood per response token under the start and under the policy, and their difference
+with a bootstrap interval over texts.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from lit_align.data.batches import Example, record_logps
+from lit_align.data.formats.rows import answer_text
+from lit_align.data.sampling import sampling_batches
+from lit_align.evaluation.answering import TokenizedPrompts, compute_share, gather_in_order, tokenizer_of
+from lit_align.evaluation.summary import Forgetting
+from lit_align.metrics.win_rate import Estimate, bootstrap_interval
+from lit_align.objectives import PreferenceObjective
+from lit_align.policy import Policy
+
+
+def measure_forgetting(
+    texts: TokenizedPrompts, policy: Policy, start: Policy, module: PreferenceObjective, batch_size: int
+) -> Forgetting:
+    """Compare the texts' likelihood under the start and the policy; all processes call it together."""
+    tokenizer = tokenizer_of(module)
+    examples = []
+    for row, ids in zip(texts.rows, texts.ids, strict=True):
+        response = tokenizer.response(answer_text(row.responses[0]), chat=not isinstance(row.prompt, str))
+        examples.append(Example(ids, [response], row.source))
+    batches = sampling_batches([example.tokens for example in examples], batch_size)
+
+    def measure(places: Sequence[int]) -> list[tuple[float, float]]:
+        some = [examples[i] for i in places]
+        both = (record_logps(model, model, some, len(some)) for model in (start, policy))
+        return [(-before[0], -after[0]) for before, after in zip(*both, strict=True)]
+
+    share = compute_share(module.trainer, batches, "forgetting", measure)
+    nll = torch.tensor(gather_in_order(module.trainer, batches, share), dtype=torch.float64)
+    tokens = torch.tensor([len(example.response_ids[0]) for example in examples], dtype=torch.float64)
+    before, after = (nll.sum(0) / tokens.sum()).tolist()
+    order = [i for places in batches for i in places]
+    low, high = bootstrap_interval((nll[order, 1] - nll[order, 0]) / tokens.mean())
+    return Forgetting(before, after, Estimate(after - before, low, high))

@@ -1,0 +1,122 @@
+"""`held_out/*.parquet`: one row per held-out prompt, with all responses and the rewards of all scorers."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lit_align.errors import UserError
+
+SCORER = pa.struct(
+    {
+        "name": pa.string(),
+        "identity": pa.string(),
+        "rewards": pa.list_(pa.float64()),
+        "rewards_start": pa.list_(pa.float64()),
+        "win_rate": pa.float64(),
+        "reward_data": pa.float64(),
+    }
+)
+SCHEMA = pa.schema(
+    {
+        "source": pa.string(),
+        "prompt": pa.string(),
+        "prompt_ids": pa.list_(pa.int64()),
+        "responses": pa.list_(pa.string()),
+        "responses_start": pa.list_(pa.string()),
+        "response_ids": pa.list_(pa.list_(pa.int64())),
+        "response_ids_start": pa.list_(pa.list_(pa.int64())),
+        "finished": pa.list_(pa.bool_()),
+        "finished_start": pa.list_(pa.bool_()),
+        "logps": pa.list_(pa.float64()),
+        "logps_start": pa.list_(pa.float64()),
+        "response_data": pa.string(),
+        "scorers": pa.list_(SCORER),
+    }
+)
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """The rewards of one prompt's responses by one scorer, and their win rate against the start's."""
+
+    name: str
+    identity: str
+    rewards: list[float]
+    rewards_start: list[float]
+    win_rate: float
+    reward_data: float | None = None
+
+
+@dataclass(frozen=True)
+class HeldOutRow:
+    """One held-out prompt with the responses of the policy and of the start.
+
+    Args:
+        prompt: Text; a chat as JSON.
+        finished: Whether each response ended by itself, before the longest length.
+        logps, logps_start: Log-probabilities of the policy's responses under the policy and under the start.
+        response_data: The data set's own response.
+    """
+
+    source: str
+    prompt: str
+    prompt_ids: list[int]
+    responses: list[str]
+    responses_start: list[str]
+    response_ids: list[list[int]]
+    response_ids_start: list[list[int]]
+    finished: list[bool]
+    finished_start: list[bool]
+    logps: list[float]
+    logps_start: list[float]
+    scorers: list[ScoredRow]
+    response_data: str | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each of the policy's responses."""
+        return [len(ids) for ids in self.response_ids]
+
+    @property
+    def lengths_start(self) -> list[int]:
+        return [len(ids) for ids in self.response_ids_start]
+
+    def scored_by(self, name: str) -> ScoredRow | None:
+        """The rewards by one scorer; None if the run does not have it."""
+        return next((each for each in self.scorers if each.name == name), None)
+
+    @classmethod
+    def from_arrow(cls, values: dict[str, Any]) -> Self:
+        scorers = [ScoredRow(**each) for each in values["scorers"]]
+        return cls(**{**values, "scorers": scorers})  # type: ignore[arg-type]
+
+
+def write_held_out(path: Path, rows: Sequence[HeldOutRow]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), part)
+    part.replace(path)  # never half written
+
+
+def read_held_out(path: Path) -> list[HeldOutRow]:
+    """The rows of a file; none if there is no such file.
+
+    Raises:
+        UserError: the file is damaged, or another version's.
+    """
+    if not path.exists():
+        return []
+    try:
+        table = pq.read_table(path)
+        if not table.schema.equals(SCHEMA):
+            raise pa.ArrowInvalid("another schema")
+        return [HeldOutRow.from_arrow(row) for row in table.to_pylist()]
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: this version of lit_align cannot read it ({str(error).splitlines()[0]}). Delete it, or write it "
+            "again: python train.py test --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt"
+        ) from error

@@ -1,0 +1,211 @@
+"""`summary.json`: the results of a run on held-out prompts, by scorer.
+
+An estimate is written as three keys, NAME, NAME_low and NAME_high: the mean and its 95 % interval. Everything that a
+scorer gives is under `scorers.NAME`; `scorers.training` is the scorer that training uses. Quantities that do not apply
+are left out.
+"""
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from lit_align.errors import UserError
+from lit_align.metrics.win_rate import Estimate
+
+T = TypeVar("T")
+
+VERSION = 1
+TRAINING = "training"
+"""The name of the scorer that training uses."""
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """A part of a scorer's rewards, such as one criterion of a judge: mean over the responses of each side."""
+
+    start: Estimate
+    end: Estimate
+    data: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class DataComparison:
+    """The policy's responses against the data set's own, by one scorer."""
+
+    reward: Estimate  # of the data set's responses
+    win_rate: Estimate
+    win_rate_ties_as_wins: float
+    win_rate_length_controlled: Estimate
+
+
+@dataclass(frozen=True)
+class ScorerSummary:
+    """The policy's responses (end) against the start's, by one scorer."""
+
+    identity: str
+    reward_start: Estimate
+    reward_end: Estimate
+    win_rate: Estimate
+    win_rate_ties_as_wins: float
+    win_rate_length_controlled: Estimate
+    parts: dict[str, PartSummary] = field(default_factory=dict)
+    data: DataComparison | None = None
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Negative log-likelihood per token of given texts before and after training; the interval is over texts."""
+
+    nll_start: float
+    nll_end: float
+    change: Estimate
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Diversity of all responses of one side (`metrics/diversity.py`)."""
+
+    distinct_1: float
+    distinct_2: float
+    self_bleu: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The results of a run on held-out prompts."""
+
+    prompts: int
+    responses_per_prompt: int
+    kl_from_start: Estimate  # nats per response
+    length_start: float  # tokens
+    length_end: float
+    diversity_start: Diversity
+    diversity_end: Diversity
+    scorers: dict[str, ScorerSummary]
+    length_data: float | None = None
+    forgetting: dict[str, Forgetting] = field(default_factory=dict)
+
+    @property
+    def training(self) -> ScorerSummary:
+        """By the scorer that training uses."""
+        return self.scorers[TRAINING]
+
+    def flat(self) -> dict[str, float]:
+        """The main results, to sort runs by: NAME by the training scorer, JUDGE/NAME by a judge."""
+        values: dict[str, float] = {"prompts": self.prompts, "length_start": self.length_start}
+        values |= self.kl_from_start.named("kl_from_start") | {"length_end": self.length_end}
+        for side, diversity in {"": self.diversity_end, "_start": self.diversity_start}.items():
+            values |= {f"{name}{side}": value for name, value in vars(diversity).items()}
+        for name, scorer in self.scorers.items():
+            prefix = "" if name == TRAINING else f"{name}/"
+            for key, estimate in {
+                "reward_start": scorer.reward_start,
+                "reward_end": scorer.reward_end,
+                "win_rate": scorer.win_rate,
+                "win_rate_length_controlled": scorer.win_rate_length_controlled,
+            }.items():
+                values |= {prefix + each: value for each, value in estimate.named(key).items()}
+            values[f"{prefix}win_rate_ties_as_wins"] = scorer.win_rate_ties_as_wins
+        return values
+
+    def to_json(self) -> str:
+        return json.dumps({"version": VERSION} | _encode(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse what `to_json` writes.
+
+        Raises:
+            ValueError: the text is not a summary of this version.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+        version = values.pop("version", None)
+        if version != VERSION:
+            raise ValueError(f"version {version} instead of {VERSION}")
+        return _decode(cls, values, "")
+
+    def write(self, folder: str | Path) -> None:
+        """Write `summary.json` into a run's folder."""
+        path = Path(folder, "summary.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(self.to_json())
+        part.replace(path)  # never half written
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self | None:
+        """The summary in a run's folder; None if there is none.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = Path(folder, "summary.json")
+        if not path.exists():
+            return None
+        try:
+            return cls.from_json(path.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"{path}: this version of lit_align cannot read it ({error}). Write it again: python train.py test "
+                f"--config {Path(folder, 'config.yaml')} --ckpt_path {Path(folder, 'checkpoints', 'last.ckpt')}"
+            ) from error
+
+
+def _encode(value: Any) -> dict[str, Any]:
+    """A dataclass as a dictionary; estimates as three keys each, without what is None or empty."""
+    encoded: dict[str, Any] = {}
+    for each in fields(value):
+        held = getattr(value, each.name)
+        if isinstance(held, Estimate):
+            encoded |= held.named(each.name)
+        elif is_dataclass(held):
+            encoded[each.name] = _encode(held)
+        elif isinstance(held, Mapping):
+            if held:
+                encoded[each.name] = {name: _encode(inner) for name, inner in held.items()}
+        elif held is not None:
+            encoded[each.name] = held
+    return encoded
+
+
+def _decode(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """The inverse of `_encode`."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where.rstrip('.')} is not an object")
+    decoded: dict[str, Any] = {}
+    hints = get_type_hints(cls)
+    for each in fields(cls):  # type: ignore[arg-type]
+        name, kind = each.name, hints[each.name]
+        if name not in values:
+            if each.default is None or callable(each.default_factory):
+                continue
+            raise ValueError(f"{where}{name} is missing")
+        if get_origin(kind) in (Union, types.UnionType):  # X | None
+            kind = next(inner for inner in get_args(kind) if inner is not type(None))
+        held = values[name]
+        if kind is Estimate:
+            numbers = [values.get(key) for key in (name, f"{name}_low", f"{name}_high")]
+            decoded[name] = Estimate(*(_number(number, where + name) for number in numbers))
+        elif get_origin(kind) is dict:
+            if not isinstance(held, Mapping):
+                raise ValueError(f"{where}{name} is not an object")
+            inner = get_args(kind)[1]
+            decoded[name] = {key: _decode(inner, value, f"{where}{name}.{key}.") for key, value in held.items()}
+        elif is_dataclass(kind):
+            decoded[name] = _decode(kind, held, f"{where}{name}.")  # type: ignore[arg-type]
+        elif kind is str:
+            decoded[name] = str(held)
+        else:
+            decoded[name] = kind(_number(held, where + name))
+    return cls(**decoded)
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{where} is not a number")
+    return value

@@ -1,0 +1,90 @@
+"""Two runs compared prompt by prompt, on the prompts that both have answered, by a scorer that both have.
+
+| column | formula |
+|---|---|
+| difference | mean over prompts of (mean reward of A − mean reward of B), with its bootstrap interval |
+| p | paired sign-flip test of that difference, 10,000 flips; not corrected for the number of comparisons |
+| A beats B | win rate of A's responses against B's (`metrics/win_rate.py`), with its interval |
+
+Rewards are compared only where the scorers have the same identity: the numbers of two reward functions have nothing in
+common but their name.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lit_align.evaluation.rows import HeldOutRow
+from lit_align.evaluation.summary import TRAINING, ScorerSummary
+from lit_align.metrics.win_rate import Estimate, win_rates
+from lit_align.reporting.run_folder import Run
+
+
+@dataclass(frozen=True)
+class SharedScorer:
+    """A scorer that one or several runs have, under whatever names.
+
+    Args:
+        label: Its name, with the identity where another scorer of the runs has the same name.
+        names: Its name in each run that has it, by the run's name.
+    """
+
+    label: str
+    identity: str
+    names: dict[str, str]
+
+    def summary(self, run: Run) -> ScorerSummary | None:
+        """What it gave the run."""
+        name = self.names.get(run.name)
+        return run.scorers[name] if name is not None else None
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Run A against run B by one scorer, on the prompts that both have answered."""
+
+    prompts: int
+    difference: Estimate
+    p: float
+    win_rate: Estimate
+
+
+def scorers_of(runs: Sequence[Run]) -> list[SharedScorer]:
+    """The scorers of the runs, grouped by their identity."""
+    names: dict[tuple[str, int], dict[str, str]] = {}
+    for run in runs:
+        seen: Counter[str] = Counter()  # a run may have a scorer twice, under two names
+        for name, scorer in run.scorers.items():
+            names.setdefault((scorer.identity, seen[scorer.identity]), {})[run.name] = name
+            seen[scorer.identity] += 1
+    labels = {key: " / ".join(dict.fromkeys(by_run.values())) for key, by_run in names.items()}
+    used = Counter(labels.values())
+    return [
+        SharedScorer(label if used[label] == 1 else f"{label}: {key[0]}", key[0], names[key])
+        for key, label in labels.items()
+    ]
+
+
+def paired_comparison(
+    a: Sequence[HeldOutRow], b: Sequence[HeldOutRow], names: tuple[str, str] = (TRAINING, TRAINING), flips: int = 10_000
+) -> PairedComparison | None:
+    """Compare two runs by one scorer; None if they have no prompt in common that it scored.
+
+    Args:
+        names: Of the scorer, in run A and in run B.
+    """
+    ours, theirs = (
+        {row.prompt: torch.tensor(scored.rewards).double() for row in rows if (scored := row.scored_by(name))}
+        for rows, name in zip((a, b), names, strict=True)
+    )
+    both = [prompt for prompt in ours if prompt in theirs]
+    if not both:
+        return None
+    differences = torch.stack([ours[prompt].mean() - theirs[prompt].mean() for prompt in both])
+    rates = torch.stack([win_rates(ours[prompt][None], theirs[prompt][None])[0] for prompt in both])
+    signs = torch.randint(2, (flips, len(both)), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    flipped = (signs @ differences).abs() / len(both)
+    p = (1 + (flipped >= differences.mean().abs() - 1e-12).sum().item()) / (1 + flips)
+    return PairedComparison(len(both), Estimate.of(differences), p, Estimate.of(rates))

@@ -1,0 +1,79 @@
+"""Results as printed on the terminal."""
+
+from rich import box
+from rich.table import Table
+from rich.text import Text as Styled
+
+from lit_align.console import print_line
+from lit_align.data.formats.rows import Text
+from lit_align.data.sampling import Response
+from lit_align.evaluation.held_out import Evaluation
+from lit_align.evaluation.summary import Summary
+from lit_align.metrics.win_rate import Estimate
+
+
+def print_evaluation(evaluation: Evaluation, shown: int) -> None:
+    """Print the verdict on held-out prompts, and one response before and after to the first prompts.
+
+    Args:
+        shown: Number of prompts.
+    """
+    summary = evaluation.summary
+    print_summary(summary)
+    print_line()
+    held_out = evaluation.held_out
+    for place, row in enumerate(held_out.prompts.rows[:shown]):
+        print_line(Styled(_last_line(row.prompt), style="bold"))
+        for name, answers in (("before", held_out.start), ("after", evaluation.policy)):
+            line = _one_line(answers.responses[place][0])
+            print_line(Styled(f"  {name:<8}", style="dim").append(line, style="not dim"))
+
+
+def print_summary(summary: Summary) -> None:
+    """Print rewards and win rates by scorer, then distance, length, diversity and forgetting."""
+    table = results_table(f"Against the start, on {summary.prompts} held-out prompts")
+    for name, scorer in summary.scorers.items():
+        rates = (scorer.win_rate, scorer.win_rate_length_controlled)
+        table.add_row(*_cells(name, scorer.reward_start, scorer.reward_end, *rates))
+    print_line()
+    print_line(table)
+    data = {name: (scorer, scorer.data) for name, scorer in summary.scorers.items() if scorer.data}
+    if data:
+        table = results_table("Against the data set's own responses")
+        for name, (scorer, own) in data.items():
+            rates = (own.win_rate, own.win_rate_length_controlled)
+            table.add_row(*_cells(name, own.reward, scorer.reward_end, *rates))
+        print_line(table)
+    start, end = summary.diversity_start, summary.diversity_end
+    print_line(f"KL(policy‖start) {summary.kl_from_start.value:.2f} nats per response")
+    print_line(f"length {summary.length_start:.1f} → {summary.length_end:.1f} tokens")
+    print_line(f"distinct pairs of words {start.distinct_2:.1%} → {end.distinct_2:.1%}")
+    for name, nll in summary.forgetting.items():
+        print_line(
+            f"forgetting {name}: {nll.nll_start:.4f} → {nll.nll_end:.4f} nats per token "
+            f"({nll.change.low:+.4f} to {nll.change.high:+.4f})"
+        )
+
+
+def results_table(title: str) -> Table:
+    """An empty table of rewards and win rates, of at most 80 columns."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("scorer", overflow="fold")
+    for column in ("reward", "win rate (95 %)", "at equal length"):
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _cells(name: str, before: Estimate, after: Estimate, win_rate: Estimate, equal: Estimate) -> list[str]:
+    interval = f"{win_rate.value:.1%} ({win_rate.low:.1%} – {win_rate.high:.1%})"
+    return [name, f"{before.value:.3f} → {after.value:.3f}", interval, f"{equal.value:.1%}"]
+
+
+def _last_line(prompt: Text) -> str:
+    """The last line of a prompt, of a chat that of its last message."""
+    text = (prompt if isinstance(prompt, str) else prompt[-1]["content"]).strip()
+    return ("… " if "\n" in text else "") + text.rpartition("\n")[2]
+
+
+def _one_line(response: Response) -> str:
+    return " ".join(response.text.split()) + ("" if response.finished else " …")

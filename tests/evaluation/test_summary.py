@@ -1,0 +1,94 @@
+"""summary.json: what is written is read again, and nothing else is."""
+
+import json
+
+import pytest
+
+from lit_align.errors import UserError
+from lit_align.evaluation.summary import DataComparison, Diversity, Forgetting, PartSummary, ScorerSummary, Summary
+from lit_align.metrics.win_rate import Estimate
+
+RATE = Estimate(0.6, 0.5, 0.7)
+
+
+def summary() -> Summary:
+    scored = ScorerSummary(
+        identity="rewards.py:reward@1",
+        reward_start=Estimate(0.0, -1.0, 1.0),
+        reward_end=Estimate(2, 1, 3),
+        win_rate=RATE,
+        win_rate_ties_as_wins=0.7,
+        win_rate_length_controlled=Estimate(0.55, 0.4, 0.7),
+        parts={"end": PartSummary(RATE, RATE, data=RATE)},
+        data=DataComparison(Estimate(3, 2, 4), RATE, 0.5, RATE),
+    )
+    return Summary(
+        prompts=8,
+        responses_per_prompt=2,
+        kl_from_start=Estimate(1.5, 1.0, 2.0),
+        length_start=4.0,
+        length_end=5.5,
+        diversity_start=Diversity(0.1, 0.2, 0.3),
+        diversity_end=Diversity(0.4, 0.5, 0.6),
+        scorers={"training": scored, "low": scored},
+        length_data=3.0,
+        forgetting={"texts": Forgetting(1.0, 2.0, Estimate(1.0, 0.5, 1.5))},
+    )
+
+
+def test_a_summary_is_read_as_it_was_written(tmp_path):
+    summary().write(tmp_path)
+    assert Summary.read(tmp_path) == summary()
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert Summary.read(tmp_path / "nowhere") is None
+
+
+def test_an_estimate_is_three_keys():
+    values = json.loads(summary().to_json())
+    scored = values["scorers"]["low"]
+    assert [scored[key] for key in ("win_rate", "win_rate_low", "win_rate_high")] == [0.6, 0.5, 0.7]
+    assert values["version"] == 1
+
+
+def test_what_does_not_apply_is_left_out(tmp_path):
+    values = json.loads(summary().to_json())
+    del values["forgetting"], values["length_data"], values["scorers"]["low"]["data"]
+    read = Summary.from_json(json.dumps(values))
+    assert read.forgetting == {}
+    assert read.length_data is None
+    assert read.scorers["low"].data is None
+    assert "forgetting" not in json.loads(read.to_json())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values.pop("version"), "version None instead of 1"),
+        (lambda values: values.update(version=2), "version 2 instead of 1"),
+        (lambda values: values.pop("prompts"), "prompts is missing"),
+        (lambda values: values["scorers"]["low"].pop("win_rate_low"), r"scorers\.low\.win_rate is not a number"),
+        (lambda values: values["scorers"].update(low=3), r"scorers\.low is not an object"),
+        (lambda values: values.update(scorers=3), "scorers is not an object"),
+        (lambda values: values.update(length_end="long"), "length_end is not a number"),
+    ],
+)
+def test_other_files_are_refused_by_key(tmp_path, change, said):
+    values = json.loads(summary().to_json())
+    change(values)
+    (tmp_path / "summary.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"summary\.json: .*{said}.*python train\.py test --config"):
+        Summary.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
+def test_a_damaged_summary_is_one_message(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(UserError, match="cannot read it"):
+        Summary.read(tmp_path)
+
+
+def test_flat_names_of_judges_do_not_hide_others():
+    flat = summary().flat()
+    assert flat["win_rate_low"] == 0.5
+    assert flat["low/win_rate"] == 0.6
+    assert all(isinstance(value, int | float) for value in flat.values())
