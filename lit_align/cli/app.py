@@ -69,7 +69,13 @@ CHECKPOINT = {
 
 
 def run(args: list[str]) -> None:
-    """Run one of Trainer's commands."""
+    """Run one of Trainer's commands.
+
+    Raises:
+        UserError: the command is not the first argument, or the run is refused.
+    """
+    if args and args[0].startswith("-") and not COMMANDS.keys().isdisjoint(args):
+        raise UserError(f"the command must be the first argument: {program()} fit --config X.yaml")
     AlignCLI(args)
     leave()
 
@@ -134,12 +140,14 @@ class AlignCLI(LightningCLI):
             parser.error(str(error), error)
         finally:
             set_parsing_settings(unset_sentinel=False)
+        if self._given.trainer is None:
+            raise UserError("trainer=null must be options (key: value). Leave trainer out to use the defaults.")
         refuse_options_of_another_objective(self._given, args)
         own_folder_in_a_sweep(self._given)
 
     @property
     def _given(self) -> Namespace:
-        """The options of the command, where there is one."""
+        """The options of the command; without a command, all options."""
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def before_instantiate_classes(self) -> None:
@@ -147,27 +155,34 @@ class AlignCLI(LightningCLI):
         path = config.get("ckpt_path")
         if path == "best":
             raise UserError(
-                "ckpt_path: which is 'best' only the process that trained knows. Name the checkpoint itself."
+                "ckpt_path=best has no effect here: only the process that trained knows which is best. Name a "
+                "checkpoint."
+            )
+        if path and path.startswith(("http://", "https://")):
+            raise UserError(
+                f"ckpt_path={path} must be a file: a checkpoint from the web may run code. Download it "
+                "and check where it comes from."
             )
         if not path or path in ("last", "hpc", "registry") or "://" in path:
             return
         if not Path(path).exists():
-            raise UserError(f"ckpt_path: there is no checkpoint '{path}'.")
+            raise UserError(f"ckpt_path={path} does not exist. Name a file in the run's checkpoints/ folder.")
         if Path(path).is_file() and not zipfile.is_zipfile(path):  # as torch.save writes it
             raise UserError(
-                f"ckpt_path: '{path}' is no checkpoint, or not a whole one. A run's lie in its folder checkpoints/."
+                f"ckpt_path={path} is not a valid checkpoint (truncated?). Checkpoints are in the run's checkpoints/ "
+                "folder."
             )
         if Path(path).is_dir() and not config.get("fsdp_sharding"):
             raise UserError(
-                f"ckpt_path: {relative(path)} is a folder of shards, which a sharded run can go on from, on any number "
-                "of processes: --config configs/overlays/fsdp.yaml. (Checkpoints of one file, the default, are read "
-                "everywhere.)"
+                f"ckpt_path={relative(path)} is a folder of shards, which only a sharded run can read, on any number of "
+                "processes. Add --config configs/overlays/fsdp.yaml. (A checkpoint in one file, the default, fits any "
+                "run.)"
             )
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:  # a constructor's comes wrapped, as the report of a value that fits no type
+        except ValueError as error:  # a constructor's error is wrapped in the report of a value that fits no type
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, UserError | ModuleNotFoundError):
                 cause = cause.__cause__
@@ -182,7 +197,8 @@ class AlignCLI(LightningCLI):
         ):
             folders = " or ".join(relative(each.dirpath) for each in saving) or "a run without checkpoints"
             raise UserError(
-                f"ckpt_path: there is no last checkpoint in {folders}. Name one, or leave ckpt_path out to begin anew."
+                f"ckpt_path=last: there is no last checkpoint in {folders}. Name one, or leave ckpt_path out to start "
+                "over."
             )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -192,6 +208,11 @@ class AlignCLI(LightningCLI):
         for callback in given:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = os.path.join(config["default_root_dir"], "checkpoints")
+        if config.get("fast_dev_run"):
+            raise UserError(
+                f"trainer.fast_dev_run={config['fast_dev_run']} is refused because it would overwrite the results in "
+                f"{config['default_root_dir']}. Use: {program()} doctor --config X.yaml"
+            )
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header shows it
         given += [RunReport(), Interruption()]
         if config.get("enable_progress_bar") is not False:

@@ -24,7 +24,7 @@ WORDS = {"float": "a number", "int": "an integer", "bool": "true or false", "str
 
 
 def explain(message: str, parser: LightningArgumentParser) -> str:
-    """jsonargparse's report as one paragraph: the key, the value, the mend."""
+    """Reduce jsonargparse's report to one paragraph: the key, the value, the fix."""
     where, cls, base = "", None, None
     see, example = f"See: {program()} fit --help", f"{program()} fit --config X.yaml"
     for found in FINDING.finditer(message):
@@ -41,7 +41,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                     reason = message[found.end() :].strip().partition("\n")[0]
                     return f"{where}: cannot import '{text}' ({reason}). {known(base)}"
             case "argument" if not (cls or text.startswith("-")):
-                return f"'{text}' is not understood: options are written --key=value. {see}"
+                return f"'{text}' is not an option: options are written --key=value. {see}"
             case "option" | "extra" | "argument":
                 return unknown_option(where, cls, text, found["group"], parser, see)
             case "required" if cls is None:  # 'fit.model, fit.data'
@@ -50,9 +50,9 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                 return f"{missing}: not given. Name a YAML ({example}) or a class (--{missing}=NAME). {which}"
             case "required":
                 keys = [below(where, cls, key) for key in text.split(", ")]
-                return f"{' and '.join(keys)}: needed by {name(cls)}, and not given. {see}"
+                return f"{' and '.join(keys)}: {name(cls)} needs a value, and none is given. {see}"
             case "other":
-                return f"{where}: {text} is no {name(base)}. {known(base)}"
+                return f"{where}: {text} is not a subclass of {name(base)}. {known(base)}"
             case "unnamed":
                 return f"{where}: no class is named (class_path: NAME, options under init_args:). {known(base)}"
             case "type":
@@ -60,23 +60,27 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
             case "file":
                 file, there = relative(text), map(relative, Path(text).parent.glob("*"))
                 return f"{where}: there is no file '{file}'.{did_you_mean(file, there, 0.8)}"
+            case "unloadable":
+                return f"{where}={text} must be options (key: value). Leave {where} out to use the defaults. {see}"
             case "yaml":
                 problem = " ".join(text.replace('in "<unicode string>", ', "at ").split())
-                return f"config: no YAML with keys and values: {textwrap.shorten(problem, 200)!r}"
-            case "early":
-                return f"the command comes first: {example}. {known_commands()}"
+                return f"config: not a YAML with keys and values: {textwrap.shorten(problem, 200)!r}"
             case "command":
                 hint = did_you_mean(text, COMMANDS)
                 return f"there is no command '{text}'.{hint} {known_commands()}"
             case "nothing":
-                return f"what is to be done? {example}. {known_commands()}"
+                return f"a command is needed: {example}. {known_commands()}"
             case "bare":
-                return f"{text}: it, or the option of it that was named, needs a value: --key=value. {see}"
+                return f"{text}, or the option below it, needs a value: --key=value. {see}"
     return " ".join(message.split())
 
 
 def unknown_option(where: str, cls: Any, option: str, group: str | None, parser: Any, see: str) -> str:
-    """`group` is the dataclass among the options of `cls` that lacks the option."""
+    """Name an option that does not exist, and the nearest one that does.
+
+    Args:
+        group: The dataclass among the options of `cls` that lacks the option.
+    """
     option = option.removeprefix("--").partition("=")[0]
     option = f"{group}.{option}" if group else option
     if cls is None:
@@ -85,7 +89,7 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
         hint = did_you_mean(option, [*(action.dest for action in parser._actions), *deep])
         return f"{option}: there is no such option.{hint} {see}"
     if option == "class_path":
-        return f"{where}: beside class_path:, the options of a class stand under init_args:."
+        return f"{where}: put the options of a class under init_args:, next to class_path:."
     parent = option.rpartition(".")[0]
     siblings = [key for key in options(cls) if not parent or key.rpartition(".")[0] == parent]
     names = dict.fromkeys(key.removeprefix(f"{parent}.").partition(".")[0] for key in siblings)
@@ -95,7 +99,11 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
 
 
 def wrong_value(where: str, base: Any, report: str, see: str) -> str:
-    """`report` begins with the first type that was tried; the other types of a union follow."""
+    """Name a value of the wrong type, and the types that fit.
+
+    Args:
+        report: Begins with the first type that was tried; the other types of a union follow.
+    """
     tried, _, rest = report.partition("Given value type:")
     value = rest.partition("Given value: ")[2].partition("\n")[0].partition(". Got value: ")[0]
     if "Got value: " in (line := report.partition("\n")[0]):  # one type, with the value on its line
@@ -116,7 +124,7 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
 
 
 def below(where: str, cls: Any, key: str) -> str:
-    """The key as a YAML has it: under a class's `init_args`; of a dataclass or a named callback, directly."""
+    """The key as in a YAML: below a class's `init_args`, or directly below a dataclass or a named callback."""
     direct = cls is None or dataclasses.is_dataclass(cls) or where in NAMED_CALLBACKS
     return ".".join(part for part in (where, "" if direct else "init_args", key) if part)
 
@@ -126,7 +134,7 @@ def known_commands() -> str:
 
 
 def did_you_mean(word: str, among: Iterable[str], cutoff: float = 0.6) -> str:
-    """The name that is spelled most like the word, or that ends in it (`model.beta` for `beta`)."""
+    """Suggest the name with the most similar spelling, or one that ends in the word (`model.beta` for `beta`)."""
     spelled = {name.lower(): name for name in among}
     close = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=cutoff)
     close += [lower for lower in spelled if lower.endswith(f".{word.lower()}")]

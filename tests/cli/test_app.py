@@ -340,7 +340,7 @@ def test_an_unknown_class_is_named_with_those_there_are(fails: Errors, how: str)
     ("path", "said"),
     [
         ("lit_align.nowhere.DPO", "cannot import 'lit_align.nowhere.DPO'"),
-        ("torch.nn.Linear", "torch.nn.Linear is no PreferenceObjective. Known: "),
+        ("torch.nn.Linear", "torch.nn.Linear is not a subclass of PreferenceObjective. Known: "),
     ],
 )
 def test_a_class_path_that_leads_nowhere(fails: Errors, path: str, said: str):
@@ -356,7 +356,7 @@ def test_a_missing_file_is_named(fails: Errors):
 @pytest.mark.parametrize("text", ["model: [1", "just text", ""])
 def test_a_file_that_is_no_yaml_of_keys_is_named(fails: Errors, text: str):
     Path("bad.yaml").write_text(text)
-    assert "no YAML with keys and values" in (said := fails("fit", "--config", "bad.yaml"))
+    assert "not a YAML with keys and values" in (said := fails("fit", "--config", "bad.yaml"))
     assert said.endswith("(in bad.yaml)")
 
 
@@ -364,16 +364,24 @@ def test_a_file_that_is_no_yaml_of_keys_is_named(fails: Errors, text: str):
     ("args", "said"),
     [
         (["fit"], "model: not given. Name a YAML (python train.py fit --config X.yaml) or a class"),
-        (["fit", "--model=DPO"], "model.init_args.policy.path: needed by "),
+        (["fit", "--model=DPO"], "model.init_args.policy.path: DPO needs a value"),
         ([], "python train.py fit --config X.yaml"),
-        (["--config", "dpo.yaml"], "Known: fit, validate, test, predict"),
+        (["--config", "dpo.yaml"], "a command is needed: python train.py fit --config X.yaml. Known: fit, validate"),
         (["fitt", "--config", "dpo.yaml"], "there is no command 'fitt'. Did you mean 'fit'?"),
-        ([*FIT, "stray"], "'stray' is not understood"),
+        ([*FIT, "stray"], "'stray' is not an option"),
         ([*FIT, "--model.beta"], "needs a value"),
+        (["--config=dpo.yaml", "fit"], "the command must be the first argument: python train.py fit"),
+        (["--trainer.max_epochs=1", "fit"], "the command must be the first argument"),
+        ([*FIT, "--trainer=null"], "trainer=null must be options (key: value)"),
     ],
 )
 def test_what_is_missing_is_named(fails: Errors, args: list[str], said: str):
     assert said in fails(*args)
+
+
+def test_a_trainer_of_null_in_a_file_is_refused(fails: Errors):
+    Path("no_trainer.yaml").write_text(DPO_YAML.partition("trainer:")[0] + "trainer: null\n")
+    assert "trainer=null must be options (key: value)" in fails("fit", "--config", "no_trainer.yaml")
 
 
 def test_data_is_required(fails: Errors):
@@ -405,9 +413,11 @@ def test_a_user_error_during_the_run_ends_in_a_paragraph(fails: Errors, monkeypa
     [
         (["export", "run", "--out", "dpo.yaml"], "--out=dpo.yaml must be a folder, not a file"),
         (["compare", "a", "b", "--out", "."], "--out=. must be a file, not a folder"),
-        ([*FIT, "--ckpt_path=best"], "ckpt_path: which is 'best' only the process that trained knows"),
-        ([*FIT, "--ckpt_path=none.ckpt"], "ckpt_path: there is no checkpoint 'none.ckpt'"),
-        ([*FIT, "--ckpt_path=dpo.yaml"], "ckpt_path: 'dpo.yaml' is no checkpoint"),
+        ([*FIT, "--ckpt_path=best"], "ckpt_path=best has no effect here"),
+        ([*FIT, "--ckpt_path=none.ckpt"], "ckpt_path=none.ckpt does not exist"),
+        ([*FIT, "--ckpt_path=dpo.yaml"], "ckpt_path=dpo.yaml is not a valid checkpoint"),
+        ([*FIT, "--ckpt_path=https://x.org/a.ckpt"], "must be a file: a checkpoint from the web may run code"),
+        ([*FIT, "--trainer.fast_dev_run=2"], "trainer.fast_dev_run=2 is refused because it would overwrite"),
         ([*FIT, "--ckpt_path=last"], "there is no last checkpoint in a run without checkpoints"),
         (
             [*FIT, "--ckpt_path=last", "--trainer.enable_checkpointing=true"],
