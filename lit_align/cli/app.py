@@ -47,6 +47,7 @@ from lit_align.cli.parser import (
     SaveConfig,
     arguments_in_order,
     own_folder_in_a_sweep,
+    refuse_functions,
     refuse_options_of_another_objective,
 )
 from lit_align.cli.usage import DESCRIPTION
@@ -142,6 +143,7 @@ class AlignCLI(LightningCLI):
             set_parsing_settings(unset_sentinel=False)
         if self._given.trainer is None:
             raise UserError("trainer=null must be options (key: value). Leave trainer out to use the defaults.")
+        refuse_functions(self._given)
         refuse_options_of_another_objective(self._given, args)
         own_folder_in_a_sweep(self._given)
 
@@ -174,7 +176,7 @@ class AlignCLI(LightningCLI):
             )
         if Path(path).is_dir() and not config.get("fsdp_sharding"):
             raise UserError(
-                f"ckpt_path={relative(path)} is a folder of shards, which only a sharded run can read, on any number of "
+                f"ckpt_path={relative(path)} is a folder of shards, which only a sharded run reads, on any number of "
                 "processes. Add --config configs/overlays/fsdp.yaml. (A checkpoint in one file, the default, fits any "
                 "run.)"
             )

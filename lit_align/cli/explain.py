@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_align.cli.classes import NAMED_CALLBACKS, class_names, known, locate, name, options, subclasses
 from lit_align.cli.commands import COMMANDS
-from lit_align.cli.findings import FINDING
+from lit_align.cli.findings import FINDING, PATTERNS
 from lit_align.console import program, relative
 from lit_align.objectives import PreferenceObjective
 
@@ -28,8 +28,9 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     where, cls, base = "", None, None
     see, example = f"See: {program()} fit --help", f"{program()} fit --config X.yaml"
     for found in FINDING.finditer(message):
-        text = found[found.lastgroup or 0]
-        match found.lastgroup:
+        kind = next(name for name in PATTERNS if found[name])
+        text = found[kind]
+        match kind:
             case "key":
                 where = below(where, cls, text)
             case "subtypes":
@@ -53,6 +54,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                 return f"{' and '.join(keys)}: {name(cls)} needs a value, and none is given. {see}"
             case "other":
                 return f"{where}: {text} is not a subclass of {name(base)}. {known(base)}"
+            case "made":
+                return f"{where}: {text} is not a subclass of {found['of']}. {see}"
             case "unnamed":
                 return f"{where}: no class is named (class_path: NAME, options under init_args:). {known(base)}"
             case "type":
@@ -92,6 +95,8 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
         return f"{where}: put the options of a class under init_args:, next to class_path:."
     parent = option.rpartition(".")[0]
     siblings = [key for key in options(cls) if not parent or key.rpartition(".")[0] == parent]
+    if not siblings:  # the option above it does not exist, either
+        return unknown_option(where, cls, parent.partition(".")[0], None, parser, see)
     names = dict.fromkeys(key.removeprefix(f"{parent}.").partition(".")[0] for key in siblings)
     listed = f" Options: {', '.join(names)}." if len(names) <= 16 else ""
     hint = did_you_mean(option, siblings)
@@ -114,6 +119,8 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
     choices = [c.strip(" '\"") for literal in re.findall(r"Literal\[(.*?)\]", tried) for c in literal.split(",")]
     missing = re.search(r"Expected a dot import path string: (\S+)", tried)
     if missing and not {"float", "int", "str"} & set(types):
+        if dataclasses.is_dataclass(base):
+            return f"{where}={missing[1]} must be options (key: value) or null. {see}"
         hint = did_you_mean(missing[1], class_names(base))
         return f"{where}: there is no class '{missing[1]}'.{hint} {known(base)}"
     words = [WORDS.get(t, f"a {t.rpartition('.')[2]}") for t in types if not choices or t == "NoneType"]

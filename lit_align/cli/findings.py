@@ -17,6 +17,7 @@ PATTERNS = {
     "required": r"arguments are required: (?P<required>[^\n]+)",
     "other": r"Import path (?P<other>\S+) does not correspond to a subclass",
     "unnamed": r"(?P<unnamed>Not a valid subclass)",
+    "made": r"Expected '(?P<made>[^']+)' to be a (?:function that returns|subclass of) <class '(?P<of>\w+)'>",
     "type": r"Expected an? (?P<type>(?!path but)\S[^\n]*)",
     "file": r"File does not exist: '(?P<file>[^\n]+)'",
     "unloadable": r"Unable to load config '(?P<unloadable>[^']+)'",
@@ -25,6 +26,6 @@ PATTERNS = {
     "nothing": r'expected "(?P<nothing>subcommand)" to be',
     "bare": r"argument (?P<bare>\S+): expected one argument",
 }
-"""By the name of the group that each one fills last."""
+"""Each fills the group of its own name."""
 
 FINDING = re.compile("|".join(PATTERNS.values()), re.DOTALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -103,6 +104,22 @@ def own_folder_in_a_sweep(config: Any) -> None:
     root = config.trainer.default_root_dir
     if os.environ.get("WANDB_SWEEP_ID") and run and Path(root).name != run:
         config.trainer.default_root_dir = os.path.join(root, run)
+
+
+def refuse_functions(config: Any, where: str = "") -> None:
+    """Refuse a `class_path` that names a function: to build the configuration would call it, `os.system` for one.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, value in vars(config).items():
+        for number, entry in enumerate(value if isinstance(value, list) else [value]):
+            below = f"{where}{key}" + (f"[{number}]" if isinstance(value, list) else "")
+            if isinstance(entry, Namespace):
+                path = entry.get("class_path")
+                if isinstance(path, str) and not inspect.isclass(locate(path)):
+                    raise UserError(f"{below}.class_path={path} must be a class. Name a class.")
+                refuse_functions(entry, f"{below}.")
 
 
 def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:

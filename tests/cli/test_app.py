@@ -347,6 +347,22 @@ def test_a_class_path_that_leads_nowhere(fails: Errors, path: str, said: str):
     assert said in fails("fit", "--config", edited("class_path: DPO", f"class_path: {path}"))
 
 
+def test_a_function_is_refused_and_not_called(fails: Errors):
+    """To instantiate the configuration would run it."""
+    adamw = "{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}"
+    system = "{class_path: os.system, init_args: {command: touch called}}"
+    said = fails("fit", "--config", edited(adamw, system))
+    assert "model.init_args.optimizer.class_path=os.system must be a class" in said
+    assert not Path("called").exists()
+    assert "optimizer: os.system is not a subclass of Optimizer" in fails("fit", "--config", edited(adamw, "os.system"))
+
+
+def test_an_option_below_one_that_does_not_exist_names_the_upper_one(fails: Errors):
+    said = fails(*FIT, "--data.scorer.help=FunctionScorer")
+    assert "data.init_args.scorer: OfflinePairs has no option 'scorer'. See: " in said
+    assert "model.init_args.lora=5 must be options (key: value) or null" in fails(*FIT, "--model.lora=5")
+
+
 def test_a_missing_file_is_named(fails: Errors):
     assert fails("fit", "--config", "dpo.yml") == (
         "error: config: there is no file 'dpo.yml'. Did you mean 'dpo.yaml'?"
