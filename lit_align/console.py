@@ -1,5 +1,6 @@
 """What a run says on the terminal: lines, and one progress bar per phase. Rank 0 speaks, the others are silent."""
 
+import re
 import shutil
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from pathlib import Path
 from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own; without all of Lightning
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 FIELD_WIDTH = 15
 """Columns of the names that fields begin with."""
@@ -23,10 +25,28 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that control a terminal, reorder its text, or cannot be encoded; not the line break and the tab."""
+
+
+def printable(text: str) -> str:
+    """The text with � for each character that must not reach a terminal: models, data and servers may send any."""
+    return CONTROLS.sub("�", text)
+
+
 def print_line(*objects: object) -> None:
     """Print lines or rich renderables; long lines are left to the terminal, so that commands can be copied."""
     if is_first_process():
-        console.print(*objects, soft_wrap=all(isinstance(o, str) for o in objects))
+        console.print(*map(_safe, objects), soft_wrap=all(isinstance(o, str) for o in objects))
+
+
+def _safe(renderable: object) -> object:
+    if isinstance(renderable, str):
+        return printable(renderable)
+    if isinstance(renderable, Text):
+        renderable = renderable.copy()
+        renderable.plain = printable(renderable.plain)
+    return renderable
 
 
 def print_field(name: str, text: str) -> None:

@@ -1,12 +1,12 @@
-"""What W&B is shown beside the metrics and the configuration, with a WandbLogger, offline too.
+"""Tables, marks and the report of a run in W&B, beside the metrics and the configuration; offline too.
 
-| name | what |
+| name | content |
 |---|---|
 | reference/refreshed | a mark at each refresh of the reference: the count, logged at that step alone |
-| responses/validation, responses/test | tables of held-out prompts: response of the start and of the policy, rewards |
+| responses/validation, responses/test | held-out prompts with a response of the start and of the policy, and rewards |
 | report | report.html of the run |
-| (summary) | the numbers of summary.json, as verdict/NAME |
-| (artifacts) | the folder of each round, if asked for |
+| (summary) | the results in summary.json: verdict/NAME by the training scorer, verdict/JUDGE/NAME by each judge |
+| (artifacts) | the folder of each round, if `artifacts` is set |
 """
 
 from pathlib import Path
@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
+from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.evaluation.rows import read_held_out
 from lit_align.evaluation.summary import Summary
 from lit_align.reporting.run_folder import held_out_files, metric_of, step_of, verdict_file
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class WandbReport(AlignCallback):
-    """Response tables, refresh marks and the report for W&B; there by itself with a WandbLogger.
+    """Response tables, refresh marks and the report for W&B; added automatically to a run with a WandbLogger.
 
     Args:
         rows: Prompts in each table.
@@ -45,7 +46,7 @@ class WandbReport(AlignCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._refreshes = _refreshes(trainer)
-        self._logged = set(held_out_files(trainer.default_root_dir))  # before the checkpoint
+        self._logged = set(held_out_files(trainer.default_root_dir))  # written before the checkpoint
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,11 +64,11 @@ class WandbReport(AlignCallback):
             if path not in self._logged:
                 self._logged.add(path)
                 self._log(trainer, step_of(path), {"responses/validation": self._table(path)})
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if self.artifacts and hasattr(data, "rounds_made"):
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if self.artifacts and isinstance(data, OnPolicyPairs):
             import wandb
 
-            index = data.rounds_made - 1
+            index = data.current_round.index
             for logger in _loggers(trainer):
                 artifact = wandb.Artifact(f"{logger.experiment.id}-round-{index:03d}", type="round")
                 for folder in data.folder.glob(f"round_{index:03d}-*"):

@@ -18,5 +18,8 @@ def run(args: list[str]) -> None:
     if Path(given.out).is_dir():
         raise UserError(f"compare: --out={given.out} must be a file, not a folder. Try --out={given.out}/all.html.")
     from lit_align.reporting import report
+    from lit_align.reporting.terminal import print_comparison
 
-    print_line(f"report     {report.compare(given.runs, given.out)}")
+    runs = report.compared_runs(given.runs)
+    print_comparison(runs)
+    print_line(f"report     {report.compare(runs, given.out)}")

@@ -15,7 +15,8 @@ from lit_align.data.rounds.store import find_rounds, read_rounds
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from lit_align.data.formats.rows import DataError, Record, first_line, listing
+from lit_align.data.formats.record import Record
+from lit_align.data.formats.rows import DataError, first_line, listing
 from lit_align.errors import shown
 
 # --- sources ---
@@ -106,9 +107,9 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 def _round_records(path: Path, scorer: str | None) -> Iterator[Record]:
     """Rounds that were sampled on-policy: prompts, responses as text, and the rewards of one scorer."""
     for stored in read_rounds(path, scorer):
-        for row in stored.rows:
-            values = {"prompt": row["prompt"], "responses": row["responses"], "rewards": row["scores"]}
-            yield Record(values, f"{stored.path.name}/{row['source']}")
+        for sample, scored in stored.rows:
+            values = {"prompt": sample.prompt, "responses": sample.responses, "rewards": scored.scores}
+            yield Record(values, f"{stored.path.name}/{sample.source}")
 
 
 def _saved_records(path: Path, split: str | None) -> Iterator[Record]:
