@@ -1,11 +1,11 @@
-# Needs only Python >= 3.11 and make:   make quickstart   and   make test
+# Needs only make and Python 3.11 or newer. Start with `make quickstart` or `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: install quickstart pipeline test slow format docs picture clean
 
-install: .venv/installed  ## the environment in .venv, and what the quickstart needs in data/quickstart
+install: .venv/installed  ## make the environment in .venv and prepare data/quickstart
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -19,9 +19,9 @@ install: .venv/installed  ## the environment in .venv, and what the quickstart n
 quickstart: .venv/installed  ## align a real language model on this machine, in a few minutes
 	$(BIN)/python train.py fit --config configs/quickstart.yaml
 
-# such as OPTIONS='--trainer.limit_train_batches=2': for a look at it in minutes
+# For a short try: make pipeline OPTIONS='--trainer.limit_train_batches=2'
 OPTIONS ?=
-pipeline: .venv/installed  ## SFT, reward model, and three ways to align, in one report; about half an hour
+pipeline: .venv/installed  ## SFT, a reward model and three ways to align, in one report; about half an hour
 	$(BIN)/python -m data.pipeline
 	$(BIN)/python train.py fit --config configs/pipeline/sft.yaml $(OPTIONS)
 	$(BIN)/python train.py fit --config configs/pipeline/reward_model.yaml $(OPTIONS)
@@ -32,27 +32,29 @@ pipeline: .venv/installed  ## SFT, reward model, and three ways to align, in one
 	$(BIN)/lit-align compare runs/pipeline/prpo runs/pipeline/iterative_dpo runs/pipeline/offline_dpo \
 		--out runs/pipeline/report.html
 
-# the number of test processes; several tests start two processes of their own
+# Number of processes that tests run in. Some tests start two more processes of their own.
 WORKERS ?= 2
-test: .venv/installed  ## lint, types and tests, in a few minutes
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+test: .venv/installed  ## check format, lint and types, and run the tests; a few minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	$(PYTEST)
 
-slow: .venv/installed  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist worksteal
+slow: .venv/installed  ## run the tests that take minutes
+	$(PYTEST) -m slow
 
-format: .venv/installed
+format: .venv/installed  ## format and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: .venv/installed  ## the pages that are made from the code
+docs: .venv/installed  ## make the pages that come from the code
 	$(BIN)/python docs/objectives/make.py
 	$(BIN)/python docs/make_metrics.py
 
-picture: .venv/installed  ## the README's picture, from the report of `make quickstart`; needs chromium
+picture: .venv/installed  ## take the README's picture of the quickstart's report; needs chromium
 	$(BIN)/python docs/make_picture.py
 
-clean:
+clean:  ## delete the environment, the quickstart's data and all runs
 	rm -rf .venv data/quickstart runs

@@ -36,7 +36,7 @@ class Rounds(OnPolicyPairs):
 
     def train_dataloader(self) -> Any:
         self.turn.begin()
-        self.encoder.end_ids = lambda: [self.tokenizer.all_special_ids[-1]]
+        self.preference_tokenizer.end_ids = lambda: [self.tokenizer.all_special_ids[-1]]
         return super().train_dataloader()
 
 

@@ -1,5 +1,6 @@
 """What a run says on the terminal: lines, and one progress bar per phase. Rank 0 speaks, the others are silent."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 FIELD_WIDTH = 15
 """Columns of the names that fields begin with."""
@@ -14,10 +16,28 @@ FIELD_WIDTH = 15
 console = Console(highlight=False, markup=False, emoji=False)  # what models, data and paths hold stays as it is
 
 
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that control a terminal, reorder its text, or cannot be encoded; not the line break and the tab."""
+
+
+def printable(text: str) -> str:
+    """The text with � for each character that must not reach a terminal: models, data and servers may send any."""
+    return CONTROLS.sub("�", text)
+
+
 @rank_zero_only
 def print_line(*objects: object) -> None:
     """Print lines or rich renderables; long lines are left to the terminal, so that commands can be copied."""
-    console.print(*objects, soft_wrap=all(isinstance(o, str) for o in objects))
+    console.print(*map(_safe, objects), soft_wrap=all(isinstance(o, str) for o in objects))
+
+
+def _safe(renderable: object) -> object:
+    if isinstance(renderable, str):
+        return printable(renderable)
+    if isinstance(renderable, Text):
+        renderable = renderable.copy()
+        renderable.plain = printable(renderable.plain)
+    return renderable
 
 
 def print_field(name: str, text: str) -> None:

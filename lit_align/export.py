@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from lit_align.data.tokenization import Encoder
+from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError
 from lit_align.evaluation.summary import Summary
 from lit_align.objectives import PreferenceObjective, RewardModel
@@ -50,8 +50,8 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
     else:
         policy.save(folder)
     if (generation := getattr(policy.model, "generation_config", None)) is not None and not _scores(hyperparameters):
-        encoder = Encoder(policy.tokenizer, max_prompt_length=1, max_response_length=1)
-        generation.eos_token_id = encoder.end_ids()
+        tokenizer = PreferenceTokenizer(policy.tokenizer, max_prompt_length=1, max_response_length=1)
+        generation.eos_token_id = tokenizer.end_ids()
         sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
         if sampling.get("temperature", 0) > 0:
             generation.update(do_sample=True, temperature=sampling["temperature"], top_p=sampling["top_p"])

@@ -8,9 +8,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cor
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub, and a name that it lacks would be retried for a minute
 
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tiny import byte_tokenizer, llama_config
 from transformers import LlamaForCausalLM
 
@@ -25,6 +27,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     LlamaForCausalLM(llama_config(tie_word_embeddings=True)).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save figures without drawing them, which takes longer than a tiny run itself."""
+
+    def save(self: Figure, target: str | Path | IO[bytes], **options: Any) -> None:
+        if isinstance(target, str | Path):
+            Path(target).touch()
+        else:
+            target.write(b"<svg></svg>")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture

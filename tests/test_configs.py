@@ -60,7 +60,7 @@ CLOSED_FORMS: dict[str, Callable[[PreferenceBatch], float]] = {
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_each_configuration_trains_a_tiny_model_from_the_loss_of_its_closed_form(
-    path, tiny_model, tmp_path, monkeypatch, capsys
+    path, tiny_model, tmp_path, monkeypatch, capsys, blank_figures
 ):
     monkeypatch.chdir(ROOT)
     first: list[PreferenceBatch] = []

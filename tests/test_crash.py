@@ -18,7 +18,7 @@ LORA = LoRAConfig(r=1, alpha=2, dropout=0.2)
 MOMENTS = {
     "sampling in the first round": ("lit_align.data.samplers", "sample_responses", 2),
     "sampling in the second round": ("lit_align.data.samplers", "sample_responses", 6),
-    "scoring": ("lit_align.data.on_policy", "score", 3),
+    "scoring": ("lit_align.data.rounds.make", "score", 3),
     "writing a part of a round": ("lit_align.data.rounds.store", "os.replace", 9),
     "recording log-probabilities": ("lit_align.data.rounds.record", "record_logps", 2),
     "pairing": ("lit_align.data.pairing", "BestWorst.choose", 10),

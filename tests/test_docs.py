@@ -104,7 +104,7 @@ def perform(words: list[str], done: set[tuple[str, ...]]) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(run for _, run in commands(page))], ids=lambda p: p.name
 )
-def test_the_commands_of_a_page_run_in_order(page, checkout, done, monkeypatch):
+def test_the_commands_of_a_page_run_in_order(page, checkout, done, monkeypatch, blank_figures):
     monkeypatch.setattr("sys.stdin", io.StringIO("A film\n"))
     for command, run in commands(page):
         try:

@@ -55,7 +55,7 @@ def test_a_protocol_is_as_published(path):
 
 
 @pytest.mark.parametrize("name", ["tldr", "hh"])
-def test_the_three_stages_run_and_the_baselines_differ_by_a_line(name, tiny_model, in_tmp, capsys):
+def test_the_three_stages_run_and_the_baselines_differ_by_a_line(name, tiny_model, in_tmp, capsys, blank_figures):
     train = write(in_tmp / "train.jsonl", rows(name, 40))
     pairs = write(in_tmp / "pairs.jsonl", rows("hh" if name == "hh" else "tldr_reward", 8))
     test = write(in_tmp / "test.jsonl", rows(name, 44)[40:])
@@ -67,7 +67,7 @@ def test_the_three_stages_run_and_the_baselines_differ_by_a_line(name, tiny_mode
     small += ["--data.sampling_batch_size=16", "--win_rate.shown=1"]
     runs = {
         "prpo": [],
-        "iterative": ["--model.proximal=0"],
+        "iterative": ["--model.proximal=0", "--trainer.max_epochs=2"],
         "offline": ["--model.proximal=0", "--trainer.max_epochs=1"],
     }
     capsys.readouterr()
@@ -77,7 +77,7 @@ def test_the_three_stages_run_and_the_baselines_differ_by_a_line(name, tiny_mode
         said = capsys.readouterr().out
         metrics = read_metrics(f"runs/{run}/metrics.csv")
         rounds = [row for row in metrics if "round/reward" in row]
-        assert len(rounds) == (1 if run == "offline" else 5)
+        assert len(rounds) == {"prpo": 5, "iterative": 2, "offline": 1}[run]
         assert len(list(Path(f"runs/{run}/rounds").iterdir())) == len(rounds)
         samples = sorted(Path(f"runs/{run}/rounds").glob("*/samples-*.parquet"))
         asked = [row.source for row in read_rows(f"runs/{run}", kind="preferences")]

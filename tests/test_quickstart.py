@@ -22,7 +22,7 @@ def test_the_quickstart_runs_and_says_what_it_did(tmp_path, monkeypatch, capsys)
             "fit",
             "--config=configs/quickstart.yaml",
             f"--trainer.default_root_dir={tmp_path / 'run'}",
-            "--trainer.max_epochs=2",
+            "--trainer.max_epochs=1",
             "--data.prompts_per_round=6",
             "--data.batch_size=2",
             "--data.sampling.max_new_tokens=8",

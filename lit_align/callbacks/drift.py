@@ -1,6 +1,7 @@
-"""How far the policy has drifted: from its reference, from where it started, from the sampler of its pairs.
+"""How far the policy has drifted: from its reference, from the start, and from the sampler of its pairs.
 
-Training pairs are selected (the best and the worst of K), so they estimate no KL. These are over unselected responses:
+Training pairs are selected (the best and the worst of K) and so estimate no KL. These metrics are over unselected
+responses:
 
 | metric | formula |
 |---|---|
@@ -9,10 +10,13 @@ Training pairs are selected (the best and the worst of K), so they estimate no K
 | drift/kl_reference_start | E_π[log π_ref(y|x) − log π_start(y|x)], the difference of the two |
 | drift/kl_policy_sampler | mean of w log w − w + 1 over all K responses y ~ π_s, w = π(y|x)/π_s(y|x) over its mean |
 
-Of on-policy rounds the first three are measured where a round begins (its responses are the policy's own) and the last
-where it ends, which is also what λ may follow (model.proximal_target). Of offline pairs fresh responses are drawn for
-the purpose, and there is no sampler. Expectations are means over the prompts asked about, each with its standard error
-of a few tenths of a nat: raise `prompts` for closer ones.
+With on-policy rounds, the first three are measured at a round's beginning, when its responses are the policy's own. The
+last is measured at its end; λ may follow it (model.proximal_target). With offline pairs, fresh responses are sampled
+for the purpose, and there is no sampler.
+
+Expectations are means over `prompts` prompts. Their standard error is a few tenths of a nat: raise `prompts` for closer
+estimates. At a sampling temperature other than 1, or with top_p or top_k, responses are not samples of π, and the
+values are means of log ratios that can be below 0.
 """
 
 import math
@@ -39,14 +43,14 @@ class Drift(Callback):
     """Logs the divergences between policy, reference, start and sampler.
 
     Args:
-        prompts: How many prompts are asked about, of all processes together.
-        every_n_steps: For offline pairs: optimizer steps from one measurement to the next; None is once per epoch.
-        sampling: For offline pairs: how responses are drawn.
+        prompts: Number of prompts that are measured, by all processes together.
+        every_n_steps: For offline pairs: optimizer steps between measurements; None is once per epoch.
+        sampling: For offline pairs: how responses are sampled.
     """
 
     def __init__(self, prompts: int = 16, every_n_steps: int | None = None, sampling: Sampling | None = None):
         if prompts < 1:
-            raise UserError(f"drift.prompts={prompts} must be at least 1; --drift=null leaves the measurement out.")
+            raise UserError(f"drift.prompts={prompts} must be at least 1. Leave the measurement out with --drift=null.")
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"drift.every_n_steps={every_n_steps} must be at least 1, or null for once per epoch.")
         self.prompts = prompts
@@ -54,15 +58,23 @@ class Drift(Callback):
         self.sampling = sampling
         self._measured_at = -1
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._measured_at = -1  # a checkpoint's value is loaded after this
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"measured_at": self._measured_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._measured_at = state_dict["measured_at"]
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measured_at = -1
         data = _data(trainer)
         if not isinstance(data, OnPolicyPairs):
             return
         for name, value in {"every_n_steps": self.every_n_steps, "sampling": self.sampling}.items():
             if value is not None:
                 raise UserError(
-                    f"drift.{name} has no effect with OnPolicyPairs, whose rounds are measured. Leave it out."
+                    f"drift.{name}={value} has no effect with OnPolicyPairs, whose rounds are measured. Leave it out."
                 )
         if not isinstance(pl_module, AnchoredObjective):
             return
@@ -71,50 +83,54 @@ class Drift(Callback):
         target = pl_module.proximal_target
         if target is None:
             return
-        in_round = len(data._chosen_prompts(max(1, trainer.max_epochs or 1) - 1))  # of chunks the last is the smallest
-        asked = min(self.prompts, in_round)
-        responses = (asked // trainer.world_size or asked) * data.responses_per_prompt
+        in_round = len(data.prompts_of_round(max(1, trainer.max_epochs or 1) - 1))  # the last chunk is the smallest
+        measured = min(self.prompts, in_round)
+        responses = (measured // trainer.world_size or measured) * data.responses_per_prompt
         if target > math.log(responses):
-            limit = f"drift.prompts={asked}" if asked < in_round else f"the {in_round} prompts of a round"
+            limit = f"drift.prompts={measured}" if measured < in_round else f"the {in_round} prompts of a round"
             raise UserError(
-                f"model.proximal_target={target:g}: of {responses} responses, KL(policy‖sampler) is never estimated "
-                f"above log {responses} = {math.log(responses):.1f} nats. Lower it, or raise {limit} or "
+                f"model.proximal_target={target:g} must be at most log {responses} = {math.log(responses):.1f} nats: "
+                f"{responses} responses never give a higher KL(policy‖sampler). Lower it, or raise {limit} or "
                 f"data.responses_per_prompt={data.responses_per_prompt}."
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _data(trainer)
         if isinstance(pl_module, AnchoredObjective) and isinstance(data, OnPolicyPairs) and data.is_fresh:
-            self._measure(pl_module, data, self._share(data.groups, trainer))
+            self._measure(pl_module, data, self._share(data.current_round.groups, trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """An epoch is measured, and λ set, behind its last step already: a checkpoint of that step is to have both."""
+        """Measure, and set λ, right after the epoch's last step, so that a checkpoint of that step has both."""
         if trainer.is_last_batch or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._measure_now(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measure_now(trainer, pl_module)  # of an epoch that ended before its last batch
+        self._measure_now(trainer, pl_module)  # if the epoch ended before its last batch
 
     def _measure_now(self, trainer: Trainer, module: LightningModule) -> None:
-        """What is measured behind a step; of rounds, at their end alone."""
+        """Measure after a step: offline pairs whenever due, rounds at their end."""
         data = _data(trainer)
         if self._measured_at == trainer.global_step or not isinstance(module, AnchoredObjective):
             return
         self._measured_at = trainer.global_step
         if isinstance(data, OfflinePairs):
             by_prompt = {example.source: example for example in data.train_examples}
-            self._measure(module, data, self._draw(module, data, self._share(list(by_prompt.values()), trainer)))
+            self._measure(
+                module, data, self._sample_fresh(module, data, self._share(list(by_prompt.values()), trainer))
+            )
         if isinstance(data, OnPolicyPairs):
-            self._measure_from_sampler(module, data, self._share(data.groups, trainer))
+            self._measure_from_sampler(module, data, self._share(data.current_round.groups, trainer))
 
     def _share(self, examples: Sequence[Example], trainer: Trainer) -> list[Example]:
-        """This process's share of the examples asked about; all of them, where they are fewer than processes."""
+        """This process's share of the measured examples; all of them if there are fewer than processes."""
         some = list(examples[: self.prompts])
         return some[trainer.global_rank :: trainer.world_size] if len(some) >= trainer.world_size else some
 
-    def _draw(self, module: AnchoredObjective, data: PairsDataModule, examples: Sequence[Example]) -> list[Example]:
+    def _sample_fresh(
+        self, module: AnchoredObjective, data: PairsDataModule, examples: Sequence[Example]
+    ) -> list[Example]:
         """A fresh response to each example's prompt, with log π."""
         policy = module.policy
         assert policy is not None
@@ -122,7 +138,7 @@ class Drift(Callback):
         prompts = [example.prompt_ids for example in examples]
         keys = [("drift", data.seed, example.source) for example in examples]
         drawn = sample_responses(
-            model, policy.tokenizer, prompts, keys, 1, self.sampling or Sampling(), data.encoder.end_ids()
+            model, policy.tokenizer, prompts, keys, 1, self.sampling or Sampling(), data.preference_tokenizer.end_ids()
         )
         fresh = [
             Example(example.prompt_ids, [responses[0].ids], example.source)
@@ -136,7 +152,7 @@ class Drift(Callback):
         ]
 
     def _measure(self, module: AnchoredObjective, data: PairsDataModule, examples: Sequence[Example]) -> None:
-        """`examples` hold responses of the present policy, with its log-probabilities."""
+        """Measure over `examples`, responses of the current policy with their log-probabilities."""
         policy, reference = module.policy, module.reference
         assert policy is not None
         assert reference is not None
@@ -153,7 +169,7 @@ class Drift(Callback):
         }
         self._log(module, values)
         print_field(
-            "drift", f"KL(policy‖reference) {kl_reference:.2f}, KL(policy‖start) {kl_start:.2f} nats per response"
+            "drift", f"KL(policy‖reference) {kl_reference:z.2f}, KL(policy‖start) {kl_start:z.2f} nats per response"
         )
 
     def _measure_from_sampler(self, module: AnchoredObjective, data: OnPolicyPairs, groups: Sequence[Example]) -> None:

@@ -1,12 +1,13 @@
-"""Ctrl-C and SIGTERM save first, say how to go on, and end the run with exit code 128 + the signal's number.
+"""Ctrl-C and SIGTERM save first, print the command to resume, and end the run with exit code 128 + signal number.
 
-Within an epoch the step under way is finished, with all batches that it accumulates, and `interrupted.ckpt` is written
-beside the other checkpoints; resuming from it gives what the uninterrupted run would have given. After an epoch's last
-step what belongs to its end is done first, for a resumed run does not come back to it. While held-out prompts are
-answered there the epoch is saved likewise (by a single process; several are not at the same place, and leave the last
-checkpoint), without these answers. While responses are sampled, what is there is on disk already, and the last
-checkpoint is the one to resume from. A second signal ends the run at once. Lightning alone lets a SIGTERM behind the
-last batch pass unheard.
+- Within an epoch: the current step is finished, with all batches that it accumulates, and `interrupted.ckpt` is written
+  beside the other checkpoints. A run resumed from it equals the uninterrupted run.
+- After an epoch's last step: the work at the epoch's end is done first, since a resumed run does not return to it.
+- During the validation of held-out prompts: a single process saves the epoch without the validation. Several processes
+  are not at the same place, and leave the last checkpoint.
+- During sampling: finished samples are on disk, and the last checkpoint is the one to resume from.
+
+A second signal ends the run at once. Lightning alone misses a SIGTERM after the last batch.
 """
 
 import signal
@@ -32,20 +33,20 @@ class Interrupted(SystemExit):
 
 
 class Interruption(Callback):
-    """Save on Ctrl-C and SIGTERM, and print the command to resume. Wherever it is given, its turn is the last."""
+    """Saves on Ctrl-C and SIGTERM, and prints the command to resume. It always runs after the other callbacks."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
         self._in_epoch = False  # a step may be under way
-        self._unsaved = False  # steps of this epoch were made, and its end has not been reached
-        self._step = 0  # of the optimizer, before the present batch
+        self._unsaved = False  # steps of this epoch are done, and its end is not reached
+        self._step = 0  # of the optimizer, before the current batch
         self._before: dict[int, Any] = {}
         self._trainer: Trainer | None = None
         self._saved: Path | None = None
         self._began_at: int | None = None  # the optimizer step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Go behind all that act on a step, but for those that save it: what they did is to be in the checkpoint."""
+        """Run after the callbacks that act on a step and before those that save it: checkpoints are complete."""
         order = sorted(trainer.callbacks, key=lambda each: (isinstance(each, Checkpoint), each is self))  # type: ignore[attr-defined]
         trainer.callbacks = order  # type: ignore[attr-defined]  # a new list: Lightning is going through the old one
 
@@ -54,11 +55,11 @@ class Interruption(Callback):
         self._take_over()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_over()  # Lightning has put its own handler before ours meanwhile
+        self._take_over()  # Lightning has installed its own handler meanwhile
         self._began_at = trainer.global_step
         path = _checkpoint_path(trainer)
         if path and trainer.is_global_zero and not trainer.ckpt_path:
-            path.unlink(missing_ok=True)  # of another run in this folder
+            path.unlink(missing_ok=True)  # left by another run in this folder
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._in_epoch = True
@@ -72,7 +73,7 @@ class Interruption(Callback):
     ) -> None:
         self._unsaved = True
         self._in_epoch = not trainer.is_last_batch
-        if trainer.global_step == self._step:  # its gradients are in no checkpoint
+        if trainer.global_step == self._step:  # accumulated gradients are in no checkpoint
             return
         asked = self._signal is not None
         if trainer.world_size > 1:
@@ -86,7 +87,9 @@ class Interruption(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._signal is not None:
-            if trainer.current_epoch + 1 != trainer.max_epochs:  # from behind the run's end Lightning makes no verdict
+            if (
+                trainer.current_epoch + 1 != trainer.max_epochs
+            ):  # Lightning skips the verdict when a finished run resumes
                 self._save(trainer)
             raise Interrupted(self._signal)
         self._unsaved = self._in_epoch = False  # ModelCheckpoint's turn
@@ -94,7 +97,7 @@ class Interruption(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = _checkpoint_path(trainer)
         if path and trainer.is_global_zero:
-            path.unlink(missing_ok=True)  # of an earlier interruption
+            path.unlink(missing_ok=True)  # left by an earlier interruption
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._give_back()
@@ -104,8 +107,8 @@ class Interruption(Callback):
             self._save(trainer)
         newest = self._saved or self._last(trainer)
         name = signal.Signals(exception.signum).name
-        mend = "Saved; go on with" if newest else "Nothing to save; begin anew:"
-        print_line(f"\n{name} at step {trainer.global_step}. {mend}")
+        action = "Saved. Resume:" if newest else "Nothing was saved. Start again:"
+        print_line(f"\n{name} at step {trainer.global_step}. {action}")
         print_line(resume_command(trainer, newest))
 
     def _save(self, trainer: Trainer) -> None:
@@ -115,7 +118,7 @@ class Interruption(Callback):
         self._saved = path
 
     def _last(self, trainer: Trainer) -> str | Path | None:
-        """The last checkpoint of this run: the one it resumed from, until it has gone beyond."""
+        """The last checkpoint of this run: the one it resumed from, until it has passed it."""
         last = last_checkpoint(trainer)
         beyond = self._began_at is not None and trainer.global_step > self._began_at
         return last if last and beyond else trainer.ckpt_path or last
@@ -138,13 +141,13 @@ class Interruption(Callback):
         self._trainer = None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._trainer is None:  # Lightning puts back what it found, which was this
+        if self._trainer is None:  # Lightning restores the handler it found, which is this one
             signal.signal(signum, self._before[signum])
             signal.raise_signal(signum)
             return
         if self._in_epoch and self._signal is None:
             self._signal = signum
-            print_line(f"\nending after {'the end of this epoch' if self._trainer.is_last_batch else 'this step'} …")
+            print_line(f"\nstopping after {'the end of this epoch' if self._trainer.is_last_batch else 'this step'} …")
             return
         if (launcher := self._trainer.strategy.launcher) is not None:
             launcher.kill(signum)  # type: ignore[arg-type]  # the processes that this one has started
@@ -154,7 +157,7 @@ class Interruption(Callback):
 
 
 def _checkpoint_path(trainer: Trainer) -> Path | None:
-    """Where to save; nowhere, if no checkpoints are wanted."""
+    """Where to save; None if the run keeps no checkpoints."""
     checkpoint = trainer.checkpoint_callback
     if not isinstance(checkpoint, ModelCheckpoint):
         return None

@@ -1,20 +1,31 @@
 """One progress bar per phase: training here, sampling and scoring where they happen (`console.phase`)."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from lit_align.console import Phase
+from lit_align.console import Phase, print_field
+from lit_align.logprobs import PreferenceBatch
+
+SHOWN = {"loss": "loss", "reward_accuracy": "accuracy", "reward_margin": "margin"}
+"""Metric → its name on the terminal."""
 
 
 class PhaseProgress(ProgressBar):
-    """A bar for each epoch of training, with loss, accuracy and margin of the last step; one line when it is done."""
+    """A bar for each epoch of training, then lines with its pace and its means of loss, accuracy and margin.
+
+    Means are over examples of the first process. The same metrics of the validation pairs have a line of their own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
         self._phase: Phase | None = None
+        self._totals: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
 
     def disable(self) -> None:
         self._enabled = False
@@ -26,15 +37,29 @@ class PhaseProgress(ProgressBar):
         total = int(self.total_train_batches) if self.total_train_batches != float("inf") else 0
         resumed = trainer.fit_loop.restarting and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         self._open("train", total, trainer.fit_loop.epoch_loop.batch_progress.current.completed if resumed else 0)
+        self._totals, self._counts = {}, {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._phase is not None:
-            values = trainer.callback_metrics
-            shown = {"loss": "train/loss", "acc": "train/reward_accuracy", "margin": "train/reward_margin"}
-            note = "  ".join(f"{name} {values[key]:.3f}" for name, key in shown.items() if key in values)
-            self._phase.advance(note=note)
+        if self._phase is None:
+            return
+        pairs = batch.get("preferences") if isinstance(batch, dict) else batch
+        size = pairs.size if isinstance(pairs, PreferenceBatch) else 1
+        for name in SHOWN:
+            value = float(trainer.callback_metrics.get(f"train/{name}", math.nan))
+            if not math.isnan(value):
+                self._totals[name] = self._totals.get(name, 0.0) + size * value
+                self._counts[name] = self._counts.get(name, 0) + size
+        self._phase.advance(note=self._means())
+        if trainer.is_last_batch:
+            self._close()  # before validation, which may follow
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        values = {name: float(metrics[f"val/{name}"]) for name in SHOWN if f"val/{name}" in metrics}
+        if values and self._enabled and not trainer.sanity_checking:
+            print_field("validation", _listed(values))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -48,5 +73,15 @@ class PhaseProgress(ProgressBar):
 
     def _close(self) -> None:
         if self._phase is not None:
+            self._phase.note = ""
             self._phase.finish()
             self._phase = None
+            if means := self._means():
+                print_field("", means)
+
+    def _means(self) -> str:
+        return _listed({name: total / self._counts[name] for name, total in self._totals.items()})
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {values[key]:.3f}" for key, name in SHOWN.items() if key in values)

@@ -1,11 +1,11 @@
-"""What a run says of itself: a header before it begins, and at the end the report, the model, and how to go on.
+"""A run's header, and at its end the report, the model, and the command to resume.
 
-After each round (epoch) it logs:
+Logged after each round (epoch):
 
 | metric | formula |
 |---|---|
 | round/seconds_train | wall-clock time of the round's training |
-| round/prompts_per_minute_train | examples trained on per minute of that time, by all processes together |
+| round/prompts_per_minute_train | examples trained on per minute, by all processes |
 """
 
 import shutil
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -26,6 +27,7 @@ from lit_align.objectives import PreferenceObjective
 from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
+from lit_align.reporting.run_record import record_start
 from lit_align.sharding import local
 
 
@@ -38,6 +40,7 @@ class RunReport(Callback):
 
     def __init__(self, save_model: bool = True):
         self.save_model = save_model
+        self._header: list[tuple[str, str]] = []
         self._began: float | None = None  # the first batch of this epoch
         self._stepped = 0.0
         self._trained = 0  # examples since then, of this process
@@ -47,9 +50,14 @@ class RunReport(Callback):
             trainer.loggers = [*trainer.loggers, MetricsCSV(trainer.default_root_dir)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.ckpt_path is None and trainer.is_global_zero:  # no verdict of an earlier run in this folder is ours
-            Path(trainer.default_root_dir, "summary.json").unlink(missing_ok=True)
-            shutil.rmtree(Path(trainer.default_root_dir, "held_out"), ignore_errors=True)
+        """Delete the results of an earlier run in the folder, and record the start."""
+        if not trainer.is_global_zero:
+            return
+        folder, resumes = Path(trainer.default_root_dir), trainer.ckpt_path is not None
+        if not resumes:
+            (folder / "summary.json").unlink(missing_ok=True)
+            shutil.rmtree(folder / "held_out", ignore_errors=True)
+        record_start(folder, self._header, trainer.global_step, resumes)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
@@ -60,7 +68,8 @@ class RunReport(Callback):
         lines = list(pl_module.describe())
         describe_data = getattr(trainer.datamodule, "describe", None)  # type: ignore[attr-defined]
         lines += list(describe_data()) if describe_data else []
-        lines += [("memory", _memory(pl_module)), ("run", trainer.default_root_dir)]
+        self._header = lines
+        lines = [*lines, ("memory", _memory(pl_module)), ("run", trainer.default_root_dir)]
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, text in lines:
             table.add_row(Text(name, style="bold"), Text(text))
@@ -78,7 +87,7 @@ class RunReport(Callback):
         self._trained += pairs.size if isinstance(pairs, PreferenceBatch) else 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._began is None:  # resumed behind the last batch
+        if self._began is None:  # resumed after the last batch
             return
         seconds = self._stepped - self._began
         values = {"round/seconds_train": seconds}
@@ -103,7 +112,7 @@ class RunReport(Callback):
             print_line(f"model      {folder / 'model'} (transformers format, with tokenizer)")
         _write_report(folder)
         if path := last_checkpoint(trainer):
-            print_line(f"go on      {resume_command(trainer, path)}")
+            print_line(f"resume     {resume_command(trainer, path)}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -111,26 +120,28 @@ class RunReport(Callback):
 
 
 def _write_report(folder: Path) -> None:
-    """Make a run's report and curves of what lies in its folder, if there are any metrics."""
+    """Write the report and the curves of a run, if it has metrics."""
     if curves := plot_curves(folder):
         print_line(f"report     {write_report(folder)}")
         print_line(f"curves     {curves}, from {folder / 'metrics.csv'}")
 
 
 def last_checkpoint(trainer: Trainer) -> str:
-    """The checkpoint that was written last, as far as the trainer's callback knows; empty if there is none."""
+    """The checkpoint that the trainer's callback wrote last; empty if there is none."""
     checkpoint = trainer.checkpoint_callback
-    return getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+    if not isinstance(checkpoint, ModelCheckpoint):
+        return ""
+    return checkpoint.last_model_path or checkpoint.best_model_path
 
 
 def resume_command(trainer: Trainer, path: str | Path | None) -> str:
-    """What goes on from a checkpoint; without one, what runs the same again."""
+    """The command that resumes from a checkpoint; without one, the command that runs the same again."""
     resume = f" --ckpt_path {_relative(str(path))}" if path else ""
     return f"python train.py fit --config {Path(trainer.default_root_dir, 'config.yaml')}{resume}"
 
 
 def _memory(module: PreferenceObjective) -> str:
-    """What weights, gradients, AdamW's two moments and a second model take in this process; activations come on top."""
+    """Memory of the weights, gradients, AdamW's two moments and the reference in this process, without activations."""
 
     def size(weights: Iterable[Tensor]) -> int:
         return sum(local(weight).numel() * weight.element_size() for weight in weights)

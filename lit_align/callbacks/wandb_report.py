@@ -1,12 +1,12 @@
-"""What W&B is shown beside the metrics and the configuration, with a WandbLogger, offline too.
+"""Tables, marks and the report of a run in W&B, beside the metrics and the configuration; offline too.
 
-| metric | what |
+| name | content |
 |---|---|
 | reference/refreshed | a mark at each refresh of the reference: the count, logged at that step alone |
-| responses/validation, responses/test | tables of held-out prompts: response of the start and of the policy, rewards |
+| responses/validation, responses/test | held-out prompts with a response of the start and of the policy, and rewards |
 | report | report.html of the run |
-| (summary) | the numbers of summary.json, as verdict/NAME |
-| (artifacts) | the folder of each round, if asked for |
+| (summary) | the results in summary.json: verdict/NAME by the training scorer, verdict/JUDGE/NAME by each judge |
+| (artifacts) | the folder of each round, if `artifacts` is set |
 """
 
 from pathlib import Path
@@ -17,13 +17,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
+from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.evaluation.rows import read_held_out
 from lit_align.evaluation.summary import Summary
 from lit_align.reporting.run_folder import held_out_files, metric_of, step_of, verdict_file
 
 
 class WandbReport(Callback):
-    """Response tables, refresh marks and the report for W&B; there by itself with a WandbLogger.
+    """Response tables, refresh marks and the report for W&B; added automatically to a run with a WandbLogger.
 
     Args:
         rows: Prompts in each table.
@@ -38,7 +39,7 @@ class WandbReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._refreshes = _refreshes(trainer)
-        self._logged = set(held_out_files(trainer.default_root_dir))  # before the checkpoint
+        self._logged = set(held_out_files(trainer.default_root_dir))  # written before the checkpoint
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,9 +57,9 @@ class WandbReport(Callback):
             if path not in self._logged:
                 self._logged.add(path)
                 self._log(trainer, step_of(path), {"responses/validation": self._table(path)})
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if self.artifacts and hasattr(data, "rounds_made"):
-            index = data.rounds_made - 1
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if self.artifacts and isinstance(data, OnPolicyPairs):
+            index = data.current_round.index
             for logger in _loggers(trainer):
                 artifact = wandb.Artifact(f"{logger.experiment.id}-round-{index:03d}", type="round")
                 for folder in data.folder.glob(f"round_{index:03d}-*"):

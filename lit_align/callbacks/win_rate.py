@@ -15,7 +15,8 @@ from lit_align.data.sampling import Sampling
 from lit_align.data.scorers.base import Scorer
 from lit_align.errors import UserError
 from lit_align.evaluation.answering import sampling_of
-from lit_align.evaluation.held_out import Evaluation, Evaluator, check_judge_names
+from lit_align.evaluation.held_out import Evaluator
+from lit_align.evaluation.results import Evaluation, check_judge_names
 from lit_align.evaluation.rows import write_held_out
 from lit_align.evaluation.summary import TRAINING
 from lit_align.objectives import PreferenceObjective

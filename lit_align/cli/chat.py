@@ -13,9 +13,9 @@ import torch
 from rich.text import Text as Styled
 
 from lit_align.console import print_line
-from lit_align.data.formats.rows import Message
+from lit_align.data.formats.rows import Message, Row
 from lit_align.data.sampling import Sampling, sample_responses
-from lit_align.data.tokenization import Encoder
+from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError
 from lit_align.policy import Policy, PolicyConfig
 
@@ -38,7 +38,9 @@ class Speaker:
         self.places = policy.positions
         self.sampling = sampling
         self.seed = seed
-        self.encoder = Encoder(self.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+        self.preference_tokenizer = PreferenceTokenizer(
+            self.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20
+        )
         self.turns: list[Message] = []
         self.asked = 0
 
@@ -57,14 +59,17 @@ class Speaker:
                 )
             turns = turns[2:]  # a question and its answer
         key = ("chat", self.seed, self.asked)
-        drawn = sample_responses(self.model, self.tokenizer, [ids], [key], 1, self.sampling, self.encoder.end_ids())
+        drawn = sample_responses(
+            self.model, self.tokenizer, [ids], [key], 1, self.sampling, self.preference_tokenizer.end_ids()
+        )
         self.asked += 1
         text = drawn[0][0].text
         self.turns = [*turns, {"role": "assistant", "content": text}]
         return text
 
     def _encode(self, turns: list[Message]) -> list[int]:
-        ids = self.encoder.prompt(turns if self.tokenizer.chat_template else turns[-1]["content"], "chat")
+        prompt = turns if self.tokenizer.chat_template else turns[-1]["content"]
+        ids = self.preference_tokenizer.prompt_ids(Row(prompt, source="chat"))
         assert ids is not None
         return ids
 

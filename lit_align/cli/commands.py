@@ -29,8 +29,11 @@ def compare(args: list[str]) -> None:
             f"compare: --out is a file to write, and {given.out} is a folder. Such as: {given.out}/all.html"
         )
     from lit_align.reporting import report
+    from lit_align.reporting.terminal import print_comparison
 
-    print_line(f"report     {report.compare(given.runs, given.out)}")
+    runs = report.compared_runs(given.runs)
+    print_comparison(runs)
+    print_line(f"report     {report.compare(runs, given.out)}")
 
 
 def report(args: list[str]) -> None:

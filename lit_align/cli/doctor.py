@@ -51,7 +51,7 @@ class Examination(Callback):
         self.scratch = trainer.strategy.broadcast(self.scratch)
         if isinstance(data := trainer.datamodule, OnPolicyPairs):  # type: ignore[attr-defined]
             data.store = self.scratch
-            data.prompts_per_round = self.sampled = min(self.sampled, len(data._prompts))
+            data.prompts_per_round = self.sampled = min(self.sampled, data.prompt_count)
         for callback in self.others:  # find what they need, and do nothing
             callback.setup(trainer, pl_module, stage)
 
@@ -155,7 +155,7 @@ def estimate(
     """
     lines = []
     if isinstance(data, OnPolicyPairs):
-        shares = {"all": len(data._prompts), "chunk": math.ceil(len(data._prompts) / (epochs or 1))}
+        shares = {"all": data.prompt_count, "chunk": math.ceil(data.prompt_count / (epochs or 1))}
         prompts = asked if isinstance(asked, int) else shares[str(asked)]
         made = next(row for row in rows if "round/pairs" in row)
         batches = math.ceil(prompts * made["round/pairs"] / sampled / data.batch_size / trainer.world_size)

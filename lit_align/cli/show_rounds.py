@@ -5,18 +5,20 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text as Styled
 
-from lit_align.console import console, print_line
+from lit_align.console import console, print_line, printable
 from lit_align.data.formats.rows import Text
+from lit_align.data.rounds.metrics import part_means
+from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.rounds.store import StoredRound, read_rounds
 from lit_align.errors import UserError
 
 
 def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None = None) -> None:
-    """Print a line for each round; of one round, the best and the worst response to each prompt.
+    """Print a line for each round, or the best and the worst response to each prompt of one round.
 
     Args:
         run: Folder of a run, of its rounds, or of one round.
-        round: Which one, counted from 1 as on the screen; None is all, or the only one.
+        round: Number of the round, counted from 1 as on the screen; None is all rounds, or the only one.
         rows: Prompts shown, those with the widest margin first.
         scorer: A part of the scorer's name, where several scored the round.
     """
@@ -31,12 +33,12 @@ def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None 
     chosen = [stored for stored in rounds if stored.number == wanted]
     if not chosen:
         numbers = ", ".join(dict.fromkeys(str(stored.number) for stored in rounds))
-        raise UserError(f"rounds show: --round={wanted}: {run} has the rounds {numbers}.")
+        raise UserError(f"rounds show: --round={wanted} must be one of the rounds in {run}: {numbers}.")
     stored = chosen[-1]
     if len(chosen) > 1:
         others = ", ".join(each.path.name for each in chosen[:-1])
-        print_line(f"  the newest of {len(chosen)}; older ones, of other settings: {others}")
-    for line in account(stored):
+        print_line(f"  the newest of {len(chosen)}; older ones, with other settings: {others}")
+    for line in heading(stored):
         print_line(line)
     print_line(table(stored, rows))
 
@@ -47,50 +49,53 @@ def summary(rounds: Sequence[StoredRound]) -> Table:
     for column in ("round", "prompts", "responses", "reward", "best", "worst", "finished", "folder"):
         made.add_column(column, justify="left" if column == "folder" else "right")
     for stored in rounds:
-        rewards = [row["scores"] for row in stored.rows]
-        numbers = [_mean([r for each in rewards for r in each]), _mean(map(max, rewards)), _mean(map(min, rewards))]
-        finished = _mean([done for row in stored.rows for done in row["finished"]])
+        rewards = [scored.scores for _, scored in stored.rows]
+        numbers = [_mean(_flat(rewards)), _mean(map(max, rewards)), _mean(map(min, rewards))]
+        finished = _mean(_flat(sample.finished for sample, _ in stored.rows))
         counts = [stored.number, len(rewards), sum(map(len, rewards))]
         made.add_row(*map(str, counts), *(f"{n:.3f}" for n in numbers), f"{finished:.0%}", stored.path.name)
     return made
 
 
-def account(stored: StoredRound) -> list[str]:
-    """What there is to say of a round before its table."""
-    rewards = [reward for row in stored.rows for reward in row["scores"]]
-    parts = stored.rows[0].get("parts") or {} if stored.rows else {}
+def heading(stored: StoredRound) -> list[str]:
+    """The lines above a round's table: counts, mean reward and its parts, the scorer."""
+    scores = [scored for _, scored in stored.rows]
+    rewards = _flat(scored.scores for scored in scores)
     return [
-        f"round {stored.number} · {len(stored.rows)} prompts · {len(rewards)} responses · mean reward "
+        f"round {stored.number} · {len(scores)} prompts · {len(rewards)} responses · mean reward "
         f"{_mean(rewards):.3f} · {stored.path}",
         f"scorer {stored.scorer}",
-        *(f"  mean {name} {_mean(part for row in stored.rows for part in row['parts'][name]):.3f}" for name in parts),
+        *(f"  mean {name} {mean:.3f}" for name, mean in part_means(scores).items()),
     ]
 
 
 def table(stored: StoredRound, count: int) -> Table:
     """The best and the worst response to each of `count` prompts, the widest margins first."""
-    order = sorted(stored.rows, key=lambda row: min(row["scores"]) - max(row["scores"]))[:count]
+
+    def margin(pair: tuple[SampleRow, ScoreRow]) -> float:
+        return max(pair[1].scores) - min(pair[1].scores)
+
     width = max(20, (console.width - 4) // 3)
     made = Table(pad_edge=False, show_lines=True)
     for column in ("prompt", "best", "worst"):
         made.add_column(column, overflow="fold", ratio=1, max_width=width)
-    for row in order:
-        ranked = sorted(range(len(row["scores"])), key=lambda place: -row["scores"][place])
-        cells = [Styled(shown(_words(row["prompt"]), 6 * width, end=True))]
-        for place in (ranked[0], ranked[-1]):
-            cell = Styled(f"{row['scores'][place]:+.3f} ", style="bold")
-            cells.append(cell.append(shown(row["responses"][place], 6 * width), style="not bold"))
+    for sample, scored in sorted(stored.rows, key=margin, reverse=True)[:count]:
+        places = sorted(range(len(scored.scores)), key=lambda place: -scored.scores[place])
+        cells = [Styled(one_line(_words(sample.prompt), 6 * width, end=True))]
+        for place in (places[0], places[-1]):
+            cell = Styled(f"{scored.scores[place]:+.3f} ", style="bold")
+            cells.append(cell.append(one_line(sample.responses[place], 6 * width), style="not bold"))
         made.add_row(*cells)
     return made
 
 
-def shown(text: str, width: int, end: bool = False) -> str:
-    """Text that may stand on a terminal: no control characters, ⏎ for a new line, at most `width` characters.
+def one_line(text: str, width: int, end: bool = False) -> str:
+    """A text as one line of at most `width` characters, with ⏎ for a line break.
 
     Args:
-        end: Keep the end of what is too long, not its beginning.
+        end: Keep the end of a longer text, not its beginning.
     """
-    text = "".join(c if c.isprintable() else "⏎" if c == "\n" else " " if c == "\t" else "�" for c in text)
+    text = printable(text.replace("\n", "⏎").replace("\t", " "))
     if len(text) <= width:
         return text
     return f"…{text[-width + 1 :]}" if end else f"{text[: width - 1]}…"
@@ -100,6 +105,10 @@ def _words(prompt: Text) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _flat(lists: Iterable[Sequence[float]]) -> list[float]:
+    return [value for values in lists for value in values]
 
 
 def _mean(values: Iterable[float]) -> float:

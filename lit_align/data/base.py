@@ -20,7 +20,7 @@ from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, Listwise, PairingRule, with_labels, with_mismatched
 from lit_align.data.rounds.record import Recorder, check_cache
 from lit_align.data.rounds.store import RoundStore
-from lit_align.data.tokenization import Encoder, LongPrompts, listing
+from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer, listing
 from lit_align.errors import UserError
 from lit_align.reference.copied import CopiedReference, RecordedReference
 
@@ -36,7 +36,7 @@ class PairsDataModule(L.LightningDataModule):
         batch_size: Prompts per batch and process.
         max_prompt_length: Longest prompt, in tokens.
         max_response_length: Longest response in tokens, its end included; longer ones are cut, and counted.
-        long_prompts: What happens to a longer prompt: an error, drop the row, or cut its beginning (left).
+        long_prompts: What happens to a longer prompt: an error, drop the row, or cut its beginning (truncate_left).
         sft: Texts to imitate, trained on together with the preferences: as many batches, over and over. Their weight is
             the objective's. Prompts with a response, chats, preferences (the better response), or plain texts.
         sft_split: Split of a saved or hub data set.
@@ -98,7 +98,7 @@ class PairsDataModule(L.LightningDataModule):
             raise UserError(f"data.wait_minutes={wait_minutes} must be above 0.")
         self.wait_minutes = wait_minutes
         self.given_seed = seed
-        self._encoder: Encoder | None = None
+        self._preference_tokenizer: PreferenceTokenizer | None = None
         self._validation_examples: list[Example] | None = None
         self._text_examples: dict[str, list[Example]] = {}
         self._text_lines: dict[str, str] = {}
@@ -114,15 +114,16 @@ class PairsDataModule(L.LightningDataModule):
         return self.trainer.lightning_module.tokenizer
 
     @property
-    def encoder(self) -> Encoder:
-        if self._encoder is None:
-            self._encoder = Encoder(
+    def preference_tokenizer(self) -> PreferenceTokenizer:
+        if self._preference_tokenizer is None:
+            self._preference_tokenizer = PreferenceTokenizer(
                 self.tokenizer,
                 max_prompt_length=self.max_prompt_length,
                 max_response_length=self.max_response_length,
                 long_prompts=self.long_prompts,
+                wraps_prompts=self._asked("chats", False) and bool(self.tokenizer.chat_template),
             )
-        return self._encoder
+        return self._preference_tokenizer
 
     @property
     def recorder(self) -> Recorder:
@@ -211,13 +212,13 @@ class PairsDataModule(L.LightningDataModule):
                 "score_rejected, or responses and rewards)."
             )
         counts = Counter(rows.skipped)
-        self.encoder.counts.clear()
+        self.preference_tokenizer.counts.clear()
         examples: list[Example] = []
         for row in rows:
             found, reasons = self._examples(row, pairing)
             examples += found
             counts.update(reasons)
-        counts.update(self.encoder.counts)
+        counts.update(self.preference_tokenizer.counts)
         sizes = Counter(len(example.response_ids) for example in examples)
         if len(sizes) > 1:  # a batch is of one K
             K, most = sizes.most_common(1)[0]
@@ -234,15 +235,11 @@ class PairsDataModule(L.LightningDataModule):
         return examples, line + (f"; {listing(counts)}" if counts else "")
 
     def _examples(self, row: Row, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
-        prompt = row.prompt
-        if isinstance(prompt, str) and self._asked("chats", False) and self.tokenizer.chat_template:
-            prompt = [{"role": "user", "content": prompt}]
-        prompt_ids = self.encoder.prompt(prompt, row.source)
-        if prompt_ids is None:
+        tokens = self.preference_tokenizer.row(row)
+        if tokens is None:
             return [], Counter()
-        chat = not isinstance(prompt, str)
+        prompt_ids, responses = tokens
         texts = [answer_text(answer) for answer in row.responses]
-        responses = [self.encoder.response(text, chat=chat) for text in texts]
         rewards = list(row.rewards) if row.rewards else None
         group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=texts)
         if len(responses) == 1:

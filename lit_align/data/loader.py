@@ -59,10 +59,14 @@ class ExampleLoader:
         return self.length
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
+        start, self._resume_at = self._resume_at, 0  # now, not at the first batch: there may be none left
+        return self._batches(start)
+
+    def _batches(self, start: int) -> Iterator[PreferenceBatch]:
         once = -(-self.share // self.batch_size)
-        self._served, self._resume_at = self._resume_at, 0
+        self._served = start
         mine: dict[int, list[int]] = {}  # the examples of one passage, in order
-        for number in range(self._served, self.length):
+        for number in range(start, self.length):
             passage, place = divmod(number, once)
             if passage not in mine:
                 mine = {passage: self._order(passage)}
@@ -99,16 +103,18 @@ class ExampleLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches that were served; an epoch that was served whole begins anew.
+        """Continue after the batches that were served. An epoch that was served whole starts again, unless it is open:
+        then its end alone is left to do.
 
         Raises:
             UserError: the data have changed, or batches were of another size, or more than there are now, so that their
                 number does not tell which examples were served.
         """
-        if state["served"] >= state["length"]:
+        is_whole = state["served"] >= state["length"]
+        if is_whole and not state.get("open"):
             self._resume_at = 0
             return
-        if state["examples_per_batch"] != self._examples_per_batch or state["served"] >= len(self):
+        if state["examples_per_batch"] != self._examples_per_batch or state["served"] >= len(self) + is_whole:
             raise UserError(
                 f"the checkpoint is from the middle of an epoch of {state['length']} batches of "
                 f"{state['examples_per_batch']} examples, and now they are {len(self)} of {self._examples_per_batch} "

@@ -33,7 +33,7 @@ class OfflinePairs(PairsDataModule):
         self.pairing = pairing or BestWorst()
         self._examples_read: list[Example] | None = None
         self._recorded = False
-        self._line = ""
+        self.summary = ""
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self._examples_read is None:
@@ -45,7 +45,7 @@ class OfflinePairs(PairsDataModule):
                 )
             self.check_pairing(self.pairing)
             self.read_texts()
-            self._examples_read, self._line = self.read_pairs(self.train, self.train_split, self.pairing)
+            self._examples_read, self.summary = self.read_pairs(self.train, self.train_split, self.pairing)
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         assert self._examples_read is not None
@@ -62,7 +62,7 @@ class OfflinePairs(PairsDataModule):
         return self._examples_read
 
     def describe(self) -> Iterator[tuple[str, str]]:
-        yield "data", self._line
+        yield "data", self.summary
         yield from super().describe()
         if self._examples_read:
             yield from self._describe_example(self._examples_read[0])

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from lit_align.data.tokenization import special_tokens
+from lit_align.data.rendering import special_tokens
 from lit_align.errors import UserError
 
 CPU_CHUNK_ELEMENTS = 1 << 18
@@ -156,9 +156,9 @@ def check_positions(positions: int | None, prompts: Sequence[Sequence[int]], sam
     longest = max(map(len, prompts))
     if positions is not None and longest + sampling.max_new_tokens > positions:
         raise UserError(
-            f"sampling.max_new_tokens={sampling.max_new_tokens} behind the longest prompt of {where}, of {longest} "
-            f"tokens, is more than the {positions} positions of this model. Lower it, or data.max_prompt_length with "
-            "long_prompts=left or drop."
+            f"sampling.max_new_tokens={sampling.max_new_tokens} must be at most {positions - longest}: the model has "
+            f"{positions} positions, and the longest prompt of {where} has {longest} tokens. Lower it, or lower "
+            "data.max_prompt_length and set long_prompts."
         )
 
 

@@ -1,28 +1,47 @@
-"""From texts to token ids, within stated limits; what does not fit is counted."""
+"""From texts to token ids, within stated limits; rows that do not fit are counted.
+
+Prompt + response is tokenized as one text and cut where the response begins, so that the model reads the tokens that
+its tokenizer makes of the whole. Where a token spans both, prompt and response are tokenized apart, and together they
+spell the same text. Plain prompts begin with the special tokens that the tokenizer begins a text with, once, even if
+the text spells them out. A response ends with the token that ends the assistant's turn (or the text), once, so that the
+policy learns to stop. Special tokens that a chat or a response spells out act as such; they are counted.
+"""
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from lit_align.data.formats.rows import Message, Row, Text
+from lit_align.data.formats.rows import Row
+from lit_align.data.rendering import ChatRenderer, Rendering, special_tokens
 from lit_align.errors import UserError
 
-LongPrompts = Literal["error", "drop", "left"]
+LongPrompts = Literal["error", "drop", "truncate_left"]
 
 
-class Encoder:
-    """Turns texts into tokens within stated limits, and counts what did not fit.
+class TokenizedRow(NamedTuple):
+    """Tokens of a prompt and of each of its responses."""
+
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+
+
+class PreferenceTokenizer:
+    """Turns rows into tokens within stated limits, and counts the rows that do not fit.
 
     Args:
         max_prompt_length: Longest prompt, in tokens.
         max_response_length: Longest response, in tokens, its end included; longer ones lose their end (and its token).
-        long_prompts: What happens to a longer prompt: an error, the row is dropped, or its beginning (left) is cut,
-            behind the token that begins a text.
+        long_prompts: What happens to a longer prompt, and to a row longer than `positions`: an error, the row is
+            dropped, or the prompt's beginning is cut (truncate_left), after the token that begins a text.
+        template_args: Arguments of the chat template.
+        wraps_prompts: Make a plain prompt the user's turn of a chat.
+        positions: The most tokens that the model can read, prompt and response together; None if it has no limit.
     """
 
     def __init__(
@@ -32,71 +51,215 @@ class Encoder:
         max_prompt_length: int,
         max_response_length: int,
         long_prompts: LongPrompts = "error",
+        template_args: Mapping[str, Any] | None = None,
+        wraps_prompts: bool = False,
+        positions: int | None = None,
     ):
         self.tokenizer: Any = tokenizer  # the stubs' unions of all that it can return help nobody
+        self.renderer = ChatRenderer(tokenizer, template_args)
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.long_prompts = long_prompts
+        self.wraps_prompts = wraps_prompts
+        self.positions = positions
         self.counts: Counter[str] = Counter()
-        self._turn_end = _turn_end(tokenizer)
-        self._special = re.compile("|".join(map(re.escape, special_tokens(tokenizer).values())) or r"(?!)")
+        self._begin = _begin(tokenizer)
+        specials = special_tokens(tokenizer)
+        self._special_ids = specials.keys()
+        self._special = re.compile("|".join(map(re.escape, specials.values())) or r"(?!)")
 
-    def prompt(self, text: Text, source: str) -> list[int] | None:
-        """Tokens of a prompt; None where the row is to be dropped.
+    # --- a row ---
+
+    def prompt_ids(self, row: Row) -> list[int] | None:
+        """Tokens of the prompt, as a response is sampled to it; None where the row is to be dropped.
 
         Raises:
             UserError: the prompt is too long (by the rule `error`), or a chat without a chat template or of messages
                 that the template refuses.
         """
-        if isinstance(text, str):
-            ids = list(self.tokenizer(text).input_ids)
-            if ids and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers close the text
-                ids.pop()
-            if len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_token_id:  # the text begins with it, too
-                ids.pop(0)
-            if not ids:
-                starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-                ids = [start for start in starts if start is not None][:1]
-        else:
-            if not self.tokenizer.chat_template:
-                raise UserError(
-                    f"{source}: the prompt is a chat, but {self.tokenizer.name_or_path!r} has no chat template. Use "
-                    "an instruct model's tokenizer, or prompts of plain text."
-                )
-            if any(self._special.search(message["content"]) for message in text):
-                self.counts["chats with special tokens in their text"] += 1
-            rendered = _rendered(self.tokenizer, text, source, add_generation_prompt=True)
-            ids = list(self.tokenizer(rendered, add_special_tokens=False).input_ids)
-        if len(ids) <= self.max_prompt_length:
-            return ids
-        if self.long_prompts == "error":
-            raise UserError(
-                f"{source}: the prompt has {len(ids)} tokens, but max_prompt_length={self.max_prompt_length}. Raise "
-                "it, or set long_prompts=left (cut the beginning) or long_prompts=drop (leave such rows out)."
-            )
-        self.counts[f"prompts too long, {'cut' if self.long_prompts == 'left' else 'dropped'}"] += 1
-        if self.long_prompts == "drop":
-            return None
-        start = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []  # without it a model reads what it never saw
-        return start + ids[len(ids) - self.max_prompt_length + len(start) :]
+        row = self._as_asked(row)
+        self._count_specials(row)
+        plain = isinstance(row.prompt, str)
+        _, ids = self._opening(row.prompt if isinstance(row.prompt, str) else self.renderer.prompt(row), plain)
+        return self._limited(ids, self.max_prompt_length, f"max_prompt_length={self.max_prompt_length}", row)
 
     def prompts(self, rows: Iterable[Row]) -> tuple[list[tuple[Row, list[int]]], Counter[str]]:
         """The rows that are not dropped, with the tokens of their prompts; and how many were dropped, cut, noted."""
         self.counts.clear()
-        encoded = [(row, self.prompt(row.prompt, row.source)) for row in rows]
+        encoded = [(row, self.prompt_ids(row)) for row in rows]
         return [(row, ids) for row, ids in encoded if ids is not None], self.counts.copy()
 
-    def response(self, text: str, *, chat: bool) -> list[int]:
-        """Tokens of a response, its end included unless it is cut."""
+    def row(self, row: Row) -> TokenizedRow | None:
+        """Tokens of the prompt and its responses, their ends included unless they are cut; None where it is dropped.
+
+        Raises:
+            UserError: as for `prompt_ids`, or the template has no one rendering of the prompt for all responses, or the
+                row is longer than the model can read (by the rule `error`).
+        """
+        row = self._as_asked(row)
+        self._count_specials(row)
+        tokens = self.tokens(self.rendering(row), plain=isinstance(row.prompt, str))
+        if tokens is None:
+            self.counts["rows whose tokens span prompt and response, dropped"] += 1
+            return None
+        limit = f"max_prompt_length={self.max_prompt_length}"
+        prompt_ids = self._limited(tokens.prompt_ids, self.max_prompt_length, limit, row)
+        if prompt_ids is None:
+            return None
+        responses = [self._cut(ids) for ids in tokens.response_ids]
+        if self.positions is not None:
+            room = self.positions - max(map(len, responses))
+            if room < 1:
+                raise UserError(
+                    f"{row.source}: a response of {self.positions - room} tokens leaves no room for its prompt: the "
+                    f"model {self.tokenizer.name_or_path!r} reads {self.positions}. Lower data.max_response_length."
+                )
+            limit = f"the model {self.tokenizer.name_or_path!r} reads {self.positions} with its response"
+            prompt_ids = self._limited(prompt_ids, room, limit, row)
+        return None if prompt_ids is None else TokenizedRow(prompt_ids, responses)
+
+    def response_ids(self, row: Row) -> list[list[int]]:
+        """Tokens of the responses alone, whatever the length of their prompt.
+
+        Raises:
+            UserError: as for `row`, or no tokens of a response spell its text after the prompt.
+        """
+        row = self._as_asked(row)
+        tokens = self.tokens(self.rendering(row), plain=isinstance(row.prompt, str))
+        if tokens is None:
+            raise UserError(
+                f"{row.source}: no tokens of the response spell its text after the prompt. Take the row out, or begin "
+                "the response with a space or a new line."
+            )
+        return [self._cut(ids) for ids in tokens.response_ids]
+
+    def rendering(self, row: Row) -> Rendering:
+        """The text of the prompt and of each response, as the chat template puts them; plain text as it is."""
+        if not isinstance(row.prompt, str):
+            return self.renderer.rendering(row)
+        texts = [text for text in row.responses if isinstance(text, str)]
+        if len(texts) < len(row.responses):
+            raise UserError(
+                f"{row.source}: a response is a message, but the prompt is plain text. Give the prompt as messages."
+            )
+        return Rendering(row.prompt, tuple(texts))
+
+    def _as_asked(self, row: Row) -> Row:
+        """The row, its plain prompt as a chat where that is wanted."""
+        if not self.wraps_prompts or not isinstance(row.prompt, str) or not row.prompt:
+            return row
+        return replace(row, prompt=[{"role": "user", "content": row.prompt}])
+
+    def end_ids(self) -> list[int]:
+        """Tokens at which sampling ends a response."""
+        return list(dict.fromkeys([self._eos, self._turn_end]))
+
+    # --- text to tokens ---
+
+    def tokens(self, rendering: Rendering, *, plain: bool) -> TokenizedRow | None:
+        """Tokens of a rendering, within no limits; each response ends with a token at which sampling ends.
+
+        None where no tokens of a response, after those of the prompt, spell the text of both.
+        """
+        begin, prompt_ids = self._opening(rendering.prompt, plain)
+        wholes = [begin + self._encode(rendering.prompt + text, begin) for text in rendering.responses]
+        if not all(_begins(whole, prompt_ids) for whole in wholes):
+            prompt_ids = self._prompt_within(rendering, begin, wholes, prompt_ids) or prompt_ids
+        responses = []
+        for text, whole in zip(rendering.responses, wholes, strict=True):
+            is_clean = _begins(whole, prompt_ids)
+            ids = whole[len(prompt_ids) :] if is_clean else self._continuation(prompt_ids, text, whole)
+            if ids is None:
+                return None
+            responses.append(self._ended(ids, plain))
+        return TokenizedRow(prompt_ids, responses)
+
+    def _opening(self, prompt: str, plain: bool) -> tuple[list[int], list[int]]:
+        """The tokens that begin a text, and those of a prompt, begun with them; never none at all."""
+        begin = self._begin if plain else []
+        ids = begin + self._encode(prompt, begin)
+        if not ids:
+            starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            begin = ids = [start for start in starts if start is not None][:1]
+        return begin, ids
+
+    def _encode(self, text: str, begin: Sequence[int]) -> list[int]:
+        """Tokens of a text, without the beginning of a sequence that it spells out where one is there already."""
         ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        end = self._turn_end if chat else self._eos
-        if ids[-1:] != [end]:
-            ids.append(end)
-        if not {self._turn_end, self.tokenizer.eos_token_id}.isdisjoint(ids[:-1]):
+        doubled = ids[:1] == list(begin[-1:]) == [self.tokenizer.bos_token_id]
+        return ids[1:] if doubled else ids
+
+    def _prompt_within(
+        self, rendering: Rendering, begin: list[int], wholes: list[list[int]], prompt_ids: list[int]
+    ) -> list[int] | None:
+        """The prompt's tokens as all wholes have them, where they differ from those of the prompt alone."""
+        if not self.tokenizer.is_fast:
+            return None
+        prompts = []
+        for text, whole in zip(rendering.responses, wholes, strict=True):
+            encoded = self.tokenizer(
+                rendering.prompt + text, add_special_tokens=False, return_offsets_mapping=True
+            ).offset_mapping
+            inside = sum(end <= len(rendering.prompt) for _, end in encoded)
+            skipped = len(encoded) + len(begin) - len(whole)  # a doubled beginning of the sequence
+            prompts.append(whole[: len(begin) + inside - skipped])
+        first = prompts[0]
+        same = all(prompt == first for prompt in prompts) and self._decode(first) == self._decode(prompt_ids)
+        return first if same else None
+
+    def _continuation(self, prompt_ids: list[int], text: str, whole: list[int]) -> list[int] | None:
+        """Tokens of a response that spell it after the prompt, where a token of the whole spans both.
+
+        Tokenizers such as SentencePiece's begin a text with a space of their own; after another text they do not.
+        """
+        expected = unicodedata.normalize("NFC", self._decode(whole))
+        for before in ("", "\n", "a", ".", "0", "|", " "):
+            start = self._encode(before, []) if before else []
+            ids = self._encode(before + text, [])
+            if _begins(ids, start):
+                ids = ids[len(start) :]
+                if unicodedata.normalize("NFC", self._decode(prompt_ids + ids)) == expected:
+                    return ids
+        return None
+
+    def _ended(self, ids: list[int], plain: bool) -> list[int]:
+        if plain:
+            return ids if ids[-1:] == [self._eos] else [*ids, self._eos]
+        ends = self._special_ids if self.renderer.turn_end else self.end_ids()  # a call of a tool may end otherwise
+        return ids if ids and ids[-1] in ends else [*ids, self._turn_end]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    # --- limits ---
+
+    def _limited(self, ids: list[int], most: int, limit: str, row: Row) -> list[int] | None:
+        """The prompt, cut where it is too long and that is the rule; None where the row is dropped."""
+        if len(ids) <= most:
+            return ids
+        if self.long_prompts == "error":
+            raise UserError(
+                f"{row.source}: the prompt has {len(ids)} tokens, but {limit}. Raise the limit, or set "
+                "data.long_prompts=truncate_left (cut the prompt's beginning) or drop (leave such rows out)."
+            )
+        self.counts[f"prompts too long, {'cut' if self.long_prompts == 'truncate_left' else 'dropped'}"] += 1
+        if self.long_prompts == "drop":
+            return None
+        start = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []  # without it a model reads what it never saw
+        return start + ids[len(ids) - max(0, most - len(start)) :]
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        if not {self._turn_end, self._eos}.isdisjoint(ids[:-1]):
             self.counts["responses with an end token before their end"] += 1
         if len(ids) > self.max_response_length:
             self.counts["responses too long, cut"] += 1
         return ids[: self.max_response_length]
+
+    def _count_specials(self, row: Row) -> None:
+        if not isinstance(row.prompt, str):
+            texts = (message.get("content") for message in row.prompt)
+            if any(isinstance(text, str) and self._special.search(text) for text in texts):
+                self.counts["chats with special tokens in their text"] += 1
 
     @property
     def _eos(self) -> int:
@@ -104,9 +267,11 @@ class Encoder:
             raise UserError(f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-sequence token.")
         return self.tokenizer.eos_token_id
 
-    def end_ids(self) -> list[int]:
-        """Tokens at which sampling ends a response."""
-        return list(dict.fromkeys([self._eos, self._turn_end]))
+    @cached_property
+    def _turn_end(self) -> int:
+        """The token that ends the assistant's turn; the text's end where the template puts none, or there is none."""
+        end = self.renderer.turn_end if self.tokenizer.chat_template else ""
+        return self.tokenizer.convert_tokens_to_ids(end) if end else self._eos
 
 
 def listing(counts: Mapping[str, int]) -> str:
@@ -114,37 +279,12 @@ def listing(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none was skipped"
 
 
-def _turn_end(tokenizer: Any) -> int:
-    """The special token that the chat template puts behind an assistant's message; the text's end if there is none."""
-    if tokenizer.chat_template:
-        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "lit_align"}]
-        rendered = _rendered(tokenizer, chat, tokenizer.name_or_path)
-        behind = tokenizer(rendered.rpartition("lit_align")[2], add_special_tokens=False).input_ids
-        specials = special_tokens(tokenizer)
-        for token in behind:
-            if token in specials:
-                return token
-    return tokenizer.eos_token_id
+def _begin(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer puts before a text."""
+    bare, whole = list(tokenizer("a", add_special_tokens=False).input_ids), list(tokenizer("a").input_ids)
+    place = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+    return whole[:place]
 
 
-@lru_cache(maxsize=1)  # thousands, in some models, and asked for with each response
-def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """By their number, those of a role (eos_token) and those that are only marked as special (Phi-3's <|end|>).
-
-    They are what `skip_special_tokens` skips.
-    """
-    marked = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return {number: text for number, text in (marked | named).items() if text}
-
-
-def _rendered(tokenizer: Any, chat: list[Message], source: str, **options: Any) -> str:
-    """The chat in its template's words; an error where the template refuses a message names the source."""
-    try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in chat)
-        raise UserError(
-            f"{source}: the chat template of {tokenizer.name_or_path!r} refuses the messages ({roles}): {error}. "
-            "Change them, or take another model's tokenizer."
-        ) from error
+def _begins(ids: list[int], start: list[int]) -> bool:
+    return ids[: len(start)] == start

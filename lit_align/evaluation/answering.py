@@ -18,7 +18,7 @@ from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.data.sampling import Response, Sampling, in_order, sample_responses
 from lit_align.data.scorers.base import Scorer, score
-from lit_align.data.tokenization import Encoder, listing
+from lit_align.data.tokenization import PreferenceTokenizer, listing
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 
@@ -47,12 +47,12 @@ class PromptScores:
     parts: dict[str, list[float]]
 
 
-def tokenizer_of(module: PreferenceObjective) -> Encoder:
+def tokenizer_of(module: PreferenceObjective) -> PreferenceTokenizer:
     """The tokenizer of the data module, if it is one of lit_align's; else one without limits of length."""
     data = module.trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, PairsDataModule):
-        return data.encoder
-    return Encoder(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+        return data.preference_tokenizer
+    return PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
 
 
 def sampling_of(trainer: Trainer) -> Sampling:
@@ -61,7 +61,7 @@ def sampling_of(trainer: Trainer) -> Sampling:
     return data.sampling if isinstance(data, OnPolicyPairs) else Sampling()
 
 
-def tokenize_prompts(rows: Rows, tokenizer: Encoder, path: str, name: str) -> TokenizedPrompts:
+def tokenize_prompts(rows: Rows, tokenizer: PreferenceTokenizer, path: str, name: str) -> TokenizedPrompts:
     """Tokenize the prompts; a printed line counts the dropped and the cut ones.
 
     Raises:

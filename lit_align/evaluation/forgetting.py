@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 
 from lit_align.data.batches import Example, record_logps
-from lit_align.data.formats.rows import answer_text
 from lit_align.data.sampling import sampling_batches
 from lit_align.evaluation.answering import TokenizedPrompts, compute_share, gather_in_order, tokenizer_of
 from lit_align.evaluation.summary import Forgetting
@@ -23,10 +22,8 @@ def measure_forgetting(
 ) -> Forgetting:
     """Compare the texts' likelihood under the start and the policy; all processes call it together."""
     tokenizer = tokenizer_of(module)
-    examples = []
-    for row, ids in zip(texts.rows, texts.ids, strict=True):
-        response = tokenizer.response(answer_text(row.responses[0]), chat=not isinstance(row.prompt, str))
-        examples.append(Example(ids, [response], row.source))
+    tokenized = [(row, tokenizer.row(row)) for row in texts.rows]
+    examples = [Example(*tokens, row.source) for row, tokens in tokenized if tokens is not None]
     batches = sampling_batches([example.tokens for example in examples], batch_size)
 
     def measure(places: Sequence[int]) -> list[tuple[float, float]]:

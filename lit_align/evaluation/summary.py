@@ -82,6 +82,8 @@ class Summary:
     kl_from_start: Estimate  # nats per response
     length_start: float  # tokens
     length_end: float
+    finished_start: float  # share of responses that ended by themselves within the longest length
+    finished_end: float
     diversity_start: Diversity
     diversity_end: Diversity
     scorers: dict[str, ScorerSummary]
@@ -89,9 +91,38 @@ class Summary:
     forgetting: dict[str, Forgetting] = field(default_factory=dict)
 
     @property
+    def is_truncated(self) -> bool:
+        """Whether most responses of a side were cut at the longest length: their lengths then say nothing."""
+        return min(self.finished_start, self.finished_end) < 0.5
+
+    @property
     def training(self) -> ScorerSummary:
         """By the scorer that training uses."""
         return self.scorers[TRAINING]
+
+    def sentence(self) -> str:
+        """The verdict by the scorer that training uses, in words."""
+        rate = self.training.win_rate
+        if rate.low > 0.5:
+            meaning = "The policy is better than the start."
+        elif rate.high < 0.5:
+            meaning = "The policy is worse than the start."
+        else:
+            meaning = "The interval includes 50 %: no difference is shown."
+        return (
+            f"On {self.prompts} held-out prompts, the policy's responses win {rate.value:.1%} of the comparisons with "
+            f"the start's (95 % interval {rate.low:.1%} to {rate.high:.1%}), by {self.training.identity}. {meaning}"
+        )
+
+    def truncation(self) -> str:
+        """A warning about truncated responses; empty if most ended by themselves."""
+        if not self.is_truncated:
+            return ""
+        return (
+            f"Only {self.finished_start:.0%} of the start's and {self.finished_end:.0%} of the policy's responses "
+            "ended by themselves; the others were cut at sampling.max_new_tokens. Rewards are of cut texts, and there "
+            "is no win rate at equal length. Raise max_new_tokens."
+        )
 
     def flat(self) -> dict[str, float]:
         """The main results, to sort runs by: NAME by the training scorer, JUDGE/NAME by a judge."""

@@ -184,13 +184,17 @@ class AnchoredObjective(PreferenceObjective):
         return super()._is_saved(name) and (self.refresh_rule is not None or not name.startswith("reference."))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["refresh_rule"] = self.refresh_rule.state() if self.refresh_rule else None
         checkpoint["reference"] = self.reference.state() if self.reference else {}
         checkpoint["proximal"] = self.proximal
+        checkpoint["adapted"] = self._adapted
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         if self.proximal_target is not None:
             self.proximal = checkpoint.get("proximal", self.proximal)
+            self._adapted = checkpoint.get("adapted", False)
         saved = checkpoint.get("refresh_rule")
         if saved and self._trainer is None:  # load_from_checkpoint
             self.refresh_rule = RefreshRule(**saved)

@@ -31,6 +31,7 @@ from lit_align.loading import load_tokenizer
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.position import Position
 
 torch.serialization.add_safe_globals([PolicyConfig, LoRAConfig])  # hyperparameters of a checkpoint
 
@@ -98,6 +99,7 @@ class PreferenceObjective(L.LightningModule):
             }
         )
         self._tokenizer = None
+        self._resumed_at: Position | None = None
 
     # --- what an objective says ---
 
@@ -296,6 +298,18 @@ class PreferenceObjective(L.LightningModule):
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "little"))
 
     # --- checkpoints ---
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        Position.of_run(self.trainer).save(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed_at = Position.load(checkpoint)
+        if self._resumed_at is not None and "loops" in checkpoint:
+            self._resumed_at.write_loops(checkpoint)
+
+    def on_train_start(self) -> None:
+        if self._resumed_at is not None:
+            self._resumed_at.settle(self.trainer)
 
     def _is_saved(self, name: str) -> bool:
         """Whether a checkpoint holds this weight: not what the policy's path gives back."""

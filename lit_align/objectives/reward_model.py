@@ -123,7 +123,7 @@ def _with_head(targets: str | list[str]) -> str | list[str]:
 
 
 def _scored_template(tokenizer: Any) -> str:
-    """Renders a prompt and its response as they were trained on (`data.collate.Encoder`)."""
+    """Renders a prompt and its response as they were trained on (`data.tokenization.PreferenceTokenizer`)."""
     if tokenizer.chat_template:
         trimmed = "{{ chat if add_generation_prompt else chat | trim }}"
         return "{% set chat %}" + tokenizer.chat_template + "{% endset %}" + trimmed

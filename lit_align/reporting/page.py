@@ -2,10 +2,10 @@
 
 import html
 import math
+import unicodedata
 from collections.abc import Sequence
 
 from lit_align.metrics.win_rate import Estimate
-from lit_align.reporting.plots import plain
 
 STYLE = """
 :root { color-scheme: light }
@@ -15,17 +15,22 @@ main { max-width: 1280px; margin: auto }
 h1 { font-size: 22px; margin: 0 0 16px; overflow-wrap: anywhere }
 h2 { font-size: 17px; margin: 0 0 10px }
 h3 { font-size: 14px; margin: 14px 0 6px; color: #555 }
-section, .figures img { background: #fff; border: 1px solid #e3e6ea; border-radius: 8px }
+section, figure { background: #fff; border: 1px solid #e3e6ea; border-radius: 8px }
 section { padding: 16px; margin: 0 0 16px }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr)); gap: 12px;
   margin: 0 0 16px }
-.figures img { width: 100%; height: auto; padding: 6px }
+figure { margin: 0; padding: 6px }
+figure img { width: 100%; height: auto }
+figcaption { color: #667; font-size: 12px; padding: 0 8px 6px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; margin: 0 0 8px }
 th { text-align: left; font-size: 12px; color: #667; font-weight: 600 }
 th, td { padding: 6px 10px; border-bottom: 1px solid #eceff2; vertical-align: top }
+.facts thead { display: none }
+.facts td { overflow-wrap: anywhere; font-size: 13px }
+.facts td:first-child { color: #667; white-space: nowrap; width: 1% }
 .numbers td { font-variant-numeric: tabular-nums }
-.numbers small { display: block; white-space: pre; color: #667; font-size: 12px }
+.numbers small { display: block; white-space: pre-line; overflow-wrap: anywhere; color: #667; font-size: 12px }
 .responses { table-layout: fixed; min-width: 640px }
 .responses td { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; unicode-bidi: isolate }
 .responses td:first-child { font-weight: 600 }
@@ -39,6 +44,7 @@ summary { cursor: pointer }
   .responses { min-width: 0 }
   thead { display: none }
   table, tbody, tr, td { display: block }
+  .facts td:first-child { width: auto }
   tr { border-bottom: 2px solid #dfe3e8; padding: 6px 0 }
   td { border: 0; padding: 2px 0 }
   td::before { content: attr(data-head); display: block; font-size: 11px; color: #667; font-weight: 600 }
@@ -46,6 +52,16 @@ summary { cursor: pointer }
   .numbers td::before { text-align: left }
 }
 """
+
+
+BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of writing."""
+
+
+def plain(words: str) -> str:
+    """Text without control characters and characters that turn the direction of writing."""
+    words = words.encode("utf-8", "replace").decode()
+    return "".join("\ufffd" if (unicodedata.category(c) == "Cc" and c not in "\n\t") or c in BIDI else c for c in words)
 
 
 def text(value: object) -> str:

@@ -13,12 +13,14 @@ common but their name.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 
 from lit_align.evaluation.rows import HeldOutRow
 from lit_align.evaluation.summary import TRAINING, ScorerSummary
 from lit_align.metrics.win_rate import Estimate, win_rates
+from lit_align.reporting.page import number
 from lit_align.reporting.run_folder import Run
 
 
@@ -88,3 +90,36 @@ def paired_comparison(
     flipped = (signs @ differences).abs() / len(both)
     p = (1 + (flipped >= differences.mean().abs() - 1e-12).sum().item()) / (1 + flips)
     return PairedComparison(len(both), Estimate.of(differences), p, Estimate.of(rates))
+
+
+PAIRED_HEAD = ["scorer", "A", "B", "prompts", "reward of A − B", "p", "A beats B"]
+
+
+def paired_rows(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> list[list[str]]:
+    """Cells of the paired comparisons, by the scorers that two runs have in common."""
+    rows = []
+    for scorer in scorers:
+        for a, b in combinations([run for run in runs if run.name in scorer.names], 2):
+            found = paired_comparison(a.held_out, b.held_out, (scorer.names[a.name], scorer.names[b.name]))
+            if found is None:
+                rows.append([scorer.label, a.name, b.name, "0", "no prompt in common", "–", "–"])
+                continue
+            p = f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001"
+            difference, beats = number(found.difference), number(found.win_rate, percent=True)
+            rows.append([scorer.label, a.name, b.name, f"{found.prompts}", difference, p, beats])
+    return rows
+
+
+def not_compared(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> str:
+    """A note on the scorers that only one run has; empty if there are none."""
+    alone = [scorer for scorer in scorers if len(scorer.names) == 1]
+    if not alone:
+        return ""
+    if len(alone) == len(scorers):
+        note = "The runs have no scorer in common, so their rewards are not compared: "
+    else:
+        note = "Not compared, since only one run has the scorer: "
+    listed = [
+        f"{name} of {next(iter(each.names))} is {each.identity}" for each in alone for name in each.names.values()
+    ]
+    return note + "; ".join(listed) + "."

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lit_align.evaluation.summary import TRAINING
 from lit_align.metrics.win_rate import bootstrap_interval
+from lit_align.reporting.page import plain
 from lit_align.reporting.paired import SharedScorer, scorers_of
 from lit_align.reporting.run_folder import Run, metric_of
 
@@ -44,6 +44,24 @@ LINES = {
 }
 """File name → title and metrics of the plots that are lines over optimizer steps."""
 
+CAPTIONS = {
+    "loss": "The objective's loss. train: each logged step; val: validation pairs.",
+    "margin": "Implicit reward of the chosen minus that of the rejected response.",
+    "accuracy": "Share of pairs whose chosen response has the higher implicit reward.",
+    "log_ratio": "log π(y|x) − log anchor(y|x) of chosen and rejected responses. The pairs were selected, so this is "
+    "not a KL.",
+    "reward": "Mean reward of unselected responses. round: to the training prompts, sampled as each round begins. "
+    "val: to the held-out prompts; at step 0, of the start.",
+    "drift": "How far policy, reference and start are apart. Estimates from few prompts can be below 0.",
+    "diversity": "distinct_2: different pairs of words / all. self_bleu: near 1, the responses repeat each other.",
+    "frontier": "Reward gained against distance from the start. Numbers count the validations, 0 is the start; the "
+    "diamond is the verdict on the test prompts.",
+    "win_rate": "Share of comparisons with the start's responses that the policy wins, on the validation prompts. "
+    "Above 50 %, the policy is better.",
+    "seconds": "Wall-clock time of each round by phase.",
+    "lengths": "Tokens of the responses to the test prompts. A peak at the longest length shows truncated responses.",
+}
+"""Plot → what it shows, as a sentence below it."""
 
 Draw = Callable[[Axes], bool]
 
@@ -67,14 +85,16 @@ def run_plots(run: Run) -> Iterator[tuple[str, Figure]]:
             yield name, figure
 
 
-def comparison_plots(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> Iterator[tuple[str, Figure]]:
-    """Frontier and win rate of several runs, by each scorer."""
+def comparison_plots(
+    runs: Sequence[Run], scorers: Sequence[SharedScorer]
+) -> Iterator[tuple[str, SharedScorer, Figure]]:
+    """Name, scorer and figure of each plot of several runs: frontier and win rate by each scorer."""
     for scorer in scorers:
         draws: dict[str, Draw] = {"frontier": partial(_draw_frontier, runs=runs, scorer=scorer)}
         draws["win_rate"] = partial(_draw_win_rate, runs=runs, scorers=[scorer])
         for name, draw in draws.items():
             if (figure := _figure(draw)) is not None:
-                yield f"{name}, {scorer.label}", figure
+                yield name, scorer, figure
 
 
 def plot_curves(folder: str | Path) -> Path | None:
@@ -120,6 +140,8 @@ def _draw_lines(axis: Axes, run: Run, title: str, metrics: Sequence[str]) -> boo
     drawn = 0
     for name in metrics:
         if points := run.points("step", name):
+            if name == "val/reward" and (start := _start_reward(run, TRAINING)) is not None:
+                points = [(0.0, start), *points]
             marker = "o" if len(points) < 12 else None
             style = (drawn * 3, (5, 2)) if drawn else "-"  # equal lines stay visible, one through the other's gaps
             axis.plot(
@@ -164,7 +186,7 @@ def _draw_frontier(axis: Axes, runs: Sequence[Run], scorer: SharedScorer) -> boo
     if not drawn:
         return False
     axis.set_ylabel("mean reward", fontsize=8)
-    return _styled(axis, f"frontier: reward by {scorer.label} against KL", "KL(policy‖start), nats per response")
+    return _styled(axis, f"reward against KL ({scorer.label})", "KL(policy‖start), nats per response")
 
 
 def _start_reward(run: Run, name: str) -> float | None:
@@ -200,8 +222,8 @@ def _draw_win_rate(axis: Axes, runs: Sequence[Run], scorers: Sequence[SharedScor
     axis.axhline(0.5, color="0.6", linewidth=0.8)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    by = f" by {scorers[0].label}" if len(runs) > 1 else ""
-    return _styled(axis, f"win rate{by} against the start, 95 % band", "optimizer step")
+    by = f" ({scorers[0].label})" if len(runs) > 1 else ""
+    return _styled(axis, f"win rate against the start, 95 % band{by}", "optimizer step")
 
 
 def _draw_seconds(axis: Axes, run: Run) -> bool:
@@ -247,17 +269,9 @@ def label_of(words: str) -> str:
     return plain(words).replace("$", r"\$").lstrip("_")
 
 
-def embedded(figure: Figure, name: str) -> str:
+def embedded(figure: Figure, name: str, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">'
-
-
-BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that turn the direction of writing."""
-
-
-def plain(words: str) -> str:
-    words = words.encode("utf-8", "replace").decode()
-    return "".join("\ufffd" if (unicodedata.category(c) == "Cc" and c not in "\n\t") or c in BIDI else c for c in words)
+    image = f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

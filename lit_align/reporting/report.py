@@ -9,14 +9,13 @@ page forbids itself scripts and requests.
 import json
 import os
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 
 from lit_align.errors import UserError
 from lit_align.evaluation.summary import Summary
 from lit_align.reporting.page import number, page, section, table, text
-from lit_align.reporting.paired import SharedScorer, paired_comparison, scorers_of
-from lit_align.reporting.plots import comparison_plots, embedded, run_plots
+from lit_align.reporting.paired import PAIRED_HEAD, SharedScorer, not_compared, paired_rows, scorers_of
+from lit_align.reporting.plots import CAPTIONS, comparison_plots, embedded, run_plots
 from lit_align.reporting.run_folder import Run, open_runs
 
 SHOWN_PROMPTS = 12
@@ -33,28 +32,31 @@ def write_report(folder: str | Path) -> Path:
     figures = []
     for name, figure in run_plots(run):
         figure.savefig(run.folder / "plots" / f"{name}.png", dpi=150)
-        figures.append(embedded(figure, name))
+        figures.append(embedded(figure, name, CAPTIONS[name]))
+    about = section("What was run", _about(run))
     configuration = f"<details><summary>config.yaml</summary><pre>{text(run.configuration)}</pre></details>"
     parts = [
         f'<div class="figures">{"".join(figures)}</div>',
         section("Responses", _responses(run)),
         section("Configuration", configuration if run.configuration else ""),
     ]
-    verdict = section("Verdict on held-out prompts", _verdict([run], scorers_of([run])) + _facts([run]))
+    verdict = ""
+    if run.summary:
+        sentences = [run.summary.sentence(), run.summary.truncation()]
+        body = "".join(f"<p>{text(sentence)}</p>" for sentence in filter(None, sentences))
+        verdict = section("Verdict on held-out prompts", body + _verdict([run], scorers_of([run])) + _facts([run]))
     path = run.folder / "report.html"
-    path.write_text(page(run.name, [verdict, *parts]), encoding="utf-8")
+    path.write_text(page(run.name, [about, verdict, *parts]), encoding="utf-8")
     return path
 
 
-def compare(folders: Sequence[str | Path], out: str | Path) -> Path:
-    """Write one report of several runs; gives its path.
-
-    Raises:
-        UserError: fewer than two runs, or one without a summary.json.
-    """
-    runs = compared_runs(folders)
+def compare(runs: Sequence[Run], out: str | Path) -> Path:
+    """Write one report of several runs; gives its path."""
     scorers = scorers_of(runs)
-    figures = "".join(embedded(figure, name) for name, figure in comparison_plots(runs, scorers))
+    figures = "".join(
+        embedded(figure, f"{name}, {scorer.label}", CAPTIONS[name])
+        for name, scorer, figure in comparison_plots(runs, scorers)
+    )
     body = [
         section("Verdicts on held-out prompts", _verdict(runs, scorers) + _facts(runs)),
         f'<div class="figures">{figures}</div>',
@@ -87,6 +89,25 @@ def compared_runs(folders: Sequence[str | Path]) -> list[Run]:
     return runs
 
 
+def _about(run: Run) -> str:
+    """The run's header, how far it got, and when and how it was started."""
+    facts: list[list[str]] = []
+    for name, line in run.record.header if run.record else []:
+        if name or not facts:
+            facts.append([name, line])
+        else:
+            facts[-1][1] += f"; {line}"
+    if run.metrics:
+        rounds = sum("round" in row for row in run.metrics)
+        steps = f"{max(row['step'] for row in run.metrics):.0f} optimizer steps"
+        facts.append(["trained", f"{steps} in {rounds} rounds" if rounds else steps])
+    if run.summary:
+        facts.append(["held-out prompts", f"{run.summary.prompts} × {run.summary.responses_per_prompt} responses"])
+    for place, start in enumerate(run.record.starts if run.record else []):
+        facts.append([f"resumed at step {start.step}" if place else "started", f"{start.time}: {start.command}"])
+    return table(["", ""], facts, "facts")
+
+
 def _verdict(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> str:
     head = ["scorer", *(["run"] if len(runs) > 1 else []), "reward at start", "reward at end"]
     head += ["win rate", "at equal length", "ties as wins"]
@@ -95,9 +116,11 @@ def _verdict(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> str:
         for run in runs:
             if (found := scorer.summary(run)) is None:
                 continue
-            row = [scorer.label, *([run.name] if len(runs) > 1 else [])]
+            row = [f"{scorer.label}\n{found.identity}", *([run.name] if len(runs) > 1 else [])]
             row += [number(found.reward_start, like=found.reward_end), number(found.reward_end)]
-            row += [number(found.win_rate, percent=True), number(found.win_rate_length_controlled, percent=True)]
+            truncated = run.summary is not None and run.summary.is_truncated
+            equal = "n/a" if truncated else number(found.win_rate_length_controlled, percent=True)
+            row += [number(found.win_rate, percent=True), equal]
             rows.append([*row, f"{found.win_rate_ties_as_wins:.1%}"])
     note = (
         "<p class=note>Win rates against the start; ties count as half, in the last column as wins. Small: 95 % "
@@ -125,6 +148,7 @@ def _facts_of(summary: Summary) -> dict[str, tuple[str, str]]:
     facts = {
         "KL from start, nats per response": ("0", number(summary.kl_from_start)),
         "tokens per response": (f"{summary.length_start:.1f}", f"{summary.length_end:.1f}"),
+        "ended by themselves": (f"{summary.finished_start:.1%}", f"{summary.finished_end:.1%}"),
         "different words / all": (f"{start.distinct_1:.3f}", f"{end.distinct_1:.3f}"),
         "different pairs of words / all": (f"{start.distinct_2:.3f}", f"{end.distinct_2:.3f}"),
         "Self-BLEU": (f"{start.self_bleu:.3f}", f"{end.self_bleu:.3f}"),
@@ -194,29 +218,6 @@ def _prompts(prompts: Sequence[str], most: int = 300) -> list[str]:
 
 def _paired(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> str:
     rows = paired_rows(runs, scorers)
-    if not rows:
-        return "<p class=note>The runs have no scorer in common, so that their rewards cannot be compared.</p>"
-    note = "p: paired sign-flip test over prompts, not corrected for the number of comparisons."
-    if len(shared := [scorer for scorer in scorers if len(scorer.names) > 1]) < len(scorers):
-        note += (
-            f" Not compared: {', '.join(scorer.label for scorer in scorers if scorer not in shared)} (in one run only)."
-        )
-    return table(PAIRED_HEAD, rows) + f"<p class=note>{text(note)}</p>"
-
-
-PAIRED_HEAD = ["scorer", "A", "B", "prompts", "reward of A − B", "p", "A beats B"]
-
-
-def paired_rows(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> list[list[str]]:
-    """Cells of the paired comparisons, by the scorers that two runs have in common."""
-    rows = []
-    for scorer in scorers:
-        for a, b in combinations([run for run in runs if run.name in scorer.names], 2):
-            found = paired_comparison(a.held_out, b.held_out, (scorer.names[a.name], scorer.names[b.name]))
-            if found is None:
-                rows.append([scorer.label, a.name, b.name, "0", "no prompt in common", "–", "–"])
-                continue
-            p = f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001"
-            difference, beats = number(found.difference), number(found.win_rate, percent=True)
-            rows.append([scorer.label, a.name, b.name, f"{found.prompts}", difference, p, beats])
-    return rows
+    notes = ["p: paired sign-flip test over prompts, not corrected for the number of comparisons."] if rows else []
+    notes += filter(None, [not_compared(runs, scorers)])
+    return table(PAIRED_HEAD, rows) + "".join(f"<p class=note>{text(note)}</p>" for note in notes)

@@ -1,4 +1,4 @@
-"""Reads a run's folder: metrics.csv, summary.json, held_out/*.parquet and config.yaml, as far as they exist."""
+"""Reads a run's folder: run.json, metrics.csv, summary.json, held_out/*.parquet and config.yaml, where they exist."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from lit_align.errors import UserError
 from lit_align.evaluation.rows import HeldOutRow, read_held_out
 from lit_align.evaluation.summary import TRAINING, ScorerSummary, Summary
 from lit_align.reporting.metrics_csv import read_metrics
+from lit_align.reporting.run_record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Run:
     @cached_property
     def metrics(self) -> list[dict[str, float]]:
         return read_metrics(self.folder / "metrics.csv")
+
+    @cached_property
+    def record(self) -> RunRecord | None:
+        return RunRecord.read(self.folder)
 
     @cached_property
     def summary(self) -> Summary | None:

@@ -1,5 +1,7 @@
 """Results as printed on the terminal."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 from rich.text import Text as Styled
@@ -7,9 +9,11 @@ from rich.text import Text as Styled
 from lit_align.console import print_line
 from lit_align.data.formats.rows import Text
 from lit_align.data.sampling import Response
-from lit_align.evaluation.held_out import Evaluation
+from lit_align.evaluation.results import Evaluation
 from lit_align.evaluation.summary import Summary
 from lit_align.metrics.win_rate import Estimate
+from lit_align.reporting.paired import PAIRED_HEAD, not_compared, paired_rows, scorers_of
+from lit_align.reporting.run_folder import Run
 
 
 def print_evaluation(evaluation: Evaluation, shown: int) -> None:
@@ -34,7 +38,7 @@ def print_summary(summary: Summary) -> None:
     table = results_table(f"Against the start, on {summary.prompts} held-out prompts")
     for name, scorer in summary.scorers.items():
         rates = (scorer.win_rate, scorer.win_rate_length_controlled)
-        table.add_row(*_cells(name, scorer.reward_start, scorer.reward_end, *rates))
+        table.add_row(*_cells(name, scorer.reward_start, scorer.reward_end, *rates, truncated=summary.is_truncated))
     print_line()
     print_line(table)
     data = {name: (scorer, scorer.data) for name, scorer in summary.scorers.items() if scorer.data}
@@ -42,9 +46,12 @@ def print_summary(summary: Summary) -> None:
         table = results_table("Against the data set's own responses")
         for name, (scorer, own) in data.items():
             rates = (own.win_rate, own.win_rate_length_controlled)
-            table.add_row(*_cells(name, own.reward, scorer.reward_end, *rates))
+            table.add_row(*_cells(name, own.reward, scorer.reward_end, *rates, truncated=summary.is_truncated))
         print_line(table)
     start, end = summary.diversity_start, summary.diversity_end
+    if warning := summary.truncation():
+        print_line(Styled(warning, style="yellow"))
+        print_line()
     print_line(f"KL(policy‖start) {summary.kl_from_start.value:.2f} nats per response")
     print_line(f"length {summary.length_start:.1f} → {summary.length_end:.1f} tokens")
     print_line(f"distinct pairs of words {start.distinct_2:.1%} → {end.distinct_2:.1%}")
@@ -64,9 +71,11 @@ def results_table(title: str) -> Table:
     return table
 
 
-def _cells(name: str, before: Estimate, after: Estimate, win_rate: Estimate, equal: Estimate) -> list[str]:
+def _cells(
+    name: str, before: Estimate, after: Estimate, win_rate: Estimate, equal: Estimate, *, truncated: bool
+) -> list[str]:
     interval = f"{win_rate.value:.1%} ({win_rate.low:.1%} – {win_rate.high:.1%})"
-    return [name, f"{before.value:.3f} → {after.value:.3f}", interval, f"{equal.value:.1%}"]
+    return [name, f"{before.value:.3f} → {after.value:.3f}", interval, "n/a" if truncated else f"{equal.value:.1%}"]
 
 
 def _last_line(prompt: Text) -> str:
@@ -77,3 +86,27 @@ def _last_line(prompt: Text) -> str:
 
 def _one_line(response: Response) -> str:
     return " ".join(response.text.split()) + ("" if response.finished else " …")
+
+
+def print_comparison(runs: Sequence[Run]) -> None:
+    """Print the verdicts of several runs, and their paired comparisons by each scorer."""
+    scorers = scorers_of(runs)
+    table = results_table("Against their starts, on held-out prompts")
+    table.columns[0].header = "run, scorer"
+    for scorer in scorers:
+        for run in runs:
+            if (found := scorer.summary(run)) and run.summary:
+                name, rates = f"{run.name}, {scorer.label}", (found.win_rate, found.win_rate_length_controlled)
+                truncated = run.summary.is_truncated
+                table.add_row(*_cells(name, found.reward_start, found.reward_end, *rates, truncated=truncated))
+    print_line()
+    print_line(table)
+    table = Table(title="Prompt by prompt", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in PAIRED_HEAD:
+        table.add_column(column, justify="left" if column in ("scorer", "A", "B") else "right", overflow="fold")
+    for row in paired_rows(runs, scorers):
+        table.add_row(*row)
+    if table.row_count:
+        print_line(table)
+    if note := not_compared(runs, scorers):
+        print_line(Styled(note, style="yellow"))

@@ -59,13 +59,13 @@ def test_a_policy_with_dropout_that_has_not_moved_has_not_drifted(in_tmp):
     assert row["drift/kl_policy_reference"] == pytest.approx(0, abs=1e-4)
 
 
-def test_of_offline_pairs_each_prompt_is_asked_once(tiny_model, in_tmp):
+def test_offline_pairs_are_measured_once_per_prompt(tiny_model, in_tmp):
     asked = []
 
     class Asked(Drift):
-        def _draw(self, module, data, examples):
+        def _sample_fresh(self, module, data, examples):
             asked.append([example.source for example in examples])
-            return super()._draw(module, data, examples)
+            return super()._sample_fresh(module, data, examples)
 
     row = {"responses": ["a", "bb", "ccc", "dddd"], "rewards": [1.0, 2.0, 3.0, 4.0]}
     Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"p{i}", **row}) + "\n" for i in range(8)))
@@ -80,12 +80,12 @@ def test_without_an_anchor_there_is_no_drift_and_no_sampler_to_record(tiny_model
 @pytest.mark.parametrize(
     ("prompts", "options", "said"),
     [
-        (16, {}, r"of 32 responses, .* log 32 = 3.5 nats. Lower it, or raise the 8 prompts of a round or data.resp"),
-        (4, {}, r"of 16 responses, .* log 16 = 2.8 nats. Lower it, or raise drift.prompts=4 or data.responses_per_"),
-        (16, {"prompts_per_round": "chunk"}, r"of 48 responses, .* or raise the 12 prompts of a round"),
+        (16, {}, r"at most log 32 = 3.5 nats: 32 responses .* or raise the 8 prompts of a round or data.resp"),
+        (4, {}, r"at most log 16 = 2.8 nats: .* Lower it, or raise drift.prompts=4 or data.responses_per_"),
+        (16, {"prompts_per_round": "chunk"}, r"at most log 48 = .* or raise the 12 prompts of a round"),
     ],
 )
 def test_a_target_that_no_round_can_show_is_refused(tiny_model, in_tmp, prompts, options, said):
     module = DPO(PolicyConfig(tiny_model), proximal=0.1, proximal_target=4.0)
-    with pytest.raises(UserError, match=rf"proximal_target=4: {said}"):
+    with pytest.raises(UserError, match=rf"proximal_target=4 must be {said}"):
         fit(module, on_policy(in_tmp, **options), Drift(prompts), max_epochs=2)

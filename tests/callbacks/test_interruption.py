@@ -61,9 +61,7 @@ def assert_same_weights(first: DPO, second: DPO) -> None:
         ("on_train_end", 6, None, "test"),  # at the verdict: the epoch is saved already
     ],
 )
-def test_an_interrupted_run_resumes_to_what_it_would_have_been(
-    tiny_model, in_tmp, capsys, hook, step, saved_at, unanswered
-):
+def test_an_interrupted_run_resumes_as_the_whole_run(tiny_model, in_tmp, capsys, hook, step, saved_at, unanswered):
     for name in ("whole", "cut"):
         (in_tmp / name).mkdir()
     os.chdir("whole")
@@ -74,7 +72,7 @@ def test_an_interrupted_run_resumes_to_what_it_would_have_been(
     assert exit.value.code == 128 + signal.SIGTERM
     said = capsys.readouterr().out
     checkpoint = "checkpoints/interrupted.ckpt" if saved_at else "checkpoints/last.ckpt"
-    assert f"SIGTERM at step {saved_at or 6}. Saved; go on with" in said
+    assert f"SIGTERM at step {saved_at or 6}. Saved. Resume:" in said
     assert f"python train.py fit --config config.yaml --ckpt_path {checkpoint}" in said
     if saved_at:
         assert torch.load(checkpoint, weights_only=True)["global_step"] == saved_at
@@ -89,7 +87,7 @@ def test_an_interrupted_run_resumes_to_what_it_would_have_been(
 
 
 @pytest.mark.parametrize(("batch", "saved_at"), [(0, 1), (1, 1), (2, 2), (3, 2)])
-def test_a_step_is_finished_with_all_that_it_accumulates_and_with_its_refresh(tiny_model, in_tmp, batch, saved_at):
+def test_a_step_is_finished_with_its_accumulation_and_refresh(tiny_model, in_tmp, batch, saved_at):
     """Two batches a step and a refresh every two steps; `Interruption` stands before the refresh."""
     write_pairs(in_tmp, 16)
 
@@ -112,7 +110,7 @@ def test_a_step_is_finished_with_all_that_it_accumulates_and_with_its_refresh(ti
     assert_same_weights(whole, run(ckpt_path=path))
 
 
-def test_ctrl_c_while_the_first_round_is_sampled_says_to_begin_anew(tiny_model, in_tmp, capsys):
+def test_ctrl_c_in_the_first_rounds_sampling_says_to_start_again(tiny_model, in_tmp, capsys):
     lines = ["import os, signal", "def reward(prompts, responses):", "    os.kill(os.getpid(), signal.SIGINT)"]
     (in_tmp / "slow.py").write_text("\n".join(lines) + "\n")
     data = on_policy(in_tmp)
@@ -122,13 +120,13 @@ def test_ctrl_c_while_the_first_round_is_sampled_says_to_begin_anew(tiny_model, 
         fit(DPO(PolicyConfig(tiny_model)), data, Interruption(), enable_checkpointing=True, default_root_dir="run")
     assert exit.value.code == 130
     said = capsys.readouterr().out
-    assert "SIGINT at step 0. Nothing to save; begin anew:" in said
+    assert "SIGINT at step 0. Nothing was saved. Start again:" in said
     assert "python train.py fit --config run/config.yaml\n" in said
-    with pytest.raises(KeyboardInterrupt):  # behind the run, Ctrl-C is what it was
+    with pytest.raises(KeyboardInterrupt):  # after the run, Ctrl-C is what it was before
         signal.raise_signal(signal.SIGINT)
 
 
-def test_the_checkpoint_that_is_named_is_this_runs_last_and_no_older_interruption(tiny_model, in_tmp, capsys):
+def test_the_named_checkpoint_is_this_runs_last_not_an_older_one(tiny_model, in_tmp, capsys):
     with pytest.raises(Interrupted):
         run(tiny_model, Path(), Signal("on_train_batch_start", 1))
     old = "checkpoints/interrupted.ckpt"

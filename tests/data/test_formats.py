@@ -207,17 +207,23 @@ def test_tldr_posts_are_prompts_and_with_a_summary_texts(read: Read):
 
 @pytest.mark.parametrize("name", ["question", "query", "instruction", "input", "context", "problem"])
 @pytest.mark.parametrize("kind", ["preferences", "prompts", "texts", "labelled"])
-def test_shared_words_are_no_prompt_where_a_column_holds_it(read: Read, name: str, kind: Kind):
+def test_a_question_beside_the_responses_is_the_prompt(read: Read, name: str, kind: Kind):
     row = {"chosen": "The capital is Rome", "rejected": "The capital is Paris"}
-    message = message_of(lambda: read(row, row | {name: "Which city?"}, kind=kind))
-    assert message == (
-        f'rows.jsonl:2: `{name}` holds "Which city?", but there is no `prompt`, and the responses do not repeat it. '
-        f"Rename `{name}` to `prompt`, or take the column out."
-    )
-    nothing_shared = {"chosen": "Rome", "rejected": "Paris", name: "Which city?"}
-    assert f"Rename `{name}`" in message_of(lambda: read(nothing_shared, kind=kind))
+    assert read(row | {name: "Which city?"}, kind=kind)[0].prompt == "Which city?"
     last_turns = {"chosen": chat("", "Rome")[1:], "rejected": chat("", "Paris")[1:], name: "Which city?"}
-    assert f"Rename `{name}`" in message_of(lambda: read(last_turns, kind=kind))
+    assert read(last_turns, kind=kind)[0].prompt == chat("Which city?")
+    listed = {"chosen": "Rome", "rejected": "Paris", name: chat("Which city?")}
+    assert read(listed, kind=kind)[0].prompt == chat("Which city?")
+
+
+@pytest.mark.parametrize("name", ["question", "query", "instruction", "input", "context", "problem"])
+def test_shared_words_are_not_the_prompt_of_a_row_that_has_a_question(read: Read, name: str):
+    row = {"chosen": "The capital is Rome", "rejected": "The capital is Paris"}
+    message = message_of(lambda: read(row, row | {name: "Which city?"}))
+    assert (
+        f'rows.jsonl:2: `{name}` holds "Which city?", which may belong to the prompt, but nothing reads it' in message
+    )
+    assert f"ignore_columns=[{name}]" in message
 
 
 def test_a_column_that_repeats_what_the_responses_share_does_no_harm(read: Read):
@@ -262,17 +268,20 @@ def test_texts_are_whole_whatever_stands_beside_them(read: Read):
     assert read({"text": "all of it", "system": "S", "tools": ["t"]}, kind="texts")[0].responses == ("all of it",)
 
 
-def test_rows_with_tools_or_tool_calls_are_skipped_and_counted(read: Read):
+def test_tools_and_tool_calls_are_kept(read: Read):
     pair = {"prompt": chat("Q"), "chosen": "a", "rejected": "b", "tools": []}
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "t"}}]}
+    turns = [*chat("Q"), call, {"role": "tool", "content": "sunny"}]
     rows = read(
         pair,
         pair | {"tools": [{"name": "t"}]},
-        pair | {"prompt": [*chat("Q"), call, {"role": "tool", "content": "sunny"}]},
+        pair | {"tools": '[{"name": "t"}]'},
+        pair | {"prompt": turns},
         pair | {"prompt": [{"role": "user", "content": "Q", "tool_calls": None}]},
     )
-    assert [row.source for row in rows] == ["rows.jsonl:1", "rows.jsonl:4"]
-    assert rows.skipped == Counter({"rows with tools or tool calls, which are not read": 2})
+    assert [row.tools for row in rows] == [None, [{"name": "t"}], [{"name": "t"}], None, None]
+    assert [row.prompt for row in rows] == [chat("Q"), chat("Q"), chat("Q"), turns, chat("Q")]
+    assert not rows.skipped
 
 
 # --- what is skipped, by rule, and counted ---
@@ -357,7 +366,7 @@ PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 
 
 def test_all_sources_give_the_same_rows(tmp_path: Path):
-    rows = [{**PAIR, "prompt": f"Q{i}", "messages": chat("Q"), "number": i} for i in range(3)]
+    rows = [{**PAIR, "prompt": f"Q{i}", "messages": chat(f"Q{i}"), "number": i} for i in range(3)]
     (tmp_path / "rows.jsonl").write_text("\ufeff" + "\n\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "list.json").write_text("\n " + json.dumps(rows, indent=2))
     (tmp_path / "lines.json").write_text("\r\n".join(map(json.dumps, rows)))
@@ -475,7 +484,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(PAIR) + '\n\n{"prompt": "Q", oops}\n')
     message = message_of(lambda: read_rows(file, kind="preferences"))
-    for word in ("rows.jsonl:3", "no JSON", "oops", "one object per line"):
+    for word in ("rows.jsonl:3", "not valid JSON", "oops", "one object per line"):
         assert word in message
 
 
@@ -512,15 +521,15 @@ def test_what_cannot_be_a_source_is_refused_without_asking_the_hub(tmp_path: Pat
     monkeypatch.setattr("datasets.load_dataset", None)
     monkeypatch.chdir(tmp_path)
     Path("data/empty").mkdir(parents=True)
-    Path("rows.csv").write_text("prompt")
+    Path("rows.xml").write_text("prompt")
     Path("bad.parquet").write_text("prompt")
     Path("rows.jsonl").write_text('{"prompt": "Q"}')
     for source, split, words in [
         ("nothing.jsonl", None, ["nothing.jsonl", "no such file"]),
         ("data/nothing.txt", None, ["data/nothing.txt", "no such file", ".parquet"]),
         ("/no/such/path", None, ["/no/such/path", "no such file"]),
-        ("rows.csv", None, ["rows.csv", ".csv", ".jsonl"]),
-        ("bad.parquet", None, ["bad.parquet", "no Parquet"]),
+        ("rows.xml", None, ["rows.xml", ".xml", ".jsonl"]),
+        ("bad.parquet", None, ["bad.parquet", "not a Parquet file"]),
         ("data/empty", None, ["data/empty", "folder"]),
         ("rows.jsonl", "train", ["rows.jsonl", "split='train'", "no effect"]),
     ]:

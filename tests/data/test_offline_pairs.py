@@ -32,7 +32,7 @@ def read(
     module = SimpleNamespace(tokenizer=byte_tokenizer(chat=False), takes_labels=True, rows=kind)
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     data.setup("fit")
-    return data.train_examples, data._line
+    return data.train_examples, data.summary
 
 
 @pytest.mark.parametrize(

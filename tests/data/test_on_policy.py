@@ -1,4 +1,4 @@
-"""On-policy rounds: drawn once, by the right policy, stored whole, resumed to the bit."""
+"""On-policy rounds: sampled once, by the right policy, and resumed to the bit."""
 
 import json
 import shutil
@@ -25,7 +25,6 @@ from lit_align.data import (
     Sampling,
 )
 from lit_align.data.batches import Example
-from lit_align.data.rounds.store import RoundStore
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, EXO, KTO, SPPO
 from lit_align.policy import LoRAConfig, PolicyConfig
@@ -42,8 +41,8 @@ class Rounds(Callback):
         self.at: list[int] = []
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self.made.append(trainer.datamodule._pairs.examples)
-        self.at.append(trainer.datamodule._made_at)
+        self.made.append(trainer.datamodule.current_round.examples)
+        self.at.append(trainer.datamodule.current_round.step)
 
 
 def module_of(tiny_model: str, **options: Any) -> DPO:
@@ -60,7 +59,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert not different, different[:3]
 
 
-def test_each_epoch_is_a_round_of_other_prompts_by_the_policy_of_its_beginning(tiny_model, in_tmp):
+def test_each_epoch_is_a_round_sampled_by_the_current_policy(tiny_model, in_tmp):
     rounds = Rounds()
     module = module_of(tiny_model)
     fit(module, on_policy(in_tmp, prompts_per_round="chunk"), rounds, max_epochs=3)
@@ -72,7 +71,7 @@ def test_each_epoch_is_a_round_of_other_prompts_by_the_policy_of_its_beginning(t
 
 
 @pytest.mark.parametrize("sampler", [GenerateSampler(), ContinuousBatchingSampler()], ids=["generate", "continuous"])
-def test_recorded_sampler_logps_are_those_of_the_policy_that_drew(tiny_model, in_tmp, sampler):
+def test_sampler_logps_are_those_of_the_policy_that_sampled(tiny_model, in_tmp, sampler):
     """Of the model itself, whatever filters the sampler has."""
 
     class Compare(Callback):
@@ -90,12 +89,12 @@ def test_recorded_sampler_logps_are_those_of_the_policy_that_drew(tiny_model, in
 
 
 @pytest.mark.parametrize("objective", [DPO, KTO])
-def test_without_the_samplers_logps_a_run_that_does_not_read_them_is_the_same(tiny_model, in_tmp, objective):
+def test_unread_sampler_logps_can_be_left_out(tiny_model, in_tmp, objective):
     def run(record_sampler: bool) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
         module = objective(PolicyConfig(tiny_model), optimizer=adamw())
         data = on_policy(in_tmp, record_sampler=record_sampler)
         fit(module, data, max_epochs=2)
-        return state(module), RoundStore(data.folder, 1, data._key).read("samples", 0) or []
+        return state(module), [vars(row) for row in data.round_store.samples.read(0) or []]
 
     (recorded, with_logps), (unrecorded, without) = run(True), run(False)
     assert_same(recorded, unrecorded)
@@ -112,7 +111,7 @@ def test_without_the_samplers_logps_a_run_that_does_not_read_them_is_the_same(ti
         (lambda policy: DPO(policy), [Drift()], "drift reads log π_s"),
     ],
 )
-def test_whoever_reads_the_samplers_logps_says_that_they_must_be_recorded(tiny_model, in_tmp, module, callbacks, said):
+def test_unrecorded_sampler_logps_are_refused_where_they_are_read(tiny_model, in_tmp, module, callbacks, said):
     objective = module(PolicyConfig(tiny_model))
     pairing = Listwise() if objective.needs_whole_groups else None
     with pytest.raises(UserError, match=said):
@@ -123,22 +122,23 @@ def test_whoever_reads_the_samplers_logps_says_that_they_must_be_recorded(tiny_m
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (lambda policy: DPO(policy, proximal=0.1), "reads log π_s, which pairs of a file do not have. So leave"),
-        (lambda policy: KTO(policy, proximal=0.1), "reads log π_s, which pairs of a file do not have. So leave"),
-        (lambda policy: SPPO(policy), "learns from rewards, and these pairs have none. Give some .*, or leave"),
-        (lambda policy: EXO(policy, reward_temperature=0.1), "learns from rewards, and these pairs have none. Give"),
+        (lambda policy: DPO(policy, proximal=0.1), "must record log π_s, which DPO as configured reads, .* Leave"),
+        (lambda policy: KTO(policy, proximal=0.1), "must record log π_s, which KTO as configured reads, .* Leave"),
+        (lambda policy: SPPO(policy), "must have rewards, from which SPPO as configured learns. Add them .*, or leave"),
+        (
+            lambda policy: EXO(policy, reward_temperature=0.1),
+            "must have rewards, from which EXO as configured learns. Add",
+        ),
     ],
 )
-def test_pairs_of_a_file_that_lack_what_the_objective_reads_are_refused_by_name(
-    tiny_model, in_tmp, option, module, said
-):
+def test_file_pairs_without_what_the_objective_reads_are_refused(tiny_model, in_tmp, option, module, said):
     data = on_policy(in_tmp, **{option: write_pairs(in_tmp)})
-    with pytest.raises(UserError, match=rf"data.{option}=.*pairs.jsonl: .*, as it is set, {said}"):
+    with pytest.raises(UserError, match=rf"data.{option}=.*pairs.jsonl {said}"):
         fit(module(PolicyConfig(tiny_model)), data)
     assert not list(in_tmp.glob("rounds/*"))
 
 
-def test_pairs_of_a_file_with_rewards_validate_an_objective_that_learns_from_them(tiny_model, in_tmp):
+def test_file_pairs_with_rewards_validate_sppo_and_exo(tiny_model, in_tmp):
     row = {"prompt": "Q", "chosen": "yes", "rejected": "no", "score_chosen": 2, "score_rejected": 1}
     Path("scored.jsonl").write_text(json.dumps(row) + "\n")
     for module in (SPPO(PolicyConfig(tiny_model)), EXO(PolicyConfig(tiny_model), reward_temperature=0.1)):
@@ -146,14 +146,13 @@ def test_pairs_of_a_file_with_rewards_validate_an_objective_that_learns_from_the
         assert "val/loss" in trainer.callback_metrics
 
 
-def test_the_chosen_response_has_the_higher_reward_of_its_own_text(tiny_model, in_tmp):
+def test_the_chosen_response_has_the_higher_reward(tiny_model, in_tmp):
     data = on_policy(in_tmp)
     fit(module_of(tiny_model), data)
-    made = RoundStore(data.folder, 0, data._key)
-    stored = {row["source"]: row for n in range(2) for row in made.read("samples", n) or []}
-    for example in data._pairs.examples:
+    stored = {row.source: row for n in range(2) for row in data.round_store.samples.read(n) or []}
+    for example in data.current_round.examples:
         row = stored[example.source]
-        texts = [row["responses"][row["response_ids"].index(ids)] for ids in example.response_ids]
+        texts = [row.responses[row.response_ids.index(ids)] for ids in example.response_ids]
         assert [float(sum(map(ord, text)) % 17) for text in texts] == example.rewards
         assert example.rewards[0] > example.rewards[1]
 
@@ -168,7 +167,7 @@ REFRESHES = {
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA with dropout"])
 @pytest.mark.parametrize("refresh", REFRESHES)
-def test_resumed_at_any_step_the_run_ends_in_the_same_bits(tiny_model, in_tmp, lora, refresh):
+def test_a_run_resumed_at_any_step_ends_in_the_same_bits(tiny_model, in_tmp, lora, refresh):
     """Mid-epoch, at a round's last batch, and between rounds; the moved reference included."""
 
     def run(folder: str, *keep: Callback, ckpt_path: str | None = None) -> dict[str, torch.Tensor]:
@@ -199,18 +198,18 @@ def test_resumed_at_any_step_the_run_ends_in_the_same_bits(tiny_model, in_tmp, l
     ],
     ids=["K", "fewer prompts", "sampling", "batches", "seed", "a prompt less in the file"],
 )
-def test_within_a_round_a_run_resumes_with_the_settings_that_drew_it_only(tiny_model, in_tmp, change, named):
+def test_within_a_round_only_the_same_settings_resume(tiny_model, in_tmp, change, named):
     keep = ModelCheckpoint("checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}")
     fit(module_of(tiny_model), on_policy(in_tmp), keep, enable_checkpointing=True)
     data = on_policy(in_tmp, **change)
     if not change:
         lines = Path("prompts.jsonl").read_text().splitlines(keepends=True)
         Path("prompts.jsonl").write_text("".join(lines[1:]))
-    with pytest.raises(UserError, match=rf"in the middle of round 1, .* drawn with another {named}\. "):
+    with pytest.raises(UserError, match=rf"from the middle of round 1, .* sampled with another {named}\. "):
         fit(module_of(tiny_model), data, ckpt_path="checkpoints/step=1.ckpt")
 
 
-def test_another_temperature_of_the_policy_has_other_log_probabilities_recorded(tiny_model, in_tmp):
+def test_the_policys_temperature_enters_recorded_logps(tiny_model, in_tmp):
     def run(temperature: float, *callbacks: Callback, **options: Any) -> list[float]:
         module, rounds = module_of(tiny_model), Rounds()
         module.policy_config.temperature = temperature
@@ -221,34 +220,34 @@ def test_another_temperature_of_the_policy_has_other_log_probabilities_recorded(
     plain = run(1.0, keep, enable_checkpointing=True)
     assert run(0.7) != plain
     assert run(1.0) == plain
-    with pytest.raises(UserError, match=r"drawn with another model.policy.temperature"):
+    with pytest.raises(UserError, match=r"sampled with another model.policy.temperature"):
         run(0.7, ckpt_path="checkpoints/step=1.ckpt")
 
 
-def test_at_the_end_of_a_round_a_run_resumes_with_other_settings(tiny_model, in_tmp):
+def test_between_rounds_other_settings_resume(tiny_model, in_tmp):
     keep = ModelCheckpoint("checkpoints", save_on_train_epoch_end=True, filename="{epoch}")
     fit(module_of(tiny_model), on_policy(in_tmp), keep, enable_checkpointing=True)
     data = on_policy(in_tmp, responses_per_prompt=2)
     fit(module_of(tiny_model), data, ckpt_path="checkpoints/epoch=0.ckpt", max_epochs=2)
     assert data.rounds_made == 2
-    assert {len(group.response_ids) for group in data.groups} == {2}
+    assert {len(group.response_ids) for group in data.current_round.groups} == {2}
 
 
 class StopSampling(Exception):
     pass
 
 
-def test_a_run_killed_while_sampling_keeps_what_is_done_and_ends_in_the_same_pairs(tiny_model, in_tmp, monkeypatch):
-    """Killed after the first batch of the second round; the batch is not drawn again."""
+def test_a_run_killed_while_sampling_resumes_in_the_same_pairs(tiny_model, in_tmp, monkeypatch):
+    """Killed after the first batch of the second round; the batch is not sampled again."""
     from lit_align.data import samplers as code
 
-    drawn: list[int] = []
+    sampled: list[int] = []
     original = code.sample_responses
 
     def counted(*args: Any) -> Any:
-        if len(drawn) == 3 and stop:
+        if len(sampled) == 3 and stop:
             raise StopSampling
-        drawn.append(len(args[2]))
+        sampled.append(len(args[2]))
         return original(*args)
 
     monkeypatch.setattr(code, "sample_responses", counted)
@@ -257,9 +256,9 @@ def test_a_run_killed_while_sampling_keeps_what_is_done_and_ends_in_the_same_pai
     options = {"max_epochs": 2, "enable_checkpointing": True}
     whole = module_of(tiny_model)
     fit(whole, on_policy(in_tmp, store="whole"), rounds, ModelCheckpoint("w"), **options)
-    assert len(drawn) == 4
+    assert len(sampled) == 4
 
-    drawn.clear()
+    sampled.clear()
     stop = True
     last = ModelCheckpoint("k", save_last=True, save_on_train_epoch_end=True)
     with pytest.raises(StopSampling):
@@ -267,12 +266,12 @@ def test_a_run_killed_while_sampling_keeps_what_is_done_and_ends_in_the_same_pai
     stop = False
     again, resumed = Rounds(), module_of(tiny_model)
     fit(resumed, on_policy(in_tmp, store="killed"), again, ckpt_path="k/last.ckpt", max_epochs=2)
-    assert len(drawn) == 4  # two batches a round, each drawn once
+    assert len(sampled) == 4  # two batches a round, each sampled once
     assert again.made[-1] == rounds.made[-1]
     assert_same(state(whole), state(resumed))
 
 
-def test_the_same_command_again_draws_nothing_and_ends_in_the_same_bits(tiny_model, in_tmp, monkeypatch):
+def test_the_same_command_again_samples_nothing(tiny_model, in_tmp, monkeypatch):
     first, second = module_of(tiny_model), module_of(tiny_model)
     fit(first, on_policy(in_tmp), max_epochs=2)
     monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)
@@ -280,15 +279,15 @@ def test_the_same_command_again_draws_nothing_and_ends_in_the_same_bits(tiny_mod
     assert_same(state(first), state(second))
 
 
-def test_responses_of_an_earlier_policy_are_never_drawn_by_a_later_one(tiny_model, in_tmp):
+def test_a_later_policy_never_replaces_lost_responses(tiny_model, in_tmp):
     keep = ModelCheckpoint("ckpt", every_n_train_steps=1, save_top_k=-1, filename="{step}")
     fit(module_of(tiny_model), on_policy(in_tmp), keep, enable_checkpointing=True, max_epochs=2)
     shutil.rmtree("rounds")
-    with pytest.raises(UserError, match=r"in the middle of round 1, .* no longer in .*rounds.*Give that folder back"):
+    with pytest.raises(UserError, match=r"from the middle of round 1, .* no longer in .*rounds.*Restore that folder"):
         fit(module_of(tiny_model), on_policy(in_tmp), ckpt_path="ckpt/step=1.ckpt", max_epochs=2)
 
 
-def test_a_resting_reference_copy_is_recorded_and_an_adapters_stays_live(tiny_model, in_tmp):
+def test_only_a_copied_reference_that_does_not_move_is_recorded(tiny_model, in_tmp):
     rounds = Rounds()
     fit(module_of(tiny_model), on_policy(in_tmp, store="full"), rounds)
     fit(module_of(tiny_model, lora=LORA), on_policy(in_tmp, store="lora"), rounds)
@@ -298,7 +297,7 @@ def test_a_resting_reference_copy_is_recorded_and_an_adapters_stays_live(tiny_mo
     assert recorded == [True, False, False, True]
 
 
-def test_a_refresh_by_round_comes_before_the_next_rounds_reference_is_recorded(tiny_model, in_tmp):
+def test_a_refresh_by_round_precedes_the_next_recording(tiny_model, in_tmp):
     """SPPO's setting: reference ← policy each round, so that both anchors of a round's pairs are one."""
     rounds = Rounds()
     fit(module_of(tiny_model), on_policy(in_tmp), rounds, ReferenceRefresh(1.0, 1, "round"), max_epochs=2)
@@ -306,7 +305,7 @@ def test_a_refresh_by_round_comes_before_the_next_rounds_reference_is_recorded(t
         assert example.reference_logps == pytest.approx(example.sampler_logps, abs=1e-4)
 
 
-def test_prompts_begin_anew_when_they_are_used_up(tiny_model, in_tmp):
+def test_prompts_cycle_when_exhausted(tiny_model, in_tmp):
     rounds = Rounds()
     fit(module_of(tiny_model), on_policy(in_tmp, prompts_per_round=20), rounds, max_epochs=2)
     sources = [{example.source for example in made} for made in rounds.made]
@@ -317,40 +316,44 @@ def test_prompts_begin_anew_when_they_are_used_up(tiny_model, in_tmp):
 @pytest.mark.parametrize(
     ("options", "trainer", "message"),
     [
-        ({"prompts_per_round": 25}, {}, "data.prompts_per_round=25: .*prompts.jsonl has 24. Lower it, or take all"),
+        (
+            {"prompts_per_round": 25},
+            {},
+            "data.prompts_per_round=25 must be at most 24, .* prompts in .*prompts.jsonl. Lower it, or use all",
+        ),
         ({"prompts_per_round": "chunk"}, {"max_epochs": 30}, "has 24 prompts for trainer.max_epochs=30 rounds"),
         (
             {"sampling": Sampling(max_new_tokens=500)},
             {},
-            "longest prompt of .*prompts.jsonl, of 34 tokens, is more than the 512 positions",
+            "max_new_tokens=500 must be at most 478: the model has 512 positions, and .*prompts.jsonl has 34 tokens",
         ),
     ],
 )
-def test_rounds_that_cannot_be_are_refused_before_anything_is_drawn(tiny_model, in_tmp, options, trainer, message):
+def test_impossible_rounds_are_refused_before_sampling(tiny_model, in_tmp, options, trainer, message):
     with pytest.raises(UserError, match=message):
         fit(module_of(tiny_model), on_policy(in_tmp, **options), **trainer)
     assert not list(in_tmp.glob("rounds/*/samples*"))
 
 
-def test_a_round_without_any_pair_says_why(tiny_model, in_tmp):
-    with pytest.raises(UserError, match="round 1 gives no pair to train on: of 8 prompts 8 margin too small"):
+def test_a_round_without_pairs_says_why(tiny_model, in_tmp):
+    with pytest.raises(UserError, match="round 1 gives no pair to train on: of 8 prompts, 8 margin too small"):
         fit(module_of(tiny_model), on_policy(in_tmp, pairing=BestWorst(min_margin=1000)))
 
 
-def test_the_pace_of_each_phase_is_logged_for_what_was_really_done(tiny_model, in_tmp):
+def test_the_pace_of_a_phase_counts_only_computed_prompts(tiny_model, in_tmp):
     phases = ("sample", "score", "train")
     for again in (False, True):
         data = on_policy(in_tmp)
         fit(module_of(tiny_model), data, RunReport(save_model=False), logger=MetricsCSV(f"log{again}"))
         logged = {key: value for row in read_metrics(f"log{again}/metrics.csv") for key, value in row.items()}
         for phase in phases if not again else phases[2:]:
-            prompts = len(data._pairs.examples) if phase == "train" else 8
+            prompts = len(data.current_round.examples) if phase == "train" else 8
             expected = 60 * prompts / logged[f"round/seconds_{phase}"]
             assert logged[f"round/prompts_per_minute_{phase}"] == pytest.approx(expected)
         assert ("round/prompts_per_minute_sample" in logged) != again
 
 
-def test_the_counts_of_a_round_are_on_the_screen(tiny_model, in_tmp, capsys):
+def test_the_counts_of_a_round_are_printed(tiny_model, in_tmp, capsys):
     fit(module_of(tiny_model), on_policy(in_tmp, pairing=BestWorst(min_margin=12)))
     said = capsys.readouterr().out
     assert "round 1 of 1" in said
@@ -361,8 +364,11 @@ def test_the_counts_of_a_round_are_on_the_screen(tiny_model, in_tmp, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"responses_per_prompt": 1}, "data.responses_per_prompt=1: a preference needs at least 2"),
-        ({"responses_per_prompt": 8, "sampling_batch_size": 4}, "cannot hold the 8 responses"),
+        ({"responses_per_prompt": 1}, "data.responses_per_prompt=1 must be at least 2"),
+        (
+            {"responses_per_prompt": 8, "sampling_batch_size": 4},
+            "data.sampling_batch_size=4 must be at least data.responses_per_prompt=8",
+        ),
         ({"prompts_per_round": 0}, "data.prompts_per_round=0 must be at least 1"),
         ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
     ],
@@ -372,13 +378,13 @@ def test_impossible_options_are_refused_at_once(in_tmp, options, message):
         on_policy(in_tmp, **options)
 
 
-def test_a_prompt_longer_than_the_limit_is_named_before_anything_is_drawn(tiny_model, in_tmp):
+def test_a_prompt_over_the_limit_is_named_before_sampling(tiny_model, in_tmp):
     with pytest.raises(UserError, match=r"prompts.jsonl:1: the prompt has 15 tokens, but max_prompt_length=4"):
         fit(module_of(tiny_model), on_policy(in_tmp, max_prompt_length=4))
 
 
 @pytest.mark.parametrize("code", ["[float('nan')] * len(responses)", "[1.0]", "1 / 0"])
-def test_a_scorer_that_fails_stops_the_round_and_what_was_drawn_is_kept(tiny_model, in_tmp, code, monkeypatch):
+def test_a_failing_scorer_stops_the_round_and_samples_are_kept(tiny_model, in_tmp, code, monkeypatch):
     data = on_policy(in_tmp)
     (in_tmp / "bad.py").write_text(f"def reward(prompts, responses): return {code}\n")
     from lit_align.data import FunctionScorer
@@ -386,13 +392,13 @@ def test_a_scorer_that_fails_stops_the_round_and_what_was_drawn_is_kept(tiny_mod
     good, data.scorer = data.scorer, FunctionScorer("bad.py:reward")
     with pytest.raises(UserError, match=r"scorer bad.py:reward"):
         fit(module_of(tiny_model), data)
-    monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)  # nothing is drawn again
+    monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)  # nothing is sampled again
     again: OnPolicyPairs = on_policy(in_tmp)
     again.scorer = good
     fit(module_of(tiny_model), again)
 
 
-def test_another_pairing_or_scorer_over_the_same_store_draws_nothing(tiny_model, in_tmp, monkeypatch):
+def test_another_pairing_or_scorer_reuses_the_samples(tiny_model, in_tmp, monkeypatch):
     fit(module_of(tiny_model), on_policy(in_tmp))
     files = sorted(path.name for path in Path("rounds").glob("*/samples-*"))
     monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)
@@ -411,7 +417,7 @@ def test_another_pairing_or_scorer_over_the_same_store_draws_nothing(tiny_model,
 
 
 @pytest.mark.parametrize("part", ["samples", "scores"])
-def test_only_the_damaged_part_of_a_round_is_made_again(tiny_model, in_tmp, monkeypatch, capsys, part):
+def test_only_the_damaged_batch_is_computed_again(tiny_model, in_tmp, monkeypatch, capsys, part):
     from lit_align.data import samplers as code
 
     whole, again = Rounds(), Rounds()
@@ -421,27 +427,27 @@ def test_only_the_damaged_part_of_a_round_is_made_again(tiny_model, in_tmp, monk
     content = damaged.read_bytes()
     place = content.index(b"prompts.jsonl")  # a byte of a row
     damaged.write_bytes(content[:place] + b"P" + content[place + 1 :])
-    drawn: list[int] = []
+    sampled: list[int] = []
     original = code.sample_responses
-    monkeypatch.setattr(code, "sample_responses", lambda *args: drawn.append(1) or original(*args))
+    monkeypatch.setattr(code, "sample_responses", lambda *args: sampled.append(1) or original(*args))
     fit(module_of(tiny_model), on_policy(in_tmp), again)
-    assert len(drawn) == (part == "samples")
+    assert len(sampled) == (part == "samples")
     assert f"{damaged.name} cannot be read" in capsys.readouterr().out.replace("\n", "")
     assert again.made == whole.made
     assert {path.name: path.read_bytes() for path in Path("rounds").glob("*/*.parquet")} == before
 
 
-def test_a_runs_rounds_train_offline_too(tiny_model, in_tmp):
+def test_rounds_train_offline_too(tiny_model, in_tmp):
     fit(module_of(tiny_model), on_policy(in_tmp), max_epochs=2)
     offline = OfflinePairs("rounds", batch_size=4, pairing=BestWorst(min_margin=2.0))
     fit(module_of(tiny_model, proximal=0.0), offline)
-    assert "ranked responses with rewards" in offline._line
-    for example in offline._examples_read or []:
+    assert "ranked responses with rewards" in offline.summary
+    for example in offline.train_examples:
         assert example.rewards
         assert example.rewards[0] - example.rewards[-1] > 2
 
 
-def test_an_ensembles_members_are_stored_and_logged_with_their_disagreement(tiny_model, in_tmp):
+def test_an_ensembles_members_and_disagreement_are_logged(tiny_model, in_tmp):
     (in_tmp / "length.py").write_text("def reward(prompts, responses): return list(map(len, responses))\n")
     data = on_policy(in_tmp)
     data.scorer = EnsembleScorer({"ords": data.scorer, "length": FunctionScorer("length.py:reward")})
@@ -463,15 +469,13 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("half_written", [True, False], ids=["while writing", "behind it"])
-def test_killed_at_any_write_of_a_round_the_run_resumes_to_the_same_bytes(
-    tiny_model, in_tmp, monkeypatch, half_written
-):
-    """Samples, scores and log π_ref: each is made once, in the bytes of a run that went through."""
+@pytest.mark.parametrize("half_written", [True, False], ids=["while writing", "after writing"])
+def test_a_run_killed_at_any_write_resumes_to_the_same_bytes(tiny_model, in_tmp, monkeypatch, half_written):
+    """Samples, scores and log π_ref: each is computed once, with the bytes of an uninterrupted run."""
     from lit_align.data.rounds import store
 
     written: list[str] = []
-    original = store._write_whole
+    original = store.write_whole
 
     def write(path: Path, how: Any) -> None:
         if len(written) == last:
@@ -484,7 +488,7 @@ def test_killed_at_any_write_of_a_round_the_run_resumes_to_the_same_bytes(
         original(path, how)
         written.append(path.name)
 
-    monkeypatch.setattr(store, "_write_whole", write)
+    monkeypatch.setattr(store, "write_whole", write)
 
     def files(folder: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in Path(folder).glob("*/*.*") if not path.name.startswith(".")}

@@ -1,6 +1,7 @@
 """summary.json: what is written is read again, and nothing else is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,8 @@ def summary() -> Summary:
         kl_from_start=Estimate(1.5, 1.0, 2.0),
         length_start=4.0,
         length_end=5.5,
+        finished_start=0.9,
+        finished_end=0.8,
         diversity_start=Diversity(0.1, 0.2, 0.3),
         diversity_end=Diversity(0.4, 0.5, 0.6),
         scorers={"training": scored, "low": scored},
@@ -85,6 +88,28 @@ def test_a_damaged_summary_is_one_message(tmp_path, text):
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(UserError, match="cannot read it"):
         Summary.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        (Estimate(0.75, 0.6, 0.9), "is better than the start"),
+        (Estimate(0.25, 0.1, 0.4), "is worse than the start"),
+        (Estimate(0.55, 0.4, 0.7), "no difference is shown"),
+    ],
+)
+def test_the_verdict_in_words_is_as_sure_as_its_interval(rate, said):
+    scored = replace(summary().training, win_rate=rate)
+    sentence = replace(summary(), scorers={"training": scored}).sentence()
+    assert said in sentence
+    assert f"{rate.value:.1%}" in sentence
+    assert "by rewards.py:reward@1" in sentence
+
+
+@pytest.mark.parametrize(("start", "end", "warns"), [(0.5, 0.5, False), (0.9, 0.49, True), (0.49, 0.9, True)])
+def test_truncation_is_flagged_below_half_finished(start, end, warns):
+    changed = replace(summary(), finished_start=start, finished_end=end)
+    assert bool(changed.truncation()) == changed.is_truncated == warns
 
 
 def test_flat_names_of_judges_do_not_hide_others():

@@ -16,7 +16,6 @@ from transformers import LlamaForSequenceClassification
 from lit_align.callbacks import Drift, ReferenceRefresh
 from lit_align.data import OfflinePairs, Sampling
 from lit_align.data.batches import Example, record_logps
-from lit_align.data.rounds.store import RoundStore
 from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import DPO, IPO
@@ -238,13 +237,11 @@ class Adapt(Callback):
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        data = trainer.datamodule
-        made = RoundStore(data.folder, data._key["round"], data._key)
-        rows = made.read("samples", 0)
-        examples = [Example(row["prompt_ids"], row["response_ids"], row["source"]) for row in rows]
+        rows = trainer.datamodule.round_store.samples.read(0)
+        examples = [Example(row.prompt_ids, row.response_ids, row.source) for row in rows]
         logps = torch.tensor(record_logps(pl_module.policy, pl_module.policy, examples, 8))
         assert logps.shape == (8, 4), "all K responses, not the pairs"
-        distance = kl_from_sampler(logps, torch.tensor([row["sampler_logps"] for row in rows])).item()
+        distance = kl_from_sampler(logps, torch.tensor([row.sampler_logps for row in rows])).item()
         before = pl_module.proximal
         pl_module.adapt_proximal(distance)
         self.seen.append((before, distance))
@@ -310,7 +307,7 @@ def test_a_schedule_ends_where_the_run_ends_first(tiny_model, in_tmp, epochs, st
 def test_recorded_and_live_reference_give_the_same_loss(tiny_model, in_tmp, monkeypatch):
     watches = []
     for recorded in (True, False):
-        monkeypatch.setattr("lit_align.data.rounds.record.Recorder._rests", lambda *_, r=recorded: r)
+        monkeypatch.setattr("lit_align.data.rounds.record.Recorder.can_record", lambda *_, r=recorded: r)
         watch = Watch()
         fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), on_policy(in_tmp), watch, max_epochs=2)
         watches.append(watch)

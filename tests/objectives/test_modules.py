@@ -341,8 +341,8 @@ def test_groups_come_from_files_too_all_of_one_size_and_the_others_counted(tiny_
     fit(EXO(PolicyConfig(tiny_model), reward_temperature=0.5, optimizer=adamw()), data, first)
     assert first.batch.response_ids.shape[:2] == (4, 3)
     assert first.loss == pytest.approx(kl_of_uniform_to_softmax(first.batch.rewards, 0.5), rel=1e-4)
-    assert "4 groups" in data._line
-    assert "1 groups of other than 3 responses" in data._line
+    assert "4 groups" in data.summary
+    assert "1 groups of other than 3 responses" in data.summary
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)], ids=["full", "LoRA"])

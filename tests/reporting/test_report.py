@@ -14,7 +14,9 @@ from lit_align.evaluation.rows import HeldOutRow, ScoredRow, write_held_out
 from lit_align.evaluation.summary import Diversity, Forgetting, PartSummary, ScorerSummary, Summary
 from lit_align.metrics.win_rate import Estimate
 from lit_align.reporting import report
+from lit_align.reporting.plots import run_plots
 from lit_align.reporting.run_folder import Run
+from lit_align.reporting.run_record import RunRecord, RunStart
 
 HOSTILE = '</td><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(1)> $\\frac$ \u202eabc\x00'
 
@@ -44,7 +46,7 @@ def held_out(seed: int, shift: float = 0.0, count: int = 40, identity: str = "a"
     return rows
 
 
-def make_run(folder: Path, seed: int, shift: float = 0.0, identity: str = "a") -> Path:
+def make_run(folder: Path, seed: int, shift: float = 0.0, identity: str = "a", finished: float = 0.9) -> Path:
     rows = held_out(seed, shift, identity=identity)
     for name in ("test", "validation-000004", "validation-000008"):
         write_held_out(folder / "held_out" / f"{name}.parquet", rows)
@@ -64,6 +66,8 @@ def make_run(folder: Path, seed: int, shift: float = 0.0, identity: str = "a") -
         kl_from_start=Estimate(1.0, 0.9, 1.1),
         length_start=4.0,
         length_end=6.0,
+        finished_start=1.0,
+        finished_end=finished,
         diversity_start=Diversity(0.5, 0.6, 0.7),
         diversity_end=Diversity(0.4, 0.5, 0.8),
         scorers={"training": scored, "judge": judged},
@@ -75,6 +79,9 @@ def make_run(folder: Path, seed: int, shift: float = 0.0, identity: str = "a") -
         "0,0.7,0,0,2.0,,,,,,\n2,0.6,1,,,,,,,,0.3\n4,0.5,2,1,2.5,0.5,0.2,0.6,0.5,0.7,0.6\n8,0.4,4,,,1,0.4,0.7,0.6,0.8,1\n"
     )
     (folder / "config.yaml").write_text(f"model: {HOSTILE!r}\n")
+    header = [("objective", f"DPO {HOSTILE}"), ("", "more"), ("scorer", f"{identity}training")]
+    starts = [RunStart("2026-01-02 03:04 UTC", "python train.py fit", 0), RunStart("2026-01-03 03:04 UTC", "again", 4)]
+    RunRecord(header, starts).write(folder)
     return folder
 
 
@@ -107,7 +114,7 @@ def check_page(page: str) -> Tags:
     return tags
 
 
-def test_a_report_has_all_pictures_and_shows_hostile_responses_as_text(tmp_path):
+def test_a_report_has_all_plots_and_shows_hostile_text_as_text(tmp_path):
     run = make_run(tmp_path / "a_$run", seed=0, shift=0.5)
     page = report.write_report(run).read_text()
     tags = check_page(page)
@@ -121,6 +128,32 @@ def test_a_report_has_all_pictures_and_shows_hostile_responses_as_text(tmp_path)
     assert page == report.write_report(run).read_text(), "the same run gives the same bytes"
 
 
+def test_a_report_opens_with_what_was_run_and_the_verdict_in_words(tmp_path):
+    run = make_run(tmp_path / "run", seed=0, shift=0.5)
+    page = report.write_report(run).read_text()
+    check_page(page)
+    opening = page.partition("<figure>")[0]
+    for piece in ("objective", "; more", "8 optimizer steps in 2 rounds", "40 × 2 responses", "python train.py fit"):
+        assert piece in opening
+    assert "resumed at step 4" in opening
+    assert "win 60.0% of the comparisons" in opening
+    assert page.count("<figcaption>") == page.count("<img")
+    assert "n/a" not in page
+    cut = report.write_report(make_run(tmp_path / "cut", seed=0, finished=0.1)).read_text()
+    assert "Only 100% of the start" in cut
+    assert 'data-head="at equal length">n/a' in cut
+
+
+def test_the_start_of_held_out_rewards_is_drawn(tmp_path):
+    run = Run(make_run(tmp_path / "run", 0), "run")
+    (figure,) = [figure for name, figure in run_plots(run) if name == "reward"]
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "val/reward"]
+    steps, rewards = line.get_xdata(), line.get_ydata()
+    start = [reward for row in run.validations[4] for reward in row.scorers[0].rewards_start]
+    assert [*steps] == [0, 4, 8]
+    assert rewards[0] == pytest.approx(sum(start) / len(start))
+
+
 def test_refreshes_are_marked_where_their_count_goes_up(tmp_path):
     marks = Run(make_run(tmp_path / "run", 0), "run").marks()
     assert marks["reference refreshed"][1] == [2, 4, 8]
@@ -130,7 +163,11 @@ def test_refreshes_are_marked_where_their_count_goes_up(tmp_path):
 def test_several_runs_are_compared_in_one_file(tmp_path, capsys):
     runs = [str(make_run(tmp_path / name, seed=1, shift=shift)) for name, shift in (("a", 0.0), ("b", 1.0))]
     main(["compare", *runs, "--out", str(tmp_path / "both.html")])
-    assert "both.html" in capsys.readouterr().out.replace("\n", "")
+    printed = capsys.readouterr().out
+    assert "both.html" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines()[:-1]), "but for the report's path"
+    assert "Prompt by prompt" in printed
+    assert printed.count("< 0.001") == 2
     page = (tmp_path / "both.html").read_text()
     check_page(page)
     assert page.count("&lt; 0.001") == 2, "by the training scorer and by the judge"
@@ -138,15 +175,15 @@ def test_several_runs_are_compared_in_one_file(tmp_path, capsys):
     assert "3.50<small>3.25 to 3.75\nfrom 3.00\n2.75 to 3.25<" in page
 
 
-def test_rewards_of_different_scorers_are_not_paired(tmp_path, capsys):
+def test_rewards_of_different_scorers_are_not_paired(tmp_path):
     runs = [make_run(tmp_path / name, seed=1, identity=name) for name in ("a", "b")]
-    page = report.compare(runs, tmp_path / "both.html").read_text()
+    page = report.compare(report.compared_runs(runs), tmp_path / "both.html").read_text()
     assert "no scorer in common" in page
     assert "A beats B" not in page
     assert "training: atraining" in page, "scorers of one name are told apart"
     assert "training: btraining" in page
     third = make_run(tmp_path / "c", seed=2, identity="a")
-    page = report.compare([*runs, third], tmp_path / "three.html").read_text()
+    page = report.compare(report.compared_runs([*runs, third]), tmp_path / "three.html").read_text()
     assert page.count('data-head="A beats B"') == 2, "a against c, by two scorers"
 
 
@@ -172,4 +209,4 @@ def test_a_run_without_a_verdict_cannot_be_compared(tmp_path):
     run = make_run(tmp_path / "a", 0)
     (run / "summary.json").unlink()
     with pytest.raises(UserError, match=r"python train\.py test --config"):
-        report.compare([run, make_run(tmp_path / "b", 0)], tmp_path / "out.html")
+        report.compared_runs([run, make_run(tmp_path / "b", 0)])

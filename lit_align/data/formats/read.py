@@ -1,46 +1,75 @@
 """Reading a data set whole: its layout is detected once, by the first row, and every further row must fit it."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 
-from lit_align.data.formats.layouts import FORMATS, Format
-from lit_align.data.formats.rows import TOOLS, DataError, Kind, Record, Row, Rows, Skip, columns_of, either
+from lit_align.data.formats.beside import check_unread, with_columns_beside
+from lit_align.data.formats.columns import check_columns, mapped
+from lit_align.data.formats.layouts import LAYOUTS
+from lit_align.data.formats.layouts.layout import Layout
+from lit_align.data.formats.record import Reading, Record, columns_of
+from lit_align.data.formats.rows import DataError, Kind, Row, Rows, Skip, Turns, listing
 from lit_align.data.formats.select import SELECT
 from lit_align.data.formats.sources import read_records
-from lit_align.errors import shown
+
+SAMPLE = 1000  # rows by which columns are checked and numbers are understood
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-def read_rows(path_or_name: str | os.PathLike[str], *, split: str | None = None, kind: Kind) -> Rows:
-    """Read a data set whole, detecting its format.
+def read_rows(
+    path_or_name: Paths,
+    *,
+    split: str | None = None,
+    kind: Kind,
+    columns: Mapping[str, str] | None = None,
+    ignore_columns: Sequence[str] = (),
+    turns: Turns = "all",
+) -> Rows:
+    """Read a data set whole, detecting its layout.
 
     Args:
-        path_or_name: A .jsonl, .json or .parquet file, a folder that `datasets` saved, rounds that `OnPolicyPairs`
-            stored (a run's folder, or one round's), or a hub name, with a configuration behind a colon if need be
-            (openai/summarize_from_feedback:comparisons).
-        split: Split of a folder or hub name; None is a folder's only one, or else train. Of rounds that several
-            scorers have scored: the one whose identity holds this.
+        path_or_name: A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file (also as .gz), a list or a glob of files, a
+            folder that `datasets` saved or that was downloaded from the hub, rounds that `OnPolicyPairs` stored (a
+            run's folder, or one round's), or a hub name, with a configuration after a colon if need be
+            (openai/summarize_from_feedback:comparisons). A slice may follow: rows.jsonl[:100], rows.jsonl[95%:].
+        split: Split of a folder or hub name, or a slice of it (train[:95%]); None is the only one, or else train. Of
+            rounds that several scorers have scored: the one whose identity holds this.
         kind: What the rows are for. prompts: what precedes any response. preferences: the better response,
             then one or more worse ones. labelled: responses marked desirable or not; preferences give both.
             texts: one response to imitate; of a preference, the better one.
+        columns: What each column that is read is made of: a column's name, a dotted path (answers.0.text), or a
+            template ("{instruction}\n{input}").
+        ignore_columns: Columns that are left out, although they may belong to the prompt.
+        turns: Of a chat, for `texts`: a row for each of the assistant's turns, or for the last one only.
 
     Raises:
-        DataError: the data set does not exist, is damaged, empty or of no known format, or a row is.
+        DataError: the data set does not exist, is damaged, empty or of no known layout, or a row is; or a column that
+            may belong to the prompt is not read.
     """
-    source = os.fspath(path_or_name)
-    skipped: Counter[str] = Counter()
-    records = read_records(source, split, skipped)
-    first = next(records, None)
-    if first is None:
+    paths = [path_or_name] if isinstance(path_or_name, str | os.PathLike) else path_or_name
+    source = listing(str(path) for path in paths)
+    reading = Reading(mapped=frozenset(columns or ()))
+    records = chain.from_iterable(read_records(os.fspath(path), split, reading.skipped) for path in paths)
+    sample = list(islice(records, SAMPLE))
+    if not sample:
         raise DataError(f"{source}: the data set is empty. Give one with at least one row.")
-    format = _detect(first, kind)
-    parsed = _parsed(format, chain([first], records), skipped)
-    rows = list(SELECT[kind](parsed, skipped))
+    ignored = _Ignored(ignore_columns)
+    if columns:
+        check_columns(columns, sample)
+    prepare = mapped(columns or {})
+    reading.sample = [prepare(_flat(record), reading) for record in sample]
+    prepared = (prepare(_flat(ignored.without(record)), reading) for record in chain(sample, records))
+    first = next(prepared)
+    layout = _detect(first, kind)
+    parsed = list(_parsed(layout, chain([first], prepared), kind, turns))
+    ignored.check(source)
+    rows = list(SELECT[kind](_alike(parsed, reading), reading.skipped))
     if not rows:
-        counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise DataError(f"{source}: nothing is left of what was read as {format.name}: {counts}.")
+        counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
+        raise DataError(f"{source}: nothing is left of what was read as {layout.name}: {counts}.")
     form = _form(rows[0])
     for row in rows:
         if _form(row) != form:
@@ -48,57 +77,90 @@ def read_rows(path_or_name: str | os.PathLike[str], *, split: str | None = None,
                 f"{row.source}: the prompt is {_form(row)}, but that of {rows[0].source} is {form}. Make all of them "
                 'plain text, or messages like {"role": "user", "content": "…"}.'
             )
-    columns = ", ".join(first.get(column)[0] for column in format.columns)
-    return Rows(rows, format.name, f"{format.name}, {form} (columns {columns})", skipped)
+    description = f"{layout.name}, {form} (columns {listing(_read_first(first))})"
+    if kind == "texts" and layout.parse_turns:
+        chats = len({row.source for row in rows})
+        last = "the last turn" if turns == "last" else f"{len(rows)} turns"
+        description += f"; {last} of the assistant in {chats} {'chat' if chats == 1 else 'chats'}"
+    return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
+
+
+def _read_first(first: Record) -> Iterable[str]:
+    return (name for name in first.values if name in first.read)
 
 
 def _form(row: Row) -> str:
     return "plain text" if isinstance(row.prompt, str) else "chat messages"
 
 
-def _detect(first: Record, kind: Kind) -> Format:
-    fitting = [format for format in FORMATS if kind in format.kinds]
-    for format in fitting:
-        if format.matches(first):
-            return format
-    forms = dict.fromkeys(" + ".join(either(column) for column in format.columns) for format in fitting)
+class _Ignored:
+    """Takes the columns out that are not to be read, and makes sure that they exist."""
+
+    def __init__(self, names: Sequence[str]):
+        self.names = names
+        self.missing = set(names)
+
+    def without(self, record: Record) -> Record:
+        if not self.names:
+            return record
+        self.missing -= record.values.keys()
+        return replace(record, values={name: value for name, value in record.values.items() if name not in self.names})
+
+    def check(self, source: str) -> None:
+        if self.missing:
+            raise DataError(
+                f"ignore_columns={list(self.names)} must name columns of {source}, and no row has "
+                f"{listing(sorted(self.missing))}. Correct the names, or leave them out."
+            )
+
+
+def _flat(record: Record) -> Record:
+    """The record with the columns of an object that holds a chat (OpenAI's `input: {messages: …}`) as its own."""
+    if not any(isinstance(value, dict) and "messages" in value for value in record.values.values()):
+        return record
+    values = dict(record.values)
+    for name, value in record.values.items():
+        if isinstance(value, dict) and "messages" in value and "messages" not in values:
+            del values[name]
+            values |= {key if key in ("messages", "tools") else f"{name}.{key}": each for key, each in value.items()}
+    return replace(record, values=values)
+
+
+def _detect(first: Record, kind: Kind) -> Layout:
+    fitting = [layout for layout in LAYOUTS if kind in layout.kinds]
+    for layout in fitting:
+        if layout.matches(first):
+            return layout
+    shapes = dict.fromkeys(" + ".join(column.split("|")[0] for column in layout.columns) for layout in fitting)
     raise DataError(
-        f"{first.source}: no {kind} can be read from the columns {columns_of(first)}. Rename them to one of "
-        f"these forms: {'; '.join(forms)}."
+        f"{first.source}: no {kind} can be read from the columns {columns_of(first)}. Say which is which with "
+        "columns={prompt: …}; templates such as '{question} {context}' and paths such as answers.0.text are possible. "
+        f"These columns are read: {'; '.join(filter(None, shapes))}."
     )
 
 
-def _parsed(format: Format, records: Iterator[Record], skipped: Counter[str]) -> Iterator[Row]:
+def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns) -> Iterator[Row]:
     for record in records:
         try:
-            yield format.parse(record) if format.is_whole else _with_system(format.parse(record), record, skipped)
+            rows = layout.parse_turns(record) if kind == "texts" and layout.parse_turns else [layout.parse(record)]
+            if turns == "last":
+                rows = rows[-1:]
+            if not layout.is_whole:
+                rows = [with_columns_beside(row, record, may_become_chat=layout.may_become_chat) for row in rows]
+            whole = rows[-1:] or [Row("", source=record.source)]
+            check_unread(whole[0], record, is_whole=layout.is_whole)
+            yield from rows or whole
         except Skip as reason:
-            skipped[str(reason)] += 1
+            record.reading.skipped[str(reason)] += 1
 
 
-def _with_system(row: Row, record: Record, skipped: Counter[str]) -> Row:
-    """The row with the system message that stands in a column of its own at the head of its chat."""
-    if record.values.get("tools") not in (None, "", "[]", "{}", [], {}):
-        raise Skip(TOOLS)
-    for name in ("system", "system_prompt"):
-        value = record.values.get(name)
-        if not isinstance(value, str) or not value.strip():
-            continue
-        if isinstance(row.prompt, str):
-            if value.strip() in row.prompt:
-                continue
-            raise DataError(
-                f"{record.source}: `{name}` holds {shown(value)}, but the prompt is plain text, which has no system "
-                'message. Make `prompt` messages like {"role": "user", "content": "…"}, write it into `prompt`, or '
-                "take the column out."
-            )
-        first = row.prompt[0]
-        if first["role"] != "system":
-            skipped[f"chats that now open with their `{name}`"] += 1
-            row = replace(row, prompt=[{"role": "system", "content": value}, *row.prompt])
-        elif first["content"].strip() != value.strip():
-            raise DataError(
-                f"{record.source}: `{name}` holds {shown(value)}, but the chat opens with the system message "
-                f"{shown(first['content'])}. Keep one of them."
-            )
-    return row
+def _alike(rows: Sequence[Row], reading: Reading) -> Iterator[Row]:
+    """The rows, all of them chats where a column turned a plain prompt into one."""
+    column, count = reading.chat_because_of, 0
+    for row in rows:
+        if column is not None and isinstance(row.prompt, str):
+            row = replace(row, prompt=[{"role": "user", "content": row.prompt}])
+        count += 1
+        yield row
+    if column is not None:
+        reading.skipped[f"prompts that are now chats, as `{column}` needs"] = count

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from lit_align.data.formats.rows import Kind, Row, answer_text
+from lit_align.data.formats.rows import Kind, Row, is_blank
 
 # --- what each kind takes of a row ---
 
@@ -19,14 +19,14 @@ def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]
             skipped["repeated prompts"] += 1
             continue
         seen.add(key)
-        yield Row(row.prompt, source=row.source)
+        yield replace(row, responses=(), rewards=None, labels=None)
 
 
 def _select_preferences(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
     """Rows with a best response and others that differ from it."""
     for row in rows:
         texts = row.responses
-        kept = [k for k, text in enumerate(texts) if answer_text(text).strip() and text not in texts[:k]]
+        kept = [k for k, text in enumerate(texts) if not is_blank(text) and text not in texts[:k]]
         if len(kept) < 2 or kept[0] != 0:
             skipped["rows with equal or empty responses"] += 1
             continue
@@ -45,7 +45,7 @@ def _select_labelled(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row
         if row.labels is None:
             for pair in _select_preferences(iter([row]), skipped):
                 yield replace(pair, labels=(True, *[False] * (len(pair.responses) - 1)))
-        elif answer_text(row.responses[0]).strip():
+        elif not is_blank(row.responses[0]):
             yield row
         else:
             skipped["rows with an empty response"] += 1
@@ -54,8 +54,8 @@ def _select_labelled(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row
 def _select_texts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
     """Prompts with the one response to imitate."""
     for row in rows:
-        if row.responses and answer_text(row.responses[0]).strip():
-            yield Row(row.prompt, row.responses[:1], source=row.source)
+        if row.responses and not is_blank(row.responses[0]):
+            yield replace(row, responses=row.responses[:1], rewards=None, labels=None)
         else:
             skipped["rows without a response"] += 1
 

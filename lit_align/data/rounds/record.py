@@ -1,20 +1,22 @@
-"""What is computed once for a data set and kept on disk, a batch at a time, by all processes together.
+"""Parts of stored rounds, computed once and kept on disk, a batch at a time, by all processes together.
 
-Samples and their scores, log π_s, and log π_ref of a reference that rests: each is a part of a stored round
-(`store.py`). Every process makes its share of the batches, a killed run goes on where it was, and weights that lie in
-shards are gathered once for all of it.
+Samples and their scores, log π_s, and log π_ref of a reference that does not move: each is a part of a stored round
+(`store.py`). Every process computes its share of the batches, a killed run resumes where it was, and sharded weights
+are gathered once for all batches.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
 from lit_align.console import phase, print_field
 from lit_align.data.batches import Example, record_logps
-from lit_align.data.rounds.store import RoundStore, digest
+from lit_align.data.rounds.records import LogpsRow, StoredRow
+from lit_align.data.rounds.store import Part, RoundStore
 from lit_align.data.sampling import in_order
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
@@ -23,16 +25,31 @@ from lit_align.reference.base import Reference
 from lit_align.reference.copied import CopiedReference, RecordedReference
 from lit_align.sharding import gathered, wait_for_all
 
-Rows = list[dict[str, Any]]
-Make = Callable[[Sequence[int]], Rows]  # the rows of a batch, from the places of its prompts
-Making = AbstractContextManager[Make]  # entered by all processes, if anything is missing
+R = TypeVar("R", bound=StoredRow)
+M = TypeVar("M")
+BatchFn = Callable[[M, Sequence[int]], list[R]]
+"""Computes the rows of one batch, given the opened model and the indices of the batch's prompts."""
+LogpsFn = Callable[[PreferenceBatch], Tensor]
+"""Log-probabilities of a batch's responses: a policy, or a reference's `logps`."""
+
+EXAMPLES_PER_FILE = 64
+"""Examples whose log-probabilities are computed and stored together."""
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[R]):
+    """All rows of a part, and what it took to have them."""
+
+    rows: list[R]  # one per prompt, in the order of the prompts
+    seconds: float
+    computed: int  # prompts that were not stored before
 
 
 class Recorder:
-    """Makes and reads the parts of stored rounds.
+    """Computes and reads the parts of stored rounds.
 
     Args:
-        module: Whose policy and reference are asked.
+        module: Its policy and reference give the log-probabilities.
         batch_size: Examples of one forward pass.
         wait_minutes: How long a process waits for the others in each part.
     """
@@ -42,58 +59,97 @@ class Recorder:
         self.batch_size = batch_size
         self.wait_minutes = wait_minutes
 
-    def part(self, name: str, part: str, made: RoundStore, batches: Sequence[Sequence[int]], making: Making) -> Rows:
-        """One row per prompt (or example), in their order: stored batches are read, missing ones are made and stored.
+    def load_or_compute(
+        self,
+        name: str,
+        part: Part[R],
+        batches: Sequence[Sequence[int]],
+        open_model: Callable[[], AbstractContextManager[M]],
+        compute: BatchFn[M, R],
+    ) -> Loaded[R]:
+        """Read the batches that are stored; compute and store the others.
 
         Args:
-            name: Shown beside the bar.
-            batches: Places of the prompts of each batch; every process makes its share of the batches.
-            making: Gives what makes the rows of one batch's places.
+            name: Shown beside the progress bar.
+            batches: Indices of the prompts of each batch; every process computes its share of the batches.
+            open_model: Loads what `compute` needs, and frees it afterwards. Called if any batch is missing, and then by
+                all processes, since sharded weights take all of them.
+            compute: Gives the rows of one batch.
         """
+        started = time.monotonic()
         trainer = self.module.trainer
-        what = f"{made.path.name}, {name}"
+        where = f"{part.store.path.name}, {name}"
         total = sum(map(len, batches))
-        missing = [number for number in range(len(batches)) if made.read(part, number) is None]
-        wait_for_all(what, self.wait_minutes)  # all have looked before any writes
+        missing = [number for number in range(len(batches)) if part.read(number) is None]
+        to_do = sum(len(batches[number]) for number in missing)
+        wait_for_all(where, self.wait_minutes)  # all have looked before any writes
         if missing:
-            stored = total - sum(len(batches[number]) for number in missing)
-            before = f" ({stored} stored before)" if stored else ""
-            with making as make, phase(name, total, f"prompts{before}", done=stored) as bar:
+            before = f" ({total - to_do} stored before)" if to_do < total else ""
+            with open_model() as model, phase(name, total, f"prompts{before}", done=total - to_do) as bar:
                 for number in missing:
                     if number % trainer.world_size == trainer.global_rank:
-                        made.write(part, number, make(batches[number]))
+                        part.write(number, compute(model, batches[number]))
                     bar.advance(len(batches[number]))
         else:
-            print_field(name, f"{total} prompts, stored before in {made.path}")
-        wait_for_all(what, self.wait_minutes)
-        rows: dict[int, Rows] = {}
+            print_field(name, f"{total} prompts, stored before in {part.store.path}")
+        wait_for_all(where, self.wait_minutes)
+        rows: dict[int, list[R]] = {}
         for number in range(len(batches)):
-            read = made.read(part, number)
+            read = part.read(number)
             if read is None:
-                raise RuntimeError(
-                    f"{made.path}: batch {number} of {part} is missing; do all processes share the folder?"
-                )
+                raise RuntimeError(f"{part.file(number)} is missing; do all processes share the folder?")
             rows[number] = read
-        return in_order(batches, rows)
+        return Loaded(in_order(batches, rows), time.monotonic() - started, to_do)
 
-    def logps(self, of: Callable[[PreferenceBatch], Tensor], examples: Sequence[Example]) -> list[list[float]]:
+    def logps(self, model: LogpsFn, examples: Sequence[Example]) -> list[list[float]]:
         """Log-probabilities of every response of each example, in the precision that training has."""
         assert self.module.policy is not None
         with self.module.trainer.precision_plugin.forward_context():
-            return record_logps(of, self.module.policy, examples, self.batch_size)
+            return record_logps(model, self.module.policy, examples, self.batch_size)
 
-    def with_reference(self, made: RoundStore, examples: Sequence[Example]) -> list[Example]:
-        """The examples with log π_ref recorded, where it rests as long as they are trained on."""
+    def logps_column(
+        self,
+        name: str,
+        identity: str,
+        store: RoundStore,
+        examples: Sequence[Example],
+        open_model: Callable[[], AbstractContextManager[LogpsFn]],
+    ) -> list[list[float]]:
+        """Log-probabilities of every response of each example, stored under the model, temperature and tokens.
+
+        Args:
+            name: Shown beside the progress bar; the files' names begin with it.
+            identity: Of the model.
+        """
+        assert self.module.policy is not None
+        tokens = [(example.prompt_ids, example.response_ids) for example in examples]
+        part = store.logps(name, repr((identity, self.module.policy.temperature, tokens)))
+        starts = range(0, len(examples), EXAMPLES_PER_FILE)
+        batches = [range(start, min(start + EXAMPLES_PER_FILE, len(examples))) for start in starts]
+
+        def compute(model: LogpsFn, indices: Sequence[int]) -> list[LogpsRow]:
+            some = [examples[i] for i in indices]
+            return [LogpsRow(e.source, logps) for e, logps in zip(some, self.logps(model, some), strict=True)]
+
+        return [row.logps for row in self.load_or_compute(name, part, batches, open_model, compute).rows]
+
+    def with_reference(self, store: RoundStore, examples: Sequence[Example]) -> list[Example]:
+        """The examples with log π_ref recorded, if the reference does not move while they are trained on."""
         reference = getattr(self.module, "reference", None)
-        if not self._rests(reference):
+        if not self.can_record(reference):
             return list(examples)
         assert isinstance(reference, CopiedReference | RecordedReference)
-        making = self._asking(reference, examples)
-        recorded = self.column("reference", reference.fingerprint(), made, making, examples)
+
+        @contextmanager
+        def open_reference() -> Iterator[LogpsFn]:
+            with reference.present() as present, gathered(present):
+                yield present.logps
+
+        recorded = self.logps_column("reference", reference.fingerprint(), store, examples, open_reference)
         return [replace(e, reference_logps=logps) for e, logps in zip(examples, recorded, strict=True)]
 
-    def _rests(self, reference: Reference | None) -> bool:
-        """Whether the reference is a second model (an adapter costs nothing to keep) that stands still meanwhile."""
+    def can_record(self, reference: Reference | None) -> bool:
+        """Whether the reference is a second model (an adapter costs nothing to keep) that does not move meanwhile."""
         module = self.module
         return (
             isinstance(module, AnchoredObjective)
@@ -102,39 +158,16 @@ class Recorder:
             and isinstance(reference, CopiedReference | RecordedReference)
         )
 
-    @contextmanager
-    def _asking(self, reference: CopiedReference | RecordedReference, examples: Sequence[Example]) -> Iterator[Make]:
-        with reference.present() as present, gathered(present):
-            yield lambda places: self.rows("reference", present.logps, [examples[i] for i in places])
 
-    def rows(self, name: str, of: Callable[[PreferenceBatch], Tensor], examples: Sequence[Example]) -> Rows:
-        """One row with `logps` per example."""
-        return [
-            {"source": example.source, f"{name}_logps": logps}
-            for example, logps in zip(examples, self.logps(of, examples), strict=True)
-        ]
-
-    def column(
-        self, name: str, whose: str, made: RoundStore, making: Making, examples: Sequence[Example]
-    ) -> list[list[float]]:
-        """Log-probabilities of every response of each example, stored under whose, the temperature and the tokens."""
-        batches = [range(start, min(start + 64, len(examples))) for start in range(0, len(examples), 64)]
-        assert self.module.policy is not None
-        tokens = [(example.prompt_ids, example.response_ids) for example in examples]
-        which = digest(repr((whose, self.module.policy.temperature, tokens)))
-        rows = self.part(name, f"{name}-{which}", made, batches, making)
-        return [row[f"{name}_logps"] for row in rows]
-
-
-def check_cache(recorded: Sequence[float], again: Sequence[float], bound: float, where: str) -> None:
+def check_cache(recorded: Sequence[float], recomputed: Sequence[float], bound: float, where: str) -> None:
     """Make sure that stored log-probabilities are those of the reference.
 
     Raises:
         UserError: they differ by more than `bound` nats.
     """
-    off = max(abs(a - b) for a, b in zip(recorded, again, strict=True))
+    off = max(abs(a - b) for a, b in zip(recorded, recomputed, strict=True))
     if not off <= bound:
         raise UserError(
-            f"{where}: stored log π_ref differ from the reference's by {off:.3g} nats (bound {bound:.3g}), computed "
-            "again for one example. Delete that folder, and they are recorded anew."
+            f"{where}: the stored log π_ref of one example differs from the reference's by {off:.3g} nats (bound "
+            f"{bound:.3g}). Delete this folder to record them again."
         )

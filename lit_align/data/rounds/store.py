@@ -1,4 +1,4 @@
-"""Rounds on disk: whatever was sampled, scored and recorded is kept, and a killed run goes on where it was.
+"""Rounds on disk: everything that is sampled, scored and recorded is kept, so that a killed run resumes where it was.
 
     rounds/
       round_000-3f9a2c1d/           named by what determines its samples: seed, prompts, sampling, policy fingerprint
@@ -7,8 +7,9 @@
         scores-<id>-00000.parquet   the scores of one scorer
         reference-<id>-00000.parquet   log π_ref under one reference
 
-A sampling batch is the unit of writing and resuming. Files are written beside and renamed, so that none is ever half
-there, and each carries a checksum of its rows; one that is damaged is reported, set aside and made again, alone.
+The rows are those of `records.py`. A sampling batch is the unit of writing and resuming. A file is written under
+another name and renamed, so that no file is ever incomplete. Each file carries a checksum of its rows and the round,
+part and batch that they belong to; a damaged or misplaced file is reported, set aside, and computed again.
 
 A round's folder, or a folder of rounds, is also a data set of prompts with ranked responses (`read_rounds`).
 """
@@ -17,15 +18,19 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lit_align.console import print_line
+from lit_align.data.rounds.records import LogpsRow, SampleRow, ScoreRow, StoredRow
 from lit_align.errors import UserError
+
+R = TypeVar("R", bound=StoredRow)
 
 
 class RoundStore:
@@ -39,45 +44,74 @@ class RoundStore:
 
     def __init__(self, folder: str | Path, index: int, key: dict[str, Any]):
         self.index = index
-        text = json.dumps(key, sort_keys=True, ensure_ascii=False)
-        self.path = Path(folder) / f"round_{index:03d}-{digest(text)}"
+        self.id = digest(json.dumps(key, sort_keys=True, ensure_ascii=False))
+        self.path = Path(folder) / f"round_{index:03d}-{self.id}"
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "round.json").exists():
-            _write_whole(self.path / "round.json", lambda path: path.write_text(json.dumps(key, indent=2) + "\n"))
+            write_whole(self.path / "round.json", lambda path: path.write_text(json.dumps(key, indent=2) + "\n"))
 
-    def has(self, part: str, batch: int) -> bool:
-        """Whether there is a file of this part of this batch, whole or damaged."""
-        return self._file(part, batch).exists()
+    @property
+    def samples(self) -> "Part[SampleRow]":
+        """The round's responses."""
+        return Part(self, "samples", SampleRow)
 
-    def read(self, part: str, batch: int) -> list[dict[str, Any]] | None:
-        """The rows of one part of one batch; None if they are not there."""
-        path = self._file(part, batch)
+    def scores(self, scorer: str) -> "Part[ScoreRow]":
+        """The scores of one scorer, given its identity."""
+        return Part(self, f"scores-{digest(scorer)}", ScoreRow)
+
+    def logps(self, name: str, model: str) -> "Part[LogpsRow]":
+        """Log-probabilities under one model, given all that determines them."""
+        return Part(self, f"{name}-{digest(model)}", LogpsRow)
+
+
+class Part(Generic[R]):
+    """One kind of rows of a round, a file per batch.
+
+    Args:
+        store: The round.
+        name: The files' name, without the batch's number.
+        row: The rows' type.
+    """
+
+    def __init__(self, store: RoundStore, name: str, row: type[R]):
+        self.store = store
+        self.name = name
+        self.row = row
+
+    def file(self, batch: int) -> Path:
+        return self.store.path / f"{self.name}-{batch:05d}.parquet"
+
+    def read(self, batch: int) -> list[R] | None:
+        """The rows of one batch; None if they are not stored. A damaged file is set aside."""
+        path = self.file(batch)
         if not path.exists():
             return None
         try:
-            return read_part(path)
+            return read_part(path, self.row, self._place(batch))
         except Damaged as error:
             aside = path.with_suffix(".damaged")
-            print_line(f"  {path} cannot be read ({error}); it is set aside as {aside.name} and made again.")
+            print_line(f"  {path} cannot be read ({error}); it is set aside as {aside.name} and computed again.")
             with contextlib.suppress(FileNotFoundError):  # another process was first
                 os.replace(path, aside)
             return None
 
-    def write(self, part: str, batch: int, rows: list[dict[str, Any]]) -> None:
-        """Keep the rows of one part of one batch."""
-        table = pa.Table.from_pylist(rows)
-        table = table.replace_schema_metadata({CHECKSUM: _checksum(table.to_pylist())})
-        _write_whole(self._file(part, batch), lambda path: pq.write_table(table, path))
+    def write(self, batch: int, rows: Sequence[R]) -> None:
+        """Store the rows of one batch."""
+        table = self.row.to_arrow(rows)
+        metadata = {CHECKSUM: _checksum(table.to_pylist()), PLACE: self._place(batch)}
+        table = table.replace_schema_metadata(metadata)
+        write_whole(self.file(batch), lambda path: pq.write_table(table, path))
 
-    def _file(self, part: str, batch: int) -> Path:
-        return self.path / f"{part}-{batch:05d}.parquet"
+    def _place(self, batch: int) -> bytes:
+        return _place(self.store.id, f"{self.name}-{batch:05d}")
 
 
 class Damaged(Exception):
-    """A part that cannot be read, or does not hold what was written."""
+    """A file that cannot be read, or whose rows are not those that were written there."""
 
 
 CHECKSUM = b"lit_align.sha256"
+PLACE = b"lit_align.place"
 
 
 def _checksum(rows: list[dict[str, Any]]) -> bytes:
@@ -85,30 +119,43 @@ def _checksum(rows: list[dict[str, Any]]) -> bytes:
     return hashlib.sha256(text.encode()).hexdigest().encode()
 
 
-def read_part(path: Path) -> list[dict[str, Any]]:
+def _place(round_id: str, name: str) -> bytes:
+    """Which round, part and batch a file belongs to."""
+    return f"{round_id}/{name}".encode()
+
+
+def read_part(path: Path, row: type[R], place: bytes) -> list[R]:
     """The rows of one file of a round.
 
+    Args:
+        place: The round, part and batch that the file must belong to. Files of early versions do not say.
+
     Raises:
-        Damaged: it cannot be read, or its rows are not those that were written.
+        Damaged: the file cannot be read, or its rows are not those that were written there.
     """
+    if not path.is_file():
+        raise Damaged("it is not a file")
     try:
         table = pq.read_table(path)
-        rows = table.to_pylist()
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise Damaged(str(error).partition("\n")[0]) from error
-    checksum = (table.schema.metadata or {}).get(CHECKSUM)  # none in files of before there were any
-    if checksum is not None and checksum != _checksum(rows):
-        raise Damaged("its rows do not have their checksum")
-    return rows
+        metadata = table.schema.metadata or {}
+        if CHECKSUM not in metadata:
+            raise Damaged("it has no checksum")
+        if metadata[CHECKSUM] != _checksum(table.to_pylist()):
+            raise Damaged("its rows do not match their checksum")
+        if metadata.get(PLACE, place) != place:
+            raise Damaged(f"it belongs to {metadata[PLACE].decode(errors='replace')}")
+        return row.from_arrow(table)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        raise Damaged((str(error) or type(error).__name__).partition("\n")[0]) from error
 
 
 @dataclass(frozen=True)
 class StoredRound:
-    """A round as it is found on disk: what was sampled, and the scores of one scorer."""
+    """A round as it is found on disk: its samples, each with its scores by one scorer."""
 
     path: Path
     scorer: str
-    rows: list[dict[str, Any]]  # those of the samples, each with `scores`, and `parts` and `preferences` if it has them
+    rows: list[tuple[SampleRow, ScoreRow]]
     damaged: list[Path]  # files left out
 
     @property
@@ -127,54 +174,55 @@ def find_rounds(folder: str | Path) -> list[Path]:
 
 
 def read_rounds(folder: str | Path, scorer: str | None = None) -> list[StoredRound]:
-    """The rounds in a folder with all that was sampled and scored; batches that are not whole are left out.
+    """All samples and scores of the rounds in a folder; batches that are damaged or not yet scored are left out.
 
     Args:
-        scorer: Identity of the scorer, or a part of it, where a round was scored by several.
+        scorer: Identity of the scorer, or a part of it, where several scored a round.
 
     Raises:
-        UserError: there is no round, nothing was scored, or it is not said which of several scorers is meant.
+        UserError: there is no scored round, or `scorer` does not name exactly one of several scorers.
     """
     paths = find_rounds(folder)
     if not paths:
         raise UserError(f"{folder}: there are no rounds. Give a run's folder, its `rounds`, or one of these.")
     rounds = [stored for path in paths if (stored := _read_round(path, scorer))]
     if not rounds:
-        raise UserError(f"{folder}: no round was scored yet. Resume the run.")
+        raise UserError(f"{folder}: no round has been scored yet. Resume the run.")
     return rounds
 
 
 def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
     damaged: list[Path] = []
+    round_id = path.name.rpartition("-")[2]
 
-    def read(file: Path) -> list[dict[str, Any]]:
+    def read(file: Path, row: type[R]) -> list[R]:
         try:
-            return read_part(file)
+            return read_part(file, row, _place(round_id, file.stem))
         except Damaged as error:
-            print_line(f"  {file} cannot be read ({error}); it is left out. Resume the run to have it made again.")
+            print_line(f"  {file} cannot be read ({error}); it is left out. Resume the run to compute it again.")
             damaged.append(file)
             return []
 
     samples = {file.stem.rpartition("-")[2]: file for file in sorted(path.glob("samples-*.parquet"))}
-    scored: dict[str, dict[str, list[dict[str, Any]]]] = {}  # by scorer and batch
+    scored: dict[str, dict[str, list[ScoreRow]]] = {}  # by scorer and batch
     for file in sorted(path.glob("scores-*.parquet")):
-        rows = read(file)
-        if rows and file.stem.rpartition("-")[2] in samples:
-            scored.setdefault(rows[0]["scorer"], {})[file.stem.rpartition("-")[2]] = rows
+        batch = file.stem.rpartition("-")[2]
+        if batch in samples and (rows := read(file, ScoreRow)):
+            scored.setdefault(rows[0].scorer, {})[batch] = rows
     if not scored:
-        print_line(f"  {path} was not scored yet and is left out.")
+        print_line(f"  {path} has not been scored yet; it is left out.")
         return None
-    meant = [name for name in scored if scorer is None or scorer in name]
-    if len(meant) != 1:
-        which = "several scorers" if meant else f"no scorer {scorer!r}"
-        names = "; ".join(scored)
-        raise UserError(f"{path}: the round has {which}: name one by a part of its name (split, --scorer): {names}.")
+    matching = [name for name in scored if scorer is None or scorer in name]
+    if len(matching) != 1:
+        found = "several scorers" if matching else f"no scorer {scorer!r}"
+        names = "; ".join(sorted(scored))
+        raise UserError(f"{path} has {found}. Name one by a part of its name (split, --scorer): {names}.")
     rows = [
-        sample | {name: score[name] for name in ("scores", "parts", "preferences") if score.get(name) is not None}
-        for batch, scores in scored[meant[0]].items()
-        for sample, score in zip(read(samples[batch]), scores, strict=False)
+        pair
+        for batch, scores in scored[matching[0]].items()
+        for pair in zip(read(samples[batch], SampleRow), scores, strict=False)
     ]
-    return StoredRound(path, meant[0], rows, damaged)
+    return StoredRound(path, matching[0], rows, damaged)
 
 
 def digest(text: str) -> str:
@@ -182,7 +230,8 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-def _write_whole(path: Path, write: Any) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name and rename it, so that it is never incomplete."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     write(beside)
     os.replace(beside, path)

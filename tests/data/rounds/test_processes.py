@@ -115,7 +115,7 @@ def test_pairs_that_fill_no_batch_for_every_process_are_counted_or_stop_the_run(
         module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
         fit(module, data, log_every_n_steps=1, strategy="ddp", devices=2, logger=MetricsCSV(in_tmp))
         (row,) = [row for row in read_metrics(in_tmp / "metrics.csv") if "round/pairs" in row]
-        return [len(data._pairs.examples), row["round/pairs"], row["round/dropped_in_no_full_batch"]]
+        return [len(data.current_round.examples), row["round/pairs"], row["round/dropped_in_no_full_batch"]]
 
     def refused() -> str:
         with pytest.raises(UserError) as error:

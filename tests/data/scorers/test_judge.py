@@ -26,7 +26,6 @@ from tiny import adamw, fit, on_policy
 
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import Endpoint, GradingJudge, Listwise, PairwiseJudge
-from lit_align.data.rounds.store import RoundStore
 from lit_align.data.scorers.base import compare, score
 from lit_align.data.scorers.chat_api import JudgeError, _retry_after
 from lit_align.data.scorers.judges import CRITERIA
@@ -34,7 +33,7 @@ from lit_align.errors import UserError
 from lit_align.objectives import DPO, SPPO
 from lit_align.policy import PolicyConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KEY = "sk-secret-4711"
 
 
@@ -510,26 +509,22 @@ def test_a_round_whose_judge_goes_down_goes_on_where_it_stopped(serve, tiny_mode
     again.scorer = GradingJudge(endpoint(server))
     fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), again)
     assert not answered & set(calls)
-    rows = RoundStore(again.folder, 0, again._key).read(f"scores-{_digest(again.scorer.identity)}", 0)
+    rows = again.round_store.scores(again.scorer.identity).read(0)
     assert rows
-    assert set(rows[0]["parts"]) == set(CRITERIA)
-    assert rows[0]["scores"] == rows[0]["parts"]["coherence"]
+    assert rows[0].parts
+    assert set(rows[0].parts) == set(CRITERIA)
+    assert rows[0].scores == rows[0].parts["coherence"]
     assert " calls · " in capsys.readouterr().out
-
-
-def _digest(text: str) -> str:
-    from lit_align.data.rounds.store import digest
-
-    return digest(text)
 
 
 def test_sppo_learns_from_a_judges_comparisons(serve, tiny_model, in_tmp, capsys):
     data = on_policy(in_tmp, pairing=Listwise(), responses_per_prompt=3, sampling_batch_size=12)
     data.scorer = PairwiseJudge(endpoint(serve(longer_wins)))
     fit(SPPO(PolicyConfig(tiny_model), beta=1.0, optimizer=adamw()), data, ReferenceRefresh(1.0, 1, "round"))
-    (row, *_) = RoundStore(data.folder, 0, data._key).read(f"scores-{_digest(data.scorer.identity)}", 0) or []
-    assert row["scores"] == [pytest.approx((sum(wins) - 0.5) / 2) for wins in row["preferences"]]
-    for example in data._pairs.examples:
+    (row, *_) = data.round_store.scores(data.scorer.identity).read(0) or []
+    assert row.preferences
+    assert row.scores == [pytest.approx((sum(wins) - 0.5) / 2) for wins in row.preferences]
+    for example in data.current_round.examples:
         assert example.win_probabilities == pytest.approx([(2 * r + 0.5) / 3 for r in example.rewards])
     assert "position bias" in capsys.readouterr().out
 

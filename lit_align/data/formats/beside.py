@@ -1,0 +1,207 @@
+"""Columns beside prompt and responses: they become part of the row, stop the run, or are reported as unread."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from lit_align.data.formats.messages import written_out
+from lit_align.data.formats.record import Record
+from lit_align.data.formats.rows import DataError, Message, Row, Text, is_empty
+from lit_align.errors import shown
+
+SYSTEM = "system|system_prompt|system_message"
+HISTORY = "history"
+PREFIX = "prefix|initial_reason_steps"
+
+_MEDIA = re.compile(r"(image|picture|photo|audio|video|sound|speech)s?(_(path|url|file|name|byte)s?)?", re.IGNORECASE)
+
+_CONTEXT = frozenset(
+    """
+    prompt prompts input inputs context contexts document documents docs passage passages paragraph paragraphs article
+    tools functions system system_prompt system_message history trajectory initial_reason_steps prefix dialog dialogs
+    dialogue dialogues conversation conversations messages chat question questions query instruction instructions
+    problem premise hypothesis background knowledge evidence facts schema preamble persona
+    """.split()  # noqa: SIM905  # one name a line would hide the code
+)
+"""Names of columns that usually belong to the prompt."""
+
+
+# --- what becomes part of the row ---
+
+
+def with_columns_beside(row: Row, record: Record, *, may_become_chat: bool) -> Row:
+    """The row with the earlier turns, the system message, the beginning of the answer and the tools of its record.
+
+    Args:
+        may_become_chat: Whether a plain prompt becomes a user's turn where one of these columns needs a chat.
+    """
+    name = record.filled(HISTORY)
+    if name and name not in record.read and (may_become_chat or isinstance(row.prompt, list)):
+        turns = _history(record, name)
+        row = replace(row, prompt=[*turns, *_chat(row.prompt, record, name)])
+    row = _with_system(row, record, may_become_chat=may_become_chat or "system" in record.reading.mapped)
+    if name := record.filled(PREFIX):
+        beginning = {"role": "assistant", "content": record.string(name)}
+        row = replace(row, prompt=[*_chat(row.prompt, record, name), beginning])
+    if isinstance(row.prompt, list):
+        if name := record.filled("tools|functions"):
+            row = replace(row, tools=_objects(record, name))
+        if "documents" in record.reading.mapped and (name := record.filled("documents")):
+            row = replace(row, template_args={"documents": _objects(record, name)})
+    return row
+
+
+def _chat(prompt: Text, record: Record, name: str) -> list[Message]:
+    """The prompt as a chat, because of a column that only chats can have."""
+    if isinstance(prompt, list):
+        return prompt
+    record.reading.chat_because_of = record.reading.chat_because_of or name
+    return [{"role": "user", "content": prompt}]
+
+
+def _history(record: Record, name: str) -> list[Message]:
+    """Earlier turns: messages, or pairs of a question and its answer."""
+    _, turns = record.items(name)
+    if all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) for t in turn) for turn in turns):
+        turns = [{"user": question, "assistant": answer} for question, answer in turns]
+    return record.chat(name, turns)
+
+
+def _with_system(row: Row, record: Record, *, may_become_chat: bool) -> Row:
+    """The row with the system message of a column of its own at the head of its chat."""
+    for name in SYSTEM.split("|"):
+        value = record.values.get(name)
+        if not isinstance(value, str) or not value.strip():
+            continue
+        record.read.add(name)
+        if isinstance(row.prompt, str) and value.strip() in row.prompt:
+            continue
+        if isinstance(row.prompt, str) and not may_become_chat:
+            raise DataError(
+                f"{record.source}: `{name}` holds {shown(value)}, but the prompt is plain text, which has no system "
+                f"message. Set columns={{system: {name}}} to read each prompt as a user's turn after it, write it into "
+                f"the prompt (columns={{prompt: '{{{name}}}\\n{{prompt}}'}}), or leave it out "
+                f"(ignore_columns=[{name}])."
+            )
+        chat = _chat(row.prompt, record, name)
+        if chat[0]["role"] not in ("system", "developer"):
+            record.reading.skipped[f"chats that now open with their `{name}`"] += 1
+            row = replace(row, prompt=[{"role": "system", "content": value}, *chat])
+        elif chat[0]["content"].strip() != value.strip():
+            raise DataError(
+                f"{record.source}: `{name}` holds {shown(value)}, but the chat opens with the system message "
+                f"{shown(chat[0]['content'])}. Keep one of them."
+            )
+    return row
+
+
+def _objects(record: Record, name: str) -> list[dict[str, Any]]:
+    """A list of objects, or the JSON of one."""
+    _, value = record.get(name)
+    if isinstance(value, str):
+        try:
+            value = written_out(value)
+        except ValueError:
+            raise record.wrong(name, value, "a list of objects, and this text is not valid JSON") from None
+    value = [value] if isinstance(value, dict) else value
+    if isinstance(value, list):
+        value = [_function(each) for each in value]
+        if all(isinstance(each, dict) for each in value):
+            return value
+    raise record.wrong(name, value, "a list of objects")
+
+
+def _function(value: Any) -> Any:
+    """An object, also where a table holds it as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return written_out(value)
+    except ValueError:
+        return value
+
+
+# --- what is not read ---
+
+
+def check_unread(row: Row, record: Record, *, is_whole: bool) -> None:
+    """Report the columns that nothing reads; stop at one that may belong to the prompt and is not repeated in the row.
+
+    Args:
+        is_whole: Whether what was read is known to be complete, so that only images and sound can be missing.
+
+    Raises:
+        DataError: such a column holds something.
+    """
+    for name, value in record.values.items():
+        if name in record.read or is_empty(value):
+            continue
+        if _MEDIA.fullmatch(name) or _holds_bytes(value):
+            raise DataError(
+                f"{record.source}: `{name}` holds {shown(value)}, but images and sound are not read. Leave the "
+                f"column out with ignore_columns=[{name}] if the text is complete without it."
+            )
+        belongs = name.lower().rpartition(".")[2] in _CONTEXT or _is_chat(value)
+        if belongs and not is_whole and not _is_repeated(value, row):
+            raise DataError(
+                f"{record.source}: `{name}` holds {shown(value)}, which may belong to the prompt, but nothing reads "
+                f"it. {_advice(name, value, row)}, or leave it out with ignore_columns=[{name}]."
+            )
+        record.reading.unread[name] = None
+
+
+def _advice(name: str, value: object, row: Row) -> str:
+    if name in ("tools", "functions", "documents"):
+        chat = "" if isinstance(row.prompt, list) else " and make the prompt messages"
+        target = "documents" if name == "documents" else "tools"
+        return f"Hand it to the chat template with columns={{{target}: {name}}}{chat}"
+    if isinstance(value, str):
+        whole = f"{{prompt}}\\n{{{name}}}" if name.startswith("input") else f"{{{name}}}\\n{{prompt}}"
+        return f"Add it to the prompt, for example with columns={{prompt: '{whole}'}}"
+    return f"Read it with columns={{prompt: {name}}}, or a path into it ({name}.0.…)"
+
+
+def _is_repeated(value: object, row: Row) -> bool:
+    """Whether each text in the value stands, as lines of its own or as a long passage, in the row."""
+    texts = [row.prompt if isinstance(row.prompt, str) else None, *row.responses]
+    if isinstance(row.prompt, list):
+        texts += [message["content"] for message in row.prompt]
+    texts = [each["content"] if isinstance(each, dict) else each for each in texts]
+    joined = "\n".join(each.strip() for each in texts if each)
+    lines = f"\n{joined}\n"
+    return all(
+        f"\n{piece}\n" in lines or (len(piece) >= 40 and piece in joined)
+        for piece in (text.strip() for text in _texts_in(value))
+        if piece
+    )
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts_in(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if key not in ("role", "from", "speaker"):
+                yield from _texts_in(each)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)
+
+
+def _is_chat(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, dict) and not each.keys().isdisjoint(("role", "from")) for each in value)
+    )
+
+
+def _holds_bytes(value: object) -> bool:
+    if isinstance(value, list):
+        return any(map(_holds_bytes, value))
+    if isinstance(value, dict):
+        return any(map(_holds_bytes, value.values()))
+    return isinstance(value, bytes)

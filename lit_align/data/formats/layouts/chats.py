@@ -1,0 +1,95 @@
+"""Prompts with one response, labelled responses, chats, prompts, texts."""
+
+from dataclasses import replace
+
+from lit_align.data.formats.layouts.layout import (
+    CHATS,
+    IMITATION,
+    QUESTIONS,
+    Layout,
+    any_prompt,
+    has_prompt_beside,
+    make_row,
+)
+from lit_align.data.formats.messages import as_answer, trained_turns
+from lit_align.data.formats.record import Record
+from lit_align.data.formats.rows import Kind, Message, Row
+
+_WHOLE_CHATS = CHATS.removesuffix("|trajectory")
+_COMPLETION = "completion|response"
+_OUTPUT = f"{_COMPLETION}|output|answer|solution"
+_LABEL = "label|kto_tag|desirable"
+_LABELLED: frozenset[Kind] = frozenset({"prompts", "labelled"})
+_PROMPTS: frozenset[Kind] = frozenset({"prompts"})
+
+
+def _text_row(record: Record) -> Row:
+    return Row("", (record.string("text"),), source=record.source)
+
+
+def _prompt_row(record: Record) -> Row:
+    return make_row(record, any_prompt(record), [])
+
+
+def _completion_row(record: Record) -> Row:
+    return make_row(record, any_prompt(record), [record.text(_OUTPUT)])
+
+
+def _labelled_row(record: Record) -> Row:
+    return replace(_completion_row(record), labels=(record.label(_LABEL),))
+
+
+def _chat(record: Record) -> list[Message]:
+    name, value = record.get(_WHOLE_CHATS)
+    chat = record.text(name)
+    if isinstance(chat, str):
+        raise record.wrong(name, value, "a list of messages")
+    return chat
+
+
+def _chat_row(record: Record) -> Row:
+    """What comes before the assistant's last turn, and this turn; a chat that ends otherwise is a prompt."""
+    chat = _chat(record)
+    return make_row(record, None, [chat]) if chat[-1]["role"] == "assistant" else make_row(record, chat, [])
+
+
+def _chat_turns(record: Record) -> list[Row]:
+    """One row for each of the assistant's turns, with all that comes before it."""
+    chat, places = trained_turns(_chat(record))
+    return [Row(chat[:place], (as_answer(chat[place]),), source=record.source) for place in places if place > 0]
+
+
+def _labelled_chat_row(record: Record) -> Row:
+    return replace(_chat_row(record), labels=(record.label(_LABEL),))
+
+
+def _has_prompt(record: Record) -> bool:
+    return record.has("prompt") or has_prompt_beside(record)
+
+
+_ANY_PROMPT = f"prompt|{QUESTIONS}"
+
+LAYOUTS = (
+    Layout("labelled responses", ("prompt", _COMPLETION, _LABEL), _LABELLED, _labelled_row),
+    Layout("labelled chats", (_WHOLE_CHATS, _LABEL), _LABELLED, _labelled_chat_row),
+    Layout(
+        "labelled responses",
+        (_ANY_PROMPT, _OUTPUT, _LABEL),
+        _LABELLED,
+        _labelled_row,
+        _has_prompt,
+        may_become_chat=True,
+    ),
+    Layout("prompts with a response", ("prompt", _COMPLETION), IMITATION, _completion_row),
+    Layout("chats", (_WHOLE_CHATS,), IMITATION, _chat_row, parse_turns=_chat_turns),
+    Layout(
+        "prompts with a response",
+        (_ANY_PROMPT, _OUTPUT),
+        IMITATION,
+        _completion_row,
+        _has_prompt,
+        may_become_chat=True,
+    ),
+    Layout("prompts", (_ANY_PROMPT,), _PROMPTS, _prompt_row, _has_prompt, may_become_chat=True),
+)
+TEXTS = (Layout("texts", ("text",), frozenset({"texts"}), _text_row, is_whole=True),)

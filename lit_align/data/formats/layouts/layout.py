@@ -1,0 +1,146 @@
+"""What a layout is, and how prompt and responses are told apart."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lit_align.data.formats.messages import as_answer, without_marks
+from lit_align.data.formats.record import Record, either
+from lit_align.data.formats.rows import DataError, Kind, Message, Row, Skip, Text, listing
+
+CHATS = "messages|conversations|conversation|dialog|dialogue|trajectory"
+"""Columns that hold a chat."""
+QUESTIONS = "instruction|question|query|problem|input|context"
+"""Columns that hold a prompt where none is named so."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of columns.
+
+    Args:
+        name: Says on the screen what was detected.
+        columns: Columns that a row must have; `a|b` is either.
+        kinds: What its rows can serve as.
+        parse: Makes a row of a record.
+        condition: What else the first record must be.
+        is_whole: Whether its columns are all that the model is to read: `system` and `tools` beside them are not.
+        may_become_chat: Whether a plain prompt becomes a user's turn where there is a system message or a history.
+        parse_turns: Makes the rows of a record for the kind `texts`: one for each of the assistant's turns.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    kinds: frozenset[Kind]
+    parse: Callable[[Record], Row]
+    condition: Callable[[Record], bool] = lambda record: True
+    is_whole: bool = False
+    may_become_chat: bool = False
+    parse_turns: Callable[[Record], list[Row]] | None = None
+
+    def matches(self, record: Record) -> bool:
+        return all(record.has(column) for column in self.columns) and self.condition(record)
+
+
+RANKED: frozenset[Kind] = frozenset({"prompts", "preferences", "texts"})
+PAIRS: frozenset[Kind] = frozenset({"prompts", "preferences", "labelled", "texts"})
+IMITATION: frozenset[Kind] = frozenset({"prompts", "texts"})
+
+
+# --- the prompt where no column is named so ---
+
+
+def has_prompt_beside(record: Record) -> bool:
+    return record.filled(f"{CHATS}|{QUESTIONS}") is not None
+
+
+def prompt_beside(record: Record) -> Text:
+    """The prompt that a chat, a question, or an instruction with its input holds."""
+    name = record.filled(f"{CHATS}|{QUESTIONS}") or QUESTIONS
+    prompt = record.text(name)
+    if name == "instruction" and isinstance(prompt, str) and record.filled("input"):
+        prompt = f"{prompt}\n{record.string('input')}"
+    return prompt
+
+
+def any_prompt(record: Record) -> Text:
+    return record.text("prompt") if record.has("prompt") else prompt_beside(record)
+
+
+# --- telling prompt and response apart ---
+
+
+def make_row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Row:
+    """A row of responses, each alone or after the prompt that it answers.
+
+    Args:
+        prompt: None if the prompt is what the answers share.
+    """
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    if len(texts) == len(answers):
+        if prompt is None:
+            prompt, texts = _shared_words(texts)
+        return Row(prompt if isinstance(prompt, str) else without_marks(prompt), tuple(texts), source=record.source)
+    if texts:
+        raise DataError(f"{record.source}: one response is text, another a list of messages. Make them all the same.")
+    chats = [without_marks(answer) for answer in answers if isinstance(answer, list)]
+    if any(chat[-1]["role"] != "assistant" for chat in chats):
+        raise Skip("rows whose last turn is not the assistant's")
+    shared = chats[0][:-1]
+    if any(chat[:-1] != shared for chat in chats):
+        raise Skip("rows whose responses differ before their last turn")
+    whole = _joined(record, without_marks(prompt) if isinstance(prompt, list) else prompt, shared)
+    if not whole:
+        raise Skip("rows without a prompt")
+    return Row(whole, tuple(as_answer(chat[-1]) for chat in chats), source=record.source)
+
+
+def _joined(record: Record, prompt: Text | None, shared: list[Message]) -> list[Message]:
+    """The prompt and the turns with which all responses begin, each turn once."""
+    if prompt is None or prompt == shared[: len(prompt)]:
+        return shared
+    if isinstance(prompt, str):
+        if any(message["role"] == "user" for message in shared):  # then `prompt` is among them (UltraFeedback)
+            return shared
+        opens = len(shared) > 0 and shared[0]["role"] in ("system", "developer")
+        return [*shared[:opens], {"role": "user", "content": prompt}, *shared[opens:]]
+    overlap = next(n for n in range(min(len(prompt), len(shared)), -1, -1) if prompt[len(prompt) - n :] == shared[:n])
+    rest = shared[overlap:]
+    if rest and rest[0]["role"] in ("system", "developer"):
+        if prompt[0]["role"] in ("system", "developer"):
+            raise _two_beginnings(record, "a system message")
+        return [rest[0], *prompt, *rest[1:]]
+    if rest and rest[0]["role"] == prompt[-1]["role"] == "user":
+        raise _two_beginnings(record, "a user's turn, as the prompt's end is")
+    return [*prompt, *rest]
+
+
+def _two_beginnings(record: Record, what: str) -> DataError:
+    return DataError(
+        f"{record.source}: the responses begin with {what}, but not with the turns of the prompt. Make them begin with "
+        "the whole prompt, or with the assistant's turn."
+    )
+
+
+def _shared_words(texts: list[str]) -> tuple[str, list[str]]:
+    """The words with which all texts begin, and what follows in each, from the space before a word on."""
+    if len(set(texts)) == 1:
+        raise Skip("rows with equal or empty responses")
+    shared = os.path.commonprefix(texts)  # noqa: RUF071  # character by character is what is meant
+    if not all(text[len(shared) : len(shared) + 1].isspace() for text in texts):  # it ends within a word
+        shared = shared[: len(shared) - len(re.split(r"\s", shared)[-1])].removesuffix(" ")
+    if not shared.strip():
+        raise Skip("rows without a shared prompt")
+    return shared, [text[len(shared) :] for text in texts]
+
+
+def one_each(record: Record, responses: Sequence[object], *columns: str) -> tuple[float, ...]:
+    """One number for each response."""
+    numbers = [number for column in columns for number in record.numbers(column)]
+    if len(numbers) != len(responses):
+        raise DataError(
+            f"{record.source}: {len(responses)} responses, but {len(numbers)} numbers in "
+            f"{listing(map(either, columns))}. Give one number per response."
+        )
+    return tuple(numbers)

@@ -1,0 +1,163 @@
+"""Preference pairs: a chosen response and one or more rejected ones."""
+
+import re
+from dataclasses import replace
+
+from lit_align.data.formats.layouts.layout import (
+    CHATS,
+    PAIRS,
+    QUESTIONS,
+    Layout,
+    any_prompt,
+    has_prompt_beside,
+    make_row,
+    one_each,
+    prompt_beside,
+)
+from lit_align.data.formats.record import Record, is_several
+from lit_align.data.formats.rows import DataError, Message, Row, Skip, Text
+from lit_align.errors import shown
+
+CHOSEN = "chosen|chosen_response|preferred_output|preferred_response|response_chosen|response_j"
+REJECTED = (
+    "rejected|rejected_response|non_preferred_output|dispreferred_output|dispreferred_response|response_rejected|"
+    "response_k"
+)
+_SCORE = ("score", "reward", "rating")
+_CHOSEN_REWARD = "|".join(f"{n}_chosen|chosen_{n}|chosen-{n}" for n in _SCORE)
+_REJECTED_REWARD = "|".join(f"{n}_rejected|rejected_{n}|rejected-{n}" for n in _SCORE)
+
+
+def _explicit_pair(record: Record) -> Row:
+    return _pair(record, record.text("prompt"), _answers(record))
+
+
+def _pair_beside(record: Record) -> Row:
+    return _pair(record, prompt_beside(record), _answers(record))
+
+
+def _implicit_pair(record: Record) -> Row:
+    return _pair(record, None, _answers(record))
+
+
+def _transcript_pair(record: Record) -> Row:
+    """Anthropic's HH: whole dialogues as text, each turn opened by a blank line and its speaker."""
+    return _pair(record, None, [_dialogue(record.string(column)) for column in ("chosen", "rejected")])
+
+
+def _rejected_chat(record: Record) -> Row:
+    """ms-swift: a whole chat, and what its last turn, or its chat, would be in the rejected case."""
+    chosen = record.text("messages")
+    if isinstance(chosen, str):
+        raise record.wrong("messages", chosen, "a list of messages")
+    if record.has("rejected_messages"):
+        return _pair(record, None, [chosen, record.text("rejected_messages")])
+    texts = record.texts("rejected_response")
+    rejected: list[Text] = [
+        [*chosen[:-1], {"role": "assistant", "content": text}] if isinstance(text, str) else [*chosen[:-1], *text]
+        for text in texts
+    ]
+    return _pair(record, None, [chosen, *rejected])
+
+
+def _rejected_beside_response(record: Record) -> Row:
+    return _pair(record, any_prompt(record), [record.text("response"), *record.texts("rejected_response")])
+
+
+def _answers(record: Record) -> list[Text]:
+    return [record.text(CHOSEN), *record.texts(REJECTED)]
+
+
+def _pair(record: Record, prompt: Text | None, answers: list[Text]) -> Row:
+    row = make_row(record, prompt, answers)
+    if not (record.has(_CHOSEN_REWARD) or record.has(_REJECTED_REWARD)):
+        return row
+    if not record.has(_CHOSEN_REWARD) or not record.has(_REJECTED_REWARD):
+        name, value = record.get(f"{_CHOSEN_REWARD}|{_REJECTED_REWARD}")
+        raise DataError(
+            f"{record.source}: `{name}` holds {shown(value)}, but the other side of the pair has no number. Give both "
+            f"or neither, or leave it out with ignore_columns=[{name}]."
+        )
+    return replace(row, rewards=one_each(record, row.responses, _CHOSEN_REWARD, _REJECTED_REWARD))
+
+
+# --- conditions ---
+
+
+def _has_several(record: Record) -> bool:
+    return is_several(record.values.get("rejected"))
+
+
+def _holds_its_prompt_beside(record: Record) -> bool:
+    """Whether the prompt is in a column of its own, which the responses do not repeat."""
+    if not has_prompt_beside(record):
+        return False
+    answers = _answers(record)
+    if any(isinstance(answer, list) and any(each["role"] == "user" for each in answer) for answer in answers):
+        return False
+    name = record.filled(f"{CHATS}|{QUESTIONS}")
+    question = record.values.get(name or "")
+    return not (isinstance(question, str) and all(_begins_with(answer, question.strip()) for answer in answers))
+
+
+def _begins_with(answer: Text, question: str) -> bool:
+    return isinstance(answer, str) and answer.lstrip().startswith(question)
+
+
+# --- transcripts ---
+
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+def _are_transcripts(record: Record) -> bool:
+    values = [record.values[name] for name in ("chosen", "rejected")]
+    return all(isinstance(value, str) and _TURN.match(value) for value in values)
+
+
+def _dialogue(transcript: str) -> list[Message]:
+    before, *turns = _TURN.split(transcript)
+    if before.strip() or not turns:
+        raise Skip("rows that are no transcript")
+    return [
+        {"role": _SPEAKERS[speaker], "content": words.strip()}
+        for speaker, words in zip(turns[::2], turns[1::2], strict=True)
+    ]
+
+
+_BESIDE = f"{CHATS}|{QUESTIONS}"
+
+LAYOUTS = (
+    Layout(
+        "preferences with several rejected responses",
+        ("prompt", "chosen", "rejected"),
+        PAIRS,
+        _explicit_pair,
+        _has_several,
+    ),
+    Layout("preference pairs with an explicit prompt", ("prompt", CHOSEN, REJECTED), PAIRS, _explicit_pair),
+    Layout(
+        "preference pairs in Human/Assistant transcripts",
+        ("chosen", "rejected"),
+        PAIRS,
+        _transcript_pair,
+        _are_transcripts,
+    ),
+    Layout(
+        "preference pairs with the prompt in another column",
+        (_BESIDE, CHOSEN, REJECTED),
+        PAIRS,
+        _pair_beside,
+        _holds_its_prompt_beside,
+        may_become_chat=True,
+    ),
+    Layout("preference pairs with an implicit prompt", (CHOSEN, REJECTED), PAIRS, _implicit_pair),
+    Layout("chats with a rejected answer", ("messages", "rejected_response|rejected_messages"), PAIRS, _rejected_chat),
+    Layout(
+        "responses with a rejected one",
+        (f"prompt|{_BESIDE}", "response", "rejected_response"),
+        PAIRS,
+        _rejected_beside_response,
+        may_become_chat=True,
+    ),
+)

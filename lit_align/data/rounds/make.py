@@ -1,0 +1,205 @@
+"""The life of a sample within a round: a prompt becomes responses, scores, a group, pairs and recorded examples.
+
+sample   K responses to each prompt, with log π_s                     SampleRow, stored
+score    a reward for each response, or their comparisons             ScoreRow, stored
+group    the K responses with their rewards, all in one place         Example
+pair     which of the K responses are trained on                      `pairing.py`
+record   labels, mismatched responses and log π_ref, where asked for  Example, log-probabilities stored
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lit_align.data.batches import Example
+from lit_align.data.formats.rows import Row
+from lit_align.data.pairing import with_labels, with_mismatched
+from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
+from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.store import RoundStore
+from lit_align.data.samplers import Sampler
+from lit_align.data.sampling import Sampling, check_stop, sampling_batches
+from lit_align.data.scorers.base import PairwiseScorer, Scorer, compare, score
+from lit_align.errors import UserError
+from lit_align.policy import Policy
+from lit_align.sharding import gathered
+
+
+@dataclass(frozen=True)
+class CurrentRound:
+    """The round that is trained on."""
+
+    index: int  # from 0
+    step: int  # the optimizer step at which its responses are sampled
+    key: dict[str, Any]  # all that determines the samples
+    groups: Sequence[Example] = ()  # every prompt with all its K responses; empty until they are made
+    examples: Sequence[Example] = ()  # those that are trained on
+
+
+@dataclass(frozen=True)
+class RoundMaker:
+    """Makes one round; reads what is stored of it, and computes and stores the rest."""
+
+    round: CurrentRound
+    store: RoundStore
+    recorder: Recorder
+    prompts: Sequence[tuple[Row, list[int]]]  # each with its tokens
+    sampler: Sampler
+    sampling: Sampling
+    sampling_dtype: torch.dtype
+    end_ids: list[int]
+    seed: int
+    responses_per_prompt: int
+    prompts_per_batch: int
+    record_sampler: bool
+    scorer: Scorer | PairwiseScorer
+
+    @property
+    def policy(self) -> Policy:
+        policy = self.recorder.module.policy
+        assert policy is not None
+        return policy
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """Indices of the prompts that are sampled, scored and stored together."""
+        return sampling_batches([len(ids) for _, ids in self.prompts], self.prompts_per_batch)
+
+    # --- sample ---
+
+    def sample(self) -> Loaded[SampleRow]:
+        """K responses to each prompt, with log π_s."""
+        return self.recorder.load_or_compute(
+            "sample", self.store.samples, self.batches, self._open_sampler, self._sample_batch
+        )
+
+    @contextmanager
+    def _open_sampler(self) -> Iterator[Sampler]:
+        self._check_policy()
+        check_stop(self.sampling.stop, self.policy.tokenizer)
+        with self.sampler.ready(self.policy, self.sampling_dtype), gathered(self.policy):
+            yield self.sampler
+
+    def _sample_batch(self, sampler: Sampler, indices: Sequence[int]) -> list[SampleRow]:
+        rows = [self.prompts[i][0] for i in indices]
+        prompt_ids = [self.prompts[i][1] for i in indices]
+        keys = [(self.seed, self.round.index, row.source) for row in rows]
+        sampled = sampler.sample(self.policy, prompt_ids, keys, self.responses_per_prompt, self.sampling, self.end_ids)
+        response_ids = [[response.ids for response in responses] for responses in sampled]
+        examples = [
+            Example(prompt, responses, row.source)
+            for prompt, responses, row in zip(prompt_ids, response_ids, rows, strict=True)
+        ]
+        logps = self.recorder.logps(self.policy, examples) if self.record_sampler else [None] * len(examples)
+        return [
+            SampleRow(
+                source=row.source,
+                prompt=row.prompt,
+                prompt_ids=example.prompt_ids,
+                responses=[response.text for response in responses],
+                response_ids=example.response_ids,
+                finished=[response.finished for response in responses],
+                sampler_logps=sampler_logps,
+            )
+            for row, example, responses, sampler_logps in zip(rows, examples, sampled, logps, strict=True)
+        ]
+
+    def _check_policy(self) -> None:
+        """Make sure that the policy is still the one whose round this is."""
+        if self.recorder.module.global_step != self.round.step:
+            raise UserError(
+                f"the checkpoint is from the middle of round {self.round.index + 1}, whose responses were sampled at "
+                f"step {self.round.step} and are no longer in {self.store.path.parent}. Restore that folder "
+                "(data.store), or resume from a checkpoint at the end of an epoch."
+            )
+
+    # --- score ---
+
+    def score(self, samples: Sequence[SampleRow]) -> Loaded[ScoreRow]:
+        """The scorer's rewards of each prompt's responses."""
+
+        def score_batch(scorer: Scorer | PairwiseScorer, indices: Sequence[int]) -> list[ScoreRow]:
+            return score_samples(scorer, [samples[i] for i in indices])
+
+        return self.recorder.load_or_compute(
+            "score", self.store.scores(self.scorer.identity), self.batches, self._open_scorer, score_batch
+        )
+
+    @contextmanager
+    def _open_scorer(self) -> Iterator[Scorer | PairwiseScorer]:
+        try:
+            yield self.scorer
+        finally:
+            self.scorer.release()
+
+    # --- group ---
+
+    def group(self, samples: Sequence[SampleRow], scores: Sequence[ScoreRow]) -> list[Example]:
+        """Each prompt with its K responses and all that is known of them."""
+        return [
+            Example(
+                prompt_ids=ids,
+                response_ids=sampled.response_ids,
+                source=row.source,
+                rewards=scored.scores,
+                sampler_logps=sampled.sampler_logps,
+                texts=sampled.responses,
+                preferences=scored.preferences,
+            )
+            for (row, ids), sampled, scored in zip(self.prompts, samples, scores, strict=True)
+        ]
+
+    # --- record ---
+
+    def record(self, examples: Sequence[Example], mismatched: bool) -> list[Example]:
+        """The examples with everything that training reads.
+
+        Args:
+            mismatched: Add labels, and a response to another prompt as one more branch, with its log π_s.
+        """
+        if mismatched:
+            examples = with_mismatched(with_labels(examples))
+            examples = self._with_sampler_logps(examples) if self.record_sampler else examples
+        return self.recorder.with_reference(self.store, examples)
+
+    def _with_sampler_logps(self, examples: Sequence[Example]) -> list[Example]:
+        """Record log π_s of the mismatched responses, which were sampled for other prompts."""
+        alone = [replace(example, response_ids=example.response_ids[-1:]) for example in examples]
+        recorded = self.recorder.logps_column("mismatched", "", self.store, alone, self._open_policy)
+        return [
+            replace(example, sampler_logps=[*(example.sampler_logps or []), *logps])
+            for example, logps in zip(examples, recorded, strict=True)
+        ]
+
+    @contextmanager
+    def _open_policy(self) -> Iterator[LogpsFn]:
+        self._check_policy()
+        with gathered(self.policy):
+            yield self.policy
+
+
+def score_samples(scorer: Scorer | PairwiseScorer, samples: Sequence[SampleRow]) -> list[ScoreRow]:
+    """The scores of each prompt's K responses.
+
+    The score of a response under a pairwise scorer is its mean probability to beat the K−1 others.
+    """
+    prompts, responses = [row.prompt for row in samples], [row.responses for row in samples]
+    if isinstance(scorer, PairwiseScorer):
+        compared = compare(scorer, prompts, responses)
+        means = [[(sum(wins) - 0.5) / (len(P) - 1) for wins in P] for P in compared]  # without the ½ against itself
+        return [
+            ScoreRow(row.source, scorer.identity, scores, preferences=P)
+            for row, scores, P in zip(samples, means, compared, strict=True)
+        ]
+    repeated = [prompt for prompt, group in zip(prompts, responses, strict=True) for _ in group]
+    scores = score(scorer, repeated, [text for group in responses for text in group])
+    rows, start = [], 0
+    for row in samples:
+        place = slice(start, start + len(row.responses))
+        parts = {name: part[place] for name, part in scores.parts.items()}
+        rows.append(ScoreRow(row.source, scorer.identity, scores[place], parts or None))
+        start = place.stop
+    return rows

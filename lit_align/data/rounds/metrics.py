@@ -1,0 +1,68 @@
+"""The metrics of a round, logged at the step at which it begins.
+
+| metric | formula |
+|---|---|
+| round | number of the round, from 0 |
+| round/reward | mean reward over all responses |
+| round/reward_best, round/reward_worst | mean over prompts of the highest and the lowest reward |
+| round/reward_NAME | mean of one part of the rewards: a judge's criterion, an ensemble's member |
+| round/reward_disagreement | mean of an ensemble's weighted standard deviation around its reward |
+| round/length | mean number of response tokens |
+| round/finished | share of responses that ended by themselves |
+| round/pairs, round/dropped | examples trained on; prompts left out by the pairing rule |
+| round/dropped_REASON | the same by reason, and responses or pairs that were taken out |
+| round/dropped_in_no_full_batch | pairs left over after the last batch that every process has one of |
+| round/seconds_sample, round/seconds_score | wall-clock time of the two phases |
+| round/prompts_per_minute_sample, round/prompts_per_minute_score | new prompts / that time |
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lit_align.data.pairing import Pairs
+from lit_align.data.rounds.record import Loaded
+from lit_align.data.rounds.records import SampleRow, ScoreRow
+
+
+def round_metrics(
+    index: int, sampled: Loaded[SampleRow], scored: Loaded[ScoreRow], pairs: Pairs, in_no_full_batch: int
+) -> dict[str, float]:
+    """What the round gave.
+
+    Args:
+        in_no_full_batch: Pairs that fill no batch for every process.
+    """
+    rewards = torch.tensor([row.scores for row in scored.rows])
+    finished = torch.tensor([row.finished for row in sampled.rows])
+    lengths = [len(ids) for row in sampled.rows for ids in row.response_ids]
+    values = {
+        "round": float(index),
+        "round/reward": rewards.mean().item(),
+        "round/reward_best": rewards.amax(1).mean().item(),
+        "round/reward_worst": rewards.amin(1).mean().item(),
+        "round/length": sum(lengths) / len(lengths),
+        "round/finished": finished.float().mean().item(),
+        "round/pairs": float(len(pairs.examples) - in_no_full_batch),
+        "round/dropped": float(sum(pairs.counts.values())),
+    }
+    for name, value in part_means(scored.rows).items():
+        values[f"round/reward_{name}"] = value
+    for reason, count in (pairs.counts + pairs.partial_drops + Counter({"in no full batch": in_no_full_batch})).items():
+        values[f"round/dropped_{reason.replace(' ', '_')}"] = float(count)
+    return values | _pace("sample", sampled) | _pace("score", scored)
+
+
+def part_means(scores: Sequence[ScoreRow]) -> Mapping[str, float]:
+    """The mean of each part of the scores, over all responses."""
+    names = (scores[0].parts or {}) if scores else {}
+    return {name: torch.tensor([(row.parts or {})[name] for row in scores]).mean().item() for name in names}
+
+
+def _pace(name: str, loaded: Loaded[Any]) -> dict[str, float]:
+    pace = {f"round/seconds_{name}": loaded.seconds}
+    if loaded.computed:
+        pace[f"round/prompts_per_minute_{name}"] = 60 * loaded.computed / loaded.seconds
+    return pace

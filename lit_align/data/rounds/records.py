@@ -1,0 +1,123 @@
+"""The rows of a stored round: each type has one Arrow schema, with which it is written and read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+import pyarrow as pa
+
+from lit_align.data.formats.rows import Text
+
+NUMBERS = pa.list_(pa.float64())
+TOKENS = pa.list_(pa.int64())
+
+
+class StoredRow(Protocol):
+    """A row that can be written to a Parquet file and read back."""
+
+    @property
+    def source(self) -> str:
+        """Where the prompt is from; identifies it within its data set."""
+        ...
+
+    @classmethod
+    def to_arrow(cls, rows: Sequence[Self]) -> pa.Table: ...
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> list[Self]:
+        """Read the rows.
+
+        Raises:
+            KeyError, TypeError, ValueError: the table does not have the columns of these rows.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """A prompt with its K sampled responses."""
+
+    source: str
+    prompt: Text
+    prompt_ids: list[int]
+    responses: list[str]
+    response_ids: list[list[int]]
+    finished: list[bool]  # whether each response ended by itself
+    sampler_logps: list[float] | None  # log π_s of each response; None if it is not recorded
+
+    SCHEMA: ClassVar = pa.schema(
+        {
+            "source": pa.string(),
+            "prompt": pa.string(),  # of a chat, its messages as JSON
+            "is_chat": pa.bool_(),
+            "prompt_ids": TOKENS,
+            "responses": pa.list_(pa.string()),
+            "response_ids": pa.list_(TOKENS),
+            "finished": pa.list_(pa.bool_()),
+            "sampler_logps": NUMBERS,
+        }
+    )
+
+    @classmethod
+    def to_arrow(cls, rows: Sequence[Self]) -> pa.Table:
+        records = []
+        for row in rows:
+            is_chat = not isinstance(row.prompt, str)
+            prompt = json.dumps(row.prompt, ensure_ascii=False) if is_chat else row.prompt
+            records.append(vars(row) | {"prompt": prompt, "is_chat": is_chat})
+        return pa.Table.from_pylist(records, schema=cls.SCHEMA)
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> list[Self]:
+        rows = table.to_pylist()
+        for row in rows:
+            if row.pop("is_chat", False):  # without this column, a chat is a list of its messages
+                row["prompt"] = json.loads(row["prompt"])
+        return [cls(**row) for row in rows]
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """The scores of a prompt's K responses by one scorer."""
+
+    source: str
+    scorer: str  # its identity
+    scores: list[float]
+    parts: dict[str, list[float]] | None = None  # numbers that make up each score, such as a judge's grades
+    preferences: list[list[float]] | None = None  # P(y_i ≻ y_j) of a pairwise scorer, [K, K]
+
+    @classmethod
+    def schema(cls, parts: Sequence[str], has_preferences: bool) -> pa.Schema:
+        fields: dict[str, pa.DataType] = {"source": pa.string(), "scorer": pa.string(), "scores": NUMBERS}
+        fields |= {"parts": pa.struct([(name, NUMBERS) for name in parts])} if parts else {}
+        return pa.schema(fields | ({"preferences": pa.list_(NUMBERS)} if has_preferences else {}))
+
+    @classmethod
+    def to_arrow(cls, rows: Sequence[Self]) -> pa.Table:
+        schema = cls.schema(list(rows[0].parts or {}), rows[0].preferences is not None)
+        return pa.Table.from_pylist([vars(row) for row in rows], schema=schema)
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> list[Self]:
+        return [cls(**row) for row in table.to_pylist()]
+
+
+@dataclass(frozen=True)
+class LogpsRow:
+    """Log-probabilities of an example's responses under one model."""
+
+    source: str
+    logps: list[float]
+
+    SCHEMA: ClassVar = pa.schema({"source": pa.string(), "logps": NUMBERS})
+
+    @classmethod
+    def to_arrow(cls, rows: Sequence[Self]) -> pa.Table:
+        return pa.Table.from_pylist([vars(row) for row in rows], schema=cls.SCHEMA)
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> list[Self]:
+        # before the column had this name it was named after the model: reference_logps, mismatched_logps
+        old = {name: "logps" for name in table.column_names if name.endswith("_logps")}
+        return [cls(**row) for row in table.rename_columns([old.get(n, n) for n in table.column_names]).to_pylist()]

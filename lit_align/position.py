@@ -1,0 +1,101 @@
+"""Where a run is: the record that its checkpoints keep, and from which a resumed run continues.
+
+Lightning's loops keep counters of their own. They depend on when a checkpoint was written (after a batch, after
+validation, at an epoch's end) and on how often the run was resumed before. So a checkpoint records the position itself,
+and the counters are written again from it when the checkpoint is loaded. A resume is then a function of the checkpoint
+alone, however often the run was killed and whatever wrote the checkpoint.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+KEY = "lit_align_position"
+
+
+@dataclass(frozen=True)
+class Position:
+    """What a run has completed.
+
+    Args:
+        epoch: Epochs completed, their end included.
+        batches: Batches of the next epoch whose optimizer steps are complete. Equal to `of` where only the end of the
+            epoch is left to do. Batches accumulated toward a step that was not made do not count.
+        of: Batches of that epoch.
+        step: Optimizer steps made.
+        seen: Batches completed in all epochs.
+        validation_due: Whether validation follows the last of these batches.
+        validated: Whether it is done.
+    """
+
+    epoch: int
+    batches: int
+    of: int
+    step: int
+    seen: int
+    validation_due: bool
+    validated: bool
+
+    @classmethod
+    def of_run(cls, trainer: Trainer) -> "Position":
+        """The position of a run at the moment at which a checkpoint is written."""
+        loop = trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current  # Lightning declares the narrowest of its trackers
+        total: Any = loop.epoch_loop.batch_progress.total
+        current: Any = loop.epoch_loop.batch_progress.current
+        seen = total.processed
+        if epochs.started == epochs.completed or epochs.processed > epochs.completed:  # between two epochs
+            done = max(epochs.completed, epochs.processed)
+            return cls(done, 0, 0, trainer.global_step, seen, False, False)
+        of, batches = int(trainer.num_training_batches), current.processed
+        unmade = batches % trainer.accumulate_grad_batches if batches < of else 0
+        due = bool(batches) and not unmade and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        return cls(epochs.completed, batches - unmade, of, trainer.global_step, seen - unmade, due, trainer.validating)
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Record the position in a checkpoint."""
+        checkpoint[KEY] = asdict(self)
+
+    @classmethod
+    def load(cls, checkpoint: dict[str, Any]) -> "Position | None":
+        """The position that a checkpoint records; None where it records none."""
+        return cls(**checkpoint[KEY]) if KEY in checkpoint else None
+
+    def write_loops(self, checkpoint: dict[str, Any]) -> None:
+        """Write the counters of Lightning's loops that belong to this position into a loaded checkpoint."""
+        fit = checkpoint["loops"]["fit_loop"]
+        began = self.epoch + (self.batches > 0)
+        epochs = {"ready": began, "started": began, "processed": self.epoch, "completed": self.epoch}
+        fit["epoch_progress"] |= {"total": epochs, "current": {**epochs}}
+        fit["epoch_loop.batch_progress"] |= {
+            "total": _counts(self.seen),
+            "current": _counts(self.batches),
+            "is_last_batch": 0 < self.batches == self.of,
+        }
+        # a loop that resumes where validation is due passes the end of that batch again, where the step is counted
+        fit["epoch_loop.state_dict"]["_batches_that_stepped"] = self.step - self.validation_due
+        unfinished = self.validation_due and not self.validated
+        validation = _counts(0) | ({"ready": 1, "started": 1} if unfinished else {})
+        fit["epoch_loop.val_loop.batch_progress"] |= {"total": validation, "current": {**validation}}
+        loaders = fit["state_dict"].pop("combined_loader", [])
+        if self.batches:
+            fit["state_dict"]["combined_loader"] = [_served(loader, self.batches) for loader in loaders]
+
+    def settle(self, trainer: Trainer) -> None:
+        """Tell Lightning's loops, once training starts, that they begin an epoch and do not resume one.
+
+        With `max_steps` they always take a loaded checkpoint for one of the middle of an epoch.
+        """
+        if not self.batches:
+            trainer.fit_loop._restarting = False
+            trainer.fit_loop.epoch_loop.restarting = False
+
+
+def _counts(number: int) -> dict[str, int]:
+    return dict.fromkeys(("ready", "started", "processed", "completed"), number)
+
+
+def _served(loader: Any, batches: int) -> Any:
+    """The state of one of our loaders, with the batches that it has served; of other loaders, as it is."""
+    return loader | {"served": batches, "open": True} if isinstance(loader, dict) and "served" in loader else loader

@@ -1,0 +1,73 @@
+"""`run.json`: what a run is, as its header says, and when and how it was started."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from lit_align.errors import UserError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """One start of the run: the first, or a resume."""
+
+    time: str  # UTC
+    command: str
+    step: int  # of the optimizer
+
+    @classmethod
+    def now(cls, step: int) -> Self:
+        program, *args = sys.argv
+        name = ["python", "train.py"] if Path(program).name == "train.py" else [Path(program).name]
+        return cls(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), shlex.join([*name, *args]), step)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The lines of a run's header, and its starts.
+
+    Args:
+        header: Name and text of each line; a line without a name continues the one before.
+    """
+
+    header: list[tuple[str, str]]
+    starts: list[RunStart]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self | None:
+        """The record in a run's folder; None if there is none.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = Path(folder, "run.json")
+        if not path.exists():
+            return None
+        try:
+            values = json.loads(path.read_text())
+            if values["version"] != VERSION:
+                raise ValueError(f"version {values['version']} instead of {VERSION}")
+            header = [(str(name), str(text)) for name, text in values["header"]]
+            return cls(header, [RunStart(**start) for start in values["starts"]])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: this version of lit_align cannot read it ({error}). Delete the file.") from error
+
+    def write(self, folder: str | Path) -> None:
+        path = Path(folder, "run.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({"version": VERSION} | asdict(self), indent=2, ensure_ascii=False) + "\n")
+        part.replace(path)  # never half written
+
+
+def record_start(folder: str | Path, header: Sequence[tuple[str, str]], step: int, resumes: bool) -> None:
+    """Write `run.json`; a resumed run adds its start to those of the run it continues."""
+    before = RunRecord.read(folder) if resumes else None
+    RunRecord(list(header), [*(before.starts if before else []), RunStart.now(step)]).write(folder)

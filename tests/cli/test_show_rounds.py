@@ -1,0 +1,61 @@
+"""`lit-align rounds show`."""
+
+import re
+
+import pytest
+
+from lit_align.cli import main
+from lit_align.console import console
+from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.store import RoundStore
+
+
+def stored(folder, index=0):
+    """A round of one batch with two prompts."""
+    made = RoundStore(folder, index, {"index": index})
+    prompts = [[{"role": "user", "content": text}] for text in ("Once upon", "Hi")]
+    responses = [[" a time", " a\x1b[31m hill\nred"], ["Hello", "Go away"]]
+    samples = [
+        SampleRow(f"p.jsonl:{n}", prompt, [1], texts, [[1], [2]], [True, False], None)
+        for n, (prompt, texts) in enumerate(zip(prompts, responses, strict=True))
+    ]
+    made.samples.write(0, samples)
+    rewards = [[0.5, 2.0], [1.0, -1.0]]
+    made.scores("vader").write(0, [ScoreRow(f"p.jsonl:{n}", "vader", each) for n, each in enumerate(rewards)])
+
+
+def test_best_and_worst_responses_fit_80_columns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "_width", 80)
+    stored(tmp_path / "rounds")
+    stored(tmp_path / "rounds", index=1)
+    main(["rounds", "show", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "0.625" in said
+    main(["rounds", "show", str(tmp_path), "--round", "2", "--rows=1"])
+    said = capsys.readouterr().out
+    assert "round 2 · 2 prompts · 4 responses · mean reward 0.625" in said
+    assert "+1.000 Hello" in said
+    assert "-1.000 Go away" in said
+    assert "time" not in said
+    main(["rounds", "show", str(tmp_path), "--round=1"])
+    said = capsys.readouterr().out
+    table = [line for line in said.splitlines() if "│" in line or "┃" in line]
+    assert table
+    assert max(map(len, table)) <= 80
+    assert "a�[31m hill⏎red" in said.replace("\n", "")
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--round=9"], "--round=9 must be one of the rounds in .*: 1"),
+        (["--rows=0"], "--rows=0 must be at least 1"),
+        (["--round=x"], "rounds: argument --round: invalid int"),
+    ],
+)
+def test_a_wrong_option_is_one_paragraph(tmp_path, capsys, args, words):
+    stored(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["rounds", "show", str(tmp_path), *args])
+    assert re.search(words, capsys.readouterr().err)

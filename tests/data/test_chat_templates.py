@@ -1,0 +1,262 @@
+"""Prompt + response are the chat template's own tokens, for each template that TRL ships, or the row is refused."""
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import CHAT_TEMPLATE, byte_tokenizer
+from tokenizers import AddedToken
+
+from lit_align.data.formats.rows import Row
+from lit_align.data.tokenization import PreferenceTokenizer
+from lit_align.errors import UserError
+
+TRL = importlib.util.find_spec("trl")
+FOLDER = Path(TRL.origin or "").parent / "chat_templates" if TRL else Path()
+OF_IMAGES = ("idefics3", "llava_next", "smolvlm")  # they read content as a list of parts only
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.startswith(OF_IMAGES)) if TRL else []
+SPECIAL = re.compile(r"<\|[^|<>\s{}]+\|>|</?s>|<(?:start|end)_of_turn>|<｜[^｜<>]+｜>|<turn\|>|<\|turn>")
+END = re.compile(r"im_end|eot|return|end_of_turn|end▁of▁sentence|END_OF_TURN|turn\|")
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}],
+}
+
+
+def message(role: str, content: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+HI = [message("user", "Hi?")]
+CASES = {
+    "plain": Row(HI, ("yes", "no")),
+    "thoughts": Row(
+        HI,
+        (
+            message("assistant", "yes", reasoning_content="hm, let me see"),
+            message("assistant", "no", reasoning_content="well"),
+        ),
+    ),
+    "thoughts in the text": Row(HI, ("<think>\nhm\n</think>\n\nyes", "<think>\nwell\n</think>\n\nno")),
+    "thoughts in one": Row(HI, ("<think>\nhm\n</think>\n\nyes", "no")),
+    "several turns": Row([*HI, message("assistant", "Hello."), message("user", "And?")], ("yes", "no")),
+    "system": Row([message("system", "Be short."), *HI], ("yes", "no")),
+    "tools": Row(HI, (CALL, "no"), tools=TOOLS),
+    "result of a tool": Row([*HI, CALL, message("tool", "sunny", name="weather")], ("yes", "no"), tools=TOOLS),
+}
+REFUSALS = re.compile(
+    r"leaves out or changes a part of the response|has tools, but the chat template|System role not supported"
+)
+
+
+@cache
+def made_of(name: str) -> PreferenceTokenizer:
+    template = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer = byte_tokenizer(chat=False)
+    specials = sorted(set(SPECIAL.findall(template)))
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    tokenizer.chat_template = template
+    tokenizer.bos_token = "<|im_start|>"
+    ends = [text for text in specials if END.search(text)]
+    tokenizer.eos_token = ends[0] if ends else "<|endoftext|>"
+    return PreferenceTokenizer(tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+
+
+def whole_of(made: PreferenceTokenizer, row: Row, answer: Any) -> list[int]:
+    """The template's own tokens of the prompt and an answer."""
+    assert isinstance(row.prompt, list)
+    said = message("assistant", answer) if isinstance(answer, str) else answer
+    text = made.tokenizer.apply_chat_template([*row.prompt, said], tools=row.tools, tokenize=False)
+    return list(made.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_are_those_of_the_template_or_refused(name, case):
+    made, row = made_of(name), CASES[case]
+    try:
+        found = made.row(row)
+    except UserError as error:
+        assert REFUSALS.search(str(error)), error  # noqa: PT017  # most rows are not refused
+        return
+    assert found is not None
+    for answer, ids in zip(row.responses, found.response_ids, strict=True):
+        whole = whole_of(made, row, answer)
+        size = len(found.prompt_ids) + len(ids)
+        if size <= len(whole):
+            assert found.prompt_ids + ids == whole[:size]
+            rest = made.tokenizer.decode(whole[size:], skip_special_tokens=True)
+            assert not rest.strip()
+        else:  # a template that puts no end: one is added
+            assert found.prompt_ids + ids == [*whole, made.tokenizer.eos_token_id]
+        assert ids[-1] in made._special_ids
+        said = answer if isinstance(answer, str) else answer["content"]
+        assert said.rpartition("\n")[2] in made.tokenizer.decode(ids)
+        assert made.tokenizer.decode(found.prompt_ids).count("Hi?") == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampling_reads_the_templates_generation_prompt(name):
+    made = made_of(name)
+    for row in (CASES["plain"], CASES["several turns"], CASES["result of a tool"]):
+        if row.tools and "tools" not in made.tokenizer.chat_template:
+            continue
+        text = made.tokenizer.apply_chat_template(
+            row.prompt, tools=row.tools, add_generation_prompt=True, tokenize=False
+        )
+        assert made.prompt_ids(row) == made.tokenizer(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_reads_the_sampled_prompt_but_for_thoughts_that_an_answer_lacks(name):
+    """R1's and Nemotron's generation prompts open thoughts, which they render otherwise before a plain answer."""
+    made, row = made_of(name), CASES["plain"]
+    found = made.row(row)
+    assert found is not None
+    assert (found.prompt_ids == made.prompt_ids(row)) != name.startswith(("deepseek", "nemotron"))
+
+
+@pytest.mark.skipif(not TRL, reason="the templates are TRL's")
+@pytest.mark.parametrize(
+    ("name", "case", "prompt", "response"),
+    [
+        ("qwen3", "plain", "<|im_start|>assistant\n", "<think>\n\n</think>\n\nyes<|im_end|>"),
+        ("qwen3_5_think", "plain", "assistant\n<think>\n", "\n</think>\n\nyes<|im_end|>"),
+        ("qwen3_5_think", "thoughts", "assistant\n<think>\n", "hm, let me see\n</think>\n\nyes<|im_end|>"),
+        ("qwen3_5_nothink", "plain", "<think>\n\n</think>\n\n", "yes<|im_end|>"),
+        ("qwen3_5_nothink", "thoughts in the text", "assistant\n<think>\n", "hm\n</think>\n\nyes<|im_end|>"),
+        ("nemotron_3_nano", "plain", "assistant\n<think></think>", "yes<|im_end|>"),
+        ("nemotron_3_nano", "thoughts", "assistant\n<think>\n", "hm, let me see\n</think>\nyes<|im_end|>"),
+        ("nemotron_3_nano", "thoughts in one", "assistant\n<think>", "\nhm\n</think>\n\nyes<|im_end|>"),
+        ("deepseek_r1_distill", "plain", "Hi?<｜Assistant｜>", "yes<｜end▁of▁sentence｜>"),
+        ("glm4moe", "plain", "<|assistant|>", "\n<think></think>\nyes<|endoftext|>"),
+        ("gptoss", "plain", "<|start|>assistant", "<|channel|>final<|message|>yes<|return|>"),
+        ("cohere2", "plain", "<|START_RESPONSE|>", "yes<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+        ("phi3", "plain", "<|assistant|>\n", "yes<|end|>"),
+    ],
+)
+def test_where_the_response_begins_and_ends(name, case, prompt, response):
+    made = made_of(name)
+    found = made.row(CASES[case])
+    assert found is not None
+    assert made.tokenizer.decode(found.prompt_ids).endswith(prompt)
+    assert made.tokenizer.decode(found.response_ids[0]) == response
+
+
+@pytest.mark.skipif(not TRL, reason="the templates are TRL's")
+def test_thoughts_that_a_template_drops_are_an_error_that_shows_both():
+    words = (
+        r"rows.jsonl:7: .*leaves out or changes a part .*\n  given: +<think>.*\n  rendered: .*\nSet another template"
+    )
+    with pytest.raises(UserError, match=words):
+        made_of("deepseek_r1_distill").row(Row(HI, ("<think>\nhm\n</think>\n\nyes",), source="rows.jsonl:7"))
+
+
+@pytest.mark.skipif(not TRL, reason="the templates are TRL's")
+def test_template_arguments_decide_what_the_prompt_opens():
+    tokenizer = made_of("qwen3").tokenizer
+    limits = {"max_prompt_length": 1 << 20, "max_response_length": 1 << 20}
+    made = PreferenceTokenizer(tokenizer, **limits, template_args={"enable_thinking": False})
+    found = made.row(CASES["plain"])
+    assert found is not None
+    assert made.tokenizer.decode(found.prompt_ids).endswith("<think>\n\n</think>\n\n")
+    assert made.tokenizer.decode(found.response_ids[0]) == "yes<|im_end|>"
+    assert made.prompt_ids(CASES["plain"]) == found.prompt_ids
+    own = made.prompt_ids(Row(HI, template_args={"enable_thinking": True}))  # a row's own take precedence
+    assert own == made_of("qwen3").prompt_ids(CASES["plain"])
+
+
+def with_template(template: str) -> PreferenceTokenizer:
+    tokenizer = byte_tokenizer(chat=False)
+    tokenizer.chat_template = template
+    return PreferenceTokenizer(tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+
+
+def test_a_template_without_a_generation_prompt_is_sampled_from_as_trained():
+    made = with_template("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}")
+    found = made.row(CASES["plain"])
+    assert found is not None
+    assert made.tokenizer.decode(found.prompt_ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert made.tokenizer.decode(found.response_ids[0]) == "yes<|im_end|>"
+    assert made.prompt_ids(CASES["plain"]) == found.prompt_ids
+
+
+@pytest.mark.parametrize("generation_prompt", ["ASSISTANT:", None])
+def test_the_space_before_an_answer_belongs_to_the_response(generation_prompt):
+    """Vicuna's, and a template such as Llama 2's without any words before an answer."""
+    name = "ASSISTANT:" if generation_prompt else "[/INST]"
+    opened = "{% if add_generation_prompt %}ASSISTANT:{% endif %}" if generation_prompt else ""
+    user = "USER: {{ m.content }} " if generation_prompt else "[INST] {{ m.content }} [/INST]"
+    said = f"{generation_prompt or ''} {{{{ m.content | trim }}}}{{{{ eos_token }}}}"
+    turn = f"{{% if m.role == 'user' %}}{user}{{% else %}}{said}{{% endif %}}"
+    made = with_template(f"{{% for m in messages %}}{turn}{{% endfor %}}{opened}")
+    found = made.row(Row(HI, (" yes ", "no")))
+    assert found is not None
+    assert made.tokenizer.decode(found.prompt_ids).endswith(name)
+    assert [made.tokenizer.decode(ids) for ids in found.response_ids] == [" yes<|endoftext|>", " no<|endoftext|>"]
+    assert made.prompt_ids(Row(HI)) == found.prompt_ids
+
+
+def test_a_prompt_that_an_answer_rewrites_is_an_error_that_shows_both():
+    rewriting = "{% if messages[-1].role == 'assistant' %}{{ messages[-1].content }} <- {% endif %}" + CHAT_TEMPLATE
+    words = r"rows.jsonl:1: .* renders the prompt otherwise when a response follows:\n  alone: .*\n  with a response: "
+    with pytest.raises(UserError, match=words):
+        with_template(rewriting).row(Row(HI, ("yes", "no"), source="rows.jsonl:1"))
+
+
+TEXT = st.one_of(
+    st.text(max_size=20), st.sampled_from(["", " ", "\n\n", "{{ x }}", "\x00", "<think>", "</think>", " a ", "é😀"])
+)
+ENDS = ["<|im_end|>\n", "<|im_end|>", "<|endoftext|>", "\n", ""]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    begin=st.sampled_from(["", "<|im_start|>", "### "]),
+    middle=st.sampled_from(["\n", ": ", ":", "<think>\n"]),
+    end=st.sampled_from(ENDS),
+    last=st.sampled_from(["", "<|endoftext|>"]),
+    opens=st.booleans(),
+    trims=st.booleans(),
+    contents=st.lists(TEXT, min_size=1, max_size=3),
+    answers=st.lists(TEXT, min_size=1, max_size=2),
+)
+def test_decoded_tokens_are_the_rendering_of_any_template(begin, middle, end, last, opens, trims, contents, answers):
+    content = "{{ m.content | trim }}" if trims else "{{ m.content }}"
+    turn = f"{begin}{{{{ m.role }}}}{middle}{content}{end}"
+    template = f"{{% for m in messages %}}{turn}{{% endfor %}}"
+    opened = f"{begin}assistant{middle}" if opens else ""
+    template += f"{{% if add_generation_prompt %}}{opened}{{% else %}}{last}{{% endif %}}"
+    made = with_template(template)
+    roles = ("user", "assistant")
+    chat = [message(roles[i % 2], text) for i, text in enumerate([*contents, "Q"][: len(contents) // 2 * 2 + 1])]
+    try:
+        found = made.row(Row(chat, tuple(answers), source="rows.jsonl:1"))
+    except UserError as error:
+        assert "renders the prompt otherwise" in str(error)  # noqa: PT017  # templates that close a prompt by `last`
+        assert last
+        assert not opens
+        return
+    assert found is not None
+    for answer, ids in zip(answers, found.response_ids, strict=True):
+        whole = made.tokenizer.apply_chat_template([*chat, message("assistant", answer)], tokenize=False)
+        text = made.tokenizer.decode(found.prompt_ids + ids)
+        rest = whole.removeprefix(text)
+        assert (rest != whole and not rest.strip().removeprefix("<|endoftext|>")) or text == whole + "<|endoftext|>"

@@ -1,0 +1,140 @@
+"""Killed any number of times, at any batch, with any cadence of checkpoints, a run ends as the whole one."""
+
+import contextlib
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import adamw, fit, on_policy, write_pairs
+
+from lit_align.callbacks import Drift, ReferenceRefresh
+from lit_align.data import OfflinePairs, samplers
+from lit_align.objectives import DPO
+from lit_align.policy import PolicyConfig
+
+
+class Killed(BaseException):
+    pass
+
+
+class Kill(Callback):
+    """Ends the run without any clean-up of its own, before the given batch (counted over the whole run) begins."""
+
+    def __init__(self, at: int | None):
+        self.at = at
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.at is not None and trainer.fit_loop.epoch_loop.total_batch_idx >= self.at:
+            raise Killed
+
+
+class Killing:
+    """Ends the run at the n-th batch of prompts that is sampled."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.at: int | None = None
+
+        def draw(*args, **kwargs):
+            if self.at is not None:
+                self.at -= 1
+                if self.at == 0:
+                    raise Killed
+            return sample(*args, **kwargs)
+
+        sample = samplers.sample_responses
+        monkeypatch.setattr(samplers, "sample_responses", draw)
+
+
+class Account(Callback):
+    """Every hook that a run passes, as a whole run passes each once."""
+
+    def __init__(self, passed: list):
+        self.passed = passed
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.passed.append(("batch", trainer.current_epoch, batch_idx, trainer.global_step, batch.index.tolist()))
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.passed.append(("validation", trainer.current_epoch, trainer.global_step))
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.passed.append(("epoch", trainer.current_epoch, trainer.global_step))
+
+
+def run(
+    model, folder: Path, log: list, kill: int | None, data, every, *callbacks, target=None, **options
+) -> dict[str, torch.Tensor]:
+    module = DPO(PolicyConfig(model, dtype="float32"), optimizer=adamw(1e-2), warmup_steps=2, **(target or {}))
+    saving = ModelCheckpoint(folder / "ckpt", save_top_k=-1, save_last=True, enable_version_counter=False, **every)
+    last = folder / "ckpt" / "last.ckpt"
+    options |= {"enable_checkpointing": True, "default_root_dir": folder, "num_sanity_val_steps": 0}
+    path = str(last) if last.exists() else None
+    fit(module, data(), Account(log), Kill(kill), *callbacks, saving, ckpt_path=path, **options)
+    return {name: weight.detach().clone() for name, weight in module.named_parameters()}
+
+
+CADENCES = [{"every_n_train_steps": n} for n in (1, 2, 3)] + [{"save_on_train_epoch_end": True}, {}]
+OPTIONS = [
+    {"max_epochs": 3},
+    {"max_epochs": 3, "accumulate_grad_batches": 3},
+    {"max_steps": 9, "max_epochs": -1},
+    {"max_epochs": 3, "val_check_interval": 2},
+    {"max_epochs": 3, "val_check_interval": 2, "max_steps": 10, "accumulate_grad_batches": 2},
+]
+
+
+@pytest.mark.parametrize("every", CADENCES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_offline_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, every, options):
+    pairs = write_pairs(in_tmp, 9)
+    data = lambda: OfflinePairs(pairs, validation=pairs, batch_size=2, seed=3)  # noqa: E731
+    whole: list = []
+    weights = run(tiny_model, in_tmp / "whole", whole, None, data, every, **options)
+    total = sum(entry[0] == "batch" for entry in whole)
+    chance = random.Random(repr((every, options)))
+    for attempt in range(2):
+        first = chance.randrange(1, total)
+        second = chance.randrange(first, total)
+        folder, log = in_tmp / f"cut{attempt}", []
+        for kill in (first, second):
+            with pytest.raises(Killed):
+                run(tiny_model, folder, log, kill, data, every, **options)
+        resumed = run(tiny_model, folder, log, None, data, every, **options)
+        last = {entry[:3] if entry[0] == "batch" else entry: entry for entry in log}
+        assert sorted(last.values(), key=repr) == sorted(whole, key=repr), (first, second)
+        assert all(torch.equal(resumed[name], weight) for name, weight in weights.items()), (first, second)
+
+
+@pytest.mark.parametrize("every", [{"every_n_train_steps": 2}, {"every_n_train_steps": 3}, {}], ids=str)
+@pytest.mark.parametrize("reset", [False, True])
+def test_on_policy_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, monkeypatch, every, reset):
+    """Killed in steps and in sampling, with λ set each round and a reference that moves by step."""
+    target = {"proximal": 0.1, "proximal_target": 0.05, "reset_optimizer_each_round": reset}
+    sampled = Killing(monkeypatch)
+
+    def state(folder: Path, log: list, kill: int | None = None) -> dict[str, torch.Tensor]:
+        refresh = ReferenceRefresh(0.5, tau=2)
+        data = lambda: on_policy(in_tmp, store=str(folder / "rounds"))  # noqa: E731
+        weights = run(
+            tiny_model, folder, log, kill, data, every, refresh, Drift(prompts=2), target=target, max_epochs=3
+        )
+        return weights | {"refreshes": torch.tensor(refresh.count)}
+
+    whole: list = []
+    weights = state(in_tmp / "whole", whole)
+    chance = random.Random(repr((every, reset)))
+    for attempt in range(3):
+        folder, log = in_tmp / f"cut{attempt}", []
+        for _ in range(2):
+            kill = chance.choice([chance.randrange(1, 9), None])
+            sampled.at = None if kill else chance.randrange(1, 7)
+            with contextlib.suppress(Killed):
+                state(folder, log, kill)
+            sampled.at = None
+        resumed = state(folder, log)
+        last = {entry[:3] if entry[0] == "batch" else entry: entry for entry in log}
+        assert sorted(last.values(), key=repr) == sorted(whole, key=repr), attempt
+        assert all(torch.equal(resumed[name], weight) for name, weight in weights.items()), attempt
