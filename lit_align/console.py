@@ -1,11 +1,15 @@
-"""What a run says on the terminal: lines, and one progress bar per phase. Rank 0 speaks, the others are silent."""
+"""Lines and progress bars on the terminal, one bar per phase. Only rank 0 prints."""
 
 import re
+import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own; without all of Lightning
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -13,7 +17,12 @@ from rich.text import Text
 FIELD_WIDTH = 15
 """Columns of the names that fields begin with."""
 
-console = Console(highlight=False, markup=False, emoji=False)  # what models, data and paths hold stays as it is
+console = Console(highlight=False, markup=False, emoji=False)  # texts of models, data and paths are printed unchanged
+
+
+def is_first_process() -> bool:
+    """Whether this process has rank 0; without Lightning there is only one."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -25,10 +34,10 @@ def printable(text: str) -> str:
     return CONTROLS.sub("�", text)
 
 
-@rank_zero_only
 def print_line(*objects: object) -> None:
     """Print lines or rich renderables; long lines are left to the terminal, so that commands can be copied."""
-    console.print(*map(_safe, objects), soft_wrap=all(isinstance(o, str) for o in objects))
+    if is_first_process():
+        console.print(*map(_safe, objects), soft_wrap=all(isinstance(o, str) for o in objects))
 
 
 def _safe(renderable: object) -> object:
@@ -45,14 +54,33 @@ def print_field(name: str, text: str) -> None:
     print_line(f"  {name:<{FIELD_WIDTH}} {text}")
 
 
+def paragraph(text: str) -> str:
+    """Wrap a message for stderr: between words on a terminal; elsewhere it stays one line, which can be searched."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in text.splitlines())
+    return text + "\n"
+
+
+def program() -> str:
+    """The command as the user typed it."""
+    return "lit-align" if Path(sys.argv[0]).stem == "lit-align" else "python train.py"
+
+
+def relative(path: object) -> str:
+    """A path as the user would type it: relative within the working directory."""
+    absolute = Path(str(path)).absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
+
+
 class Phase:
-    """A named piece of long work: a bar while it runs (on a terminal), one line with its pace when it is done.
+    """A named part of a run: a progress bar while it works (on a terminal), and one line with its pace at the end.
 
     Args:
         name: Such as "sample".
-        total: How many units of work there are.
-        unit: What is counted, in the plural.
-        done: Units finished before, when a killed run goes on.
+        total: Number of units of work.
+        unit: Name of the units, in the plural.
+        done: Units that an interrupted run finished before.
     """
 
     def __init__(self, name: str, total: int, unit: str, done: int = 0):
@@ -69,29 +97,29 @@ class Phase:
             TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
             transient=True,
-            disable=getattr(rank_zero_only, "rank", 0) != 0 or not console.is_terminal,
+            disable=not is_first_process() or not console.is_terminal,
         )
         self._task = self._bar.add_task(name, total=total, completed=done, note="")
         self._bar.start()
 
     def advance(self, by: int = 1, note: str = "") -> None:
-        """Count `by` units as done; `note` is shown behind the bar."""
+        """Count `by` units as done; `note` is shown after the bar."""
         self.done += by
         self.note = note or self.note
         self._bar.update(self._task, advance=by, note=self.note)
 
     def finish(self, note: str = "") -> None:
-        """Take the bar away and leave a line."""
+        """Replace the bar by one line."""
         self._bar.stop()
         seconds = time.monotonic() - self.started
         pace = f" · {60 * (self.done - self.before) / seconds:.0f} a minute" if seconds >= 0.1 else ""
-        behind = f" · {note or self.note}" if note or self.note else ""
-        print_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{behind}")
+        after = f" · {note or self.note}" if note or self.note else ""
+        print_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{after}")
 
 
 @contextmanager
 def phase(name: str, total: int, unit: str, done: int = 0) -> Iterator[Phase]:
-    """A `Phase` for a `with` block; its bar goes away on errors too."""
+    """A `Phase` for a `with` block, which removes the bar on errors too."""
     running = Phase(name, total, unit, done)
     try:
         yield running

@@ -13,18 +13,17 @@
 | round/dropped_REASON | the same by reason, and responses or pairs that were taken out |
 | round/dropped_in_no_full_batch | pairs left over after the last batch that every process has one of |
 | round/seconds_sample, round/seconds_score | wall-clock time of the two phases |
-| round/prompts_per_minute_sample, …_score | prompts done / that time, of those that were not stored before |
+| round/prompts_per_minute_sample, round/prompts_per_minute_score | new prompts / that time |
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lit_align.data.pairing import Pairs
 from lit_align.data.rounds.record import Loaded
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.records import SampleRow, ScoreRow, part_means
 
 
 def round_metrics(
@@ -53,12 +52,6 @@ def round_metrics(
     for reason, count in (pairs.counts + pairs.partial_drops + Counter({"in no full batch": in_no_full_batch})).items():
         values[f"round/dropped_{reason.replace(' ', '_')}"] = float(count)
     return values | _pace("sample", sampled) | _pace("score", scored)
-
-
-def part_means(scores: Sequence[ScoreRow]) -> Mapping[str, float]:
-    """The mean of each part of the scores, over all responses."""
-    names = (scores[0].parts or {}) if scores else {}
-    return {name: torch.tensor([(row.parts or {})[name] for row in scores]).mean().item() for name in names}
 
 
 def _pace(name: str, loaded: Loaded[Any]) -> dict[str, float]:
