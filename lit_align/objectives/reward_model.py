@@ -159,9 +159,8 @@ class RewardModel(PreferenceObjective):
         if given:
             raise UserError(f"RewardModel takes no texts beside its preferences: leave data.{min(given)} out.")
 
-    def configure_model(self) -> None:
-        if self.policy is None:
-            self.policy = Scored.load(self.policy_config, self.lora)
+    def load_policy(self) -> Policy:
+        return Scored.load(self.policy_config, self.lora)
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
         """`logps` are rewards here."""
