@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from lit_align.errors import UserError
 
-KEY = "lit_align_run"
+KEY = "identity"
 BASE_MODEL = "model.policy (its weights)"
 
 Table = dict[str, Any]

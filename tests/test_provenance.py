@@ -57,9 +57,7 @@ def test_a_change_that_is_accepted_resumes(tiny_model, checkpoint):
     options = {"beta": 0.3, "accept_changes": ["model.beta"]}
     module = run(tiny_model, checkpoint, options=options, max_epochs=2)
     assert module.trainer.current_epoch == 2
-    with pytest.raises(
-        UserError, match=r"accept_changes=\['beta'\]: the checkpoint has no such option. Changed: none"
-    ):
+    with pytest.raises(UserError, match=r"accept_changes=\['beta'\]: the checkpoint has no such option. Changed: none"):
         run(tiny_model, checkpoint, options={"beta": 0.3, "accept_changes": ["beta"]}, max_epochs=2)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
@@ -26,9 +26,11 @@ from torch.distributed.fsdp import (
 )
 from transformers import PreTrainedModel
 
+from lit_align.callbacks.base import AlignCallback, DryRun
 from lit_align.errors import UserError
 from lit_align.loading import enable_checkpointing
 from lit_align.objectives import PreferenceObjective
+from lit_align.reference.base import Reference
 from lit_align.sharding import load_shards, shards
 
 
@@ -98,7 +100,7 @@ if "fsdp2" not in StrategyRegistry:
     StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2, all processes data-parallel")
 
 
-class FSDPSharding(Callback):
+class FSDPSharding(AlignCallback):
     """Shards every network of the module: policy, reference, whatever else it has as a child.
 
     Works on any LightningModule that builds its networks in `configure_model`.
@@ -110,6 +112,9 @@ class FSDPSharding(Callback):
         activation_checkpointing: Compute activations again in the backward pass.
         cpu_offload: Keep shards in CPU memory while they are not needed.
     """
+
+    option_name = "fsdp_sharding"
+    in_dry_run = DryRun.ACT
 
     def __init__(
         self,
@@ -174,11 +179,8 @@ class FSDPSharding(Callback):
             fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
 
         for net in pl_module.children():
-            if getattr(net, "offload", False):
-                raise UserError(
-                    "model.reference.form=offload keeps the reference whole in CPU memory, and fsdp_sharding cuts it: "
-                    "take form=auto, and fsdp_sharding.cpu_offload=true if its shards are to rest in CPU memory."
-                )
+            if isinstance(net, Reference):
+                net.before_sharding()
             if shards(net) or not any(True for _ in net.parameters()):
                 continue
             models = [part for part in net.modules() if isinstance(part, PreTrainedModel)]
@@ -192,7 +194,7 @@ class FSDPSharding(Callback):
             for model in models[1:]:  # beside the one that computes: a float32 accumulator of its weights
                 fully(model)
             fully(net)
-            if hasattr(net, "logps"):  # a reference computes by this name
+            if isinstance(net, Reference):
                 register_fsdp_forward_method(net, "logps")
 
     def _blocks(self, net: nn.Module, models: list[PreTrainedModel]) -> list[nn.Module]:

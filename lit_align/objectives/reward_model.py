@@ -36,6 +36,7 @@ from lit_align.loading import (
     resolve_dtype,
 )
 from lit_align.logprobs import PreferenceBatch, hidden_states, share_prefix, single_rows
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_shape
 from lit_align.objectives.base import PreferenceObjective
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
@@ -141,9 +142,6 @@ class RewardModel(PreferenceObjective):
     """
 
     formula = "−log σ(r_w − r_l − margin)"
-    value = "reward"
-    samples = False
-    chats = True
 
     def __init__(self, policy: PolicyConfig, *, margin: float | Literal["rewards"] = 0.0, **kwargs: Any):
         super().__init__(policy, sft_weight=0.0, pretraining_weight=0.0, **kwargs)  # it gives texts no likelihood
@@ -158,6 +156,9 @@ class RewardModel(PreferenceObjective):
     def check_texts(self, given: Collection[str]) -> None:
         if given:
             raise UserError(f"RewardModel takes no texts beside its preferences: leave data.{min(given)} out.")
+
+    def data_needs(self) -> DataNeeds:
+        return DataNeeds(wraps_prompt_as_chat=True, can_sample=False, output_name="reward")
 
     def load_policy(self) -> Policy:
         return Scored.load(self.policy_config, self.lora)
