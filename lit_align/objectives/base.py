@@ -372,7 +372,7 @@ class PreferenceObjective(L.LightningModule):
             why = self.policy.model.config._attn_implementation
             yield "", f"a prompt is computed again for each of its responses: this model cannot share it under {why}"
         if self.reset_optimizer_each_round:
-            yield "optimizer", "starts anew each round, and its schedule with it"
+            yield "optimizer", "restarts each round, with its schedule"
         if self.lora is None and self.policy.dtype.itemsize < 4:
             yield (
                 "",
