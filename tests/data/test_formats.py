@@ -484,7 +484,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(PAIR) + '\n\n{"prompt": "Q", oops}\n')
     message = message_of(lambda: read_rows(file, kind="preferences"))
-    for word in ("rows.jsonl:3", "no JSON", "oops", "one object per line"):
+    for word in ("rows.jsonl:3", "not valid JSON", "oops", "one object per line"):
         assert word in message
 
 
@@ -521,15 +521,15 @@ def test_what_cannot_be_a_source_is_refused_without_asking_the_hub(tmp_path: Pat
     monkeypatch.setattr("datasets.load_dataset", None)
     monkeypatch.chdir(tmp_path)
     Path("data/empty").mkdir(parents=True)
-    Path("rows.csv").write_text("prompt")
+    Path("rows.xml").write_text("prompt")
     Path("bad.parquet").write_text("prompt")
     Path("rows.jsonl").write_text('{"prompt": "Q"}')
     for source, split, words in [
         ("nothing.jsonl", None, ["nothing.jsonl", "no such file"]),
         ("data/nothing.txt", None, ["data/nothing.txt", "no such file", ".parquet"]),
         ("/no/such/path", None, ["/no/such/path", "no such file"]),
-        ("rows.csv", None, ["rows.csv", ".csv", ".jsonl"]),
-        ("bad.parquet", None, ["bad.parquet", "no Parquet"]),
+        ("rows.xml", None, ["rows.xml", ".xml", ".jsonl"]),
+        ("bad.parquet", None, ["bad.parquet", "not a Parquet file"]),
         ("data/empty", None, ["data/empty", "folder"]),
         ("rows.jsonl", "train", ["rows.jsonl", "split='train'", "no effect"]),
     ]:

@@ -1,32 +1,43 @@
-"""Sources of raw records: files, saved folders, stored rounds, the hub."""
+"""Sources of raw records: files, globs, folders, stored rounds, the hub."""
 
-import json
+import glob
 import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from lit_align.data.formats.files import FILE_KINDS, find_reader
+from lit_align.data.formats.folders import dataset_records, downloaded_records, is_saved, saved_records
+from lit_align.data.formats.record import Record
+from lit_align.data.formats.rows import DataError, first_line
+from lit_align.data.formats.slices import sliced, split_slice
 from lit_align.data.rounds.store import find_rounds, read_rounds
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-from lit_align.data.formats.record import Record
-from lit_align.data.formats.rows import DataError, first_line, listing
-from lit_align.errors import shown
-
-# --- sources ---
+_SOURCES = (
+    f"a file ({FILE_KINDS}, or one of these as .gz), a folder of them or one saved by `datasets`, a run's rounds, or "
+    "a hub name"
+)
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 
 
 def read_records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[Record]:
+    """The records of a source, within the slice that its name or the split's ends with."""
+    name, bounds = (source, None) if Path(source).exists() else split_slice(source)
+    part, part_bounds = split_slice(split or "")
+    records = sliced(_records(name, part or None, skipped), part_bounds)
+    return sliced(records, bounds)
+
+
+def _records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[Record]:
     path = Path(source)
-    if path.is_dir():
-        return _round_records(path, split) if find_rounds(path) else _saved_records(path, split)
-    reader = _READERS.get(path.suffix)
+    folder, _, configuration = source.rpartition(":")
+    if path.is_dir() or (folder and Path(folder).is_dir()):
+        path, configuration = (path, "") if path.is_dir() else (Path(folder), configuration)
+        return _folder_records(path, split, configuration, skipped)
+    if not path.exists() and glob.has_magic(source):
+        return _glob_records(source, split, skipped)
+    reader = find_reader(path)
     is_path = len(path.parts) == 2 and path.parent.is_dir()  # it looks like a hub name, but its folder is here
     if reader is None and not is_path and not path.exists() and _HUB_NAME.fullmatch(source):
         return _hub_records(source, split)
@@ -35,73 +46,23 @@ def read_records(source: str, split: str | None, skipped: Counter[str]) -> Itera
     if reader is None:
         raise DataError(f"{source}: a {path.suffix or 'nameless'} file cannot be read. Give {_SOURCES}.")
     if split is not None:
-        raise DataError(f"{source}: split={split!r} has no effect, for a file has no splits. Leave it out.")
+        raise DataError(
+            f"{source}: split={split!r} has no effect: a file has no splits. Leave it out, or give a slice ([:95%])."
+        )
     return reader(path, skipped)
 
 
-def _read_json(path: Path, skipped: Counter[str]) -> Iterator[Record]:
-    """One object per line, or a list of objects."""
-    with path.open("rb") as file:
-        is_list = path.suffix == ".json" and file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-        file.seek(0)
-        if is_list:
-            numbered = enumerate(_loads(file.read(), path.name, 1, skipped), 1)
-        else:
-            lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-            numbered = ((number, _loads(line, path.name, number, skipped)) for number, line in lines)
-        for number, values in numbered:
-            if not isinstance(values, dict):
-                raise DataError(
-                    f"{path.name}:{number}: the row is {shown(values)}, but needs to be an object such as "
-                    '{"prompt": "…"}.'
-                )
-            yield Record(values, f"{path.name}:{number}")
+def _folder_records(path: Path, split: str | None, configuration: str, skipped: Counter[str]) -> Iterator[Record]:
+    if find_rounds(path):
+        return _round_records(path, split)
+    return saved_records(path, split) if is_saved(path) else downloaded_records(path, split, configuration, skipped)
 
 
-def _loads(data: bytes, name: str, line: int, skipped: Counter[str]) -> Any:
-    try:
-        value = json.loads(data)
-    except UnicodeDecodeError as error:
-        line += data.count(b"\n", 0, error.start)
-        raise DataError(f"{name}:{line}: this line is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{name}:{line + error.lineno - 1}: this line is no JSON ({error.msg}, column {error.colno}): "
-            f"{shown(error.doc[error.doc.rfind(chr(10), 0, error.pos) + 1 :])}. A file holds one object per "
-            "line, or (.json) one list of objects."
-        ) from error
-    return _without_surrogates(value, skipped) if _SURROGATE.search(data) else value
-
-
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
-
-
-def _without_surrogates(value: Any, skipped: Counter[str]) -> Any:
-    """Half a surrogate pair is no character: no tokenizer takes it, no file can hold it. It becomes �."""
-    if isinstance(value, dict):
-        return {key: _without_surrogates(each, skipped) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_without_surrogates(each, skipped) for each in value]
-    if not isinstance(value, str):
-        return value
-    whole = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if whole != value:
-        skipped["texts with half a surrogate pair, now �"] += 1
-    return whole
-
-
-def _read_parquet(path: Path, skipped: Counter[str]) -> Iterator[Record]:
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: this is no Parquet file ({first_line(error)}). Write it anew.") from error
-    rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(1024))
-    return (Record(row, f"{path.name}:{number}") for number, row in enumerate(rows, 1))
-
-
-_READERS = {".jsonl": _read_json, ".json": _read_json, ".parquet": _read_parquet}
-_SOURCES = "a .jsonl, .json or .parquet file, a folder saved by `datasets`, a run's rounds, or a hub name"
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
+def _glob_records(pattern: str, split: str | None, skipped: Counter[str]) -> Iterator[Record]:
+    paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]
+    if not paths:
+        raise DataError(f"{pattern}: no file matches this pattern. Give {_SOURCES}.")
+    return chain.from_iterable(_records(path, split, skipped) for path in paths)
 
 
 def _round_records(path: Path, scorer: str | None) -> Iterator[Record]:
@@ -112,28 +73,8 @@ def _round_records(path: Path, scorer: str | None) -> Iterator[Record]:
             yield Record(values, f"{stored.path.name}/{sample.source}")
 
 
-def _saved_records(path: Path, split: str | None) -> Iterator[Record]:
-    from datasets import Dataset, load_from_disk  # takes seconds to import
-
-    try:
-        data = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, IndexError) as error:  # the last where there is no row
-        raise DataError(
-            f"{path}: this folder is empty, damaged, or was not saved by `save_to_disk` ({first_line(error)}). Give "
-            f"{_SOURCES}."
-        ) from error
-    if isinstance(data, Dataset):
-        if split is not None:
-            raise DataError(f"{path}: split={split!r} has no effect, for the folder holds one data set. Leave it out.")
-        return _dataset_records(data, path.name)
-    name = split or (next(iter(data)) if len(data) == 1 else "train")
-    if name not in data:
-        raise DataError(f"{path}: there is no split {name!r}; set `split` to one of {listing(map(str, data))}.")
-    return _dataset_records(data[name], f"{path.name}[{name}]")
-
-
 def _hub_records(source: str, split: str | None) -> Iterator[Record]:
-    from datasets import load_dataset
+    from datasets import load_dataset  # takes seconds to import
 
     name, _, configuration = source.partition(":")
     split = split or "train"
@@ -144,10 +85,4 @@ def _hub_records(source: str, split: str | None) -> Iterator[Record]:
             f"{source}: there is no such file or folder, and the hub gives no data set of that name with "
             f"split={split!r} ({first_line(error)}). Give {_SOURCES}."
         ) from error
-    return _dataset_records(data, f"{source}[{split}]")
-
-
-def _dataset_records(data: "Dataset", name: str) -> Iterator[Record]:
-    batches = data.with_format("arrow").iter(1024)
-    rows = chain.from_iterable(cast(pa.Table, batch).to_pylist() for batch in batches)
-    return (Record(row, f"{name}:{number}") for number, row in enumerate(rows, 1))
+    return dataset_records(data, f"{source}[{split}]")

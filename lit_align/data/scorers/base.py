@@ -1,4 +1,4 @@
-"""Scorers: one number for each response to a prompt, the higher the better. `score` asks them, and checks."""
+"""Scorers: one number for each response to a prompt, the higher the better."""
 
 import hashlib
 import math
@@ -6,45 +6,45 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from lit_align.data.formats.rows import Text
-from lit_align.errors import UserError
+from lit_align.errors import UserError, shown
 
 
 class ScorerError(UserError):
-    """A scorer failed. Names the scorer, the first prompt and response concerned, and the mend."""
+    """A scorer failed. Names the scorer, the first prompt and response concerned, and the fix."""
 
 
 class BaseScorer(ABC):
-    """What both kinds of scorers share: they say who they are, and load and free what they need."""
+    """The common part of all scorers: an identity, and loading and freeing of resources."""
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """Name and version, recorded with each score: it changes whenever the scores may."""
+        """Name and version, recorded with each score: it changes whenever the scores may change."""
 
     def start(self) -> None:  # noqa: B027  # not every scorer has something to load
-        """Load what is needed to score; calling it again does nothing."""
+        """Load what scoring needs; a second call does nothing."""
 
     def release(self) -> None:  # noqa: B027
-        """Free it, as between rounds, and tell what it has cost; the next score loads it again."""
+        """Free it, as between rounds, and report its cost; the next score loads it again."""
 
 
 class Scorer(BaseScorer):
-    """Gives each response its reward. Subclass it, set `batch_size`, and say who you are."""
+    """Gives each response its reward. A subclass sets `batch_size` and `identity`."""
 
     batch_size: int  # most responses per call
 
     @abstractmethod
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
-        """The reward of each response to the prompt of the same place, [N]; `Scores` if it has parts."""
+        """The reward of each response to the prompt at the same place, [N]; `Scores` if the rewards have parts."""
 
 
 class PairwiseScorer(BaseScorer):
-    """Compares the responses to a prompt with each other: a preference model, which need not be transitive."""
+    """Compares the responses to a prompt with each other, as a preference model does; it need not be transitive."""
 
     @abstractmethod
     def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> Sequence[Any]:
@@ -52,11 +52,17 @@ class PairwiseScorer(BaseScorer):
 
 
 class Scores(list[float]):
-    """Rewards, [N], and what they are made of: `parts[name]`, [N], is kept and logged with them."""
+    """Rewards, [N], with their parts, which are recorded and logged: `parts[name]` is [N] too."""
 
     def __init__(self, rewards: Iterable[float], parts: Mapping[str, Sequence[float]] | None = None):
         super().__init__(rewards)
         self.parts = {name: list(values) for name, values in (parts or {}).items()}
+
+
+class Failure(Protocol):
+    """Makes the error for what a scorer did, with the fix and the place of the response concerned."""
+
+    def __call__(self, what: str, fix: str, place: int = 0) -> ScorerError: ...
 
 
 def score(
@@ -65,17 +71,17 @@ def score(
     responses: Sequence[str],
     advance: Callable[[int], object] | None = None,
 ) -> Scores:
-    """The reward of each response, [N], asked for in batches of like length, the longest first.
+    """The reward of each response, [N], computed in batches of similar length, the longest first.
 
     Args:
         advance: Called with the number of responses of each finished batch.
 
     Raises:
-        ScorerError: the scorer raises, or gives the wrong number of scores or parts, or one that is no finite number.
+        ScorerError: the scorer raises, or returns the wrong number of scores or parts, or a value that is not finite.
     """
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses: give one prompt per response.")
-    order = sorted(range(len(responses)), key=lambda i: -len(_joined(prompts[i])) - len(responses[i]))
+    order = sorted(range(len(responses)), key=lambda i: -len(joined(prompts[i])) - len(responses[i]))
     scores = Scores([math.nan] * len(responses))
     for start in range(0, len(order), scorer.batch_size):
         places = order[start : start + scorer.batch_size]
@@ -91,8 +97,8 @@ def score(
     for name, whole in scores.parts.items():
         if (place := next((i for i, value in enumerate(whole) if math.isnan(value)), None)) is not None:
             raise ScorerError(
-                f"scorer {scorer.identity} gave parts[{name!r}] for other batches, but not for the one with response "
-                f"{_shown(responses[place])}. Return the same parts for each batch."
+                f"scorer {scorer.identity} gave parts[{name!r}] for other batches, but not for the batch with response "
+                f"{excerpt(responses[place])}. Return the same parts for each batch."
             )
     return scores
 
@@ -103,19 +109,16 @@ def compare(
     """P(y_i ≻ y_j) among each prompt's K responses, [N, K, K], with ½ on the diagonal.
 
     Raises:
-        ScorerError: the scorer raises, or what it gives are no probabilities with P_ij + P_ji = 1.
+        ScorerError: the scorer raises, or returns values that are not probabilities with P_ij + P_ji = 1.
     """
 
-    def failed(what: str, mend: str, place: int = 0) -> ScorerError:
-        prompt, first = _shown(_joined(prompts[place])), _shown(responses[place][0])
-        return ScorerError(f"scorer {scorer.identity} {what} (prompt {prompt}, first response {first}). {mend}")
+    def failed(what: str, fix: str, place: int = 0) -> ScorerError:
+        prompt, first = excerpt(joined(prompts[place])), excerpt(responses[place][0])
+        return ScorerError(f"scorer {scorer.identity} {what} (prompt {prompt}, first response {first}). {fix}")
 
-    try:
-        matrices = [torch.as_tensor(P, dtype=torch.float64) for P in scorer.preferences(prompts, responses)]
-    except UserError:
-        raise
-    except Exception as error:
-        raise failed(f"raised {type(error).__name__}: {error}", "Mend the scorer and run again.") from error
+    matrices = _called(
+        lambda: [torch.as_tensor(P, dtype=torch.float64) for P in scorer.preferences(prompts, responses)], failed
+    )
     if len(matrices) != len(prompts):
         raise failed(f"gave {len(matrices)} matrices for {len(prompts)} prompts", "Return one K × K matrix for each.")
     compared = []
@@ -125,51 +128,96 @@ def compare(
             raise failed(f"gave a matrix of shape {[*matrix.shape]} for {K} responses", f"Return [{K}, {K}].", place)
         P = matrix.clone().fill_diagonal_(0.5)
         if not (((P >= 0) & (P <= 1)).all() and torch.allclose(P + P.T, torch.ones_like(P), atol=1e-4)):
-            mend = "Return P[i][j] in [0, 1], the probability that response i beats j, and 1 minus it in P[j][i]."
-            raise failed(f"gave {matrix.tolist()}, which are no preferences", mend, place)
+            fix = "Return P[i][j] in [0, 1], the probability that response i beats j, and 1 minus it in P[j][i]."
+            raise failed(f"gave {matrix.tolist()}, which are not preferences", fix, place)
         compared.append(P.tolist())
     return compared
 
 
 def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> Scores:
-    def failed(what: str, mend: str, place: int = 0) -> ScorerError:
-        prompt, response = _shown(_joined(prompts[place])), _shown(responses[place])
-        return ScorerError(f"scorer {scorer.identity} {what} (prompt {prompt}, response {response}). {mend}")
+    def failed(what: str, fix: str, place: int = 0) -> ScorerError:
+        prompt, response = excerpt(joined(prompts[place])), excerpt(responses[place])
+        return ScorerError(f"scorer {scorer.identity} {what} (prompt {prompt}, response {response}). {fix}")
 
     try:
-        values: Any = scorer(prompts, responses)
-    except UserError:
-        raise
+        returned = _called(lambda: scorer(prompts, responses), failed, f", on a batch of {len(responses)}")
     except torch.OutOfMemoryError as error:
         raise failed("ran out of memory", f"Lower its batch_size={scorer.batch_size}.") from error
-    except Exception as error:
-        what = f"raised {type(error).__name__}: {error}, on a batch of {len(responses)} that begins here"
-        raise failed(what, "Mend the scorer and run again.") from error
-    parts: dict[str, list[float]] = getattr(values, "parts", {})
+    parts = returned.parts if isinstance(returned, Scores) else {}
+    rewards = _numbers(returned, len(responses), "scores", "", failed)
+    return Scores(
+        rewards,
+        {
+            name: _numbers(part, len(responses), "values", f" as parts[{name!r}]", failed)
+            for name, part in parts.items()
+        },
+    )
+
+
+def _called(call: Callable[[], Any], failed: Failure, where: str = "") -> Any:
+    """The result of a scorer's code, whatever it raises.
+
+    Raises:
+        ScorerError: it raises, or ends the process.
+    """
+    try:
+        return call()
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:  # sys.exit too, which would end the run without a word
+        if asks_to_end(error):
+            raise
+        text = f": {printed}" if (printed := str(error)) else ""
+        raise failed(f"raised {type(error).__name__}{text}{where}", "Fix the scorer and run again.") from error
+
+
+def asks_to_end(error: BaseException) -> bool:
+    """Whether an exception is the user's or a signal's, not the code's: Ctrl-C, or a signal handler's kind of exit."""
+    return isinstance(error, KeyboardInterrupt | SystemExit) and type(error) is not SystemExit
+
+
+def _numbers(values: Any, count: int, what: str, where: str, failed: Failure) -> list[float]:
+    """A scorer's values as floats.
+
+    Args:
+        count: How many there must be.
+        what: Name of the values.
+        where: Names the part that they belong to, if any.
+    """
     if hasattr(values, "tolist"):  # tensors and arrays
         values = values.tolist()
     if not isinstance(values, list | tuple):
-        raise failed(f"returned a {type(values).__name__}", "Return a list, one number per response.")
-    for name, column in {"": values, **parts}.items():
-        of = f" as parts[{name!r}]" if name else ""
-        if len(column) != len(responses):
-            what = "values" if name else "scores"
-            raise failed(f"gave {len(column)} {what} for {len(responses)} responses{of}", "Return one per response.")
-        for place, value in enumerate(column):
-            if not isinstance(value, numbers.Real):
-                raise failed(f"gave {value!r}{of}, which is no number", "Return one number per response.", place)
-            if not math.isfinite(value):
-                raise failed(f"gave {value}{of}", "Return a finite number, also where there is no answer.", place)
-    return Scores(map(float, values), {name: [*map(float, column)] for name, column in parts.items()})
+        raise failed(f"returned a {type(values).__name__}{where}", "Return a list, one number per response.")
+    if len(values) != count:
+        raise failed(f"gave {len(values)} {what} for {count} responses{where}", "Return one per response.")
+    floats = []
+    for place, value in enumerate(values):
+        if not isinstance(value, numbers.Real):
+            raise failed(
+                f"gave {excerpt(value)}{where}, which is not a number", "Return one number per response.", place
+            )
+        try:
+            floats.append(float(value))
+        except OverflowError:
+            floats.append(math.inf)
+        if not math.isfinite(floats[-1]):
+            fix = "Return a finite number for every response."
+            raise failed(f"gave {excerpt(value)}{where}, which is not finite", fix, place)
+    return floats
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise UserError(f"scorer.{name}={value} must be at least 1.")
+def check_at_least_one(name: str, value: int) -> int:
+    """An option that counts something.
+
+    Raises:
+        UserError: it is below 1.
+    """
+    if not value >= 1:
+        raise UserError(f"scorer.{name}={value} must be at least 1. Raise it.")
     return value
 
 
-def _fingerprint(files: Sequence[Path]) -> str:
+def fingerprint_of(files: Sequence[Path]) -> str:
     """16 hexadecimal digits that identify files by name and content."""
     digest = hashlib.sha256()
     for file in files:
@@ -178,13 +226,15 @@ def _fingerprint(files: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _joined(prompt: Text) -> str:
+def joined(prompt: Text) -> str:
+    """A prompt as one text: a chat's messages with blank lines between them."""
     return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
 
 
-def _shown(text: str) -> str:
-    return repr(text) if len(text) <= 100 else f"{text[:60]!r} … {text[-40:]!r}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def excerpt(value: object) -> str:
+    """A value as messages show it; of a long text, its beginning and its end."""
+    if isinstance(value, numbers.Real) and not isinstance(value, int):
+        return str(value)
+    if isinstance(value, str) and len(value) > 100:
+        return f"{shown(value[:60])} … {shown(value[-40:])}"
+    return shown(value, 100)

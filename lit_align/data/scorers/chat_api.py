@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_align.console import print_line
-from lit_align.data.scorers.base import _shown
+from lit_align.data.scorers.base import excerpt
 from lit_align.errors import UserError
 
 ATTEMPTS = 3
@@ -345,7 +345,7 @@ class Client:
             if not isinstance(text, str | None):
                 raise TypeError("content is no text")
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            shown = _shown(hidden(content.decode("utf-8", "replace")))
+            shown = excerpt(hidden(content.decode("utf-8", "replace")))
             raise RetryableError(
                 f"an answer that is no chat completion ({type(error).__name__}: {error}): {shown}"
             ) from None

@@ -18,30 +18,29 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lit_align.data.formats.rows import Text
-from lit_align.data.scorers.base import Scorer, _at_least_one, _fingerprint, _first_line, _joined
+from lit_align.data.formats.rows import Text, first_line
+from lit_align.data.scorers.base import Scorer, check_at_least_one, fingerprint_of, joined
 from lit_align.errors import UserError
 
 
 class SequenceClassificationScorer(Scorer):
     """A sequence-classification model of transformers: a reward model, or any classifier.
 
-    With one output the reward is that logit. With several it is the log-odds of `label`, log p/(1−p): its
+    With one output, the reward is its logit. With several, the reward is the log-odds of `label`, log p/(1−p), whose
     differences do not shrink near p = 1 as those of p do. The weights are loaded at the first score.
 
     Args:
         model: Folder saved by `save_pretrained`, or a hub name.
         batch_size: Most texts per forward pass.
-        dtype: Type of the weights; auto is the one they were saved in.
+        dtype: Type of the weights; auto is the type that they are saved in.
         device: auto is the GPU if there is one; or cpu, cuda, cuda:1, mps.
-        template: What the model reads, such as "Q: {prompt} A: {response}"; a chat's messages are joined by
-            blank lines. None is the tokenizer's chat template, where a plain prompt is the user's message; or
-            without one, the response right behind the prompt.
-        last_line: Read only the last line of a plain prompt: what the response goes on with, not the examples
-            above it.
-        label: Which output is the reward, for models with several, counted from 0.
-        max_length: Longest text in tokens; longer ones lose their beginning and are counted (`truncated`).
-            None is what the model allows.
+        template: The model's input, such as "Q: {prompt} A: {response}"; a chat's messages are joined by blank lines.
+            None is the tokenizer's chat template, with a plain prompt as the user's message; if there is none, the
+            response follows the prompt directly.
+        last_line: Read only the last line of a plain prompt, which the response continues, without the examples above.
+        label: Output that gives the reward, for models with several outputs, counted from 0.
+        max_length: Longest text in tokens; longer texts lose their beginning and are counted (`truncated`). None is the
+            model's limit.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class SequenceClassificationScorer(Scorer):
         max_length: int | None = None,
     ):
         self.model = model
-        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.batch_size = check_at_least_one("batch_size", batch_size)
         self.dtype = dtype
         self.device = device
         self.template = template
@@ -64,7 +63,7 @@ class SequenceClassificationScorer(Scorer):
         self.label = label
         self.config, self.tokenizer = _load_config(model)
         self.max_length = self._limit(max_length)
-        self.truncated = 0  # texts cut so far
+        self.truncated = 0  # texts shortened so far
         self._loaded: PreTrainedModel | None = None
         options = {
             "dtype": None if dtype == "auto" else dtype,
@@ -89,7 +88,7 @@ class SequenceClassificationScorer(Scorer):
         folder = Path(self.model)
         if not folder.is_dir():
             return str(getattr(self.config, "_commit_hash", None))[:16]
-        return _fingerprint(sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)}))
+        return fingerprint_of(sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)}))
 
     def start(self) -> None:
         self._loaded = self._loaded or self._load()
@@ -117,20 +116,20 @@ class SequenceClassificationScorer(Scorer):
         return logits_NL[:, self.label] - logits_NL[:, others].logsumexp(-1)
 
     def _text(self, prompt: Text, response: str) -> str:
-        """What the model reads."""
+        """The model's input."""
         if self.last_line and isinstance(prompt, str):
             prompt = prompt.rpartition("\n")[2]
         if self.template is not None:
-            return self.template.format(prompt=_joined(prompt), response=response)
+            return self.template.format(prompt=joined(prompt), response=response)
         if self.tokenizer.chat_template:
             chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             chat = [*chat, {"role": "assistant", "content": response}]
             return str(self.tokenizer.apply_chat_template(chat, tokenize=False))
-        return _joined(prompt) + ("" if isinstance(prompt, str) else "\n\n") + response
+        return joined(prompt) + ("" if isinstance(prompt, str) else "\n\n") + response
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
-        """Tokens of each text, without the beginning of those that are too long."""
-        # a chat template has put the special tokens in already
+        """Tokens of each text; a text that is too long loses its beginning."""
+        # a chat template has already inserted the special tokens
         special = self.template is not None or not self.tokenizer.chat_template
         encode = partial(self.tokenizer, add_special_tokens=special, verbose=False)
         ids = encode(texts).input_ids
@@ -138,8 +137,8 @@ class SequenceClassificationScorer(Scorer):
         if long and not self.truncated:
             rank_zero_warn(
                 f"scorer {self.model}: a text of {len(ids[long[0]])} tokens is longer than "
-                f"max_length={self.max_length}, and is scored without its beginning. Further ones are only "
-                "counted. Raise max_length if the model allows, or shorten the prompts."
+                f"max_length={self.max_length} and is scored without its beginning. Further such texts are only "
+                "counted. Raise max_length if the model allows it, or shorten the prompts."
             )
         self.truncated += len(long)
         for place in long:
@@ -152,24 +151,26 @@ class SequenceClassificationScorer(Scorer):
         if max_length is None:
             return min(positions, self.tokenizer.model_max_length)
         if max_length > positions:
-            raise UserError(f"scorer.max_length={max_length}: {self.model!r} takes {positions} at most.")
-        return _at_least_one("max_length", max_length)
+            raise UserError(
+                f"scorer.max_length={max_length} must be at most {positions}, the limit of {self.model!r}. Lower it."
+            )
+        return check_at_least_one("max_length", max_length)
 
     def _load(self) -> PreTrainedModel:
         dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         try:
-            with torch.random.fork_rng(devices=[]):  # loading must not move the numbers that training draws
+            with torch.random.fork_rng(devices=[]):  # loading must not change training's random numbers
                 model, report = AutoModelForSequenceClassification.from_pretrained(
                     self.model, dtype=dtype, output_loading_info=True
                 )
         except (OSError, ValueError) as error:
-            raise UserError(f"scorer.model: cannot load {self.model!r}: {_first_line(error)}") from error
+            raise UserError(f"scorer.model={self.model!r} cannot be loaded: {first_line(error)}") from error
         if report["missing_keys"]:
             raise UserError(
-                f"scorer.model: {self.model!r} has no weights for {', '.join(sorted(report['missing_keys']))}, so "
-                "that its scores would be random. Give a model trained for sequence classification."
+                f"scorer.model={self.model!r} has no weights for {', '.join(sorted(report['missing_keys']))}, so its "
+                "scores would be random. Give a model trained for sequence classification."
             )
-        model.config.pad_token_id = self.tokenizer.pad_token_id  # decoders find a text's last token by it
+        model.config.pad_token_id = self.tokenizer.pad_token_id  # by which decoders find a text's last token
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return model.eval().requires_grad_(False).to(device)
 
@@ -179,26 +180,26 @@ def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]
     is_path = model.startswith(("/", ".", "~")) or len(path.parts) > 2
     is_path |= len(path.parts) == 2 and path.parent.is_dir()  # it looks like a hub name, but its folder is here
     if is_path and not path.is_dir():
-        raise UserError(f"scorer.model: there is no folder {model!r}. {_MODELS}")
+        raise UserError(f"scorer.model={model!r} does not exist. {_MODELS}")
     try:
         config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"scorer.model: {model!r} is no folder with a model and its tokenizer, and the hub gives none of "
-            f"that name ({_first_line(error)}). {_MODELS}"
+            f"scorer.model={model!r} is not a folder with a model and its tokenizer, and the hub has no model of that "
+            f"name ({first_line(error)}). {_MODELS}"
         ) from error
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
         raise UserError(
-            f"scorer.model: {model!r} is {', '.join(config.architectures or ['of no stated kind'])}, no "
-            "sequence classifier. Give a model that was trained to give scores."
+            f"scorer.model={model!r} must be a sequence classifier, but is "
+            f"{', '.join(config.architectures or ['of no stated kind'])}. Give a model trained to give scores."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.truncation_side = "left"  # the response is what counts
+    tokenizer.truncation_side = "left"  # the response matters most
     return config, tokenizer
 
 
-# what weights, configuration and tokenizer are read from; logs and metrics may lie next to them
+# the files that hold weights, configuration and tokenizer; logs and metrics may be next to them
 _MODEL_FILES = [
     "*.safetensors",
     "pytorch_model*.bin",
@@ -218,11 +219,11 @@ def _check_template(template: str) -> None:
         filled = template.format(prompt="", response="\0")
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise UserError(
-            f"scorer.template={template!r} cannot be filled in ({type(error).__name__}: {error}). Put in "
-            "{prompt} and {response}, and double any other brace."
+            f"scorer.template={template!r} cannot be filled in ({type(error).__name__}: {error}). Use {{prompt}} and "
+            "{response}, and double any other brace."
         ) from error
     if "\0" not in filled:
-        raise UserError(f"scorer.template={template!r} leaves the response out. Put in {{response}}.")
+        raise UserError(f"scorer.template={template!r} must contain {{response}}. Add it.")
 
 
 def _check_label(model: str, config: PretrainedConfig, label: int | None) -> None:
@@ -231,4 +232,4 @@ def _check_label(model: str, config: PretrainedConfig, label: int | None) -> Non
         raise UserError(f"scorer.label={label} has no effect: {model!r} has one output. Leave it out.")
     if count > 1 and (label is None or not 0 <= label < count):
         names = ", ".join(f"{number} {name}" for number, name in (config.id2label or {}).items())
-        raise UserError(f"scorer.label={label}: {model!r} has {count} outputs. Set it to one of: {names}.")
+        raise UserError(f"scorer.label={label} must be one of the outputs of {model!r}: {names}. Set it.")

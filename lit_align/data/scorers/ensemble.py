@@ -1,43 +1,45 @@
-"""A weighted mean of several scorers, less a share of their disagreement."""
+"""A weighted mean of several scorers, and how far they disagree."""
 
 from collections.abc import Sequence
 
 import torch
 
 from lit_align.data.formats.rows import Text
-from lit_align.data.scorers.base import Scorer, Scores, _at_least_one, score
+from lit_align.data.scorers.base import Scorer, Scores, check_at_least_one, score
 from lit_align.errors import UserError
 
 
 class EnsembleScorer(Scorer):
     """The weighted mean of several scorers, Σ w_m r_m / Σ w_m, and how far they disagree.
 
-    Recorded with each reward, and logged by round: every member's own, and `disagreement`, their weighted standard
-    deviation around the reward. Weights also bring scales together: members that differ in scale need them.
+    Every member's reward is recorded and logged by round, with `disagreement`, their weighted standard deviation around
+    the mean. If the members' rewards differ in scale, bring them to one scale by their weights.
 
     Args:
         scorers: The members, by name.
-        weights: Weight of each member by name; 1 for those without.
+        weights: Weight of each member by name; the default is 1.
         batch_size: Most responses per call.
     """
 
     def __init__(self, scorers: dict[str, Scorer], weights: dict[str, float] | None = None, batch_size: int = 256):
         self.scorers = scorers
         self.weights = dict.fromkeys(scorers, 1.0) | (weights or {})
-        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.batch_size = check_at_least_one("batch_size", batch_size)
         if len(scorers) < 2:
-            raise UserError(f"scorer.scorers: an ensemble needs 2 members or more, and has {len(scorers)}.")
+            raise UserError(f"scorer.scorers must have at least 2 members, but has {len(scorers)}. Add one.")
         for name, weight in self.weights.items():
             if name not in scorers:
-                raise UserError(f"scorer.weights.{name}={weight} has no member; members are {', '.join(scorers)}.")
+                raise UserError(
+                    f"scorer.weights.{name}={weight} has no effect: the members are {', '.join(scorers)}. Name one."
+                )
             if not weight > 0:
-                raise UserError(f"scorer.weights.{name}={weight} must be above 0; leave a member out instead.")
+                raise UserError(f"scorer.weights.{name}={weight} must be above 0. To leave a member out, remove it.")
         if "disagreement" in scorers:
-            raise UserError("scorer.scorers.disagreement: this name is that of their spread; take another.")
+            raise UserError("scorer.scorers.disagreement: this name is reserved for the members' spread. Use another.")
 
     @property
     def identity(self) -> str:
-        """Those of the members, with their weights."""
+        """The members' identities with their weights."""
         members = ", ".join(f"{self.weights[name]:g} {scorer.identity}" for name, scorer in self.scorers.items())
         return f"ensemble of {members}"
 

@@ -10,29 +10,29 @@ from types import ModuleType
 from typing import Any
 
 from lit_align.data.formats.rows import Text
-from lit_align.data.scorers.base import PairwiseScorer, Scorer, _at_least_one, _fingerprint
+from lit_align.data.scorers.base import PairwiseScorer, Scorer, asks_to_end, check_at_least_one, fingerprint_of
 from lit_align.errors import UserError
 
 
 class FunctionScorer(Scorer):
-    """A Python function, called as `function(prompts, responses)`, that returns one number per response.
+    """A Python function that returns one number per response: `reward(prompts, responses) -> list[float]`.
 
     A prompt is a string, or a list of messages with `role` and `content`.
 
     Args:
-        function: Where it is: package.module.function, or path/to/file.py:function.
+        function: Import path of the function: package.module.function, or path/to/file.py:function.
         batch_size: Most responses per call.
     """
 
     def __init__(self, function: str, batch_size: int = 256):
         self.function = _import_function(function)
-        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.batch_size = check_at_least_one("batch_size", batch_size)
         file = getattr(sys.modules.get(self.function.__module__ or ""), "__file__", None)
-        self._identity = f"{function}@{_fingerprint([Path(file)])}" if file else function
+        self._identity = f"{function}@{fingerprint_of([Path(file)])}" if file else function
 
     @property
     def identity(self) -> str:
-        """The import path and a fingerprint of the file behind it."""
+        """The import path and a fingerprint of the file that holds the function."""
         return self._identity
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
@@ -40,10 +40,10 @@ class FunctionScorer(Scorer):
 
 
 class PairwiseFunctionScorer(PairwiseScorer):
-    """A Python function, called as `function(prompt, responses)`, that gives [K, K]: how probably i beats j.
+    """A Python function that compares K responses: `prefer(prompt, responses)` returns P(i beats j), [K, K].
 
     Args:
-        function: Where it is: package.module.function, or path/to/file.py:function.
+        function: Import path of the function: package.module.function, or path/to/file.py:function.
     """
 
     def __init__(self, function: str):
@@ -51,7 +51,7 @@ class PairwiseFunctionScorer(PairwiseScorer):
 
     @property
     def identity(self) -> str:
-        """The import path and a fingerprint of the file behind it."""
+        """The import path and a fingerprint of the file that holds the function."""
         return self._function.identity
 
     def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[Any]:
@@ -64,12 +64,14 @@ def _import_function(path: str) -> Callable[..., Sequence[float]]:
     forms = "Give package.module.function, or path/to/file.py:function."
     place, _, name = path.rpartition(":" if ":" in path else ".")
     if not place or not name:
-        raise UserError(f"scorer.function={path!r} is no path to a function. {forms}")
+        raise UserError(f"scorer.function={path!r} must be the import path of a function. {forms}")
     if ":" in path and not Path(place).is_file():
         raise UserError(f"scorer.function={path!r}: there is no file {place!r}. {forms}")
     try:
         module = _import_file(Path(place)) if ":" in path else importlib.import_module(place)
-    except Exception as error:  # whatever the user's file does
+    except BaseException as error:  # whatever the user's file does, sys.exit included
+        if asks_to_end(error):
+            raise
         raise UserError(
             f"scorer.function={path!r}: cannot import {place!r} ({type(error).__name__}: {error}). {forms}"
         ) from error
@@ -77,12 +79,12 @@ def _import_function(path: str) -> Callable[..., Sequence[float]]:
     if function is None:
         raise UserError(f"scorer.function={path!r}: there is no {name!r} in {place!r}. {forms}")
     if not callable(function):
-        raise UserError(f"scorer.function={path!r} is a {type(function).__name__}, not a function. {forms}")
-    return function  # type: ignore[return-value]  # what it returns, `score` checks
+        raise UserError(f"scorer.function={path!r} must be a function, not of type {type(function).__name__}. {forms}")
+    return function  # type: ignore[return-value]  # `score` checks what it returns
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Run a file once, as a module whose name hides no other."""
+    """Run a file once, as a module whose name hides no other module."""
     name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]

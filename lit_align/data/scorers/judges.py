@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 
 from lit_align.console import print_field
 from lit_align.data.formats.rows import Text
-from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, _shown
+from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, excerpt
 from lit_align.data.scorers.chat_api import ATTEMPTS, Client, Endpoint, JudgeError, UsageStats
 from lit_align.errors import UserError
 
@@ -67,7 +67,7 @@ class JudgePrompter(Generic[T]):
                 if self.unanswered is None:
                     raise JudgeError(
                         f"the judge {self.client.endpoint.model} was asked {ATTEMPTS} times and did not answer like "
-                        f"{wanted}, but {_shown(texts[place])} (response {_shown(filled[place]['response'])}). Take "
+                        f"{wanted}, but {excerpt(texts[place])} (response {excerpt(filled[place]['response'])}). Take "
                         "a better judge or template, raise endpoint.max_tokens, or set scorer.unanswered to the value "
                         "that such responses get."
                     )

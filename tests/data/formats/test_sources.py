@@ -1,0 +1,239 @@
+"""Files, globs, slices and downloaded folders are read; damaged ones are one message."""
+
+import bz2
+import csv
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reading import message_of
+
+from lit_align.data.formats import Rows, read_rows
+from lit_align.data.formats.record import Record
+from lit_align.data.formats.slices import sliced
+
+PAIRS = [{"prompt": f'Q{i}, "so"\n?', "chosen": "a", "rejected": "b"} for i in range(10)]
+PROMPTS = [pair["prompt"] for pair in PAIRS]
+
+
+def lines(rows: list[dict[str, Any]] = PAIRS) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def table(path: Path, delimiter: str) -> bytes:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, PAIRS[0], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(PAIRS)
+    return path.read_bytes()
+
+
+def prompts(source: Any, **options: Any) -> list[Any]:
+    return [row.prompt for row in read_rows(source, kind="preferences", **options)]
+
+
+def pairs(path: Path) -> Rows:
+    return read_rows(path, kind="preferences")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])
+def test_each_kind_of_file_is_read_compressed_or_not(tmp_path: Path, suffix: str):
+    files = {
+        "rows.jsonl": lines(),
+        "rows.ndjson": lines(),
+        "list.json": json.dumps(PAIRS).encode(),
+        "rows.csv": b"\xef\xbb\xbf" + table(tmp_path / "x.csv", ","),
+        "rows.tsv": table(tmp_path / "x.tsv", "\t"),
+    }
+    compress = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}[suffix]
+    for name, content in files.items():
+        path = tmp_path / (name + suffix)
+        path.write_bytes(compress(content))
+        assert prompts(path) == PROMPTS, name
+
+
+def test_numbers_lists_and_messages_are_read_from_tables_of_text(tmp_path: Path):
+    file = tmp_path / "rows.csv"
+    chat = "\"[{'role': 'user', 'content': 'Q'}]\""
+    file.write_text(f"prompt,chosen,rejected,score_chosen,score_rejected\n{chat},a,b,1.5,1\n")
+    row = pairs(file)[0]
+    assert row.prompt == [{"role": "user", "content": "Q"}]
+    assert row.rewards == (1.5, 1.0)
+    file.write_text('prompt,responses,rewards\nQ,"[""a"", ""b""]","[1, 2]"\n')
+    assert pairs(file)[0].responses == ("b", "a")
+
+
+def test_lists_and_globs_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for i in (2, 1, 0):
+        Path(f"part{i}.jsonl").write_bytes(lines(PAIRS[3 * i : 3 * i + 3]))
+    assert prompts("part*.jsonl") == PROMPTS[:9]
+    assert prompts("part[12].jsonl") == PROMPTS[3:9]
+    assert prompts(["part2.jsonl", "part0.jsonl[:1]"]) == [*PROMPTS[6:9], PROMPTS[0]]
+    assert prompts("part*.jsonl[3:5]") == PROMPTS[3:5]
+    assert "no file matches" in message_of(lambda: prompts("nothing*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ("[:3]", PROMPTS[:3]),
+        ("[3:]", PROMPTS[3:]),
+        ("[-2:]", PROMPTS[-2:]),
+        ("[2:4]", PROMPTS[2:4]),
+        ("[:95%]", PROMPTS[:10]),
+        ("[:90%]", PROMPTS[:9]),
+        ("[90%:]", PROMPTS[9:]),
+        ("[-10%:]", PROMPTS[9:]),
+        ("[:99]", PROMPTS),
+        ("[:]", PROMPTS),
+    ],
+)
+def test_slices_of_files_folders_and_splits(tmp_path: Path, bounds: str, expected: list[str]):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(lines())
+    DatasetDict(train=Dataset.from_list(PAIRS), test=Dataset.from_list(PAIRS[:1])).save_to_disk(tmp_path / "saved")
+    assert prompts(f"{file}{bounds}") == expected
+    assert prompts(file, split=bounds) == expected
+    assert prompts(tmp_path / "saved", split=f"train{bounds}") == expected
+    assert prompts(f"{tmp_path / 'saved'}{bounds}") == expected
+
+
+def test_a_slice_keeps_the_numbers_of_its_rows_and_a_wrong_one_is_refused(tmp_path: Path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(lines())
+    assert read_rows(f"{file}[4:]", kind="prompts")[0].source == "rows.jsonl:5"
+    for bounds in ("[a:]", "[1.5:]", "[1:2:3]"):
+        assert "a slice must be" in message_of(lambda bounds=bounds: prompts(f"{file}{bounds}"))
+    assert "is empty" in message_of(lambda: prompts(f"{file}[5:5]"))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 300), st.integers(0, 1000))
+def test_complementary_shares_have_each_row_once(count: int, tenths: int):
+    records = [Record({}, str(i)) for i in range(count)]
+    share = f"{tenths / 10}%"
+    both = [*sliced(iter(records), f":{share}"), *sliced(iter(records), f"{share}:")]
+    assert both == records
+
+
+# --- downloaded folders ---
+
+
+def test_a_downloaded_folder_is_read_by_the_names_of_its_files(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Birds\n")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "old.jsonl").write_bytes(lines())
+    pq.write_table(pa.Table.from_pylist(PAIRS[:4]), tmp_path / "data" / "train-00000-of-00002.parquet")
+    pq.write_table(pa.Table.from_pylist(PAIRS[4:6]), tmp_path / "data" / "train-00001-of-00002.parquet")
+    pq.write_table(pa.Table.from_pylist(PAIRS[6:]), tmp_path / "data" / "test-00000-of-00001.parquet")
+    assert prompts(tmp_path) == PROMPTS[:6]
+    assert prompts(tmp_path, split="test") == PROMPTS[6:]
+    assert prompts(tmp_path, split="train[:50%]") == PROMPTS[:3]
+    assert "Set `split` to one of test, train" in message_of(lambda: prompts(tmp_path, split="dev"))
+
+
+def test_a_folder_with_plain_names_is_one_data_set(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(lines(PAIRS[:2]))
+    (tmp_path / "b.csv").write_bytes(table(tmp_path / "b.csv", ","))
+    assert prompts(tmp_path) == PROMPTS[:2] + PROMPTS
+    (tmp_path / "train.jsonl").write_bytes(lines())
+    assert "not clear to which split" in message_of(lambda: prompts(tmp_path))
+
+
+def test_the_configurations_of_a_readme_name_the_files(tmp_path: Path):
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: big\n  data_files:\n  - split: train\n    path: big/*.jsonl\n"
+        "- config_name: small\n  default: true\n  data_files: small.jsonl\n---\n"
+    )
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "x.jsonl").write_bytes(lines())
+    (tmp_path / "small.jsonl").write_bytes(lines(PAIRS[:2]))
+    assert prompts(tmp_path) == PROMPTS[:2]
+    assert prompts(f"{tmp_path}:big") == PROMPTS
+    assert "has the configurations big, small" in message_of(lambda: prompts(f"{tmp_path}:huge"))
+    os.remove(tmp_path / "small.jsonl")
+    assert "not in the folder" in message_of(lambda: prompts(tmp_path))
+
+
+# --- damaged input ---
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rows.jsonl", lines() + b'{"prompt": ' + b"9" * 5000 + b"}", ["rows.jsonl:11", "too many digits"]),
+        ("rows.jsonl", b'{"prompt": ' + b"[" * 200_000, ["rows.jsonl:1", "nested too deeply"]),
+        ("rows.jsonl", b'{"prompt": "a", "prompt": "b"}', ["rows.jsonl:1", '"prompt" twice']),
+        ("rows.jsonl", b'{"prompt": [{"role": "user", "role": "x"}]}', ["rows.jsonl:1", '"role" twice']),
+        ("rows.json", json.dumps(PAIRS).encode()[:-9], ["rows.json:1", "not valid JSON"]),
+        ("rows.jsonl.gz", gzip.compress(lines() * 999)[:-99], ["rows.jsonl.gz", "damaged or cut off"]),
+        ("rows.jsonl.gz", lines(), ["rows.jsonl.gz", "damaged or cut off"]),
+        ("rows.csv", b"prompt,prompt\na,b\n", ["rows.csv", "same name (prompt)"]),
+        ("rows.csv", b"prompt,chosen\na,b\na,b,c\n", ["rows.csv:2", "3 fields", "2 columns"]),
+        ("rows.csv", b'prompt,chosen\na,"b', ["rows.csv", "not valid CSV"]),
+        ("rows.csv", b"prompt,chosen\ncaf\xe9,b\n", ["rows.csv", "not UTF-8"]),
+        ("rows.csv", b"prompt,chosen\n", ["rows.csv", "empty"]),
+        ("rows.csv", b"", ["rows.csv", "empty"]),
+        ("rows.parquet", b"PAR1" + bytes(99) + b"PAR1", ["rows.parquet", "not a Parquet file"]),
+    ],
+)
+def test_damaged_files_are_one_message(tmp_path: Path, name: str, content: bytes, words: list[str]):
+    (tmp_path / name).write_bytes(content)
+    message = message_of(lambda: prompts(tmp_path / name))
+    assert all(word in message for word in words), message
+    assert len(message) < 600
+
+
+def test_a_parquet_file_that_is_damaged_inside_a_page_is_one_message(tmp_path: Path):
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(PAIRS * 50), file, compression="zstd", use_dictionary=False)
+    content = bytearray(file.read_bytes())
+    content[60:160] = bytes(100)
+    file.write_bytes(content)
+    assert "the file is damaged" in message_of(lambda: prompts(file))
+
+
+def test_parquet_text_that_is_not_utf_8_is_one_message(tmp_path: Path):
+    text = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(bytes([0, 0, 0, 0, 4, 0, 0, 0])), pa.py_buffer(b"caf\xe9")]
+    )
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"prompt": text, "chosen": ["a"], "rejected": ["b"]}), file)
+    assert "the file is damaged" in message_of(lambda: prompts(file))
+
+
+def test_parquet_columns_of_the_same_name_are_refused(tmp_path: Path):
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.table([["Q"], ["a"], ["b"], ["c"]], names=["prompt", "chosen", "rejected", "chosen"]), file)
+    assert "same name (chosen)" in message_of(lambda: prompts(file))
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e308", "1e39", "1" + "0" * 400, "NaN", '"inf"'])
+def test_rewards_that_32_bits_cannot_hold_are_refused(tmp_path: Path, number: str):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f'{{"prompt": "Q", "chosen": "a", "rejected": "b", "score_chosen": {number}, "score_rejected": 1}}')
+    message = message_of(lambda: prompts(file))
+    assert "rows.jsonl:1: `score_chosen`" in message
+    assert "finite number" in message
+
+
+def test_keys_that_only_other_rows_have_are_not_added_to_tool_calls(tmp_path: Path):
+    file = tmp_path / "rows.parquet"
+    calls = [{"function": {"name": "t", "arguments": {"x": 1}}}, {"function": {"name": "u", "arguments": {"y": 2}}}]
+    chats = [
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+        for call in calls
+    ]
+    pq.write_table(pa.Table.from_pylist(chats), file)
+    read = [row.responses[0]["tool_calls"] for row in read_rows(file, kind="texts")]  # type: ignore[index]
+    assert read == [[call] for call in calls]

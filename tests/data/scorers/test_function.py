@@ -1,0 +1,83 @@
+"""Functions as scorers."""
+
+from pathlib import Path
+
+import pytest
+from scoring import CODE, message_of
+
+from lit_align.data.scorers.base import ScorerError, compare, score
+from lit_align.data.scorers.function import FunctionScorer, PairwiseFunctionScorer
+from lit_align.errors import UserError
+
+
+def test_a_function_is_found_by_file_and_by_import_path(in_tmp: Path):
+    Path("rewards.py").write_text(CODE)
+    assert score(FunctionScorer("rewards.py:length"), ["ab", "c"], ["d", ""]) == [3.0, 1.0]
+    assert FunctionScorer("json.dumps").function({}) == "{}"
+
+
+def test_a_file_does_not_hide_the_module_of_its_name(in_tmp: Path):
+    Path("json.py").write_text(CODE)
+    assert score(FunctionScorer("json.py:length"), ["a"], ["b"]) == [2.0]
+    assert FunctionScorer("json.dumps").function([1]) == "[1]"
+
+
+def test_a_functions_identity_follows_its_code(tmp_path: Path):
+    identities = []
+    for folder, code in (("a", CODE), ("b", CODE), ("c", CODE + "\n# another version\n")):
+        file = tmp_path / folder / "rewards.py"
+        file.parent.mkdir()
+        file.write_text(code)
+        path, _, fingerprint = FunctionScorer(f"{file}:length").identity.rpartition("@")
+        assert path == f"{file}:length"
+        identities.append(fingerprint)
+    assert identities[0] == identities[1] != identities[2]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("nowhere.py:f", ["'nowhere.py:f'", "no file 'nowhere.py'"]),
+        ("no_such_package.f", ["cannot import 'no_such_package'", "No module named"]),
+        ("broken.py:f", ["cannot import 'broken.py'", "No module named 'no_such_lexicon'"]),
+        ("rewards.py:missing", ["no 'missing' in 'rewards.py'"]),
+        ("rewards.py:nothing", ["must be a function, not of type int"]),
+        ("length", ["'length'", "must be the import path"]),
+        ("", ["''", "must be the import path"]),
+    ],
+)
+def test_a_missing_function_is_named(in_tmp: Path, function: str, words: list[str]):
+    Path("rewards.py").write_text(CODE)
+    Path("broken.py").write_text("import no_such_lexicon")
+    message = message_of(UserError, FunctionScorer, function)
+    for word in ["scorer.function=", "path/to/file.py:function", *words]:
+        assert word in message, message
+
+
+def test_a_batch_size_below_one_is_refused():
+    assert "batch_size=0" in message_of(UserError, FunctionScorer, "json.dumps", batch_size=0)
+
+
+def test_a_function_compares_responses(in_tmp):
+    (in_tmp / "prefer.py").write_text(
+        "import torch\ndef rock_paper_scissors(prompt, responses):\n"
+        "    return torch.tensor([[9, 1, 0], [0, 9, 1], [1, 0, 9.0]])\n"
+    )
+    (P,) = compare(PairwiseFunctionScorer("prefer.py:rock_paper_scissors"), ["q"], [["rock", "scissors", "paper"]])
+    assert P == [[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ("[[0.5, 1.0]]", "gave a matrix of shape [1, 2] for 2 responses"),
+        ("[[0.5, 0.9], [0.9, 0.5]]", "which are not preferences"),
+        ("[[0.5, float('nan')], [0.9, 0.5]]", "which are not preferences"),
+        ("'A'", "raised TypeError"),
+    ],
+)
+def test_values_that_are_not_preferences_are_refused(in_tmp, returned, words):
+    (in_tmp / "prefer.py").write_text(f"def bad(prompt, responses): return {returned}\n")
+    message = message_of(ScorerError, compare, PairwiseFunctionScorer("prefer.py:bad"), ["q"], [["a", "b"]])
+    assert words in message
+    assert 'first response "a"' in message
