@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart pipeline test slow format clean
+.PHONY: install quickstart pipeline test slow format docs picture clean
 
 install: .venv/installed  ## make the environment in .venv and prepare data/quickstart
 
@@ -48,6 +48,13 @@ slow: .venv/installed  ## run the tests that take minutes
 format: .venv/installed  ## format and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: .venv/installed  ## make the pages that come from the code
+	$(BIN)/python docs/objectives/make.py
+	$(BIN)/python docs/make_metrics.py
+
+picture: .venv/installed  ## take the README's picture of the quickstart's report; needs chromium
+	$(BIN)/python docs/make_picture.py
 
 clean:  ## delete the environment, the quickstart's data and all runs
 	rm -rf .venv data/quickstart runs

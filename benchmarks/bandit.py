@@ -1,20 +1,20 @@
-"""Anchors that move, on a problem small enough to be exact: `python benchmarks/bandit.py --out runs/bandit`.
+"""Moving anchors on a problem that is solved exactly: `python benchmarks/bandit.py --out runs/bandit`.
 
-One prompt, a handful of responses, a softmax policy with one logit for each, float64. Each claim is a law in
-closed form, met by the library's own loss functions under a real optimizer:
+The problem has one prompt and a few responses. The policy is a softmax with one logit per response, in float64. Each
+claim is a law in closed form; the library's own loss functions meet it under a real optimizer:
 
-    iterates        Rounds of a proximal objective go to the RLHF optimum π_ref exp(r/β), geometrically:
+    iterates        Rounds of a proximal objective converge geometrically to the RLHF optimum π_ref exp(r/β):
                     log π_t/π_ref = c_t r + const, c_t = (1/β)(1 − (λ/(β+λ))^t). Iterative DPO with a fixed
-                    reference is there after one round, c_t = 1/β; with the reference replaced after each
-                    round (TR hard) there is no optimum to stop at, c_t = t/β.
-    syncs           DPO's gradient scale βσ(−βh) and curvature β²σ(βh)σ(−βh) vanish as the margin h grows; a
+                    reference reaches it in one round, c_t = 1/β. If the reference is replaced after each round
+                    (TR hard), the policy does not converge: c_t = t/β.
+    syncs           DPO's gradient scale βσ(−βh) and curvature β²σ(βh)σ(−βh) vanish as the margin h grows. A
                     sync of the reference restores them to β/2 and β²/4.
-    certain labels  If one response always wins, DPO's log-ratio runs away; Maximum Preference Optimization
-                    (MPO) with its SFT term stops, at the root of cπ² = (c−β)π + βq.
-    theorem 4.1     The gradient of the expected preference, enumerated over all pairs and choices, is MPO's on
-                    labelled pairs of any sampler.
+    certain labels  If one response always wins, DPO's log-ratio diverges. Maximum Preference Optimization
+                    (MPO) with its SFT term stops at the root of cπ² = (c−β)π + βq.
+    theorem 4.1     The gradient of the expected preference, enumerated over all pairs and choices, equals MPO's
+                    on labelled pairs from any sampler.
 
-Prints one table, law against measurement, and draws a figure of each. Seconds on a CPU.
+It prints a table of law against measurement and draws a figure for each, in seconds on a CPU.
 """
 
 import argparse
@@ -43,7 +43,7 @@ BLUE, ORANGE, GREEN, PURPLE, RED, INK, PALE = (
 
 
 class Row(NamedTuple):
-    """One line of the table: what is claimed, and what was measured."""
+    """One line of the table: a claim, its law, and the measurement."""
 
     claim: str
     law: float
@@ -136,7 +136,7 @@ def show_iterates(out: Path | None) -> Iterator[Row]:
     left.legend(frameon=False, loc="upper right")
     left.set(ylim=(0, 2.6), xlim=(-0.3, ROUNDS + 0.3), xlabel="round $t$")
     left.set_ylabel("$c_t$,  how far $\\log\\,\\pi_t/\\pi_{ref}$ follows $r$")
-    left.set_title("Where the rounds lead")
+    left.set_title("Strength of the reward by round")
 
     for weight, color in PROXIMAL.items():
         right.semilogy(t, [law_of_distance(s, weight) for s in t], color=color, lw=1.6)
@@ -144,7 +144,7 @@ def show_iterates(out: Path | None) -> Iterator[Row]:
         rate = f"$\\lambda = {weight:g}\\,\\beta$ closes {BETA / (BETA + weight):.0%} of the gap a round"
         right.text(0, {1.0: 1e-6, 3.0: 1.6e-7, 9.0: 2.6e-8}[weight], rate, color=color)
     right.semilogy(t[2:], moving.distance[2:], "o-", color=RED, ms=5, lw=1.6)
-    right.text(ROUNDS, 1.5, "TR hard is there at $t = 1$, and goes on", color=RED, ha="right")
+    right.text(ROUNDS, 1.5, "TR hard reaches it at $t = 1$ and continues", color=RED, ha="right")
     right.set(ylim=(4e-9, 5), xlim=(-0.3, ROUNDS + 0.3), xlabel="round $t$")
     right.set_title("Distance to the RLHF optimum,  KL$(\\pi_t\\,\\|\\,\\pi^*)$")
     save(figure, out / "iterates.png", "lines: the laws     points: solved with dpo_loss and effective_anchor")
@@ -196,7 +196,7 @@ def show_syncs(out: Path | None) -> Iterator[Row]:
     )
     yield Row("TR hard: gradient scale at a sync, β/2", BETA / 2, min(hard.gradient[TAU::TAU]))
     yield Row("TR hard: curvature at a sync, β²/4", BETA**2 / 4, min(hard.curvature[TAU::TAU]))
-    # a steady drift d a step leaves a lag of d(1−α)/α just after a mix, where this step's gradient is taken
+    # a steady drift of d per step leaves a lag of d(1−α)/α right after a mix, where this step's gradient is taken
     drift = soft.margin[-1] - soft.margin[-2]
     lag = math.log(BETA / soft.gradient[-1] - 1) / BETA
     yield Row("TR soft: lag d(1−α)/α just after a mix", drift * (1 - ALPHA) / ALPHA, lag)
@@ -218,7 +218,7 @@ def show_syncs(out: Path | None) -> Iterator[Row]:
     axes[2].legend(frameon=False, loc="upper left")
     for axis in axes:
         axis.set(xlabel="step", xlim=(0, STEPS))
-    save(figure, out / "syncs.png", "one pair, gradient descent; h is the margin to the reference as it stands")
+    save(figure, out / "syncs.png", "one pair, gradient descent; h is the margin to the current reference")
 
 
 # --- certain labels ----------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def show_certain_labels(out: Path | None) -> Iterator[Row]:
     steps = range(1, LONG + 1)
     for name, color in (("DPO", INK), ("IPO", ORANGE), ("MPO", GREEN)):
         left.semilogx(steps, runs[name], color=color, lw=1.8)
-    left.text(500, runs["DPO"][500] + 0.6, "DPO runs away, as $(\\log t)/\\beta$", color=INK, ha="right")
+    left.text(500, runs["DPO"][500] + 0.6, "DPO diverges, as $(\\log t)/\\beta$", color=INK, ha="right")
     left.text(LONG, runs["MPO"][-1] + 0.25, "MPO + SFT stops at its root", color=GREEN, ha="right")
     left.text(LONG, 1 / (2 * WEIGHT) - 0.25, "IPO stops at $1/(2\\beta)$", color=ORANGE, ha="right", va="top")
     left.set(xlim=(1, LONG), ylim=(0, None), xlabel="step of gradient descent")
@@ -305,12 +305,12 @@ def show_certain_labels(out: Path | None) -> Iterator[Row]:
 
 # --- theorem 4.1 -------------------------------------------------------------------------------------------
 
-# P(y_i≻y_j): five responses of which each beats the next two, so that no reward explains them
+# P(y_i≻y_j): five responses, each beats the next two, so no reward explains them
 CIRCLE = torch.sigmoid(torch.tensor([[(0, 2, 1, -1, -2)[(j - i) % 5] for j in range(5)] for i in range(5)]).double())
 
 
 def preference_gradients() -> tuple[Tensor, Tensor]:
-    """∇ of what the policy's choices between two responses of a sampler are worth, and MPO's on labelled pairs."""
+    """Gradients of the expected preference of the policy's choices, and of MPO's loss on labelled pairs."""
     policy, sampler = torch.zeros(5, dtype=torch.float64, requires_grad=True), REFERENCE.exp()
     drawn = sampler[:, None] * sampler
     logps = (policy + REWARDS).log_softmax(0)
@@ -342,7 +342,7 @@ def save(figure: Figure, path: Path, note: str) -> None:
 
 
 def rows(out: Path | None = None) -> list[Row]:
-    """The table; with a folder, the figures too."""
+    """Compute the table; draw the figures if a folder is given."""
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     return [*show_iterates(out), *show_syncs(out), *show_certain_labels(out), *show_theorem()]

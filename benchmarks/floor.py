@@ -1,9 +1,8 @@
-"""Where a training step's time goes, and its floor: what its useful arithmetic alone would take on this machine.
+"""Profile of a training step, and its floor: the time of the arithmetic that no step can do without.
 
-The floor counts matrix products and attention of what no step can do without: each prompt once, the output head for
-response tokens alone, twice a forward pass for the backward pass, and a forward pass more for a live reference; at the
-rate at which one thread multiplies matrices of the model's own shapes. The profile sorts the time of each operation by
-what it is for.
+The floor counts matrix products and attention: each prompt once, the output head for response tokens only, a backward
+pass of twice the forward pass, and one more forward pass for a live reference. It divides them by the measured rate at
+which one thread multiplies matrices of the model's shapes. The profile sums the time of the operations by purpose.
 
     python benchmarks/floor.py
 """
@@ -32,11 +31,11 @@ PARTS = {
     "optimizer and clipping": r"aten::(lerp_|addcmul_|addcdiv_|sqrt|linalg_vector_norm|_foreach_.*|_fused_adam.*)$",
     "norms, activations, sums": r"",
 }
-"""What an operation is for, by its name: the first that matches."""
+"""Purpose of an operation by its name; the first match counts."""
 
 
 class Stopwatch:
-    """Stands where a `Turn` would: times all steps but the first and the last, and profiles the last."""
+    """A `Turn` that times all steps except the first and the last, and profiles the last."""
 
     def __init__(self, steps: int):
         self.left = steps
@@ -68,7 +67,7 @@ class Stopwatch:
 
 
 def useful_flops(model: PreTrainedModel, batch: int, prompt: int, response: int, responses: int, live: bool) -> float:
-    """Floating-point operations of a step that no step can do without."""
+    """Floating-point operations that no step can do without."""
     config: PretrainedConfig = model.config.get_text_config()
     head = model.get_output_embeddings()
     body = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
@@ -80,7 +79,7 @@ def useful_flops(model: PreTrainedModel, batch: int, prompt: int, response: int,
 
 
 def matmul_rate(layers: Iterable[torch.nn.Linear], tokens: int) -> float:
-    """Floating-point operations a second of these layers' products, each of so many tokens."""
+    """Floating-point operations per second of these layers' matrix products over `tokens` tokens."""
     weights = [layer.weight.detach() for layer in layers]
     inputs = {weight.shape[1]: torch.randn(tokens, weight.shape[1], dtype=weight.dtype) for weight in weights}
     rates = []

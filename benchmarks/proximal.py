@@ -1,7 +1,7 @@
-"""What holding the policy near its sampler costs: a step of PR-DPO against one of iterative DPO.
+"""Cost of the proximal term: a step of PR-DPO against one of iterative DPO.
 
-Both train on a round's pairs, with log π_ref and log π_s recorded when these were sampled, so that either holds one
-model; the proximal form mixes two recorded numbers for each response.
+Both train on a round's pairs with recorded log π_ref and log π_s, so both hold one model only. The proximal form mixes
+the two recorded numbers of each response.
 
     python benchmarks/proximal.py
 """
@@ -18,7 +18,7 @@ from turns import as_row, ratio, take_turns, write
 
 
 class Proximal(L.Callback):
-    """Turns DPO into PR-DPO, of batches that bring log π_s with them."""
+    """Turns DPO into PR-DPO, for batches with recorded log π_s."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         pl_module.proximal = 0.1

@@ -1,7 +1,7 @@
-"""What moving the reference costs, as a share of a training step: soft and hard, all weights, at TL;DR-like lengths.
+"""Cost of moving the reference, as a share of a training step: soft and hard, all weights, at TL;DR-like lengths.
 
-A soft refresh at each step costs this share in time; a hard one every tau steps, a tau-th of it. A bfloat16 reference
-is mixed softly in a float32 accumulator and rounded from there, so that small alphas are not lost.
+A soft refresh at each step costs this share of the time; a hard one every tau steps costs 1/tau of it. A bfloat16
+reference is mixed softly in a float32 accumulator and then rounded, so small alphas are not lost.
 
     python benchmarks/refresh.py
 """
@@ -21,7 +21,7 @@ from lit_align.reference.config import RefreshRule
 
 
 def refreshes(turn: Turn, *, model: str, dtype: Any, alpha: float, steps: int) -> None:
-    """The refresh alone, again and again; the weights do not fit in a cache, with or without a step between."""
+    """Repeat the refresh alone; the weights exceed the caches, so a step in between would not slow it down."""
     module = DPO(PolicyConfig(model, dtype=dtype))
     module.refresh_rule = RefreshRule(alpha, 1)
     module.configure_model()

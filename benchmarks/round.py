@@ -1,9 +1,9 @@
-"""A whole on-policy round of ours against one of TRL's OnlineDPOTrainer: sample, score, pair, one step.
+"""A whole on-policy round against one of TRL's OnlineDPOTrainer: sample, score, pair, one step.
 
-The same prompts, two responses each of exactly so many tokens, a reward that costs nothing, full weights in bfloat16,
-and a reference that stays. Neither side records log π_s, which online DPO does not read. TRL as it comes recomputes
-activations and samples without a cache of keys and values; its best setting here turns that off, and mixed precision
-too, for the weights are bfloat16 as they are.
+Both sides have the same prompts, two responses of a fixed number of tokens each, a reward that costs nothing, full
+weights in bfloat16, and a fixed reference. Neither records log π_s, which online DPO does not need. By default TRL
+recomputes activations and samples without a key-value cache. Its best setting here turns that off, and mixed precision
+too, since the weights are bfloat16 already.
 
     python benchmarks/round.py
 """
@@ -30,7 +30,7 @@ SETTINGS = {"TRL's default": {}, "TRL's best": {"gradient_checkpointing": False,
 
 
 class Rounds(OnPolicyPairs):
-    """Waits for its turn before each round; a response ends by its length alone."""
+    """Waits for its turn before each round; responses end by length only."""
 
     turn: Turn
 
@@ -124,9 +124,9 @@ def trls(
 
 def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=8, help="of a round; two responses each")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per round; two responses each")
     parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=24, help="of a response")
+    parser.add_argument("--tokens", type=int, default=24, help="tokens per response")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", default="data/quickstart/model")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/round.json"))

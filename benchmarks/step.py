@@ -1,11 +1,11 @@
-"""A training step of ours against one of TRL's DPOTrainer: time and peak memory, in the same run, on the same pairs.
+"""Time and peak memory of a training step against TRL's DPOTrainer, in the same run, on the same pairs.
 
-Both run their own training loop on a model in bfloat16, with fused AdamW, gradient clipping, no dropout, no activation
-checkpointing; a step is forward, backward and optimizer, without the fetching of its batch. `live` computes the
-reference's log-probabilities in each step, `recorded` has them beforehand (TRL: precompute_ref_log_probs). TRL knows
-pairs only: of K > 2 responses the rival is our own step with one row for each response, its prompt again in every row.
+Both sides run their own training loop on a bfloat16 model, with fused AdamW, gradient clipping, no dropout and no
+activation checkpointing. A step is forward, backward and optimizer; fetching the batch does not count. `live` computes
+the reference's log-probabilities in each step; `recorded` computes them before (TRL: precompute_ref_log_probs). TRL
+supports pairs only: for K > 2 responses the rival is our own step with one row per response, which repeats the prompt.
 
-    python benchmarks/step.py                                   # the table of the README, about an hour
+    python benchmarks/step.py                                   # the table of docs/speed.md, about an hour
     python benchmarks/step.py --lengths tldr --weights full     # a part of it
 """
 
@@ -32,10 +32,10 @@ RATE = 1e-6
 
 
 class Turns(L.Callback):
-    """Waits before each step of ours; gives its batch the recorded log-probabilities, if there are to be some.
+    """Waits for its turn before each of our steps, and fills in the recorded log-probabilities.
 
     Args:
-        recorded: Names of the batch's fields that hold the reference's.
+        recorded: Names of the batch's fields that receive the reference's log-probabilities.
     """
 
     def __init__(self, turn: Turn, recorded: tuple[str, ...] = ()):
@@ -69,7 +69,7 @@ def ours(
     callbacks: tuple[L.Callback, ...] = (),
     dtype: Any = "bfloat16",
 ) -> None:
-    """Our loop; `data` holds one batch, which every step takes."""
+    """Run our loop; `data` holds the one batch that every step takes."""
     groups = "rewards" in Path(data).read_text().partition("\n")[0]
     module = DPO(
         PolicyConfig(model, dtype=dtype),
@@ -97,7 +97,7 @@ def ours(
 
 
 def trls(turn: Turn, *, model: str, data: str, batch_size: int, steps: int, lora: bool, recorded: bool) -> None:
-    """TRL's loop over the same pairs."""
+    """Run TRL's loop over the same pairs."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, TrainerCallback
@@ -121,7 +121,7 @@ def trls(turn: Turn, *, model: str, data: str, batch_size: int, steps: int, lora
             max_grad_norm=1.0,
             precompute_ref_log_probs=recorded,
             gradient_checkpointing=False,
-            bf16=False,  # its weights are
+            bf16=False,  # the weights are bfloat16 already
             use_cpu=True,
             save_strategy="no",
             report_to="none",
@@ -139,11 +139,11 @@ def trls(turn: Turn, *, model: str, data: str, batch_size: int, steps: int, lora
 
 
 def write_batch(path: Path, model: str, batch_size: int, prompt: int, response: int, responses: int = 2) -> str:
-    """A batch of pairs, or of groups with rewards, of so many tokens; gives its path."""
+    """Write a batch of pairs, or of groups with rewards, with the given numbers of tokens; return its path."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = []
     for b in range(batch_size):
-        texts = [words(tokenizer, response - 1, seed=b * 1000 + k) for k in range(1, responses + 1)]  # 1 is its end
+        texts = [words(tokenizer, response - 1, seed=b * 1000 + k) for k in range(1, responses + 1)]  # 1 token ends it
         row = {"prompt": words(tokenizer, prompt, seed=b * 1000)}
         if responses == 2:
             row |= dict(zip(("chosen", "rejected"), texts, strict=True))
@@ -155,7 +155,7 @@ def write_batch(path: Path, model: str, batch_size: int, prompt: int, response: 
 
 
 def measure(lengths: str, weights: str, reference: str, responses: int, options: Any) -> tuple[Side, Side]:
-    """Ours and the rival's."""
+    """Measure our side and the rival's."""
     with tempfile.TemporaryDirectory() as folder:
         data = write_batch(Path(folder, "batch.jsonl"), options.model, options.batch, *LENGTHS[lengths], responses)
         steps = 1 + options.repeats
@@ -177,7 +177,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--references", nargs="+", choices=["live", "recorded"], default=["live", "recorded"])
     parser.add_argument("--responses", nargs="+", type=int, default=[2, 8], metavar="K")
     parser.add_argument("--batch", type=int, default=4, help="prompts in a step")
-    parser.add_argument("--repeats", type=int, default=5, help="steps of each side that count")
+    parser.add_argument("--repeats", type=int, default=5, help="measured steps of each side")
     parser.add_argument("--model", default="data/quickstart/model")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/step.json"))
     options = parser.parse_args(args)

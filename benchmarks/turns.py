@@ -1,7 +1,7 @@
-"""Sides that take turns: each runs its real training loop, in a process of its own, and waits before every step.
+"""Sides that take turns: each runs its real training loop in its own process and waits before every step.
 
-So all of them meet the same machine and the same load of it, and each has a peak of memory of its own. Of a step count
-CPU seconds, which other programs disturb little, and wall-clock seconds beside them; ratios are medians over turns.
+So all sides meet the same machine under the same load, and each has its own peak of memory. A step is measured in CPU
+seconds, which other programs disturb little, and in wall-clock seconds. Ratios are medians over turns.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import resource
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from typing import Any
 
 
 class Turn:
-    """A side's end of the line: `begin` waits until it is its turn, `end` tells what the step took."""
+    """One side's connection: `begin` waits for the side's turn, `end` reports the time of the step."""
 
     def __init__(self, line: Connection):
         self.line = line
@@ -45,7 +46,7 @@ class Turn:
 
 @dataclass
 class Side:
-    """What the steps of a side took."""
+    """The measured steps of a side."""
 
     cpu_seconds: list[float] = field(default_factory=list)
     wall_seconds: list[float] = field(default_factory=list)
@@ -62,20 +63,20 @@ class Side:
 
 
 def ratio(side: Side, other: Side, what: str = "cpu_seconds") -> float:
-    """Median over turns of what the one takes in multiples of the other."""
+    """Median over turns of one side's time divided by the other's."""
     return median(a / b for a, b in zip(getattr(side, what), getattr(other, what), strict=True))
 
 
 def take_turns(sides: dict[str, Callable[[Turn], Any]], turns: int, *, warmup: int = 1, threads: int = 1) -> list[Side]:
-    """Run every side for `warmup + turns` steps, one step of each in turn; the first ones do not count.
+    """Run every side for `warmup + turns` steps, taking turns step by step; the warm-up does not count.
 
     Args:
-        sides: Picklable functions by name, each of which runs a loop of that many steps with a `Turn` around each.
-        threads: Of torch, in every side.
+        sides: Picklable functions by name; each runs that many steps with a `Turn` around each step.
+        threads: Number of torch threads of every side.
     """
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it warns of the locks of their progress bars
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it warns about the locks of progress bars
     context = multiprocessing.get_context("spawn")
     processes, lines, results = [], [], [Side() for _ in sides]
     for side in sides.values():
@@ -94,11 +95,11 @@ def take_turns(sides: dict[str, Callable[[Turn], Any]], turns: int, *, warmup: i
                 if turn >= warmup:
                     result.cpu_seconds.append(cpu)
                     result.wall_seconds.append(wall)
-                last = _hear(name, line)  # ready again; at the end its peak of memory
+                last = _hear(name, line)  # "ready", or at the end the peak of memory
                 result.peak_bytes = last if isinstance(last, int) else 0
     finally:
         for process in processes:
-            process.kill()  # one that waits for its turn would not hear a SIGTERM
+            process.kill()  # a side that waits for its turn ignores SIGTERM
     return results
 
 
@@ -113,7 +114,7 @@ def _run(side: Callable[[Turn], Any], line: Connection, threads: int) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What a loop has to say of itself goes nowhere, but for its errors."""
+    """Silence everything except errors."""
     logging.disable(logging.WARNING)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
@@ -127,11 +128,11 @@ def _hear(name: str, line: Connection) -> Any:
     try:
         return line.recv()
     except EOFError:
-        raise RuntimeError(f"{name} ended before its last step; its own message stands above.") from None
+        raise RuntimeError(f"{name} ended before its last step; see its message above.") from None
 
 
 def words(tokenizer: Any, count: int, seed: int) -> str:
-    """Random text of `count` tokens, as nearly as the tokenizer allows: words that are one token each."""
+    """Random text of about `count` tokens: words of one token each."""
     import random
 
     entries = tokenizer.get_vocab()
@@ -141,16 +142,25 @@ def words(tokenizer: Any, count: int, seed: int) -> str:
 
 
 def write(out: Path, rows: list[dict[str, Any]], **about: Any) -> None:
-    """Write the measurements with what they were made on, as JSON."""
+    """Write the measurements as JSON, with the machine, the commit and the packages."""
     packages = {name: version(name) for name in ("torch", "transformers", "lightning", "trl")}
     machine = {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"about": about, "machine": machine, "packages": packages, "rows": rows}, indent=1))
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    content = {"about": about, "commit": commit, "machine": machine, "packages": packages, "rows": rows}
+    out.write_text(json.dumps(content, indent=1))
     print(f"written to {out}")
+
+
+def _processor() -> str:
+    """The CPU's name where Linux gives it, otherwise its architecture."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def as_row(**sides: Side) -> dict[str, Any]:

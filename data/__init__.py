@@ -1,6 +1,6 @@
-"""A door: the data modules' code is in `lit_align/data/`. These names are the same objects.
+"""Re-exports of `lit_align.data`, where the code is.
 
-`quickstart.py` beside this file prepares the real texts, model and judge that `configs/quickstart.yaml` uses.
+`quickstart.py` in this folder prepares the texts, the model and the judge that `configs/quickstart.yaml` uses.
 """
 
 from lit_align.data import *  # noqa: F403

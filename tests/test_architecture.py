@@ -18,6 +18,7 @@ LAYERS = [
     "logprobs",
     "sharding",
     "needs",
+    "position",
     "loading",
     "policy",
     "metrics",
@@ -37,13 +38,8 @@ KNOWN = (
     "lit_align.cli imports itself",
     "lit_align.policy imports lit_align.loading._",
     "lit_align.objectives.reward_model imports lit_align.loading._",
-    "lit_align.callbacks.win_rate imports lit_align.evaluation.held_out._",
-    "lit_align.data.scorers.",
-    "lit_align.data.formats.",
-    "lit_align/data/on_policy.py",
-    "lit_align/data/base.py",
-    "lit_align/callbacks/win_rate.py",
-    "lit_align/objectives/base.py",
+    "lit_align/data/base.py, PairsDataModule",
+    "lit_align/objectives/base.py, PreferenceObjective",
 )
 
 Circle = tuple[str, ...]

@@ -1,8 +1,9 @@
-"""What the documentation says to type is typed: every command of README and docs, in order, on a tiny model.
+"""Every command of README and docs runs, in the order of its page, on a tiny model.
 
-Commands behind `# not run` are only parsed; those of `docs/objectives/` are what `test_configs.py` trains.
+Commands marked `# not run` are only parsed. `test_configs.py` trains the configurations that `docs/objectives/` names.
 """
 
+import dataclasses
 import io
 import json
 import re
@@ -19,9 +20,18 @@ from tiny import REWARDS, byte_tokenizer, llama_config
 from transformers import LlamaForSequenceClassification
 
 from lit_align.cli import COMMANDS, main
+from lit_align.evaluation.summary import (
+    DataComparison,
+    Diversity,
+    Forgetting,
+    PartSummary,
+    ScorerSummary,
+    Summary,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+METRICS = runpy.run_path(str(ROOT / "docs/make_metrics.py"))
 ROUNDS = [
     "--trainer.max_epochs=2",
     "--data.prompts_per_round=8",
@@ -31,7 +41,7 @@ ROUNDS = [
 
 
 def commands(page: Path) -> list[tuple[str, bool]]:
-    """The lines of a page's blocks of commands, and whether they are run."""
+    """The command lines of a page, and whether the tests run them."""
     found = []
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
@@ -41,14 +51,15 @@ def commands(page: Path) -> list[tuple[str, bool]]:
     return found
 
 
-@pytest.fixture
-def checkout(tiny_model: str, in_tmp: Path) -> Path:
-    """A folder as the repository's, with tiny models, few prompts and another reward where the quickstart's are."""
-    (in_tmp / "configs").symlink_to(ROOT / "configs")
-    (in_tmp / "data" / "quickstart").mkdir(parents=True)
-    (in_tmp / "data" / "samples").symlink_to(ROOT / "data" / "samples")
-    (in_tmp / "data" / "quickstart.py").write_text(REWARDS.replace("reward", "vader_sentiment"))
-    prepared = in_tmp / "data" / "quickstart"
+@pytest.fixture(scope="module")
+def folder(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the repository, with tiny models, few prompts and a simple reward in place of the quickstart's."""
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "configs").symlink_to(ROOT / "configs")
+    (root / "data" / "quickstart").mkdir(parents=True)
+    (root / "data" / "samples").symlink_to(ROOT / "data" / "samples")
+    (root / "data" / "quickstart.py").write_text(REWARDS.replace("reward", "vader_sentiment"))
+    prepared = root / "data" / "quickstart"
     shutil.copytree(tiny_model, prepared / "model")
     torch.manual_seed(0)
     LlamaForSequenceClassification(llama_config(num_labels=1)).save_pretrained(prepared / "judge")
@@ -56,18 +67,34 @@ def checkout(tiny_model: str, in_tmp: Path) -> Path:
     for split, number in {"train": 12, "validation": 4, "test": 4}.items():
         rows = [json.dumps({"prompt": f"{split} film {i} is"}) for i in range(number)]
         (prepared / f"{split}.jsonl").write_text("\n".join(rows))
-    return in_tmp
+    return root
 
 
-def perform(words: list[str]) -> None:
-    """Run one command line as it stands, made small where it trains from a shipped configuration."""
+@pytest.fixture
+def checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """All pages share the folder, so that a command that several pages name runs once."""
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done() -> set[tuple[str, ...]]:
+    """The commands that have run in the folder."""
+    return set()
+
+
+def perform(words: list[str], done: set[tuple[str, ...]]) -> None:
+    """Run one command line, unless it has run; rounds of shipped configurations are made small."""
     if words[0] == "make":
         subprocess.run(["make", "--dry-run", "--directory", str(ROOT), *words[1:]], check=True)
         return
     assert words[0] == "lit-align" or words[:2] == ["python", "train.py"]
     args = words[1:] if words[0] == "lit-align" else words[2:]
+    if tuple(args) in done:
+        return
+    done.add(tuple(args))
     shipped = [word for word in args if word.startswith("configs/")]
-    args += ROUNDS if "configs/quickstart.yaml" in shipped else []
+    args += ROUNDS if any("OnPolicyPairs" in (ROOT / path).read_text() for path in shipped) else []
     if "configs/overlays/ddp.yaml" in shipped or "configs/overlays/fsdp.yaml" in shipped:
         run_in(2, lambda: main([*args, "--data.batch_size=2", "--trainer.devices=2"]))
     else:
@@ -77,22 +104,32 @@ def perform(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(run for _, run in commands(page))], ids=lambda p: p.name
 )
-def test_the_commands_of_a_page_run_in_order(page, checkout, monkeypatch, blank_figures):
+def test_the_commands_of_a_page_run_in_order(page, checkout, done, monkeypatch, blank_figures):
     monkeypatch.setattr("sys.stdin", io.StringIO("A film\n"))
     for command, run in commands(page):
         try:
             if run:
-                perform(shlex.split(command))
+                perform(shlex.split(command), done)
         except BaseException as error:
             if not isinstance(error, SystemExit) or error.code:  # --help leaves with 0
                 error.add_note(f"{page.name}: {command}")
                 raise
+    for file in checkout.glob("runs/**/metrics.csv"):
+        assert unexplained(file) == [], file
+
+
+def unexplained(file: Path) -> list[str]:
+    """The columns of a metrics.csv that `docs/metrics.md` does not explain."""
+    known = {re.sub("NAME|REASON", r"\\w+", name) for name in METRICS["names"]()}
+    unprefixed = "|".join(name for name in known if "/" not in name)
+    pattern = re.compile("|".join([*known, f"(train|val)/({unprefixed})", "step", "epoch"]))
+    return [name for name in file.read_text().splitlines()[0].split(",") if not pattern.fullmatch(name)]
 
 
 @pytest.mark.parametrize(
     "command", [command for page in PAGES for command, run in commands(page) if not run and " ... " not in command]
 )
-def test_what_is_not_run_parses(command, monkeypatch):
+def test_a_command_that_is_not_run_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
     if words[0] == "wandb":
@@ -112,10 +149,27 @@ def test_the_readmes_python_runs(checkout):
     exec(code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "data/quickstart/model"), {})
 
 
-def test_the_objectives_pages_are_what_the_code_says():
+def test_the_objectives_pages_match_the_code():
     made = runpy.run_path(str(ROOT / "docs/objectives/make.py"))["pages"]()
     there = {path.name: path.read_text() for path in (ROOT / "docs/objectives").glob("*.md")}
     assert there == made, "python docs/objectives/make.py"
+
+
+@pytest.mark.parametrize("part", [Summary, ScorerSummary, DataComparison, PartSummary, Forgetting, Diversity])
+def test_the_results_page_explains_each_key_of_a_summary(part):
+    page = (ROOT / "docs/results.md").read_text()
+    assert [field.name for field in dataclasses.fields(part) if f"`{field.name}" not in page] == []
+
+
+def test_a_metric_without_a_formula_is_found(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,train/loss,val/win_rate_judge,round/dropped_no_text,drift/unheard_of,train/round/reward\n")
+    assert unexplained(file) == ["drift/unheard_of", "train/round/reward"]
+
+
+def test_the_readme_is_short_and_its_picture_small():
+    assert len(PAGES[0].read_text().splitlines()) <= 170
+    assert (ROOT / "docs/images/report.png").stat().st_size < 300_000
 
 
 @pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs/objectives").glob("*.md"))], ids=lambda page: page.stem)

@@ -1,4 +1,4 @@
-"""The papers' protocols from end to end, with a tiny model and rows in the schema of their data sets."""
+"""The papers' protocols end to end, with a tiny model and rows in the schema of their data sets."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ PAPERS = ROOT / "configs/papers"
 
 
 def rows(name: str, count: int) -> list[dict[str, Any]]:
-    """Made up; the columns are those of Anthropic/hh-rlhf, trl-lib/tldr and trl-lib/tldr-preference."""
+    """Invented rows with the columns of Anthropic/hh-rlhf, trl-lib/tldr and trl-lib/tldr-preference."""
     if name == "hh":
         begin = "\n\nHuman: Is {n} a number?\n\nAssistant: Yes.\n\nHuman: Sure?\n\nAssistant:"
         return [
@@ -55,9 +55,7 @@ def test_a_protocol_is_as_published(path):
 
 
 @pytest.mark.parametrize("name", ["tldr", "hh"])
-def test_the_three_stages_follow_each_other_and_the_baselines_differ_by_a_line(
-    name, tiny_model, in_tmp, capsys, blank_figures
-):
+def test_the_three_stages_run_and_the_baselines_differ_by_a_line(name, tiny_model, in_tmp, capsys, blank_figures):
     train = write(in_tmp / "train.jsonl", rows(name, 40))
     pairs = write(in_tmp / "pairs.jsonl", rows("hh" if name == "hh" else "tldr_reward", 8))
     test = write(in_tmp / "test.jsonl", rows(name, 44)[40:])
@@ -93,7 +91,7 @@ def test_the_three_stages_follow_each_other_and_the_baselines_differ_by_a_line(
 
 
 def test_the_shipped_names_parse_without_a_hub(monkeypatch):
-    """But for what the earlier stages leave: a reward model of their own."""
+    """The reward model of an earlier stage need not exist yet."""
     monkeypatch.chdir(ROOT)
     for path in sorted(PAPERS.glob("*_*.yaml")):
         AlignCLI(["--config", str(path)], run=False)

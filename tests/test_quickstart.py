@@ -1,4 +1,4 @@
-"""The quickstart as shipped, made small: the real model, the real texts, the real judge, through the command line."""
+"""The quickstart as shipped but small: the real model, texts and judge, through the command line."""
 
 from pathlib import Path
 

@@ -4,6 +4,10 @@
 
 Composes with every objective that has a reference: TR-DPO is DPO beside this callback. The moved reference, its rule
 and the count of refreshes are in the checkpoint; a run that resumes with another rule stops and says so.
+
+| metric | formula |
+|---|---|
+| reference/refreshes | number of refreshes so far, logged at each refresh |
 """
 
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""What training and validation log about a batch of preferences.
+"""Metrics of a batch of preferences, logged in training and validation.
 
 With the implicit reward r(y) as the loss sees it, β_eff·(log π(y|x) − log anchor(y|x)) unless the objective's
 `implicit_rewards` says otherwise, and branches ordered best first:
@@ -12,17 +12,26 @@ With the implicit reward r(y) as the loss sees it, β_eff·(log π(y|x) − log 
 | log_ratio_chosen, log_ratio_rejected | mean of log π(y|x) − log anchor(y|x); no KL: the pairs were selected |
 | length_chosen, length_rejected | mean number of response tokens |
 
-"rejected" is the last branch, the worst of a group. Objectives without an anchor log no log ratios; a reward model
-takes its reward, and logs reward_chosen and reward_rejected in place of logp.
+"rejected" is the last branch, the worst of a group. Objectives without an anchor log no log ratios. A reward model's
+r(y) is its output, and it logs that in place of log π:
 
-Of single responses with a label (KTO), the desirable ones count as chosen, the others as rejected, and
+| metric | formula |
+|---|---|
+| reward_chosen, reward_rejected | mean of r(y) |
+
+For single responses with a label (KTO), the desirable ones count as chosen, the others as rejected, and
 
 | metric | formula |
 |---|---|
 | reward_accuracy | share of responses with r(y) > 0 if desirable, r(y) < 0 if not |
 | reward_margin | mean of r(y) over desirable and of −r(y) over undesirable responses |
 
-Of texts to imitate (SFT), loss, logp and length are logged, no more.
+For texts to imitate (SFT), which have no sides, the metrics are the loss and
+
+| metric | formula |
+|---|---|
+| logp | mean of log π(y|x), summed over tokens |
+| length | mean number of response tokens |
 """
 
 import torch

@@ -8,9 +8,9 @@ In training, all log beside the table of `lit_align.metrics.preference`
 
 | metric | formula |
 |---|---|
-| learning_rate | of the first parameter group |
+| learning_rate | learning rate of the first parameter group |
 | gradient_scale | with an anchor: mean of |∂loss/∂log π(y)| over examples' first responses |
-| nll_sft, nll_pretraining | of such texts: mean of −log π/length, before its weight; not in loss |
+| nll_sft, nll_pretraining | mean of −log π/length over data.sft, data.pretraining; unweighted, not in loss |
 | proximal | λ, where `proximal_target` moves it (`anchor.adapted_proximal`) |
 """
 

@@ -13,7 +13,7 @@
 | round/dropped_REASON | the same by reason, and responses or pairs that were taken out |
 | round/dropped_in_no_full_batch | pairs left over after the last batch that every process has one of |
 | round/seconds_sample, round/seconds_score | wall-clock time of the two phases |
-| round/prompts_per_minute_sample, …_score | prompts done / that time, of those that were not stored before |
+| round/prompts_per_minute_sample, round/prompts_per_minute_score | new prompts / that time |
 """
 
 from collections import Counter
