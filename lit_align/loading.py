@@ -1,9 +1,10 @@
 """Loading of models, tokenizers and LoRA adapters: hub names, folders, GGUF files."""
 
 import importlib.metadata
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -48,6 +49,19 @@ class PolicyConfig:
     trust_remote_code: bool = False
     tokenizer: str | None = None
     chat_template: str | None = None
+
+
+T = TypeVar("T")
+
+
+def from_fields(cls: type[T], value: T | Mapping[str, Any]) -> T:
+    """The dataclass of a mapping of its fields, as checkpoints and command lines hold it; a dataclass itself as it is.
+
+    Fields that the class does not know are left out.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    return cls(**{field.name: value[field.name] for field in fields(cls) if field.name in value})  # type: ignore[arg-type]
 
 
 @dataclass

@@ -34,7 +34,7 @@ from lit_align.loading import (
 from lit_align.logprobs import PreferenceBatch, check_logits, response_logps, share_prefix
 from lit_align.sharding import rank, reshard, shards, whole
 
-__all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "weights_of"]
+__all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "is_adapter_weight", "weights_of"]
 
 
 class Policy(nn.Module):
@@ -113,7 +113,7 @@ class Policy(nn.Module):
         Names are those of the plain transformers model. Tied weights appear once. Shards stay shards.
         """
         for name, parameter in self.model.named_parameters():
-            if ".lora_" in name:
+            if is_adapter_weight(name):
                 continue
             layer = self.model.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
             if ".base_layer." in name and isinstance(layer, LoraLayer) and name.endswith(".weight"):
@@ -201,9 +201,14 @@ class Policy(nn.Module):
         return self.tokenizer
 
 
+def is_adapter_weight(name: str) -> bool:
+    """Whether a weight, by its name in a module, belongs to a LoRA adapter or to a reference in its place."""
+    return ".lora_" in name
+
+
 def weights_of(model: nn.Module, slot: str) -> Iterator[tuple[str, Tensor]]:
     """Name and value of the model's own weights and of those of one adapter slot."""
-    return ((n, w) for n, w in model.named_parameters() if ".lora_" not in n or slot in n.split("."))
+    return ((n, w) for n, w in model.named_parameters() if not is_adapter_weight(n) or slot in n.split("."))
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule
-from lit_align.errors import UserError
 
 
 class OfflinePairs(PairsDataModule):
@@ -37,12 +36,7 @@ class OfflinePairs(PairsDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self._examples_read is None:
-            proximal = getattr(self.trainer and self.trainer.lightning_module, "proximal", 0)
-            if proximal > 0:
-                raise UserError(
-                    f"model.proximal={proximal} holds the policy near the sampler of the pairs, which offline pairs do "
-                    "not record: use data that does (OnPolicyPairs), or set proximal=0."
-                )
+            self.check_sampler()
             self.check_pairing(self.pairing)
             self.read_texts()
             self._examples_read, self.summary = self.read_pairs(self.train, self.train_split, self.pairing)

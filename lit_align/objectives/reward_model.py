@@ -37,6 +37,7 @@ from lit_align.loading import (
     resolve_dtype,
 )
 from lit_align.logprobs import PreferenceBatch, hidden_states, share_prefix, single_rows
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_shape
 from lit_align.objectives.base import PreferenceObjective
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
@@ -143,9 +144,6 @@ class RewardModel(PreferenceObjective):
     """
 
     formula = "−log σ(r_w − r_l − margin)"
-    value = "reward"
-    samples = False
-    chats = True
 
     def __init__(self, policy: PolicyConfig, *, margin: float | Literal["rewards"] = 0.0, **kwargs: Any):
         super().__init__(policy, sft_weight=0.0, pretraining_weight=0.0, **kwargs)  # it gives texts no likelihood
@@ -161,9 +159,11 @@ class RewardModel(PreferenceObjective):
         if given:
             raise UserError(f"RewardModel takes no texts beside its preferences: leave data.{min(given)} out.")
 
-    def configure_model(self) -> None:
-        if self.policy is None:
-            self.policy = Scored.load(self.policy_config, self.lora)
+    def data_needs(self) -> DataNeeds:
+        return DataNeeds(wraps_prompt_as_chat=True, can_sample=False, output_name="reward")
+
+    def load_policy(self) -> Policy:
+        return Scored.load(self.policy_config, self.lora)
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
         """`logps` are rewards here."""

@@ -106,14 +106,14 @@ def test_unread_sampler_logps_can_be_left_out(tiny_model, in_tmp, objective):
 @pytest.mark.parametrize(
     ("module", "callbacks", "said"),
     [
-        (lambda policy: DPO(policy, proximal=0.1), [], "this objective reads log π_s"),
-        (lambda policy: SPPO(policy, estimate_baseline=True), [], "this objective reads log π_s"),
+        (lambda policy: DPO(policy, proximal=0.1), [], r"DPO, as it is configured, reads log π_s .*record_sampler"),
+        (lambda policy: SPPO(policy, estimate_baseline=True), [], "SPPO, as it is configured, reads log π_s"),
         (lambda policy: DPO(policy), [Drift()], "drift reads log π_s"),
     ],
 )
 def test_unrecorded_sampler_logps_are_refused_where_they_are_read(tiny_model, in_tmp, module, callbacks, said):
     objective = module(PolicyConfig(tiny_model))
-    pairing = Listwise() if objective.needs_whole_groups else None
+    pairing = Listwise() if objective.data_needs().needs_whole_groups else None
     with pytest.raises(UserError, match=said):
         fit(objective, on_policy(in_tmp, record_sampler=False, pairing=pairing), *callbacks)
 
