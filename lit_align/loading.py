@@ -137,7 +137,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
     Raises:
         UserError: another tokenizer was set, and it has more tokens.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     if config.tokenizer is not None and len(tokenizer) > rows:
         raise UserError(
             f"data.tokenizer={config.tokenizer} must be a tokenizer of this model: it has {len(tokenizer)} tokens, but "

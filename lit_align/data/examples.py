@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from lit_align.data.formats.rows import Kind, Row, Rows, Turns, answer_text
 from lit_align.data.pairing import PairingRule
 from lit_align.data.tokenization import PreferenceTokenizer, listing
 from lit_align.errors import UserError
+from lit_align.needs import DataNeeds
 
 CHECKED = (8, 56)
 """How many of the first rows, and of the others, are decoded and compared with their text."""
@@ -62,6 +63,14 @@ class Examples(NamedTuple):
     examples: list[Example]
     line: str
     unread: tuple[str, ...] = ()  # columns that hold something and are not read
+
+    def describe(self, name: str) -> Iterator[tuple[str, str]]:
+        """Lines of the run's header, under a name."""
+        yield name, self.line
+        if labels := count_labels(self.examples):
+            yield "labels", labels
+        if self.unread:
+            yield "not read", ", ".join(self.unread)
 
 
 def make_examples(
@@ -120,31 +129,29 @@ def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int 
         tokenizer.check(rows[place])
 
 
-def hold_out(rows: Rows, share: float, seed: int, path: str) -> tuple[Rows, Rows]:
-    """Split rows into those to train on and a held-out share, by prompts: all rows of a prompt are on one side.
+def hold_out(parts: Sequence[Rows], share: float, seed: int) -> tuple[list[Rows], Rows]:
+    """Split the rows of sources into those to train on and a held-out share of the prompts.
 
-    The choice depends on the prompts and the seed alone.
+    All rows of a prompt are on one side. The choice depends on the prompts and the seed alone.
 
     Raises:
-        UserError: one of the sides is empty.
+        UserError: a source keeps no rows, or none are held out.
     """
 
     def key(row: Row) -> str:
         text = json.dumps(row.prompt, sort_keys=True, default=str)
         return hashlib.sha256(f"{seed} {text}".encode("utf-8", "surrogatepass")).hexdigest()
 
-    keys = [key(row) for row in rows]
-    distinct = sorted(set(keys))
-    held = set(distinct[: round(share * len(distinct))])
-    if not held or len(held) == len(distinct):
+    prompts = sorted({key(row) for rows in parts for row in rows})
+    held = set(prompts[: round(share * len(prompts))])
+    train = [replace(rows, rows=[row for row in rows if key(row) not in held]) for rows in parts]
+    others = [row for rows in parts for row in rows if key(row) in held]
+    if not others or not all(train):
         raise UserError(
-            f"data.validation={share} must leave prompts on both sides: {path} has {len(distinct)}. Change the share, "
-            "or name a file."
+            f"data.validation={share} must leave prompts on both sides, and there are {len(prompts)}. Change the "
+            "share, or name a file."
         )
-    train = [row for row, place in zip(rows, keys, strict=True) if place not in held]
-    return replace(rows, rows=train), replace(
-        rows, rows=[row for row, place in zip(rows, keys, strict=True) if place in held], skipped=Counter()
-    )
+    return train, replace(parts[0], rows=others, skipped=Counter())
 
 
 def check_joinable(sources: Sequence[Source], parts: Sequence[Sequence[Example]]) -> None:
@@ -209,3 +216,29 @@ def _check_alike(rows: Rows) -> None:
                     f"{row.source}: the row has {name if has else f'no {name}'}, but {rows[0].source} has "
                     f"{'some' if first_has else 'none'}. Give {name} to every row, or to none."
                 )
+
+
+def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str) -> None:
+    """Make sure that an objective can train on what a pairing rule makes.
+
+    Args:
+        name: The objective's, in messages.
+
+    Raises:
+        UserError: it needs the other kind.
+    """
+    if pairing.gives_groups and not needs.takes_groups:
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name}, as it is set, compares two responses. Take "
+            "BestWorst, or learn from rewards (model.reward_temperature of DPO and EXO)."
+        )
+    if pairing.gives_labels and not needs.takes_labels:
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: soft labels (labels=soft, ties=half) do nothing for {name}, "
+            "as it is set. Leave them out, or take DPO, IPO, CPO, ORPO or MPO."
+        )
+    if needs.needs_whole_groups and not pairing.gives_groups:
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name}'s constant is estimated from all responses that were "
+            "sampled. Take Listwise, or leave model.estimate_baseline out."
+        )

@@ -37,7 +37,7 @@ class Mixture:
         return [max(1, round(count * weight)) for count, weight in zip(self.counts, self.weights, strict=True)]
 
     def indices(self, seed: int, epoch: int) -> list[int]:
-        """Numbers of the examples of an epoch, source by source; in their own order if each is served equally often."""
+        """Numbers of the examples of an epoch, source by source; in order if each is served equally often."""
         found: list[int] = []
         start = 0
         for count, size in zip(self.counts, self._sizes, strict=True):
@@ -167,8 +167,8 @@ class ExampleLoader:
             )
         if state["weights"] != list(self.mixture.weights):
             raise UserError(
-                f"the checkpoint is from the middle of an epoch of sources with the weights {state['weights']}, and now "
-                f"they are {list(self.mixture.weights)}. Set what they were, or resume from the end of an epoch."
+                f"the checkpoint is from the middle of an epoch of sources with the weights {state['weights']}, and "
+                f"now they are {list(self.mixture.weights)}. Set what they were, or resume from the end of an epoch."
             )
         if state["tokens"] != self._tokens:
             raise UserError(
