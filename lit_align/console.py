@@ -1,11 +1,15 @@
 """What a run says on the terminal: lines, and one progress bar per phase. Rank 0 speaks, the others are silent."""
 
 import re
+import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own; without all of Lightning
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -14,6 +18,11 @@ FIELD_WIDTH = 15
 """Columns of the names that fields begin with."""
 
 console = Console(highlight=False, markup=False, emoji=False)  # what models, data and paths hold stays as it is
+
+
+def is_first_process() -> bool:
+    """Whether this process has rank 0; without Lightning there is only one."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -25,10 +34,10 @@ def printable(text: str) -> str:
     return CONTROLS.sub("�", text)
 
 
-@rank_zero_only
 def print_line(*objects: object) -> None:
     """Print lines or rich renderables; long lines are left to the terminal, so that commands can be copied."""
-    console.print(*map(_safe, objects), soft_wrap=all(isinstance(o, str) for o in objects))
+    if is_first_process():
+        console.print(*map(_safe, objects), soft_wrap=all(isinstance(o, str) for o in objects))
 
 
 def _safe(renderable: object) -> object:
@@ -43,6 +52,25 @@ def _safe(renderable: object) -> object:
 def print_field(name: str, text: str) -> None:
     """Print one field of the run's log: its name, then its text."""
     print_line(f"  {name:<{FIELD_WIDTH}} {text}")
+
+
+def paragraph(text: str) -> str:
+    """Wrap a message for stderr: between words on a terminal; elsewhere it stays one line, which can be searched."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in text.splitlines())
+    return text + "\n"
+
+
+def program() -> str:
+    """The command as the user typed it."""
+    return "lit-align" if Path(sys.argv[0]).stem == "lit-align" else "python train.py"
+
+
+def relative(path: object) -> str:
+    """A path as the user would type it: relative within the working directory."""
+    absolute = Path(str(path)).absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
 
 
 class Phase:
@@ -69,7 +97,7 @@ class Phase:
             TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
             transient=True,
-            disable=getattr(rank_zero_only, "rank", 0) != 0 or not console.is_terminal,
+            disable=not is_first_process() or not console.is_terminal,
         )
         self._task = self._bar.add_task(name, total=total, completed=done, note="")
         self._bar.start()

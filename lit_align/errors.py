@@ -1,4 +1,4 @@
-"""The error that this package raises on purpose, and how its messages show a value."""
+"""The error that this package raises on purpose, and how its messages show values and other errors."""
 
 import json
 
@@ -8,6 +8,11 @@ class UserError(ValueError):
 
     The command line prints it as a paragraph and exits with code 2; any other exception keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class's name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def shown(value: object, width: int = 80) -> str:

@@ -19,7 +19,8 @@ from processes import run_in
 from tiny import REWARDS, byte_tokenizer, llama_config
 from transformers import LlamaForSequenceClassification
 
-from lit_align.cli import COMMANDS, main
+from lit_align.cli import main
+from lit_align.cli.commands import COMMANDS
 from lit_align.evaluation.summary import (
     DataComparison,
     Diversity,
@@ -178,4 +179,4 @@ def test_links_lead_somewhere_and_commands_are_known(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
     for command in re.findall(r"lit-align ([a-z]+)", text):
-        assert command in [*COMMANDS, "fit"]
+        assert command in COMMANDS

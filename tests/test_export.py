@@ -230,7 +230,7 @@ def test_a_chat_keeps_the_turns_of_each_speaker(tiny_model, capsys):
     for speaker in speakers:
         assert [turn["content"] for turn in speaker.turns][:1] == ["again"]
         assert len(speaker.turns) == 2
-        assert speaker.asked == 3
+        assert speaker.answered == 3
     assert capsys.readouterr().out.count(tiny_model) == 6
 
 
@@ -240,7 +240,7 @@ def test_what_no_longer_fits_into_the_model_is_left_out_oldest_first(tiny_model,
     chat([speaker], read=lambda _: next(lines))
     said = [turn["content"][0] for turn in speaker.turns if turn["role"] == "user"]
     assert said == ["b", "c", "e"], "512 places; the next question leaves out as much as it needs"
-    assert "are more than the 512 positions of this model. Say less" in " ".join(capsys.readouterr().out.split())
+    assert "exceed the 512 positions of this model. Shorten the message" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_answer_that_is_interrupted_leaves_the_talk_as_it_was(tiny_model, capsys, monkeypatch):
@@ -249,7 +249,7 @@ def test_an_answer_that_is_interrupted_leaves_the_talk_as_it_was(tiny_model, cap
     sample = lit_align.cli.chat.sample_responses
 
     def interrupted(*args: Any):
-        if speaker.asked == 1:
+        if speaker.answered == 1:
             monkeypatch.setattr(lit_align.cli.chat, "sample_responses", sample)
             raise KeyboardInterrupt
         return sample(*args)

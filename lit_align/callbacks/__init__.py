@@ -1,5 +1,6 @@
 """Callbacks: what cuts across objectives."""
 
+from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.callbacks.drift import Drift
 from lit_align.callbacks.fsdp_sharding import FSDP2Strategy, FSDPSharding
 from lit_align.callbacks.interruption import Interruption
@@ -11,10 +12,13 @@ from lit_align.callbacks.wandb_report import WandbReport
 from lit_align.callbacks.win_rate import WinRate
 
 __all__ = [
+    "AlignCallback",
     "Drift",
+    "DryRun",
     "FSDP2Strategy",
     "FSDPSharding",
     "Interruption",
+    "Order",
     "PhaseProgress",
     "Predictions",
     "ReferenceRefresh",

@@ -24,8 +24,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_field
 from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
@@ -39,7 +40,7 @@ from lit_align.policy import Policy
 from lit_align.sharding import gathered
 
 
-class Drift(Callback):
+class Drift(AlignCallback):
     """Logs the divergences between policy, reference, start and sampler.
 
     Args:
@@ -47,6 +48,10 @@ class Drift(Callback):
         every_n_steps: For offline pairs: optimizer steps between measurements; None is once per epoch.
         sampling: For offline pairs: how responses are sampled.
     """
+
+    option_name = "drift"
+    order = Order.MEASURE
+    in_dry_run = DryRun.ACT
 
     def __init__(self, prompts: int = 16, every_n_steps: int | None = None, sampling: Sampling | None = None):
         if prompts < 1:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
@@ -26,6 +26,7 @@ from torch.distributed.fsdp import (
 )
 from transformers import PreTrainedModel
 
+from lit_align.callbacks.base import AlignCallback, DryRun
 from lit_align.errors import UserError
 from lit_align.loading import enable_checkpointing
 from lit_align.objectives import PreferenceObjective
@@ -99,7 +100,7 @@ if "fsdp2" not in StrategyRegistry:
     StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2, all processes data-parallel")
 
 
-class FSDPSharding(Callback):
+class FSDPSharding(AlignCallback):
     """Shards every network of the module: policy, reference, whatever else it has as a child.
 
     Works on any LightningModule that builds its networks in `configure_model`.
@@ -111,6 +112,9 @@ class FSDPSharding(Callback):
         activation_checkpointing: Compute activations again in the backward pass.
         cpu_offload: Keep shards in CPU memory while they are not needed.
     """
+
+    option_name = "fsdp_sharding"
+    in_dry_run = DryRun.ACT
 
     def __init__(
         self,

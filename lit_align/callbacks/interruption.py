@@ -15,9 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_align.callbacks.base import AlignCallback, DryRun, Order, in_order
 from lit_align.callbacks.run_report import last_checkpoint, resume_command
 from lit_align.console import print_line
 
@@ -32,8 +33,11 @@ class Interrupted(SystemExit):
         self.signum = signum
 
 
-class Interruption(Callback):
+class Interruption(AlignCallback):
     """Saves on Ctrl-C and SIGTERM, and prints the command to resume. It always runs after the other callbacks."""
+
+    order = Order.LAST
+    in_dry_run = DryRun.SKIP
 
     def __init__(self) -> None:
         self._signal: int | None = None
@@ -46,9 +50,8 @@ class Interruption(Callback):
         self._began_at: int | None = None  # the optimizer step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Run after the callbacks that act on a step and before those that save it: checkpoints are complete."""
-        order = sorted(trainer.callbacks, key=lambda each: (isinstance(each, Checkpoint), each is self))  # type: ignore[attr-defined]
-        trainer.callbacks = order  # type: ignore[attr-defined]  # a new list: Lightning is going through the old one
+        """Sort the callbacks, also in a Trainer of one's own: what the others did must be in the checkpoint."""
+        trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]  # Lightning iterates the old list
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = trainer

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
+from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import Phase, print_field
 from lit_align.logprobs import PreferenceBatch
 
@@ -14,11 +15,14 @@ SHOWN = {"loss": "loss", "reward_accuracy": "accuracy", "reward_margin": "margin
 """Metric → its name on the terminal."""
 
 
-class PhaseProgress(ProgressBar):
+class PhaseProgress(AlignCallback, ProgressBar):
     """A bar for each epoch of training, then lines with its pace and its means of loss, accuracy and margin.
 
     Means are over examples of the first process. The same metrics of the validation pairs have a line of their own.
     """
+
+    order = Order.PROGRESS
+    in_dry_run = DryRun.SKIP
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling, sampling_batches
@@ -32,7 +33,7 @@ from lit_align.evaluation.answering import (
 from lit_align.objectives import PreferenceObjective
 
 
-class Predictions(Callback):
+class Predictions(AlignCallback):
     """Answers prompts with the policy and writes the responses to a file, at `predict`.
 
     Args:
@@ -44,6 +45,8 @@ class Predictions(Callback):
         batch_size: Responses sampled at once.
         seed: Of the random streams.
     """
+
+    option_name = "predictions"
 
     def __init__(
         self,

@@ -12,9 +12,10 @@ and the count of refreshes are in the checkpoint; a run that resumes with anothe
 
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from lit_align.callbacks.base import AlignCallback, DryRun
 from lit_align.console import print_line
 from lit_align.errors import UserError
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
@@ -23,7 +24,7 @@ from lit_align.reference.config import RefreshRule
 from lit_align.reference.mixing import mix_modules
 
 
-class ReferenceRefresh(Callback):
+class ReferenceRefresh(AlignCallback):
     """Move the reference toward the policy, softly or at once.
 
     Args:
@@ -36,6 +37,9 @@ class ReferenceRefresh(Callback):
     Any LightningModule will do that has two networks of the same shape, `policy` and `reference`, on one device, in
     every process (DDP), or in shards (`FSDPSharding`). Logs `reference/refreshes`, the count so far.
     """
+
+    option_name = "reference_refresh"
+    in_dry_run = DryRun.ACT
 
     def __init__(
         self, alpha: float, tau: int = 1, unit: Literal["step", "round"] = "step", accept_change: bool = False

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from lit_align.console import print_line
+from lit_align.callbacks.base import AlignCallback, DryRun, Order
+from lit_align.console import print_line, relative
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
 from lit_align.reporting.metrics_csv import MetricsCSV
@@ -31,12 +32,15 @@ from lit_align.reporting.run_record import record_start
 from lit_align.sharding import local
 
 
-class RunReport(Callback):
+class RunReport(AlignCallback):
     """Prints the header and the end of a run; keeps metrics.csv, report.html and the trained model in its folder.
 
     Args:
         save_model: Write the trained model in transformers' format to `model` in the run's folder.
     """
+
+    order = Order.REPORT
+    in_dry_run = DryRun.SKIP
 
     def __init__(self, save_model: bool = True):
         self.save_model = save_model
@@ -136,7 +140,7 @@ def last_checkpoint(trainer: Trainer) -> str:
 
 def resume_command(trainer: Trainer, path: str | Path | None) -> str:
     """The command that resumes from a checkpoint; without one, the command that runs the same again."""
-    resume = f" --ckpt_path {_relative(str(path))}" if path else ""
+    resume = f" --ckpt_path {relative(path)}" if path else ""
     return f"python train.py fit --config {Path(trainer.default_root_dir, 'config.yaml')}{resume}"
 
 
@@ -154,8 +158,3 @@ def _memory(module: PreferenceObjective) -> str:
     parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
     listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top"
-
-
-def _relative(path: str) -> str:
-    absolute = Path(path).absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else path

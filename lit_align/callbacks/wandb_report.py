@@ -10,26 +10,33 @@
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import wandb
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.evaluation.rows import read_held_out
 from lit_align.evaluation.summary import Summary
 from lit_align.reporting.run_folder import held_out_files, metric_of, step_of, verdict_file
 
+if TYPE_CHECKING:
+    import wandb
 
-class WandbReport(Callback):
+
+class WandbReport(AlignCallback):
     """Response tables, refresh marks and the report for W&B; added automatically to a run with a WandbLogger.
 
     Args:
         rows: Prompts in each table.
         artifacts: Upload every round (responses, scores, log-probabilities) as an artifact.
     """
+
+    option_name = "wandb_report"
+    order = Order.PUBLISH
+    in_dry_run = DryRun.SKIP
 
     def __init__(self, rows: int = 50, artifacts: bool = False):
         self.rows = rows
@@ -59,6 +66,8 @@ class WandbReport(Callback):
                 self._log(trainer, step_of(path), {"responses/validation": self._table(path)})
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self.artifacts and isinstance(data, OnPolicyPairs):
+            import wandb
+
             index = data.current_round.index
             for logger in _loggers(trainer):
                 artifact = wandb.Artifact(f"{logger.experiment.id}-round-{index:03d}", type="round")
@@ -70,6 +79,8 @@ class WandbReport(Callback):
         folder = Path(trainer.default_root_dir)
         if not trainer.is_global_zero or not _loggers(trainer):
             return
+        import wandb
+
         shown: dict[str, Any] = {}
         if verdict_file(folder).exists():
             shown["responses/test"] = self._table(verdict_file(folder))
@@ -84,7 +95,9 @@ class WandbReport(Callback):
         for logger in _loggers(trainer) if values else []:
             logger.experiment.log(values | {"trainer/global_step": step})
 
-    def _table(self, path: Path) -> wandb.Table:
+    def _table(self, path: Path) -> "wandb.Table":
+        import wandb
+
         rows = read_held_out(path)[: self.rows]
         columns = ["prompt", "start", "policy"]
         for scorer in rows[0].scorers:

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_field
 from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling
@@ -24,7 +25,7 @@ from lit_align.reporting.run_folder import held_out_files, step_of, validation_f
 from lit_align.reporting.terminal import print_evaluation
 
 
-class WinRate(Callback):
+class WinRate(AlignCallback):
     """Win rate against the start on held-out prompts, every so many rounds, at the end, and by `python train.py test`.
 
     The result at the end (the verdict) is printed and written to `summary.json` in the run's folder; by prompt, to
@@ -46,6 +47,8 @@ class WinRate(Callback):
         shown: Number of prompts that are printed with a response before and after.
         seed: Of the random streams, which training never uses.
     """
+
+    option_name = "win_rate"
 
     def __init__(
         self,

@@ -1,228 +1,69 @@
 """The command line: ``python train.py fit --config X.yaml``, installed as ``lit-align``.
 
-A `LightningCLI` whose options are the signatures of the classes: model and data by class name
-(``--model=IPO``), the callbacks that are swept under names of their own (``--reference_refresh.alpha=0.6``),
-all of it overridable key by key. It differs from Lightning's in what it refuses and what it says:
-
-- an error is one paragraph on stderr that names key, value and mend, with exit code 2;
-- option names are not abbreviated, null is refused where a value is needed, and options written for one
-  objective do not configure another unseen;
-- the command line overrides files wherever it stands, and later files earlier ones;
-- a checkpoint restores weights and state, never the configuration;
-- each run writes its whole configuration to ``<trainer.default_root_dir>/config.yaml``, and to W&B.
-
-W&B sweeps run the same command (``configs/sweeps/``), with dotted keys as options; each run of a sweep has
-its own folder, ``<default_root_dir>/<run id>``. ``${args}`` and ``${args_no_equals}`` work;
-``${args_no_hyphens}`` is refused, ``${args_no_boolean_flags}`` loses every ``false``. A null must be quoted
-(``values: ["null", 0.5]``), since W&B writes a plain one as ``None``; bf16 is ``trainer.precision: {value:
-bf16-mixed}``, as in a YAML. To sweep over objectives, sweep over ``config``.
+`main` runs one command. Trainer's commands (fit, validate, test, predict) go to `app.AlignCLI`, the others to their
+modules in `commands`. This module imports neither Lightning nor torch, so that a help text or a look at a finished run
+does not wait for them.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import zipfile
-from pathlib import Path
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-# Read when libgomp and tokenizers load, hence above their imports. Idle OpenMP threads that sleep at once cost a third
-# of a round's time, and those that spin long starve the processes they share cores with; tokenizers warns at each fork
-# of a data loader, and turns itself off there.
+# Read when libgomp and tokenizers load, hence set before any of their imports. Idle OpenMP threads that sleep at once
+# cost a third of a round's time, and those that spin for long starve the processes they share cores with; tokenizers
+# warns at each fork of a data loader, and turns its parallelism off there.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # turns: some microseconds
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import lightning
-from jsonargparse import Namespace, set_parsing_settings
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-
-import lit_align.data  # noqa: F401  # for its names: a class is found by its short name once it is imported
-from lit_align import __version__
-from lit_align.callbacks import (
-    Drift,
-    Interruption,
-    PhaseProgress,
-    RunReport,
-    WandbReport,
-)
 from lit_align.cli.commands import COMMANDS
-from lit_align.cli.explain import NAMED_CALLBACKS, paragraph, program, relative
-from lit_align.cli.parser import (
-    AlignParser,
-    SaveConfig,
-    in_order,
-    own_folder_in_a_sweep,
-    quiet,
-    refuse_options_of_another_objective,
-)
+from lit_align.cli.noise import quiet
+from lit_align.cli.usage import top_level_help
+from lit_align.console import paragraph, relative
 from lit_align.errors import UserError
-from lit_align.objectives import PreferenceObjective
-from lit_align.sharding import leave
+from lit_align.lazy import lazy_exports
 
-# After each round, into <default_root_dir>/checkpoints; `last.ckpt` is the one to resume from, whichever run wrote it.
-CHECKPOINT = {
-    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "init_args": {
-        "filename": "{step}",
-        "save_last": "link",
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,  # a second run would leave last.ckpt to the first, and write last-v1.ckpt
-    },
-}
+if TYPE_CHECKING:
+    from lit_align.cli.app import AlignCLI
+
+__all__ = ["AlignCLI", "main"]
+__getattr__ = lazy_exports(__name__)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run one command. A `UserError`, or a file that cannot be read or written, ends it with a paragraph and exit
-    code 2, Ctrl-C with a line and 130; others have a traceback.
+    """Run one command.
+
+    A `UserError`, or a file that cannot be read or written, ends it with one paragraph and exit code 2; Ctrl-C ends it
+    with one line and exit code 130. Other errors keep their traceback.
     """
     args = sys.argv[1:] if args is None else args
     quiet()
     try:
-        if args and args[0] in COMMANDS:
-            COMMANDS[args[0]](args[1:])
+        if args and args[0] in ("-h", "--help"):
+            sys.stdout.write(top_level_help())
+            sys.exit(0)
+        command = COMMANDS.get(args[0]) if args else None
+        if command is not None and command.module:
+            import_module(command.module).run(args[1:])
         else:
-            AlignCLI(args)
-            leave()
-    except (UserError, MisconfigurationException) as error:
+            import_module("lit_align.cli.app").run(args)
+    except _expected_errors() as error:
         sys.stderr.write(paragraph(f"error: {error}"))
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:  # no file of the user's: a connection, a worker
+        if error.filename is None:  # not a file of the user's: a connection, a worker
             raise
         sys.stderr.write(paragraph(f"error: {relative(error.filename)}: {error.strerror}."))
         sys.exit(2)
-    except KeyboardInterrupt:  # before a fit takes it over (`Interruption`), or of another command
+    except KeyboardInterrupt:  # of another command, or before `Interruption` takes over
         sys.stderr.write("interrupted\n")
         sys.exit(130)
 
 
-class AlignCLI(LightningCLI):
-    """LightningCLI for preference objectives; ``AlignCLI(args, run=False)`` builds all and runs nothing.
-
-    The seed is 1 unless `seed_everything` says otherwise: the same command twice is the same run, and the
-    runs of a sweep differ by what is swept. ``seed_everything: true`` draws one.
-    """
-
-    def __init__(self, args: list[str] | None = None, run: bool = True):
-        super().__init__(
-            model_class=PreferenceObjective,
-            datamodule_class=LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=SaveConfig,
-            seed_everything_default=1,
-            trainer_defaults={"default_root_dir": "runs", "logger": False},  # the report keeps metrics.csv
-            parser_class=AlignParser,
-            auto_configure_optimizers=False,  # objectives take their own: here there is no policy yet
-            args=sys.argv[1:] if args is None else args,
-            run=run,
-        )
-
-    def setup_parser(
-        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
-    ) -> None:
-        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
-        if not add_subcommands:  # `ckpt_path` and such, so that what fit takes and saves is read here too
-            self.parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        super()._add_subcommands(parser, **kwargs)
-        assert parser._subcommands_action is not None
-        for command, run in COMMANDS.items():  # for the help alone: `main` runs them
-            parser._subcommands_action.add_subcommand(command, AlignParser(), help=run.__doc__)
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        header = [f"lit_align=={__version__}, lightning=={lightning.__version__}"]
-        kwargs.setdefault("description", "Preference optimization of language models, against anchors that move.")
-        return super().init_parser(prog=program(), allow_abbrev=False, dump_header=header, **kwargs)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        for key, callback in NAMED_CALLBACKS.items():
-            parser.add_subclass_arguments(callback, key, required=False)
-            parser.callback_keys.append(key)
-        parser.set_defaults({"checkpoint": CHECKPOINT, "drift": {"class_path": "lit_align.callbacks.Drift"}})
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(in_order(args))
-        # jsonargparse takes null for "not given" and hands it to a float; for a second look it is a value
-        set_parsing_settings(unset_sentinel=True)
-        try:
-            parser.validate(self.config)
-        except (TypeError, KeyError) as error:
-            parser.error(str(error), error)
-        finally:
-            set_parsing_settings(unset_sentinel=False)
-        refuse_options_of_another_objective(self._given, args)
-        own_folder_in_a_sweep(self._given)
-
-    @property
-    def _given(self) -> Namespace:
-        """The options of the command, where there is one."""
-        return self.config.get(str(self.config.get("subcommand")), self.config)
-
-    def before_instantiate_classes(self) -> None:
-        config = self._given
-        path = config.get("ckpt_path")
-        if path == "best":
-            raise UserError(
-                "ckpt_path: which is 'best' only the process that trained knows. Name the checkpoint itself."
-            )
-        if not path or path in ("last", "hpc", "registry") or "://" in path:
-            return
-        if not Path(path).exists():
-            raise UserError(f"ckpt_path: there is no checkpoint '{path}'.")
-        if Path(path).is_file() and not zipfile.is_zipfile(path):  # as torch.save writes it
-            raise UserError(
-                f"ckpt_path: '{path}' is no checkpoint, or not a whole one. A run's lie in its folder checkpoints/."
-            )
-        if Path(path).is_dir() and not config.get("fsdp_sharding"):
-            raise UserError(
-                f"ckpt_path: {relative(path)} is a folder of shards, which a sharded run can go on from, on any number "
-                "of processes: --config configs/overlays/fsdp.yaml. (Checkpoints of one file, the default, are read "
-                "everywhere.)"
-            )
-
-    def instantiate_classes(self) -> None:
-        try:
-            super().instantiate_classes()
-        except ValueError as error:  # a constructor's comes wrapped, as the report of a value that fits no type
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError | ModuleNotFoundError):
-                cause = cause.__cause__
-            if isinstance(cause, ModuleNotFoundError):
-                raise UserError(f"a package is missing: {str(cause).splitlines()[0]}") from None
-            if cause is None:
-                raise
-            raise cause from None
-        saving = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-        if self._given.get("ckpt_path") == "last" and not any(
-            each._find_last_checkpoints(self.trainer) for each in saving
-        ):
-            folders = " or ".join(relative(each.dirpath) for each in saving) or "a run without checkpoints"
-            raise UserError(
-                f"ckpt_path: there is no last checkpoint in {folders}. Name one, or leave ckpt_path out to begin anew."
-            )
-
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        given = [callback for callback in callbacks if callback is not None]
-        if config.get("enable_checkpointing") is False:
-            given = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
-        for callback in given:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = os.path.join(config["default_root_dir"], "checkpoints")
-        bar = [] if config.get("enable_progress_bar") is False else [PhaseProgress()]
-        config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header says it
-        after = [callback for callback in given if isinstance(callback, WandbReport)] or [WandbReport()]
-        drift = [callback for callback in given if isinstance(callback, Drift)]  # no part of the time of training
-        given = [callback for callback in given if not isinstance(callback, WandbReport | Drift)]
-        try:
-            return super()._instantiate_trainer(config, [*bar, *given, RunReport(), *drift, *after, Interruption()])
-        except ValueError as error:  # such as an unknown strategy
-            raise UserError(f"trainer: {error}") from error
-
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would put a checkpoint's hyperparameters over the configuration."""
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """The errors whose message is for the user: ours, and Lightning's own where Lightning was imported."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return (UserError, lightning.MisconfigurationException) if lightning else (UserError,)

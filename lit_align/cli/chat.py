@@ -1,8 +1,8 @@
 """Talk to a model in the terminal, or to two at once: `lit-align chat MODEL [--against START]`.
 
-A model with a chat template is talked to in turns, and each keeps its own history; one without goes on with what is
-typed. What no longer fits into the model's positions is left out, the oldest turns first. `/reset` begins anew, Ctrl-C
-ends an answer, `/quit` or Ctrl-D the talk.
+A model with a chat template answers in turns, and each model keeps its own history; a model without one continues the
+text that is typed. When the history no longer fits into the model's positions, the oldest turns are left out. `/reset`
+clears the history, Ctrl-C stops an answer, and `/quit` or Ctrl-D ends the chat.
 """
 
 import math
@@ -21,7 +21,7 @@ from lit_align.policy import Policy, PolicyConfig
 
 
 class Speaker:
-    """A model and what was said so far.
+    """A model and its history.
 
     Args:
         path: A folder in transformers' format, a run's folder (its model/), an adapter's folder, or a hub name.
@@ -35,35 +35,35 @@ class Speaker:
         self.name = path
         self.tokenizer = policy.tokenizer
         self.model = policy.to(device).eval().model
-        self.places = policy.positions
+        self.positions = policy.positions
         self.sampling = sampling
         self.seed = seed
         self.preference_tokenizer = PreferenceTokenizer(
             self.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20
         )
         self.turns: list[Message] = []
-        self.asked = 0
+        self.answered = 0
 
     def answer(self, words: str) -> str:
-        """Say what the model does; of an answer that is interrupted nothing is kept.
+        """Sample the model's answer and add both turns to the history; an interrupted answer leaves no trace.
 
         Raises:
-            UserError: what was said, alone, is too long for the model.
+            UserError: `words` alone are too long for the model.
         """
         turns: list[Message] = [*self.turns, {"role": "user", "content": words}]
-        while len(ids := self._encode(turns)) + self.sampling.max_new_tokens > (self.places or math.inf):
+        while len(ids := self._encode(turns)) + self.sampling.max_new_tokens > (self.positions or math.inf):
             if len(turns) == 1:
                 raise UserError(
-                    f"these {len(ids)} tokens, with up to {self.sampling.max_new_tokens} new ones, are more than the "
-                    f"{self.places} positions of this model. Say less, or lower --max-new-tokens."
+                    f"{len(ids)} tokens and up to {self.sampling.max_new_tokens} new ones exceed the {self.positions} "
+                    "positions of this model. Shorten the message, or lower --max-new-tokens."
                 )
             turns = turns[2:]  # a question and its answer
-        key = ("chat", self.seed, self.asked)
-        drawn = sample_responses(
+        key = ("chat", self.seed, self.answered)
+        responses = sample_responses(
             self.model, self.tokenizer, [ids], [key], 1, self.sampling, self.preference_tokenizer.end_ids()
         )
-        self.asked += 1
-        text = drawn[0][0].text
+        self.answered += 1
+        text = responses[0][0].text
         self.turns = [*turns, {"role": "assistant", "content": text}]
         return text
 
@@ -78,8 +78,8 @@ class Speaker:
 
 
 def chat(speakers: list[Speaker], read: Callable[[str], str] = input) -> None:
-    """Read lines, and let every speaker answer, until there are no more."""
-    print_line("/reset begins anew, Ctrl-C ends an answer, /quit or Ctrl-D the talk")
+    """Read lines and print every speaker's answer, until the input ends."""
+    print_line("/reset clears the history, Ctrl-C stops an answer, /quit or Ctrl-D ends the chat")
     names = [speaker.name for speaker in speakers]
     while True:
         try:

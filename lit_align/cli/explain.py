@@ -5,78 +5,32 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import pydoc
 import re
-import shutil
-import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_align.callbacks import (
-    Drift,
-    FSDPSharding,
-    Predictions,
-    ReferenceRefresh,
-    WandbReport,
-    WinRate,
-)
+from lit_align.cli.classes import NAMED_CALLBACKS, class_names, known, locate, name, options, subclasses
 from lit_align.cli.commands import COMMANDS
+from lit_align.cli.findings import FINDING, PATTERNS
+from lit_align.console import program, relative
 from lit_align.objectives import PreferenceObjective
 
-# Callbacks with a name of their own at top level. Of the list `trainer.callbacks` the command line reaches
-# only the last, so nothing in it can be swept. Their class is implied: `reference_refresh: {alpha: 0.6}`.
-NAMED_CALLBACKS: dict[str, type[Callback]] = {
-    "reference_refresh": ReferenceRefresh,
-    "win_rate": WinRate,
-    "predictions": Predictions,
-    "wandb_report": WandbReport,
-    "checkpoint": ModelCheckpoint,
-    "drift": Drift,
-    "fsdp_sharding": FSDPSharding,
-}
-
-
-# --- what it says ---
-
-# jsonargparse reports an error as a tree with a branch for each type that was tried. The first thing wrong is
-# the one to name, what stands above it says where; other branches (a NoneType was expected) say nothing.
-FINDING = re.compile(
-    r"""Parser\ key\ "(?P<key>[^"]+)":
-    | Problem\ with\ given\ class_path\ '(?P<cls>[^']+)':
-    | expects\ a\ function\ or\ a\ callable\ class:(?=.*?class_path='(?P<callable>[^']+)')
-    | Subtypes:\ \[(?P<subtypes>[^\n]*)\]
-    | (?:Group\ '(?P<group>[^']*)'|Subcommand\ '\w+')\ does\ not\ accept\ option\ '(?P<option>[^']+)'
-    | Option\ '[^']+'\ is\ not\ accepted\ (?P<early>before\ subcommand)
-    | Option\ '(?P<extra>[^']+)'\ is\ not\ accepted
-    | unrecognized\ arguments:\ (?P<argument>\S+)
-    | arguments\ are\ required:\ (?P<required>[^\n]+)
-    | Import\ path\ (?P<other>\S+)\ does\ not\ correspond\ to\ a\ subclass
-    | (?P<unnamed>Not\ a\ valid\ subclass)
-    | Expected\ an?\ (?P<type>(?!path\ but)\S[^\n]*)
-    | File\ does\ not\ exist:\ '(?P<file>[^\n]+)'
-    | (?:Problems\ parsing|Unexpected)\ config:(?P<yaml>.*)
-    | invalid\ choice:\ '(?P<command>[^']+)'
-    | expected\ "(?P<nothing>subcommand)"\ to\ be
-    | argument\ (?P<bare>\S+):\ expected\ one\ argument
-    """,
-    re.VERBOSE | re.DOTALL,
-)
 WORDS = {"float": "a number", "int": "an integer", "bool": "true or false", "str": "text", "NoneType": "null"}
 
 
 def explain(message: str, parser: LightningArgumentParser) -> str:
-    """jsonargparse's report as one paragraph: the key, the value, the mend."""
+    """Reduce jsonargparse's report to one paragraph: the key, the value, the fix."""
     where, cls, base = "", None, None
     see, example = f"See: {program()} fit --help", f"{program()} fit --config X.yaml"
     for found in FINDING.finditer(message):
-        text = found[found.lastgroup or 0]
-        match found.lastgroup:
+        kind = next(name for name in PATTERNS if found[name])
+        text = found[kind]
+        match kind:
             case "key":
                 where = below(where, cls, text)
             case "subtypes":
@@ -88,7 +42,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                     reason = message[found.end() :].strip().partition("\n")[0]
                     return f"{where}: cannot import '{text}' ({reason}). {known(base)}"
             case "argument" if not (cls or text.startswith("-")):
-                return f"'{text}' is not understood: options are written --key=value. {see}"
+                return f"'{text}' is not an option: options are written --key=value. {see}"
             case "option" | "extra" | "argument":
                 return unknown_option(where, cls, text, found["group"], parser, see)
             case "required" if cls is None:  # 'fit.model, fit.data'
@@ -97,9 +51,11 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                 return f"{missing}: not given. Name a YAML ({example}) or a class (--{missing}=NAME). {which}"
             case "required":
                 keys = [below(where, cls, key) for key in text.split(", ")]
-                return f"{' and '.join(keys)}: needed by {name(cls)}, and not given. {see}"
+                return f"{' and '.join(keys)}: {name(cls)} needs a value, and none is given. {see}"
             case "other":
-                return f"{where}: {text} is no {name(base)}. {known(base)}"
+                return f"{where}: {text} is not a subclass of {name(base)}. {known(base)}"
+            case "made":
+                return f"{where}: {text} is not a subclass of {found['of']}. {see}"
             case "unnamed":
                 return f"{where}: no class is named (class_path: NAME, options under init_args:). {known(base)}"
             case "type":
@@ -107,23 +63,27 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
             case "file":
                 file, there = relative(text), map(relative, Path(text).parent.glob("*"))
                 return f"{where}: there is no file '{file}'.{did_you_mean(file, there, 0.8)}"
+            case "unloadable":
+                return f"{where}={text} must be options (key: value). Leave {where} out to use the defaults. {see}"
             case "yaml":
                 problem = " ".join(text.replace('in "<unicode string>", ', "at ").split())
-                return f"config: no YAML with keys and values: {textwrap.shorten(problem, 200)!r}"
-            case "early":
-                return f"the command comes first: {example}. {known_commands()}"
+                return f"config: not a YAML with keys and values: {textwrap.shorten(problem, 200)!r}"
             case "command":
-                hint = did_you_mean(text, command_names())
+                hint = did_you_mean(text, COMMANDS)
                 return f"there is no command '{text}'.{hint} {known_commands()}"
             case "nothing":
-                return f"what is to be done? {example}. {known_commands()}"
+                return f"a command is needed: {example}. {known_commands()}"
             case "bare":
-                return f"{text}: it, or the option of it that was named, needs a value: --key=value. {see}"
+                return f"{text}, or the option below it, needs a value: --key=value. {see}"
     return " ".join(message.split())
 
 
 def unknown_option(where: str, cls: Any, option: str, group: str | None, parser: Any, see: str) -> str:
-    """`group` is the dataclass among the options of `cls` that lacks the option."""
+    """Name an option that does not exist, and the nearest one that does.
+
+    Args:
+        group: The dataclass among the options of `cls` that lacks the option.
+    """
     option = option.removeprefix("--").partition("=")[0]
     option = f"{group}.{option}" if group else option
     if cls is None:
@@ -132,9 +92,11 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
         hint = did_you_mean(option, [*(action.dest for action in parser._actions), *deep])
         return f"{option}: there is no such option.{hint} {see}"
     if option == "class_path":
-        return f"{where}: beside class_path:, the options of a class stand under init_args:."
+        return f"{where}: put the options of a class under init_args:, next to class_path:."
     parent = option.rpartition(".")[0]
     siblings = [key for key in options(cls) if not parent or key.rpartition(".")[0] == parent]
+    if not siblings:  # the option above it does not exist, either
+        return unknown_option(where, cls, parent.partition(".")[0], None, parser, see)
     names = dict.fromkeys(key.removeprefix(f"{parent}.").partition(".")[0] for key in siblings)
     listed = f" Options: {', '.join(names)}." if len(names) <= 16 else ""
     hint = did_you_mean(option, siblings)
@@ -142,7 +104,11 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
 
 
 def wrong_value(where: str, base: Any, report: str, see: str) -> str:
-    """`report` begins with the first type that was tried; the other types of a union follow."""
+    """Name a value of the wrong type, and the types that fit.
+
+    Args:
+        report: Begins with the first type that was tried; the other types of a union follow.
+    """
     tried, _, rest = report.partition("Given value type:")
     value = rest.partition("Given value: ")[2].partition("\n")[0].partition(". Got value: ")[0]
     if "Got value: " in (line := report.partition("\n")[0]):  # one type, with the value on its line
@@ -153,6 +119,8 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
     choices = [c.strip(" '\"") for literal in re.findall(r"Literal\[(.*?)\]", tried) for c in literal.split(",")]
     missing = re.search(r"Expected a dot import path string: (\S+)", tried)
     if missing and not {"float", "int", "str"} & set(types):
+        if dataclasses.is_dataclass(base):
+            return f"{where}={missing[1]} must be options (key: value) or null. {see}"
         hint = did_you_mean(missing[1], class_names(base))
         return f"{where}: there is no class '{missing[1]}'.{hint} {known(base)}"
     words = [WORDS.get(t, f"a {t.rpartition('.')[2]}") for t in types if not choices or t == "NoneType"]
@@ -163,80 +131,18 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
 
 
 def below(where: str, cls: Any, key: str) -> str:
-    """The key as a YAML has it: under a class's `init_args`; of a dataclass or a named callback, directly."""
+    """The key as in a YAML: below a class's `init_args`, or directly below a dataclass or a named callback."""
     direct = cls is None or dataclasses.is_dataclass(cls) or where in NAMED_CALLBACKS
     return ".".join(part for part in (where, "" if direct else "init_args", key) if part)
 
 
-def options(cls: Any) -> dict[str, Any]:
-    """The options of a class and their defaults, with those it hands on to its base class."""
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, fail_untyped=False, skip={"params"})
-    return vars(parser.get_defaults(skip_validation=True).as_flat())
-
-
-def subclasses(base: Any) -> list[type]:
-    """The class and all below it."""
-    if not inspect.isclass(base):
-        return []
-    return list(dict.fromkeys([base, *(c for child in base.__subclasses__() for c in subclasses(child))]))
-
-
-def class_names(base: Any) -> list[str]:
-    """Names to choose from. An objective states its formula; what states none is a base of objectives."""
-    classes = [c for c in subclasses(base) if c is not base and not c.__name__.startswith("_")]
-    return sorted({c.__name__ for c in classes if base is not PreferenceObjective or hasattr(c, "formula")})
-
-
-def known(base: Any) -> str:
-    names = class_names(base)
-    return f"Known: {', '.join(names)}." if 0 < len(names) <= 24 else ""
-
-
-def command_names() -> list[str]:
-    return [*LightningCLI.subcommands(), *COMMANDS]
-
-
 def known_commands() -> str:
-    return f"Known: {', '.join(command_names())}."
+    return f"Known: {', '.join(COMMANDS)}."
 
 
 def did_you_mean(word: str, among: Iterable[str], cutoff: float = 0.6) -> str:
-    """The name that is spelled most like the word, or that ends in it (`model.beta` for `beta`)."""
+    """Suggest the name with the most similar spelling, or one that ends in the word (`model.beta` for `beta`)."""
     spelled = {name.lower(): name for name in among}
     close = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=cutoff)
     close += [lower for lower in spelled if lower.endswith(f".{word.lower()}")]
     return f" Did you mean '{spelled[close[0]]}'?" if close else ""
-
-
-def locate(path: str) -> Any:
-    try:
-        return pydoc.locate(path)
-    except pydoc.ErrorDuringImport:
-        return None
-
-
-def import_path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def name(cls: Any) -> str:
-    return getattr(cls, "__name__", str(cls))
-
-
-def relative(path: Any) -> str:
-    """As the user would type it."""
-    path = Path(str(path))
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def program() -> str:
-    return "lit-align" if Path(sys.argv[0]).stem == "lit-align" else "python train.py"
-
-
-def paragraph(text: str) -> str:
-    """Broken between words on a terminal; left whole elsewhere, where lines are searched."""
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        text = "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in text.splitlines())
-    return text + "\n"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import inspect
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +16,10 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_align.cli.explain import explain, import_path, locate, name, options, paragraph, relative, subclasses
+from lit_align.callbacks import AlignCallback, DryRun, Order
+from lit_align.cli.classes import import_path, locate, name, options, subclasses
+from lit_align.cli.explain import explain
+from lit_align.console import paragraph, relative
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 
@@ -41,12 +43,15 @@ class AlignParser(LightningArgumentParser):
         return namespace
 
 
-class SaveConfig(SaveConfigCallback):
+class SaveConfig(AlignCallback, SaveConfigCallback):
     """Writes the configuration to `default_root_dir`: config.yaml for fit, config_test.yaml for test, ...
 
-    It overwrites: Lightning's own writes to the logger's folder, where a second run dies on the first's file. The
-    checkpoint that a fit went on from is left out: it is this run's alone, and no setting for the next.
+    It overwrites: Lightning's own writes to the logger's folder, where a second run fails on the first's file. The
+    checkpoint that a fit resumed from is left out: it belongs to this run alone and is not a setting for the next.
     """
+
+    order = Order.LAST
+    in_dry_run = DryRun.SKIP
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, save_to_log_dir=False, **kwargs)
@@ -57,7 +62,7 @@ class SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Not before the model is loaded and the checkpoint fits: what is refused leaves an earlier run as it was."""
+        """Write once the model is loaded and the checkpoint fits: a refused run leaves an earlier one as it was."""
         super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # on rank 0
@@ -78,10 +83,10 @@ class SaveConfig(SaveConfigCallback):
         self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
 
 
-def in_order(args: list[str]) -> list[str]:
-    """The arguments in the order in which they must act: the command, files, classes, options.
+def arguments_in_order(args: list[str]) -> list[str]:
+    """Sort the arguments into the order in which they must act: the command, files, classes, options.
 
-    A file would override the options before it, and a class refuse its own; W&B orders arguments as it likes.
+    A file would override the options before it, and a class would refuse them; W&B passes arguments in any order.
     """
     groups: list[list[str]] = []  # an option and its value
     for arg in args:
@@ -94,23 +99,40 @@ def in_order(args: list[str]) -> list[str]:
 
 
 def own_folder_in_a_sweep(config: Any) -> None:
-    """`default_root_dir` gets the run's id behind it: an agent's runs have the same options, but for what is swept."""
+    """Append the run's id to `default_root_dir`: the runs of an agent share all options but those that are swept."""
     run = os.environ.get("WANDB_RUN_ID", "")
     root = config.trainer.default_root_dir
     if os.environ.get("WANDB_SWEEP_ID") and run and Path(root).name != run:
         config.trainer.default_root_dir = os.path.join(root, run)
 
 
-def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:
-    """``--model=SimPO`` over a YAML of DPO would take over its `beta`, which is another quantity there.
+def refuse_functions(config: Any, where: str = "") -> None:
+    """Refuse a `class_path` that names a function: to build the configuration would call it, `os.system` for one.
 
-    Options that have the same default in both classes (`policy`, `optimizer`, ...) are shared, and may stay.
+    Raises:
+        UserError: names the key.
+    """
+    for key, value in vars(config).items():
+        for number, entry in enumerate(value if isinstance(value, list) else [value]):
+            below = f"{where}{key}" + (f"[{number}]" if isinstance(value, list) else "")
+            if isinstance(entry, Namespace):
+                path = entry.get("class_path")
+                if isinstance(path, str) and not inspect.isclass(locate(path)):
+                    raise UserError(f"{below}.class_path={path} must be a class. Name a class.")
+                refuse_functions(entry, f"{below}.")
+
+
+def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:
+    """Refuse an option that a YAML sets for one objective and another would use.
+
+    ``--model=SimPO`` over a YAML for DPO would take over its `beta`, which is a different quantity there. Options with
+    the same default in both classes (`policy`, `optimizer`, ...) mean the same, and stay.
 
     Raises:
         UserError: a YAML sets an option for one objective, another uses it, and their defaults differ.
     """
     chosen: Any = locate(config.model.class_path)
-    last: dict[str, tuple[Any, Any, Path]] = {}  # of each option the file that decides: its objective, value, path
+    last: dict[str, tuple[Any, Any, Path]] = {}  # by option, from the file that decides: objective, value, path
     for path in filter(None, config.config or []):  # None: given as text, not as a file
         written = yaml.safe_load(path.read_text()).get("model")
         if not isinstance(written, dict):
@@ -123,35 +145,7 @@ def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:
         given = any(re.match(rf"--model\.(init_args\.)?{key}(=|$)", arg) for arg in args)
         if theirs.get(key) != ours.get(key) and config.model.init_args.get(key) == value and not given:
             raise UserError(
-                f"model.init_args.{key}: {value} is meant for {name(meant)} in {relative(path)}, and "
-                f"{name(chosen)}, whose own default is {ours.get(key)}, would take it over. Start from a "
-                f"YAML of {name(chosen)}, or give its value: --model.{key}={ours.get(key)}"
+                f"model.init_args.{key}={value} is meant for {name(meant)} in {relative(path)}, but {name(chosen)} "
+                f"(default {ours.get(key)}) would use it. Start from a YAML for {name(chosen)}, or give its value: "
+                f"--model.{key}={ours.get(key)}"
             )
-
-
-# --- what it does not say ---
-
-# What Lightning says at a start that nobody can act on; each line has its reason.
-WARNINGS = [
-    r"Found \d+ module\(s\) in eval mode",  # the reference is, and is meant to be
-    r".*does not have many workers",  # batches are cut from memory: a worker would only cost
-    r".*`tensorboardX` has been removed",  # the CSV logger is meant
-    r"Total length of `list` across ranks is zero",  # no validation data were given, and none is wanted
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own business with torch
-    r"`is_gradient_checkpointing` is deprecated",  # peft's with transformers
-    r"predict returned None",  # answers go to a file (`Predictions`)
-]
-# Advertisements, and a device that nobody missed.
-TIPS = re.compile(r"litlogger|litmodels|TPU available: False")
-
-
-def is_no_tip(record: logging.LogRecord) -> bool:
-    return not TIPS.search(record.getMessage())
-
-
-def quiet() -> None:
-    """Keep the terminal for what concerns the user."""
-    for message in WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(logger).addFilter(is_no_tip)

@@ -7,8 +7,7 @@ from rich.text import Text as Styled
 
 from lit_align.console import console, print_line, printable
 from lit_align.data.formats.rows import Text
-from lit_align.data.rounds.metrics import part_means
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.records import SampleRow, ScoreRow, part_means
 from lit_align.data.rounds.store import StoredRound, read_rounds
 from lit_align.errors import UserError
 

@@ -1,16 +1,21 @@
 """Data modules, and what they are made of: formats, sampling, scorers, pairing, the store of rounds."""
 
-from lit_align.data.offline_pairs import OfflinePairs
-from lit_align.data.on_policy import OnPolicyPairs
-from lit_align.data.pairing import AllPairs, BestRandom, BestWorst, Listwise, PairingRule
-from lit_align.data.samplers import ContinuousBatchingSampler, GenerateSampler, Sampler, VLLMSampler
-from lit_align.data.sampling import Sampling
-from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores
-from lit_align.data.scorers.chat_api import Endpoint
-from lit_align.data.scorers.classifier import SequenceClassificationScorer
-from lit_align.data.scorers.ensemble import EnsembleScorer
-from lit_align.data.scorers.function import FunctionScorer, PairwiseFunctionScorer
-from lit_align.data.scorers.judges import GradingJudge, PairwiseJudge
+from typing import TYPE_CHECKING
+
+from lit_align.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lit_align.data.offline_pairs import OfflinePairs
+    from lit_align.data.on_policy import OnPolicyPairs
+    from lit_align.data.pairing import AllPairs, BestRandom, BestWorst, Listwise, PairingRule
+    from lit_align.data.samplers import ContinuousBatchingSampler, GenerateSampler, Sampler, VLLMSampler
+    from lit_align.data.sampling import Sampling
+    from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores
+    from lit_align.data.scorers.chat_api import Endpoint
+    from lit_align.data.scorers.classifier import SequenceClassificationScorer
+    from lit_align.data.scorers.ensemble import EnsembleScorer
+    from lit_align.data.scorers.function import FunctionScorer, PairwiseFunctionScorer
+    from lit_align.data.scorers.judges import GradingJudge, PairwiseJudge
 
 __all__ = [
     "AllPairs",
@@ -36,3 +41,5 @@ __all__ = [
     "SequenceClassificationScorer",
     "VLLMSampler",
 ]
+
+__getattr__ = lazy_exports(__name__)

@@ -17,14 +17,13 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lit_align.data.pairing import Pairs
 from lit_align.data.rounds.record import Loaded
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.records import SampleRow, ScoreRow, part_means
 
 
 def round_metrics(
@@ -53,12 +52,6 @@ def round_metrics(
     for reason, count in (pairs.counts + pairs.partial_drops + Counter({"in no full batch": in_no_full_batch})).items():
         values[f"round/dropped_{reason.replace(' ', '_')}"] = float(count)
     return values | _pace("sample", sampled) | _pace("score", scored)
-
-
-def part_means(scores: Sequence[ScoreRow]) -> Mapping[str, float]:
-    """The mean of each part of the scores, over all responses."""
-    names = (scores[0].parts or {}) if scores else {}
-    return {name: torch.tensor([(row.parts or {})[name] for row in scores]).mean().item() for name in names}
 
 
 def _pace(name: str, loaded: Loaded[Any]) -> dict[str, float]:

@@ -45,7 +45,7 @@ def test_of_pairs_it_says_steps_time_and_memory_and_shows_one(tiny_model, in_tmp
     main(["doctor", "--config=dpo.yaml"])
     said = capsys.readouterr().out
     assert "an epoch        5 batches of 4 examples" in said
-    assert "steps           3 in each, 6 in all" in said
+    assert "steps           3 each, 6 in all" in said
     for piece in (
         "DPO: −log σ",
         "20 pairs from",
@@ -55,7 +55,7 @@ def test_of_pairs_it_says_steps_time_and_memory_and_shows_one(tiny_model, in_tmp
     ):
         assert piece in said
     assert re.search(r"response 0: \d+ tokens, trained on\n     yes \d+.*<\|endoftext\|>", said)
-    assert "all of it works: python train.py fit --config=dpo.yaml" in said
+    assert "all checks passed: python train.py fit --config=dpo.yaml" in said
     assert not Path("run").exists(), "nothing is left behind"
 
 
@@ -73,7 +73,7 @@ def test_a_saved_configuration_and_a_resume_command_are_taken(tiny_model, in_tmp
     main(["fit", "--config=dpo.yaml", "--trainer.max_epochs=1", "--win_rate=null"])
     capsys.readouterr()
     main(["doctor", "--config=run/config.yaml", "--ckpt_path=run/checkpoints/last.ckpt"])
-    assert "all of it works: " in capsys.readouterr().out
+    assert "all checks passed: " in capsys.readouterr().out
 
 
 def test_the_command_it_ends_with_can_be_typed(tiny_model, in_tmp, capsys, monkeypatch):
@@ -81,14 +81,14 @@ def test_the_command_it_ends_with_can_be_typed(tiny_model, in_tmp, capsys, monke
     monkeypatch.setattr("sys.argv", ["/usr/bin/lit-align"])
     main(["doctor", "--config=dpo.yaml", "--model.optimizer=torch.optim.SGD", "--trainer.plugins=[]"])
     said = capsys.readouterr().out
-    assert "all of it works: lit-align fit --config=dpo.yaml --model.optimizer=torch.optim.SGD '--trainer.p" in said
+    assert "all checks passed: lit-align fit --config=dpo.yaml --model.optimizer=torch.optim.SGD '--trainer.p" in said
 
 
 @pytest.mark.parametrize("data", [ROUNDS, OFFLINE], ids=["on-policy", "offline"])
 def test_several_processes_try_it_together_and_the_first_speaks(tiny_model, in_tmp, capfd, data):
     config(in_tmp, tiny_model, data)
     run_in(2, main, ["doctor", "--config=dpo.yaml", "--trainer.strategy=ddp", "--trainer.devices=2"])
-    assert capfd.readouterr().out.count("all of it works: ") == 1
+    assert capfd.readouterr().out.count("all checks passed: ") == 1
     assert not Path("run").exists()
 
 

@@ -15,11 +15,13 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from lit_align import cli
 from lit_align.callbacks import ReferenceRefresh
-from lit_align.cli import AlignCLI, explain, main
+from lit_align.cli import AlignCLI, main
+from lit_align.cli.commands import COMMANDS
+from lit_align.console import paragraph
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, IPO
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 DPO_YAML = """
 model:
@@ -210,7 +212,7 @@ def test_the_help_lists_all_commands_with_a_line_each(capsys: pytest.CaptureFixt
         main(["--help"])
     said = capsys.readouterr().out
     assert exit.value.code == 0
-    for command in explain.command_names():
+    for command in COMMANDS:
         assert re.search(rf"^ +{command} +\S", said, re.MULTILINE), command
 
 
@@ -338,11 +340,27 @@ def test_an_unknown_class_is_named_with_those_there_are(fails: Errors, how: str)
     ("path", "said"),
     [
         ("lit_align.nowhere.DPO", "cannot import 'lit_align.nowhere.DPO'"),
-        ("torch.nn.Linear", "torch.nn.Linear is no PreferenceObjective. Known: "),
+        ("torch.nn.Linear", "torch.nn.Linear is not a subclass of PreferenceObjective. Known: "),
     ],
 )
 def test_a_class_path_that_leads_nowhere(fails: Errors, path: str, said: str):
     assert said in fails("fit", "--config", edited("class_path: DPO", f"class_path: {path}"))
+
+
+def test_a_function_is_refused_and_not_called(fails: Errors):
+    """To instantiate the configuration would run it."""
+    adamw = "{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}"
+    system = "{class_path: os.system, init_args: {command: touch called}}"
+    said = fails("fit", "--config", edited(adamw, system))
+    assert "model.init_args.optimizer.class_path=os.system must be a class" in said
+    assert not Path("called").exists()
+    assert "optimizer: os.system is not a subclass of Optimizer" in fails("fit", "--config", edited(adamw, "os.system"))
+
+
+def test_an_option_below_one_that_does_not_exist_names_the_upper_one(fails: Errors):
+    said = fails(*FIT, "--data.scorer.help=FunctionScorer")
+    assert "data.init_args.scorer: OfflinePairs has no option 'scorer'. See: " in said
+    assert "model.init_args.lora=5 must be options (key: value) or null" in fails(*FIT, "--model.lora=5")
 
 
 def test_a_missing_file_is_named(fails: Errors):
@@ -354,7 +372,7 @@ def test_a_missing_file_is_named(fails: Errors):
 @pytest.mark.parametrize("text", ["model: [1", "just text", ""])
 def test_a_file_that_is_no_yaml_of_keys_is_named(fails: Errors, text: str):
     Path("bad.yaml").write_text(text)
-    assert "no YAML with keys and values" in (said := fails("fit", "--config", "bad.yaml"))
+    assert "not a YAML with keys and values" in (said := fails("fit", "--config", "bad.yaml"))
     assert said.endswith("(in bad.yaml)")
 
 
@@ -362,16 +380,24 @@ def test_a_file_that_is_no_yaml_of_keys_is_named(fails: Errors, text: str):
     ("args", "said"),
     [
         (["fit"], "model: not given. Name a YAML (python train.py fit --config X.yaml) or a class"),
-        (["fit", "--model=DPO"], "model.init_args.policy.path: needed by "),
+        (["fit", "--model=DPO"], "model.init_args.policy.path: DPO needs a value"),
         ([], "python train.py fit --config X.yaml"),
-        (["--config", "dpo.yaml"], "Known: fit, validate, test, predict"),
+        (["--config", "dpo.yaml"], "a command is needed: python train.py fit --config X.yaml. Known: fit, validate"),
         (["fitt", "--config", "dpo.yaml"], "there is no command 'fitt'. Did you mean 'fit'?"),
-        ([*FIT, "stray"], "'stray' is not understood"),
+        ([*FIT, "stray"], "'stray' is not an option"),
         ([*FIT, "--model.beta"], "needs a value"),
+        (["--config=dpo.yaml", "fit"], "the command must be the first argument: python train.py fit"),
+        (["--trainer.max_epochs=1", "fit"], "the command must be the first argument"),
+        ([*FIT, "--trainer=null"], "trainer=null must be options (key: value)"),
     ],
 )
 def test_what_is_missing_is_named(fails: Errors, args: list[str], said: str):
     assert said in fails(*args)
+
+
+def test_a_trainer_of_null_in_a_file_is_refused(fails: Errors):
+    Path("no_trainer.yaml").write_text(DPO_YAML.partition("trainer:")[0] + "trainer: null\n")
+    assert "trainer=null must be options (key: value)" in fails("fit", "--config", "no_trainer.yaml")
 
 
 def test_data_is_required(fails: Errors):
@@ -401,11 +427,13 @@ def test_a_user_error_during_the_run_ends_in_a_paragraph(fails: Errors, monkeypa
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["export", "run", "--out", "dpo.yaml"], "--out is a folder to write, and dpo.yaml is a file"),
-        (["compare", "a", "b", "--out", "."], "--out is a file to write, and . is a folder"),
-        ([*FIT, "--ckpt_path=best"], "ckpt_path: which is 'best' only the process that trained knows"),
-        ([*FIT, "--ckpt_path=none.ckpt"], "ckpt_path: there is no checkpoint 'none.ckpt'"),
-        ([*FIT, "--ckpt_path=dpo.yaml"], "ckpt_path: 'dpo.yaml' is no checkpoint"),
+        (["export", "run", "--out", "dpo.yaml"], "--out=dpo.yaml must be a folder, not a file"),
+        (["compare", "a", "b", "--out", "."], "--out=. must be a file, not a folder"),
+        ([*FIT, "--ckpt_path=best"], "ckpt_path=best has no effect here"),
+        ([*FIT, "--ckpt_path=none.ckpt"], "ckpt_path=none.ckpt does not exist"),
+        ([*FIT, "--ckpt_path=dpo.yaml"], "ckpt_path=dpo.yaml is not a valid checkpoint"),
+        ([*FIT, "--ckpt_path=https://x.org/a.ckpt"], "must be a file: a checkpoint from the web may run code"),
+        ([*FIT, "--trainer.fast_dev_run=2"], "trainer.fast_dev_run=2 is refused because it would overwrite"),
         ([*FIT, "--ckpt_path=last"], "there is no last checkpoint in a run without checkpoints"),
         (
             [*FIT, "--ckpt_path=last", "--trainer.enable_checkpointing=true"],
@@ -467,10 +495,10 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
 
 def test_lines_break_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch):
     text = "error: " + "word " * 40
-    assert explain.paragraph(text).count("\n") == 1
+    assert paragraph(text).count("\n") == 1
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
-    assert max(map(len, explain.paragraph(text).splitlines())) <= 80
+    assert max(map(len, paragraph(text).splitlines())) <= 80
 
 
 # --- one objective's options do not configure another ---
@@ -478,8 +506,8 @@ def test_lines_break_between_words_on_a_terminal_only(monkeypatch: pytest.Monkey
 
 def test_options_written_for_one_objective_are_refused_by_another(fails: Errors):
     said = fails(*FIT, f"--model={__name__}.StrictDPO")
-    assert "model.init_args.beta: 0.2 is meant for DPO in dpo.yaml" in said
-    assert "whose own default is 2.0" in said
+    assert "model.init_args.beta=0.2 is meant for DPO in dpo.yaml" in said
+    assert "StrictDPO (default 2.0) would use it" in said
 
 
 def test_they_are_taken_when_said_for_the_new_one():
@@ -491,7 +519,7 @@ def test_they_are_taken_when_a_later_file_says_them_for_the_new_one(fails: Error
     Path("mine.yaml").write_text(yaml.safe_dump({"model": mine}))
     assert parse("--config", "mine.yaml").model.beta == 0.2  # type: ignore[attr-defined]
     Path("mine.yaml").write_text(yaml.safe_dump({"model": {"class_path": mine["class_path"]}}))
-    assert "0.2 is meant for DPO in dpo.yaml" in fails(*FIT, "--config", "mine.yaml")
+    assert "beta=0.2 is meant for DPO in dpo.yaml" in fails(*FIT, "--config", "mine.yaml")
 
 
 def test_settings_that_mean_the_same_in_both_stay():

@@ -1,0 +1,232 @@
+"""The command line of Trainer's commands: fit, validate, test, predict.
+
+A `LightningCLI` whose options are the signatures of the classes: model and data by class name (``--model=IPO``), the
+callbacks that are swept under keys of their own (``--reference_refresh.alpha=0.6``), and each key can be overridden. It
+differs from Lightning's in what it refuses and prints:
+
+- an error is one paragraph on stderr that names the key, the value and the fix, with exit code 2;
+- option names are not abbreviated, null is refused where a value is needed, and options written for one objective do
+  not silently configure another;
+- the command line overrides files in whatever order they are given, and later files override earlier ones;
+- a checkpoint restores weights and state, never the configuration;
+- each run writes its whole configuration to ``<trainer.default_root_dir>/config.yaml``, and to W&B.
+
+W&B sweeps run the same command (``configs/sweeps/``), with dotted keys as options; each run of a sweep has its own
+folder, ``<default_root_dir>/<run id>``. ``${args}`` and ``${args_no_equals}`` work; ``${args_no_hyphens}`` is refused,
+and ``${args_no_boolean_flags}`` loses every ``false``. A null must be quoted (``values: ["null", 0.5]``), since W&B
+writes a plain one as ``None``; bf16 is ``trainer.precision: {value: bf16-mixed}``, as in a YAML. To sweep over
+objectives, sweep over ``config``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from lit_align.cli.fast_start import without_scipy_signal
+
+with without_scipy_signal():
+    import torchmetrics  # noqa: F401  # Lightning would import it
+
+import lightning
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lit_align import __version__
+from lit_align.callbacks import Interruption, PhaseProgress, RunReport, WandbReport
+from lit_align.callbacks.base import in_order
+from lit_align.cli.classes import NAMED_CALLBACKS
+from lit_align.cli.commands import COMMANDS
+from lit_align.cli.parser import (
+    AlignParser,
+    SaveConfig,
+    arguments_in_order,
+    own_folder_in_a_sweep,
+    refuse_functions,
+    refuse_options_of_another_objective,
+)
+from lit_align.cli.usage import DESCRIPTION
+from lit_align.console import program, relative
+from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
+from lit_align.errors import UserError
+from lit_align.objectives import PreferenceObjective
+from lit_align.sharding import leave
+
+# After each round, into <default_root_dir>/checkpoints; `last.ckpt` is the one to resume from, whichever run wrote it.
+CHECKPOINT = {
+    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "init_args": {
+        "filename": "{step}",
+        "save_last": "link",
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,  # a second run would leave last.ckpt to the first, and write last-v1.ckpt
+    },
+}
+
+
+def run(args: list[str]) -> None:
+    """Run one of Trainer's commands.
+
+    Raises:
+        UserError: the command is not the first argument, or the run is refused.
+    """
+    if args and args[0].startswith("-") and not COMMANDS.keys().isdisjoint(args):
+        raise UserError(f"the command must be the first argument: {program()} fit --config X.yaml")
+    AlignCLI(args)
+    leave()
+
+
+class AlignCLI(LightningCLI):
+    """LightningCLI for preference objectives; ``AlignCLI(args, run=False)`` builds everything and runs nothing.
+
+    The seed is 1 unless `seed_everything` sets another: the same command twice is the same run, and the runs of a
+    sweep differ only in what is swept. ``seed_everything: true`` chooses one at random.
+    """
+
+    def __init__(self, args: list[str] | None = None, run: bool = True):
+        super().__init__(
+            model_class=PreferenceObjective,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            seed_everything_default=1,
+            trainer_defaults={"default_root_dir": "runs", "logger": False},  # the report keeps metrics.csv
+            parser_class=AlignParser,
+            auto_configure_optimizers=False,  # objectives take their own: here there is no policy yet
+            args=sys.argv[1:] if args is None else args,
+            run=run,
+        )
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        if not add_subcommands:  # `ckpt_path` and such, so that what fit takes and saves is read here too
+            self.parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        subcommands = parser._subcommands_action
+        assert subcommands is not None
+        for name, command in COMMANDS.items():
+            if command.module:  # for the help alone: `main` runs them
+                subcommands.add_subcommand(name, AlignParser(), help=command.help)
+        for choice in subcommands._choices_actions:
+            choice.help = COMMANDS[choice.dest].help
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        header = [f"lit_align=={__version__}, lightning=={lightning.__version__}"]
+        kwargs.setdefault("description", DESCRIPTION)
+        return super().init_parser(prog=program(), allow_abbrev=False, dump_header=header, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for key, callback in NAMED_CALLBACKS.items():
+            parser.add_subclass_arguments(callback, key, required=False)
+            parser.callback_keys.append(key)
+        parser.set_defaults({"checkpoint": CHECKPOINT, "drift": {"class_path": "lit_align.callbacks.Drift"}})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(arguments_in_order(args))
+        # jsonargparse takes null for "not given" and hands it to a float; for a second look it is a value
+        set_parsing_settings(unset_sentinel=True)
+        try:
+            parser.validate(self.config)
+        except (TypeError, KeyError) as error:
+            parser.error(str(error), error)
+        finally:
+            set_parsing_settings(unset_sentinel=False)
+        if self._given.trainer is None:
+            raise UserError("trainer=null must be options (key: value). Leave trainer out to use the defaults.")
+        refuse_functions(self._given)
+        refuse_options_of_another_objective(self._given, args)
+        own_folder_in_a_sweep(self._given)
+
+    @property
+    def _given(self) -> Namespace:
+        """The options of the command; without a command, all options."""
+        return self.config.get(str(self.config.get("subcommand")), self.config)
+
+    def before_instantiate_classes(self) -> None:
+        config = self._given
+        path = config.get("ckpt_path")
+        if path == "best":
+            raise UserError(
+                "ckpt_path=best has no effect here: only the process that trained knows which is best. Name a "
+                "checkpoint."
+            )
+        if path and path.startswith(("http://", "https://")):
+            raise UserError(
+                f"ckpt_path={path} must be a file: a checkpoint from the web may run code. Download it "
+                "and check where it comes from."
+            )
+        if not path or path in ("last", "hpc", "registry") or "://" in path:
+            return
+        if not Path(path).exists():
+            raise UserError(f"ckpt_path={path} does not exist. Name a file in the run's checkpoints/ folder.")
+        if Path(path).is_file() and not zipfile.is_zipfile(path):  # as torch.save writes it
+            raise UserError(
+                f"ckpt_path={path} is not a valid checkpoint (truncated?). Checkpoints are in the run's checkpoints/ "
+                "folder."
+            )
+        if Path(path).is_dir() and not config.get("fsdp_sharding"):
+            raise UserError(
+                f"ckpt_path={relative(path)} is a folder of shards, which only a sharded run reads, on any number of "
+                "processes. Add --config configs/overlays/fsdp.yaml. (A checkpoint in one file, the default, fits any "
+                "run.)"
+            )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # a constructor's error is wrapped in the report of a value that fits no type
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UserError | ModuleNotFoundError):
+                cause = cause.__cause__
+            if isinstance(cause, ModuleNotFoundError):
+                raise UserError(f"a package is missing: {str(cause).splitlines()[0]}") from None
+            if cause is None:
+                raise
+            raise cause from None
+        saving = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        if self._given.get("ckpt_path") == "last" and not any(
+            each._find_last_checkpoints(self.trainer) for each in saving
+        ):
+            folders = " or ".join(relative(each.dirpath) for each in saving) or "a run without checkpoints"
+            raise UserError(
+                f"ckpt_path=last: there is no last checkpoint in {folders}. Name one, or leave ckpt_path out to start "
+                "over."
+            )
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = [callback for callback in callbacks if callback is not None]
+        if config.get("enable_checkpointing") is False:
+            given = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
+        for callback in given:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = os.path.join(config["default_root_dir"], "checkpoints")
+        if config.get("fast_dev_run"):
+            raise UserError(
+                f"trainer.fast_dev_run={config['fast_dev_run']} is refused because it would overwrite the results in "
+                f"{config['default_root_dir']}. Use: {program()} doctor --config X.yaml"
+            )
+        config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header shows it
+        given += [RunReport(), Interruption()]
+        if config.get("enable_progress_bar") is not False:
+            given.append(PhaseProgress())
+        if not any(isinstance(callback, WandbReport) for callback in given):
+            given.append(WandbReport())
+        try:
+            trainer = super()._instantiate_trainer(config, given)
+        except ValueError as error:  # such as an unknown strategy
+            raise UserError(f"trainer: {error}") from error
+        trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
+        return trainer
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let a checkpoint's hyperparameters override the configuration."""

@@ -1,0 +1,30 @@
+"""Messages of other packages at a start that nobody can act on, and that are not printed."""
+
+import logging
+import re
+import warnings
+
+# Each with its reason.
+WARNINGS = [
+    r"Found \d+ module\(s\) in eval mode",  # the reference is, on purpose
+    r".*does not have many workers",  # batches are cut from memory: a worker would only cost
+    r".*`tensorboardX` has been removed",  # the CSV logger is wanted
+    r"Total length of `list` across ranks is zero",  # there are no validation data, on purpose
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+    r"`is_gradient_checkpointing` is deprecated",  # between peft and transformers
+    r"predict returned None",  # `Predictions` writes the responses to a file
+]
+# Advertisements, and a device that nobody expects.
+TIPS = re.compile(r"litlogger|litmodels|TPU available: False")
+
+
+def is_not_a_tip(record: logging.LogRecord) -> bool:
+    return not TIPS.search(record.getMessage())
+
+
+def quiet() -> None:
+    """Filter these messages out."""
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(logger).addFilter(is_not_a_tip)

@@ -1,0 +1,18 @@
+"""The help of the top level, without the imports that a command needs."""
+
+from jsonargparse import ArgumentParser
+
+from lit_align.cli.commands import COMMANDS
+from lit_align.console import program
+
+DESCRIPTION = "Preference optimization of language models, against anchors that move."
+
+
+def top_level_help() -> str:
+    """What AlignCLI's own parser prints for --help."""
+    parser = ArgumentParser(prog=program(), description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="config", help="Path to a configuration file in json or yaml format.")
+    subcommands = parser.add_subcommands()
+    for name, command in COMMANDS.items():
+        subcommands.add_subcommand(name, ArgumentParser(), help=command.help)
+    return parser.format_help()
