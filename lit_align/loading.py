@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
 
 disable_progress_bar()  # loading weights is quick, and its bar would break into ours
 
@@ -98,7 +98,7 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(**where)
     except (OSError, ValueError) as error:
         here = "" if Path(path).exists() else "there is no such folder here, and as a name of the hub: "
-        raise UserError(f"{option}: no tokenizer for {path!r}: {here}{_first_line(error)}") from error
+        raise UserError(f"{option}: no tokenizer for {path!r}: {here}{first_line(error)}.") from error
     if config.chat_template is not None:
         tokenizer.chat_template = read_template(config.chat_template)
     return tokenizer
@@ -116,7 +116,7 @@ def read_template(given: str) -> str:
         return Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"data.chat_template={given} must be a file, or a template's text with {{{{ … }}}}: {_first_line(error)}"
+            f"data.chat_template={given} must be a file, or a template's text with {{{{ … }}}}: {first_line(error)}"
         ) from error
 
 
@@ -127,7 +127,7 @@ def load_positions(config: PolicyConfig) -> int | None:
     try:
         model = AutoConfig.from_pretrained(**_locate(config))
     except (OSError, ValueError) as error:
-        raise UserError(f"model.policy.path: cannot load {config.path!r}: {_first_line(error)}") from error
+        raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
     return getattr(model.get_text_config(), "max_position_embeddings", None)
 
 
@@ -209,7 +209,7 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "C
         try:
             adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {_first_line(error)}") from error
+            raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {first_line(error)}.") from error
         config = adapter.peft_config["default"]
         if type(config) is not LoraConfig or config.use_dora or config.modules_to_save or config.bias != "none":
             raise UserError(
@@ -228,7 +228,7 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "C
         try:
             adapter = get_peft_model(model, config)
         except ValueError as error:
-            raise UserError(f"model.lora.targets={lora.targets!r}: {_first_line(error)}") from error
+            raise UserError(f"model.lora.targets={lora.targets!r}: {first_line(error)}.") from error
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
     if tied and any(isinstance(layer, BaseTunerLayer) for layer in (embedding, head)):
@@ -245,7 +245,3 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
     # the name has changed between releases of transformers 5
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

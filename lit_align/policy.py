@@ -17,12 +17,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
 from lit_align.loading import (
     LoRAConfig,
     PolicyConfig,
     _add_adapter,
-    _first_line,
     _gguf_options,
     _locate,
     _turn_off_dropout,
@@ -72,7 +71,7 @@ class Policy(nn.Module):
                 **where, dtype=dtype, attn_implementation=config.attention, **_gguf_options(where)
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"model.policy.path: cannot load {config.path!r}: {_first_line(error)}") from error
+            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
         if any("SequenceClassification" in name for name in model.config.architectures or []):
             raise UserError(
                 f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "

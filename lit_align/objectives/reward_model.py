@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
 from lit_align.loading import (
     _add_adapter,
-    _first_line,
     _gguf_options,
     _locate,
     _turn_off_dropout,
@@ -84,7 +83,7 @@ class Scored(Policy):
                 **_gguf_options(where),
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"model.policy.path: cannot load {config.path!r}: {_first_line(error)}") from error
+            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
         finally:
             logging.set_verbosity(verbosity)
         if "score.weight" in report["missing_keys"]:
