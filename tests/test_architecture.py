@@ -1,4 +1,4 @@
-"""The shape of the code: layers without circles, files and classes of a readable size."""
+"""The shape of the code: layers without circles, files and classes of a readable size, short names of tests."""
 
 import ast
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ LAYERS = [
     "callbacks",
     "cli",
 ]
-LONGEST_FILE, LONGEST_CLASS = 400, 300
+LONGEST_FILE, LONGEST_CLASS, LONGEST_TEST_NAME = 400, 300, 70
 
 # Findings that begin with one of these are tolerated until their rooms are rebuilt.
 KNOWN = (
@@ -148,6 +148,16 @@ def test_no_file_and_no_class_is_too_long():
                 if length > LONGEST_CLASS:
                     long.add(f"{path.relative_to(ROOT)}, {node.name}: {length} lines")
     assert unknown(long) == []
+
+
+def test_the_names_of_tests_are_short():
+    long = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and len(node.name) >= LONGEST_TEST_NAME
+    }
+    assert long == set()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer, in_pla
 from lit_align.errors import UserError
 from lit_align.needs import DataNeeds, needs_of
 from lit_align.objectives import PreferenceObjective
+from lit_align.provenance import Table
 from lit_align.reference.copied import CopiedReference, RecordedReference
 
 
@@ -330,6 +331,19 @@ class PairsDataModule(L.LightningDataModule):
         """The loader of the preferences, together with one of as many batches for each stream of texts."""
         assert self.trainer is not None
         return self.texts.beside(loader, self.trainer, self.text_batch_size or self.batch_size)
+
+    def identity(self) -> Table:
+        """All that determines the training batches; a resumed run must have the same."""
+        assert self.trainer is not None
+        return self.texts.identity() | {
+            "data": type(self).__name__,
+            "data.seed": self.seed,
+            "data.batch_size": self.batch_size * self.trainer.world_size,  # of all processes together
+            "data.group_by_length": self.group_by_length,
+            "data.max_prompt_length": self.max_prompt_length,
+            "data.max_response_length": self.max_response_length,
+            "data.long_prompts": self.long_prompts,
+        }
 
     def describe(self) -> Iterator[tuple[str, str]]:
         """Lines of the run's header."""

@@ -15,6 +15,7 @@ from lit_align.data.pairing import PairingRule
 from lit_align.data.tokenization import PreferenceTokenizer, listing
 from lit_align.errors import UserError
 from lit_align.needs import DataNeeds
+from lit_align.provenance import digest_of
 
 CHECKED = (8, 56)
 """How many of the first rows, and of the others, are decoded and compared with their text."""
@@ -173,6 +174,11 @@ def check_joinable(sources: Sequence[Source], parts: Sequence[Sequence[Example]]
                 f"data.train: examples of {source.path} have {other}, those of {sources[0].path} have {forms[0]}. "
                 "Give sources of one form."
             )
+
+
+def digest_of_examples(examples: Sequence[Example]) -> str:
+    """Identifies the tokens of examples."""
+    return digest_of([[example.prompt_ids, *example.response_ids] for example in examples])
 
 
 def count_labels(examples: Sequence[Example]) -> str:

@@ -9,11 +9,12 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
-from lit_align.data.examples import Examples, Source, check_joinable, hold_out
+from lit_align.data.examples import Examples, Source, check_joinable, digest_of_examples, hold_out
 from lit_align.data.formats.rows import Rows
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule
 from lit_align.errors import UserError
+from lit_align.provenance import Table, of_options
 
 
 class OfflinePairs(PairsDataModule):
@@ -114,6 +115,16 @@ class OfflinePairs(PairsDataModule):
     def summary(self) -> str:
         """What was read, in one line for each source."""
         return "\n".join(part.line for part in self._parts)
+
+    def identity(self) -> Table:
+        pairing = of_options("data.pairing", vars(self.pairing))
+        own: Table = {
+            "data.train": digest_of_examples(self.train_examples),
+            "data.pairing": type(self.pairing).__name__,
+        }
+        if len(self._sources) > 1:
+            own["data.train.weights"] = repr([source.weight for source in self._sources])
+        return super().identity() | own | pairing
 
     def describe(self) -> Iterator[tuple[str, str]]:
         for source, part in zip(self._sources, self._parts, strict=True):

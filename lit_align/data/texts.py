@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from lightning import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
-from lit_align.data.examples import Examples, Source, make_examples
+from lit_align.data.examples import Examples, Source, digest_of_examples, make_examples
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
+from lit_align.provenance import Table
 
 
 class TextStreams:
@@ -73,6 +74,10 @@ class TextStreams:
                     "data.text_batch_size or the number of processes."
                 )
         return CombinedLoader(loaders, "min_size") if len(loaders) > 1 else loader
+
+    def identity(self) -> Table:
+        """The tokens of each stream, identified."""
+        return {f"data.{name}": digest_of_examples(texts.examples) for name, texts in self._read.items()}
 
     def describe(self) -> Iterator[tuple[str, str]]:
         """Lines of the run's header."""
