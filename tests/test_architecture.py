@@ -19,6 +19,7 @@ LAYERS = [
     "sharding",
     "needs",
     "position",
+    "provenance",
     "loading",
     "policy",
     "metrics",
@@ -37,7 +38,8 @@ LONGEST_FILE, LONGEST_CLASS, LONGEST_TEST_NAME = 400, 300, 70
 KNOWN = (
     "lit_align.policy imports lit_align.loading._",
     "lit_align.objectives.reward_model imports lit_align.loading._",
-    "lit_align/data/base.py, PairsDataModule",
+    "lit_align/data/base.py",
+    "lit_align/data/on_policy.py, OnPolicyPairs",
     "lit_align/objectives/base.py, PreferenceObjective",
 )
 

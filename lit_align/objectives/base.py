@@ -4,7 +4,7 @@
 proximal weight and the step-0 check. An objective overrides `loss`, states its `formula`, and says what its loss is
 where the policy equals its anchor.
 
-In training, all log beside the table of `lit_align.metrics.preference`
+In training, every objective also logs (beside the table of `lit_align.metrics.preference`)
 
 | metric | formula |
 |---|---|
