@@ -23,7 +23,7 @@ from lit_align.reference.config import RefreshRule
 def refreshes(turn: Turn, *, model: str, dtype: Any, alpha: float, steps: int) -> None:
     """Repeat the refresh alone; the weights exceed the caches, so a step in between would not slow it down."""
     module = DPO(PolicyConfig(model, dtype=dtype))
-    module.refresh_rule = RefreshRule(alpha, 1)
+    module.set_refresh_rule(RefreshRule(alpha, 1))
     module.configure_model()
     assert module.policy is not None
     assert module.reference is not None

@@ -6,7 +6,6 @@ not exported.
 """
 
 import warnings
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError
 from lit_align.evaluation.summary import Summary
+from lit_align.loading import from_fields
 from lit_align.objectives import PreferenceObjective, RewardModel
-from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig, is_adapter_weight
+from lit_align.reference.config import ReferenceConfig
 
 
 def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
@@ -97,14 +98,15 @@ def load_policy(path: Path) -> tuple[Policy, dict[str, Any]]:
         raise UserError(
             f"{path}: not a valid checkpoint of lit_align ({type(error).__name__}). Is it truncated? Name another."
         ) from error
-    config = _made(PolicyConfig, hyperparameters["policy"])
-    lora = _made(LoRAConfig, hyperparameters["lora"]) if hyperparameters["lora"] else None
-    hyperparameters = {"name": checkpoint.get("hparams_name"), **hyperparameters, "policy": config, "lora": lora}
+    config = from_fields(PolicyConfig, hyperparameters["policy"])
+    lora = from_fields(LoRAConfig, hyperparameters["lora"]) if hyperparameters["lora"] else None
+    kept = {name: checkpoint.get(name) for name in ("hparams_name", "output_name")}
+    hyperparameters = {**kept, **hyperparameters, "policy": config, "lora": lora}
     policy = _policy_class(hyperparameters).load(config, lora)
     weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
     left, more = policy.load_state_dict(weights, strict=False)
     trained = {f"model.{name}" for name, _ in policy.trainable_weights()}
-    if lost := [name for name in left if name in trained] + [name for name in more if ".lora_" not in name]:
+    if lost := [name for name in left if name in trained] + [name for name in more if not is_adapter_weight(name)]:
         raise UserError(
             f"{path}: {len(lost)} weights do not fit the model {config.path!r}, such as {lost[0]!r}. Restore the model "
             "that was trained."
@@ -133,12 +135,7 @@ def _policy_class(hyperparameters: dict[str, Any]) -> type[Policy]:
 
 
 def _scores(hyperparameters: dict[str, Any]) -> bool:
-    return "margin" in hyperparameters  # RewardModel's alone
-
-
-def _made(cls: Any, value: Any) -> Any:
-    """A dataclass of hyperparameters, which the command line stores as a dictionary and a script as the dataclass."""
-    return cls(**{f.name: value[f.name] for f in fields(cls) if f.name in value}) if isinstance(value, dict) else value
+    return hyperparameters["output_name"] == "reward"
 
 
 def _card(hyperparameters: dict[str, Any], config: dict[str, Any], run: Path | None, adapter: bool) -> str:
@@ -195,8 +192,7 @@ def _card(hyperparameters: dict[str, Any], config: dict[str, Any], run: Path | N
 def _reference(hyperparameters: dict[str, Any], config: dict[str, Any]) -> str:
     if "reference" not in hyperparameters:
         return "none"
-    of = hyperparameters["reference"]
-    path = of["path"] if isinstance(of, dict) else of.path
+    path = from_fields(ReferenceConfig, hyperparameters["reference"]).path
     rule = (config.get("reference_refresh") or {}).get("init_args")
     moved = f"; every {rule['tau']} {rule['unit']}(s) ← {_mixture(rule['alpha'])}" if rule else ", fixed"
     return f"{path or 'the start'}{moved}"

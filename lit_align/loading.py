@@ -1,9 +1,10 @@
 """Loading of models, tokenizers and LoRA adapters: hub names, folders, GGUF files."""
 
 import importlib.metadata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
 
 disable_progress_bar()  # loading weights is quick, and its bar would break into ours
 
@@ -44,6 +45,19 @@ class PolicyConfig:
     gradient_checkpointing: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
+
+
+T = TypeVar("T")
+
+
+def from_fields(cls: type[T], value: T | Mapping[str, Any]) -> T:
+    """The dataclass of a mapping of its fields, as checkpoints and command lines hold it; a dataclass itself as it is.
+
+    Fields that the class does not know are left out.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    return cls(**{field.name: value[field.name] for field in fields(cls) if field.name in value})  # type: ignore[arg-type]
 
 
 @dataclass
@@ -78,7 +92,7 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(**where)
     except (OSError, ValueError) as error:
         here = "" if Path(config.path).exists() else "there is no such folder here, and as a name of the hub: "
-        raise UserError(f"model.policy.path: no tokenizer for {config.path!r}: {here}{_first_line(error)}") from error
+        raise UserError(f"model.policy.path: no tokenizer for {config.path!r}: {here}{first_line(error)}.") from error
 
 
 def resolve_dtype(config: PolicyConfig, lora: LoRAConfig | None) -> torch.dtype:
@@ -145,7 +159,7 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "C
         try:
             adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {_first_line(error)}") from error
+            raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {first_line(error)}.") from error
         config = adapter.peft_config["default"]
         if type(config) is not LoraConfig or config.use_dora or config.modules_to_save or config.bias != "none":
             raise UserError(
@@ -164,7 +178,7 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "C
         try:
             adapter = get_peft_model(model, config)
         except ValueError as error:
-            raise UserError(f"model.lora.targets={lora.targets!r}: {_first_line(error)}") from error
+            raise UserError(f"model.lora.targets={lora.targets!r}: {first_line(error)}.") from error
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
     if tied and any(isinstance(layer, BaseTunerLayer) for layer in (embedding, head)):
@@ -181,7 +195,3 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
     # the name has changed between releases of transformers 5
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

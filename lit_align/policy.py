@@ -17,12 +17,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
 from lit_align.loading import (
     LoRAConfig,
     PolicyConfig,
     _add_adapter,
-    _first_line,
     _gguf_options,
     _locate,
     _turn_off_dropout,
@@ -33,7 +32,7 @@ from lit_align.loading import (
 from lit_align.logprobs import PreferenceBatch, check_logits, response_logps, share_prefix
 from lit_align.sharding import rank, reshard, shards, whole
 
-__all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "weights_of"]
+__all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "is_adapter_weight", "weights_of"]
 
 
 class Policy(nn.Module):
@@ -71,7 +70,7 @@ class Policy(nn.Module):
                 **where, dtype=dtype, attn_implementation=config.attention, **_gguf_options(where)
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"model.policy.path: cannot load {config.path!r}: {_first_line(error)}") from error
+            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
         if any("SequenceClassification" in name for name in model.config.architectures or []):
             raise UserError(
                 f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "
@@ -111,7 +110,7 @@ class Policy(nn.Module):
         Names are those of the plain transformers model. Tied weights appear once. Shards stay shards.
         """
         for name, parameter in self.model.named_parameters():
-            if ".lora_" in name:
+            if is_adapter_weight(name):
                 continue
             layer = self.model.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
             if ".base_layer." in name and isinstance(layer, LoraLayer) and name.endswith(".weight"):
@@ -128,6 +127,11 @@ class Policy(nn.Module):
         """Identifies the policy's present weights, the adapter's included."""
         reshard(self)
         return fingerprint(weights_of(self.model, "default"))
+
+    def base_fingerprint(self) -> str:
+        """Identifies the present weights of the model without its adapters."""
+        reshard(self)
+        return fingerprint((name, weight) for name, weight in self.model.named_parameters() if ".lora_" not in name)
 
     @torch.no_grad()
     def merged_copy(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -199,9 +203,14 @@ class Policy(nn.Module):
         return self.tokenizer
 
 
+def is_adapter_weight(name: str) -> bool:
+    """Whether a weight, by its name in a module, belongs to a LoRA adapter or to a reference in its place."""
+    return ".lora_" in name
+
+
 def weights_of(model: nn.Module, slot: str) -> Iterator[tuple[str, Tensor]]:
     """Name and value of the model's own weights and of those of one adapter slot."""
-    return ((n, w) for n, w in model.named_parameters() if ".lora_" not in n or slot in n.split("."))
+    return ((n, w) for n, w in model.named_parameters() if not is_adapter_weight(n) or slot in n.split("."))
 
 
 @torch.no_grad()

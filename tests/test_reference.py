@@ -401,7 +401,7 @@ def resumed(
     ],
 )
 def test_resumed_with_another_rule_the_reference_is_what_it_was(tiny_model, in_tmp, batch, lora, dtype, before, after):
-    with pytest.raises(UserError, match="accept_change=true to go on with the new one"):
+    with pytest.raises(UserError, match="accept_change=true to resume with the new rule"):
         resumed(tiny_model, lora, dtype, before, after)
     first, second = resumed(tiny_model, lora, dtype, before, after, accept_change=True)
     assert torch.equal(first.policy(batch), second.policy(batch))
@@ -421,7 +421,7 @@ def test_a_reference_that_cannot_change_its_form_is_refused_whether_accepted_or_
     tiny_model, in_tmp, lora, before, after
 ):
     for accepted in (False, True):
-        with pytest.raises(UserError, match=r"cannot be brought into the form of .* same reference_refresh\.$"):
+        with pytest.raises(UserError, match=r"does not fit the form of .* same reference_refresh\.$"):
             resumed(tiny_model, lora, "float32", before, after, accept_change=accepted)
 
 

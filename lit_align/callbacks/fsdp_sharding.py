@@ -30,6 +30,7 @@ from lit_align.callbacks.base import AlignCallback, DryRun
 from lit_align.errors import UserError
 from lit_align.loading import enable_checkpointing
 from lit_align.objectives import PreferenceObjective
+from lit_align.reference.base import Reference
 from lit_align.sharding import load_shards, shards
 
 
@@ -178,11 +179,8 @@ class FSDPSharding(AlignCallback):
             fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
 
         for net in pl_module.children():
-            if getattr(net, "offload", False):
-                raise UserError(
-                    "model.reference.form=offload keeps the reference whole in CPU memory, and fsdp_sharding cuts it: "
-                    "take form=auto, and fsdp_sharding.cpu_offload=true if its shards are to rest in CPU memory."
-                )
+            if isinstance(net, Reference):
+                net.before_sharding()
             if shards(net) or not any(True for _ in net.parameters()):
                 continue
             models = [part for part in net.modules() if isinstance(part, PreTrainedModel)]
@@ -196,7 +194,7 @@ class FSDPSharding(AlignCallback):
             for model in models[1:]:  # beside the one that computes: a float32 accumulator of its weights
                 fully(model)
             fully(net)
-            if hasattr(net, "logps"):  # a reference computes by this name
+            if isinstance(net, Reference):
                 register_fsdp_forward_method(net, "logps")
 
     def _blocks(self, net: nn.Module, models: list[PreTrainedModel]) -> list[nn.Module]:

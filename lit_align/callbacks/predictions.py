@@ -75,7 +75,7 @@ class Predictions(AlignCallback):
         self.seed = seed
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, PreferenceObjective) or pl_module.value != "logp":
+        if not isinstance(pl_module, PreferenceObjective) or not pl_module.data_needs().gives_logps:
             raise UserError(f"predict: {type(pl_module).__name__} gives no responses; predict with a language model.")
         assert pl_module.policy is not None
         rows = read_rows(self.prompts, kind="prompts")

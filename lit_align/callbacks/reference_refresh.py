@@ -55,7 +55,7 @@ class ReferenceRefresh(AlignCallback):
                     "reference_refresh: model.beta=0 holds the policy near no reference, so that to move it has no "
                     "effect. Set beta above 0, or take the callback out (--reference_refresh=null)."
                 )
-            pl_module.refresh_rule = self.rule  # read when it builds the reference
+            pl_module.set_refresh_rule(self.rule)
         elif isinstance(pl_module, PreferenceObjective):
             raise UserError(
                 f"reference_refresh: {type(pl_module).__name__} has no reference to refresh. Take the callback out "

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from lit_align.data.batches import Example
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Kind, Row, Rows, answer_text
 from lit_align.data.loader import ExampleLoader
-from lit_align.data.pairing import BestWorst, Listwise, PairingRule, with_labels, with_mismatched
+from lit_align.data.pairing import BestWorst, PairingRule, with_labels, with_mismatched
 from lit_align.data.rounds.record import Recorder, check_cache
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer, listing
 from lit_align.errors import UserError
+from lit_align.needs import DataNeeds, needs_of
+from lit_align.objectives import PreferenceObjective
+from lit_align.provenance import Table, digest_of
 from lit_align.reference.copied import CopiedReference, RecordedReference
 
 
@@ -121,7 +124,7 @@ class PairsDataModule(L.LightningDataModule):
                 max_prompt_length=self.max_prompt_length,
                 max_response_length=self.max_response_length,
                 long_prompts=self.long_prompts,
-                wraps_prompts=self._asked("chats", False) and bool(self.tokenizer.chat_template),
+                wraps_prompts=self.needs.wraps_prompt_as_chat and bool(self.tokenizer.chat_template),
             )
         return self._preference_tokenizer
 
@@ -186,10 +189,30 @@ class PairsDataModule(L.LightningDataModule):
             raise UserError("predict: there are no prompts to answer. Name some: --predictions.prompts=PATH.")
         return range(1)  # a batch that is none: without any Lightning calls no hook, and `Predictions` needs one
 
-    def _asked(self, name: str, default: Any) -> Any:
-        """What the module that is trained asks of its data; only a `PreferenceObjective` does."""
+    @property
+    def needs(self) -> DataNeeds:
+        """What the trained module needs from its data."""
         assert self.trainer is not None
-        return getattr(self.trainer.lightning_module, name, default)
+        return needs_of(self.trainer.lightning_module)
+
+    @property
+    def records_sampler(self) -> bool:
+        """Whether training examples carry log π_s."""
+        return False
+
+    def check_sampler(self) -> None:
+        """Make sure that training examples carry log π_s where the objective reads it.
+
+        Raises:
+            UserError: they do not.
+        """
+        assert self.trainer is not None
+        if self.needs.reads_sampler and not self.records_sampler:
+            raise UserError(
+                f"{type(self.trainer.lightning_module).__name__}, as it is configured, reads log π_s of each response "
+                f"(model.proximal, SPPO's model.estimate_baseline), which {type(self).__name__} as it is configured "
+                "does not record. Use OnPolicyPairs with record_sampler=true, or leave these options out."
+            )
 
     def read_pairs(
         self, path: str, split: str | None, pairing: PairingRule, kind: Kind | None = None
@@ -202,7 +225,7 @@ class PairsDataModule(L.LightningDataModule):
         Raises:
             UserError: nothing is left, only some rows have rewards or labels, or none has rewards that the rule needs.
         """
-        asked: Kind = self._asked("rows", "preferences")
+        asked: Kind = self.needs.data_kind
         rows = read_rows(path, split=split, kind=kind or asked)
         _check_alike(rows)
         if rows[0].rewards is None and not pairing.is_default:
@@ -226,7 +249,7 @@ class PairsDataModule(L.LightningDataModule):
             examples = [example for example in examples if len(example.response_ids) == K]
         if not examples:
             raise UserError(f"{path}: nothing is left to train on: {listing(counts)}.")
-        if kind is None and self._asked("needs_mismatched", False):
+        if kind is None and self.needs.needs_mismatched:
             examples = with_mismatched(with_labels(examples))
         names = {"preferences": "groups", "labelled": "labelled responses"}
         K = len(examples[0].response_ids) - examples[0].mismatched
@@ -288,17 +311,17 @@ class PairsDataModule(L.LightningDataModule):
         """
         assert self.trainer is not None
         name = type(self.trainer.lightning_module).__name__
-        if isinstance(pairing, Listwise) and not self._asked("takes_groups", True):
+        if pairing.gives_groups and not self.needs.takes_groups:
             raise UserError(
-                f"data.pairing=Listwise: {name}, as it is set, compares two responses. Take BestWorst, or learn from "
-                "rewards (model.reward_temperature of DPO and EXO)."
+                f"data.pairing={type(pairing).__name__}: {name}, as it is set, compares two responses. Take "
+                "BestWorst, or learn from rewards (model.reward_temperature of DPO and EXO)."
             )
-        if pairing.gives_labels and not self._asked("takes_labels", True):
+        if pairing.gives_labels and not self.needs.takes_labels:
             raise UserError(
                 f"data.pairing={type(pairing).__name__}: soft labels (labels=soft, ties=half) do nothing for {name}, "
                 "as it is set. Leave them out, or take DPO, IPO, CPO, ORPO or MPO."
             )
-        if self._asked("needs_whole_groups", False) and not isinstance(pairing, Listwise):
+        if self.needs.needs_whole_groups and not pairing.gives_groups:
             raise UserError(
                 f"data.pairing={type(pairing).__name__}: {name}'s constant is estimated from all responses that were "
                 "sampled. Take Listwise, or leave model.estimate_baseline out."
@@ -306,8 +329,14 @@ class PairsDataModule(L.LightningDataModule):
 
     def read_texts(self) -> None:
         """Read the streams of texts that are trained on together with the preferences."""
-        if self.texts or self._asked("text_weights", None):
-            self._asked("check_texts", _refuse_texts)(self.texts)
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        if isinstance(module, PreferenceObjective):
+            module.check_texts(self.texts)
+        elif self.texts:
+            raise UserError(
+                f"data.{next(iter(self.texts))} needs a lit_align objective, which weighs texts beside preferences."
+            )
         for name, (path, split) in self.texts.items():
             if name not in self._text_examples:
                 self._text_examples[name], self._text_lines[name] = self.read_pairs(path, split, BestWorst(), "texts")
@@ -334,6 +363,20 @@ class PairsDataModule(L.LightningDataModule):
                 )
         return CombinedLoader(loaders, "min_size") if len(loaders) > 1 else loader
 
+    def identity(self) -> Table:
+        """All that determines the training batches; a resumed run must have the same."""
+        assert self.trainer is not None
+        texts = {f"data.{name}": digest_of_examples(examples) for name, examples in self._text_examples.items()}
+        return texts | {
+            "data": type(self).__name__,
+            "data.seed": self.seed,
+            "data.batch_size": self.batch_size * self.trainer.world_size,  # of all processes together
+            "data.group_by_length": self.group_by_length,
+            "data.max_prompt_length": self.max_prompt_length,
+            "data.max_response_length": self.max_response_length,
+            "data.long_prompts": self.long_prompts,
+        }
+
     def describe(self) -> Iterator[tuple[str, str]]:
         """Lines of the run's header."""
         yield from self._text_lines.items()
@@ -348,6 +391,11 @@ class PairsDataModule(L.LightningDataModule):
             yield name, _shown(self.tokenizer.decode(ids))
 
 
+def digest_of_examples(examples: Sequence[Example]) -> str:
+    """Identifies the tokens of examples."""
+    return digest_of([[example.prompt_ids, *example.response_ids] for example in examples])
+
+
 def _check_alike(rows: Rows) -> None:
     """Make sure that all rows have rewards and labels, or none: a batch has a number for each response, or for none."""
     for row in rows:
@@ -358,12 +406,6 @@ def _check_alike(rows: Rows) -> None:
                     f"{row.source}: the row has {name if has else f'no {name}'}, but {rows[0].source} has "
                     f"{'some' if first_has else 'none'}. Give {name} to every row, or to none."
                 )
-
-
-def _refuse_texts(texts: Mapping[str, Any]) -> None:
-    raise UserError(
-        f"data.{next(iter(texts))}: texts beside preferences need a lit_align objective, which weighs them."
-    )
 
 
 def _shown(text: str, width: int = 300) -> str:

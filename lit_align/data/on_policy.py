@@ -32,6 +32,7 @@ from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
+from lit_align.provenance import Table, digest_of, of_options
 from lit_align.sharding import wait_for_all
 
 
@@ -121,13 +122,12 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError(
                 "data.class_path=OnPolicyPairs samples from the policy of a lit_align objective. Train one."
             )
-        if not self.trainer.lightning_module.samples:
+        if not self.needs.can_sample:
             raise UserError(
                 f"data.class_path=OnPolicyPairs: {type(self.trainer.lightning_module).__name__} learns from a file, "
                 "not from its own responses. Use OfflinePairs."
             )
-        if self.trainer.lightning_module.reads_sampler and not self.record_sampler:
-            raise UserError("data.record_sampler=false must be true: this objective reads log π_s. Leave it out.")
+        self.check_sampler()
         self.check_pairing(self.pairing)
         self.read_texts()
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
@@ -168,6 +168,10 @@ class OnPolicyPairs(PairsDataModule):
         self._round = None if step is None else CurrentRound(key["round"], step, key)
 
     # --- what others read ---
+
+    @property
+    def records_sampler(self) -> bool:
+        return self.record_sampler
 
     @property
     def module(self) -> PreferenceObjective:
@@ -261,7 +265,7 @@ class OnPolicyPairs(PairsDataModule):
         groups = maker.group(sampled.rows, scored.rows)
         pairs = self.pairing(groups)
         unused = self._check_pairs(pairs, len(groups))
-        examples = maker.record(pairs.examples, mismatched=self.module.needs_mismatched)
+        examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)
         self._round = replace(begun, groups=groups, examples=examples)
 
         metrics = round_metrics(begun.index, sampled, scored, pairs, unused)
@@ -309,6 +313,21 @@ class OnPolicyPairs(PairsDataModule):
         print_field("pair", line + (f"; {dropped}" if pairs.counts or pairs.partial_drops else ""))
         return unused
 
+    def identity(self) -> Table:
+        own = {
+            "data.prompts": digest_of([ids for _, ids in self._prompts]),
+            "data.prompts_per_round": self.prompts_per_round,
+            "data.responses_per_prompt": self.responses_per_prompt,
+            "data.sampler": self.sampler.identity,
+            "data.sampling_batch_size": self.sampling_batch_size,
+            "data.sampling_dtype": self.sampling_dtype,
+            "data.record_sampler": self.record_sampler,
+            "data.scorer": self.scorer.identity,
+            "data.pairing": type(self.pairing).__name__,
+        }
+        rules = of_options("data.pairing", vars(self.pairing)) | of_options("data.sampling", vars(self.sampling))
+        return super().identity() | own | rules
+
     def describe(self) -> Iterator[tuple[str, str]]:
         yield "data", self.summary
         yield from super().describe()
@@ -337,13 +356,13 @@ def check_file_pairs(module: PreferenceObjective, option: str, path: str, split:
     Raises:
         UserError: they have no log π_s, or no rewards, and the objective reads them.
     """
-    name = type(module).__name__
+    name, needs = type(module).__name__, module.data_needs()
     fix = f"eave {option.partition('=')[0]} out: {instead} compares the policy with its start on held-out prompts."
-    if module.reads_sampler:
+    if needs.reads_sampler:
         raise UserError(
             f"{option} must record log π_s, which {name} as configured reads, and pairs of a file do not. L{fix}"
         )
-    if module.takes_groups and read_rows(path, split=split, kind=module.rows)[0].rewards is None:
+    if needs.takes_groups and read_rows(path, split=split, kind=needs.data_kind)[0].rewards is None:
         raise UserError(
             f"{option} must have rewards, from which {name} as configured learns. Add them (columns score_chosen and "
             f"score_rejected, or responses and rewards), or l{fix}"

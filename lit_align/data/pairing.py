@@ -71,6 +71,9 @@ class PairingRule(ABC):
     gives_labels = False
     """Whether examples carry the probability that their first response wins."""
 
+    gives_groups = False
+    """Whether examples are whole groups, not pairs."""
+
     @property
     def is_default(self) -> bool:
         """Whether it is the rule that is taken where none is given."""
@@ -220,6 +223,7 @@ class Listwise(PairingRule):
     `min_margin` is the least difference of the best reward and the worst; groups of equal rewards are dropped.
     """
 
+    gives_groups = True
     _size = 0
 
     def __call__(self, groups: Sequence[Example]) -> Pairs:

@@ -44,7 +44,7 @@ class PreferenceMetrics(Metric):
 
     Args:
         anchored: Whether there are log ratios.
-        value: Name of what is given as `logps`.
+        output_name: Name of the numbers given as `logps`.
         preferences: Whether there are better and worse responses.
     """
 
@@ -52,11 +52,11 @@ class PreferenceMetrics(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, anchored: bool = True, value: str = "logp", preferences: bool = True):
+    def __init__(self, anchored: bool = True, output_name: str = "logp", preferences: bool = True):
         super().__init__()
         self.anchored = anchored
         self.preferences = preferences
-        sides = [value, "log_ratio", "length"] if anchored else [value, "length"]
+        sides = [output_name, "log_ratio", "length"] if anchored else [output_name, "length"]
         self.names = ["loss", *sides]
         if preferences:
             self.names = ["loss", "reward_accuracy", "reward_margin"]

@@ -1,4 +1,10 @@
-"""Checks of arguments: shapes where a tensor enters a loss, so that broadcasting never hides a mistake."""
+"""Checks of arguments and of checkpoints.
+
+Shapes are checked where a tensor enters a loss, so that broadcasting never hides a mistake.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -29,3 +35,26 @@ def check_positive(**options: float) -> None:
     for name, value in options.items():
         if not value > 0:
             raise UserError(f"model.{name}={value} must be above 0.")
+
+
+def check_state_dict(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Make sure that a checkpoint holds a module's weights, all of them and no others.
+
+    Args:
+        ours: The module's weights.
+        theirs: The checkpoint's.
+
+    Raises:
+        UserError: a weight has no counterpart, or one of another shape.
+    """
+    if different := ours.keys() ^ theirs.keys():
+        raise UserError(
+            f"this checkpoint is of another model or configuration: {len(different)} weights have no counterpart, "
+            f"such as {sorted(different)[0]!r}. Resume with the configuration that made it."
+        )
+    for name, value in theirs.items():
+        if isinstance(value, Tensor) and value.shape != ours[name].shape:
+            raise UserError(
+                f"this checkpoint is of another model or configuration: {name} has the shape {tuple(value.shape)} "
+                f"there and {tuple(ours[name].shape)} here. Resume with the configuration that made it."
+            )

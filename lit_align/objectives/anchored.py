@@ -1,6 +1,5 @@
 """Objectives with an anchor: the reference, its refresh, the proximal weight and the step-0 check."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,16 +9,23 @@ from torch import Tensor
 
 from lit_align.console import print_field
 from lit_align.errors import UserError
+from lit_align.loading import from_fields
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives.anchor import adapted_proximal, effective_anchor
 from lit_align.objectives.base import PreferenceObjective
+from lit_align.objectives.first_step import (
+    EXACT,
+    Bound,
+    check_closed_form,
+    check_margins,
+    other_type_bound,
+    rounding_bound,
+)
 from lit_align.policy import PolicyConfig
 from lit_align.reference.base import Reference
-from lit_align.reference.build import make_reference
+from lit_align.reference.build import belongs_to_reference, make_reference
 from lit_align.reference.config import ReferenceConfig, RefreshRule
-from lit_align.reference.lora import AdapterReference, DeltaReference
-
-torch.serialization.add_safe_globals([ReferenceConfig])  # a hyperparameter of a checkpoint
 
 
 class AnchoredObjective(PreferenceObjective):
@@ -59,12 +65,14 @@ class AnchoredObjective(PreferenceObjective):
         self.beta = beta
         self.proximal = proximal
         self.proximal_target = proximal_target
-        self.reads_sampler = proximal > 0
         self._adapted = False  # in this round
-        self.reference_config = reference
+        self.reference_config = from_fields(ReferenceConfig, reference)
         self.reference: Reference | None = None
-        self.refresh_rule: RefreshRule | None = None  # set by the ReferenceRefresh callback before the model is built
+        self.refresh_rule: RefreshRule | None = None
         self._checked_first_step = False
+
+    def data_needs(self) -> DataNeeds:
+        return DataNeeds(reads_sampler=self.proximal > 0)
 
     def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
         """Closed form of the batch's mean loss where the policy equals its anchor."""
@@ -126,53 +134,40 @@ class AnchoredObjective(PreferenceObjective):
     def _check_first_step(
         self, loss: Tensor, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch
     ) -> None:
-        """The step-0 check: where the policy still is its anchor, margins vanish and the loss has its closed form."""
+        """The step-0 check (`first_step`)."""
         if self._checked_first_step or self.trainer.global_step > 0 or self.reference_config.path is not None:
             return
         self._checked_first_step = True
         assert anchor_logps is not None
-        assert self.policy is not None
         if self._dropout_is_active():
             print_field("step-0 check", "not made: with dropout the policy in training is not its anchor")
             return
-        off = (logps - anchor_logps).abs().max().item()
-        bound, why = self._first_step_bound(logps, batch)
         expected = self.loss_at_anchor(beta, batch)
         exact = replace(batch, sampler_logps=anchor_logps)  # what is recorded of it is rounded
-        at_anchor = self.loss(anchor_logps, anchor_logps, beta, exact).mean().item()
-        if not math.isclose(at_anchor, expected, rel_tol=1e-4, abs_tol=1e-6):
-            raise RuntimeError(
-                f"{type(self).__name__}.loss at the anchor is {at_anchor}; loss_at_anchor says {expected}."
-            )
-        if not off <= bound:
-            raise UserError(
-                f"step-0 check: the policy is its own anchor, but a log-probability differs by {off:.3g} nats (bound "
-                f"{bound:.3g}, {why}) and the loss is {loss.item():.6f} instead of {expected:.6f}. The reference, the "
-                "recorded log-probabilities or the data's tokens do not belong to this policy."
-            )
-        margins = "exactly 0" if off == 0 else f"{off:.2g} ≤ {bound:.2g} nats"
-        print_field("step-0 check", f"loss {loss.item():.4f} = {expected:.4f} ✓ · margins {margins} ✓ · {why}")
+        check_closed_form(
+            type(self).__name__, self.loss(anchor_logps, anchor_logps, beta, exact).mean().item(), expected
+        )
+        difference = (logps - anchor_logps).abs().max().item()
+        bound = self._first_step_bound(logps, batch)
+        print_field("step-0 check", check_margins(difference, bound, loss.item(), expected))
 
-    def _first_step_bound(self, logps: Tensor, batch: PreferenceBatch) -> tuple[float, str]:
-        """How far, in nats of a response, policy and anchor may be apart by rounding alone, and why.
-
-        In half precision a token's is rounded by about 0.05 nats, otherwise in another batch, and a response's by
-        √length of that: four times as much is allowed, or four times what this batch shows, each example once more
-        alone.
-        """
+    def _first_step_bound(self, logps: Tensor, batch: PreferenceBatch) -> Bound:
+        """How far policy and anchor may differ by rounding in the first step."""
         assert self.policy is not None
+        assert self.reference is not None
         recorded = batch.reference_logps is not None or self.proximal > 0
-        started = self.lora is not None and self.lora.adapter is not None  # a fresh adapter adds 0 in any form
-        as_policy = isinstance(self.reference, AdapterReference) and self.reference.blocks <= 1
-        if not recorded and self.reference_config.dtype != "auto":  # weights rounded otherwise than the policy's
-            return 0.05 * batch.lengths.max().item(), "reference of another type"
-        if not recorded and (as_policy or not started):
-            return 0.0, "live reference"
-        why = "recorded anchor" if recorded else "live reference that sums otherwise"
-        if self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision):
-            return 1e-3, why
-        alone = torch.cat([self.policy(batch.select(slice(i, i + 1))) for i in range(batch.size)])
-        return max(0.2 * batch.lengths.max().item() ** 0.5, 4 * (logps - alone).abs().max().item()), why
+        if not recorded and self.reference_config.dtype != "auto":
+            return other_type_bound(batch)
+        fresh = self.lora is None or self.lora.adapter is None  # a fresh adapter adds 0 in any form
+        if not recorded and (fresh or self.reference.computes_as_policy):
+            return EXACT
+        return rounding_bound(
+            self.policy,
+            logps,
+            batch,
+            full_precision=self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision),
+            reason="recorded anchor" if recorded else "live reference that sums otherwise",
+        )
 
     def _dropout_is_active(self) -> bool:
         """A fresh adapter's own dropout does not count: it acts on an update that is still 0."""
@@ -180,8 +175,16 @@ class AnchoredObjective(PreferenceObjective):
         names = ((name, m) for name, m in self.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0)
         return self.policy_config.dropout or any(not (fresh and "lora_dropout" in name) for name, _ in names)
 
+    def set_refresh_rule(self, rule: RefreshRule | None) -> None:
+        """Say how the reference will move; the model that is built next has a reference that can.
+
+        Call it before the model is built.
+        """
+        self.refresh_rule = rule
+
     def _is_saved(self, name: str) -> bool:
-        return super()._is_saved(name) and (self.refresh_rule is not None or not name.startswith("reference."))
+        """A reference that never moves is built again from its path."""
+        return super()._is_saved(name) and (self.refresh_rule is not None or not belongs_to_reference(name))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -195,40 +198,41 @@ class AnchoredObjective(PreferenceObjective):
         if self.proximal_target is not None:
             self.proximal = checkpoint.get("proximal", self.proximal)
             self._adapted = checkpoint.get("adapted", False)
-        saved = checkpoint.get("refresh_rule")
-        if saved and self._trainer is None:  # load_from_checkpoint
-            self.refresh_rule = RefreshRule(**saved)
+        saved = RefreshRule(**checkpoint["refresh_rule"]) if checkpoint.get("refresh_rule") else None
+        if self._trainer is None and saved != self.refresh_rule:  # load_from_checkpoint, which has built the model
+            self.policy, self.reference = None, None
+            self.set_refresh_rule(saved)
         self.configure_model()
         assert self.reference is not None
-        if saved != (self.refresh_rule.state() if self.refresh_rule else None):
-            self._change_rule(checkpoint)
+        if saved != self.refresh_rule:
+            self._change_rule(saved, checkpoint.get("state_dict", {}))  # shards have been loaded by now
         self.reference.load_state(checkpoint["reference"])
 
-    def _change_rule(self, checkpoint: dict[str, Any]) -> None:
-        """Bring the reference of a checkpoint that was made with another rule into the form that it has in this run.
+    def _change_rule(self, saved: RefreshRule | None, weights: dict[str, Any]) -> None:
+        """Bring the reference of a checkpoint made with another rule into the form that it has in this run.
+
+        Args:
+            saved: The checkpoint's rule.
+            weights: The checkpoint's, changed in place.
 
         Raises:
-            UserError: that has not been asked for, or cannot be done.
+            UserError: the change is not accepted, or impossible.
         """
-        now, saved = self.refresh_rule, checkpoint.get("refresh_rule")
-        weights = checkpoint.get("state_dict", {})  # shards have been loaded by now
-        marks = {"reference", DeltaReference.NAME}
-        ours = {name: weight for name, weight in self.state_dict().items() if marks & {*name.split(".")}}
-        theirs = {name: weights.pop(name) for name in [*weights] if marks & {*name.split(".")}}
-        # an accumulator that is not there begins from the weights, one that is not needed is left out
-        sums = {name.replace("reference.model.", "reference.accumulator."): weight for name, weight in theirs.items()}
-        fitted = {name: w for name, w in (sums | theirs).items() if name in ours or ".accumulator." not in name}
-        fitted = fitted or ours  # one that has never moved is as it starts
-        fits = {n: w.shape for n, w in fitted.items()} == {n: w.shape for n, w in ours.items()}
-        if fits and now and now.accept_change:
-            weights.update(fitted)
+        assert self.reference is not None
+        rule = self.refresh_rule
+        ours = {name: weight for name, weight in self.state_dict().items() if belongs_to_reference(name)}
+        theirs = {name: weights.pop(name) for name in [*weights] if belongs_to_reference(name)}
+        adapted = self.reference.adapt_state(theirs, ours)
+        if adapted is not None and rule and rule.accept_change:
+            weights.update(adapted)
             return
-        was = RefreshRule(**saved) if saved else "no refresh"
-        form = f" The reference in it cannot be brought into the form of {self.reference}." if now and not fits else ""
-        accept = ", or set reference_refresh.accept_change=true to go on with the new one" if now and fits else ""
+        form = f" Its reference does not fit the form of {self.reference}." if rule and adapted is None else ""
+        accept = (
+            ", or set reference_refresh.accept_change=true to resume with the new rule" if rule and not form else ""
+        )
         raise UserError(
-            f"the checkpoint was made with the rule: reference {was}; this run has: {now or 'no refresh'}.{form} "
-            f"Resume with the same reference_refresh{accept}."
+            f"the checkpoint was made with the rule: reference {saved or 'no refresh'}; this run has: "
+            f"{rule or 'no refresh'}.{form} Resume with the same reference_refresh{accept}."
         )
 
     def describe(self) -> Iterator[tuple[str, str]]:

@@ -15,25 +15,38 @@ In training, all log beside the table of `lit_align.metrics.preference`
 """
 
 import hashlib
-import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_align import provenance
 from lit_align.errors import UserError
-from lit_align.loading import load_tokenizer
+from lit_align.loading import from_fields, load_tokenizer
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
-from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.needs import DataNeeds
+from lit_align.objectives._checks import check_state_dict
+from lit_align.objectives._likelihood import sft_loss
+from lit_align.objectives.schedule import (
+    Schedule,
+    learning_rate_factor,
+    reset_optimization,
+    round_progress,
+    run_progress,
+)
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig, is_adapter_weight
 from lit_align.position import Position
 
-torch.serialization.add_safe_globals([PolicyConfig, LoRAConfig])  # hyperparameters of a checkpoint
+# Where the base model is; its weights identify it.
+LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
 
 
 class PreferenceObjective(L.LightningModule):
@@ -50,20 +63,12 @@ class PreferenceObjective(L.LightningModule):
             progress, as if it were a run of its own: what PRPO's experiments do.
         sft_weight: Weight of the texts in data.sft beside the preferences: their negative log-likelihood per token.
         pretraining_weight: The same of the texts in data.pretraining.
+        accept_changes: Options in which a resumed run may differ from its checkpoint, such as model.beta or
+            data.scorer. Without it, a run of other options does not resume.
     """
 
     formula: ClassVar[str]
     anchored: ClassVar[bool] = False
-    value: ClassVar[str] = "logp"  # what `loss` is given of each response, as metrics name it
-    # What the data modules ask of `trainer.lightning_module`.
-    rows: ClassVar[Literal["preferences", "labelled", "texts"]] = "preferences"  # what it is trained on
-    samples: ClassVar[bool] = True  # its policy can be asked for responses to train on
-    chats: ClassVar[bool] = False  # plain prompts become a user's turn, where the tokenizer has a chat template
-    needs_mismatched: ClassVar[bool] = False  # each example has another prompt's response as one more branch
-    takes_labels: bool = False  # the probability that the first response of a pair wins
-    takes_groups: bool = False  # more than two responses of a prompt
-    needs_whole_groups: bool = False  # all that were sampled, none selected
-    reads_sampler: bool = False  # log π_s of each response
     # The option that weighs each stream of texts beside the preferences.
     text_options: ClassVar[dict[str, str]] = {"sft": "sft_weight", "pretraining": "pretraining_weight"}
 
@@ -73,18 +78,19 @@ class PreferenceObjective(L.LightningModule):
         *,
         lora: LoRAConfig | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
-        schedule: Literal["constant", "linear", "cosine"] = "linear",
+        schedule: Schedule = "linear",
         warmup_steps: int = 0,
         reset_optimizer_each_round: bool = False,
         sft_weight: float = 0.0,
         pretraining_weight: float = 0.0,
+        accept_changes: Sequence[str] = (),
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight"])
-        self.policy_config = policy
-        self.lora = lora
+        self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight", "accept_changes"])
+        self.policy_config = from_fields(PolicyConfig, policy)
+        self.lora = None if lora is None else from_fields(LoRAConfig, lora)
         self.optimizer = optimizer
-        self.schedule = schedule
+        self.schedule: Schedule = schedule
         self.warmup_steps = warmup_steps
         self.reset_optimizer_each_round = reset_optimizer_each_round
         self.text_weights = {"sft": sft_weight, "pretraining": pretraining_weight}
@@ -92,16 +98,17 @@ class PreferenceObjective(L.LightningModule):
             if weight < 0:
                 raise UserError(f"model.{self.text_options[name]}={weight} must be ≥ 0.")
         self.policy: Policy | None = None
-        self.metrics = torch.nn.ModuleDict(
-            {
-                stage: PreferenceMetrics(self.anchored, self.value, self.rows != "texts")
-                for stage in ("train_", "val_", "test_")
-            }
-        )
+        self.metrics = torch.nn.ModuleDict()  # filled when the model is built: by then all options are known
         self._tokenizer = None
+        self.accept_changes = accept_changes
+        self._start = ""  # fingerprint of the weights before training
         self._resumed_at: Position | None = None
 
-    # --- what an objective says ---
+    # --- what an objective states ---
+
+    def data_needs(self) -> DataNeeds:
+        """What the objective, as it is configured, needs from its data."""
+        return DataNeeds()
 
     def loss(self, logps: Tensor, anchor_logps: Any, beta: float, batch: PreferenceBatch) -> Tensor:
         """Loss per example, [B], from log π [B, K], the anchor's [B, K] (None without an anchor) and β_eff."""
@@ -110,6 +117,9 @@ class PreferenceObjective(L.LightningModule):
     def implicit_rewards(self, logps: Tensor, anchor_logps: Any, beta: float, lengths: Tensor) -> Tensor:
         """Reward of each response as the loss sees it, [B, K], for the metrics."""
         return logps
+
+    def after_loss(self, logps: Tensor, anchor_logps: Any, batch: PreferenceBatch) -> None:
+        """Called once per training step, after its loss; `logps` [B, K] and `anchor_logps` as the loss got them."""
 
     # --- the model ---
 
@@ -120,9 +130,20 @@ class PreferenceObjective(L.LightningModule):
             self._tokenizer = self.policy.tokenizer if self.policy else load_tokenizer(self.policy_config)
         return self._tokenizer
 
+    def load_policy(self) -> Policy:
+        """The policy as it starts."""
+        return Policy.load(self.policy_config, self.lora)
+
     def configure_model(self) -> None:
         if self.policy is None:
-            self.policy = Policy.load(self.policy_config, self.lora)
+            self.policy = self.load_policy()
+            self._start = self.policy.base_fingerprint()
+        if not self.metrics:
+            needs = self.data_needs()
+            for stage in ("train_", "val_", "test_"):
+                self.metrics[stage] = PreferenceMetrics(
+                    self.anchored, needs.output_name, preferences=needs.data_kind != "texts"
+                )
 
     def configure_optimizers(self) -> Any:
         assert self.policy is not None
@@ -134,35 +155,12 @@ class PreferenceObjective(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _learning_rate_factor(self, step: int) -> float:
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        left = 1 - (self.progress() if step else 0.0)
-        return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.schedule]
-
-    def _begin_optimization(self) -> None:
-        """Let optimizer and schedule forget what was before."""
-        (optimizer,) = self.trainer.optimizers
-        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
-        optimizer.state.clear()
-        scheduler.last_epoch = 0
-        for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
-            group.update(optimizer.defaults | {"lr": rate * self._learning_rate_factor(0)})
+        progress = self.progress() if step else 0.0
+        return learning_rate_factor(self.schedule, self.warmup_steps, step, progress)
 
     def progress(self) -> float:
-        """Share of the run that is done: by rounds and batches of the round, or by steps where `max_steps` is nearer.
-
-        Not by an estimate of all steps: the number of pairs differs from round to round. Of the round alone where each
-        has a schedule of its own.
-        """
-        trainer = self.trainer
-        loop = trainer.fit_loop
-        if self.reset_optimizer_each_round and math.isfinite(loop.max_batches):
-            return min(1.0, (loop.epoch_loop.batch_idx + 1) / max(1, loop.max_batches))
-        by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
-        if not trainer.max_epochs or trainer.max_epochs < 0 or not math.isfinite(loop.max_batches):
-            return min(1.0, by_steps)
-        share = (loop.epoch_loop.batch_idx + 1) / loop.max_batches if loop.max_batches else 0.0
-        return min(1.0, max(by_steps, (trainer.current_epoch + share) / trainer.max_epochs))
+        """Share of the run that is done, or of the round where each round has a schedule of its own."""
+        return round_progress(self.trainer) if self.reset_optimizer_each_round else run_progress(self.trainer)
 
     # --- a step ---
 
@@ -193,8 +191,6 @@ class PreferenceObjective(L.LightningModule):
                 raise UserError(f"data.{name} has no effect: its weight is 0. Set {option}, or leave data.{name} out.")
 
     def _text_loss(self, name: str, batch: PreferenceBatch) -> Tensor:
-        from lit_align.objectives._likelihood import sft_loss  # a file of an objective, which imports this one
-
         assert self.policy is not None
         losses = sft_loss(self.policy(batch)[:, 0], batch.lengths[:, 0].clamp(min=1))
         loss = losses.mean()
@@ -226,6 +222,7 @@ class PreferenceObjective(L.LightningModule):
         if stage == "train":
             self._check_finite(loss, losses, batch)
             self._check_first_step(loss, logps, anchor_logps, beta, batch)
+            self.after_loss(logps, anchor_logps, batch)
         metrics: Any = self.metrics[f"{stage}_"]
         scale = self._gradient_scale(logps, anchor_logps, beta, batch) if stage == "train" else None
         K = logps.shape[1] - batch.mismatched  # that branch belongs to no preference
@@ -288,7 +285,7 @@ class PreferenceObjective(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Give each step a random stream of its own: checkpoints hold no generator states, and dropout draws on one."""
         if batch_idx == 0 and self.reset_optimizer_each_round:  # a run that resumes within a round begins behind it
-            self._begin_optimization()
+            reset_optimization(self.trainer, self._learning_rate_factor(0))
         key = (
             int(os.environ.get("PL_GLOBAL_SEED", 0)),
             self.trainer.global_step,
@@ -300,9 +297,21 @@ class PreferenceObjective(L.LightningModule):
     # --- checkpoints ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the position, and the hyperparameters as plain values, which anyone can read without our classes."""
         Position.of_run(self.trainer).save(checkpoint)
+        provenance.save(checkpoint, self.identity())
+        hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
+            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            for name, value in hyperparameters.items()
+        }
+        checkpoint["output_name"] = self.data_needs().output_name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is None:  # load_from_checkpoint
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            provenance.check(checkpoint, self.identity(), self.accept_changes, adapter=self.lora is not None)
         self._resumed_at = Position.load(checkpoint)
         if self._resumed_at is not None and "loops" in checkpoint:
             self._resumed_at.write_loops(checkpoint)
@@ -312,8 +321,8 @@ class PreferenceObjective(L.LightningModule):
             self._resumed_at.settle(self.trainer)
 
     def _is_saved(self, name: str) -> bool:
-        """Whether a checkpoint holds this weight: not what the policy's path gives back."""
-        return self.lora is None or not name.startswith("policy.") or ".lora_" in name
+        """Whether a checkpoint holds this weight: under LoRA, not those that the policy's path gives back."""
+        return self.lora is None or not name.startswith("policy.") or is_adapter_weight(name)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         state = super().state_dict(*args, **kwargs)
@@ -331,18 +340,21 @@ class PreferenceObjective(L.LightningModule):
         Raises:
             UserError: a weight has no counterpart, or one of another shape.
         """
-        ours = self.state_dict()
-        if different := ours.keys() ^ state_dict.keys():
-            raise UserError(
-                f"this checkpoint is of another model or configuration: {len(different)} weights have no counterpart, "
-                f"such as {sorted(different)[0]!r}. Resume with the configuration that made it."
-            )
-        for name, value in state_dict.items():
-            if isinstance(value, Tensor) and value.shape != ours[name].shape:
-                raise UserError(
-                    f"this checkpoint is of another model or configuration: {name} has the shape {tuple(value.shape)} "
-                    f"there and {tuple(ours[name].shape)} here. Resume with the configuration that made it."
-                )
+        check_state_dict(self.state_dict(), state_dict)
+
+    def identity(self) -> provenance.Table:
+        """All that determines the numbers of the run; a resumed run must have the same."""
+        data = getattr(self.trainer.datamodule, "identity", dict)  # type: ignore[attr-defined]  # a foreign one has none
+        return {
+            "model": type(self).__name__,
+            provenance.BASE_MODEL: self._start,
+            "seed_everything": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            **provenance.of_options("model", dict(self.hparams), leave_out=LOCATIONS),
+            **{f"model.{self.text_options[name]}": weight for name, weight in self.text_weights.items()},
+            **provenance.of_optimizer(self.optimizer),
+            **provenance.of_trainer(self.trainer),
+            **data(),
+        }
 
     # --- what a first run shows ---
 
@@ -360,7 +372,7 @@ class PreferenceObjective(L.LightningModule):
             why = self.policy.model.config._attn_implementation
             yield "", f"a prompt is computed again for each of its responses: this model cannot share it under {why}"
         if self.reset_optimizer_each_round:
-            yield "optimizer", "starts anew each round, and its schedule with it"
+            yield "optimizer", "restarts each round, with its schedule"
         if self.lora is None and self.policy.dtype.itemsize < 4:
             yield (
                 "",

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_positive, check_shape
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives.base import PreferenceObjective
@@ -59,7 +60,6 @@ class CPO(PreferenceObjective):
     """
 
     formula = "−log σ(β·Δlog π) − α·log π(y_w)"
-    takes_labels = True
 
     def __init__(
         self,
@@ -76,6 +76,9 @@ class CPO(PreferenceObjective):
         self.beta = beta
         self.alpha = alpha
         self.length_normalize = length_normalize
+
+    def data_needs(self) -> DataNeeds:
+        return DataNeeds(takes_labels=True)
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
         return cpo_loss(

@@ -26,6 +26,7 @@ Logged: the tables of `metrics.preference` and `objectives.base`, with the rewar
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_positive, check_shape
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives.anchored import AnchoredObjective, rewards_of
@@ -112,8 +114,6 @@ class DPO(AnchoredObjective):
         self.label_smoothing = label_smoothing
         self.robust = robust
         self.reward_temperature = reward_temperature
-        self.takes_groups = reward_temperature is not None
-        self.takes_labels = reward_temperature is None
         if not 0 <= label_smoothing < 0.5:
             raise UserError(f"model.label_smoothing={label_smoothing} must lie in [0, ½): at ½ labels say nothing.")
         if robust and not label_smoothing:
@@ -127,6 +127,10 @@ class DPO(AnchoredObjective):
                     f"model.reward_temperature={reward_temperature}: the rewards are the labels, so that "
                     "label_smoothing and robust have no effect. Leave them out."
                 )
+
+    def data_needs(self) -> DataNeeds:
+        from_rewards = self.reward_temperature is not None
+        return replace(super().data_needs(), takes_groups=from_rewards, takes_labels=not from_rewards)
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
         if self.reward_temperature is not None:

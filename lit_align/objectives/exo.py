@@ -22,6 +22,7 @@ Logged: the tables of `metrics.preference` and `objectives.base`, with the rewar
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_positive, check_shape
 from lit_align.objectives.anchored import AnchoredObjective, rewards_of
 from lit_align.policy import PolicyConfig
@@ -103,7 +105,9 @@ class EXO(AnchoredObjective):
                 )
         self.label_smoothing = label_smoothing
         self.reward_temperature = reward_temperature
-        self.takes_groups = reward_temperature is not None
+
+    def data_needs(self) -> DataNeeds:
+        return replace(super().data_needs(), takes_groups=self.reward_temperature is not None)
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
         if self.reward_temperature is None:

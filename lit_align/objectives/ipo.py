@@ -16,12 +16,14 @@ Logged: the tables of `metrics.preference` and `objectives.base`, with the rewar
 β_eff in the PR form, and divided by the response's length in the mean form.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_shape
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives.anchored import AnchoredObjective
@@ -55,7 +57,6 @@ class IPO(AnchoredObjective):
     """
 
     formula = "(Δlog π/anchor − 1/(2β))²"
-    takes_labels = True
 
     def __init__(self, policy: PolicyConfig, *, length_normalize: bool = False, **kwargs: Any):
         super().__init__(policy, **kwargs)
@@ -63,6 +64,9 @@ class IPO(AnchoredObjective):
         self.length_normalize = length_normalize
         if length_normalize:
             rank_zero_warn("IPO on log-probabilities per token: this beta is not comparable to the paper's, on sums.")
+
+    def data_needs(self) -> DataNeeds:
+        return replace(super().data_needs(), takes_labels=True)
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
         if self.length_normalize:

@@ -23,6 +23,7 @@ Logged: the tables of `metrics.preference` and `objectives.base`, with the rewar
 | z0 | as above, from the step just made, in nats; train only |
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from torch.optim import Optimizer
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_positive, check_shape
 from lit_align.objectives.anchored import AnchoredObjective
 from lit_align.policy import PolicyConfig
@@ -89,8 +91,6 @@ class KTO(AnchoredObjective):
     """
 
     formula = "λ(1 − σ(±β·(log π/anchor − z0))), + if desirable"
-    rows = "labelled"
-    needs_mismatched = True
     z0: Tensor
 
     def __init__(
@@ -104,14 +104,15 @@ class KTO(AnchoredObjective):
         self.register_buffer("z0", torch.zeros(()))
         self._mismatched: list[Tensor] = []  # log ratios of this optimizer step so far
 
+    def data_needs(self) -> DataNeeds:
+        return replace(super().data_needs(), data_kind="labelled", needs_mismatched=True)
+
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
         if not batch.mismatched or batch.labels is None:
             raise UserError(
                 "KTO needs labels, and another prompt's response as the last branch of each example: use lit_align's "
                 "data modules, or set `labels` and `mismatched` of the batches."
             )
-        if logps.requires_grad and not logps.is_leaf:  # of a training step, not of a look at the loss
-            self._mismatched.append((logps - anchor_logps)[:, -1].detach())
         losses_N = kto_loss(
             logps[:, :-1].flatten(),
             anchor_logps[:, :-1].flatten(),
@@ -122,6 +123,9 @@ class KTO(AnchoredObjective):
             undesirable_weight=self.undesirable_weight,
         )
         return losses_N.view(batch.size, -1).mean(1)
+
+    def after_loss(self, logps: Tensor, anchor_logps: Tensor, batch: PreferenceBatch) -> None:
+        self._mismatched.append((logps - anchor_logps)[:, -1].detach())
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         ratios: Any = self.all_gather(torch.cat(self._mismatched))

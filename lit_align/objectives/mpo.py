@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_shape
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives.base import PreferenceObjective
@@ -59,7 +60,6 @@ class MPO(PreferenceObjective):
     """
 
     formula = "−σ(Δlog π) − β·log π(y_sft) − γ·log π(x_pretrain)"
-    takes_labels = True
     text_options = {"sft": "beta", "pretraining": "gamma"}  # noqa: RUF012  # declared a ClassVar by the base
 
     def __init__(
@@ -76,6 +76,9 @@ class MPO(PreferenceObjective):
         self.save_hyperparameters(ignore=["optimizer"])
         self.log_form = log_form
         self.length_normalize = length_normalize
+
+    def data_needs(self) -> DataNeeds:
+        return DataNeeds(takes_labels=True)
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
         if self.length_normalize:

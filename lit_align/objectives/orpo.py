@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_positive, check_shape
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives.base import PreferenceObjective
@@ -69,7 +70,6 @@ class ORPO(PreferenceObjective):
     """
 
     formula = "−l̄_w − β·log σ(Δlog odds),  l̄ = log π / length"
-    takes_labels = True
 
     def __init__(
         self,
@@ -82,6 +82,9 @@ class ORPO(PreferenceObjective):
         self.save_hyperparameters(ignore=["optimizer"])
         check_positive(beta=beta)
         self.beta = beta
+
+    def data_needs(self) -> DataNeeds:
+        return DataNeeds(takes_labels=True)
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
         return orpo_loss(logps, batch.lengths.clamp(min=1), beta=self.beta, labels=batch.labels)

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
 from lit_align.loading import (
     _add_adapter,
-    _first_line,
     _gguf_options,
     _locate,
     _turn_off_dropout,
@@ -36,6 +35,7 @@ from lit_align.loading import (
     resolve_dtype,
 )
 from lit_align.logprobs import PreferenceBatch, hidden_states, share_prefix, single_rows
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_shape
 from lit_align.objectives.base import PreferenceObjective
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
@@ -82,7 +82,7 @@ class Scored(Policy):
                 **_gguf_options(where),
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"model.policy.path: cannot load {config.path!r}: {_first_line(error)}") from error
+            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
         finally:
             logging.set_verbosity(verbosity)
         if "score.weight" in report["missing_keys"]:
@@ -141,9 +141,6 @@ class RewardModel(PreferenceObjective):
     """
 
     formula = "−log σ(r_w − r_l − margin)"
-    value = "reward"
-    samples = False
-    chats = True
 
     def __init__(self, policy: PolicyConfig, *, margin: float | Literal["rewards"] = 0.0, **kwargs: Any):
         super().__init__(policy, sft_weight=0.0, pretraining_weight=0.0, **kwargs)  # it gives texts no likelihood
@@ -159,9 +156,11 @@ class RewardModel(PreferenceObjective):
         if given:
             raise UserError(f"RewardModel takes no texts beside its preferences: leave data.{min(given)} out.")
 
-    def configure_model(self) -> None:
-        if self.policy is None:
-            self.policy = Scored.load(self.policy_config, self.lora)
+    def data_needs(self) -> DataNeeds:
+        return DataNeeds(wraps_prompt_as_chat=True, can_sample=False, output_name="reward")
+
+    def load_policy(self) -> Policy:
+        return Scored.load(self.policy_config, self.lora)
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
         """`logps` are rewards here."""

@@ -13,6 +13,7 @@ Logged: loss, and the means of what `metrics.preference` calls logp and length; 
 from torch import Tensor
 
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.base import PreferenceObjective
 
@@ -25,8 +26,9 @@ class SFT(PreferenceObjective):
     """
 
     formula = "−log π(y|x) / length"
-    rows = "texts"
-    samples = False
+
+    def data_needs(self) -> DataNeeds:
+        return DataNeeds(data_kind="texts", can_sample=False)
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
         return sft_loss(logps[:, 0], batch.lengths[:, 0].clamp(min=1))

@@ -23,6 +23,7 @@ Logged: the tables of `metrics.preference` and `objectives.base`, with the rewar
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
+from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_shape
 from lit_align.objectives.anchored import AnchoredObjective
 from lit_align.policy import PolicyConfig
@@ -130,11 +132,17 @@ class SPPO(AnchoredObjective):
         self.save_hyperparameters(ignore=["optimizer"])
         self.hard_labels = hard_labels
         self.estimate_baseline = estimate_baseline
-        self.takes_groups = not hard_labels
-        self.needs_whole_groups = estimate_baseline
-        self.reads_sampler = self.reads_sampler or estimate_baseline
         if hard_labels and estimate_baseline:
             raise UserError("model.estimate_baseline needs win probabilities of K responses: leave hard_labels out.")
+
+    def data_needs(self) -> DataNeeds:
+        needs = super().data_needs()
+        return replace(
+            needs,
+            takes_groups=not self.hard_labels,
+            needs_whole_groups=self.estimate_baseline,
+            reads_sampler=needs.reads_sampler or self.estimate_baseline,
+        )
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
         wins = self._wins(logps, batch)

@@ -17,6 +17,16 @@ class Reference(ABC):
     def logps(self, batch: PreferenceBatch) -> Tensor:
         """log π_ref(y|x) of every response, [B, K], without gradient and without dropout."""
 
+    @staticmethod
+    @abstractmethod
+    def owns(name: str) -> bool:
+        """Whether a weight, by its name in the objective, belongs to a reference of this form."""
+
+    @property
+    def computes_as_policy(self) -> bool:
+        """Whether equal weights give exactly the policy's log-probabilities, also under an adapter that has moved."""
+        return False
+
     def mix(self, policy: Policy, alpha: float) -> None:
         """reference ← alpha·policy + (1−alpha)·reference."""
         raise ValueError(f"this reference cannot follow the policy: {self}")
@@ -35,3 +45,21 @@ class Reference(ABC):
 
     def load_state(self, state: Mapping[str, int]) -> None:  # noqa: B027  # most have none
         """Take over what `state` gave."""
+
+    def adapt_state(self, saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Weights saved under another refresh rule, in the form that this reference has; None if they do not fit.
+
+        Args:
+            saved: The saved reference's weights, by their names in the objective; none if it had never moved.
+            ours: This reference's, as they start.
+        """
+        adapted = dict(saved or ours)
+        shapes = ({name: weight.shape for name, weight in weights.items()} for weights in (adapted, ours))
+        return adapted if next(shapes) == next(shapes) else None
+
+    def before_sharding(self) -> None:  # noqa: B027  # most can
+        """Make sure that the weights can be sharded (FSDP2).
+
+        Raises:
+            UserError: they cannot, in this form.
+        """

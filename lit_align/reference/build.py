@@ -64,3 +64,8 @@ def _adapter_form(policy: Policy, lora: LoRAConfig, rule: RefreshRule | None) ->
     if blocks > 1 and linear and delta_bytes(policy) < ring_bytes(policy, blocks):
         return DeltaReference(policy)
     return AdapterReference(policy, blocks=blocks)
+
+
+def belongs_to_reference(name: str) -> bool:
+    """Whether a weight, by its name in the objective, belongs to a reference of any form."""
+    return any(form.owns(name) for form in (CopiedReference, RecordedReference, AdapterReference, DeltaReference))

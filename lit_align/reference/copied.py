@@ -1,6 +1,6 @@
 """A reference that is a model of its own: held beside the policy, or loaded for as long as it is recorded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,24 @@ class CopiedReference(nn.Module, Reference):
                 if any(True for _ in layer.parameters(recurse=False)):
                     layer.register_forward_pre_hook(self._fetch)
                     layer.register_forward_hook(self._put_back)
+
+    @staticmethod
+    def owns(name: str) -> bool:
+        return name.startswith("reference.")
+
+    def adapt_state(self, saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """An accumulator that was not saved begins from the weights; one that is not needed is left out."""
+        model, accumulator = "reference.model.", "reference.accumulator."
+        both = {name.replace(model, accumulator): weight for name, weight in saved.items()} | dict(saved)
+        wanted = {n: weight for n, weight in both.items() if n in ours or not n.startswith(accumulator)}
+        return super().adapt_state(wanted, ours)
+
+    def before_sharding(self) -> None:
+        if self.offload:
+            raise UserError(
+                "model.reference.form=offload keeps the whole reference in CPU memory, but fsdp_sharding shards it. "
+                "Use form=auto, with fsdp_sharding.cpu_offload=true to keep its shards in CPU memory."
+            )
 
     def _fetch(self, layer: Any, args: Any) -> None:
         """Have a layer's own weights on the device."""
@@ -104,6 +122,10 @@ class RecordedReference(Reference):
     def __init__(self, load: Callable[[], CopiedReference]):
         self.load = load
         self._fingerprint: str | None = None
+
+    @staticmethod
+    def owns(name: str) -> bool:
+        return False
 
     @contextmanager
     def present(self) -> Iterator[Reference]:

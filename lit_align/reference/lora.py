@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from lit_align.logprobs import PreferenceBatch
-from lit_align.policy import Policy, fingerprint, weights_of
+from lit_align.policy import Policy, fingerprint, is_adapter_weight, weights_of
 from lit_align.reference.base import Reference
 from lit_align.sharding import local, reshard, whole, write_rows
 
@@ -41,6 +41,14 @@ class AdapterReference(Reference):
         if blocks:
             self._add_slot()
             self.mix(policy, 1.0)
+
+    @staticmethod
+    def owns(name: str) -> bool:
+        return is_adapter_weight(name) and AdapterReference.SLOT in name.split(".")
+
+    @property
+    def computes_as_policy(self) -> bool:
+        return self.blocks <= 1
 
     def _add_slot(self) -> None:
         adapter = self.policy.adapter
@@ -111,6 +119,10 @@ class DeltaReference(Reference):
         for layer in adapted_layers(policy.model):
             layer.register_parameter(self.NAME, nn.Parameter(self._update(layer), requires_grad=False))
             layer.register_forward_hook(self._add)
+
+    @staticmethod
+    def owns(name: str) -> bool:
+        return DeltaReference.NAME in name.split(".")
 
     @staticmethod
     @torch.no_grad()

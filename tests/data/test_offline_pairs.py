@@ -12,6 +12,7 @@ from tiny import byte_tokenizer
 from lit_align.data import AllPairs, BestWorst, Listwise, OfflinePairs
 from lit_align.data.batches import Example, collate
 from lit_align.errors import UserError
+from lit_align.needs import DataNeeds
 
 
 def pair(better: float, worse: float | None, **more: Any) -> dict[str, Any]:
@@ -29,7 +30,10 @@ def read(
     """The examples that an objective over this kind of rows gets, and the line about them."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = OfflinePairs(str(folder / "rows.jsonl"), pairing=pairing)
-    module = SimpleNamespace(tokenizer=byte_tokenizer(chat=False), takes_labels=True, rows=kind)
+    module = SimpleNamespace(
+        tokenizer=byte_tokenizer(chat=False),
+        data_needs=lambda: DataNeeds(data_kind=kind, takes_labels=True, takes_groups=True),
+    )
     data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
     data.setup("fit")
     return data.train_examples, data.summary

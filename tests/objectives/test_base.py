@@ -1,7 +1,10 @@
 """What all objectives share, on a real model: the first step, the log, the schedule, the checkpoint."""
 
+import dataclasses
+import json
 import math
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,11 @@ from tiny import adamw, byte_tokenizer, fit, llama_config, on_policy, sgd, write
 from transformers import LlamaForSequenceClassification
 
 from lit_align.callbacks import Drift, ReferenceRefresh
-from lit_align.data import OfflinePairs, Sampling
+from lit_align.data import Listwise, OfflinePairs, Sampling
 from lit_align.data.batches import Example, record_logps
 from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
-from lit_align.objectives import DPO, IPO
+from lit_align.objectives import DPO, IPO, SPPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reference.config import ReferenceConfig
 
@@ -223,9 +226,38 @@ def test_lambda_zero_is_the_base_objective_bit_for_bit_also_on_policy(tiny_model
     assert same(weights(module), weights(other))
 
 
-def test_a_proximal_weight_without_a_sampler_names_itself_and_the_mend(tiny_model, pairs):
-    with pytest.raises(UserError, match=r"proximal=0.1 .*OnPolicyPairs.* proximal=0"):
-        fit(DPO(PolicyConfig(tiny_model), proximal=0.1), pairs)
+@pytest.mark.parametrize(
+    ("module", "pairing"),
+    [(lambda p: DPO(p, proximal=0.1), None), (lambda p: SPPO(p, estimate_baseline=True), Listwise())],
+    ids=["proximal", "estimated baseline"],
+)
+def test_offline_data_without_sampler_logps_are_refused_at_setup(in_tmp, tiny_model, module, pairing):
+    rows = [{"prompt": f"p{i}", "responses": ["a", "b", "c"], "rewards": [1.0, 2.0, 0.5]} for i in range(4)]
+    (in_tmp / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    objective = module(PolicyConfig(tiny_model))
+    with pytest.raises(UserError, match=r"reads log π_s .*model\.proximal.* OfflinePairs .*Use OnPolicyPairs"):
+        fit(objective, OfflinePairs("ranked.jsonl", pairing=pairing))
+    assert objective.policy is None, "before a model is loaded"
+
+
+class Counting(DPO):
+    """Counts the calls of `after_loss`."""
+
+    calls = 0
+
+    def after_loss(self, logps: Any, anchor_logps: Any, batch: Any) -> None:
+        assert logps.requires_grad
+        assert not anchor_logps.requires_grad
+        assert logps.shape == anchor_logps.shape == batch.response_ids.shape[:2]
+        self.calls += 1
+
+
+def test_after_loss_is_called_once_per_training_step(tiny_model, in_tmp):
+    path = write_pairs(in_tmp)
+    module = Counting(PolicyConfig(tiny_model), sft_weight=0.1)
+    data = OfflinePairs(path, batch_size=4, validation=path, sft=path)
+    fit(module, data, max_epochs=2, accumulate_grad_batches=2)
+    assert module.calls == 4  # batches: neither the step-0 check, nor gradient_scale, nor validation counts
 
 
 class Adapt(Callback):
@@ -285,7 +317,7 @@ def test_a_target_without_effect_is_refused(tiny_model, in_tmp):
             DPO(PolicyConfig(tiny_model), **({"proximal_target": 1.0} | options))
     with pytest.raises(UserError, match=r"proximal_target=1.0 has had no effect in this round: no callback measures"):
         fit(adaptive(tiny_model, 1.0), on_policy(in_tmp))
-    with pytest.raises(UserError, match=r"proximal_target=3: of 16 responses, .* never estimated above log 16 = 2.8"):
+    with pytest.raises(UserError, match=r"model.proximal_target=3 must be at most log 16 = 2.8 nats"):
         fit(adaptive(tiny_model, 3.0), on_policy(in_tmp), Drift(prompts=4))
 
 
@@ -418,6 +450,44 @@ def test_a_module_is_loaded_from_its_checkpoint_outside_a_trainer(tiny_model, pa
     assert same(weights(module), weights(loaded))
     with pytest.raises(UserError, match="this checkpoint is of another model or configuration"):
         DPO.load_from_checkpoint(tmp_path / "run.ckpt", lora=None)
+
+
+@pytest.mark.parametrize(
+    ("lora", "policy", "alpha"),
+    [
+        (LORA, {}, 1.0),  # one past adapter
+        (LORA, {}, 0.9),  # a ring
+        (LORA, {}, 0.1),  # dense updates
+        (None, {}, 0.5),
+        (None, {"dtype": "bfloat16"}, 0.5),  # a float32 accumulator
+    ],
+    ids=["LoRA, hard", "LoRA, ring", "LoRA, dense", "full", "bfloat16, soft"],
+)
+def test_a_module_with_a_moved_reference_is_loaded_from_its_checkpoint(
+    tiny_model, pairs, tmp_path, lora, policy, alpha
+):
+    module = DPO(PolicyConfig(tiny_model, **policy), lora=lora, optimizer=adamw())
+    trainer = fit(module, pairs, ReferenceRefresh(alpha, 1))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    loaded = DPO.load_from_checkpoint(tmp_path / "run.ckpt")
+    assert loaded.refresh_rule == module.refresh_rule
+    saved, again = module.state_dict(), loaded.state_dict()
+    assert same(saved, again)
+    batch = next(iter(pairs.train_dataloader()))
+    assert torch.equal(loaded.reference.logps(batch), module.reference.logps(batch))
+
+
+def test_a_checkpoint_holds_plain_values_that_become_the_dataclasses_again(tiny_model, pairs, tmp_path):
+    reference, lora = ReferenceConfig(form="copy"), LoRAConfig(r=2)
+    module = DPO(PolicyConfig(tiny_model, temperature=0.9), lora=lora, reference=reference)
+    fit(module, pairs, max_steps=1).save_checkpoint(tmp_path / "run.ckpt")
+    with zipfile.ZipFile(tmp_path / "run.ckpt") as archive:
+        (pickled,) = (archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    assert b"lit_align" not in pickled
+    kept = torch.load(tmp_path / "run.ckpt", weights_only=True)["hyper_parameters"]
+    assert kept["policy"] == dataclasses.asdict(module.policy_config)
+    loaded = DPO.load_from_checkpoint(tmp_path / "run.ckpt")
+    assert (loaded.policy_config, loaded.lora, loaded.reference_config) == (module.policy_config, lora, reference)
 
 
 class Optimizer(Callback):

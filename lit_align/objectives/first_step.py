@@ -1,0 +1,86 @@
+"""The step-0 check: while the policy still equals its anchor, margins vanish and the loss has its closed form.
+
+It runs on the first training batch, over the real path (packing, shards, mixed precision). A live reference of the
+policy's type must agree exactly. Recorded log-probabilities, a reference of another type and one that sums in another
+order may differ by rounding.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
+from lit_align.policy import Policy
+
+HALF_PRECISION_ERROR = 0.05
+"""Rounding of one token's log-probability in half precision, in nats, about."""
+
+
+class Bound(NamedTuple):
+    """How far policy and anchor may differ by rounding."""
+
+    nats: float  # per response
+    reason: str
+
+
+EXACT = Bound(0.0, "live reference")
+
+
+def other_type_bound(batch: PreferenceBatch) -> Bound:
+    """For a reference whose weights are rounded to another type than the policy's."""
+    return Bound(HALF_PRECISION_ERROR * batch.lengths.max().item(), "reference of another type")
+
+
+def rounding_bound(
+    policy: Policy, logps: Tensor, batch: PreferenceBatch, *, full_precision: bool, reason: str
+) -> Bound:
+    """For the policy's own log-probabilities, computed in another batch or in another order.
+
+    In half precision each token is rounded otherwise, and a response of n tokens differs by √n of that. Four times as
+    much is allowed, or four times what this batch shows when each of its examples is computed alone.
+
+    Args:
+        logps: [B, K], the policy's log-probabilities of the batch.
+        full_precision: Whether weights and computation have at least 32 bits.
+        reason: Why the anchor is not exact.
+    """
+    if full_precision:
+        return Bound(1e-3, reason)
+    alone = torch.cat([policy(batch.select(slice(i, i + 1))) for i in range(batch.size)])
+    measured = (logps - alone).abs().max().item()
+    return Bound(max(4 * HALF_PRECISION_ERROR * batch.lengths.max().item() ** 0.5, 4 * measured), reason)
+
+
+def check_closed_form(objective: str, at_anchor: float, expected: float) -> None:
+    """Make sure that an objective's `loss_at_anchor` states its loss at the anchor.
+
+    Raises:
+        RuntimeError: it does not; the objective's code is wrong.
+    """
+    if not math.isclose(at_anchor, expected, rel_tol=1e-4, abs_tol=1e-6):
+        raise RuntimeError(f"{objective}.loss at the anchor is {at_anchor}, but loss_at_anchor says {expected}.")
+
+
+def check_margins(difference: float, bound: Bound, loss: float, expected: float) -> str:
+    """Make sure that policy and anchor agree; returns the line that reports it.
+
+    Args:
+        difference: Largest difference of a response's log-probability, in nats.
+        loss: The batch's loss.
+        expected: Its closed form at the anchor.
+
+    Raises:
+        UserError: they differ by more than the bound.
+    """
+    if not difference <= bound.nats:
+        raise UserError(
+            "step-0 check: the policy is its own anchor, but a log-probability differs by "
+            f"{difference:.3g} nats (bound {bound.nats:.3g}, {bound.reason}) and the loss is {loss:.6f} instead of "
+            f"{expected:.6f}. The reference, the recorded log-probabilities or the data's tokens do not belong to "
+            "this policy."
+        )
+    margins = "exactly 0" if difference == 0 else f"{difference:.2g} ≤ {bound.nats:.2g} nats"
+    return f"loss {loss:.4f} = {expected:.4f} ✓ · margins {margins} ✓ · {bound.reason}"
