@@ -25,6 +25,7 @@ from lit_align.loading import (
     _gguf_options,
     _locate,
     _turn_off_dropout,
+    check_vocabulary,
     enable_checkpointing,
     load_tokenizer,
     resolve_dtype,
@@ -76,6 +77,7 @@ class Policy(nn.Module):
                 f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "
                 "score those of another: take it as a scorer (SequenceClassificationScorer)."
             )
+        check_vocabulary(tokenizer, model, config)
         if not config.dropout:
             _turn_off_dropout(model)
         if config.gradient_checkpointing:

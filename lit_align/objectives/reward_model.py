@@ -30,6 +30,7 @@ from lit_align.loading import (
     _gguf_options,
     _locate,
     _turn_off_dropout,
+    check_vocabulary,
     enable_checkpointing,
     load_tokenizer,
     resolve_dtype,
@@ -88,6 +89,7 @@ class Scored(Policy):
         if "score.weight" in report["missing_keys"]:
             nn.init.zeros_(model.score.weight)
         model.config.pad_token_id = tokenizer.pad_token_id  # the last token is found by it
+        check_vocabulary(tokenizer, model, config)
         if not config.dropout:
             _turn_off_dropout(model)
         if config.gradient_checkpointing:
