@@ -8,12 +8,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import adamw, fit, on_policy, write_pairs
+from tiny import adamw, fit, on_policy, write_pairs, write_prompts
 
-from lit_align.callbacks import Drift, ReferenceRefresh
-from lit_align.data import OfflinePairs, samplers
+from lit_align.callbacks import Drift, Interruption, ReferenceRefresh, RunReport, WinRate
+from lit_align.data import FunctionScorer, OfflinePairs, samplers
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
+from lit_align.reporting.metrics_csv import read_metrics
 
 
 class Killed(BaseException):
@@ -76,6 +77,15 @@ def run(
     return {name: weight.detach().clone() for name, weight in module.named_parameters()}
 
 
+def artefacts(folder: Path) -> dict[str, object]:
+    """What a run leaves, without the times that things took."""
+    rows = read_metrics(folder / "metrics.csv")
+    untimed = [{k: v for k, v in row.items() if "seconds" not in k and "per_minute" not in k} for row in rows]
+    held_out = {path.name: path.read_bytes() for path in sorted(folder.glob("held_out/*"))}
+    rounds = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("rounds/*/*.parquet"))}
+    return {"metrics": untimed, "summary": (folder / "summary.json").read_text(), **held_out, **rounds}
+
+
 CADENCES = [{"every_n_train_steps": n} for n in (1, 2, 3)] + [{"save_on_train_epoch_end": True}, {}]
 OPTIONS = [
     {"max_epochs": 3},
@@ -114,13 +124,18 @@ def test_on_policy_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, 
     """Killed in steps and in sampling, with λ set each round and a reference that moves by step."""
     target = {"proximal": 0.1, "proximal_target": 0.05, "reset_optimizer_each_round": reset}
     sampled = Killing(monkeypatch)
+    write_prompts(in_tmp)
+    (in_tmp / "held_out.jsonl").write_text('{"prompt": "Say"}\n{"prompt": "Tell"}\n')
 
     def state(folder: Path, log: list, kill: int | None = None) -> dict[str, torch.Tensor]:
         refresh = ReferenceRefresh(0.5, tau=2)
+        scorer = FunctionScorer(f"{in_tmp / 'rewards.py'}:reward")
+        prompts = str(in_tmp / "held_out.jsonl")
+        verdict = WinRate(prompts, scorer, validation=prompts, responses_per_prompt=1)
         data = lambda: on_policy(in_tmp, store=str(folder / "rounds"))  # noqa: E731
-        weights = run(
-            tiny_model, folder, log, kill, data, every, refresh, Drift(prompts=2), target=target, max_epochs=3
-        )
+        others = (RunReport(save_model=False), Drift(prompts=2), Interruption())
+        options = {"target": target, "max_epochs": 3, "log_every_n_steps": 1}
+        weights = run(tiny_model, folder, log, kill, data, every, refresh, verdict, *others, **options)
         return weights | {"refreshes": torch.tensor(refresh.count)}
 
     whole: list = []
@@ -138,3 +153,4 @@ def test_on_policy_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, 
         last = {entry[:3] if entry[0] == "batch" else entry: entry for entry in log}
         assert sorted(last.values(), key=repr) == sorted(whole, key=repr), attempt
         assert all(torch.equal(resumed[name], weight) for name, weight in weights.items()), attempt
+        assert artefacts(folder) == artefacts(in_tmp / "whole"), attempt

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -45,12 +47,12 @@ class RunReport(AlignCallback):
     def __init__(self, save_model: bool = True):
         self.save_model = save_model
         self._header: list[tuple[str, str]] = []
-        self._began: float | None = None  # the first batch of this epoch
-        self._stepped = 0.0
-        self._trained = 0  # examples since then, of this process
+        self._stepped: float | None = None  # when the last batch of this epoch ended
+        self._seconds = 0.0  # of this epoch's training so far
+        self._trained = 0  # examples of this epoch so far, of this process
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and not any(isinstance(logger, MetricsCSV) for logger in trainer.loggers):
+        if stage == "fit" and not _metrics_csv(trainer):
             trainer.loggers = [*trainer.loggers, MetricsCSV(trainer.default_root_dir)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,9 +66,6 @@ class RunReport(AlignCallback):
         record_start(folder, self._header, trainer.global_step, resumes)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.resumes = trainer.ckpt_path is not None  # at setup Lightning has not set it yet
         if not isinstance(pl_module, PreferenceObjective):
             return
         lines = list(pl_module.describe())
@@ -80,32 +79,42 @@ class RunReport(AlignCallback):
         print_line(table)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._began is None:
-            self._began = time.monotonic()
+        if self._stepped is None:
+            self._stepped = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._stepped = time.monotonic()
+        now = time.monotonic()
+        self._seconds += now - (self._stepped or now)
+        self._stepped = now
         pairs = batch.get("preferences") if isinstance(batch, dict) else batch
         self._trained += pairs.size if isinstance(pairs, PreferenceBatch) else 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._began is None:  # resumed after the last batch
-            return
-        seconds = self._stepped - self._began
-        values = {"round/seconds_train": seconds}
+        values = {"round/seconds_train": self._seconds}
         if self._trained:
-            values["round/prompts_per_minute_train"] = 60 * self._trained * trainer.world_size / seconds
+            values["round/prompts_per_minute_train"] = 60 * self._trained * trainer.world_size / self._seconds
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-        self._began, self._trained = None, 0
+        self._stepped, self._seconds, self._trained = None, 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds, "trained": self._trained}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds, self._trained = state_dict["seconds"], state_dict["trained"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the metrics, too: a killed run that resumes from the checkpoint has all rows before it."""
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.save()
+        for logger in _metrics_csv(trainer):
+            logger.save()
+            checkpoint["metrics_csv"] = logger.state(_pending_row(trainer))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and "metrics_csv" in checkpoint:
+            for logger in _metrics_csv(trainer):
+                logger.resume(checkpoint["metrics_csv"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
@@ -127,6 +136,21 @@ class RunReport(AlignCallback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             _write_report(Path(trainer.default_root_dir))
+
+
+def _metrics_csv(trainer: Trainer) -> list[MetricsCSV]:
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
+
+
+def _pending_row(trainer: Trainer) -> dict[str, float] | None:
+    """Metrics of the step just made, which Lightning logs after the callbacks of its batch; None elsewhere."""
+    loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+    batches: Any = loop.batch_progress.current
+    in_batch_end = batches.processed > batches.completed
+    if not in_batch_end or loop._should_accumulate() or not connector.should_update_logs:
+        return None
+    metrics = convert_tensors_to_scalars(connector.metrics["log"])
+    return {"step": loop._batches_that_stepped} | metrics | {"epoch": trainer.current_epoch} if metrics else None
 
 
 def _write_report(folder: Path) -> None:

@@ -98,6 +98,7 @@ class OnPolicyPairs(PairsDataModule):
         self.store = store
         self.rounds_made = 0
         self._round: CurrentRound | None = None
+        self._logged: int | None = None  # the round whose metrics are in the log that a resumed run continues
         self._epoch: int | None = None  # the epoch that the current round belongs to
         self._prompts: list[tuple[Row, list[int]]] = []
         self.summary = ""
@@ -166,6 +167,7 @@ class OnPolicyPairs(PairsDataModule):
         self.rounds_made = state_dict["rounds_made"]
         step, key = state_dict["made_at"], state_dict["key"]
         self._epoch = state_dict["epoch"]
+        self._logged = key.get("round")
         self._round = None if step is None else CurrentRound(key["round"], step, key)
 
     # --- what others read ---
@@ -270,6 +272,8 @@ class OnPolicyPairs(PairsDataModule):
         self._round = replace(begun, groups=groups, examples=examples)
 
         metrics = round_metrics(begun.index, sampled, scored, pairs, unused)
+        if begun.index == self._logged:  # before the checkpoint
+            return
         for logger in self.trainer.loggers:  # `self.log` cannot be used while Lightning asks for a loader
             logger.log_metrics(metrics, step=self.trainer.global_step)
 

@@ -12,18 +12,14 @@ from lightning.pytorch.utilities import rank_zero_only
 class MetricsCSV(Logger):
     """One row per logging call, one column per metric, in `FOLDER/metrics.csv`.
 
-    A fresh run drops the rows of an earlier run in the folder. A resumed run keeps the rows up to the step of its first
-    row, drops later ones, and replaces those of that step that it logs again. Lightning gives the epoch with some rows.
+    A fresh run drops the rows of an earlier run in the folder. A resumed run keeps those that its checkpoint counts,
+    and logs all others again (`resume`). Lightning gives the epoch with some rows.
     """
-
-    resumes: bool | None = None
-    """Whether the run resumes; None lets the step of the first row decide: a resumed run does not begin at 0."""
 
     def __init__(self, folder: str | Path):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
-        self._rows: list[dict[str, Any]] | None = None
-        self._before = 0  # rows of earlier processes
+        self._rows: list[dict[str, Any]] = []
         self._unsaved = 0
 
     @property
@@ -40,20 +36,23 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        step = step or 0
-        if self._rows is None:
-            resumes = step > 0 if self.resumes is None else self.resumes
-            self._rows = [row for row in read_metrics(self.path) if row["step"] <= step] if resumes else []
-            self._before = len(self._rows)
-        if self._rows[: self._before] and self._rows[self._before - 1]["step"] == step:
-            again = metrics.keys() - {"step", "epoch"}
-            kept = [row for row in self._rows[: self._before] if row["step"] < step or not again & row.keys()]
-            self._rows[: self._before] = kept
-            self._before = len(kept)
-        self._rows.append({"step": step} | {name: float(value) for name, value in metrics.items()})
+        self._rows.append({"step": step or 0} | {name: float(value) for name, value in metrics.items()})
         self._unsaved += 1
         if self._unsaved >= 20:
             self.save()
+
+    def state(self, pending: dict[str, Any] | None) -> dict[str, Any]:
+        """What a checkpoint keeps: the number of rows so far, and the row that follows it.
+
+        Args:
+            pending: Metrics of the step that the checkpoint ends, which Lightning logs once the checkpoint is written.
+        """
+        return {"rows": len(self._rows), "pending": pending}
+
+    @rank_zero_only
+    def resume(self, state: dict[str, Any]) -> None:
+        """Continue after the rows of a checkpoint."""
+        self._rows = [*read_metrics(self.path)[: state["rows"]], *filter(None, [state["pending"]])]
 
     @rank_zero_only
     def save(self) -> None:
