@@ -32,7 +32,7 @@ from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
-from lit_align.sharding import wait_for_all
+from lit_align.sharding import barrier_with_timeout
 
 
 class OnPolicyPairs(PairsDataModule):
@@ -132,7 +132,7 @@ class OnPolicyPairs(PairsDataModule):
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if self.prompts_per_round == "chunk" and self._rounds < 1:
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
-        wait_for_all("setup", self.wait_minutes)
+        barrier_with_timeout("setup", self.wait_minutes)
         rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
         self._prompts, counts = self.preference_tokenizer.prompts(rows)
         if not self._prompts:

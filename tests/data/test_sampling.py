@@ -24,7 +24,7 @@ from lit_align.data.sampling import (
     stream,
 )
 from lit_align.errors import UserError
-from lit_align.logprobs import share_prefix
+from lit_align.logprobs import enable_prefix_sharing
 from lit_align.policy import Policy, PolicyConfig
 
 
@@ -218,5 +218,5 @@ def test_a_prompt_computed_once_gives_the_samples_of_one_computed_for_each(archi
         for k in range(3)
     ]
     assert together == apart
-    if share_prefix(model):  # then steps of one token have an attention of their own
+    if enable_prefix_sharing(model):  # then steps of one token have an attention of their own
         assert generate(model, prompts, Sampling(max_new_tokens=12), uniforms, [0]) == apart
