@@ -1,8 +1,8 @@
 """Make `metrics.md` beside this file from the docstrings that hold the formulas: `python docs/make_metrics.py`.
 
 A docstring anywhere in `lit_align/` that has a table with the header `| metric | … |` or `| … | formula |` becomes a
-section: its first sentence is the heading, then come the paragraph before each table, the table, and the paragraphs
-that follow. A test compares the page with what this makes.
+section with the paragraph that leads to the table, the table, and the paragraphs that follow. A test compares the page
+with what this makes.
 """
 
 import ast
@@ -13,7 +13,19 @@ from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-FAMILIES = ("loss", "learning_rate", "z0", "round/", "drift/", "reference/", "val/")  # the page's order; others follow
+FAMILIES = {
+    "loss": "Pairs, labels and texts",
+    "learning_rate": "Training",
+    "z0": "KTO",
+    "round ": "Rounds",
+    "round/": "Training of a round",
+    "drift/": "Drift",
+    "reference/refreshes": "Moving reference",
+    "val/": "Held-out prompts",
+    "difference": "Runs compared (`lit-align compare`)",
+    "reference/": "Weights & Biases",
+}
+"""The beginning of a section's first metric → its heading, in the page's order; further sections follow."""
 HEADER = re.compile(r"\| metric \| .* \||\| .* \| formula \|")
 ARGUMENTS = re.compile(r"(Args|Returns|Raises|Example):$", re.MULTILINE)
 
@@ -52,6 +64,13 @@ def family(docstring: str) -> int:
     return next((place for place, start in enumerate(FAMILIES) if first.startswith(start)), len(FAMILIES))
 
 
+def heading(docstring: str) -> str:
+    """The heading of the family, or else the docstring's first sentence."""
+    if (place := family(docstring)) < len(FAMILIES):
+        return list(FAMILIES.values())[place]
+    return re.split(r"[.:;]", docstring.partition("\n\n")[0].replace("\n", " "))[0].replace("`", "")
+
+
 def paragraphs(docstring: str) -> list[str]:
     """The paragraphs of a docstring, up to its arguments."""
     return re.split(r"\n{2,}", ARGUMENTS.split(docstring)[0].strip())
@@ -62,10 +81,11 @@ def is_table(paragraph: str) -> bool:
 
 
 def body(docstring: str) -> Iterator[str]:
-    """The paragraph before the first table, and all that follows it but the heading."""
+    """The first table with the paragraph that leads to it (it does not end with a full stop), and what follows."""
     parts = paragraphs(docstring)
     first = next(place for place, part in enumerate(parts) if is_table(part))
-    for part in parts[max(1, first - 1) :]:
+    leads = first > 1 and not parts[first - 1].endswith(".")
+    for part in parts[first - leads :]:
         if is_table(part):
             yield "\n".join(map(row, part.splitlines()))
         elif part.startswith("    "):
@@ -77,7 +97,7 @@ def body(docstring: str) -> Iterator[str]:
 def row(line: str) -> str:
     """A line of a table: names as code, each cell with its own bars escaped."""
     cells = line.removeprefix("| ").removesuffix(" |").split(" | ")
-    if len(cells) > 1 and cells[1] not in ("formula", "what"):
+    if len(cells) > 1 and cells[1] not in ("formula", "content"):
         cells[0] = re.sub(r"[\w/…]*[\w…][\w/…]*", r"`\g<0>`", cells[0]) if is_name(cells[0]) else cells[0]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" if len(cells) > 1 else line
 
@@ -99,8 +119,7 @@ def page() -> str:
     """The page's content."""
     parts = [INTRODUCTION]
     for path, docstring in sections():
-        heading = re.split(r"[.:;]", docstring.partition("\n\n")[0].replace("\n", " "))[0].replace("`", "")
-        parts += [f"## {heading}", *body(docstring), f"From [{path}](../{path})."]
+        parts += [f"## {heading(docstring)}", *body(docstring), f"From [{path}](../{path})."]
     return "\n\n".join(parts) + "\n"
 
 

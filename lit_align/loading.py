@@ -93,7 +93,7 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(**where)
     except (OSError, ValueError) as error:
         here = "" if Path(config.path).exists() else "this folder does not exist, and as a hub name: "
-        raise UserError(f"model.policy.path: no tokenizer for {config.path!r}: {here}{first_line(error)}") from error
+        raise UserError(f"model.policy.path: no tokenizer for {config.path!r}: {here}{first_line(error)}.") from error
 
 
 def resolve_dtype(config: PolicyConfig, lora: LoRAConfig | None) -> torch.dtype:
@@ -160,7 +160,7 @@ def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CA
         try:
             adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {first_line(error)}") from error
+            raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {first_line(error)}.") from error
         config = adapter.peft_config["default"]
         if type(config) is not LoraConfig or config.use_dora or config.modules_to_save or config.bias != "none":
             raise UserError(
@@ -179,7 +179,7 @@ def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CA
         try:
             adapter = get_peft_model(model, config)
         except ValueError as error:
-            raise UserError(f"model.lora.targets={lora.targets!r}: {first_line(error)}") from error
+            raise UserError(f"model.lora.targets={lora.targets!r}: {first_line(error)}.") from error
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
     if tied and any(isinstance(layer, BaseTunerLayer) for layer in (embedding, head)):

@@ -73,7 +73,7 @@ class Policy(nn.Module):
                 **where, dtype=dtype, attn_implementation=config.attention, **gguf_options(where)
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}") from error
+            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
         if any("SequenceClassification" in name for name in model.config.architectures or []):
             raise UserError(
                 f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "

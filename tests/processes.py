@@ -1,6 +1,8 @@
 """Real process groups on this machine: a function runs in each of several forked processes."""
 
+import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -28,9 +30,7 @@ def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: fl
     Forked, so that torch and transformers are loaded once; what is returned must be picklable, tensors included.
     """
     context = multiprocessing.get_context("fork")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         workers = [
             context.Process(target=_work, args=(rank, processes, port, Path(folder, str(rank)), function, args))
@@ -50,6 +50,19 @@ def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: fl
     if hung:
         raise TimeoutError(f"processes {hung} did not end within {timeout} s")
     return [value for _, value, _ in outcomes]
+
+
+_places = itertools.count(977 * os.getpid())
+
+
+def free_port() -> int:
+    """A port that no other test takes meanwhile: the system assigns ports from 32768 on."""
+    for place in _places:
+        port = 10000 + place % 20000
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("localhost", port))
+            return port
+    raise AssertionError
 
 
 def processes_of(strategy: Any) -> int:

@@ -21,6 +21,7 @@ from transformers import LlamaForSequenceClassification
 
 from lit_align.cli import main
 from lit_align.cli.commands import COMMANDS
+from lit_align.data.formats.read import read_rows
 from lit_align.evaluation.summary import (
     DataComparison,
     Diversity,
@@ -89,6 +90,9 @@ def perform(words: list[str], done: set[tuple[str, ...]]) -> None:
     if words[0] == "make":
         subprocess.run(["make", "--dry-run", "--directory", str(ROOT), *words[1:]], check=True)
         return
+    if words[0] == "python" and words[1] != "train.py":
+        runpy.run_path(words[1], run_name="__main__")
+        return
     assert words[0] == "lit-align" or words[:2] == ["python", "train.py"]
     args = words[1:] if words[0] == "lit-align" else words[2:]
     if tuple(args) in done:
@@ -107,6 +111,9 @@ def perform(words: list[str], done: set[tuple[str, ...]]) -> None:
 )
 def test_the_commands_of_a_page_run_in_order(page, checkout, done, monkeypatch, blank_figures):
     monkeypatch.setattr("sys.stdin", io.StringIO("A film\n"))
+    monkeypatch.syspath_prepend(checkout)  # as `python train.py` does
+    for name, content in re.findall(r"^```\w+\n# (\S+\.\w+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        Path(name).write_text(content)  # the files that a page shows
     for command, run in commands(page):
         try:
             if run:
@@ -154,6 +161,17 @@ def test_the_objectives_pages_match_the_code():
     made = runpy.run_path(str(ROOT / "docs/objectives/make.py"))["pages"]()
     there = {path.name: path.read_text() for path in (ROOT / "docs/objectives").glob("*.md")}
     assert there == made, "python docs/objectives/make.py"
+
+
+EXAMPLES = re.findall(r"^```json (\w+)\n(.*?)^```", (ROOT / "docs/data.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("kind", "rows"), EXAMPLES)
+def test_an_example_of_a_layout_is_read_whole(kind, rows, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(rows)
+    read = read_rows(str(tmp_path / "rows.jsonl"), kind=kind)
+    assert not read.skipped
+    assert len({row.source for row in read}) == len(rows.splitlines())
 
 
 @pytest.mark.parametrize("part", [Summary, ScorerSummary, DataComparison, PartSummary, Forgetting, Diversity])

@@ -1,6 +1,6 @@
 """Tables, marks and the report of a run in W&B, beside the metrics and the configuration; offline too.
 
-| name | content |
+| metric | content |
 |---|---|
 | reference/refreshed | a mark at each refresh of the reference: the count, logged at that step alone |
 | responses/validation, responses/test | held-out prompts with a response of the start and of the policy, and rewards |

@@ -82,7 +82,7 @@ class Scored(Policy):
                 **gguf_options(where),
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}") from error
+            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
         finally:
             logging.set_verbosity(verbosity)
         if "score.weight" in report["missing_keys"]:

@@ -1,16 +1,18 @@
 """Columns beside prompt and responses: they become part of the row, stop the run, or are reported as unread."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from lit_align.data.formats.messages import written_out
 from lit_align.data.formats.record import Record
-from lit_align.data.formats.rows import DataError, Message, Row, Text, is_empty
+from lit_align.data.formats.rows import DataError, Message, Row, Text, answer_text, is_empty
 from lit_align.errors import shown
 
 SYSTEM = "system|system_prompt|system_message"
+QUESTIONS = "instruction|question|query|problem|input|context"
+"""Columns that hold a prompt where none is named so."""
 HISTORY = "history"
 PREFIX = "prefix|initial_reason_steps"
 
@@ -21,7 +23,7 @@ _CONTEXT = frozenset(
     prompt prompts input inputs context contexts document documents docs passage passages paragraph paragraphs article
     tools functions system system_prompt system_message history trajectory initial_reason_steps prefix dialog dialogs
     dialogue dialogues conversation conversations messages chat question questions query instruction instructions
-    problem premise hypothesis background knowledge evidence facts schema preamble persona
+    problem premise hypothesis background knowledge evidence facts schema preamble persona choices options
     """.split()  # noqa: SIM905  # one name a line would hide the code
 )
 """Names of columns that usually belong to the prompt."""
@@ -44,11 +46,12 @@ def with_columns_beside(row: Row, record: Record, *, may_become_chat: bool) -> R
     if name := record.filled(PREFIX):
         beginning = {"role": "assistant", "content": record.string(name)}
         row = replace(row, prompt=[*_chat(row.prompt, record, name), beginning])
-    if isinstance(row.prompt, list):
-        if name := record.filled("tools|functions"):
-            row = replace(row, tools=_objects(record, name))
-        if "documents" in record.reading.mapped and (name := record.filled("documents")):
-            row = replace(row, template_args={"documents": _objects(record, name)})
+    mapped = record.reading.mapped
+    if (name := record.filled("tools|functions")) and (isinstance(row.prompt, list) or "tools" in mapped):
+        row = replace(row, prompt=_chat(row.prompt, record, name), tools=_objects(record, name))
+    if (name := record.filled("documents")) and name in mapped:
+        documents = {"documents": _objects(record, name)}
+        row = replace(row, prompt=_chat(row.prompt, record, name), template_args=documents)
     return row
 
 
@@ -74,19 +77,19 @@ def _with_system(row: Row, record: Record, *, may_become_chat: bool) -> Row:
         value = record.values.get(name)
         if not isinstance(value, str) or not value.strip():
             continue
+        is_first = name not in record.read  # not a later turn of the same chat
         record.read.add(name)
-        if isinstance(row.prompt, str) and value.strip() in row.prompt:
+        if isinstance(row.prompt, str) and _stands_in(value.strip(), row.prompt):
             continue
         if isinstance(row.prompt, str) and not may_become_chat:
             raise DataError(
                 f"{record.source}: `{name}` holds {shown(value)}, but the prompt is plain text, which has no system "
-                f"message. Set columns={{system: {name}}} to read each prompt as a user's turn after it, write it into "
-                f"the prompt (columns={{prompt: '{{{name}}}\\n{{prompt}}'}}), or leave it out "
-                f"(ignore_columns=[{name}])."
+                f"message. Set columns={{system: {name}}} to read each prompt as a user's turn after it, or "
+                f"ignore_columns=[{name}] to leave it out."
             )
         chat = _chat(row.prompt, record, name)
         if chat[0]["role"] not in ("system", "developer"):
-            record.reading.skipped[f"chats that now open with their `{name}`"] += 1
+            record.reading.skipped[f"chats that now open with their `{name}`"] += is_first
             row = replace(row, prompt=[{"role": "system", "content": value}, *chat])
         elif chat[0]["content"].strip() != value.strip():
             raise DataError(
@@ -146,35 +149,47 @@ def check_unread(row: Row, record: Record, *, is_whole: bool) -> None:
         if belongs and not is_whole and not _is_repeated(value, row):
             raise DataError(
                 f"{record.source}: `{name}` holds {shown(value)}, which may belong to the prompt, but nothing reads "
-                f"it. {_advice(name, value, row)}, or leave it out with ignore_columns=[{name}]."
+                f"it. {_advice(name, value, row, record)}, or leave it out with ignore_columns=[{name}]."
             )
         record.reading.unread[name] = None
 
 
-def _advice(name: str, value: object, row: Row) -> str:
+def _advice(name: str, value: object, row: Row, record: Record) -> str:
     if name in ("tools", "functions", "documents"):
-        chat = "" if isinstance(row.prompt, list) else " and make the prompt messages"
+        chat = "" if isinstance(row.prompt, list) else ", which makes the prompt a user's turn"
         target = "documents" if name == "documents" else "tools"
         return f"Hand it to the chat template with columns={{{target}: {name}}}{chat}"
+    if isinstance(value, str) and "prompt" in record.reading.mapped:
+        return f"Add {{{name}}} to the template in columns={{prompt: …}}"
+    if isinstance(value, str) and (prompt := _prompt_columns(record)):
+        parts = [*prompt, name] if name.startswith("input") else [name, *prompt]
+        return f"Add it to the prompt, for example with columns={{prompt: '{template_of(parts)}'}}"
     if isinstance(value, str):
-        whole = f"{{prompt}}\\n{{{name}}}" if name.startswith("input") else f"{{{name}}}\\n{{prompt}}"
-        return f"Add it to the prompt, for example with columns={{prompt: '{whole}'}}"
+        return f"Read it with columns={{prompt: {name}}}"
     return f"Read it with columns={{prompt: {name}}}, or a path into it ({name}.0.…)"
+
+
+def _prompt_columns(record: Record) -> list[str]:
+    """The columns of text that were read as the prompt."""
+    return [
+        name for name in ("prompt", *QUESTIONS.split("|")) if name in record.read and not _is_chat(record.values[name])
+    ]
+
+
+def template_of(names: Iterable[str]) -> str:
+    return r"\n".join(f"{{{name}}}" for name in names)
 
 
 def _is_repeated(value: object, row: Row) -> bool:
     """Whether each text in the value stands, as lines of its own or as a long passage, in the row."""
-    texts = [row.prompt if isinstance(row.prompt, str) else None, *row.responses]
-    if isinstance(row.prompt, list):
-        texts += [message["content"] for message in row.prompt]
-    texts = [each["content"] if isinstance(each, dict) else each for each in texts]
-    joined = "\n".join(each.strip() for each in texts if each)
-    lines = f"\n{joined}\n"
-    return all(
-        f"\n{piece}\n" in lines or (len(piece) >= 40 and piece in joined)
-        for piece in (text.strip() for text in _texts_in(value))
-        if piece
-    )
+    texts = [*([row.prompt] if isinstance(row.prompt, str) else row.prompt), *row.responses]
+    joined = "\n".join(answer_text(each).strip() for each in texts)
+    return all(_stands_in(piece.strip(), joined) for piece in _texts_in(value))
+
+
+def _stands_in(piece: str, text: str) -> bool:
+    """Whether a piece of text is found in another as lines of its own, or is too long to be there by chance."""
+    return f"\n{piece}\n" in f"\n{text}\n" or (len(piece) >= 40 and piece in text) or not piece
 
 
 def _texts_in(value: object) -> Iterator[str]:

@@ -5,7 +5,7 @@ template with names or paths in braces. A line of a template whose fields are al
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from string import Formatter
 from typing import Any
@@ -69,10 +69,20 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Record, Reading], Record]:
     def apply(record: Record, reading: Reading) -> Record:
         used = {path if path in record.values else _steps(path)[0] for path in paths}
         rest = {name: value for name, value in record.values.items() if name not in used and name not in values}
+        for name in used - {path for path in paths if path in record.values}:
+            rest |= _siblings(name, record.values.get(name), paths)
         made = {target: value(record) for target, value in values.items()}
         return replace(record, values=made | rest, reading=reading, read=set())
 
     return apply
+
+
+def _siblings(name: str, value: Any, paths: Collection[str]) -> dict[str, Any]:
+    """What an object holds beside the paths that lead into it, as columns such as info.context."""
+    if not isinstance(value, Mapping):
+        return {}
+    followed = {_steps(path)[1] for path in paths if _steps(path)[0] == name and len(_steps(path)) > 1}
+    return {f"{name}.{key}": each for key, each in value.items() if key not in followed}
 
 
 def _paths(target: str, made_of: str) -> list[str]:

@@ -71,11 +71,20 @@ class MessageReader:
         """Plain text, or a chat of at least one message."""
         if isinstance(value, str):
             return self.chat(self._parsed(value)) if _WRITTEN_OUT.match(value) else value
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+            return self.text(value[0])
         if isinstance(value, dict):
+            self._check_object(value)
             value = [value]
         if not isinstance(value, list) or not value:
             raise self._wrong(value, 'text, or messages like {"role": "user", "content": "…"}')
         return self.chat(value)
+
+    def _check_object(self, value: dict[str, Any]) -> None:
+        """Name the way to a text in an object that is not a message."""
+        text = next((key for key, each in value.items() if isinstance(each, str)), None)
+        if text is not None and value.keys().isdisjoint(_ROLE_KEYS):
+            raise self._wrong(value, f"text or messages (its part `{self.column}.{text}` is text)")
 
     def chat(self, value: list[Any]) -> list[Message]:
         return [message for each in value for message in self._messages(each)]

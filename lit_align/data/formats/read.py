@@ -1,7 +1,7 @@
 """Reading a data set whole: its layout is detected once, by the first row, and every further row must fit it."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 
@@ -60,8 +60,11 @@ def read_rows(
     if columns:
         check_columns(columns, sample)
     prepare = mapped(columns or {})
-    reading.sample = [prepare(_flat(record), reading) for record in sample]
-    prepared = (prepare(_flat(ignored.without(record)), reading) for record in chain(sample, records))
+    reading.sample = [_flat(prepare(record, reading)) for record in sample]
+    prepared = (
+        ignored.without(_flat(prepare(ignored.without(record), reading)), but=reading.mapped)
+        for record in chain(sample, records)
+    )
     first = next(prepared)
     layout = _detect(first, kind)
     parsed = list(_parsed(layout, chain([first], prepared), kind, turns))
@@ -100,11 +103,13 @@ class _Ignored:
         self.names = names
         self.missing = set(names)
 
-    def without(self, record: Record) -> Record:
-        if not self.names:
+    def without(self, record: Record, but: Collection[str] = ()) -> Record:
+        """The record without the columns, except for those that a mapping made."""
+        names = [name for name in self.names if name in record.values and name not in but]
+        if not names:
             return record
-        self.missing -= record.values.keys()
-        return replace(record, values={name: value for name, value in record.values.items() if name not in self.names})
+        self.missing.difference_update(names)
+        return replace(record, values={name: value for name, value in record.values.items() if name not in names})
 
     def check(self, source: str) -> None:
         if self.missing:

@@ -14,7 +14,7 @@ def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]
     """Prompts; one that stands in several rows because each has another response is taken once."""
     seen: set[str] = set()
     for row in rows:
-        key = row.prompt if isinstance(row.prompt, str) else json.dumps(row.prompt)
+        key = json.dumps([row.prompt, row.tools, dict(row.template_args)], default=str)
         if row.responses and key in seen:
             skipped["repeated prompts"] += 1
             continue

@@ -127,6 +127,22 @@ def test_mapped_documents_are_arguments_of_the_chat_template():
     assert "columns={documents: documents}" in refusal(row)
 
 
+def test_mapped_tools_make_chats_of_plain_prompts():
+    row = {"query": "Time?", "answers": "[]", "tools": '[{"name": "clock"}]'}
+    assert "columns={tools: tools}, which makes the prompt a user's turn" in refusal(row, kind="prompts")
+    (read_row,) = read(row, columns={"tools": "tools"}, kind="prompts")
+    assert (read_row.prompt, read_row.tools) == ([user("Time?")], [{"name": "clock"}])
+
+
+def test_what_an_object_holds_beside_a_mapped_path_is_not_lost():
+    row = {"info": {"question": "Q", "context": "C", "id": 1}, "x": "a", "y": "b"}
+    columns = {"prompt": "info.question", "chosen": "x", "rejected": "y"}
+    assert "`info.context` holds" in refusal(row, columns=columns)
+    assert "Add {info.context} to the template" in refusal(row, columns=columns)
+    assert read(row, columns=columns | {"prompt": "{info.context} {info.question}"}).unread == ("info.id",)
+    assert read(row, columns=columns, ignore_columns=["info.context", "info.id"]).unread == ()
+
+
 def test_the_columns_that_a_message_suggests_read_the_row():
     row = {"prompt": "Who?", "context": "By Ann.", "input": "", "response": "Ann"}
     assert r"columns={prompt: '{context}\n{prompt}'}" in refusal(row, kind="texts")

@@ -5,9 +5,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reading import assistant, message_of, read, refusal, system, user
 
 from lit_align.data.formats import Row, read_rows
+from lit_align.data.formats.messages import ROLES
 
 BIRD = [user("Bird?")]
 CROW, STONE = [assistant("Crow")], [assistant("Stone")]
@@ -246,6 +249,41 @@ def test_a_short_word_inside_the_prompt_does_not_count_as_its_repetition():
     assert "`input` holds" in refusal(pair | {"input": 1})
 
 
+@pytest.mark.parametrize("value", ["Name a bird", "Bird?"])
+def test_shared_words_are_not_the_prompt_where_another_column_may_hold_it(value: str):
+    pair = {"chosen": "A crow", "rejected": "A stone", "id": "x1"}
+    name = "request" if " " in value else "user"
+    message = refusal(pair | {name: value})
+    assert f"`{name}` holds" in message
+    assert f"columns={{prompt: {name}}}" in message
+    assert read(pair | {name: value}, columns={"prompt": name})[0].responses == ("A crow", "A stone")
+    assert read(pair)[0].prompt == "A"
+
+
+def test_the_advice_to_add_a_column_names_the_columns_of_the_prompt():
+    row = {"schema": "CREATE", "instruction": "Count", "input": "birds", "chosen": "a", "rejected": "b"}
+    template = r"{schema}\n{instruction}\n{input}"
+    assert f"columns={{prompt: '{template}'}}" in refusal(row)
+    assert read(row, columns={"prompt": template})[0].prompt == "CREATE\nCount\nbirds"
+
+
+def test_an_object_that_is_not_a_message_is_answered_with_the_way_to_its_text():
+    row = {"question": {"id": 1, "full_text": "Q"}, "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": 0}
+    assert "`question.full_text` is text" in refusal(row)
+
+
+def test_answers_that_are_numbers_or_missing_do_not_matter_to_prompts():
+    rows = read({"problem": "1+1?", "answer": 2}, {"problem": "1+2?", "answer": None}, kind="prompts")
+    assert [row.prompt for row in rows] == ["1+1?", "1+2?"]
+    assert rows.unread == ("answer",)
+    assert read({"problem": "1+1?", "answer": 2}, kind="texts")[0].responses == ("2",)
+
+
+def test_prompts_that_differ_in_their_tools_are_both_taken():
+    pair = {"prompt": BIRD, "chosen": "a", "rejected": "b"}
+    assert len(read(pair, pair | {"tools": [{"name": "t"}]}, pair, kind="prompts")) == 2
+
+
 def test_images_stop_the_run(tmp_path):
     file = tmp_path / "rows.parquet"
     row = {"images": [b"\x89PNG"], "prompt": BIRD, "chosen": CROW, "rejected": STONE}
@@ -272,6 +310,30 @@ def test_names_that_no_row_has_cannot_be_ignored():
 
 
 # --- messages ---
+
+TURNS = st.lists(
+    st.tuples(st.sampled_from(["user", "Human", "assistant", "GPT", "tool"]), st.text(), st.booleans()), min_size=1
+)
+
+
+@settings(deadline=None)
+@given(TURNS)
+def test_any_chat_is_read_as_it_stands_and_each_turn_of_the_assistant_once(turns):
+    messages = [{"role": role, "content": text, "thinking": "hm" if thinks else None} for role, text, thinks in turns]
+    expected = [
+        {"role": ROLES[role.lower()], "content": text} | ({"thinking": "hm"} if thinks else {})
+        for role, text, thinks in turns
+    ]
+    first = {"messages": [*BIRD, *CROW]}
+    trained = [
+        place
+        for place, each in enumerate(expected)
+        if place and each["role"] == "assistant" and (each["content"].strip() or "thinking" in each)
+    ]
+    read_back = read(first, {"messages": messages}, kind="texts").rows[1:]
+    assert [(row.prompt, row.responses[0]) for row in read_back] == [
+        (expected[:place], each if "thinking" in (each := expected[place]) else each["content"]) for place in trained
+    ]
 
 
 def test_roles_are_brought_to_those_of_chat_templates():

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+from lit_align.data.formats.beside import QUESTIONS
 from lit_align.data.formats.layouts.layout import (
     CHATS,
     IMITATION,
-    QUESTIONS,
     Layout,
     any_prompt,
     has_prompt_beside,
@@ -20,6 +20,7 @@ _COMPLETION = "completion|response"
 _OUTPUT = f"{_COMPLETION}|output|answer|solution"
 _LABEL = "label|kto_tag|desirable"
 _LABELLED: frozenset[Kind] = frozenset({"prompts", "labelled"})
+_TEXTS: frozenset[Kind] = frozenset({"texts"})
 _PROMPTS: frozenset[Kind] = frozenset({"prompts"})
 
 
@@ -32,7 +33,9 @@ def _prompt_row(record: Record) -> Row:
 
 
 def _completion_row(record: Record) -> Row:
-    return make_row(record, any_prompt(record), [record.text(_OUTPUT)])
+    name, value = record.get(_OUTPUT)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return make_row(record, any_prompt(record), [str(value) if is_number else record.text(name)])
 
 
 def _labelled_row(record: Record) -> Row:
@@ -56,7 +59,15 @@ def _chat_row(record: Record) -> Row:
 def _chat_turns(record: Record) -> list[Row]:
     """One row for each of the assistant's turns, with all that comes before it."""
     chat, places = trained_turns(_chat(record))
+    if places[:1] == [0]:
+        record.reading.skipped["turns of the assistant that open their chat"] += 1
     return [Row(chat[:place], (as_answer(chat[place]),), source=record.source) for place in places if place > 0]
+
+
+def _holds_chat(record: Record) -> bool:
+    """Whether the column holds messages, or spells them out, not a dialogue as plain text."""
+    _, value = record.get(_WHOLE_CHATS)
+    return not isinstance(value, str) or value.lstrip().startswith("[") or record.has("messages")
 
 
 def _labelled_chat_row(record: Record) -> Row:
@@ -71,7 +82,7 @@ _ANY_PROMPT = f"prompt|{QUESTIONS}"
 
 LAYOUTS = (
     Layout("labelled responses", ("prompt", _COMPLETION, _LABEL), _LABELLED, _labelled_row),
-    Layout("labelled chats", (_WHOLE_CHATS, _LABEL), _LABELLED, _labelled_chat_row),
+    Layout("labelled chats", (_WHOLE_CHATS, _LABEL), _LABELLED, _labelled_chat_row, _holds_chat),
     Layout(
         "labelled responses",
         (_ANY_PROMPT, _OUTPUT, _LABEL),
@@ -81,15 +92,15 @@ LAYOUTS = (
         may_become_chat=True,
     ),
     Layout("prompts with a response", ("prompt", _COMPLETION), IMITATION, _completion_row),
-    Layout("chats", (_WHOLE_CHATS,), IMITATION, _chat_row, parse_turns=_chat_turns),
+    Layout("chats", (_WHOLE_CHATS,), IMITATION, _chat_row, _holds_chat, parse_turns=_chat_turns),
     Layout(
         "prompts with a response",
         (_ANY_PROMPT, _OUTPUT),
-        IMITATION,
+        _TEXTS,
         _completion_row,
         _has_prompt,
         may_become_chat=True,
     ),
     Layout("prompts", (_ANY_PROMPT,), _PROMPTS, _prompt_row, _has_prompt, may_become_chat=True),
 )
-TEXTS = (Layout("texts", ("text",), frozenset({"texts"}), _text_row, is_whole=True),)
+TEXTS = (Layout("texts", ("text",), _TEXTS, _text_row, is_whole=True),)

@@ -5,14 +5,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lit_align.data.formats.beside import QUESTIONS
 from lit_align.data.formats.messages import as_answer, without_marks
 from lit_align.data.formats.record import Record, either
 from lit_align.data.formats.rows import DataError, Kind, Message, Row, Skip, Text, listing
 
 CHATS = "messages|conversations|conversation|dialog|dialogue|trajectory"
 """Columns that hold a chat."""
-QUESTIONS = "instruction|question|query|problem|input|context"
-"""Columns that hold a prompt where none is named so."""
 
 
 @dataclass(frozen=True)

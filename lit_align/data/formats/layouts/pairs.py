@@ -3,10 +3,10 @@
 import re
 from dataclasses import replace
 
+from lit_align.data.formats.beside import QUESTIONS
 from lit_align.data.formats.layouts.layout import (
     CHATS,
     PAIRS,
-    QUESTIONS,
     Layout,
     any_prompt,
     has_prompt_beside,
@@ -23,6 +23,7 @@ REJECTED = (
     "rejected|rejected_response|non_preferred_output|dispreferred_output|dispreferred_response|response_rejected|"
     "response_k"
 )
+_PROMPT_NAMES = (*QUESTIONS.split("|"), "user", "human", "prompts", "prompt_text", "system", "system_prompt")
 _SCORE = ("score", "reward", "rating")
 _CHOSEN_REWARD = "|".join(f"{n}_chosen|chosen_{n}|chosen-{n}" for n in _SCORE)
 _REJECTED_REWARD = "|".join(f"{n}_rejected|rejected_{n}|rejected-{n}" for n in _SCORE)
@@ -37,7 +38,23 @@ def _pair_beside(record: Record) -> Row:
 
 
 def _implicit_pair(record: Record) -> Row:
-    return _pair(record, None, _answers(record))
+    answers = _answers(record)
+    _check_prompt_is_shared(record, answers)
+    return _pair(record, None, answers)
+
+
+def _check_prompt_is_shared(record: Record, answers: list[Text]) -> None:
+    """Make sure that no other column holds what the texts answer: the words that they share are only a guess."""
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    for name, value in record.values.items():
+        if name in record.read or not isinstance(value, str) or not value.strip() or not texts:
+            continue
+        if (len(value.split()) > 1 or name in _PROMPT_NAMES) and not all(value.strip() in text for text in texts):
+            raise DataError(
+                f"{record.source}: `{name}` holds {shown(value)}, which may belong to the prompt, but nothing reads "
+                f"it, and the responses do not repeat it. Read it with columns={{prompt: {name}}}, or leave it out "
+                f"with ignore_columns=[{name}]."
+            )
 
 
 def _transcript_pair(record: Record) -> Row:

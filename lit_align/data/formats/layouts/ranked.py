@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lit_align.data.formats.beside import QUESTIONS
 from lit_align.data.formats.layouts.layout import (
     CHATS,
-    QUESTIONS,
     RANKED,
     Layout,
     any_prompt,
