@@ -131,6 +131,11 @@ class Policy(nn.Module):
         reshard(self)
         return fingerprint(weights_of(self.model, "default"))
 
+    def base_fingerprint(self) -> str:
+        """Identifies the present weights of the model without its adapters."""
+        reshard(self)
+        return fingerprint((name, weight) for name, weight in self.model.named_parameters() if ".lora_" not in name)
+
     @torch.no_grad()
     def merged_copy(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """A frozen plain model with the policy's present weights, the adapter merged, in eval mode.

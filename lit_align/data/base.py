@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer, listin
 from lit_align.errors import UserError
 from lit_align.needs import DataNeeds, needs_of
 from lit_align.objectives import PreferenceObjective
+from lit_align.provenance import Table, digest_of
 from lit_align.reference.copied import CopiedReference, RecordedReference
 
 
@@ -362,6 +363,20 @@ class PairsDataModule(L.LightningDataModule):
                 )
         return CombinedLoader(loaders, "min_size") if len(loaders) > 1 else loader
 
+    def identity(self) -> Table:
+        """All that determines the training batches; a resumed run must have the same."""
+        assert self.trainer is not None
+        texts = {f"data.{name}": digest_of_examples(examples) for name, examples in self._text_examples.items()}
+        return texts | {
+            "data": type(self).__name__,
+            "data.seed": self.seed,
+            "data.batch_size": self.batch_size * self.trainer.world_size,  # of all processes together
+            "data.group_by_length": self.group_by_length,
+            "data.max_prompt_length": self.max_prompt_length,
+            "data.max_response_length": self.max_response_length,
+            "data.long_prompts": self.long_prompts,
+        }
+
     def describe(self) -> Iterator[tuple[str, str]]:
         """Lines of the run's header."""
         yield from self._text_lines.items()
@@ -374,6 +389,11 @@ class PairsDataModule(L.LightningDataModule):
         yield "prompt", _shown(self.tokenizer.decode(example.prompt_ids))
         for name, ids in zip(names, example.response_ids, strict=False):
             yield name, _shown(self.tokenizer.decode(ids))
+
+
+def digest_of_examples(examples: Sequence[Example]) -> str:
+    """Identifies the tokens of examples."""
+    return digest_of([[example.prompt_ids, *example.response_ids] for example in examples])
 
 
 def _check_alike(rows: Rows) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_line
-from lit_align.data.base import PairsDataModule
+from lit_align.data.base import PairsDataModule, digest_of_examples
 from lit_align.data.batches import Example
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule
+from lit_align.provenance import Table, of_options
 
 
 class OfflinePairs(PairsDataModule):
@@ -54,6 +55,11 @@ class OfflinePairs(PairsDataModule):
     def train_examples(self) -> list[Example]:
         assert self._examples_read is not None
         return self._examples_read
+
+    def identity(self) -> Table:
+        pairing = of_options("data.pairing", vars(self.pairing))
+        own = {"data.train": digest_of_examples(self.train_examples), "data.pairing": type(self.pairing).__name__}
+        return super().identity() | own | pairing
 
     def describe(self) -> Iterator[tuple[str, str]]:
         yield "data", self.summary

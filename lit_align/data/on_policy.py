@@ -32,6 +32,7 @@ from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
+from lit_align.provenance import Table, digest_of, of_options
 from lit_align.sharding import barrier_with_timeout
 
 
@@ -311,6 +312,21 @@ class OnPolicyPairs(PairsDataModule):
         line += f", {unused} of them in no full batch" if unused else ""
         print_field("pair", line + (f"; {dropped}" if pairs.counts or pairs.partial_drops else ""))
         return unused
+
+    def identity(self) -> Table:
+        own = {
+            "data.prompts": digest_of([ids for _, ids in self._prompts]),
+            "data.prompts_per_round": self.prompts_per_round,
+            "data.responses_per_prompt": self.responses_per_prompt,
+            "data.sampler": self.sampler.identity,
+            "data.sampling_batch_size": self.sampling_batch_size,
+            "data.sampling_dtype": self.sampling_dtype,
+            "data.record_sampler": self.record_sampler,
+            "data.scorer": self.scorer.identity,
+            "data.pairing": type(self.pairing).__name__,
+        }
+        rules = of_options("data.pairing", vars(self.pairing)) | of_options("data.sampling", vars(self.sampling))
+        return super().identity() | own | rules
 
     def describe(self) -> Iterator[tuple[str, str]]:
         yield "data", self.summary

@@ -24,7 +24,7 @@ def test_every_example_is_served_once_in_an_order_of_seed_and_epoch():
     assert first != order(ExampleLoader(examples(10), 3, seed=2, epoch=lambda: 0))
 
 
-def test_processes_share_the_examples_without_overlap_and_in_equal_numbers():
+def test_processes_share_the_examples_equally_without_overlap():
     loaders = [ExampleLoader(examples(11), 2, seed=1, rank=rank, world_size=2) for rank in range(2)]
     served = [order(loader) for loader in loaders]
     assert [len(loader) for loader in loaders] == [2, 2]
@@ -65,7 +65,7 @@ def test_a_loader_goes_on_behind_what_it_served():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_an_epoch_that_was_served_whole_begins_anew_in_batches_of_any_size(batch_size):
+def test_an_epoch_served_whole_starts_over_in_batches_of_any_size(batch_size):
     loader = ExampleLoader(examples(4), 2, seed=1)
     order(loader)
     resumed = ExampleLoader(examples(4), batch_size, seed=1)
@@ -85,7 +85,7 @@ def test_within_an_epoch_the_batches_keep_their_size_over_all_processes():
     assert sorted(served[0] + rest) == list(range(16))
 
 
-def test_more_processes_do_not_begin_an_epoch_again_whose_batches_have_all_been_served():
+def test_more_processes_do_not_repeat_an_epoch_that_was_served_whole():
     """Two processes leave two of the ten examples out, and have no third batch."""
     stopped = ExampleLoader(examples(10), 4, seed=1)
     for _ in zip(range(2), stopped, strict=False):
@@ -105,7 +105,7 @@ def test_within_an_epoch_the_data_stay_what_they_were():
         ExampleLoader(changed, 4, seed=1).load_state_dict(stopped.state_dict())
 
 
-def test_a_stream_goes_through_its_examples_again_and_again_each_time_in_another_order():
+def test_a_stream_cycles_through_its_examples_in_new_orders():
     served = order(ExampleLoader(examples(4), 2, seed=1, length=6))
     passages = [served[start : start + 4] for start in (0, 4, 8)]
     assert all(sorted(passage) == [0, 1, 2, 3] for passage in passages)

@@ -19,7 +19,7 @@ def test_win_rates_count_pairs_with_ties_as_half_or_as_wins():
         assert win_rates(torch.tensor(ours), torch.tensor(theirs), tie=tie).tolist() == expected
 
 
-def test_a_policy_against_its_own_four_samples_has_half_or_by_the_papers_rule_five_eighths():
+def test_a_policy_wins_half_of_its_own_samples_or_five_eighths():
     rewards = torch.randn(50, 4)
     metric = WinRateMetric()
     lengths = torch.randint(1, 40, (50, 4))
@@ -99,7 +99,7 @@ def test_length_controlled_intervals_cover_the_truth():
     assert covered / 400 >= 0.93
 
 
-def test_with_equal_lengths_there_is_nothing_to_control_and_all_wins_stay_finite():
+def test_with_equal_lengths_there_is_nothing_to_control():
     rewards, other, same = torch.rand(30, 2), torch.rand(30, 2), torch.full((30, 2), 7)
     wins = pair_wins(rewards, other)
     assert length_controlled_win_rate(wins, same, same)[0] == pytest.approx(wins.mean().item(), abs=1e-5)

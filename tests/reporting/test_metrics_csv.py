@@ -15,7 +15,7 @@ def test_columns_may_come_later_and_values_come_back(tmp_path):
     assert read_metrics(tmp_path / "metrics.csv") == [{"step": 0, "loss": 1.5}, {"step": 3, "reward": 0.1 + 0.2}]
 
 
-def test_a_resumed_run_replaces_what_came_behind_its_checkpoint_and_keeps_the_rest(tmp_path):
+def test_a_resumed_run_replaces_only_rows_after_its_checkpoint(tmp_path):
     log(tmp_path, *((step, {"loss": step}) for step in range(5)))
     log(tmp_path, (2, {"loss": 20}), (3, {"loss": 30}))
     rows = read_metrics(tmp_path / "metrics.csv")
@@ -29,7 +29,7 @@ def test_a_new_run_in_the_same_folder_begins_anew(tmp_path):
     assert read_metrics(tmp_path / "none.csv") == []
 
 
-def test_a_run_that_resumes_at_a_rounds_end_keeps_what_its_last_step_logged_and_replaces_what_comes_again(tmp_path):
+def test_resuming_at_a_rounds_end_keeps_the_last_steps_metrics(tmp_path):
     log(
         tmp_path,
         (0, {"loss": 1}),
