@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from lit_align.errors import UserError, first_line
@@ -36,6 +36,8 @@ class PolicyConfig:
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Run code that the model's repository ships.
+        tokenizer: Hub name or folder of another tokenizer than the model's; data.tokenizer sets it.
+        chat_template: A file, or the text, of another chat template than the tokenizer's; data.chat_template sets it.
     """
 
     path: str
@@ -46,6 +48,8 @@ class PolicyConfig:
     gradient_checkpointing: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
+    tokenizer: str | None = None
+    chat_template: str | None = None
 
 
 T = TypeVar("T")
@@ -83,17 +87,63 @@ class LoRAConfig:
 
 
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """The tokenizer of the model, or another one, with its chat template or another.
 
     Raises:
-        UserError: the model does not exist, or has no tokenizer.
+        UserError: there is no such model, or it has no tokenizer; or there is no such chat template.
     """
-    where = locate_model(config)
+    path = config.tokenizer or config.path
+    option = "model.policy.path" if config.tokenizer is None else "data.tokenizer"
+    where = locate_model(config if config.tokenizer is None else replace(config, path=path, revision=None))
     try:
-        return AutoTokenizer.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
     except (OSError, ValueError) as error:
-        here = "" if Path(config.path).exists() else "this folder does not exist, and as a hub name: "
-        raise UserError(f"model.policy.path: no tokenizer for {config.path!r}: {here}{first_line(error)}.") from error
+        here = "" if Path(path).exists() else "this folder does not exist, and as a hub name: "
+        raise UserError(f"{option}: no tokenizer for {path!r}: {here}{first_line(error)}.") from error
+    if config.chat_template is not None:
+        tokenizer.chat_template = read_template(config.chat_template)
+    return tokenizer
+
+
+def read_template(given: str) -> str:
+    """The text of a chat template, which is given itself or by its file.
+
+    Raises:
+        UserError: it is not a template, and there is no such file.
+    """
+    if "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.chat_template={given} must be a file, or a template's text with {{{{ … }}}}: {first_line(error)}"
+        ) from error
+
+
+def load_positions(config: PolicyConfig) -> int | None:
+    """The most tokens that the model reads, without loading it; None where it does not say, or is a GGUF file."""
+    if config.path.endswith(".gguf"):
+        return None  # its head is read together with its weights only
+    try:
+        model = AutoConfig.from_pretrained(**locate_model(config))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
+    return getattr(model.get_text_config(), "max_position_embeddings", None)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, config: PolicyConfig) -> None:
+    """Make sure that the model has an embedding for each token.
+
+    Raises:
+        UserError: another tokenizer was set, and it has more tokens.
+    """
+    rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    if config.tokenizer is not None and len(tokenizer) > rows:
+        raise UserError(
+            f"data.tokenizer={config.tokenizer} must be a tokenizer of this model: it has {len(tokenizer)} tokens, but "
+            f"{config.path!r} has {rows} embeddings. Take one that fits."
+        )
 
 
 def resolve_dtype(config: PolicyConfig, lora: LoRAConfig | None) -> torch.dtype:

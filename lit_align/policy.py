@@ -22,6 +22,7 @@ from lit_align.loading import (
     LoRAConfig,
     PolicyConfig,
     add_adapter,
+    check_vocabulary,
     enable_checkpointing,
     gguf_options,
     load_tokenizer,
@@ -79,6 +80,7 @@ class Policy(nn.Module):
                 f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "
                 "score those of another: take it as a scorer (SequenceClassificationScorer)."
             )
+        check_vocabulary(tokenizer, model, config)
         if not config.dropout:
             turn_off_dropout(model)
         if config.gradient_checkpointing:

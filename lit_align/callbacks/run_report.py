@@ -101,6 +101,12 @@ class RunReport(AlignCallback):
             logger.log_metrics(values, step=trainer.global_step)
         self._began, self._trained = None, 0
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the metrics, too: a killed run that resumes from the checkpoint has all rows before it."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.save()
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
             logger.save()

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_field, print_line
 from lit_align.data.base import PairsDataModule
-from lit_align.data.formats.read import read_rows
+from lit_align.data.examples import Source
 from lit_align.data.formats.rows import Row
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs
@@ -105,6 +105,7 @@ class OnPolicyPairs(PairsDataModule):
     # --- Lightning ---
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         assert self.trainer is not None
         if isinstance(self.trainer.lightning_module, PreferenceObjective):
             for name, (path, split, instead) in {
@@ -112,7 +113,7 @@ class OnPolicyPairs(PairsDataModule):
                 "test": (self.test, self.test_split, "win_rate.prompts"),
             }.items():
                 if path is not None:
-                    check_file_pairs(self.module, f"data.{name}={path}", path, split, instead)
+                    check_file_pairs(self.module, f"data.{name}={path}", self.source(str(path), split), instead)
         if stage != "fit":
             return
         self._epoch = None  # a round of an earlier fit is not this one's
@@ -134,7 +135,7 @@ class OnPolicyPairs(PairsDataModule):
         if self.prompts_per_round == "chunk" and self._rounds < 1:
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
         barrier_with_timeout("setup", self.wait_minutes)
-        rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
+        rows = self.source(self.prompts, self.prompts_split).read("prompts")
         self._prompts, counts = self.preference_tokenizer.prompts(rows)
         if not self._prompts:
             raise UserError(f"{self.prompts}: no prompt remains: {listing(counts)}. Give other prompts.")
@@ -346,7 +347,7 @@ class OnPolicyPairs(PairsDataModule):
         yield "scorer", self.scorer.identity
 
 
-def check_file_pairs(module: PreferenceObjective, option: str, path: str, split: str | None, instead: str) -> None:
+def check_file_pairs(module: PreferenceObjective, option: str, source: Source, instead: str) -> None:
     """Make sure that the pairs of a file have what the objective reads; unlike a round's, they record no sampler.
 
     Args:
@@ -362,7 +363,7 @@ def check_file_pairs(module: PreferenceObjective, option: str, path: str, split:
         raise UserError(
             f"{option} must record log π_s, which {name} as configured reads, and pairs of a file do not. L{fix}"
         )
-    if needs.takes_groups and read_rows(path, split=split, kind=needs.data_kind)[0].rewards is None:
+    if needs.takes_groups and source.read(needs.data_kind)[0].rewards is None:
         raise UserError(
             f"{option} must have rewards, from which {name} as configured learns. Add them (columns score_chosen and "
             f"score_rejected, or responses and rewards), or l{fix}"

@@ -4,7 +4,7 @@
 proximal weight and the step-0 check. An objective overrides `loss`, states its `formula`, and says what its loss is
 where the policy equals its anchor.
 
-In training, all log beside the table of `lit_align.metrics.preference`
+In training, every objective also logs (beside the table of `lit_align.metrics.preference`)
 
 | metric | formula |
 |---|---|
@@ -17,7 +17,7 @@ In training, all log beside the table of `lit_align.metrics.preference`
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align import provenance
 from lit_align.errors import UserError
-from lit_align.loading import from_fields, load_tokenizer
+from lit_align.loading import from_fields, load_positions, load_tokenizer, read_template
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
@@ -129,6 +129,26 @@ class PreferenceObjective(L.LightningModule):
         if self._tokenizer is None:
             self._tokenizer = self.policy.tokenizer if self.policy else load_tokenizer(self.policy_config)
         return self._tokenizer
+
+    def use_tokenizer(self, path: str | None = None, chat_template: str | None = None) -> None:
+        """Take another tokenizer or chat template than the model's, here and in what is saved.
+
+        Args:
+            path: Hub name or folder.
+            chat_template: A file, or the text.
+        """
+        changes = {"tokenizer": path, "chat_template": chat_template and read_template(chat_template)}
+        given = {name: value for name, value in changes.items() if value is not None}
+        self.policy_config = replace(self.policy_config, **given)
+        self.hparams["policy"] = self.policy_config
+        self._tokenizer = load_tokenizer(self.policy_config)
+        if self.policy is not None:
+            self.policy.tokenizer = self._tokenizer
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that the policy reads, known before it is loaded where its files say so."""
+        return self.policy.positions if self.policy else load_positions(self.policy_config)
 
     def load_policy(self) -> Policy:
         """The policy as it starts."""

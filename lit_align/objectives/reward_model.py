@@ -27,6 +27,7 @@ from transformers.utils import logging
 from lit_align.errors import UserError, first_line
 from lit_align.loading import (
     add_adapter,
+    check_vocabulary,
     enable_checkpointing,
     gguf_options,
     load_tokenizer,
@@ -88,6 +89,7 @@ class Scored(Policy):
         if "score.weight" in report["missing_keys"]:
             nn.init.zeros_(model.score.weight)
         model.config.pad_token_id = tokenizer.pad_token_id  # the last token is found by it
+        check_vocabulary(tokenizer, model, config)
         if not config.dropout:
             turn_off_dropout(model)
         if config.gradient_checkpointing:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_align.data.batches import Example
-from lit_align.data.loader import ExampleLoader
+from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.errors import UserError
 
 
@@ -121,3 +121,39 @@ def test_a_stream_goes_on_behind_what_it_served():
     resumed.load_state_dict(stopped.state_dict())
     after = [batch.index.tolist() for batch in resumed]
     assert before + after == [batch.index.tolist() for batch in ExampleLoader(examples(4), 2, seed=1, length=6)]
+
+
+MIXED = Mixture((6, 10), (2.0, 0.3))  # 12 + 3 examples
+
+
+def test_weights_say_how_often_the_examples_of_a_source_are_served():
+    epochs = [order(ExampleLoader(examples(16), 4, seed=1, epoch=lambda e=e: e, mixture=MIXED)) for e in range(10)]
+    for served in epochs:
+        assert sorted(i for i in served if i < 6) == sorted([*range(6), *range(6)])
+        assert len({i for i in served if i >= 6}) == 3
+    rare = [i for served in epochs for i in served if i >= 6]
+    assert all(rare.count(i) == 3 for i in range(6, 16))  # 10 epochs of 30 %
+
+
+def test_a_mixture_is_the_same_for_any_number_of_processes_and_resumes():
+    def batches(size: int, **options: int) -> list[list[int]]:
+        loader = ExampleLoader(examples(16), size, seed=1, mixture=MIXED, **options)
+        return [batch.index.tolist() for batch in loader]
+
+    whole = batches(4)
+    shares = [batches(2, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [sorted([*a, *b]) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole[:-1]]
+    stopped = ExampleLoader(examples(16), 4, seed=1, mixture=MIXED)
+    iterator = iter(stopped)
+    next(iterator)
+    resumed = ExampleLoader(examples(16), 4, seed=1, mixture=MIXED)
+    resumed.load_state_dict(stopped.state_dict())
+    assert [batch.index.tolist() for batch in resumed] == whole[1:]
+    other = ExampleLoader(examples(16), 4, seed=1, mixture=Mixture((6, 10), (0.5, 1.2)))
+    with pytest.raises(UserError, match=r"sources with the weights \[2.0, 0.3\], and now they are \[0.5, 1.2\]"):
+        other.load_state_dict(stopped.state_dict())
+
+
+def test_equal_weights_change_nothing():
+    mixed = ExampleLoader(examples(16), 4, seed=1, mixture=Mixture((6, 10), (1.0, 1.0)))
+    assert order(mixed) == order(ExampleLoader(examples(16), 4, seed=1))
