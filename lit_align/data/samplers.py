@@ -26,7 +26,7 @@ from lit_align.data.sampling import Response, Sampling, cut, sample_responses, s
 from lit_align.errors import UserError
 from lit_align.packing import PACKED
 from lit_align.policy import Policy
-from lit_align.sharding import rank, whole
+from lit_align.sharding import full_tensor, rank
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ def check_weights(sampler: Sampler, policy: Policy, dtype: torch.dtype) -> None:
     Raises:
         UserError: it has other weights.
     """
-    if not sampler.weights_match((name, whole(value).to(dtype)) for name, value in policy.full_weights()):
+    if not sampler.weights_match((name, full_tensor(value).to(dtype)) for name, value in policy.full_weights()):
         raise UserError(
             f"data.sampler={type(sampler).__name__} does not have the policy's weights, so its samples would be "
             "another model's. This engine does not support this model. Use GenerateSampler."

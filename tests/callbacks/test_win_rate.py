@@ -36,7 +36,7 @@ def read_summary(folder: str) -> Summary:
     return summary
 
 
-def test_a_fresh_run_deletes_an_earlier_verdict_and_a_resumed_one_keeps_it(tiny_model, in_tmp):
+def test_a_fresh_run_deletes_earlier_results_and_a_resumed_one_not(tiny_model, in_tmp):
     def run(*callbacks: Any, **options: Any) -> None:
         module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
         callbacks = (RunReport(save_model=False), *callbacks)

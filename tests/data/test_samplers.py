@@ -44,7 +44,7 @@ def test_greedy_continuous_batching_equals_generate(policy, cache_tokens):
     assert {response.finished for group in expected for response in group} == {True, False}
 
 
-def test_continuous_batching_repeats_a_batch_and_keeps_the_random_state(policy):
+def test_continuous_batching_repeats_a_batch_and_leaves_torchs_rng(policy):
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -83,7 +83,7 @@ def test_a_stop_string_ends_a_response_with_every_sampler(policy, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_models_own_generation_settings_are_ignored(tiny_model, policy, engine):
+def test_a_models_own_repetition_penalty_does_not_bend_the_policy(tiny_model, policy, engine):
     """Chat models are published with one, and transformers applies it wherever it is not overridden."""
     bent = Policy.load(PolicyConfig(tiny_model))
     bent.model.generation_config.repetition_penalty = 5.0
@@ -99,7 +99,7 @@ def test_a_cache_too_small_for_one_response_is_refused(policy):
         ContinuousBatchingSampler(8)
 
 
-def test_a_failure_inside_continuous_batching_is_one_sentence(policy, monkeypatch):
+def test_a_failure_in_continuous_batching_stops_the_round(policy, monkeypatch):
     sampler = ContinuousBatchingSampler()
     sampler.load(policy, torch.float32)
     monkeypatch.setattr(sampler.model.model, "forward", None)
@@ -110,7 +110,7 @@ def test_a_failure_inside_continuous_batching_is_one_sentence(policy, monkeypatc
 # --- the weights are the policy's ---
 
 
-def test_weight_sums_ignore_layout_and_notice_a_single_bit():
+def test_the_sums_of_weights_change_with_a_single_bit():
     a, b = torch.randn(6, 4).bfloat16(), torch.randn(2, 4).bfloat16()
     stacked = torch.cat([b, a[torch.randperm(6)], torch.zeros(3, 4, dtype=torch.bfloat16)])
     assert weight_sums([stacked]) == weight_sums([a, b])
@@ -256,7 +256,7 @@ def vllm_stand_in(monkeypatch):
     return sampler
 
 
-def test_an_engine_that_sleeps_takes_each_rounds_weights(tiny_model, vllm_stand_in):
+def test_an_engine_asleep_between_rounds_wakes_with_the_new_weights(tiny_model, vllm_stand_in):
     policy = Policy.load(PolicyConfig(tiny_model))
     for _ in range(2):
         expected = sample(GenerateSampler(), policy, temperature=0)
