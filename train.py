@@ -3,8 +3,8 @@
 python train.py fit --config configs/quickstart.yaml
 python train.py fit --config configs/dpo.yaml --config configs/overlays/lora.yaml --model.beta=0.2
 python train.py fit --config configs/dpo.yaml --reference_refresh.alpha=0.6 --reference_refresh.tau=1
-python train.py fit --config configs/dpo.yaml --reference_refresh=null   # the reference stays where it is
-python train.py fit --config configs/dpo.yaml --print_config             # all of it merged; nothing is run
+python train.py fit --config configs/dpo.yaml --reference_refresh=null   # the reference does not move
+python train.py fit --config configs/dpo.yaml --print_config             # print the merged YAML and exit
 python train.py fit --model.help=DPO                                     # the options of an objective
 """
 

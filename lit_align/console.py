@@ -1,4 +1,4 @@
-"""What a run says on the terminal: lines, and one progress bar per phase. Rank 0 speaks, the others are silent."""
+"""Lines and progress bars on the terminal, one bar per phase. Only rank 0 prints."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ from rich.text import Text
 FIELD_WIDTH = 15
 """Columns of the names that fields begin with."""
 
-console = Console(highlight=False, markup=False, emoji=False)  # what models, data and paths hold stays as it is
+console = Console(highlight=False, markup=False, emoji=False)  # texts of models, data and paths are printed unchanged
 
 
 def is_first_process() -> bool:
@@ -74,13 +74,13 @@ def relative(path: object) -> str:
 
 
 class Phase:
-    """A named piece of long work: a bar while it runs (on a terminal), one line with its pace when it is done.
+    """A named part of a run: a progress bar while it works (on a terminal), and one line with its pace at the end.
 
     Args:
         name: Such as "sample".
-        total: How many units of work there are.
-        unit: What is counted, in the plural.
-        done: Units finished before, when a killed run goes on.
+        total: Number of units of work.
+        unit: Name of the units, in the plural.
+        done: Units that an interrupted run finished before.
     """
 
     def __init__(self, name: str, total: int, unit: str, done: int = 0):
@@ -103,23 +103,23 @@ class Phase:
         self._bar.start()
 
     def advance(self, by: int = 1, note: str = "") -> None:
-        """Count `by` units as done; `note` is shown behind the bar."""
+        """Count `by` units as done; `note` is shown after the bar."""
         self.done += by
         self.note = note or self.note
         self._bar.update(self._task, advance=by, note=self.note)
 
     def finish(self, note: str = "") -> None:
-        """Take the bar away and leave a line."""
+        """Replace the bar by one line."""
         self._bar.stop()
         seconds = time.monotonic() - self.started
         pace = f" · {60 * (self.done - self.before) / seconds:.0f} a minute" if seconds >= 0.1 else ""
-        behind = f" · {note or self.note}" if note or self.note else ""
-        print_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{behind}")
+        after = f" · {note or self.note}" if note or self.note else ""
+        print_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{after}")
 
 
 @contextmanager
 def phase(name: str, total: int, unit: str, done: int = 0) -> Iterator[Phase]:
-    """A `Phase` for a `with` block; its bar goes away on errors too."""
+    """A `Phase` for a `with` block, which removes the bar on errors too."""
     running = Phase(name, total, unit, done)
     try:
         yield running

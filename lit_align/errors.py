@@ -11,8 +11,8 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class's name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's message without its full stop, or the name of its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def shown(value: object, width: int = 80) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-KEY = "lit_align_position"
+KEY = "position"
 
 
 @dataclass(frozen=True)

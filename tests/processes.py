@@ -1,6 +1,8 @@
 """Real process groups on this machine: a function runs in each of several forked processes."""
 
+import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -17,7 +19,7 @@ from lightning.pytorch import Callback
 from tiny import fit
 
 from lit_align.callbacks import FSDPSharding
-from lit_align.sharding import reshard, whole
+from lit_align.sharding import full_tensor, reshard
 
 Weights = dict[str, torch.Tensor]
 
@@ -28,9 +30,7 @@ def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: fl
     Forked, so that torch and transformers are loaded once; what is returned must be picklable, tensors included.
     """
     context = multiprocessing.get_context("fork")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         workers = [
             context.Process(target=_work, args=(rank, processes, port, Path(folder, str(rank)), function, args))
@@ -52,6 +52,19 @@ def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: fl
     return [value for _, value, _ in outcomes]
 
 
+_places = itertools.count(977 * os.getpid())
+
+
+def free_port() -> int:
+    """A port that no other test takes meanwhile: the system assigns ports from 32768 on."""
+    for place in _places:
+        port = 10000 + place % 20000
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("localhost", port))
+            return port
+    raise AssertionError
+
+
 def processes_of(strategy: Any) -> int:
     """Number of processes that the tests give a strategy."""
     return 1 if strategy == "auto" else 2
@@ -63,7 +76,7 @@ def train(module: LightningModule, data: Any, *callbacks: Callback, strategy: An
         callbacks = (FSDPSharding(), *callbacks)
     fit(module, data, *callbacks, strategy=strategy, devices=processes_of(strategy), **options)
     reshard(module)
-    return {name: whole(weight.detach()).clone() for name, weight in module.named_parameters()}
+    return {name: full_tensor(weight.detach()).clone() for name, weight in module.named_parameters()}
 
 
 def farthest(some: Weights, other: Weights) -> float:

@@ -59,7 +59,7 @@ CLOSED_FORMS: dict[str, Callable[[PreferenceBatch], float]] = {
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_each_configuration_trains_a_tiny_model_from_the_loss_of_its_closed_form(
+def test_each_configuration_trains_from_its_closed_form_loss(
     path, tiny_model, tmp_path, monkeypatch, capsys, blank_figures
 ):
     monkeypatch.chdir(ROOT)
@@ -121,7 +121,7 @@ def test_the_trust_region_configurations_have_the_papers_values():
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_objective_is_a_file_an_export_a_yaml_a_test_and_a_row_of_the_readme(name):
+def test_an_objective_has_a_file_an_export_a_yaml_a_test_and_a_row(name):
     module = inspect.getmodule(getattr(objectives, name))
     assert module is not None
     page = " ".join((module.__doc__ or "").split())

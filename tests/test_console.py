@@ -1,4 +1,4 @@
-"""What a phase says when it is done."""
+"""The line that a phase prints at its end, and texts that are printed unchanged."""
 
 from types import SimpleNamespace
 

@@ -60,7 +60,7 @@ def uninterrupted(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_resumed_the_weights_are_those_of_the_uninterrupted_run(tiny_model, uninterrupted, tmp_path, moment):
+def test_killed_and_resumed_a_run_ends_in_the_same_weights(tiny_model, uninterrupted, tmp_path, moment):
     def doomed() -> None:
         die_at(*MOMENTS[moment])
         run(tiny_model, tmp_path)

@@ -163,6 +163,10 @@ def test_the_objectives_pages_match_the_code():
     assert there == made, "python docs/objectives/make.py"
 
 
+def test_the_metrics_page_matches_the_docstrings():
+    assert (ROOT / "docs/metrics.md").read_text() == METRICS["page"](), "python docs/make_metrics.py"
+
+
 EXAMPLES = re.findall(r"^```json (\w+)\n(.*?)^```", (ROOT / "docs/data.md").read_text(), re.MULTILINE | re.DOTALL)
 
 

@@ -69,7 +69,7 @@ def test_the_wheel_brings_one_name_only(wheel):
     assert {name for name in names if not name.endswith(".dist-info")} == {"lit_align"}
 
 
-def test_a_foreign_project_with_its_own_callbacks_and_data_fits_dpo_from_the_wheel(wheel, tiny_model, in_tmp):
+def test_a_project_with_its_own_callbacks_and_data_uses_the_wheel(wheel, tiny_model, in_tmp):
     venv.create(in_tmp / ".venv")
     python = in_tmp / ".venv" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python]

@@ -84,7 +84,7 @@ def test_the_three_stages_run_and_the_baselines_differ_by_a_line(name, tiny_mode
         assert len({source.partition("/")[2] for source in asked}) == len(asked) <= 40
         assert samples
         assert ("λ=0.05" in said) == (run == "prpo")
-        assert "starts anew each round" in said
+        assert "restarts each round" in said
         assert Path(f"runs/{run}/summary.json").exists()
         rates = [row["train/learning_rate"] for row in metrics if "train/learning_rate" in row]
         assert sum(rate == pytest.approx(1e-6) for rate in rates) == len(rounds)  # each begins with it

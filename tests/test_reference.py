@@ -160,7 +160,7 @@ def test_a_hard_refresh_makes_the_reference_the_policy_to_the_bit(tiny_model, ba
     assert not torch.equal(policy(batch), reference.logps(batch))
 
 
-def test_under_lora_a_hard_reference_is_an_adapter_and_a_resting_one_the_plain_model(tiny_model):
+def test_under_lora_the_reference_is_an_adapter_or_the_plain_model(tiny_model):
     config = PolicyConfig(tiny_model)
     hard = make_reference(policy_of(tiny_model, LORA), config, LORA, ReferenceConfig(), RefreshRule(1.0, 1))
     rests = make_reference(policy_of(tiny_model, LORA), config, LORA, ReferenceConfig(), None)
@@ -214,7 +214,7 @@ def test_the_reference_is_frozen_and_never_in_training_mode(tiny_model, batch):
     assert not reference.logps(batch).requires_grad
 
 
-def test_an_adapter_reference_leaves_modes_flags_and_gradients_of_the_policy_alone(tiny_model, batch):
+def test_an_adapter_reference_leaves_the_policys_state_alone(tiny_model, batch):
     policy = policy_of(tiny_model, replace(LORA, dropout=0.5))
     reference = AdapterReference(policy, blocks=1)
     trained = {name for name, _ in policy.trainable_weights()}
@@ -417,15 +417,13 @@ def test_resumed_with_another_rule_the_reference_is_what_it_was(tiny_model, in_t
     ("lora", "before", "after"),
     [(LORA, SOFT, HARD), (LORA, HARD, SOFT), (RING, (0.9, 1), HARD), (RING, (0.9, 1), SOFT)],
 )
-def test_a_reference_that_cannot_change_its_form_is_refused_whether_accepted_or_not(
-    tiny_model, in_tmp, lora, before, after
-):
+def test_a_reference_that_cannot_change_its_form_is_always_refused(tiny_model, in_tmp, lora, before, after):
     for accepted in (False, True):
         with pytest.raises(UserError, match=r"does not fit the form of .* same reference_refresh\.$"):
             resumed(tiny_model, lora, "float32", before, after, accept_change=accepted)
 
 
-def test_a_checkpoint_whose_adapter_had_another_rank_and_reference_another_form_is_refused(tiny_model, in_tmp):
+def test_a_checkpoint_of_another_rank_and_reference_form_is_refused(tiny_model, in_tmp):
     rule = ReferenceRefresh(0.9, 1)  # four times the rank: dense updates
     module = DPO(PolicyConfig(tiny_model), lora=LORA)
     trainer = fit(module, OfflinePairs(write_pairs(in_tmp)), rule)

@@ -1,11 +1,9 @@
 """What data modules of preferences share: tokenization, held-out pairs, texts beside them, loaders that resume."""
 
 import os
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch import Callback
@@ -14,16 +12,18 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_line
 from lit_align.data.batches import Example
-from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import Kind, Row, Rows, answer_text
-from lit_align.data.loader import ExampleLoader
+from lit_align.data.examples import Examples, Source, check_pairing, make_examples
+from lit_align.data.formats.rows import Rows, Turns
+from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule, with_labels, with_mismatched
 from lit_align.data.rounds.record import Recorder, check_cache
 from lit_align.data.rounds.store import RoundStore
-from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer, listing
+from lit_align.data.texts import TextStreams
+from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer, in_place
 from lit_align.errors import UserError
 from lit_align.needs import DataNeeds, needs_of
 from lit_align.objectives import PreferenceObjective
+from lit_align.provenance import Table
 from lit_align.reference.copied import CopiedReference, RecordedReference
 
 
@@ -31,16 +31,27 @@ class PairsDataModule(L.LightningDataModule):
     """What data modules of preferences share: tokenization, validation pairs, loaders that resume.
 
     Args:
-        validation: Preference pairs whose loss and margins are logged as val/...; the same sources as for training.
+        validation: Preference pairs whose loss and margins are logged as val/...; the same sources as for training. A
+            number below 1 holds out that share of the training prompts (OfflinePairs).
         validation_split: Split of a saved or hub data set.
         test: Preference pairs whose loss and margins `python train.py test` reports as test/....
         test_split: Split of a saved or hub data set.
         batch_size: Prompts per batch and process.
         max_prompt_length: Longest prompt, in tokens.
         max_response_length: Longest response in tokens, its end included; longer ones are cut, and counted.
-        long_prompts: What happens to a longer prompt: an error, drop the row, or cut its beginning (truncate_left).
+        long_prompts: What happens to a longer prompt, and to a row that the model has not enough positions for: an
+            error, drop the row, or cut the prompt's beginning (truncate_left).
+        columns: What each column that is read is made of: a column's name, a dotted path (answers.0.text), or a
+            template ("{instruction}\n{input}"). For training, validation and test.
+        ignore_columns: Columns that are left out although they may belong to the prompt.
+        turns: Of chats that are imitated, train on all of the assistant's turns or the last.
+        chat_template: Another chat template than the tokenizer's: a file, or its text. It is saved with the model.
+        template_args: Arguments of the chat template, such as enable_thinking; a row's own take precedence.
+        tokenizer: Hub name or folder of another tokenizer than the model's. It is saved with the model.
+        wrap_prompts_as_chat: Make plain prompts a user's turn. auto: where the objective does (RewardModel).
         sft: Texts to imitate, trained on together with the preferences: as many batches, over and over. Their weight is
-            the objective's. Prompts with a response, chats, preferences (the better response), or plain texts.
+            the objective's. Prompts with a response, chats, preferences (the better response), or plain texts. A path,
+            or a source with columns of its own.
         sft_split: Split of a saved or hub data set.
         pretraining: Texts as before pre-training's end, likewise.
         pretraining_split: Split of a saved or hub data set.
@@ -52,10 +63,13 @@ class PairsDataModule(L.LightningDataModule):
         seed: Of the order of examples; None takes seed_everything's.
     """
 
+    trains_on_files = False
+    """Whether the training pairs come from files, of which a share can be held out."""
+
     def __init__(
         self,
         *,
-        validation: str | None = None,
+        validation: float | str | None = None,
         validation_split: str | None = None,
         test: str | None = None,
         test_split: str | None = None,
@@ -63,9 +77,16 @@ class PairsDataModule(L.LightningDataModule):
         max_prompt_length: int = 512,
         max_response_length: int = 512,
         long_prompts: LongPrompts = "error",
-        sft: str | None = None,
+        columns: dict[str, str] | None = None,
+        ignore_columns: list[str] | None = None,
+        turns: Turns = "all",
+        chat_template: str | None = None,
+        template_args: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        wrap_prompts_as_chat: Literal["auto"] | bool = "auto",
+        sft: str | Source | None = None,
         sft_split: str | None = None,
-        pretraining: str | None = None,
+        pretraining: str | Source | None = None,
         pretraining_split: str | None = None,
         text_batch_size: int | None = None,
         group_by_length: bool = False,
@@ -81,6 +102,16 @@ class PairsDataModule(L.LightningDataModule):
         }.items():
             if value is not None and not value >= 1:  # nan is not, either
                 raise UserError(f"data.{name}={value} must be at least 1.")
+        if isinstance(validation, float | int):
+            if not self.trains_on_files:
+                raise UserError(
+                    f"data.validation={validation} has no effect: a share is held out of data.train, which "
+                    f"{type(self).__name__} does not have. Name a file of pairs."
+                )
+            if not 0 < validation < 1:
+                raise UserError(f"data.validation={validation} must be above 0 and below 1, or a file. Change it.")
+            if validation_split is not None:
+                raise UserError(f"data.validation_split={validation_split} has no effect on a share. Leave it out.")
         self.validation = validation
         self.validation_split = validation_split
         self.test = test
@@ -89,11 +120,14 @@ class PairsDataModule(L.LightningDataModule):
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.long_prompts: LongPrompts = long_prompts
-        given = {"sft": (sft, sft_split), "pretraining": (pretraining, pretraining_split)}
-        for name, (path, split) in given.items():
-            if path is None and split is not None:
-                raise UserError(f"data.{name}_split={split} has no effect without data.{name}.")
-        self.texts = {name: (path, split) for name, (path, split) in given.items() if path is not None}
+        self.columns = columns
+        self.ignore_columns = ignore_columns
+        self.turns: Turns = turns
+        self.chat_template = chat_template
+        self.template_args = template_args or {}
+        self.tokenizer_path = tokenizer
+        self.wrap_prompts_as_chat: Literal["auto"] | bool = wrap_prompts_as_chat
+        self.texts = TextStreams({"sft": (sft, sft_split), "pretraining": (pretraining, pretraining_split)})
         self.text_batch_size = text_batch_size
         self.group_by_length = group_by_length
         if not wait_minutes > 0:
@@ -102,8 +136,19 @@ class PairsDataModule(L.LightningDataModule):
         self.given_seed = seed
         self._preference_tokenizer: PreferenceTokenizer | None = None
         self._validation_examples: list[Example] | None = None
-        self._text_examples: dict[str, list[Example]] = {}
-        self._text_lines: dict[str, str] = {}
+
+    def setup(self, stage: str) -> None:
+        """Give the trained module the tokenizer and the chat template, before it builds its model."""
+        if self.tokenizer_path is None and self.chat_template is None:
+            return
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        if not isinstance(module, PreferenceObjective):
+            raise UserError(
+                f"data.{'chat_template' if self.tokenizer_path is None else 'tokenizer'} has no effect on "
+                f"{type(module).__name__}, which loads its own tokenizer. Set it there."
+            )
+        module.use_tokenizer(self.tokenizer_path, self.chat_template)
 
     @property
     def seed(self) -> int:
@@ -117,13 +162,24 @@ class PairsDataModule(L.LightningDataModule):
 
     @property
     def preference_tokenizer(self) -> PreferenceTokenizer:
+        """Turns rows into tokens, as this run's options say."""
         if self._preference_tokenizer is None:
+            assert self.trainer is not None
+            module = self.trainer.lightning_module
+            wraps, has_template = self.wrap_prompts_as_chat, bool(self.tokenizer.chat_template)
+            if wraps is True and not has_template:
+                raise UserError(
+                    "data.wrap_prompts_as_chat=true needs a chat template, and the tokenizer has none. Set one "
+                    "(data.chat_template)."
+                )
             self._preference_tokenizer = PreferenceTokenizer(
                 self.tokenizer,
                 max_prompt_length=self.max_prompt_length,
                 max_response_length=self.max_response_length,
                 long_prompts=self.long_prompts,
-                wraps_prompts=self.needs.wraps_prompt_as_chat and bool(self.tokenizer.chat_template),
+                template_args=self.template_args,
+                wraps_prompts=self.needs.wraps_prompt_as_chat and has_template if wraps == "auto" else wraps,
+                positions=module.positions if isinstance(module, PreferenceObjective) else None,
             )
         return self._preference_tokenizer
 
@@ -158,12 +214,20 @@ class PairsDataModule(L.LightningDataModule):
                 raise UserError("validate: there are no pairs to validate on. Name some: --data.validation=PATH.")
             return []
         if self._validation_examples is None:
-            self._validation_examples = self._held_out("validation", self.validation, self.validation_split)
+            if isinstance(self.validation, str):
+                rows = self.source(self.validation, self.validation_split).read(self.needs.data_kind)
+            else:
+                rows = self.share_of_training()
+            self._validation_examples = self._held_out("validation", str(self.validation), rows)
         return self._loader(self._validation_examples, shuffle=False)
 
-    def _held_out(self, name: str, path: str, split: str | None) -> list[Example]:
-        """The pairs of data.validation or data.test; says how many of them fill no batch for every process."""
-        examples, _ = self.read_pairs(path, split, BestWorst())
+    def share_of_training(self) -> Rows:
+        """The rows that `data.validation`, a number, holds out of the training data."""
+        raise NotImplementedError
+
+    def _held_out(self, name: str, path: str, rows: Rows) -> list[Example]:
+        """The pairs of data.validation or data.test; prints how many of them fill no batch for every process."""
+        examples = self.make_examples(rows, path, BestWorst()).examples
         loader = self._loader(examples, shuffle=False)
         if not len(loader):
             raise UserError(
@@ -180,7 +244,8 @@ class PairsDataModule(L.LightningDataModule):
             if all(type(callback).on_test_end is Callback.on_test_end for callback in callbacks):
                 raise UserError("test: there is nothing to test. Name pairs (--data.test=PATH), or configure win_rate.")
             return range(1)  # a batch that is none: without any Lightning calls no hook, and `WinRate` needs one
-        return self._loader(self._held_out("test", self.test, self.test_split), shuffle=False)
+        rows = self.source(self.test, self.test_split).read(self.needs.data_kind)
+        return self._loader(self._held_out("test", self.test, rows), shuffle=False)
 
     def predict_dataloader(self) -> range:
         callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
@@ -213,73 +278,20 @@ class PairsDataModule(L.LightningDataModule):
                 "does not record. Use OnPolicyPairs with record_sampler=true, or leave these options out."
             )
 
-    def read_pairs(
-        self, path: str, split: str | None, pairing: PairingRule, kind: Kind | None = None
-    ) -> tuple[list[Example], str]:
-        """Examples of a source of preferences, or of what the objective takes instead, and a line that tells of it.
+    def source(self, path: str, split: str | None = None) -> Source:
+        """A file of preferences, read with this module's options."""
+        return Source(path, split=split, columns=self.columns, ignore_columns=self.ignore_columns, turns=self.turns)
 
-        Args:
-            kind: What the rows are for, where it is not the objective that says it.
+    def make_examples(self, rows: Rows, path: str, pairing: PairingRule) -> Examples:
+        """Tokenized examples of rows, as the objective takes them."""
+        made = make_examples(rows, path, self.needs.data_kind, self.preference_tokenizer, pairing, self.seed)
+        if self.needs.needs_mismatched:
+            made = made._replace(examples=with_mismatched(with_labels(made.examples)))
+        return made
 
-        Raises:
-            UserError: nothing is left, only some rows have rewards or labels, or none has rewards that the rule needs.
-        """
-        asked: Kind = self.needs.data_kind
-        rows = read_rows(path, split=split, kind=kind or asked)
-        _check_alike(rows)
-        if rows[0].rewards is None and not pairing.is_default:
-            raise UserError(
-                f"data.pairing={type(pairing).__name__} has no effect, for a rule chooses by rewards, and no row of "
-                f"{path} gives any to {kind or asked}. Leave it out, or give rewards (columns score_chosen and "
-                "score_rejected, or responses and rewards)."
-            )
-        counts = Counter(rows.skipped)
-        self.preference_tokenizer.counts.clear()
-        examples: list[Example] = []
-        for row in rows:
-            found, reasons = self._examples(row, pairing)
-            examples += found
-            counts.update(reasons)
-        counts.update(self.preference_tokenizer.counts)
-        sizes = Counter(len(example.response_ids) for example in examples)
-        if len(sizes) > 1:  # a batch is of one K
-            K, most = sizes.most_common(1)[0]
-            counts[f"groups of other than {K} responses"] += sizes.total() - most
-            examples = [example for example in examples if len(example.response_ids) == K]
-        if not examples:
-            raise UserError(f"{path}: nothing is left to train on: {listing(counts)}.")
-        if kind is None and self.needs.needs_mismatched:
-            examples = with_mismatched(with_labels(examples))
-        names = {"preferences": "groups", "labelled": "labelled responses"}
-        K = len(examples[0].response_ids) - examples[0].mismatched
-        what = "pairs" if K == 2 else names.get(kind or asked, "texts")
-        line = f"{len(examples)} {what} from {path}: {rows.description}"
-        return examples, line + (f"; {listing(counts)}" if counts else "")
-
-    def _examples(self, row: Row, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
-        tokens = self.preference_tokenizer.row(row)
-        if tokens is None:
-            return [], Counter()
-        prompt_ids, responses = tokens
-        texts = [answer_text(answer) for answer in row.responses]
-        rewards = list(row.rewards) if row.rewards else None
-        group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=texts)
-        if len(responses) == 1:
-            labels = [float(label) for label in row.labels] if row.labels else None
-            return [replace(group, labels=labels)], Counter()
-        if group.rewards is not None:
-            pairs = pairing([group])
-            return pairs.examples, pairs.counts + pairs.partial_drops
-        chosen, *rejected = responses
-        different = [ids for ids in rejected if ids != chosen]
-        return (
-            [Example(prompt_ids, [chosen, ids], row.source) for ids in different],
-            Counter(
-                {"equal after truncation": len(rejected) - len(different)} if len(different) < len(rejected) else {}
-            ),
-        )
-
-    def _loader(self, examples: list[Example], *, shuffle: bool, seed: int | None = None) -> ExampleLoader:
+    def _loader(
+        self, examples: list[Example], *, shuffle: bool, seed: int | None = None, mixture: Mixture | None = None
+    ) -> ExampleLoader:
         trainer = self.trainer
         assert trainer is not None
         return ExampleLoader(
@@ -291,10 +303,13 @@ class PairsDataModule(L.LightningDataModule):
             epoch=lambda: trainer.current_epoch,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            mixture=mixture,
         )
 
-    def _training_loader(self, examples: list[Example], seed: int | None = None) -> ExampleLoader:
-        loader = self._loader(examples, shuffle=True, seed=seed)
+    def _training_loader(
+        self, examples: list[Example], seed: int | None = None, mixture: Mixture | None = None
+    ) -> ExampleLoader:
+        loader = self._loader(examples, shuffle=True, seed=seed, mixture=mixture)
         if not len(loader):
             raise UserError(
                 f"{len(examples)} examples to train on make no full batch for every process; lower data.batch_size="
@@ -303,89 +318,45 @@ class PairsDataModule(L.LightningDataModule):
         return loader
 
     def check_pairing(self, pairing: PairingRule) -> None:
-        """Make sure that the objective can train on what the rule makes.
-
-        Raises:
-            UserError: it needs the other kind.
-        """
+        """Make sure that the objective can train on what the rule makes; raises a UserError if not."""
         assert self.trainer is not None
-        name = type(self.trainer.lightning_module).__name__
-        if pairing.gives_groups and not self.needs.takes_groups:
-            raise UserError(
-                f"data.pairing={type(pairing).__name__}: {name}, as it is set, compares two responses. Take "
-                "BestWorst, or learn from rewards (model.reward_temperature of DPO and EXO)."
-            )
-        if pairing.gives_labels and not self.needs.takes_labels:
-            raise UserError(
-                f"data.pairing={type(pairing).__name__}: soft labels (labels=soft, ties=half) do nothing for {name}, "
-                "as it is set. Leave them out, or take DPO, IPO, CPO, ORPO or MPO."
-            )
-        if self.needs.needs_whole_groups and not pairing.gives_groups:
-            raise UserError(
-                f"data.pairing={type(pairing).__name__}: {name}'s constant is estimated from all responses that were "
-                "sampled. Take Listwise, or leave model.estimate_baseline out."
-            )
+        check_pairing(pairing, self.needs, type(self.trainer.lightning_module).__name__)
 
     def read_texts(self) -> None:
         """Read the streams of texts that are trained on together with the preferences."""
         assert self.trainer is not None
-        module = self.trainer.lightning_module
-        if isinstance(module, PreferenceObjective):
-            module.check_texts(self.texts)
-        elif self.texts:
-            raise UserError(
-                f"data.{next(iter(self.texts))} needs a lit_align objective, which weighs texts beside preferences."
-            )
-        for name, (path, split) in self.texts.items():
-            if name not in self._text_examples:
-                self._text_examples[name], self._text_lines[name] = self.read_pairs(path, split, BestWorst(), "texts")
+        self.texts.read(self.trainer.lightning_module, self.preference_tokenizer, self.seed)
 
     def with_texts(self, loader: ExampleLoader) -> ExampleLoader | CombinedLoader:
         """The loader of the preferences, together with one of as many batches for each stream of texts."""
-        trainer = self.trainer
-        assert trainer is not None
-        loaders = {"preferences": loader}
-        for number, (name, examples) in enumerate(self._text_examples.items(), 1):
-            loaders[name] = ExampleLoader(
-                examples,
-                self.text_batch_size or self.batch_size,
-                seed=loader.seed + 7919 * number,
-                epoch=lambda: trainer.current_epoch,
-                rank=trainer.global_rank,
-                world_size=trainer.world_size,
-                length=len(loader),
-            )
-            if not loaders[name].share:
-                raise UserError(
-                    f"data.{name}: {len(examples)} texts make no full batch for every process; lower "
-                    "data.text_batch_size or the number of processes."
-                )
-        return CombinedLoader(loaders, "min_size") if len(loaders) > 1 else loader
+        assert self.trainer is not None
+        return self.texts.beside(loader, self.trainer, self.text_batch_size or self.batch_size)
+
+    def identity(self) -> Table:
+        """All that determines the training batches; a resumed run must have the same."""
+        assert self.trainer is not None
+        return self.texts.identity() | {
+            "data": type(self).__name__,
+            "data.seed": self.seed,
+            "data.batch_size": self.batch_size * self.trainer.world_size,  # of all processes together
+            "data.group_by_length": self.group_by_length,
+            "data.max_prompt_length": self.max_prompt_length,
+            "data.max_response_length": self.max_response_length,
+            "data.long_prompts": self.long_prompts,
+        }
 
     def describe(self) -> Iterator[tuple[str, str]]:
         """Lines of the run's header."""
-        yield from self._text_lines.items()
+        yield from self.texts.describe()
 
     def _describe_example(self, example: Example) -> Iterator[tuple[str, str]]:
         """One decoded example, special tokens included: what the model really sees."""
         K = len(example.response_ids) - example.mismatched
         several = ["chosen", "rejected"] if K == 2 else [f"response {k}" for k in range(K)]
         names = [*(several if K > 1 else ["response"]), "mismatched"]
-        yield "prompt", _shown(self.tokenizer.decode(example.prompt_ids))
+        yield "prompt", f"{_shown(self.tokenizer.decode(example.prompt_ids))}│"
         for name, ids in zip(names, example.response_ids, strict=False):
-            yield name, _shown(self.tokenizer.decode(ids))
-
-
-def _check_alike(rows: Rows) -> None:
-    """Make sure that all rows have rewards and labels, or none: a batch has a number for each response, or for none."""
-    for row in rows:
-        for name in ("rewards", "labels"):
-            has, first_has = (getattr(each, name) is not None for each in (row, rows[0]))
-            if has != first_has:
-                raise UserError(
-                    f"{row.source}: the row has {name if has else f'no {name}'}, but {rows[0].source} has "
-                    f"{'some' if first_has else 'none'}. Give {name} to every row, or to none."
-                )
+            yield name, f"│{_shown(in_place(self.tokenizer, example.prompt_ids, ids))}│"
 
 
 def _shown(text: str, width: int = 300) -> str:

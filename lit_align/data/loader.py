@@ -1,6 +1,7 @@
 """Batches of examples in a reproducible order; resumes in the middle of an epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +10,43 @@ import torch
 from lit_align.data.batches import Example, collate
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How often the examples of several sources, one after another in a list, are served in an epoch.
+
+    A weight of 2 serves each example of its source twice. A weight of 0.3 serves 30 % of them: another share in each
+    epoch, in turn, until all have been served. Which ones depends on seed and epoch alone.
+
+    Args:
+        counts: The number of examples of each source.
+        weights: The weight of each source.
+    """
+
+    counts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        """Examples of an epoch."""
+        return sum(self._sizes)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [max(1, round(count * weight)) for count, weight in zip(self.counts, self.weights, strict=True)]
+
+    def indices(self, seed: int, epoch: int) -> list[int]:
+        """Numbers of the examples of an epoch, source by source; in order if each is served equally often."""
+        found: list[int] = []
+        start = 0
+        for count, size in zip(self.counts, self._sizes, strict=True):
+            order = list(range(count))
+            if size % count:
+                order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + start)).tolist()
+            found += [start + order[i % count] for i in range(epoch * size, (epoch + 1) * size)]
+            start += count
+        return found
 
 
 class ExampleLoader:
@@ -23,6 +61,7 @@ class ExampleLoader:
         group_by_length: Then put examples of like length into one batch (of all processes together), within stretches
             of 32 batches, and shuffle the batches. An incomplete last one stays the last.
         epoch: Tells the current epoch; asked when iteration begins.
+        mixture: How often the examples of each source are served; None is once.
         length: Batches of an epoch, for which the examples are gone through again and again, or not to their end. None
             is once through all.
     """
@@ -38,6 +77,7 @@ class ExampleLoader:
         epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world_size: int = 1,
+        mixture: Mixture | None = None,
         length: int | None = None,
     ):
         self.examples = examples
@@ -48,10 +88,12 @@ class ExampleLoader:
         self.epoch = epoch
         self.rank = rank
         self.world_size = world_size
-        share = len(examples) // (batch_size * world_size) * batch_size if world_size > 1 else len(examples)
+        self.mixture = mixture or Mixture((len(examples),), (1.0,))
+        count = self.mixture.size if len(examples) else 0
+        share = count // (batch_size * world_size) * batch_size if world_size > 1 else count
         self.share = share
         self.length = -(-share // batch_size) if length is None else length
-        self.dropped = len(examples) - share * world_size
+        self.dropped = count - share * world_size
         self._served = 0
         self._resume_at = 0
 
@@ -75,11 +117,11 @@ class ExampleLoader:
             yield collate([self.examples[i] for i in indices], indices)
 
     def _order(self, passage: int) -> list[int]:
-        order = list(range(len(self.examples)))
+        order = self.mixture.indices(self.seed, self.epoch())
         if self.shuffle:
             key = self.seed * 1_000_003 + self.epoch() + passage * 999_999_937
             generator = torch.Generator().manual_seed(key)
-            order = torch.randperm(len(order), generator=generator).tolist()
+            order = [order[i] for i in torch.randperm(len(order), generator=generator).tolist()]
             if self.group_by_length:
                 order = self._grouped(order, generator)
         return order[self.rank :: self.world_size][: self.share]
@@ -97,6 +139,7 @@ class ExampleLoader:
     def state_dict(self) -> dict[str, Any]:
         return {
             "served": self._served,
+            "weights": list(self.mixture.weights),
             "length": len(self),
             "examples_per_batch": self._examples_per_batch,
             "tokens": self._tokens,
@@ -121,6 +164,11 @@ class ExampleLoader:
                 f"(data.batch_size={self.batch_size} × {self.world_size} processes; of a stream of texts "
                 "data.text_batch_size): some would be trained on twice, or never. Set what it was, or resume from the "
                 "end of an epoch."
+            )
+        if state["weights"] != list(self.mixture.weights):
+            raise UserError(
+                f"the checkpoint is from the middle of an epoch of sources with the weights {state['weights']}, and "
+                f"now they are {list(self.mixture.weights)}. Set what they were, or resume from the end of an epoch."
             )
         if state["tokens"] != self._tokens:
             raise UserError(

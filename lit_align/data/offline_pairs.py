@@ -1,6 +1,7 @@
 """Preference pairs that exist already: files, saved data sets, the hub."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.utilities import CombinedLoader
@@ -8,55 +9,129 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
-from lit_align.data.loader import ExampleLoader
+from lit_align.data.examples import Examples, Source, check_joinable, digest_of_examples, hold_out
+from lit_align.data.formats.rows import Rows
+from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule
+from lit_align.errors import UserError
+from lit_align.provenance import Table, of_options
 
 
 class OfflinePairs(PairsDataModule):
     """Preference pairs from a file, a saved data set or the hub; prompts explicit or shared, text or chat.
 
     Args:
-        train: A .jsonl, .json or .parquet file, a folder saved by `datasets`, a run's folder with rounds (or one of
-            them), or a hub name. For objectives that take others (KTO, SFT), labelled responses or texts.
+        train: A .jsonl, .json, .csv or .parquet file, a folder saved by `datasets`, a run's folder with rounds (or one
+            of them), or a hub name. Or several, in a list: of names, or of {path, weight, split, columns, …}, where a
+            weight says how often each row is trained on in an epoch. For objectives that take others (KTO, SFT),
+            labelled responses or texts.
         train_split: Split of a saved or hub data set; of rounds with several scorers, a part of the name of one.
         pairing: Which pairs are made of a row whose responses have rewards; None is the best against the worst. Without
             rewards, each rejected response makes a pair with the chosen one.
     """
 
+    trains_on_files = True
+
     def __init__(
-        self, train: str, *, train_split: str | None = None, pairing: PairingRule | None = None, **kwargs: Any
+        self,
+        train: str | list[str | Source],
+        *,
+        train_split: str | None = None,
+        pairing: PairingRule | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        if train_split is not None and not isinstance(train, str):
+            raise UserError(f"data.train_split={train_split} has no effect on several sources. Give each its split.")
+        if not train:
+            raise UserError("data.train must name a source. Give a file, a folder or a hub name.")
         self.train = train
         self.train_split = train_split
         self.pairing = pairing or BestWorst()
+        self._sources = self._train_sources(train)
+        self._rows: list[Rows] = []
+        self._held_out_rows: Rows | None = None
+        self._parts: list[Examples] = []
         self._examples_read: list[Example] | None = None
         self._recorded = False
-        self.summary = ""
+
+    def _train_sources(self, train: str | list[str | Source]) -> list[Source]:
+        if isinstance(train, str):
+            return [self.source(train, self.train_split)]
+        shared = {"columns": self.columns, "ignore_columns": self.ignore_columns, "turns": self.turns}
+
+        def complete(given: str | Source) -> Source:
+            source = Source(given) if isinstance(given, str) else given
+            missing = {name: value for name, value in shared.items() if getattr(source, name) is None}
+            return replace(source, **missing)  # type: ignore[arg-type]
+
+        return [complete(each) for each in train]
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if stage == "fit" and self._examples_read is None:
             self.check_sampler()
             self.check_pairing(self.pairing)
             self.read_texts()
-            self._examples_read, self.summary = self.read_pairs(self.train, self.train_split, self.pairing)
+            self._read()
+            self._parts = [
+                self.make_examples(rows, source.path, self.pairing)
+                for source, rows in zip(self._sources, self._rows, strict=True)
+            ]
+            check_joinable(self._sources, [part.examples for part in self._parts])
+            self._examples_read = [example for part in self._parts for example in part.examples]
+
+    def _read(self) -> None:
+        """Read the rows of all sources, and hold out the share for validation."""
+        if self._rows:
+            return
+        self._rows = [source.read(self.needs.data_kind) for source in self._sources]
+        if isinstance(self.validation, float):
+            self._rows, self._held_out_rows = hold_out(self._rows, self.validation, self.seed)
+
+    def share_of_training(self) -> Rows:
+        self._read()
+        assert self._held_out_rows is not None
+        return self._held_out_rows
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         assert self._examples_read is not None
         if not self._recorded:
             self._examples_read, self._recorded = self.record_reference(self._examples_read), True
-        loader = self._training_loader(self._examples_read)
+        counts = tuple(len(part.examples) for part in self._parts)
+        mixture = Mixture(counts, tuple(source.weight for source in self._sources))
+        loader = self._training_loader(self._examples_read, mixture=mixture)
         if loader.dropped:
             print_line(f"  {loader.dropped} pairs of each epoch are left out: they fill no batch for every process.")
         return self.with_texts(loader)
 
     @property
     def train_examples(self) -> list[Example]:
+        """All examples that are trained on."""
         assert self._examples_read is not None
         return self._examples_read
 
+    @property
+    def summary(self) -> str:
+        """What was read, in one line for each source."""
+        return "\n".join(part.line for part in self._parts)
+
+    def identity(self) -> Table:
+        pairing = of_options("data.pairing", vars(self.pairing))
+        own: Table = {
+            "data.train": digest_of_examples(self.train_examples),
+            "data.pairing": type(self.pairing).__name__,
+        }
+        if len(self._sources) > 1:
+            own["data.train.weights"] = repr([source.weight for source in self._sources])
+        return super().identity() | own | pairing
+
     def describe(self) -> Iterator[tuple[str, str]]:
-        yield "data", self.summary
+        for source, part in zip(self._sources, self._parts, strict=True):
+            weight = "" if source.weight == 1 else f" × {source.weight:g}"
+            yield from part.describe(f"data{weight}")
         yield from super().describe()
+        if self._held_out_rows is not None:
+            yield "validation", f"{self.validation:.1%} of the prompts: {len(self._held_out_rows)} rows, not trained on"
         if self._examples_read:
             yield from self._describe_example(self._examples_read[0])

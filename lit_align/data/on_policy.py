@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_field, print_line
 from lit_align.data.base import PairsDataModule
-from lit_align.data.formats.read import read_rows
+from lit_align.data.examples import Source
 from lit_align.data.formats.rows import Row
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs
@@ -32,7 +32,8 @@ from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
-from lit_align.sharding import wait_for_all
+from lit_align.provenance import Table, digest_of, of_options
+from lit_align.sharding import barrier_with_timeout
 
 
 class OnPolicyPairs(PairsDataModule):
@@ -104,6 +105,7 @@ class OnPolicyPairs(PairsDataModule):
     # --- Lightning ---
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         assert self.trainer is not None
         if isinstance(self.trainer.lightning_module, PreferenceObjective):
             for name, (path, split, instead) in {
@@ -111,7 +113,7 @@ class OnPolicyPairs(PairsDataModule):
                 "test": (self.test, self.test_split, "win_rate.prompts"),
             }.items():
                 if path is not None:
-                    check_file_pairs(self.module, f"data.{name}={path}", path, split, instead)
+                    check_file_pairs(self.module, f"data.{name}={path}", self.source(str(path), split), instead)
         if stage != "fit":
             return
         self._epoch = None  # a round of an earlier fit is not this one's
@@ -132,8 +134,8 @@ class OnPolicyPairs(PairsDataModule):
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if self.prompts_per_round == "chunk" and self._rounds < 1:
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
-        wait_for_all("setup", self.wait_minutes)
-        rows = read_rows(self.prompts, split=self.prompts_split, kind="prompts")
+        barrier_with_timeout("setup", self.wait_minutes)
+        rows = self.source(self.prompts, self.prompts_split).read("prompts")
         self._prompts, counts = self.preference_tokenizer.prompts(rows)
         if not self._prompts:
             raise UserError(f"{self.prompts}: no prompt remains: {listing(counts)}. Give other prompts.")
@@ -312,6 +314,21 @@ class OnPolicyPairs(PairsDataModule):
         print_field("pair", line + (f"; {dropped}" if pairs.counts or pairs.partial_drops else ""))
         return unused
 
+    def identity(self) -> Table:
+        own = {
+            "data.prompts": digest_of([ids for _, ids in self._prompts]),
+            "data.prompts_per_round": self.prompts_per_round,
+            "data.responses_per_prompt": self.responses_per_prompt,
+            "data.sampler": self.sampler.identity,
+            "data.sampling_batch_size": self.sampling_batch_size,
+            "data.sampling_dtype": self.sampling_dtype,
+            "data.record_sampler": self.record_sampler,
+            "data.scorer": self.scorer.identity,
+            "data.pairing": type(self.pairing).__name__,
+        }
+        rules = of_options("data.pairing", vars(self.pairing)) | of_options("data.sampling", vars(self.sampling))
+        return super().identity() | own | rules
+
     def describe(self) -> Iterator[tuple[str, str]]:
         yield "data", self.summary
         yield from super().describe()
@@ -330,7 +347,7 @@ class OnPolicyPairs(PairsDataModule):
         yield "scorer", self.scorer.identity
 
 
-def check_file_pairs(module: PreferenceObjective, option: str, path: str, split: str | None, instead: str) -> None:
+def check_file_pairs(module: PreferenceObjective, option: str, source: Source, instead: str) -> None:
     """Make sure that the pairs of a file have what the objective reads; unlike a round's, they record no sampler.
 
     Args:
@@ -346,7 +363,7 @@ def check_file_pairs(module: PreferenceObjective, option: str, path: str, split:
         raise UserError(
             f"{option} must record log π_s, which {name} as configured reads, and pairs of a file do not. L{fix}"
         )
-    if needs.takes_groups and read_rows(path, split=split, kind=needs.data_kind)[0].rewards is None:
+    if needs.takes_groups and source.read(needs.data_kind)[0].rewards is None:
         raise UserError(
             f"{option} must have rewards, from which {name} as configured learns. Add them (columns score_chosen and "
             f"score_rejected, or responses and rewards), or l{fix}"

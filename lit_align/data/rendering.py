@@ -107,8 +107,8 @@ class ChatRenderer:
         place = len(os.path.commonprefix([sampled, different]))  # noqa: RUF071
         raise UserError(
             f"{row.source}: the chat template of {self.name!r} renders the prompt otherwise when a response follows:\n"
-            f"  alone:           {_around(sampled, place)}\n"
-            f"  with a response: {_around(different, place)}\n"
+            f"  alone:           {around(sampled, place)}\n"
+            f"  with a response: {around(different, place)}\n"
             "Set another template (data.chat_template), other arguments (data.template_args), or take the row out."
         )
 
@@ -197,14 +197,14 @@ class ChatRenderer:
 
     def _check_complete(self, row: Row, answer: Answer, whole: str, start: int) -> None:
         """Make sure that the template puts all of the answer's text into the response, but for white space."""
-        rendered = _squeezed(whole)
+        rendered = squeezed(whole)
         for text in _texts(answer):
-            place = rendered.rfind(_squeezed(text))
-            if place < 0 or place + len(_squeezed(text)) < len(_squeezed(whole[:start])):
+            place = rendered.rfind(squeezed(text))
+            if place < 0 or place + len(squeezed(text)) < len(squeezed(whole[:start])):
                 raise UserError(
                     f"{row.source}: the chat template of {self.name!r} leaves out or changes a part of the response:\n"
-                    f"  given:    {_around(text, 0)}\n"
-                    f"  rendered: {_around(whole[start:], 0)}\n"
+                    f"  given:    {around(text, 0)}\n"
+                    f"  rendered: {around(whole[start:], 0)}\n"
                     "Set another template (data.chat_template), or take that part out."
                 )
 
@@ -254,11 +254,12 @@ def _before_tag(start: str, text: str) -> str:
     return start
 
 
-def _squeezed(text: str) -> str:
+def squeezed(text: str) -> str:
+    """The text without white space."""
     return "".join(text.split())
 
 
-def _around(text: str, place: int, width: int = 60) -> str:
+def around(text: str, place: int, width: int = 60) -> str:
     """The text around a place, on one line."""
     start, end = max(0, place - width), place + width
     return ("…" if start else "") + repr(text[start:end])[1:-1] + ("…" if end < len(text) else "")

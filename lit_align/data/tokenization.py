@@ -7,6 +7,7 @@ the text spells them out. A response ends with the token that ends the assistant
 policy learns to stop. Special tokens that a chat or a response spells out act as such; they are counted.
 """
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.formats.rows import Row
-from lit_align.data.rendering import ChatRenderer, Rendering, special_tokens
+from lit_align.data.rendering import ChatRenderer, Rendering, around, special_tokens, squeezed
 from lit_align.errors import UserError
 
 LongPrompts = Literal["error", "drop", "truncate_left"]
@@ -231,6 +232,37 @@ class PreferenceTokenizer:
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    def check(self, row: Row) -> None:
+        """Make sure that the row's tokens, decoded, are the tokenizer's own reading of prompt + response as one text.
+
+        A text that the tokenizer itself does not give back (it lowers the case, say) is counted.
+
+        Raises:
+            UserError: they are not.
+        """
+        row = self._as_asked(row)
+        rendering = self.rendering(row)
+        plain = isinstance(row.prompt, str)
+        tokens = self.tokens(rendering, plain=plain)
+        if tokens is None:
+            return
+        begin, _ = self._opening(rendering.prompt, plain)
+        ends = ["", *map(self._decode, ([end] for end in self.end_ids()))]
+        for text, ids in zip(rendering.responses, tokens.response_ids, strict=True):
+            whole = rendering.prompt + text
+            own = self._decode(begin + self._encode(whole, begin))
+            decoded = self._decode(tokens.prompt_ids + ids)
+            if decoded not in [own + end for end in ends]:
+                place = len(os.path.commonprefix([decoded, own]))  # noqa: RUF071
+                raise UserError(
+                    f"{row.source}: the tokens of prompt and response do not spell their text:\n"
+                    f"  text:   {around(own, place)}\n"
+                    f"  tokens: {around(decoded, place)}\n"
+                    "Take another tokenizer (data.tokenizer), and please report this."
+                )
+            if squeezed(whole) not in squeezed(own):
+                self.counts["of the rows looked at have characters that the tokenizer changes"] += 1
+
     # --- limits ---
 
     def _limited(self, ids: list[int], most: int, limit: str, row: Row) -> list[int] | None:
@@ -277,6 +309,12 @@ class PreferenceTokenizer:
 def listing(counts: Mapping[str, int]) -> str:
     """What was skipped, as a phrase: 3 prompts too long, dropped."""
     return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none was skipped"
+
+
+def in_place(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str:
+    """A response decoded after its prompt: some tokenizers drop the space that begins a text of its own."""
+    prompt, whole = (tokenizer.decode(ids) for ids in (prompt_ids, [*prompt_ids, *response_ids]))
+    return whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(response_ids)
 
 
 def _begin(tokenizer: Any) -> list[int]:

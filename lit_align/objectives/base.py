@@ -4,7 +4,7 @@
 proximal weight and the step-0 check. An objective overrides `loss`, states its `formula`, and says what its loss is
 where the policy equals its anchor.
 
-In training, all log beside the table of `lit_align.metrics.preference`
+In training, every objective also logs (beside the table of `lit_align.metrics.preference`)
 
 | metric | formula |
 |---|---|
@@ -16,18 +16,20 @@ In training, all log beside the table of `lit_align.metrics.preference`
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_align import provenance
 from lit_align.errors import UserError
-from lit_align.loading import from_fields, load_tokenizer
+from lit_align.loading import from_fields, load_positions, load_tokenizer, read_template
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
@@ -42,6 +44,9 @@ from lit_align.objectives.schedule import (
 )
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig, is_adapter_weight
 from lit_align.position import Position
+
+# Where the base model is; its weights identify it.
+LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
 
 
 class PreferenceObjective(L.LightningModule):
@@ -58,6 +63,8 @@ class PreferenceObjective(L.LightningModule):
             progress, as if it were a run of its own: what PRPO's experiments do.
         sft_weight: Weight of the texts in data.sft beside the preferences: their negative log-likelihood per token.
         pretraining_weight: The same of the texts in data.pretraining.
+        accept_changes: Options in which a resumed run may differ from its checkpoint, such as model.beta or
+            data.scorer. Without it, a run of other options does not resume.
     """
 
     formula: ClassVar[str]
@@ -76,9 +83,10 @@ class PreferenceObjective(L.LightningModule):
         reset_optimizer_each_round: bool = False,
         sft_weight: float = 0.0,
         pretraining_weight: float = 0.0,
+        accept_changes: Sequence[str] = (),
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight"])
+        self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight", "accept_changes"])
         self.policy_config = from_fields(PolicyConfig, policy)
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
         self.optimizer = optimizer
@@ -92,6 +100,8 @@ class PreferenceObjective(L.LightningModule):
         self.policy: Policy | None = None
         self.metrics = torch.nn.ModuleDict()  # filled when the model is built: by then all options are known
         self._tokenizer = None
+        self.accept_changes = accept_changes
+        self._start = ""  # fingerprint of the weights before training
         self._resumed_at: Position | None = None
 
     # --- what an objective states ---
@@ -120,6 +130,26 @@ class PreferenceObjective(L.LightningModule):
             self._tokenizer = self.policy.tokenizer if self.policy else load_tokenizer(self.policy_config)
         return self._tokenizer
 
+    def use_tokenizer(self, path: str | None = None, chat_template: str | None = None) -> None:
+        """Take another tokenizer or chat template than the model's, here and in what is saved.
+
+        Args:
+            path: Hub name or folder.
+            chat_template: A file, or the text.
+        """
+        changes = {"tokenizer": path, "chat_template": chat_template and read_template(chat_template)}
+        given = {name: value for name, value in changes.items() if value is not None}
+        self.policy_config = replace(self.policy_config, **given)
+        self.hparams["policy"] = self.policy_config
+        self._tokenizer = load_tokenizer(self.policy_config)
+        if self.policy is not None:
+            self.policy.tokenizer = self._tokenizer
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that the policy reads, known before it is loaded where its files say so."""
+        return self.policy.positions if self.policy else load_positions(self.policy_config)
+
     def load_policy(self) -> Policy:
         """The policy as it starts."""
         return Policy.load(self.policy_config, self.lora)
@@ -127,6 +157,7 @@ class PreferenceObjective(L.LightningModule):
     def configure_model(self) -> None:
         if self.policy is None:
             self.policy = self.load_policy()
+            self._start = self.policy.base_fingerprint()
         if not self.metrics:
             needs = self.data_needs()
             for stage in ("train_", "val_", "test_"):
@@ -288,6 +319,7 @@ class PreferenceObjective(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the position, and the hyperparameters as plain values, which anyone can read without our classes."""
         Position.of_run(self.trainer).save(checkpoint)
+        provenance.save(checkpoint, self.identity())
         hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
             name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -296,6 +328,10 @@ class PreferenceObjective(L.LightningModule):
         checkpoint["output_name"] = self.data_needs().output_name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is None:  # load_from_checkpoint
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            provenance.check(checkpoint, self.identity(), self.accept_changes, adapter=self.lora is not None)
         self._resumed_at = Position.load(checkpoint)
         if self._resumed_at is not None and "loops" in checkpoint:
             self._resumed_at.write_loops(checkpoint)
@@ -326,6 +362,20 @@ class PreferenceObjective(L.LightningModule):
         """
         check_state_dict(self.state_dict(), state_dict)
 
+    def identity(self) -> provenance.Table:
+        """All that determines the numbers of the run; a resumed run must have the same."""
+        data = getattr(self.trainer.datamodule, "identity", dict)  # type: ignore[attr-defined]  # a foreign one has none
+        return {
+            "model": type(self).__name__,
+            provenance.BASE_MODEL: self._start,
+            "seed_everything": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            **provenance.of_options("model", dict(self.hparams), leave_out=LOCATIONS),
+            **{f"model.{self.text_options[name]}": weight for name, weight in self.text_weights.items()},
+            **provenance.of_optimizer(self.optimizer),
+            **provenance.of_trainer(self.trainer),
+            **data(),
+        }
+
     # --- what a first run shows ---
 
     def describe(self) -> Iterator[tuple[str, str]]:
@@ -342,7 +392,7 @@ class PreferenceObjective(L.LightningModule):
             why = self.policy.model.config._attn_implementation
             yield "", f"a prompt is computed again for each of its responses: this model cannot share it under {why}"
         if self.reset_optimizer_each_round:
-            yield "optimizer", "starts anew each round, and its schedule with it"
+            yield "optimizer", "restarts each round, with its schedule"
         if self.lora is None and self.policy.dtype.itemsize < 4:
             yield (
                 "",

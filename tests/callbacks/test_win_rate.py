@@ -36,7 +36,7 @@ def read_summary(folder: str) -> Summary:
     return summary
 
 
-def test_a_fresh_run_deletes_an_earlier_verdict_and_a_resumed_one_keeps_it(tiny_model, in_tmp):
+def test_a_fresh_run_deletes_earlier_results_and_a_resumed_one_not(tiny_model, in_tmp):
     def run(*callbacks: Any, **options: Any) -> None:
         module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
         callbacks = (RunReport(save_model=False), *callbacks)
@@ -152,7 +152,7 @@ def test_missing_held_out_prompts_are_found_before_training(tiny_model, in_tmp):
         ({"max_prompt_length": 40, "long_prompts": "error"}, "held_out.jsonl.*max_prompt_length=40"),
         (
             {"sampling": Sampling(max_new_tokens=470)},
-            "longest prompt of held_out.jsonl, of 60 tokens, .* 512 positions",
+            "model has 512 positions, and the longest prompt of held_out.jsonl has 60 tokens",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line: what it takes, what it refuses, what it says, what it leaves behind."""
+"""The options of the command line, its error messages, and the files that a run writes."""
 
 import json
 import re
@@ -105,7 +105,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Errors:
     return run
 
 
-# --- what it takes ---
+# --- options ---
 
 
 def test_classes_are_found_by_their_short_names():
@@ -180,7 +180,7 @@ def test_the_refresh_can_be_set_where_the_file_has_none():
     assert built.config.reference_refresh.init_args.tau == 512
 
 
-def test_the_seed_is_the_same_unless_said_otherwise():
+def test_the_seed_is_1_by_default():
     first, second = parse(), parse()
     assert first.config.seed_everything == second.config.seed_everything == 1
     assert parse("--seed_everything=7").config.seed_everything == 7
@@ -254,7 +254,7 @@ def test_a_plain_null_of_a_sweep_is_refused_and_a_quoted_one_works(fails: Errors
     assert parse(*quoted).config.model.init_args.lora is None
 
 
-# --- what it refuses, and what it says ---
+# --- error messages ---
 
 FIT = ("fit", "--config", "dpo.yaml")
 
@@ -269,7 +269,7 @@ def test_an_unknown_key_is_named_with_the_nearest_one_and_all_there_are(fails: E
 
 
 @pytest.mark.parametrize(
-    ("args", "key", "mend"),
+    ("args", "key", "fix"),
     [
         (["--model.policy.dtpe=float32"], "model.init_args.policy.dtpe", "'policy.dtype'"),
         (["--model.lora.rank=4"], "model.init_args.lora.rank", "Options: r, alpha"),
@@ -282,14 +282,14 @@ def test_an_unknown_key_is_named_with_the_nearest_one_and_all_there_are(fails: E
         (["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitr=x"], "monitr", "'monitor'"),
     ],
 )
-def test_unknown_keys_anywhere(fails: Errors, args: list[str], key: str, mend: str):
+def test_unknown_keys_anywhere(fails: Errors, args: list[str], key: str, fix: str):
     said = fails(*FIT, *args)
     assert key in said
-    assert mend in said
+    assert fix in said
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "key", "mend"),
+    ("old", "new", "key", "fix"),
     [
         ("dtype: float32", "dtpe: float32", "model.init_args.policy.dtpe", "'policy.dtype'"),
         ("r: 4", "rank: 4", "model.init_args.lora.rank", "Options: r, alpha"),
@@ -300,10 +300,10 @@ def test_unknown_keys_anywhere(fails: Errors, args: list[str], key: str, mend: s
         ("class_path: DPO", "class_pth: DPO", "model", "class_path: NAME"),
     ],
 )
-def test_unknown_keys_in_a_file(fails: Errors, old: str, new: str, key: str, mend: str):
+def test_unknown_keys_in_a_file(fails: Errors, old: str, new: str, key: str, fix: str):
     said = fails("fit", "--config", edited(old, new))
     assert f"error: {key}: " in said
-    assert mend in said
+    assert fix in said
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_wrong_value_is_named_with_what_it_should_be(fails: Errors, option: st
     assert said in fails(*FIT, f"--{option}")
 
 
-def test_null_in_a_file_is_no_number(fails: Errors):
+def test_null_in_a_file_is_not_a_number(fails: Errors):
     assert "model.init_args.beta: 'null' is not a number" in fails("fit", "--config", edited("beta: 0.2", "beta:"))
 
 
@@ -370,7 +370,7 @@ def test_a_missing_file_is_named(fails: Errors):
 
 
 @pytest.mark.parametrize("text", ["model: [1", "just text", ""])
-def test_a_file_that_is_no_yaml_of_keys_is_named(fails: Errors, text: str):
+def test_a_file_that_is_not_a_yaml_of_keys_is_named(fails: Errors, text: str):
     Path("bad.yaml").write_text(text)
     assert "not a YAML with keys and values" in (said := fails("fit", "--config", "bad.yaml"))
     assert said.endswith("(in bad.yaml)")
@@ -510,11 +510,11 @@ def test_options_written_for_one_objective_are_refused_by_another(fails: Errors)
     assert "StrictDPO (default 2.0) would use it" in said
 
 
-def test_they_are_taken_when_said_for_the_new_one():
+def test_they_are_taken_when_given_for_the_new_one():
     assert parse(f"--model={__name__}.StrictDPO", "--model.beta=0.2").model.beta == 0.2  # type: ignore[attr-defined]
 
 
-def test_they_are_taken_when_a_later_file_says_them_for_the_new_one(fails: Errors):
+def test_they_are_taken_when_a_later_file_sets_them_for_the_new_one(fails: Errors):
     mine = {"class_path": f"{__name__}.StrictDPO", "init_args": {"beta": 0.2}}
     Path("mine.yaml").write_text(yaml.safe_dump({"model": mine}))
     assert parse("--config", "mine.yaml").model.beta == 0.2  # type: ignore[attr-defined]
@@ -528,7 +528,7 @@ def test_settings_that_mean_the_same_in_both_stay():
     assert init_args["optimizer"]["init_args"]["lr"] == 1e-3
 
 
-# --- what a run leaves behind, and how it goes on ---
+# --- the files of a run, and resuming ---
 
 CHECKPOINT = "--ckpt_path=run/checkpoints/last.ckpt"
 
@@ -579,7 +579,7 @@ def test_a_checkpoint_does_not_replace_the_configuration(fit: Callable[..., None
     assert seen[0].beta == 0.9
 
 
-def test_the_checkpoint_that_a_run_went_on_from_is_not_in_its_configuration(fit: Callable[..., None]):
+def test_the_saved_configuration_leaves_out_the_resumed_checkpoint(fit: Callable[..., None]):
     fit("--trainer.enable_checkpointing=true")
     fit("--trainer.max_epochs=2", "--ckpt_path=run/checkpoints/last.ckpt")
     saved = yaml.safe_load(Path("run/config.yaml").read_text())

@@ -1,4 +1,4 @@
-"""What a run would do, told by the command that tries its beginning."""
+"""`lit-align doctor`: the estimate of a run, and what it finds missing."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch import Callback
 from processes import run_in
 from tiny import write_pairs, write_prompts
 
@@ -40,7 +41,7 @@ ROUNDS = {
 OFFLINE = {"class_path": "OfflinePairs", "init_args": {"train": "pairs.jsonl", "batch_size": 4}}
 
 
-def test_of_pairs_it_says_steps_time_and_memory_and_shows_one(tiny_model, in_tmp, capsys):
+def test_offline_pairs_get_steps_time_memory_and_an_example(tiny_model, in_tmp, capsys):
     config(in_tmp, tiny_model, OFFLINE)
     main(["doctor", "--config=dpo.yaml"])
     said = capsys.readouterr().out
@@ -59,7 +60,7 @@ def test_of_pairs_it_says_steps_time_and_memory_and_shows_one(tiny_model, in_tmp
     assert not Path("run").exists(), "nothing is left behind"
 
 
-def test_of_rounds_it_measures_a_few_prompts_and_counts_all(tiny_model, in_tmp, capsys):
+def test_rounds_are_estimated_from_a_few_prompts(tiny_model, in_tmp, capsys):
     config(in_tmp, tiny_model, ROUNDS)
     main(["doctor", "--config=dpo.yaml"])
     said = capsys.readouterr().out
@@ -76,7 +77,7 @@ def test_a_saved_configuration_and_a_resume_command_are_taken(tiny_model, in_tmp
     assert "all checks passed: " in capsys.readouterr().out
 
 
-def test_the_command_it_ends_with_can_be_typed(tiny_model, in_tmp, capsys, monkeypatch):
+def test_the_printed_fit_command_can_be_pasted(tiny_model, in_tmp, capsys, monkeypatch):
     config(in_tmp, tiny_model, OFFLINE)
     monkeypatch.setattr("sys.argv", ["/usr/bin/lit-align"])
     main(["doctor", "--config=dpo.yaml", "--model.optimizer=torch.optim.SGD", "--trainer.plugins=[]"])
@@ -85,7 +86,7 @@ def test_the_command_it_ends_with_can_be_typed(tiny_model, in_tmp, capsys, monke
 
 
 @pytest.mark.parametrize("data", [ROUNDS, OFFLINE], ids=["on-policy", "offline"])
-def test_several_processes_try_it_together_and_the_first_speaks(tiny_model, in_tmp, capfd, data):
+def test_several_processes_try_it_and_the_first_prints(tiny_model, in_tmp, capfd, data):
     config(in_tmp, tiny_model, data)
     run_in(2, main, ["doctor", "--config=dpo.yaml", "--trainer.strategy=ddp", "--trainer.devices=2"])
     assert capfd.readouterr().out.count("all checks passed: ") == 1
@@ -101,7 +102,7 @@ def test_several_processes_try_it_together_and_the_first_speaks(tiny_model, in_t
         ("--model.policy.path=./none", "there is no folder './none'"),
     ],
 )
-def test_what_is_missing_is_found_with_exit_code_2(tiny_model, in_tmp, capsys, option, said):
+def test_missing_files_and_wrong_options_exit_with_code_2(tiny_model, in_tmp, capsys, option, said):
     config(in_tmp, tiny_model, OFFLINE)
     with pytest.raises(SystemExit) as exit:
         main(["doctor", "--config=dpo.yaml", option])
@@ -112,8 +113,25 @@ def test_what_is_missing_is_found_with_exit_code_2(tiny_model, in_tmp, capsys, o
     assert json.loads(Path("pairs.jsonl").read_text().splitlines()[0])["prompt"] == "p0:"
 
 
-def test_of_fewer_prompts_than_it_would_sample_it_takes_all(tiny_model, in_tmp, capsys):
+def test_all_prompts_are_sampled_if_there_are_few(tiny_model, in_tmp, capsys):
     config(in_tmp, tiny_model, ROUNDS)
     write_prompts(in_tmp, 3)
     main(["doctor", "--config=dpo.yaml"])
     assert "a round         3 prompts, about " in capsys.readouterr().out
+
+
+class Watched(Callback):
+    """A callback of the user's own."""
+
+    def setup(self, trainer, pl_module, stage):
+        Path("setup").touch()
+
+    def on_train_batch_end(self, *args):
+        Path("trained").touch()
+
+
+def test_a_callback_of_ones_own_is_set_up_but_does_not_act(tiny_model, in_tmp, capsys):
+    config(in_tmp, tiny_model, OFFLINE)
+    main(["doctor", "--config=dpo.yaml", f"--trainer.callbacks+={__name__}.Watched"])
+    assert Path("setup").exists()
+    assert not Path("trained").exists()

@@ -58,7 +58,7 @@ def test_an_agents_commands_parse_into_what_is_swept(path, monkeypatch):
     wandb.finish()
 
 
-def test_the_random_sweep_draws_soft_and_hard_rules_and_the_papers_soft_one():
+def test_the_random_sweep_covers_soft_and_hard_rules():
     rule = yaml.safe_load((ROOT / "configs/sweeps/random.yaml").read_text())["parameters"]
     alphas = rule["reference_refresh.alpha"]["values"]
     assert {0.6, 1.0} < set(alphas)

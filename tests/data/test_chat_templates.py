@@ -125,7 +125,7 @@ def test_sampling_reads_the_templates_generation_prompt(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_reads_the_sampled_prompt_but_for_thoughts_that_an_answer_lacks(name):
+def test_training_reads_the_sampled_prompt_without_missing_thoughts(name):
     """R1's and Nemotron's generation prompts open thoughts, which they render otherwise before a plain answer."""
     made, row = made_of(name), CASES["plain"]
     found = made.row(row)
@@ -189,7 +189,7 @@ def with_template(template: str) -> PreferenceTokenizer:
     return PreferenceTokenizer(tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
 
 
-def test_a_template_without_a_generation_prompt_is_sampled_from_as_trained():
+def test_a_template_without_generation_prompt_samples_as_trained():
     made = with_template("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}")
     found = made.row(CASES["plain"])
     assert found is not None

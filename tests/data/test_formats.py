@@ -88,7 +88,7 @@ def test_ultrafeedback_scores_become_rewards(read: Read):
     assert read(row | {"score_chosen": None, "score_rejected": None})[0].rewards is None
 
 
-def test_a_pair_whose_scores_contradict_it_is_skipped_and_counted_and_ties_are_left_to_the_pairing(read: Read):
+def test_a_pair_that_its_scores_contradict_is_skipped_and_counted(read: Read):
     tied = {"prompt": "Q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 1}
     rows = read(tied | {"score_chosen": 0}, tied | {"score_chosen": 2}, tied)
     assert [row.source for row in rows] == ["rows.jsonl:2", "rows.jsonl:3"]
@@ -253,7 +253,7 @@ def test_a_system_column_opens_the_chat_and_is_counted(read: Read, row: dict[str
     assert rows.skipped[f"chats that now open with their `{name}`"] == 1
 
 
-def test_a_system_column_beside_plain_text_or_another_system_message_is_refused(read: Read):
+def test_a_system_column_that_has_no_place_is_refused(read: Read):
     pair = {"prompt": "Q", "chosen": "a", "rejected": "b"}
     message = message_of(lambda: read(pair, pair | {"system": "S"}))
     assert 'rows.jsonl:2: `system` holds "S", but the prompt is plain text' in message
@@ -333,7 +333,7 @@ def test_prompts_are_taken_from_every_format(read: Read):
     assert [read(row, kind="prompts")[0] for row in rows] == [Row(chat("Q"), source="rows.jsonl:1")] * len(rows)
 
 
-def test_a_prompt_is_taken_once_from_rows_that_repeat_it_but_a_list_of_prompts_is_left_alone(read: Read):
+def test_repeated_prompts_of_pairs_are_taken_once_but_lists_kept(read: Read):
     pairs = [{"prompt": "Q", "chosen": "a", "rejected": rejected} for rejected in ("a", "b", "c")]
     rows = read(*pairs, kind="prompts")
     assert len(rows) == 1
@@ -350,7 +350,7 @@ def test_labels_come_from_a_column_or_from_the_place_in_a_pair(read: Read):
     assert pairs[0].labels == (True, False, False)
 
 
-def test_texts_to_imitate_come_from_texts_completions_chats_and_the_chosen_of_pairs(read: Read):
+def test_texts_come_from_completions_chats_and_chosen_responses(read: Read):
     def first(row: dict[str, Any]) -> Row:
         return read(row, kind="texts")[0]
 

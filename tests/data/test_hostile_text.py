@@ -54,7 +54,7 @@ def whole(text: str) -> str:
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=4), st.booleans())
-def test_any_rows_are_read_encoded_and_batched_within_the_limits_or_counted(drawn, chat):
+def test_any_rows_become_batches_within_the_limits_or_are_counted(drawn, chat):
     rows = [
         {
             "prompt": [{"role": "user", "content": prompt}],
@@ -103,7 +103,7 @@ def test_any_rows_are_read_encoded_and_batched_within_the_limits_or_counted(draw
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(TEXT, st.sampled_from([0.0, 1.0, 2.0])), min_size=3, max_size=3), st.booleans())
-def test_of_any_ranked_texts_only_different_ones_that_say_something_are_paired(drawn, all_pairs):
+def test_only_different_and_non_empty_texts_are_paired(drawn, all_pairs):
     """From the file over tokens that were cut to a rule's pairs: each response is taken, or counted."""
     row = {"prompt": "Q", "responses": [text for text, _ in drawn], "rewards": [reward for _, reward in drawn]}
     with TemporaryDirectory() as folder:
@@ -168,7 +168,7 @@ def test_a_prompt_cut_on_the_left_keeps_its_bos_and_its_end(text, limit):
     assert made.counts["prompts too long, cut"] == (len(long) > limit)
 
 
-def test_an_end_that_is_spelled_out_is_not_doubled_and_one_inside_is_counted():
+def test_a_spelled_out_end_is_not_doubled_and_one_inside_is_counted():
     made = small()
     for prompt, end in (("Q", EOS), ([{"role": "user", "content": "Q"}], END)):
         assert made.response_ids(Row(prompt, (f"ok{end}",))) == made.response_ids(Row(prompt, ("ok",)))

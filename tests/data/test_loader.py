@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_align.data.batches import Example
-from lit_align.data.loader import ExampleLoader
+from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.errors import UserError
 
 
@@ -24,7 +24,7 @@ def test_every_example_is_served_once_in_an_order_of_seed_and_epoch():
     assert first != order(ExampleLoader(examples(10), 3, seed=2, epoch=lambda: 0))
 
 
-def test_processes_share_the_examples_without_overlap_and_in_equal_numbers():
+def test_processes_share_the_examples_equally_without_overlap():
     loaders = [ExampleLoader(examples(11), 2, seed=1, rank=rank, world_size=2) for rank in range(2)]
     served = [order(loader) for loader in loaders]
     assert [len(loader) for loader in loaders] == [2, 2]
@@ -65,7 +65,7 @@ def test_a_loader_goes_on_behind_what_it_served():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_an_epoch_that_was_served_whole_begins_anew_in_batches_of_any_size(batch_size):
+def test_an_epoch_served_whole_starts_over_in_batches_of_any_size(batch_size):
     loader = ExampleLoader(examples(4), 2, seed=1)
     order(loader)
     resumed = ExampleLoader(examples(4), batch_size, seed=1)
@@ -85,7 +85,7 @@ def test_within_an_epoch_the_batches_keep_their_size_over_all_processes():
     assert sorted(served[0] + rest) == list(range(16))
 
 
-def test_more_processes_do_not_begin_an_epoch_again_whose_batches_have_all_been_served():
+def test_more_processes_do_not_repeat_an_epoch_that_was_served_whole():
     """Two processes leave two of the ten examples out, and have no third batch."""
     stopped = ExampleLoader(examples(10), 4, seed=1)
     for _ in zip(range(2), stopped, strict=False):
@@ -105,7 +105,7 @@ def test_within_an_epoch_the_data_stay_what_they_were():
         ExampleLoader(changed, 4, seed=1).load_state_dict(stopped.state_dict())
 
 
-def test_a_stream_goes_through_its_examples_again_and_again_each_time_in_another_order():
+def test_a_stream_cycles_through_its_examples_in_new_orders():
     served = order(ExampleLoader(examples(4), 2, seed=1, length=6))
     passages = [served[start : start + 4] for start in (0, 4, 8)]
     assert all(sorted(passage) == [0, 1, 2, 3] for passage in passages)
@@ -121,3 +121,39 @@ def test_a_stream_goes_on_behind_what_it_served():
     resumed.load_state_dict(stopped.state_dict())
     after = [batch.index.tolist() for batch in resumed]
     assert before + after == [batch.index.tolist() for batch in ExampleLoader(examples(4), 2, seed=1, length=6)]
+
+
+MIXED = Mixture((6, 10), (2.0, 0.3))  # 12 + 3 examples
+
+
+def test_weights_say_how_often_the_examples_of_a_source_are_served():
+    epochs = [order(ExampleLoader(examples(16), 4, seed=1, epoch=lambda e=e: e, mixture=MIXED)) for e in range(10)]
+    for served in epochs:
+        assert sorted(i for i in served if i < 6) == sorted([*range(6), *range(6)])
+        assert len({i for i in served if i >= 6}) == 3
+    rare = [i for served in epochs for i in served if i >= 6]
+    assert all(rare.count(i) == 3 for i in range(6, 16))  # 10 epochs of 30 %
+
+
+def test_a_mixture_is_the_same_for_any_number_of_processes_and_resumes():
+    def batches(size: int, **options: int) -> list[list[int]]:
+        loader = ExampleLoader(examples(16), size, seed=1, mixture=MIXED, **options)
+        return [batch.index.tolist() for batch in loader]
+
+    whole = batches(4)
+    shares = [batches(2, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [sorted([*a, *b]) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole[:-1]]
+    stopped = ExampleLoader(examples(16), 4, seed=1, mixture=MIXED)
+    iterator = iter(stopped)
+    next(iterator)
+    resumed = ExampleLoader(examples(16), 4, seed=1, mixture=MIXED)
+    resumed.load_state_dict(stopped.state_dict())
+    assert [batch.index.tolist() for batch in resumed] == whole[1:]
+    other = ExampleLoader(examples(16), 4, seed=1, mixture=Mixture((6, 10), (0.5, 1.2)))
+    with pytest.raises(UserError, match=r"sources with the weights \[2.0, 0.3\], and now they are \[0.5, 1.2\]"):
+        other.load_state_dict(stopped.state_dict())
+
+
+def test_equal_weights_change_nothing():
+    mixed = ExampleLoader(examples(16), 4, seed=1, mixture=Mixture((6, 10), (1.0, 1.0)))
+    assert order(mixed) == order(ExampleLoader(examples(16), 4, seed=1))

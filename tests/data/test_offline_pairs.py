@@ -56,7 +56,7 @@ def test_a_rule_chooses_from_rows_of_two_responses_too(tmp_path, pairing, reason
     assert reason in line
 
 
-def test_soft_labels_and_ties_are_those_of_every_row_whatever_its_number_of_responses(tmp_path):
+def test_soft_labels_and_ties_hold_for_any_number_of_responses(tmp_path):
     three = {"prompt": "Q", "chosen": "a", "rejected": ["b", "c"], "score_chosen": 3, "score_rejected": [2, 1]}
     examples, _ = read(tmp_path, [three, pair(2, 1), pair(1, 1)], BestWorst(labels="soft", ties="half"))
     expected = [1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1)), 0.5]

@@ -205,14 +205,18 @@ def test_within_a_round_only_the_same_settings_resume(tiny_model, in_tmp, change
     if not change:
         lines = Path("prompts.jsonl").read_text().splitlines(keepends=True)
         Path("prompts.jsonl").write_text("".join(lines[1:]))
+    module = module_of(tiny_model)
+    options = ["responses_per_prompt", "prompts_per_round", "sampling.temperature", "sampling_batch_size", "seed"]
+    module.accept_changes = [f"data.{option}" for option in [*options, "prompts"]]
     with pytest.raises(UserError, match=rf"from the middle of round 1, .* sampled with another {named}\. "):
-        fit(module_of(tiny_model), data, ckpt_path="checkpoints/step=1.ckpt")
+        fit(module, data, ckpt_path="checkpoints/step=1.ckpt")
 
 
 def test_the_policys_temperature_enters_recorded_logps(tiny_model, in_tmp):
     def run(temperature: float, *callbacks: Callback, **options: Any) -> list[float]:
         module, rounds = module_of(tiny_model), Rounds()
         module.policy_config.temperature = temperature
+        module.accept_changes = ["model.policy.temperature"]
         fit(module, on_policy(in_tmp), rounds, *callbacks, **options)
         return [logp for example in rounds.made[0] for logp in [*example.sampler_logps, *example.reference_logps]]
 
@@ -227,8 +231,9 @@ def test_the_policys_temperature_enters_recorded_logps(tiny_model, in_tmp):
 def test_between_rounds_other_settings_resume(tiny_model, in_tmp):
     keep = ModelCheckpoint("checkpoints", save_on_train_epoch_end=True, filename="{epoch}")
     fit(module_of(tiny_model), on_policy(in_tmp), keep, enable_checkpointing=True)
-    data = on_policy(in_tmp, responses_per_prompt=2)
-    fit(module_of(tiny_model), data, ckpt_path="checkpoints/epoch=0.ckpt", max_epochs=2)
+    data, module = on_policy(in_tmp, responses_per_prompt=2), module_of(tiny_model)
+    module.accept_changes = ["data.responses_per_prompt"]
+    fit(module, data, ckpt_path="checkpoints/epoch=0.ckpt", max_epochs=2)
     assert data.rounds_made == 2
     assert {len(group.response_ids) for group in data.current_round.groups} == {2}
 

@@ -17,7 +17,7 @@ def group(rewards: list[float], responses: list[list[int]] | None = None, **more
     return Example([1], responses, "", rewards=rewards, sampler_logps=[-float(i) for i in range(len(rewards))], **more)
 
 
-def test_the_best_is_chosen_and_the_worst_rejected_with_all_that_belongs_to_them():
+def test_the_best_is_chosen_and_the_worst_rejected_with_their_data():
     (pair,) = BestWorst()([group([0.5, 2.0, -1.0, 1.0])]).examples
     assert pair.response_ids == [[2, 0], [3, 0]]
     assert (pair.rewards, pair.sampler_logps) == ([2.0, -1.0], [-1.0, -2.0])
@@ -47,7 +47,7 @@ def test_among_equal_rewards_the_earlier_response_stands_first():
 
 
 def test_a_negative_margin_is_refused():
-    with pytest.raises(UserError, match="min_margin=-1 must be ≥ 0"):
+    with pytest.raises(UserError, match="min_margin=-1 must be at least 0"):
         BestWorst(-1)
 
 
@@ -68,14 +68,14 @@ def test_groups_come_whole_and_best_first_or_not_at_all():
     assert pairs.counts == {"tied": 1, "with a response taken out": 1}
 
 
-def test_win_probabilities_are_against_all_responses_of_the_prompt_itself_included():
+def test_win_probabilities_are_against_all_responses_and_itself():
     rewards = [0.5, 2.0, -1.0]
     expected = [sum(1 / (1 + math.exp(-(r - other) / 2.0)) for other in rewards) / 3 for r in rewards]
     (pair,) = BestWorst(reward_temperature=2.0)([group(rewards)]).examples
     assert pair.win_probabilities == pytest.approx([expected[1], expected[2]])
 
 
-def test_each_example_gets_a_response_to_another_prompt_as_its_last_branch():
+def test_each_example_gets_another_prompts_response_as_last_branch():
     examples = [Example([p], [[p, 1], [p, 2]], "") for p in (1, 1, 2, 3, 1)]
     made = with_mismatched(examples)
     assert [example.response_ids[-1][0] for example in made] == [2, 2, 3, 1, 2]
@@ -90,11 +90,11 @@ def test_each_example_gets_a_response_to_another_prompt_as_its_last_branch():
 def test_labels_are_given_to_pairs_and_left_to_those_that_have_some():
     pair, single = Example([1], [[1], [2]], ""), Example([1], [[1]], "", labels=[0.0])
     assert [example.labels for example in with_labels([pair, single])] == [[1.0, 0.0], [0.0]]
-    with pytest.raises(UserError, match="take BestWorst"):
+    with pytest.raises(UserError, match="Use BestWorst"):
         with_labels([Example([1], [[1], [2], [3]], "")])
 
 
-def test_a_response_of_one_real_token_is_not_empty_and_an_end_token_alone_is():
+def test_one_real_token_is_not_empty_but_an_end_token_alone_is():
     (pair,) = BestWorst()([group([1.0, 2.0, 0.0], [[7], [8, 0], [0]], texts=["a", "b", ""])]).examples
     assert pair.response_ids == [[8, 0], [7]]
 
@@ -122,7 +122,7 @@ def test_all_pairs_are_made_but_those_tied_or_close_which_are_counted():
     assert made.partial_drops == {"pairs tied": 1, "pairs margin too small": 2}
 
 
-def test_the_random_rejected_response_is_below_the_best_and_the_same_when_paired_again():
+def test_the_random_rejected_response_is_worse_and_reproducible():
     groups = [group([1.0, 3.0, 2.9, 0.0, 2.0], texts=[f"{n} {k}" for k in range(5)]) for n in range(40)]
     groups = [take(each, range(5)) for each in groups]
     groups = [Example([1], each.response_ids, f"row {n}", rewards=each.rewards) for n, each in enumerate(groups)]
@@ -178,7 +178,7 @@ RESPONSE = st.tuples(
 
 
 @given(RULES, st.lists(st.lists(RESPONSE, min_size=3, max_size=3), min_size=1, max_size=5))
-def test_whatever_the_rule_each_prompt_is_taken_or_counted_and_no_pair_is_of_equals(rule, drawn):
+def test_every_rule_takes_or_counts_each_prompt_and_pairs_no_equals(rule, drawn):
     groups = [
         group([r for _, _, r in each], [ids for ids, _, _ in each], texts=[text for _, text, _ in each])
         for each in drawn

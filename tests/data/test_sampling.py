@@ -24,7 +24,7 @@ from lit_align.data.sampling import (
     stream,
 )
 from lit_align.errors import UserError
-from lit_align.logprobs import share_prefix
+from lit_align.logprobs import enable_prefix_sharing
 from lit_align.policy import Policy, PolicyConfig
 
 
@@ -151,7 +151,7 @@ def test_cutting_a_long_response_decodes_it_a_few_times_only():
     assert counting.calls <= 1 + 1 + 11 + 1
 
 
-def test_a_row_that_reached_its_stop_string_is_the_same_as_if_it_had_gone_on_and_been_cut(model):
+def test_stopping_a_row_early_equals_cutting_it_later(model):
     tokenizer, prompts, keys = byte_tokenizer(), [[70, 71]], ["a"]
     free = sample_responses(model, tokenizer, prompts, keys, 20, Sampling(max_new_tokens=30), [0])[0]
     letter = next(c for r in free for c in r.text[3:] if c.isascii() and c.isalnum())
@@ -184,9 +184,9 @@ def test_batches_are_cut_by_length_and_depend_on_nothing_else():
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"temperature": -1}, "temperature=-1 must be ≥ 0"),
-        ({"top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
         ({"temperature": math.nan}, "temperature=nan must be ≥ 0"),
-        ({"top_p": math.nan}, "top_p=nan must lie in"),
+        ({"top_p": math.nan}, "top_p=nan must be in"),
         ({"top_k": -1}, "top_k=-1 must be ≥ 0"),
         ({"stop": "END"}, r"stop='END' is a string: give a list of such, \['END'\]"),
         ({"stop": ["END", ""]}, "stop holds an empty string"),
@@ -197,7 +197,7 @@ def test_impossible_sampling_is_refused(options, message):
         Sampling(**options)
 
 
-def test_a_stop_string_that_is_no_text_is_refused_before_anything_is_drawn():
+def test_a_stop_string_that_is_not_text_is_refused_before_sampling():
     tokenizer = byte_tokenizer()
     message = r"sampling.stop: '<\|im_end\|>\\n' would never .* '<\|im_end\|>' is a special token.* Take it out"
     sampling = Sampling(stop=["END", "<|im_end|>\n"])
@@ -207,7 +207,7 @@ def test_a_stop_string_that_is_no_text_is_refused_before_anything_is_drawn():
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-def test_a_prompt_computed_once_gives_the_samples_of_one_computed_for_each(architecture: str) -> None:
+def test_a_shared_prompt_gives_the_samples_of_a_repeated_one(architecture: str) -> None:
     model = build(architecture, torch.float32)
     prompts = [[3, 7, 9, 20, 4], [8, 2], [5]]
     uniforms = torch.rand(9, 12, generator=stream(2))
@@ -218,5 +218,5 @@ def test_a_prompt_computed_once_gives_the_samples_of_one_computed_for_each(archi
         for k in range(3)
     ]
     assert together == apart
-    if share_prefix(model):  # then steps of one token have an attention of their own
+    if enable_prefix_sharing(model):  # then steps of one token have an attention of their own
         assert generate(model, prompts, Sampling(max_new_tokens=12), uniforms, [0]) == apart

@@ -124,7 +124,7 @@ def test_a_long_response_loses_its_end_and_is_counted():
     assert made.counts == {"responses too long, cut": 1}
 
 
-def test_a_row_longer_than_the_models_positions_is_an_error_or_dropped_or_cut():
+def test_a_row_beyond_the_models_positions_is_refused_dropped_or_cut():
     row = Row("a long text", ("1234", "12"), source="rows.jsonl:3")  # 11 and 4 tokens and the end
     with pytest.raises(
         UserError, match=r"rows.jsonl:3: the prompt has 11 tokens, but the model '' reads 12 with its response"
@@ -206,7 +206,7 @@ def test_a_token_that_spans_both_is_made_of_prompt_and_rest_apart():
     assert pieces(made_of(byte_level()), [*spaced.prompt_ids[-1:], *spaced.response_ids[0]])[0] == "Ġ"
 
 
-def test_a_prompt_that_is_cut_into_other_tokens_within_the_whole_is_that_of_the_whole():
+def test_a_prompt_has_the_tokens_that_it_has_within_the_whole():
     made = made_of(byte_level())
     own = made.tokenizer("a\n\nb").input_ids
     alone = made.tokenizer("a\n\n").input_ids

@@ -30,7 +30,7 @@ def test_many_samples_come_near_and_a_selection_of_them_does_not(policies):
     assert kl_from_sampler(policy[pairs], sampler[pairs]).item() != pytest.approx(exact, rel=0.05)
 
 
-def test_far_from_the_sampler_it_goes_on_rising_where_the_plain_mean_is_lost():
+def test_far_from_the_sampler_kl_still_rises_unlike_the_plain_mean():
     """Log-normal weights: log w ~ N(−KL, 2 KL) under the sampler has mean weight 1 and this KL."""
     noise = torch.randn(1000, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     medians, plain = [], []
@@ -45,7 +45,7 @@ def test_far_from_the_sampler_it_goes_on_rising_where_the_plain_mean_is_lost():
     assert plain != sorted(plain)
 
 
-def test_a_policy_that_is_its_sampler_is_nowhere_and_small_steps_lose_no_digit():
+def test_kl_is_zero_at_the_sampler_and_exact_for_small_steps():
     logps = torch.tensor([-80.0, -3.0])
     assert kl_from_sampler(logps, logps) == 0
     step = torch.tensor([1e-6, -1e-6], dtype=torch.float64)

@@ -113,7 +113,7 @@ def test_dpo_is_trls_sigmoid(beta, batch):
 
 
 @betas
-def test_conservative_dpo_differs_from_trls_sigmoid_because_that_ignores_label_smoothing(beta, batch):
+def test_trls_sigmoid_ignores_label_smoothing(beta, batch):
     theirs = trl_dpo(batch, "sigmoid", beta, label_smoothing=0.2)
     same(theirs, trl_dpo(batch, "sigmoid", beta))
     ours = dpo_loss(batch.logps, batch.anchor_logps, beta=beta, label_smoothing=0.2).mean()
@@ -136,7 +136,7 @@ def test_ipo_of_log_probabilities_per_token_is_trls_ipo(beta, batch):
 
 
 @betas
-def test_ipo_differs_from_trls_ipo_because_the_paper_sums_log_probabilities_over_tokens(beta, batch):
+def test_ipo_sums_over_tokens_where_trl_averages(beta, batch):
     ours = ipo_loss(batch.logps, batch.anchor_logps, beta=beta).mean()
     assert_different(ours, trl_dpo(batch, "ipo", beta))
     h = (batch.logps - batch.anchor_logps) @ torch.tensor([1.0, -1.0]).double()
@@ -162,14 +162,14 @@ def test_sppo_with_hard_labels_is_trls_sppo_hard(beta, batch):
 
 
 @betas
-def test_sppo_differs_from_trls_sppo_hard_because_soft_win_probabilities_are_the_papers(beta, batch):
+def test_trls_sppo_hard_lacks_the_papers_win_probabilities(beta, batch):
     # two samples, each against both: P̂ = (½ + p)/2 lies in [¼, ¾]
     soft = torch.tensor([[0.75, 0.25]] * B)
     ours = sppo_loss(batch.logps, batch.anchor_logps, win_probabilities=soft, beta=beta).mean()
     assert_different(ours, trl_dpo(batch, "sppo_hard", beta))
 
 
-def test_sft_of_one_response_is_trls_sft_and_of_many_differs_because_trl_averages_over_all_tokens(batch):
+def test_sft_is_trls_for_one_response_and_averages_otherwise(batch):
     theirs = trl_dpo(batch, "sft", 0.1)
     chosen, lengths = batch.logps[:, 0], LENGTHS[:, 0]
     same(-chosen.sum() / lengths.sum(), theirs)
@@ -216,7 +216,7 @@ def test_kto_is_trls_kto(beta, shift, batch, random):
     same(ours.mean(), trl_kto(batch, labels, beta, mismatched, weights=(1.33, 0.7)))
 
 
-def test_kto_in_micro_batches_differs_from_trl_because_its_z0_is_that_of_the_micro_batch(batch, random):
+def test_in_micro_batches_trls_z0_is_that_of_the_micro_batch(batch, random):
     labels = random(2 * B) > 0
     mismatched = 4 * random(2 * B), 4 * random(2 * B)
     whole = trl_kto(batch, labels, 0.5, mismatched)
@@ -286,7 +286,7 @@ def test_cpos_label_smoothing_is_trls(beta, logits):
     )
 
 
-def test_cpos_likelihood_differs_because_the_paper_sums_over_tokens_and_trl_averages_over_the_batch(logits):
+def test_cpos_likelihood_sums_over_tokens_where_trl_averages(logits):
     theirs = logits.trainer(CPOTrainer, loss_type="sigmoid", beta=0.1, cpo_alpha=0.5)()
     preference = cpo_loss(logits.logps, beta=0.1, alpha=0.0).mean()
     chosen, lengths = logits.logps[:, 0], LENGTHS[:, 0]
@@ -305,12 +305,12 @@ def test_simpo_is_trls_simpo_without_cpos_likelihood(gamma, logits):
     same(simpo_loss(logits.logps, LENGTHS, beta=2.0, gamma=gamma).mean(), theirs)
 
 
-def test_simpo_differs_from_trls_default_because_that_adds_cpos_likelihood(logits):
+def test_trls_default_simpo_adds_cpos_likelihood(logits):
     theirs = logits.trainer(CPOTrainer, loss_type="simpo", beta=2.0, cpo_alpha=1.0, simpo_gamma=0.7)()
     assert_different(simpo_loss(logits.logps, LENGTHS, beta=2.0, gamma=0.7).mean(), theirs)
 
 
-def test_simpos_gamma_is_the_papers_and_beta_times_that_of_the_authors_code(logits):
+def test_simpos_gamma_is_the_papers_not_that_of_the_authors_code(logits):
     chosen, rejected = (logits.logps / LENGTHS).unbind(1)
     authors = -logsigmoid(2.0 * (chosen - rejected - 0.35))  # gamma_beta_ratio = 0.35
     same(simpo_loss(logits.logps, LENGTHS, beta=2.0, gamma=0.7), authors)
@@ -325,7 +325,7 @@ def test_orpos_odds_ratio_is_trls_to_the_float32_that_trl_computes_it_in(beta, l
     same(ours, -beta * logsigmoid((odds[:, 0] / odds[:, 1]).log()))
 
 
-def test_orpos_likelihood_differs_because_trl_takes_the_prompt_in_and_averages_over_the_batch(logits):
+def test_orpos_likelihood_leaves_out_the_prompt_that_trl_includes(logits):
     theirs = logits.trainer(ORPOTrainer, beta=0.1)()
     odds_term = (orpo_loss(logits.logps, LENGTHS, beta=0.1) + logits.logps[:, 0] / LENGTHS[:, 0]).mean()
     tokens = (LENGTHS[:, 0] + PROMPT - 1).sum()  # all but the first token of the prompt
@@ -333,7 +333,7 @@ def test_orpos_likelihood_differs_because_trl_takes_the_prompt_in_and_averages_o
     assert_different(orpo_loss(logits.logps, LENGTHS, beta=0.1).mean(), theirs)
 
 
-def test_log1mexp_is_trls_and_differs_at_zero_because_there_trls_is_minus_infinity():
+def test_log1mexp_is_trls_except_at_zero():
     x = -torch.logspace(-12, 2, 50, dtype=torch.float64)
     same(log1mexp(x), trl_log1mexp(x))
     zero = torch.zeros(1, dtype=torch.float64)

@@ -62,7 +62,7 @@ def test_a_proximal_weight_of_zero_is_the_base_objective_bit_for_bit(loss, beta,
 
 @anchored
 @pytest.mark.parametrize("proximal", [0.1, 1 / 3, 7.0])
-def test_a_beta_of_zero_is_the_base_objective_with_the_sampler_as_reference(loss, proximal, logps):
+def test_beta_0_is_the_base_objective_with_the_sampler_as_reference(loss, proximal, logps):
     policy, reference, sampler = logps
     base = loss(policy, sampler, proximal)
     assert torch.equal(loss(policy, *effective_anchor(None, sampler, 0.0, proximal)), base)
@@ -70,7 +70,7 @@ def test_a_beta_of_zero_is_the_base_objective_with_the_sampler_as_reference(loss
 
 
 @pytest.mark.parametrize(("beta", "proximal", "kept"), [(0.1, 0.0, "reference"), (0.0, 0.1, "sampler")])
-def test_a_response_impossible_under_the_policy_without_weight_does_no_harm(beta, proximal, kept, logps):
+def test_an_impossible_response_without_weight_does_no_harm(beta, proximal, kept, logps):
     _, reference, sampler = logps
     impossible = torch.full_like(reference, -torch.inf)
     anchored_to = (reference, impossible) if kept == "reference" else (impossible, sampler)
@@ -100,7 +100,7 @@ def test_the_two_margins_added_are_the_margin_to_the_effective_anchor(beta, prox
 
 @anchored
 @weighted
-def test_swapping_reference_and_sampler_with_their_weights_changes_no_loss(loss, beta, proximal, logps):
+def test_swapping_reference_and_sampler_and_weights_keeps_the_loss(loss, beta, proximal, logps):
     policy, reference, sampler = logps
     there = loss(policy, *effective_anchor(reference, sampler, beta, proximal))
     back = loss(policy, *effective_anchor(sampler, reference, proximal, beta))
@@ -170,7 +170,7 @@ def test_the_regularised_reward_is_greatest_at_the_proximal_optimum(beta, proxim
 
 
 @weighted
-def test_pr_dpo_finds_the_proximal_optimum_whatever_the_weights_of_the_pairs(beta, proximal, bandit, solve):
+def test_pr_dpo_finds_the_proximal_optimum_for_any_pair_weights(beta, proximal, bandit, solve):
     anchor, beta_eff = effective_anchor(bandit.reference, bandit.sampler, beta, proximal)
 
     def loss(logps):
@@ -197,7 +197,7 @@ def test_pr_ipo_finds_the_proximal_optimum_of_the_preference_probability(beta, p
 
 @weighted
 @pytest.mark.parametrize("reward_temperature", [1.0, 0.25])
-def test_pr_exo_finds_the_proximal_optimum_if_its_two_betas_multiply_to_the_total_weight(
+def test_pr_exo_finds_the_proximal_optimum_if_its_betas_multiply_to_it(
     beta, proximal, reward_temperature, bandit, solve
 ):
     anchor, beta_eff = effective_anchor(bandit.reference, bandit.sampler, beta, proximal)
@@ -220,7 +220,7 @@ def test_pr_exo_finds_the_proximal_optimum_if_its_two_betas_multiply_to_the_tota
 
 
 @weighted
-def test_pr_sppo_with_the_exact_constant_loses_nothing_at_the_proximal_optimum(beta, proximal, bandit, solve):
+def test_pr_sppo_with_the_exact_constant_is_0_at_the_proximal_optimum(beta, proximal, bandit, solve):
     anchor, beta_eff = effective_anchor(bandit.reference, bandit.sampler, beta, proximal)
     P = bandit.preferences @ bandit.sampler.exp()
     mixed = (bandit.reference - bandit.sampler) * beta / (beta + proximal) + P / (beta + proximal)
@@ -235,7 +235,7 @@ def test_pr_sppo_with_the_exact_constant_loses_nothing_at_the_proximal_optimum(b
 
 
 @weighted
-def test_the_estimated_constant_is_the_exact_one_when_the_samples_are_the_population(beta, proximal, bandit):
+def test_the_estimated_constant_is_exact_on_the_whole_population(beta, proximal, bandit):
     counts = torch.tensor([4, 1, 6, 2, 3])  # a sampler with rational probabilities, and one sample of each unit
     samples = torch.repeat_interleave(torch.arange(5), counts)
     sampler = (counts.double() / counts.sum()).log()
@@ -247,14 +247,14 @@ def test_the_estimated_constant_is_the_exact_one_when_the_samples_are_the_popula
     assert (self_normalised - c).abs() > 1e-3  # log Z̃, which self-normalising would drop
 
 
-def test_pr_sppo_without_a_reference_is_sppo_with_eta_one_over_the_proximal_weight(logps):
+def test_pr_sppo_without_a_reference_is_sppo_with_eta_1_over_lambda(logps):
     policy, _, sampler = logps
     loss = ANCHORED["sppo"](policy, *effective_anchor(None, sampler, 0.0, 0.25))
     exact(loss, (policy - sampler - 4 * (P - 0.5)).square().sum(-1))
 
 
 @weighted
-def test_exact_proximal_steps_follow_the_law_of_c_t_to_the_fixed_reference_optimum(beta, proximal, bandit):
+def test_exact_proximal_steps_follow_c_t_to_the_reference_optimum(beta, proximal, bandit):
     policy = bandit.reference
     for t in range(1, 200):
         anchor, beta_eff = effective_anchor(bandit.reference, policy, beta, proximal)
@@ -267,7 +267,7 @@ def test_exact_proximal_steps_follow_the_law_of_c_t_to_the_fixed_reference_optim
     assert_close((anchor + bandit.rewards / beta_eff).log_softmax(0), limit, atol=1e-12, rtol=0)
 
 
-def test_pr_dpo_trained_to_its_optimum_round_after_round_follows_the_same_law(bandit, solve):
+def test_pr_dpo_trained_to_each_optimum_follows_the_same_law(bandit, solve):
     beta, proximal, policy = 0.5, 1.0, bandit.reference
     for t in range(1, 5):
         anchor, beta_eff = effective_anchor(bandit.reference, policy, beta, proximal)
@@ -287,7 +287,7 @@ def test_pr_dpo_trained_to_its_optimum_round_after_round_follows_the_same_law(ba
 @pytest.mark.parametrize(
     ("kl", "factor"), [(2.0, 1.0), (2.4, 1.1), (1.0, 0.75), (0.0, 0.5), (4.0, 1.5), (400.0, 1.5), (math.inf, 1.5)]
 )
-def test_lambda_is_changed_by_half_the_relative_error_and_by_no_more_than_a_half(kl, factor):
+def test_lambda_changes_by_half_the_relative_error_at_most_by_half(kl, factor):
     assert adapted_proximal(0.3, kl, target=2.0) == pytest.approx(0.3 * factor, rel=1e-12)
 
 

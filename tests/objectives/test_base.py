@@ -89,9 +89,7 @@ def test_in_half_precision_the_bound_is_measured_and_said(tiny_model, in_tmp, ca
         ("copy", 1.0, False),
     ],
 )
-def test_a_run_that_goes_on_from_an_adapter_passes_the_first_check_with_any_reference(
-    tiny_model, pairs, capsys, dtype, form, alpha, exact
-):
+def test_a_run_from_an_adapter_passes_the_step_0_check(tiny_model, pairs, capsys, dtype, form, alpha, exact):
     policy = PolicyConfig(tiny_model, dtype=dtype)
     first = DPO(policy, lora=LoRAConfig(r=2))
     first.configure_model()
@@ -163,7 +161,7 @@ def test_a_refresh_that_never_comes_leaves_the_base_method_bit_for_bit(tiny_mode
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
-def test_replaced_at_each_step_the_reference_keeps_the_loss_at_ln_2_while_weights_move(tiny_model, pairs, lora):
+def test_a_reference_replaced_each_step_keeps_the_loss_at_ln_2(tiny_model, pairs, lora):
     start = DPO(PolicyConfig(tiny_model), lora=lora)
     start.configure_model()
     moved, watch = run(tiny_model, pairs, ReferenceRefresh(1.0, 1), lora=lora)
@@ -173,7 +171,7 @@ def test_replaced_at_each_step_the_reference_keeps_the_loss_at_ln_2_while_weight
     assert watch["reference/refreshes"] == [1, 2, 3, 4]
 
 
-def test_right_after_a_sync_the_gradient_is_half_beta_times_that_of_the_margin(tiny_model, pairs):
+def test_after_a_sync_the_gradient_is_half_beta_times_the_margins(tiny_model, pairs):
     """dL/dh = −β/2 at h = 0, and −βσ(−βh) before, by autograd through the real path."""
     module = DPO(PolicyConfig(tiny_model), optimizer=adamw(1e-2), beta=0.3)
     fit(module, pairs, ReferenceRefresh(1.0, 1000))
@@ -192,7 +190,7 @@ def test_right_after_a_sync_the_gradient_is_half_beta_times_that_of_the_margin(t
     assert torch.allclose(gradient(), torch.tensor(-0.15), atol=1e-7)
 
 
-def test_the_reference_moves_by_optimizer_steps_not_by_accumulated_batches(tiny_model, in_tmp):
+def test_the_reference_moves_by_optimizer_steps_not_by_batches(tiny_model, in_tmp):
     """One batch of 8 and eight of 1, accumulated, are one step, one refresh, and equal weights within rounding."""
     path = write_pairs(in_tmp, 8)
     results = []
@@ -207,7 +205,7 @@ def test_the_reference_moves_by_optimizer_steps_not_by_accumulated_batches(tiny_
         torch.testing.assert_close(weight, results[1][name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_the_reference_is_in_eval_mode_and_out_of_the_optimizer_whatever_happens(tiny_model, pairs):
+def test_the_reference_stays_in_eval_mode_and_out_of_the_optimizer(tiny_model, pairs):
     module = DPO(PolicyConfig(tiny_model))
     trainer = fit(module, pairs)
     module.train()
@@ -413,8 +411,8 @@ def test_a_model_folder_that_does_not_exist_is_named(pairs):
         fit(DPO(PolicyConfig("./no/such/model")), pairs)
 
 
-def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_said_to_be_both(pairs):
-    with pytest.raises(UserError, match=r"no tokenizer for 'nope': there is no such folder here, and as a name of the"):
+def test_a_name_neither_here_nor_on_the_hub_is_an_error(pairs):
+    with pytest.raises(UserError, match=r"no tokenizer for 'nope': this folder does not exist, and as a hub name"):
         fit(DPO(PolicyConfig("nope")), pairs)
 
 
@@ -431,7 +429,7 @@ def test_an_optimizer_that_cannot_be_is_named(tiny_model, pairs):
         fit(DPO(PolicyConfig(tiny_model), optimizer=adamw(-1.0)), pairs)
 
 
-def test_a_checkpoint_of_lora_holds_the_adapter_alone_and_a_resting_reference_is_in_none(tiny_model):
+def test_a_lora_checkpoint_holds_only_the_adapter(tiny_model):
     for lora in (None, LORA):
         module = DPO(PolicyConfig(tiny_model), lora=lora)
         module.configure_model()
@@ -477,7 +475,7 @@ def test_a_module_with_a_moved_reference_is_loaded_from_its_checkpoint(
     assert torch.equal(loaded.reference.logps(batch), module.reference.logps(batch))
 
 
-def test_a_checkpoint_holds_plain_values_that_become_the_dataclasses_again(tiny_model, pairs, tmp_path):
+def test_a_checkpoint_holds_plain_values_that_become_dataclasses(tiny_model, pairs, tmp_path):
     reference, lora = ReferenceConfig(form="copy"), LoRAConfig(r=2)
     module = DPO(PolicyConfig(tiny_model, temperature=0.9), lora=lora, reference=reference)
     fit(module, pairs, max_steps=1).save_checkpoint(tmp_path / "run.ckpt")

@@ -23,7 +23,7 @@ def test_without_its_likelihood_it_is_dpo_with_a_uniform_reference(constant, ran
     assert_close(cpo_loss(logps, beta=0.1, alpha=0.0), dpo_loss(logps, uniform, beta=0.1), rtol=1e-12, atol=0)
 
 
-def test_the_population_optimum_without_likelihood_is_a_softmax_of_the_reward_over_beta(bandit, solve):
+def test_the_optimum_without_likelihood_is_a_softmax_of_reward_by_beta(bandit, solve):
     def loss(logps):
         losses = cpo_loss(logps[bandit.pairs], beta=0.5, alpha=0.0, labels=bandit.wins)
         return (bandit.weights * losses).mean()

@@ -27,7 +27,7 @@ def test_the_loss_is_ln_2_where_the_policy_is_its_anchor(beta, options, random):
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.1, 2.0])
-def test_gradient_and_curvature_at_the_anchor_are_half_beta_and_a_quarter_beta_squared(beta):
+def test_gradient_and_curvature_at_the_anchor_are_those_of_beta(beta):
     h = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(loss_of_margin(h, beta).sum(), h, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), h)
@@ -49,7 +49,7 @@ def test_a_pair_worked_by_hand():
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
-def test_the_population_optimum_is_the_rlhf_optimum_whatever_the_weights_of_the_pairs(beta, bandit, solve):
+def test_the_optimum_is_the_rlhf_optimum_for_any_pair_weights(beta, bandit, solve):
     def loss(logps):
         pairs = bandit.pairs
         losses = dpo_loss(logps[pairs], bandit.reference[pairs], beta=beta, labels=bandit.wins)
@@ -60,7 +60,7 @@ def test_the_population_optimum_is_the_rlhf_optimum_whatever_the_weights_of_the_
 
 
 @pytest.mark.parametrize("reward_temperature", [1.0, 0.5])
-def test_with_rewards_the_optimum_has_the_product_of_both_betas_as_its_kl_weight(reward_temperature, bandit, solve):
+def test_with_rewards_the_kl_weight_is_the_product_of_both_betas(reward_temperature, bandit, solve):
     groups = torch.combinations(torch.arange(5), 3)
 
     def loss(logps):
@@ -74,7 +74,7 @@ def test_with_rewards_the_optimum_has_the_product_of_both_betas_as_its_kl_weight
 
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.1, 0.4])
-def test_smoothed_labels_stop_the_margin_at_the_logit_of_one_minus_epsilon(epsilon):
+def test_smoothed_labels_stop_the_margin_at_logit_1_minus_epsilon(epsilon):
     beta = 0.1
     best = math.log((1 - epsilon) / epsilon) / beta
     h = torch.tensor([best], dtype=torch.float64, requires_grad=True)
@@ -83,7 +83,7 @@ def test_smoothed_labels_stop_the_margin_at_the_logit_of_one_minus_epsilon(epsil
 
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.1, 0.4])
-def test_the_robust_loss_of_flipped_labels_is_the_plain_loss_of_clean_ones_on_average(epsilon, random):
+def test_the_robust_loss_of_flipped_labels_averages_to_the_clean_loss(epsilon, random):
     z = 5 * random(20)
     kept = loss_of_margin(z, 1.0, label_smoothing=epsilon, robust=True)
     flipped = loss_of_margin(-z, 1.0, label_smoothing=epsilon, robust=True)

@@ -27,7 +27,7 @@ def test_at_the_anchor_the_loss_is_the_kl_of_a_coin_to_the_label(epsilon):
 
 
 @pytest.mark.parametrize("epsilon", [1e-3, 0.1, 0.4])
-def test_the_margin_stops_at_the_logit_of_one_minus_epsilon_with_loss_zero(epsilon):
+def test_the_margin_stops_at_logit_1_minus_epsilon_with_loss_0(epsilon):
     best = math.log((1 - epsilon) / epsilon) / 0.1
     h = torch.tensor([best], dtype=torch.float64, requires_grad=True)
     loss = loss_of_margin(h, 0.1, label_smoothing=epsilon)
@@ -67,7 +67,7 @@ def test_a_soft_label_moves_the_target_and_is_no_average_of_two_losses(random):
 
 
 @pytest.mark.parametrize("reward_temperature", [1.0, 0.5])
-def test_the_population_optimum_has_the_product_of_both_betas_as_its_kl_weight(reward_temperature, bandit, solve):
+def test_the_optimum_has_the_product_of_both_betas_as_kl_weight(reward_temperature, bandit, solve):
     groups = torch.combinations(torch.arange(5), 3)
 
     def loss(logps):

@@ -40,7 +40,7 @@ def test_a_pair_worked_by_hand():
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
-def test_the_population_optimum_tilts_the_anchor_by_the_preference_probability(beta, bandit, solve):
+def test_the_optimum_tilts_the_anchor_by_the_preference_probability(beta, bandit, solve):
     drawn = bandit.sampler.exp()  # μ, who answers the pairs
     weights = drawn[bandit.pairs].prod(-1)
 
@@ -52,7 +52,7 @@ def test_the_population_optimum_tilts_the_anchor_by_the_preference_probability(b
     assert_close(solve(loss, bandit.reference), optimum, atol=1e-6, rtol=0)
 
 
-def test_hard_labels_drawn_from_a_probability_and_the_probability_itself_have_one_gradient(random):
+def test_sampled_hard_labels_and_their_probability_have_one_gradient(random):
     logps, anchor = random(1, 2).requires_grad_(), random(1, 2)
     soft = ipo_loss(logps, anchor, beta=0.2, labels=torch.tensor([0.7]).double())
     hard = ipo_loss(logps.expand(10, 2), anchor.expand(10, 2), beta=0.2, labels=torch.arange(10) < 7).mean()

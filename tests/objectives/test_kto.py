@@ -61,7 +61,7 @@ def test_labels_may_be_bools_numbers_or_probabilities(random):
     assert_close(kto_loss(logps, anchor, p, beta=0.7, z0=0.1), mixed)
 
 
-def test_each_loss_lies_between_zero_and_its_weight_and_saturates_on_both_sides():
+def test_each_loss_is_between_zero_and_its_weight_and_saturates():
     logps = torch.tensor([-900.0, -40.0, 900.0], dtype=torch.float64, requires_grad=True)
     loss = kto_loss(logps, torch.zeros(3).double(), torch.ones(3), beta=1.0, z0=0.0, desirable_weight=1.5)
     loss.sum().backward()
@@ -92,7 +92,7 @@ def test_no_gradient_flows_through_z0(random):
     assert mismatched.grad is None
 
 
-def test_the_mean_over_ranks_of_the_log_ratios_may_be_passed_as_one_number(random):
+def test_the_mean_log_ratio_over_ranks_may_be_passed_as_a_number(random):
     logps, anchor = random(4, 3), random(4, 3) - 5  # four ranks, three responses on each
     of_all = kto_z0((logps - anchor).flatten())
     assert_close(kto_z0((logps.mean() - anchor.mean())[None]), of_all)
@@ -112,7 +112,7 @@ def test_the_proximal_form_takes_the_effective_anchor_in_z0_too(random):
 @pytest.mark.parametrize(
     "p", [[0.9, 0.8, 0.7, 0.8, 0.95], [0.9, 0.2, 0.7, 0.4, 0.95]], ids=["all liked", "two disliked"]
 )
-def test_at_beta_1_the_population_optimum_scales_the_anchor_by_how_much_a_response_is_liked(p, z0, bandit, solve):
+def test_at_beta_1_the_optimum_scales_the_anchor_by_the_preference(p, z0, bandit, solve):
     """Responses drawn from the anchor; y is desirable with probability p(y), so that it is liked by
 
         κ = λ_D p − λ_U (1 − p),   and the loss is, up to a constant, −Σ ref κ σ(log(π/ref) − z0) = −Σ ref κ π/(π + ρ)
@@ -181,7 +181,7 @@ def write_labelled(folder: Path) -> str:
     return str(folder / "labelled.jsonl")
 
 
-def test_each_step_is_felt_from_the_mean_log_ratio_of_the_last_steps_mismatched_responses(tiny_model, in_tmp):
+def test_each_step_uses_the_z0_of_the_last_steps_mismatched_responses(tiny_model, in_tmp):
     watch = Watch()
     module = KTO(PolicyConfig(tiny_model), optimizer=adamw(3e-3), beta=0.5)
     fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=4), watch, max_epochs=4)
@@ -231,7 +231,7 @@ def test_single_responses_are_weighed_by_their_label_and_logged_by_side(tiny_mod
     assert logged["train/length_rejected"] == pytest.approx(lengths[batch.labels[:, 0] == 0].double().mean().item())
 
 
-def test_a_round_records_the_mismatched_branch_as_any_other_and_resumes_to_the_bit(tiny_model, in_tmp):
+def test_a_round_records_the_mismatched_branch_and_resumes_to_the_bit(tiny_model, in_tmp):
     def run(folder: str, *callbacks: Callback, ckpt_path: str | None = None) -> dict[str, torch.Tensor]:
         module = KTO(PolicyConfig(tiny_model), optimizer=adamw(3e-3), proximal=0.1)
         data = on_policy(in_tmp, store=f"{folder}/rounds")

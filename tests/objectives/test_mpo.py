@@ -31,7 +31,7 @@ def test_the_loss_of_a_pair_worked_by_hand():
     assert mpo_loss(logps, labels=torch.tensor([0.75])).item() == pytest.approx(-0.65, rel=1e-14)
 
 
-def test_the_slope_is_minus_a_quarter_on_an_even_pair_and_the_log_forms_minus_a_half():
+def test_the_slope_on_an_even_pair_is_a_quarter_or_for_logs_a_half():
     assert slope(0.0) == pytest.approx(-1 / 4, rel=1e-15)
     assert slope(0.0, log_form=True) == pytest.approx(-1 / 2, rel=1e-15)
 
@@ -62,14 +62,14 @@ def two_armed_optimum(p, q, beta, solve):
 @pytest.mark.parametrize("p", [0.55, 0.8, 1.0])
 @pytest.mark.parametrize("q", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("beta", [0.05, 0.5, 3.0])
-def test_with_its_sft_term_the_two_armed_optimum_is_the_root_of_its_quadratic(p, q, beta, solve):
+def test_with_its_sft_term_the_optimum_is_the_root_of_its_quadratic(p, q, beta, solve):
     c = 2 * p - 1
     root = ((c - beta) + math.sqrt((c - beta) ** 2 + 4 * c * beta * q)) / (2 * c)
     assert two_armed_optimum(p, q, beta, solve) == pytest.approx(root, abs=1e-7)
 
 
 @pytest.mark.parametrize(("beta", "limit"), [(1e4, 0.3), (1e-4, 1.0)])
-def test_the_two_armed_optimum_goes_to_the_reference_or_to_certainty_with_its_weight(beta, limit, solve):
+def test_the_two_armed_optimum_moves_with_its_weight(beta, limit, solve):
     assert two_armed_optimum(1.0, 0.3, beta, solve) == pytest.approx(limit, abs=1e-4)
 
 
@@ -103,7 +103,7 @@ def preference_data_gradient(logits, sampler, preferences, **options):
     return -torch.autograd.grad(loss, logits)[0]
 
 
-def test_theorem_4_1_the_gradient_of_the_expected_preference_is_its_estimate_from_preference_data(bandit, random):
+def test_theorem_4_1_the_gradient_is_estimated_from_preferences(bandit, random):
     logits, sampler = random(5), bandit.sampler.exp()
     expected = expected_preference_gradient(logits, sampler, bandit.preferences)
     assert expected.abs().max() > 1e-3
@@ -174,7 +174,7 @@ def test_no_reference_and_no_second_model_is_ever_loaded(tiny_model, in_tmp, tex
     assert "CopiedReference" not in loaded
 
 
-def test_the_loss_is_the_preference_and_the_weighted_likelihood_of_each_text(tiny_model, in_tmp, texts):
+def test_the_loss_is_the_preferences_plus_weighted_texts(tiny_model, in_tmp, texts):
     class Losses(Callback):
         steps: list[tuple[float, float]] = []  # noqa: RUF012
 

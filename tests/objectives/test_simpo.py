@@ -16,7 +16,7 @@ def test_a_pair_worked_by_hand():
 
 
 @pytest.mark.parametrize("length", [1, 7, 120])
-def test_without_margin_and_at_equal_lengths_it_is_dpo_without_a_reference(length, random):
+def test_without_margin_at_equal_lengths_it_is_reference_free_dpo(length, random):
     logps = 10 * random(4, 2) - 60
     lengths = torch.full((4, 2), length)
     loss = simpo_loss(logps, lengths, beta=2.0, gamma=0.0)
@@ -30,7 +30,7 @@ def test_a_longer_response_at_the_same_rate_gains_nothing(random):
     assert_close(simpo_loss(logps * stretch, lengths * stretch, beta=2.0, gamma=0.5), loss)
 
 
-def test_the_population_optimum_without_margin_is_a_softmax_of_the_reward_over_beta(bandit, solve):
+def test_the_optimum_without_margin_is_a_softmax_of_reward_by_beta(bandit, solve):
     def loss(logps):
         ones = torch.ones(25, 2)
         return (bandit.weights * bandit.wins * simpo_loss(logps[bandit.pairs], ones, beta=2.0, gamma=0.0)).mean()

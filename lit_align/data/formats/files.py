@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lit_align.data.formats.record import Record
-from lit_align.data.formats.rows import DataError, first_line, listing
-from lit_align.errors import shown
+from lit_align.data.formats.rows import DataError, listing
+from lit_align.errors import first_line, shown
 
 _Reader = Callable[[Path, Counter[str]], Iterator[Record]]
 _BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)

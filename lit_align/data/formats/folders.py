@@ -12,7 +12,8 @@ import yaml
 
 from lit_align.data.formats.files import FILE_KINDS, find_reader, table_records
 from lit_align.data.formats.record import Record
-from lit_align.data.formats.rows import DataError, first_line, listing
+from lit_align.data.formats.rows import DataError, listing
+from lit_align.errors import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -84,7 +84,3 @@ def is_empty(value: object) -> bool:
 
 def listing(names: Iterable[str]) -> str:
     return ", ".join(names)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -10,9 +10,10 @@ from pathlib import Path
 from lit_align.data.formats.files import FILE_KINDS, find_reader
 from lit_align.data.formats.folders import dataset_records, downloaded_records, is_saved, saved_records
 from lit_align.data.formats.record import Record
-from lit_align.data.formats.rows import DataError, first_line
+from lit_align.data.formats.rows import DataError
 from lit_align.data.formats.slices import sliced, split_slice
 from lit_align.data.rounds.store import find_rounds, read_rounds
+from lit_align.errors import first_line
 
 _SOURCES = (
     f"a file ({FILE_KINDS}, or one of these as .gz), a folder of them or one saved by `datasets`, a run's rounds, or "

@@ -1,13 +1,13 @@
-"""A client of OpenAI-style chat endpoints: retries, concurrency, an SQLite cache, and an account of what was used."""
+"""A client of OpenAI-style chat endpoints: retries, concurrent requests, cached answers, and usage statistics."""
 
 import hashlib
 import http.client
 import itertools
 import json
+import math
 import os
 import random
 import re
-import sqlite3
 import threading
 import time
 import urllib.error
@@ -18,35 +18,38 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lit_align.console import print_line
+from lit_align.data.scorers.answer_cache import Answer, AnswerCache
 from lit_align.data.scorers.base import excerpt
 from lit_align.errors import UserError
 
 ATTEMPTS = 3
-"""Times that a judge is asked for an answer that can be read; each is a longer conversation, hence another request."""
+"""How often a judge is asked for a readable answer; each attempt is a longer conversation, hence another request."""
+
+LONGEST_WAIT = 600.0
+"""Seconds; a server that asks for more is queried again after them."""
 
 Messages = list[dict[str, str]]
 
 
 @dataclass
 class Endpoint:
-    """Where a judge is, and how it is asked.
+    """The server of a judge, and how to query it.
 
     Args:
-        model: Name of the model there.
-        base_url: Of an OpenAI-compatible server (OpenAI, vLLM, transformers serve, llama.cpp, ...), to which
-            /chat/completions is added.
-        api_key_variable: Environment variable that holds the key; null for servers that need none.
-        concurrency: Requests at once.
-        timeout: Seconds until a request is given up and made again.
-        retries: Times that a request is made again after 408, 409, 425, 429, 5xx, a timeout, no connection or an answer
-            that is no JSON; the waits double from 1 s on, up to 60 s, unless the server says (Retry-After).
-        temperature: Of the judge's own sampling.
-        max_tokens: Longest answer; reasoning models need more.
-        price_input: Price of a million prompt tokens, in whatever currency, for the account.
+        model: Name of the model on the server.
+        base_url: Address of an OpenAI-compatible server (OpenAI, vLLM, transformers serve, llama.cpp, ...);
+            /chat/completions is appended.
+        api_key_variable: Environment variable that holds the API key; null for servers that need no key.
+        concurrency: Most requests at the same time.
+        timeout: Seconds until a request is aborted and sent again.
+        retries: How often a request is sent again after 408, 409, 425, 429, 5xx, a timeout, a failed connection or an
+            answer that is not JSON. Waits double from 1 s up to 60 s, unless the server sends Retry-After.
+        temperature: Temperature of the judge's sampling.
+        max_tokens: Longest answer, in tokens; reasoning models need more.
+        price_input: Price of a million prompt tokens, in any currency, for the reported cost.
         price_output: Price of a million answer tokens.
         cache: SQLite file of all answers, by address, model and text of the request; runs may share it.
     """
@@ -64,31 +67,38 @@ class Endpoint:
     cache: str = "runs/judge.sqlite"
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"endpoint.base_url={self.base_url!r} is no address: give https://HOST/v1, or http://….")
-        if parts.username or parts.password or parts.query:
+        try:
+            parts = urllib.parse.urlsplit(self.base_url)
+            refused = bool(parts.username or parts.password or parts.query or parts.fragment)
+            valid = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+        except ValueError:  # a bracket without its pair, a port that is not a number
+            refused, valid = "@" in self.base_url, False
+        if refused:
             raise UserError(
-                "endpoint.base_url holds a user, password or query, which would be written to config.yaml. Put the key "
-                "into an environment variable and name it: endpoint.api_key_variable=NAME."
+                "endpoint.base_url must not contain a user, password, query or fragment, since it is written to "
+                "config.yaml. Put the key into an environment variable and name it: endpoint.api_key_variable=NAME."
+            )
+        if not valid:
+            raise UserError(
+                f"endpoint.base_url={self.base_url!r} must be an address. Give https://HOST/v1, or http://HOST:PORT/v1."
             )
         for name, least in {"concurrency": 1, "retries": 0, "max_tokens": 1, "temperature": 0}.items():
             if not getattr(self, name) >= least:  # a NaN is neither
-                raise UserError(f"endpoint.{name}={getattr(self, name)} must be at least {least}.")
+                raise UserError(f"endpoint.{name}={getattr(self, name)} must be at least {least}. Raise it.")
         if not self.timeout > 0:
-            raise UserError(f"endpoint.timeout={self.timeout} must be above 0 (seconds).")
+            raise UserError(f"endpoint.timeout={self.timeout} must be above 0 (seconds). Raise it.")
         self.key()
 
     @property
     def address(self) -> str:
-        """`base_url` without the last slash; no user, password or query is in it (they are refused above)."""
+        """`base_url` without the last slash."""
         return self.base_url.rstrip("/")
 
     def key(self) -> str:
-        """The API key, as the environment has it now; empty for a server that needs none.
+        """The API key, as the environment has it now; empty for a server that needs no key.
 
         Raises:
-            UserError: the variable is not set, or holds what no header can carry. The value is not shown.
+            UserError: the variable is not set, or no HTTP header can carry its value. The value is not shown.
         """
         if self.api_key_variable is None:
             return ""
@@ -96,86 +106,23 @@ class Endpoint:
         if not key:
             raise UserError(
                 f"endpoint.api_key_variable={self.api_key_variable}: this environment variable is not set. Set it to "
-                f"the key of {self.base_url}, or give api_key_variable=null for a server that needs none."
+                f"the key of {self.base_url}, or use api_key_variable=null for a server that needs no key."
             )
         if not re.fullmatch("[!-~]+", key):
             raise UserError(
-                f"endpoint.api_key_variable={self.api_key_variable}: this environment variable holds white space, or "
-                "characters outside ASCII, within the key. Set it to the key alone, on one line, as it was issued."
+                f"endpoint.api_key_variable={self.api_key_variable}: this environment variable must hold the key "
+                "alone, but contains white space or characters outside ASCII. Set it to the key on one line, as issued."
             )
         return key
 
 
 class JudgeError(UserError):
-    """A judge that cannot be asked, or whose answers cannot be read. Names it, what happened, and the mend."""
-
-
-class Answer(NamedTuple):
-    """What a judge answered."""
-
-    text: str
-    prompt_tokens: int
-    answer_tokens: int
-    seconds: float  # from the first attempt to the answer
-
-
-class Cache:
-    """Answers on disk, by the digest of their request, each committed as it comes; threads and processes share it.
-
-    Raises:
-        UserError: the file cannot be opened. One that is damaged is set aside, and a new one begun.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._lock = threading.Lock()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._connection = self._open()
-            except sqlite3.DatabaseError as error:
-                # the upper bytes of an error code tell apart kinds of the same
-                damaged = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
-                if not damaged or not self.path.is_file():
-                    raise
-                aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
-                print_line(f"  {self.path} is no cache that can be read ({error}); it is set aside as {aside.name}.")
-                os.replace(self.path, aside)
-                self._connection = self._open()
-        except (OSError, sqlite3.Error) as error:
-            raise UserError(
-                f"endpoint.cache={str(self.path)!r} cannot be opened ({error}). Name a file, new or a cache, in a "
-                "folder that can be written to; if another process holds it locked, wait for that one to end."
-            ) from error
-
-    def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, model TEXT, text TEXT, "
-            "prompt_tokens INTEGER, answer_tokens INTEGER, seconds REAL)"
-        )
-        return connection
-
-    def get(self, request: str) -> Answer | None:
-        with self._lock:
-            found = self._connection.execute(
-                "SELECT text, prompt_tokens, answer_tokens, seconds FROM answers WHERE request = ?", (request,)
-            ).fetchone()
-        return Answer(*found) if found else None
-
-    def put(self, request: str, model: str, answer: Answer) -> None:
-        with self._lock:
-            self._connection.execute(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", (request, model, *answer)
-            )
-
-    def close(self) -> None:
-        self._connection.close()
+    """A judge does not answer, or its answers cannot be read. Names the judge, what happened, and the fix."""
 
 
 @dataclass
 class UsageStats:
-    """What has been asked since the last account was given."""
+    """Requests and tokens since the last report."""
 
     calls: int = 0
     cached: int = 0
@@ -200,20 +147,20 @@ class UsageStats:
 
 
 class Client:
-    """Asks an endpoint, many requests at once, each once: from the cache where it has the answer."""
+    """Queries an endpoint with concurrent requests; a request whose answer is cached is not sent."""
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
         self.usage = UsageStats()
-        self._cache: Cache | None = None
+        self._cache: AnswerCache | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     @property
-    def cache(self) -> Cache:
+    def cache(self) -> AnswerCache:
         if self._cache is None:
-            self._cache = Cache(self.endpoint.cache)
+            self._cache = AnswerCache(self.endpoint.cache)
         return self._cache
 
     def close(self) -> None:
@@ -222,10 +169,10 @@ class Client:
             self._cache = None
 
     def ask_all(self, conversations: Sequence[Messages]) -> list[str]:
-        """The answer to each conversation; equal ones are asked once.
+        """The answer to each conversation; equal conversations are sent once.
 
         Raises:
-            JudgeError: one gets no answer. Those that came are in the cache.
+            JudgeError: a conversation gets no answer. The other answers are in the cache.
         """
         distinct = {self._key(messages): messages for messages in conversations}
         cached = {key: self.cache.get(key) for key in distinct}
@@ -240,7 +187,7 @@ class Client:
                 for done in as_completed(asked):
                     answers[asked[done]] = done.result()
             except BaseException:
-                self._stop.set()  # those under way finish and are kept; none begins or waits to try again
+                self._stop.set()  # requests under way finish and are kept; no other begins, or waits to be sent again
                 pool.shutdown(cancel_futures=True)
                 raise
         return [answers[self._key(messages)] for messages in conversations]
@@ -262,7 +209,7 @@ class Client:
         started = time.monotonic()
         text, usage = self._post_with_retries(messages, started)
         answer = Answer(
-            text.encode("utf-8", "replace").decode(),  # half a surrogate pair cannot be stored
+            text.encode("utf-8", "replace").decode(),  # an unpaired surrogate cannot be stored
             _tokens(usage.get("prompt_tokens")),
             _tokens(usage.get("completion_tokens")),
             time.monotonic() - started,
@@ -276,15 +223,18 @@ class Client:
         return answer.text
 
     def _post_with_retries(self, messages: Messages, started: float) -> tuple[str, dict[str, Any]]:
-        """Post until there is an answer, with growing waits; the answer's text and its count of tokens."""
+        """Send the request until there is an answer, with growing waits; the answer's text and token counts."""
         for attempt in itertools.count():
             try:
                 return self._post(self._body(messages))
-            except RetryableError as again:
+            except RetryableError as error:
                 if attempt >= self.endpoint.retries or self._stop.is_set():
-                    raise self._down(attempt + 1, time.monotonic() - started, again) from again
+                    raise self._down(attempt + 1, time.monotonic() - started, error) from error
                 backoff = min(60.0, 2.0**attempt) * random.uniform(0.75, 1.25)
-                self._stop.wait(backoff if again.wait is None else min(again.wait, 600.0))
+                wait = backoff if error.wait is None else min(error.wait, LONGEST_WAIT)
+                if wait > 60:
+                    print_line(f"  the judge {self.endpoint.model} asks to wait {wait:.0f} s ({error}).")
+                self._stop.wait(wait)
                 with self._lock:
                     self.usage.retried += 1
         raise AssertionError("the loop above has no end")
@@ -292,25 +242,27 @@ class Client:
     def _down(self, attempts: int, seconds: float, last: Exception) -> JudgeError:
         return JudgeError(
             f"the judge {self.endpoint.model} at {self.endpoint.base_url} gave no answer in {attempts} attempts and "
-            f"{seconds:.0f} s; the last: {last}. All responses and the answers so far are kept: run the same command "
-            "again, with --ckpt_path after the first round, and it goes on where it stopped (endpoint.retries and "
-            "endpoint.timeout say how long to try)."
+            f"{seconds:.0f} s; the last: {last}. All responses and answers so far are kept. To resume, run the same "
+            "command again, after the first round with --ckpt_path; raise endpoint.retries or endpoint.timeout to try "
+            "longer."
         )
 
     def _post(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """One request; the answer's text and its count of tokens.
+        """One request; the answer's text and token counts. Neither they nor errors contain the key.
 
         Raises:
             RetryableError: it failed in a way that may pass.
-            JudgeError: it is refused, or cannot be made. Neither shows the key, whoever repeats it.
+            JudgeError: it is refused, or cannot be sent.
         """
         endpoint = self.endpoint
         headers = {"Content-Type": "application/json", "User-Agent": "lit_align"}
         if key := endpoint.key():
             headers["Authorization"] = f"Bearer {key}"
 
+        secret = _pattern_of(key) if key else None
+
         def hidden(text: str) -> str:
-            return text.replace(key, "***") if key else text
+            return secret.sub("***", text) if secret else text
 
         url = endpoint.address + "/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
@@ -320,7 +272,7 @@ class Client:
         except urllib.error.HTTPError as error:
             try:
                 said = _read(error, time.monotonic() + endpoint.timeout).decode("utf-8", "replace")
-            except (OSError, http.client.HTTPException):  # a refusal's text may stall or be cut off, like any other
+            except (OSError, http.client.HTTPException):  # a refusal's text may stall or be cut off too
                 said = ""
             said = " ".join(hidden(said).split())[:300]
             what = hidden(f"HTTP {error.code} {error.reason}") + (f" ({said})" if said else "")
@@ -328,33 +280,33 @@ class Client:
                 raise RetryableError(what, _retry_after(error.headers.get("Retry-After"))) from None
             raise JudgeError(
                 f"the judge {endpoint.model} at {url} refuses the request: {what}. Check endpoint.model, "
-                f"endpoint.base_url and the key in {endpoint.api_key_variable or 'no variable'}; what was answered "
-                "before is kept."
+                f"endpoint.base_url and the key in {endpoint.api_key_variable or 'no variable'}; earlier answers are "
+                "kept."
             ) from None
         except (OSError, http.client.HTTPException, TimeoutError) as error:
             reason = getattr(error, "reason", error)
             raise RetryableError(hidden(f"{type(reason).__name__}: {reason}")) from None
         except ValueError as error:  # its text may hold a header
             raise JudgeError(
-                f"the judge {endpoint.model} at {url} cannot be asked: no request can be made of that address "
-                f"({type(error).__name__}). Check endpoint.base_url."
+                f"the judge {endpoint.model} cannot be reached: {url} is not a valid address ({type(error).__name__}). "
+                "Check endpoint.base_url."
             ) from None
         try:
             answer = json.loads(content)
             text = answer["choices"][0]["message"]["content"]
             if not isinstance(text, str | None):
-                raise TypeError("content is no text")
+                raise TypeError("content is not a text")
         except (ValueError, KeyError, IndexError, TypeError) as error:
             shown = excerpt(hidden(content.decode("utf-8", "replace")))
             raise RetryableError(
-                f"an answer that is no chat completion ({type(error).__name__}: {error}): {shown}"
+                f"an answer that is not a chat completion ({type(error).__name__}: {error}): {shown}"
             ) from None
         usage = answer.get("usage")
-        return text or "", usage if isinstance(usage, dict) else {}
+        return hidden(text or ""), usage if isinstance(usage, dict) else {}
 
 
 class RetryableError(Exception):
-    """A request failed in a way that may pass; `wait` is what the server asks for, in seconds."""
+    """A request failed in a way that may pass; `wait` is the pause that the server asks for, in seconds."""
 
     def __init__(self, what: str, wait: float | None = None):
         super().__init__(what)
@@ -362,33 +314,39 @@ class RetryableError(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The key goes to the address that was given, and to no other."""
+    """Sends the key to no other address than the given one."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
         return None
 
 
 def _read(response: Any, deadline: float) -> bytes:
-    """The whole body; a socket's own timeout begins anew with each piece."""
+    """The whole body before the deadline; a socket's own timeout restarts with each piece."""
     pieces = []
     while piece := response.read1(1 << 16):
         pieces.append(piece)
         if time.monotonic() > deadline:
-            raise TimeoutError("the answer comes too slowly")
+            raise TimeoutError("the answer arrives too slowly")
     return b"".join(pieces)
 
 
+def _pattern_of(key: str) -> re.Pattern[str]:
+    """Finds the key as it is, and with characters escaped as in JSON or in addresses."""
+    return re.compile("".join(rf"(?:\\?{re.escape(c)}|(?i:\\u00{ord(c):02x})|(?i:%{ord(c):02x}))" for c in key))
+
+
 def _tokens(count: Any) -> int:
-    """A count of tokens as a server gives it; 0 for what is none, since the answer is paid and counts do not matter."""
+    """A server's count of tokens; 0 if it is not a count, since the answer is paid for and matters more."""
     return int(count) if isinstance(count, int | float) and 0 <= count < 2**63 else 0
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which gives a number or a date."""
+    """Seconds of a Retry-After header, which gives a number or a date; None if it gives neither."""
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:

@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lit_align.data.formats.rows import Text, first_line
+from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import Scorer, check_at_least_one, fingerprint_of, joined
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
 
 
 class SequenceClassificationScorer(Scorer):
@@ -164,7 +164,7 @@ class SequenceClassificationScorer(Scorer):
                     self.model, dtype=dtype, output_loading_info=True
                 )
         except (OSError, ValueError) as error:
-            raise UserError(f"scorer.model={self.model!r} cannot be loaded: {first_line(error)}") from error
+            raise UserError(f"scorer.model={self.model!r} cannot be loaded: {first_line(error)}.") from error
         if report["missing_keys"]:
             raise UserError(
                 f"scorer.model={self.model!r} has no weights for {', '.join(sorted(report['missing_keys']))}, so its "

@@ -1,13 +1,13 @@
 """Language models as judges, over any endpoint that speaks OpenAI's chat completions protocol.
 
     GradingJudge    grades each response on criteria (TR paper: coherence, correctness, helpfulness, harmlessness);
-                    the reward is their mean, and the grades are kept beside it
-    PairwiseJudge   compares each two responses to a prompt, in both orders; P(y_i ≻ y_j) is the mean of the two
-                    verdicts (1, ½ or 0), and how much the order decided is told
+                    the reward is their mean, and the grades are recorded with it
+    PairwiseJudge   compares each pair of responses to a prompt in both orders; P(y_i ≻ y_j) is the mean of the two
+                    verdicts (1, ½ or 0), and the influence of the order is reported
 
-What the judge is asked stands in text files (`templates/`): copy one, edit it, and name its path. An answer is written
-to the cache on disk as it comes, and is never asked for again: not after a kill, nor by a run with the same cache.
-The API key is read from the environment; it is neither logged nor written anywhere.
+The judge's instructions are text files (`templates/`): copy one, edit it, and give its path. Each answer is cached on
+disk as it comes, so that no run with the same cache sends the same request again. The API key is read from the
+environment and never logged or written.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class JudgePrompter(Generic[T]):
-    """A template, the endpoint it is sent to, and what is done with answers that cannot be read."""
+    """Sends filled-in templates to an endpoint, and deals with answers that cannot be read."""
 
     def __init__(self, endpoint: Endpoint, template: str, kind: str, fields: set[str], unanswered: T | None):
         self.client = Client(endpoint)
@@ -44,10 +44,15 @@ class JudgePrompter(Generic[T]):
         return f"{endpoint.model}@{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
     def ask(self, filled: Sequence[dict[str, str]], parse: Callable[[str], T | None], wanted: str) -> list[T]:
-        """What `parse` reads in the answers to the filled-in templates; where it reads nothing, the judge is reminded.
+        """Ask for each filled-in template, remind the judge of the format if necessary, and parse the answers.
+
+        Args:
+            filled: The fields of each template.
+            parse: Reads an answer; None if it cannot be read.
+            wanted: The format of an answer.
 
         Raises:
-            JudgeError: an answer cannot be read even so, and `unanswered` has no substitute.
+            JudgeError: an answer still cannot be read, and `unanswered` gives no substitute.
         """
         asked = [[{"role": "user", "content": string.Template(self.text).substitute(fields)}] for fields in filled]
         read: list[T | None] = [None] * len(asked)
@@ -66,16 +71,16 @@ class JudgePrompter(Generic[T]):
             if value is None:
                 if self.unanswered is None:
                     raise JudgeError(
-                        f"the judge {self.client.endpoint.model} was asked {ATTEMPTS} times and did not answer like "
-                        f"{wanted}, but {excerpt(texts[place])} (response {excerpt(filled[place]['response'])}). Take "
-                        "a better judge or template, raise endpoint.max_tokens, or set scorer.unanswered to the value "
-                        "that such responses get."
+                        f"the judge {self.client.endpoint.model} was asked {ATTEMPTS} times for an answer like "
+                        f"{wanted} and gave {excerpt(texts[place])} (response {excerpt(filled[place]['response'])}). "
+                        "Use a better judge or template, raise endpoint.max_tokens, or set scorer.unanswered to the "
+                        "value for such responses."
                     )
                 self.client.usage.unanswered += 1
         return [self.unanswered if value is None else value for value in read]  # type: ignore[misc]
 
     def release(self, more: str = "") -> None:
-        """Close what is open, and tell the account."""
+        """Close the cache, and report the usage."""
         usage, self.client.usage = self.client.usage, UsageStats()
         self.client.close()
         if usage.calls or usage.cached:
@@ -88,12 +93,12 @@ class GradingJudge(Scorer):
     """A language model that grades each response on several criteria; the reward is the mean of the grades.
 
     Args:
-        endpoint: Which model is asked, and where.
-        template: What it is asked: tldr or hh, or a text file with $prompt, $response, $lowest, $highest and $answer.
+        endpoint: The judge's model and server.
+        template: The instructions: tldr or hh, or a text file with $prompt, $response, $lowest, $highest and $answer.
         criteria: Names of the criteria, as the template explains them.
         lowest: The worst grade.
         highest: The best grade.
-        unanswered: Grade on each criterion where the judge gives none, counted; null stops the run instead.
+        unanswered: Grade on each criterion if the judge gives none; such responses are counted. null stops the run.
     """
 
     batch_size = 4096  # responses per call; `endpoint.concurrency` limits the requests
@@ -108,9 +113,11 @@ class GradingJudge(Scorer):
         unanswered: float | None = None,
     ):
         if not criteria or not all(re.fullmatch(r"\w+", name) for name in criteria):
-            raise UserError(f"scorer.criteria={[*criteria]}: give one or more names of letters, digits and _.")
+            raise UserError(
+                f"scorer.criteria={[*criteria]} must be one or more names of letters, digits and _. Rename them."
+            )
         if not lowest < highest:
-            raise UserError(f"scorer.lowest={lowest} must be below scorer.highest={highest}.")
+            raise UserError(f"scorer.lowest={lowest} must be below scorer.highest={highest}. Lower it.")
         self.criteria = tuple(criteria)
         self.lowest, self.highest = lowest, highest
         grades = None if unanswered is None else {name: float(unanswered) for name in self.criteria}
@@ -119,7 +126,7 @@ class GradingJudge(Scorer):
 
     @property
     def identity(self) -> str:
-        """The model, and a digest of its address and all that it is asked."""
+        """The model, and a digest of its address and of all that determines its requests."""
         return f"{self._prompter.identity} grades {self.lowest}–{self.highest}: {', '.join(self.criteria)}"
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Scores:
@@ -136,7 +143,7 @@ class GradingJudge(Scorer):
         )
 
     def read(self, answer: str) -> dict[str, float] | None:
-        """The grades in an answer; None unless it has one for each criterion, within the limits."""
+        """The grades in an answer; None unless there is one for each criterion, within the limits."""
         grades = {}
         for name in self.criteria:
             found = re.findall(rf'\b{name}\b["\'*]*\s*[:=]\s*["\'*]*\s*(-?\d+(?:\.\d+)?)', answer, re.IGNORECASE)
@@ -149,7 +156,7 @@ class GradingJudge(Scorer):
         self._prompter.release()
 
 
-# What may follow a verdict: nothing, so that neither "A or B?" nor "a close call" is one for A
+# A verdict must end its line, field or sentence, so that neither "A or B?" nor "a close call" is read as A
 _WINNER = re.compile(
     r"""["'*\s]* (?:a\s+(?=tie))? (a|b|tie)\b ["'*]*
     (?: [^\w?\n]*$                 # the end of the line,
@@ -163,27 +170,27 @@ _ALONE = re.compile(r"[^\w?]*(?:a\s+(?=tie))?(a|b|tie)[^\w?]*$", re.IGNORECASE)
 
 
 class PairwiseJudge(PairwiseScorer):
-    """A language model that says which of two responses is better; each two are compared in both orders.
+    """A language model that says which of two responses is better; each pair is compared in both orders.
 
-    K responses take K·(K−1) requests. Told at the end of a phase: how often the first place won (an unbiased judge is
-    at 50 %), and in how many pairs it, or the second, won in both orders (0 %).
+    K responses take K·(K−1) requests. The end of each phase reports how often the first place won (50 % for an unbiased
+    judge), and the share of pairs in which one place won in both orders (0 %).
 
     Args:
-        endpoint: Which model is asked, and where.
-        template: What it is asked: tldr or hh, or a text file with $prompt, $first and $second.
-        unanswered: Probability that the first wins where the judge says nothing, counted (½ is a tie); null stops the
-            run instead.
+        endpoint: The judge's model and server.
+        template: The instructions: tldr or hh, or a text file with $prompt, $first and $second.
+        unanswered: Probability that the first wins if the judge gives no verdict (½ is a tie); such answers are
+            counted. null stops the run.
     """
 
     def __init__(self, endpoint: Endpoint, template: str = "hh", unanswered: float | None = None):
         if unanswered is not None and not 0 <= unanswered <= 1:
-            raise UserError(f"scorer.unanswered={unanswered} is a probability: it must lie in [0, 1].")
+            raise UserError(f"scorer.unanswered={unanswered} must be in [0, 1]: it is a probability. Change it.")
         self._prompter = JudgePrompter(endpoint, template, "pair", {"prompt", "first", "second"}, unanswered)
-        self._verdicts: list[tuple[float, float]] = []  # of each pair, how far the first place won in either order
+        self._verdicts: list[tuple[float, float]] = []  # of each pair, the first place's wins in the two orders
 
     @property
     def identity(self) -> str:
-        """The model, and a digest of its address and all that it is asked."""
+        """The model, and a digest of its address and of all that determines its requests."""
         return f"{self._prompter.identity} pairwise"
 
     def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[list[list[float]]]:
@@ -207,18 +214,18 @@ class PairwiseJudge(PairwiseScorer):
 
     @staticmethod
     def read(answer: str) -> float | None:
-        """How far the first place wins: 1, ½ or 0; None where the last "winner:", or all of the answer, is unclear."""
+        """1 if the first place wins, 0 if the second wins, ½ for a tie; None if the answer is unclear."""
         *before, last = re.split(r"""\bwinner\b["'*]*\s*[:=]""", answer, flags=re.IGNORECASE)
         if before and re.search(r"\bor\W*$", before[-1], re.IGNORECASE):
-            return None  # {"winner": "A"} or {"winner": "B"}: the question, repeated
+            return None  # the judge repeats the question
         found = (_WINNER if before else _ALONE).match(last)
         return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[1].lower()] if found else None
 
     def position_bias(self) -> dict[str, float]:
-        """Shares over the pairs compared since the last release; none if there were none.
+        """Shares over the pairs compared since the last release; empty if there are none.
 
-        first_place: of all verdicts, how often the first place won, ties as half. decided_by_place: of all pairs, those
-        where the first place, or the second, won in both orders.
+        first_place is the share of verdicts that the first place won, ties counted as half. decided_by_place is the
+        share of pairs in which one place won in both orders.
         """
         if not self._verdicts:
             return {}
@@ -242,7 +249,7 @@ class PairwiseJudge(PairwiseScorer):
 
 
 def _as_text(prompt: Text) -> str:
-    """A prompt as a judge reads it: a chat with the names of its speakers."""
+    """A prompt as the judge reads it; a chat has the names of its speakers."""
     if isinstance(prompt, str):
         return prompt
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
@@ -253,21 +260,21 @@ def _template(name: str, kind: str, fields: set[str]) -> str:
     """The text of a shipped template, or of a file.
 
     Raises:
-        UserError: there is none of that name, or it does not have the fields that are filled in.
+        UserError: there is no such template, or its fields are wrong.
     """
     path = SHIPPED / f"{name}_{kind}.txt"
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem.partition("_")[0] for file in SHIPPED.glob(f"*_{kind}.txt")))
-        raise UserError(f"scorer.template={name!r} is neither one of {shipped} nor a text file. See {SHIPPED}.")
+        raise UserError(f"scorer.template={name!r} must be one of {shipped}, or a text file. See {SHIPPED}.")
     text = path.read_text(encoding="utf-8")
     template = string.Template(text)
     needed = fields & {"response", "first", "second"}
     if not template.is_valid() or not needed <= set(template.get_identifiers()) <= fields:
         raise UserError(
-            f"scorer.template={name!r} must hold {_dollars(needed)}, may hold {_dollars(fields - needed)}, and any "
-            "other dollar sign is written twice ($$)."
+            f"scorer.template={name!r} must contain {_dollars(needed)} and may contain {_dollars(fields - needed)}. "
+            "Write any other dollar sign twice ($$)."
         )
     return text
 

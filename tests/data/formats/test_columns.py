@@ -92,7 +92,7 @@ def test_a_winner_column_chooses_between_two_responses(winner: object):
     assert read(row, columns=columns)[0] == Row("Bird?", ("Crow", "Stone"), source="rows.jsonl:1")
 
 
-def test_a_mapped_winner_of_one_is_the_first_response_unless_counting_starts_at_zero():
+def test_a_mapped_winner_of_1_is_the_first_unless_counted_from_0():
     row = {"q": "Bird?", "x": "Crow", "y": "Stone", "better": 1}
     columns = {"prompt": "q", "response_1": "x", "response_2": "y", "winner": "better"}
     assert read(row, columns=columns)[0].responses == ("Crow", "Stone")

@@ -117,7 +117,7 @@ def test_a_row_without_a_winner_is_skipped_and_counted():
     assert read(strong, strong | {"preference_strength": 0}).skipped == {"rows without a winner": 1}
 
 
-def test_numbers_of_lettered_winners_are_understood_from_the_first_rows_or_refused():
+def test_winners_numbers_are_understood_from_the_first_rows_or_refused():
     won = {"question": "Q", "answer_a": "x", "answer_b": "y", "winner": 1}
     assert [row.responses[0] for row in read(won, won | {"winner": 0})] == ["y", "x"]
     assert [row.responses[0] for row in read(won, won | {"winner": 2})] == ["x", "y"]
@@ -138,7 +138,7 @@ def test_an_instruction_and_its_input_are_one_prompt():
     assert text == Row("Translate\nVogel", ("bird",), source="rows.jsonl:1")
 
 
-def test_a_question_with_a_system_message_or_a_history_is_a_chat_as_are_all_its_neighbours():
+def test_a_question_with_a_system_message_or_a_history_makes_all_chats():
     orca = {"system": "Be kind", "question": "Bird?", "chosen": "Crow", "rejected": "Stone"}
     rows = read(orca | {"system": ""}, orca)
     assert [row.prompt for row in rows] == [BIRD, [system("Be kind"), *BIRD]]
@@ -271,7 +271,7 @@ def test_the_advice_to_add_a_column_names_the_columns_of_the_prompt():
     assert read(row, columns={"prompt": template})[0].prompt == "CREATE\nCount\nbirds"
 
 
-def test_an_object_that_is_not_a_message_is_answered_with_the_way_to_its_text():
+def test_an_object_that_is_not_a_message_names_the_way_to_its_text():
     row = {"question": {"id": 1, "full_text": "Q"}, "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": 0}
     assert "`question.full_text` is text" in refusal(row)
 
@@ -322,7 +322,7 @@ TURNS = st.lists(
 
 @settings(deadline=None)
 @given(TURNS)
-def test_any_chat_is_read_as_it_stands_and_each_turn_of_the_assistant_once(turns):
+def test_any_chat_is_read_as_it_is_and_each_assistants_turn_once(turns):
     messages = [{"role": role, "content": text, "thinking": "hm" if thinks else None} for role, text, thinks in turns]
     expected = [
         {"role": ROLES[role.lower()], "content": text} | ({"thinking": "hm"} if thinks else {})

@@ -18,7 +18,7 @@ from lit_align.objectives import DPO, KTO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reference.config import ReferenceConfig
 from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
-from lit_align.sharding import wait_for_all
+from lit_align.sharding import barrier_with_timeout
 
 LORA = LoRAConfig(r=4, alpha=8)
 
@@ -109,7 +109,7 @@ def test_processes_go_through_rounds_together(tiny_model, in_tmp, strategy, opti
     assert len([row for row in rows if row.get("drift/kl_policy_sampler", 0) > 0]) == 3
 
 
-def test_pairs_that_fill_no_batch_for_every_process_are_counted_or_stop_the_run(tiny_model, in_tmp):
+def test_pairs_in_no_full_batch_are_counted_or_refused(tiny_model, in_tmp):
     def train(batch_size: int) -> list[float]:
         data = on_policy(in_tmp, batch_size=batch_size)
         module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
@@ -129,9 +129,7 @@ def test_pairs_that_fill_no_batch_for_every_process_are_counted_or_stop_the_run(
 
 
 @pytest.mark.parametrize("stage", ["validation", "test"])
-def test_held_out_pairs_that_fill_no_batch_for_every_process_are_counted_or_stop_the_run(
-    tiny_model, in_tmp, capfd, stage
-):
+def test_held_out_pairs_in_no_full_batch_are_counted_or_refused(tiny_model, in_tmp, capfd, stage):
     def evaluate(count: int) -> str | None:
         (in_tmp / "held").mkdir(exist_ok=True)
         data = OfflinePairs(write_pairs(in_tmp), batch_size=2, **{stage: write_pairs(in_tmp / "held", count)})
@@ -159,7 +157,7 @@ def late() -> str:
         time.sleep(4)
         return ""
     try:
-        wait_for_all("round 1, sample", minutes=1 / 60)
+        barrier_with_timeout("round 1, sample", minutes=1 / 60)
     except UserError as error:
         return str(error)
     return "it waited for nobody"
@@ -168,7 +166,7 @@ def late() -> str:
 def test_a_process_that_does_not_come_is_named():
     def go() -> str:
         torch.distributed.init_process_group("gloo")
-        wait_for_all("setup", minutes=1)
+        barrier_with_timeout("setup", minutes=1)
         return late()
 
     message, _ = run_in(2, go)

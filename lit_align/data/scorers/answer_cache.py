@@ -1,0 +1,112 @@
+"""Answers of a judge, cached in SQLite, so that even an interrupted run never pays twice for a request."""
+
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_align.console import print_line
+from lit_align.errors import UserError
+
+LOCK_SECONDS = 60.0
+"""How long to wait for another process that holds the file locked."""
+NOTICE_SECONDS = 5.0
+"""After so long, a line says what is waited for."""
+
+COLUMNS = {
+    "request": "TEXT PRIMARY KEY",
+    "model": "TEXT",
+    "text": "TEXT",
+    "prompt_tokens": "INTEGER",
+    "answer_tokens": "INTEGER",
+    "seconds": "REAL",
+}
+
+
+class Answer(NamedTuple):
+    """A judge's answer."""
+
+    text: str
+    prompt_tokens: int
+    answer_tokens: int
+    seconds: float  # from the first attempt to the answer
+
+
+class AnswerCache:
+    """Answers on disk, by the digest of their request; threads and processes share the file.
+
+    Each answer is committed as it comes. A damaged file is set aside and a new one started.
+
+    Raises:
+        UserError: the file cannot be opened, read or written, or is another database.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable("opened", error) from error
+        self._connection = self._open()
+        columns = [row[1] for row in self._execute("PRAGMA table_info(answers)")]
+        if columns != list(COLUMNS):
+            raise UserError(
+                f"endpoint.cache={str(self.path)!r} must be a cache of answers, but its table `answers` has the "
+                f"columns {', '.join(columns)}. Name another file."
+            )
+
+    def get(self, request: str) -> Answer | None:
+        found = self._execute(
+            "SELECT text, prompt_tokens, answer_tokens, seconds FROM answers WHERE request = ?", request
+        )
+        return Answer(*found[0]) if found else None
+
+    def put(self, request: str, model: str, answer: Answer) -> None:
+        self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", request, model, *answer)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(self.path, timeout=0.1, check_same_thread=False, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable("opened", error) from error
+
+    def _execute(self, command: str, *values: Any) -> list[Any]:
+        """Run one command; wait for a lock, and replace a damaged file."""
+        table = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+        with self._lock:
+            started, noticed = time.monotonic(), False
+            while True:
+                try:
+                    self._connection.execute(f"CREATE TABLE IF NOT EXISTS answers ({table})")
+                    return self._connection.execute(command, values).fetchall()
+                except sqlite3.Error as error:
+                    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bytes tell apart the same kind
+                    if kind in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) and self.path.is_file():
+                        self._set_aside(error)
+                        continue
+                    waited = time.monotonic() - started
+                    if kind not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or waited > LOCK_SECONDS:
+                        verb = "read" if command.startswith("SELECT") else "written"
+                        raise self._unusable("opened" if command.startswith("PRAGMA") else verb, error) from error
+                    if waited > NOTICE_SECONDS and not noticed:
+                        print_line(f"  {self.path} is locked by another process; waiting {LOCK_SECONDS:.0f} s for it.")
+                        noticed = True
+
+    def _set_aside(self, error: sqlite3.Error) -> None:
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+        print_line(f"  {self.path} is a damaged cache ({error}); it is set aside as {aside.name}.")
+        self._connection.close()
+        os.replace(self.path, aside)
+        self._connection = self._open()
+
+    def _unusable(self, verb: str, error: Exception) -> UserError:
+        return UserError(
+            f"endpoint.cache={str(self.path)!r} cannot be {verb} ({error}). Name a new file or an existing cache, in a "
+            "folder with free space that you may write to. If another process holds it locked, wait for it to end."
+        )

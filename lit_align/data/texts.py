@@ -1,0 +1,85 @@
+"""Streams of texts that are trained on together with the preferences."""
+
+from collections.abc import Iterator, Mapping
+
+from lightning import Trainer
+from lightning.pytorch.utilities import CombinedLoader
+
+from lit_align.data.examples import Examples, Source, digest_of_examples, make_examples
+from lit_align.data.loader import ExampleLoader
+from lit_align.data.pairing import BestWorst
+from lit_align.data.tokenization import PreferenceTokenizer
+from lit_align.errors import UserError
+from lit_align.objectives import PreferenceObjective
+from lit_align.provenance import Table
+
+
+class TextStreams:
+    """Streams of texts: each gives as many batches as the preferences, over and over.
+
+    Args:
+        sources: The streams that are given, by name, with their splits.
+    """
+
+    def __init__(self, sources: Mapping[str, tuple[str | Source | None, str | None]]):
+        self.sources: dict[str, Source] = {}
+        self._read: dict[str, Examples] = {}
+        for name, (source, split) in sources.items():
+            if split is not None and not isinstance(source, str):
+                where = f"data.{name}" if source is None else f"data.{name} as a path"
+                raise UserError(f"data.{name}_split={split} has no effect without {where}. Leave it out.")
+            if source is None:
+                continue
+            self.sources[name] = source if isinstance(source, Source) else Source(source, split=split)
+            if self.sources[name].weight != 1:
+                raise UserError(f"data.{name}: weight has no effect on a stream of texts. Set the objective's weight.")
+
+    def read(self, module: object, tokenizer: PreferenceTokenizer, seed: int) -> None:
+        """Read the streams once.
+
+        Raises:
+            UserError: the objective does not weigh them.
+        """
+        if isinstance(module, PreferenceObjective):
+            module.check_texts(self.sources)
+        elif self.sources:
+            raise UserError(
+                f"data.{next(iter(self.sources))} needs a lit_align objective, which weighs texts beside preferences."
+            )
+        for name, source in self.sources.items():
+            if name not in self._read:
+                rows = source.read("texts")
+                self._read[name] = make_examples(rows, source.path, "texts", tokenizer, BestWorst(), seed)
+
+    def beside(self, loader: ExampleLoader, trainer: Trainer, batch_size: int) -> ExampleLoader | CombinedLoader:
+        """The loader of the preferences, together with one of as many batches for each stream.
+
+        Args:
+            batch_size: Texts of each stream per batch and process.
+        """
+        loaders = {"preferences": loader}
+        for number, (name, texts) in enumerate(self._read.items(), 1):
+            loaders[name] = ExampleLoader(
+                texts.examples,
+                batch_size,
+                seed=loader.seed + 7919 * number,
+                epoch=lambda: trainer.current_epoch,
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
+                length=len(loader),
+            )
+            if not loaders[name].share:
+                raise UserError(
+                    f"data.{name}: {len(texts.examples)} texts make no full batch for every process; lower "
+                    "data.text_batch_size or the number of processes."
+                )
+        return CombinedLoader(loaders, "min_size") if len(loaders) > 1 else loader
+
+    def identity(self) -> Table:
+        """The tokens of each stream, identified."""
+        return {f"data.{name}": digest_of_examples(texts.examples) for name, texts in self._read.items()}
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        """Lines of the run's header."""
+        for name, texts in self._read.items():
+            yield from texts.describe(name)

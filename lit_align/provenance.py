@@ -1,0 +1,116 @@
+"""What a checkpoint's run is: objective, data, scorer, seed, base model. A resumed run must be the same.
+
+A checkpoint carries a flat table, option name → plain value, of all that decides the numbers of a run. Its length
+(`trainer.max_epochs`, `max_steps`) and the number of processes are not in it: a run may be extended, and may continue
+on other machines with the same number of examples per step.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from lit_align.errors import UserError
+
+KEY = "identity"
+BASE_MODEL = "model.policy (its weights)"
+
+Table = dict[str, Any]
+
+
+def save(checkpoint: dict[str, Any], table: Table) -> None:
+    """Record what the run is in a checkpoint."""
+    checkpoint[KEY] = table
+
+
+def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str], *, adapter: bool) -> None:
+    """Make sure that a checkpoint is of this run.
+
+    Args:
+        accepted: Options whose change is intended.
+        adapter: Whether the checkpoint holds an adapter alone, which belongs to one base model.
+
+    Raises:
+        UserError: an option differs that is not accepted. Another base model under an adapter is never accepted.
+    """
+    then = checkpoint.get(KEY)
+    if then is None:  # written by another tool
+        return
+    changed = {key: (then.get(key), table.get(key)) for key in {**then, **table} if then.get(key) != table.get(key)}
+    if adapter and BASE_MODEL in changed and "model.policy.dtype" not in changed:
+        raise UserError(
+            "the checkpoint's adapter was trained on a base model with other weights than model.policy.path has now. "
+            "Give the base model that it was trained on."
+        )
+    if unknown := [key for key in accepted if key not in then and key not in table]:
+        known = ", ".join(sorted(changed)) or "none"
+        raise UserError(f"model.accept_changes={unknown}: the checkpoint has no such option. Changed: {known}.")
+    refused = {key: values for key, values in changed.items() if key not in accepted}
+    if refused:
+        lines = [f"  {key}: {_brief(was)} → {_brief(now)}" for key, (was, now) in sorted(refused.items())]
+        raise UserError(
+            "\n".join(["the checkpoint is of another run (then → now):", *lines])
+            + "\nResume with what the run had, or accept the changes: "
+            + f"--model.accept_changes=[{','.join(sorted(refused))}]"
+        )
+
+
+def of_trainer(trainer: Trainer) -> Table:
+    """The trainer's options that decide numbers."""
+    return {
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "trainer.gradient_clip_val": trainer.gradient_clip_val,
+        "trainer.gradient_clip_algorithm": str(trainer.gradient_clip_algorithm or "norm"),
+        "trainer.precision": str(trainer.precision),
+    }
+
+
+def of_options(prefix: str, options: Mapping[str, Any], leave_out: Collection[str] = ()) -> Table:
+    """Options as flat plain values; those of dataclasses under dotted names."""
+    table: Table = {}
+    for name, value in options.items():
+        if f"{prefix}.{name}" in leave_out or name.startswith("_"):
+            continue
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        if isinstance(value, Mapping):
+            table |= of_options(f"{prefix}.{name}", value, leave_out)
+        else:
+            table[f"{prefix}.{name}"] = _plain(value)
+    return table
+
+
+def of_optimizer(make: Any) -> Table:
+    """Class and options of an optimizer that is still to be made."""
+    optimizer = make([torch.nn.Parameter(torch.zeros(1))])
+    options = {name: _plain(value) for name, value in optimizer.defaults.items()}
+    return {"model.optimizer": type(optimizer).__name__} | {f"model.optimizer.{n}": v for n, v in options.items()}
+
+
+def digest_of(tokens: Sequence[Any], sampled: int = 512) -> str:
+    """Identifies token sequences: their number, their total length, and evenly spaced ones in full.
+
+    Args:
+        tokens: One nested list of token ids for each example.
+    """
+    step = max(1, len(tokens) // sampled)
+    text = repr((len(tokens), sum(_length(each) for each in tokens), list(tokens[::step])))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _length(nested: Any) -> int:
+    return sum(map(_length, nested)) if isinstance(nested, Iterable) else 1
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,92 @@
+"""A checkpoint resumes the run that it is of. Another one stops with a list of what differs."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import adamw, fit, llama_config, on_policy, sgd, write_pairs
+from transformers import LlamaForCausalLM
+
+from lit_align.data import BestWorst, OfflinePairs
+from lit_align.errors import UserError
+from lit_align.objectives import DPO, IPO
+from lit_align.policy import LoRAConfig, PolicyConfig
+
+
+def run(model: str, ckpt_path: str | None = None, objective=DPO, data=None, options=None, **trainer) -> DPO:
+    module = objective(PolicyConfig(model, dtype="float32"), **({"optimizer": adamw()} | (options or {})))
+    saving = ModelCheckpoint("ckpt", save_last=True)
+    fit(module, data or OfflinePairs("pairs.jsonl", batch_size=2), saving, ckpt_path=ckpt_path, **trainer,
+        enable_checkpointing=True)  # fmt: skip
+    return module
+
+
+@pytest.fixture
+def checkpoint(tiny_model, in_tmp) -> str:
+    write_pairs(in_tmp)
+    run(tiny_model)
+    return "ckpt/last.ckpt"
+
+
+CHANGES = {
+    "model": {"objective": IPO},
+    "model.beta: 0.1 → 0.3": {"options": {"beta": 0.3}},
+    "model.schedule: linear → cosine": {"options": {"schedule": "cosine"}},
+    "model.optimizer: AdamW → SGD": {"options": {"optimizer": sgd()}},
+    "model.optimizer.lr: 0.001 → 0.01": {"options": {"optimizer": adamw(1e-2)}},
+    "data.batch_size: 2 → 4": {"data": lambda: OfflinePairs("pairs.jsonl", batch_size=4)},
+    "data.seed: 1 → 5": {"data": lambda: OfflinePairs("pairs.jsonl", batch_size=2, seed=5)},
+    "data.pairing.min_margin: 0.0 → 0.5": {
+        "data": lambda: OfflinePairs("pairs.jsonl", batch_size=2, pairing=BestWorst(0.5))
+    },
+    "trainer.accumulate_grad_batches: 1 → 2": {"accumulate_grad_batches": 2},
+    "trainer.gradient_clip_val: None → 0.5": {"gradient_clip_val": 0.5},
+}
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if "pairing" not in name])
+def test_a_run_of_other_options_does_not_resume(tiny_model, checkpoint, change):
+    changed = dict(CHANGES[change])
+    if "data" in changed:
+        changed["data"] = changed["data"]()
+    with pytest.raises(UserError, match="of another run") as error:
+        run(tiny_model, checkpoint, max_epochs=2, **changed)
+    assert f"  {change}" in str(error.value)
+
+
+def test_a_change_that_is_accepted_resumes(tiny_model, checkpoint):
+    options = {"beta": 0.3, "accept_changes": ["model.beta"]}
+    module = run(tiny_model, checkpoint, options=options, max_epochs=2)
+    assert module.trainer.current_epoch == 2
+    with pytest.raises(UserError, match=r"accept_changes=\['beta'\]: the checkpoint has no such option. Changed: none"):
+        run(tiny_model, checkpoint, options={"beta": 0.3, "accept_changes": ["beta"]}, max_epochs=2)
+
+
+def test_other_data_do_not_resume(tiny_model, checkpoint, in_tmp):
+    text = (in_tmp / "pairs.jsonl").read_text()
+    (in_tmp / "pairs.jsonl").write_text(text.replace("yes 3", "yes 8"))  # as many tokens as before
+    with pytest.raises(UserError, match=r"data\.train: "):
+        run(tiny_model, checkpoint, max_epochs=2)
+
+
+def test_an_adapter_of_another_base_never_resumes(tiny_model, in_tmp):
+    write_pairs(in_tmp)
+    torch.manual_seed(1)
+    LlamaForCausalLM(llama_config(tie_word_embeddings=True)).save_pretrained("other")
+    DPO(PolicyConfig(tiny_model)).tokenizer.save_pretrained("other")
+    lora = {"lora": LoRAConfig(r=2)}
+    run(tiny_model, options=lora)
+    accepting = lora | {"accept_changes": ["model.policy (its weights)"]}
+    with pytest.raises(UserError, match="trained on a base model with other weights"):
+        run("other", "ckpt/last.ckpt", options=accepting, max_epochs=2)
+
+
+def test_rounds_of_another_scorer_or_other_prompts_do_not_resume(tiny_model, in_tmp):
+    run(tiny_model, data=on_policy(in_tmp))
+    (in_tmp / "rewards.py").write_text("def reward(prompts, responses): return [float(len(r)) for r in responses]\n")
+    from lit_align.data import FunctionScorer
+
+    other = on_policy(in_tmp)
+    (in_tmp / "rewards2.py").write_text("def reward(prompts, responses): return [float(len(r)) for r in responses]\n")
+    other.scorer = FunctionScorer(f"{in_tmp / 'rewards2.py'}:reward")
+    with pytest.raises(UserError, match=r"data\.scorer: "):
+        run(tiny_model, "ckpt/last.ckpt", data=other, max_epochs=2)
