@@ -184,9 +184,9 @@ def test_batches_are_cut_by_length_and_depend_on_nothing_else():
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"temperature": -1}, "temperature=-1 must be ≥ 0"),
-        ({"top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
         ({"temperature": math.nan}, "temperature=nan must be ≥ 0"),
-        ({"top_p": math.nan}, "top_p=nan must lie in"),
+        ({"top_p": math.nan}, "top_p=nan must be in"),
         ({"top_k": -1}, "top_k=-1 must be ≥ 0"),
         ({"stop": "END"}, r"stop='END' is a string: give a list of such, \['END'\]"),
         ({"stop": ["END", ""]}, "stop holds an empty string"),
