@@ -39,7 +39,6 @@ KNOWN = (
     "lit_align.policy imports lit_align.loading._",
     "lit_align.objectives.reward_model imports lit_align.loading._",
     "lit_align/data/base.py",
-    "lit_align/data/on_policy.py, OnPolicyPairs",
     "lit_align/objectives/base.py, PreferenceObjective",
 )
 
