@@ -1,7 +1,8 @@
-"""From a checkpoint to a folder that plain transformers (or plain peft) loads, with a model card.
+"""Writes a checkpoint as a folder that plain transformers (or plain peft) loads, with a model card.
 
-The card states the objective, what the policy was held near, the data, the verdict with its intervals, and the whole
-configuration, as far as the run's folder has them. The objective and its policy are read from the checkpoint.
+The card states the objective, the reference, the data, the verdict with its intervals, and the whole configuration, as
+far as the run's folder holds them. The objective and the policy are read from the checkpoint. Reference adapters are
+not exported.
 """
 
 import warnings
@@ -25,22 +26,22 @@ from lit_align.reference.config import ReferenceConfig
 
 
 def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
-    """Write model (or adapter), tokenizer, generation config and README.md; gives the folder.
+    """Write model (or adapter), tokenizer, generation config and README.md; returns the folder.
 
     Args:
         source: A run's folder, or a checkpoint in one: a file, or a folder of shards.
         out: Folder to write.
-        adapter: The LoRA adapter alone instead of the merged model.
+        adapter: Write the LoRA adapter alone instead of the merged model.
 
     Raises:
-        UserError: there is no checkpoint, it is damaged, or it has no adapter; or the folder holds something else.
+        UserError: the checkpoint is missing, damaged, or without an adapter; or `out` holds something else.
     """
     folder = Path(out)
     _check_folder(folder, "adapter_config.json" if adapter else "config.json")
     path = find_checkpoint(source)
     policy, hyperparameters = load_policy(path)
     if adapter and policy.adapter is None:
-        raise UserError(f"export: --adapter, but {path} trained all weights. Leave --adapter out.")
+        raise UserError(f"export: --adapter has no effect: {path} trained all weights. Leave --adapter out.")
     run = next((folder for folder in path.parents if (folder / "config.yaml").exists()), None)
     config = yaml.safe_load((run / "config.yaml").read_text()) if run else {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,40 +63,41 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
 
 
 def _check_folder(folder: Path, ours: str) -> None:
-    """An earlier export of the same kind is overwritten; files of anything else would mix with this one's."""
+    """Refuse a folder that holds anything but an earlier export of the same kind, which is overwritten."""
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if there and there & {"config.json", "adapter_config.json"} != {ours}:
-        raise UserError(f"export: --out {folder} holds something else already. Name a new folder, or empty this one.")
+        raise UserError(
+            f"export: --out={folder} must be a new folder or an earlier export; it holds other files. Name another."
+        )
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The checkpoint itself, or a run's newest."""
+    """The given checkpoint, or the newest one of a run."""
     path = Path(source)
     if not path.exists():
-        raise UserError(f"{source}: there is no such folder or checkpoint.")
+        raise UserError(f"{source}: no such folder or checkpoint. Name a run's folder or one of its checkpoints.")
     if path.is_dir() and not (path / ".metadata").exists():
         found = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda each: each.stat().st_mtime)
         if not found:
             raise UserError(
-                f"{source}: there is no checkpoint in {path / 'checkpoints'}. Give one, or take the model that the run "
-                "left in model/."
+                f"{source}: there is no checkpoint in {path / 'checkpoints'}. Name a checkpoint, or use the model that "
+                "the run wrote to model/."
             )
         path = found[-1]
     return path.resolve() if path.is_symlink() else path
 
 
 def load_policy(path: Path) -> tuple[Policy, dict[str, Any]]:
-    """The policy of a checkpoint with its weights, and the objective's hyperparameters.
-
-    The reference's adapters, which lie beside the policy's own, are left behind.
-    """
+    """The policy of a checkpoint with its weights, without reference adapters, and the objective's hyperparameters."""
     try:
-        rest = path / "meta.pt" if path.is_dir() else path  # of a folder of shards, what is no tensor
+        rest = path / "meta.pt" if path.is_dir() else path  # a folder of shards keeps all but the tensors there
         checkpoint = torch.load(rest, map_location="cpu", weights_only=True, mmap=True)
         hyperparameters = checkpoint["hyper_parameters"]
         state = _shards(path) if path.is_dir() else checkpoint["state_dict"]
-    except Exception as error:  # whatever a damaged file does to pickle and zip
-        raise UserError(f"{path}: no checkpoint of lit_align can be read from it ({type(error).__name__}).") from error
+    except Exception as error:  # a damaged file can raise anything from pickle and zip
+        raise UserError(
+            f"{path}: not a valid checkpoint of lit_align ({type(error).__name__}). Is it truncated? Name another."
+        ) from error
     config = from_fields(PolicyConfig, hyperparameters["policy"])
     lora = from_fields(LoRAConfig, hyperparameters["lora"]) if hyperparameters["lora"] else None
     kept = {name: checkpoint.get(name) for name in ("hparams_name", "output_name")}
@@ -106,14 +108,14 @@ def load_policy(path: Path) -> tuple[Policy, dict[str, Any]]:
     trained = {f"model.{name}" for name, _ in policy.trainable_weights()}
     if lost := [name for name in left if name in trained] + [name for name in more if not is_adapter_weight(name)]:
         raise UserError(
-            f"{path}: {len(lost)} weights do not fit the model {config.path!r}, such as {lost[0]!r}. Is it still the "
-            "one that was trained?"
+            f"{path}: {len(lost)} weights do not fit the model {config.path!r}, such as {lost[0]!r}. Restore the model "
+            "that was trained."
         )
     return policy.eval(), hyperparameters
 
 
 def _shards(folder: Path) -> dict[str, Tensor]:
-    """The policy's weights out of a folder of shards, whole; without a process group, whoever wrote them."""
+    """The policy's full weights from a folder of shards, without a process group."""
     prefix = "state_dict."
     reader = FileSystemReader(folder)
     weights = {
@@ -121,7 +123,7 @@ def _shards(folder: Path) -> dict[str, Tensor]:
         for name, saved in reader.read_metadata().state_dict_metadata.items()
         if name.startswith(f"{prefix}policy.") and isinstance(saved, TensorStorageMetadata)
     }
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is no process group
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about the missing process group
         load({"state_dict": weights}, storage_reader=reader, no_dist=True)
     return weights
 
@@ -192,8 +194,12 @@ def _reference(hyperparameters: dict[str, Any], config: dict[str, Any]) -> str:
         return "none"
     path = from_fields(ReferenceConfig, hyperparameters["reference"]).path
     rule = (config.get("reference_refresh") or {}).get("init_args")
-    moved = f"; every {rule['tau']} {rule['unit']}(s) ← {rule['alpha']}·policy + (1−α)·reference" if rule else ", fixed"
+    moved = f"; every {rule['tau']} {rule['unit']}(s) ← {_mixture(rule['alpha'])}" if rule else ", fixed"
     return f"{path or 'the start'}{moved}"
+
+
+def _mixture(alpha: float) -> str:
+    return "policy" if alpha == 1 else f"{alpha:g}·policy + {1 - alpha:g}·reference"
 
 
 def _data(config: dict[str, Any]) -> str:
@@ -214,13 +220,16 @@ def _verdict(run: Path | None) -> list[str]:
     summary = Summary.read(run) if run else None
     if summary is None:
         return []
-    lines = [f"## On {summary.prompts} held-out prompts, against the start", ""]
+    lines = [f"## On {summary.prompts} held-out prompts, against the start", "", _cell(summary.sentence()), ""]
+    if summary.is_truncated:
+        lines += [_cell(summary.truncation()), ""]
     lines += ["| scorer | reward | win rate (95 %) | at equal length |", "|---|---|---|---|"]
     for name, scorer in summary.scorers.items():
         rate, equal = scorer.win_rate, scorer.win_rate_length_controlled
         reward = f"{scorer.reward_start.value:.3f} → {scorer.reward_end.value:.3f}"
+        fair = "n/a" if summary.is_truncated else f"{equal.value:.1%}"
         interval = f"{rate.value:.1%} ({rate.low:.1%} – {rate.high:.1%})"
-        lines.append(f"| {_cell(name)}: {_cell(scorer.identity)} | {reward} | {interval} | {equal.value:.1%} |")
+        lines.append(f"| {_cell(name)}: {_cell(scorer.identity)} | {reward} | {interval} | {fair} |")
     return [*lines, "", f"KL(policy‖start) = {summary.kl_from_start.value:.2f} nats per response.", ""]
 
 

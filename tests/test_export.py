@@ -63,7 +63,7 @@ def logps(model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
-def test_plain_transformers_gives_the_policys_log_probabilities(tiny_model, in_tmp, lora):
+def test_plain_transformers_gives_the_policys_logps(tiny_model, in_tmp, lora):
     train(in_tmp, tiny_model, *(["--model.lora.r=4"] if lora else []))
     main(["export", "run", "--out", "exported"])
     policy, _ = load_policy(Path("run/checkpoints/last.ckpt").resolve())
@@ -87,7 +87,7 @@ def test_plain_transformers_gives_the_policys_log_probabilities(tiny_model, in_t
     assert yaml.safe_load(front)["base_model"] == tiny_model
     summary = json.loads(Path("run/summary.json").read_text())["scorers"]["training"]
     verdict = f"{summary['win_rate']:.1%} ({summary['win_rate_low']:.1%} – {summary['win_rate_high']:.1%})"
-    for piece in ("DPO: −log σ", "every 1 step(s) ← 1.0·policy", "pairs.jsonl", verdict, "class_path: "):
+    for piece in ("DPO: −log σ", "every 1 step(s) ← policy", "pairs.jsonl", verdict, "class_path: "):
         assert piece in body
 
 
@@ -167,13 +167,13 @@ def test_a_reward_model_is_exported_as_a_classifier(tiny_model, in_tmp):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: None, "there is no such folder"),
+        (lambda: None, "no such folder or checkpoint"),
         (lambda: Path("run").mkdir(), "there is no checkpoint in run/checkpoints"),
-        (lambda: Path("run").write_bytes(b"no checkpoint"), "no checkpoint of lit_align"),
-        (lambda: (Path("run").mkdir(), Path("run/.metadata").touch()), "no checkpoint of lit_align"),
+        (lambda: Path("run").write_bytes(b"no checkpoint"), "not a valid checkpoint of lit_align"),
+        (lambda: (Path("run").mkdir(), Path("run/.metadata").touch()), "not a valid checkpoint of lit_align"),
     ],
 )
-def test_what_cannot_be_exported_is_said(in_tmp, make, said):
+def test_what_cannot_be_exported_is_reported(in_tmp, make, said):
     make()
     with pytest.raises(UserError, match=said):
         export("run", "exported")
@@ -185,7 +185,7 @@ def test_what_cannot_be_exported_is_said(in_tmp, make, said):
 def test_an_export_does_not_mix_with_what_is_there(in_tmp, holds, adapter):
     Path("exported").mkdir()
     Path("exported", holds).touch()
-    with pytest.raises(UserError, match="exported holds something else already"):
+    with pytest.raises(UserError, match="exported must be a new folder or an earlier export"):
         export("run", "exported", adapter)
 
 
@@ -234,7 +234,7 @@ def test_a_chat_keeps_the_turns_of_each_speaker(tiny_model, capsys):
     assert capsys.readouterr().out.count(tiny_model) == 6
 
 
-def test_what_no_longer_fits_into_the_model_is_left_out_oldest_first(tiny_model, capsys):
+def test_a_long_chat_loses_its_oldest_turns_first(tiny_model, capsys):
     speaker = Speaker(tiny_model, Sampling(max_new_tokens=4))
     lines = iter(["a" * 200, "b" * 200, "c" * 200, "d" * 600, "e", "/quit"])
     chat([speaker], read=lambda _: next(lines))
@@ -243,7 +243,7 @@ def test_what_no_longer_fits_into_the_model_is_left_out_oldest_first(tiny_model,
     assert "exceed the 512 positions of this model. Shorten the message" in " ".join(capsys.readouterr().out.split())
 
 
-def test_an_answer_that_is_interrupted_leaves_the_talk_as_it_was(tiny_model, capsys, monkeypatch):
+def test_an_interrupted_answer_leaves_the_chat_as_it_was(tiny_model, capsys, monkeypatch):
     speaker = Speaker(tiny_model, Sampling(max_new_tokens=4))
     lines = iter(["one", "two", "three", "/quit"])
     sample = lit_align.cli.chat.sample_responses

@@ -29,7 +29,7 @@ from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
 from lit_align.reporting.run_record import record_start
-from lit_align.sharding import local
+from lit_align.sharding import local_shard
 
 
 class RunReport(AlignCallback):
@@ -101,6 +101,12 @@ class RunReport(AlignCallback):
             logger.log_metrics(values, step=trainer.global_step)
         self._began, self._trained = None, 0
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the metrics, too: a killed run that resumes from the checkpoint has all rows before it."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.save()
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
             logger.save()
@@ -148,7 +154,7 @@ def _memory(module: PreferenceObjective) -> str:
     """Memory of the weights, gradients, AdamW's two moments and the reference in this process, without activations."""
 
     def size(weights: Iterable[Tensor]) -> int:
-        return sum(local(weight).numel() * weight.element_size() for weight in weights)
+        return sum(local_shard(weight).numel() * weight.element_size() for weight in weights)
 
     assert module.policy is not None
     reference = getattr(module, "reference", None)

@@ -33,7 +33,7 @@ from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table, digest_of, of_options
-from lit_align.sharding import wait_for_all
+from lit_align.sharding import barrier_with_timeout
 
 
 class OnPolicyPairs(PairsDataModule):
@@ -134,7 +134,7 @@ class OnPolicyPairs(PairsDataModule):
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if self.prompts_per_round == "chunk" and self._rounds < 1:
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
-        wait_for_all("setup", self.wait_minutes)
+        barrier_with_timeout("setup", self.wait_minutes)
         rows = self.source(self.prompts, self.prompts_split).read("prompts")
         self._prompts, counts = self.preference_tokenizer.prompts(rows)
         if not self._prompts:

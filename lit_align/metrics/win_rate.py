@@ -6,8 +6,8 @@ For a prompt with n responses of the policy (rewards r) and m of the other (rewa
     ties as wins        mean over the n × m pairs of  1[r_i ≥ s_j]         (the PRPO paper's rule; ½ becomes 62.5 % for
                                                                             n = 4 when both are the same responses)
 
-and the mean of that over prompts. Intervals are percentile bootstraps over prompts: prompts, not pairs, are drawn,
-since responses to one prompt are not independent.
+and the mean of that over prompts. Intervals are percentile bootstraps over prompts: prompts, not pairs, are resampled,
+since responses to one prompt are not independent. A rate of 0 or 1 on all prompts has Clopper and Pearson's interval.
 
 **Length-controlled win rate.** Judges like long responses, so that a policy can win by length alone. As in AlpacaEval 2
 (Dubois et al., arXiv 2404.04475) a logistic regression explains the outcome w ∈ {0, ½, 1} of each pair by a constant
@@ -70,6 +70,20 @@ def bootstrap_interval(
     return low, high
 
 
+def rate_interval(values: Tensor) -> tuple[float, float]:
+    """95 % interval of the mean of independent rates in [0, 1], [P].
+
+    Where all rates are 1, or all are 0, resampling them gives no width. Then the bound is Clopper and Pearson's for P
+    trials: all P rates would be 1 with probability 2.5 %.
+    """
+    P = len(values)
+    if bool((values == 1).all()):
+        return 0.025 ** (1 / P), 1.0
+    if bool((values == 0).all()):
+        return 0.0, 1 - 0.025 ** (1 / P)
+    return bootstrap_interval(values)
+
+
 def length_controlled_win_rate(wins: Tensor, lengths: Tensor, other_lengths: Tensor) -> tuple[float, float, float]:
     """Win rate at equal length, and its 95 % interval.
 
@@ -119,6 +133,11 @@ class Estimate(NamedTuple):
         """Mean of the prompts' values, [P], with its bootstrap interval."""
         return cls(values.double().mean().item(), *bootstrap_interval(values))
 
+    @classmethod
+    def of_rates(cls, values: Tensor) -> "Estimate":
+        """Mean of the prompts' win rates, [P], with its interval (`rate_interval`)."""
+        return cls(values.double().mean().item(), *rate_interval(values))
+
     def named(self, name: str) -> dict[str, float]:
         """The three numbers as NAME, NAME_low and NAME_high."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
@@ -143,7 +162,7 @@ def compare_rewards(rewards: Tensor, other: Tensor, lengths: Tensor, other_lengt
     return RewardComparison(
         reward=Estimate.of(rewards.double().mean(1)),
         other_reward=Estimate.of(other.double().mean(1)),
-        win_rate=Estimate.of(wins.mean((1, 2))),
+        win_rate=Estimate.of_rates(wins.mean((1, 2))),
         win_rate_ties_as_wins=win_rates(rewards, other, tie=1.0).mean().item(),
         win_rate_length_controlled=Estimate(*length_controlled_win_rate(wins, lengths, other_lengths)),
         length=lengths.double().mean().item(),

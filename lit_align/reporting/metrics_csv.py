@@ -1,4 +1,4 @@
-"""`metrics.csv`: every logged value of a run, whatever other logger it has, also over a resume."""
+"""`metrics.csv`: every logged value of a run, beside any other logger, across resumes."""
 
 import csv
 from argparse import Namespace
@@ -12,12 +12,12 @@ from lightning.pytorch.utilities import rank_zero_only
 class MetricsCSV(Logger):
     """One row per logging call, one column per metric, in `FOLDER/metrics.csv`.
 
-    A fresh run drops the rows of an earlier one in the same folder. One that resumes keeps those up to the step of its
-    first row, drops later ones, and replaces what it logs of that step again.
+    A fresh run drops the rows of an earlier run in the folder. A resumed run keeps the rows up to the step of its first
+    row, drops later ones, and replaces those of that step that it logs again. Lightning gives the epoch with some rows.
     """
 
     resumes: bool | None = None
-    """Whether the run resumes; None, where nobody has said so, is what the first row's step suggests."""
+    """Whether the run resumes; None lets the step of the first row decide: a resumed run does not begin at 0."""
 
     def __init__(self, folder: str | Path):
         super().__init__()
@@ -50,7 +50,7 @@ class MetricsCSV(Logger):
             kept = [row for row in self._rows[: self._before] if row["step"] < step or not again & row.keys()]
             self._rows[: self._before] = kept
             self._before = len(kept)
-        self._rows.append({"step": step} | {name: float(value) for name, value in metrics.items() if name != "epoch"})
+        self._rows.append({"step": step} | {name: float(value) for name, value in metrics.items()})
         self._unsaved += 1
         if self._unsaved >= 20:
             self.save()
@@ -65,8 +65,8 @@ class MetricsCSV(Logger):
         with beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
-            writer.writerows(self._rows)
-        beside.replace(self.path)  # never half there
+            writer.writerows({name: _written(value) for name, value in row.items()} for row in self._rows)
+        beside.replace(self.path)  # never half written
         self._unsaved = 0
 
     @rank_zero_only
@@ -74,8 +74,13 @@ class MetricsCSV(Logger):
         self.save()
 
 
+def _written(value: float) -> str:
+    """Integers without a fraction: 8, whether 8 or 8.0 was logged."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, each with the values it has; none if there is no such file."""
+    """The rows of a metrics.csv, each with its values; none if there is no such file."""
     if not Path(path).exists():
         return []
     with Path(path).open(newline="") as file:

@@ -89,7 +89,7 @@ def paired_comparison(
     signs = torch.randint(2, (flips, len(both)), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
     flipped = (signs @ differences).abs() / len(both)
     p = (1 + (flipped >= differences.mean().abs() - 1e-12).sum().item()) / (1 + flips)
-    return PairedComparison(len(both), Estimate.of(differences), p, Estimate.of(rates))
+    return PairedComparison(len(both), Estimate.of(differences), p, Estimate.of_rates(rates))
 
 
 PAIRED_HEAD = ["scorer", "A", "B", "prompts", "reward of A − B", "p", "A beats B"]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lit_align.evaluation.summary import TRAINING
-from lit_align.metrics.win_rate import bootstrap_interval
+from lit_align.metrics.win_rate import rate_interval
 from lit_align.reporting.page import plain
 from lit_align.reporting.paired import SharedScorer, scorers_of
 from lit_align.reporting.run_folder import Run, metric_of
@@ -214,7 +214,7 @@ def _draw_win_rate(axis: Axes, runs: Sequence[Run], scorers: Sequence[SharedScor
             }
             rates = {step: torch.tensor(values) for step, values in rates.items() if values}
             if rates:
-                low, high = zip(*map(bootstrap_interval, rates.values()), strict=True)
+                low, high = zip(*map(rate_interval, rates.values()), strict=True)
                 axis.fill_between(list(rates), low, high, color=color, alpha=0.12, linewidth=0)
                 axis.vlines(list(rates), low, high, color=color, alpha=0.3, linewidth=1)  # a single one has no band
     if not drawn:

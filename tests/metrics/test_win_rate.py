@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_align.metrics import WinRateMetric, bootstrap_interval, length_controlled_win_rate, win_rates
-from lit_align.metrics.win_rate import pair_wins
+from lit_align.metrics.win_rate import pair_wins, rate_interval
 
 
 def test_win_rates_count_pairs_with_ties_as_half_or_as_wins():
@@ -105,3 +105,20 @@ def test_with_equal_lengths_there_is_nothing_to_control():
     assert length_controlled_win_rate(wins, same, same)[0] == pytest.approx(wins.mean().item(), abs=1e-5)
     lengths = torch.randint(1, 9, (30, 2))
     assert 0.9999 < length_controlled_win_rate(torch.ones(30, 2, 2), lengths, same)[0] < 1
+
+
+def test_the_interval_of_a_rate_covers_near_100_percent():
+    """At a true rate of 0.99, all of 128 prompts are won in 28 % of runs, and the bootstrap then has no width."""
+    generator = torch.Generator().manual_seed(0)
+    runs = torch.rand(300, 128, generator=generator, dtype=torch.float64) < 0.99
+    covered = [low <= 0.99 <= high for low, high in map(rate_interval, runs.double())]
+    assert sum(covered) / len(covered) > 0.93
+    bootstrap = [low <= 0.99 <= high for low, high in map(bootstrap_interval, runs[:100].double())]
+    assert sum(bootstrap) / len(bootstrap) < 0.8
+
+
+def test_a_rate_of_one_or_zero_has_the_exact_interval():
+    low, high = rate_interval(torch.ones(20))
+    assert (low, high) == (pytest.approx(0.8315665), 1.0)  # scipy.stats.beta.ppf(0.025, 20, 1)
+    assert rate_interval(torch.zeros(20)) == (0.0, pytest.approx(1 - 0.8315665))
+    assert rate_interval(torch.full((20,), 0.5)) == (0.5, 0.5)

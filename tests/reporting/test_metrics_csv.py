@@ -12,24 +12,30 @@ def log(folder, *rows):
 
 def test_columns_may_come_later_and_values_come_back(tmp_path):
     log(tmp_path, (0, {"loss": 1.5, "epoch": 0}), (3, {"reward": 0.1 + 0.2}))
-    assert read_metrics(tmp_path / "metrics.csv") == [{"step": 0, "loss": 1.5}, {"step": 3, "reward": 0.1 + 0.2}]
+    rows = [{"step": 0, "loss": 1.5, "epoch": 0}, {"step": 3, "reward": 0.1 + 0.2}]
+    assert read_metrics(tmp_path / "metrics.csv") == rows
 
 
-def test_a_resumed_run_replaces_only_rows_after_its_checkpoint(tmp_path):
+def test_integers_have_no_fraction(tmp_path):
+    log(tmp_path, (8, {"round": 2.0, "loss": 1.5, "epoch": 1}))
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,round,loss,epoch", "8,2,1.5,1"]
+
+
+def test_a_resumed_run_replaces_the_rows_after_its_checkpoint(tmp_path):
     log(tmp_path, *((step, {"loss": step}) for step in range(5)))
     log(tmp_path, (2, {"loss": 20}), (3, {"loss": 30}))
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [(row["step"], row["loss"]) for row in rows] == [(0, 0), (1, 1), (2, 20), (3, 30)]
 
 
-def test_a_new_run_in_the_same_folder_begins_anew(tmp_path):
+def test_a_new_run_drops_the_rows_of_an_earlier_one(tmp_path):
     log(tmp_path, (0, {"loss": 1}), (1, {"loss": 2}))
     log(tmp_path, (0, {"loss": 3}))
     assert read_metrics(tmp_path / "metrics.csv") == [{"step": 0, "loss": 3}]
     assert read_metrics(tmp_path / "none.csv") == []
 
 
-def test_resuming_at_a_rounds_end_keeps_the_last_steps_metrics(tmp_path):
+def test_a_run_resumed_at_a_rounds_end_keeps_its_last_steps_rows(tmp_path):
     log(
         tmp_path,
         (0, {"loss": 1}),
@@ -53,7 +59,7 @@ def test_resuming_at_a_rounds_end_keeps_the_last_steps_metrics(tmp_path):
     ]
 
 
-def test_a_fresh_run_that_logs_late_keeps_nothing_of_an_earlier_one(tmp_path):
+def test_a_fresh_run_that_logs_late_keeps_no_earlier_rows(tmp_path):
     log(tmp_path, (0, {"loss": 1}), (3, {"loss": 2}))
     logger = MetricsCSV(tmp_path)
     logger.resumes = False

@@ -1,0 +1,29 @@
+"""What a run leaves in its folder."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import fit, sgd, write_pairs
+
+from lit_align.callbacks import RunReport
+from lit_align.data import OfflinePairs
+from lit_align.objectives import DPO
+from lit_align.policy import PolicyConfig
+from lit_align.reporting.metrics_csv import read_metrics
+
+
+def test_a_checkpoint_has_all_rows_of_metrics_before_it(tiny_model, in_tmp):
+    """A killed run writes nothing more, so that the file counts as it is after the checkpoint."""
+    seen = []
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                seen.extend(row["step"] for row in read_metrics("run/metrics.csv") if "train/loss" in row)
+
+    data = OfflinePairs(write_pairs(in_tmp, 8), batch_size=4)
+    callbacks = [Look(), RunReport(save_model=False), ModelCheckpoint(Path("run"), save_on_train_epoch_end=True)]
+    options = {"max_epochs": 2, "enable_checkpointing": True, "log_every_n_steps": 1, "default_root_dir": "run"}
+    fit(DPO(PolicyConfig(tiny_model), optimizer=sgd()), data, *callbacks, **options)
+    assert seen == [0, 1]
