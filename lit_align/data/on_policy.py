@@ -241,24 +241,11 @@ class OnPolicyPairs(PairsDataModule):
             "prompts": digest(repr([ids for _, ids in self.prompts_of_round(index)])),
         }
 
-    def _check_settings(self) -> None:
-        """Make sure that a round that a checkpoint is in the middle of has the same prompts and settings now."""
-        begun = self.current_round
-        settings = self._settings(begun.index)
-        if different := [name for name, value in settings.items() if begun.key.get(name) != value]:
-            options = [f"{'model' if name == 'policy.temperature' else 'data'}.{name}" for name in different]
-            raise UserError(
-                f"the checkpoint is from the middle of round {begun.index + 1}, whose responses were sampled with "
-                f"another {' and '.join(options)}. (data.prompts, prompts_per_round, seed and, for chunks, "
-                "trainer.max_epochs determine a round's prompts.) Resume with the settings that the round began with, "
-                "or from a checkpoint at the end of a round."
-            )
-
     def _make_round(self) -> None:
         """Sample, score, pair and record; what is stored is read."""
         assert self.trainer is not None
-        self._check_settings()
         begun, maker = self.current_round, self._round_maker()
+        check_settings(begun, self._settings(begun.index))
         print_line(f"round {begun.index + 1}" + (f" of {self._rounds}" if self._rounds > 0 else ""))
 
         sampled = maker.sample()
@@ -367,4 +354,16 @@ def check_file_pairs(module: PreferenceObjective, option: str, source: Source, i
         raise UserError(
             f"{option} must have rewards, from which {name} as configured learns. Add them (columns score_chosen and "
             f"score_rejected, or responses and rewards), or l{fix}"
+        )
+
+
+def check_settings(begun: CurrentRound, settings: dict[str, Any]) -> None:
+    """Make sure that a round that a checkpoint is in the middle of has the same prompts and settings now."""
+    if different := [name for name, value in settings.items() if begun.key.get(name) != value]:
+        options = [f"{'model' if name == 'policy.temperature' else 'data'}.{name}" for name in different]
+        raise UserError(
+            f"the checkpoint is from the middle of round {begun.index + 1}, whose responses were sampled with "
+            f"another {' and '.join(options)}. (data.prompts, prompts_per_round, seed and, for chunks, "
+            "trainer.max_epochs determine a round's prompts.) Resume with the settings that the round began with, "
+            "or from a checkpoint at the end of a round."
         )
