@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lit_align.errors import UserError, first_line
 
-disable_progress_bar()  # loading weights is quick, and its bar would break into ours
+disable_progress_bar()  # loading weights is quick, and its bar would interrupt ours
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -29,10 +29,11 @@ class PolicyConfig:
         dtype: Type of the weights. auto: float32, so that small updates are not rounded away; bfloat16 under LoRA,
             whose frozen weights need no more (the adapter stays float32).
         attention: transformers' attention implementation: sdpa, eager, flash_attention_2, ...
-        temperature: Train the tempered policy: wherever log-probabilities are taken, of policy, reference and sampler
-            alike, logits are divided by it. EXO's authors do, by the 0.8 at which they sample (sampling.temperature).
-        dropout: Keep the model's own dropout while training. Off, policy and reference agree exactly at the start.
-        gradient_checkpointing: Compute activations again in the backward pass: less memory, about a third more time.
+        temperature: Train the tempered policy: log-probabilities of policy, reference and sampler alike come from
+            logits divided by it. EXO's authors use the 0.8 at which they sample (sampling.temperature).
+        dropout: Keep the model's own dropout during training. Without it, policy and reference agree exactly at the
+            start.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Run code that the model's repository ships.
         tokenizer: Hub name or folder of another tokenizer than the model's; data.tokenizer sets it.
@@ -74,7 +75,7 @@ class LoRAConfig:
         dropout: Dropout on the adapter's input while training.
         targets: Names of the layers to adapt; all-linear is every linear layer but the output head.
         rslora: Scale by alpha / √r instead (arXiv 2312.03732).
-        adapter: Folder of an existing adapter to go on training; it brings its own r, alpha, targets.
+        adapter: Folder of an existing adapter to continue training; it brings its own r, alpha, targets.
     """
 
     r: int = 16
@@ -93,11 +94,11 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     """
     path = config.tokenizer or config.path
     option = "model.policy.path" if config.tokenizer is None else "data.tokenizer"
-    where = _locate(config if config.tokenizer is None else replace(config, path=path, revision=None))
+    where = locate_model(config if config.tokenizer is None else replace(config, path=path, revision=None))
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
     except (OSError, ValueError) as error:
-        here = "" if Path(path).exists() else "there is no such folder here, and as a name of the hub: "
+        here = "" if Path(path).exists() else "this folder does not exist, and as a hub name: "
         raise UserError(f"{option}: no tokenizer for {path!r}: {here}{first_line(error)}.") from error
     if config.chat_template is not None:
         tokenizer.chat_template = read_template(config.chat_template)
@@ -125,7 +126,7 @@ def load_positions(config: PolicyConfig) -> int | None:
     if config.path.endswith(".gguf"):
         return None  # its head is read together with its weights only
     try:
-        model = AutoConfig.from_pretrained(**_locate(config))
+        model = AutoConfig.from_pretrained(**locate_model(config))
     except (OSError, ValueError) as error:
         raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
     return getattr(model.get_text_config(), "max_position_embeddings", None)
@@ -146,13 +147,13 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
 
 
 def resolve_dtype(config: PolicyConfig, lora: LoRAConfig | None) -> torch.dtype:
-    """The type that the model's weights get."""
+    """The type in which the model's weights are loaded."""
     if config.dtype == "auto":
         return torch.bfloat16 if lora else torch.float32
     return getattr(torch, config.dtype)
 
 
-def _locate(config: PolicyConfig) -> dict[str, Any]:
+def locate_model(config: PolicyConfig) -> dict[str, Any]:
     """`from_pretrained`'s arguments for a hub name, a folder, a GGUF file, or a GGUF file in a package."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
     if config.path.endswith(".gguf"):
@@ -161,7 +162,7 @@ def _locate(config: PolicyConfig) -> dict[str, Any]:
         if colon:
             path = _file_of_package(package, file)
         if not path.is_file():
-            raise UserError(f"model.policy.path: there is no GGUF file {str(path)!r}.")
+            raise UserError(f"model.policy.path: the GGUF file {str(path)!r} does not exist.")
         return options | {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     looks_local = Path(config.path).is_absolute() or config.path.startswith(".") or config.path.count("/") != 1
     if looks_local and "/" in config.path and not Path(config.path).is_dir():
@@ -183,7 +184,7 @@ def _file_of_package(package: str, file: str) -> Path:
     raise UserError(f"model.policy.path: the package {package!r} ships no file {file!r}.")
 
 
-def _gguf_options(where: dict[str, Any]) -> dict[str, Any]:
+def gguf_options(where: dict[str, Any]) -> dict[str, Any]:
     """Unpack GGUF weights: packed ones can be neither trained nor saved (transformers ≥ 5.20 keeps them packed)."""
     if "gguf_file" not in where:
         return {}
@@ -194,8 +195,8 @@ def _gguf_options(where: dict[str, Any]) -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
-def _turn_off_dropout(model: nn.Module) -> None:
-    """Also where it is a number that attention reads (`attention_dropout`, GPT-2's `attn_pdrop`)."""
+def turn_off_dropout(model: nn.Module) -> None:
+    """Turn off dropout modules, and dropout rates that attention reads (`attention_dropout`, GPT-2's `attn_pdrop`)."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -204,7 +205,7 @@ def _turn_off_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CAUSAL_LM") -> PeftModel:
+def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CAUSAL_LM") -> PeftModel:
     if lora.adapter is not None:
         try:
             adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
@@ -213,7 +214,7 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "C
         config = adapter.peft_config["default"]
         if type(config) is not LoraConfig or config.use_dora or config.modules_to_save or config.bias != "none":
             raise UserError(
-                f"model.lora.adapter: {lora.adapter!r} is no plain LoRA adapter (DoRA, modules_to_save and trained "
+                f"model.lora.adapter: {lora.adapter!r} is not a plain LoRA adapter (DoRA, modules_to_save and trained "
                 "biases are not supported). Merge it into the model and start from that."
             )
     else:
@@ -235,13 +236,13 @@ def _add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "C
         given = f"targets={lora.targets!r}" if lora.adapter is None else f"adapter={lora.adapter!r}"
         raise UserError(
             f"model.lora.{given}: the embedding of this model shares its weights with the output head, so that an "
-            "update of the one alone cannot be merged. Leave both out."
+            "update of only one of them cannot be merged. Leave both out."
         )
     return adapter  # type: ignore[return-value]
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Have activations computed again in the backward pass."""
+    """Recompute activations in the backward pass."""
     # the name has changed between releases of transformers 5
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})

@@ -2,12 +2,12 @@
 
     log π(y|x) = Σ_t log softmax(logits_t)[y_t]      over the response's tokens, its end-of-sequence token included
 
-One function serves policy, reference and sampler. It computes a prompt once for all its responses (`packing.py`), sends
-only the positions that predict a response token through the output head, and those in chunks that the backward pass
-computes again: neither logits of prompts and padding nor a tensor of [all tokens, vocabulary] is ever formed.
+One function serves policy, reference and sampler. It computes a prompt once for all its responses (`packing.py`). Only
+the positions that predict a response token pass the output head, in chunks that the backward pass recomputes. So
+neither logits of prompts and padding nor a tensor of [all tokens, vocabulary] is ever formed.
 
 Shapes: B prompts, K branches (responses) of each, P prompt tokens, R response tokens, N = B·K rows, M response tokens
-of the batch in all, H hidden units, V vocabulary.
+in the whole batch, H hidden units, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
@@ -21,8 +21,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_align.packing import PACKED, Packing, packed_hidden
 
-HEAD_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}
-"""Memory for the float32 logits of the response tokens that pass the output head at once; little, to stay in caches."""
+LOGITS_CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}
+"""Memory for the float32 logits of one chunk of response tokens; small enough to stay in caches."""
 
 
 @dataclass
@@ -57,11 +57,11 @@ class PreferenceBatch:
 
     @cached_property
     def packing(self) -> Packing:
-        """Its tokens as one row; policy and reference read the same."""
+        """The layout of its tokens as one row, computed once for policy and reference."""
         return Packing.of(self.prompt_mask, self.response_mask)
 
     def select(self, rows: slice) -> "PreferenceBatch":
-        """The same batch with some of its prompts only."""
+        """The batch of some of its prompts only."""
         tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
@@ -82,13 +82,13 @@ def response_logps(model: PreTrainedModel, batch: PreferenceBatch, *, temperatur
 
 
 def hidden_states(model: PreTrainedModel, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-    """The decoder's output, and where in it the tokens of each response are.
+    """The decoder's output, and the places of each response's tokens in it.
 
-    The batch is one row without padding where the model was made to compute such (`share_prefix`); else there is a row
-    for each response, its prompt before it.
+    The batch is one row without padding if the model shares prefixes (`enable_prefix_sharing`); otherwise each response
+    has a row of its own, after its prompt.
 
     Returns:
-        [tokens, H], and the places of each prompt's last token and of the response tokens behind it, [B, K, 1 + R].
+        [tokens, H], and the places of each prompt's last token and of the response tokens after it, [B, K, 1 + R].
     """
     if model.config._attn_implementation == PACKED:
         return packed_hidden(model, batch.prompt_ids, batch.response_ids, batch.packing), batch.packing.response_places
@@ -117,10 +117,11 @@ def single_rows(batch: PreferenceBatch) -> tuple[dict[str, Tensor], Tensor]:
     return inputs, rows * width + columns
 
 
-def share_prefix(model: PreTrainedModel) -> bool:
-    """Have the model compute each prompt once for all its responses (`packing.py`), if that changes nothing.
+def enable_prefix_sharing(model: PreTrainedModel) -> bool:
+    """Let the model compute each prompt once for all its responses (`packing.py`), if that leaves its output the same.
 
-    It is tried on a few tokens. Some models cannot: eager attention, attention of their own (ALiBi), recurrent states.
+    This is tried on a few tokens. It fails for eager attention, for models with their own attention (ALiBi) and for
+    recurrent states. Returns whether the model shares prefixes now.
     """
     config = model.config.get_text_config()
     if model.config._attn_implementation != "sdpa" or getattr(config, "attention_chunk_size", None):
@@ -139,8 +140,9 @@ def share_prefix(model: PreTrainedModel) -> bool:
         hidden, places = hidden_states(model, batch)
         return hidden[places[:, :, 1:][batch.response_mask]].double()
 
+    # a window may be longer than these few tokens: then ask whether a layer has passed it on
     layers = getattr(config, "layer_types", None) or ["sliding_attention"]
-    window = getattr(config, "sliding_window", None) if "sliding_attention" in layers else None  # longer than this try
+    window = getattr(config, "sliding_window", None) if "sliding_attention" in layers else None
     was_training = model.training
     model.eval()
     try:
@@ -149,7 +151,7 @@ def share_prefix(model: PreTrainedModel) -> bool:
         off = (tokens() - single).norm() / single.norm()
         same = off.item() < max(1e-4, 6 * torch.finfo(model.dtype).eps)
         same = same and (window is None or window in batch.packing.windows)
-    except (TypeError, ValueError, RuntimeError):  # no position_ids, another form of mask
+    except (TypeError, ValueError, RuntimeError):  # the model takes no position_ids, or masks of another form
         same = False
     finally:
         model.train(was_training)
@@ -170,7 +172,8 @@ def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temper
         logits = logits if temperature == 1 else logits / temperature
         return -cross_entropy(logits, target_chunk, reduction="none")
 
-    chunk = max(1, HEAD_BYTES.get(hidden.device.type, 1 << 29) // (config.vocab_size * max(4, hidden.element_size())))
+    chunk_bytes = LOGITS_CHUNK_BYTES.get(hidden.device.type, 1 << 29)
+    chunk = max(1, chunk_bytes // (config.vocab_size * max(4, hidden.element_size())))
     chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     if torch.is_grad_enabled():
         return torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in chunks])  # type: ignore[arg-type]
@@ -178,7 +181,7 @@ def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temper
 
 
 def _finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
-    """What some architectures do between the output head and their logits."""
+    """Apply the operations that some architectures have between the output head and their logits."""
     if scale := getattr(config, "logit_scale", None):  # Cohere
         logits = logits * scale
     if divisor := getattr(config, "logits_scaling", None):  # Granite
@@ -190,10 +193,10 @@ def _finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
 
 @torch.no_grad()
 def check_logits(model: PreTrainedModel) -> None:
-    """Make sure that decoder, head and the above reproduce the model's own logits on a few tokens.
+    """Make sure that decoder, head and `_finish_logits` reproduce the model's own logits on a few tokens.
 
     Raises:
-        NotImplementedError: the architecture does something else to its logits.
+        NotImplementedError: the architecture computes its logits in another way.
     """
     ids = torch.arange(1, 5, device=model.device)[None]
     was_training = model.training
@@ -205,6 +208,6 @@ def check_logits(model: PreTrainedModel) -> None:
     model.train(was_training)
     if ours is None or ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
         raise NotImplementedError(
-            f"{type(model).__name__} computes its logits in a way that response log-probabilities do not know: "
-            "compare its forward with lit_align/logprobs.py (_finish_logits) and open an issue."
+            f"{type(model).__name__} computes its logits in a way that lit_align does not support. Compare its "
+            "forward with lit_align/logprobs.py (_finish_logits) and open an issue."
         )

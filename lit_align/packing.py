@@ -1,17 +1,17 @@
-"""A batch as one row without padding, and the attention over it: each prompt once, its responses behind it.
+"""A batch as one row without padding, and attention over that row: each prompt once, followed by its responses.
 
-The row holds the tokens of all prompts, then those of all responses. A prompt's tokens see those before them; a
-response's tokens see the prompt and what came before them in the same response, at positions that go on from the
-prompt's end. Every layer but attention runs on the row as it is. Attention runs over prompts and over responses apart,
-each padded among its kind: causal over prompts, by the device's own kernel or a stretch of tokens at a time, and with a
-mask of response × (prompt + response) over responses. No mask of the whole row is ever formed, and no prompt waits for
-a longer one in any other layer.
+The row holds the tokens of all prompts, then those of all responses. A prompt's tokens see the earlier tokens of the
+prompt. A response's tokens see the prompt and the earlier tokens of the same response; their positions continue from
+the prompt's end. Every layer except attention runs on the row as it is. Attention runs over prompts and over responses
+separately, each padded among its kind. Over prompts it is causal, by the device's own kernel or one block of tokens at
+a time; over responses it has a mask of response × (prompt + response). A mask of the whole row is never formed, and
+only attention pads a prompt to the longest one.
 
-Query heads that share keys and values stand one below the other, as more queries of one head (`_grouped`), so that keys
-and values are read as they are, not repeated for each.
+Query heads that share keys and values are stacked as more queries of one head (`_grouped`), so that keys and values
+need not be repeated for each of them.
 
-It is an attention implementation of transformers (`PACKED`), for all models that go through its attention interface and
-take position ids. In generation it serves the steps of one token; whatever else it is asked it leaves to `sdpa`.
+This is an attention implementation of transformers (`PACKED`), for all models that use its attention interface and take
+position ids. In generation it computes the steps of one token and leaves everything else to `sdpa`.
 
 Shapes as in `logprobs.py`; T is the row's length, N = B·K.
 """
@@ -28,18 +28,19 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 PACKED = "lit_align_packed"
-KERNELS = {"cuda"}
-"""Devices whose own attention is the best there is. On others a prompt is attended to a stretch of tokens at a time,
-and backwards with all scores of a stretch at once."""
-STRETCH = 256
-"""Tokens of a prompt that are done at once, with the keys up to them; of a whole prompt, half would be in vain."""
+FUSED_ATTENTION_DEVICES = {"cuda"}
+"""Devices whose own fused attention is the fastest. On others, attention over a prompt runs one block of tokens at a
+time, and its backward pass forms all scores of a block at once."""
+PROMPT_BLOCK = 256
+"""Prompt tokens in a block, which sees the keys up to its own. Processing a whole prompt at once would waste half the
+work on masked positions."""
 
 
 @dataclass
 class Packing:
-    """Where the tokens of a packed row belong."""
+    """The layout of a packed row."""
 
-    places: Tensor  # [B·P + N·R] place in the row of each token of prompts and responses, T where there is padding
+    places: Tensor  # [B·P + N·R] place in the row of each token of prompts and responses; T for padding
     inverse: Tensor  # [T] place of each token of the row among those
     positions: Tensor  # [T]
     prompt_mask: Tensor  # [B, P] bool
@@ -73,11 +74,11 @@ class Packing:
         return cls(places, inverse, positions, prompt_mask, (K, R))
 
     def masks(self, window: int | None, groups: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
-        """What is added to scores so that tokens do not see all keys: those of prompts, [P, P], and of responses,
-        [N, 1, groups·R, P+R]. None where causality is all, and the device's kernel knows that.
+        """Masks that are added to scores: of prompts, [P, P], and of responses, [N, 1, groups·R, P+R]. The first is
+        None where it would be causal only and the device's kernel has that built in.
 
         Args:
-            window: Positions that a token sees, itself included; None is all.
+            window: Positions that a token sees, including itself; None is all.
             groups: Query heads that share keys and values.
             dtype: Of the scores.
         """
@@ -98,14 +99,14 @@ class Packing:
             before = near(position, prompt) & self.prompt_mask[:, None]
             seen = torch.cat([before, near(response, response).expand(len(before), R, R)], dim=-1)
             self._masks[window, groups, dtype] = (
-                None if reach == P + R and device.type in KERNELS else added(near(prompt, prompt)),
+                None if reach == P + R and device.type in FUSED_ATTENTION_DEVICES else added(near(prompt, prompt)),
                 added(seen).repeat_interleave(K, 0).repeat(1, groups, 1)[:, None],
             )
         return self._masks[window, groups, dtype]
 
 
 class _Move(torch.autograd.Function):
-    """Rows of x at given places, zeros where a place is behind its end; backwards the same with the inverse places."""
+    """Rows of x at given places, zeros where a place is past its end; the backward pass uses the inverse places."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor, inverse: Tensor) -> Tensor:
@@ -119,9 +120,9 @@ class _Move(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """The device's attention, but backwards with plain matrix products over scores that are formed again.
+    """The device's attention, with a backward pass of plain matrix products over recomputed scores.
 
-    The kernel of CPUs goes back block by block, in products too small to be fast: it took 1.4 to 7 times as long.
+    The backward kernel of CPUs works block by block, in products too small to be fast: it took 1.4 to 7 times as long.
     """
 
     @staticmethod
@@ -162,7 +163,8 @@ def _grouped(
         [N, R, heads, size], as `sdpa_attention_forward` gives it.
     """
     stacked = query.reshape(*key.shape[:2], -1, query.shape[-1])
-    if stacked.requires_grad and mask is not None and not dropout and stacked.device.type not in KERNELS:
+    fused = stacked.device.type in FUSED_ATTENTION_DEVICES
+    if stacked.requires_grad and mask is not None and not dropout and not fused:
         attended = _Attention.apply(stacked, key, value, mask, scaling or stacked.shape[-1] ** -0.5)
     else:
         attended = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
@@ -179,7 +181,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed row; of anything else, where no `packing` is given, as `sdpa` does it.
+    """Attention of a packed row; without `packing`, of any other input as `sdpa` computes it.
 
     Args:
         query: [1, heads, T, head size]; key and value likewise, perhaps with fewer heads.
@@ -215,7 +217,7 @@ def packed_attention(
         kwargs["is_causal"] = True
         prompts, _ = sdpa_attention_forward(module, query_p, key_p, value_p, None, **kwargs)
     else:
-        stretches = [slice(start, min(start + STRETCH, P)) for start in range(0, P, STRETCH)]
+        blocks = [slice(start, min(start + PROMPT_BLOCK, P)) for start in range(0, P, PROMPT_BLOCK)]
         attended = [
             _grouped(
                 query_p[:, :, some],
@@ -224,7 +226,7 @@ def packed_attention(
                 causal[some, : some.stop].repeat(groups, 1)[None, None],
                 **kwargs,
             )
-            for some in stretches
+            for some in blocks
         ]
         prompts = torch.cat(attended, dim=1)
     keys = torch.cat([key_p.repeat_interleave(K, 0), key_r], dim=2)

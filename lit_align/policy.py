@@ -1,7 +1,7 @@
 """The policy: the causal language model that every objective trains, and that samples its own responses.
 
-It is loaded from a hub name, a folder or a GGUF file, carries a LoRA adapter if asked to, gives the log-probabilities
-of a batch's responses (`forward`), hands out a plain copy to sample from, and is saved in transformers' format.
+It is loaded from a hub name, a folder or a GGUF file, and may carry a LoRA adapter. It gives the log-probabilities of a
+batch's responses (`forward`) and a plain copy to sample from, and is saved in transformers' format.
 """
 
 import copy
@@ -21,19 +21,22 @@ from lit_align.errors import UserError, first_line
 from lit_align.loading import (
     LoRAConfig,
     PolicyConfig,
-    _add_adapter,
-    _gguf_options,
-    _locate,
-    _turn_off_dropout,
+    add_adapter,
     check_vocabulary,
     enable_checkpointing,
+    gguf_options,
     load_tokenizer,
+    locate_model,
     resolve_dtype,
+    turn_off_dropout,
 )
-from lit_align.logprobs import PreferenceBatch, check_logits, response_logps, share_prefix
-from lit_align.sharding import rank, reshard, shards, whole
+from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
+from lit_align.sharding import fsdp_modules, full_tensor, rank, reshard
 
 __all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "is_adapter_weight", "weights_of"]
+
+CPU_CHUNK_ELEMENTS = 1 << 17
+"""Words that a fingerprint reads at once; so many fit into a processor's cache."""
 
 
 class Policy(nn.Module):
@@ -50,25 +53,25 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.shares_prefix = share_prefix(model)
+        self.shares_prefix = enable_prefix_sharing(model)
         self.temperature = 1.0
         object.__setattr__(self, "adapter", adapter)
 
     @classmethod
     def load(cls, config: PolicyConfig, lora: LoRAConfig | None = None) -> "Policy":
-        """Load the model, and put the adapter on it. In training mode, trainable weights only with `requires_grad`.
+        """Load the model and add the adapter. It is in training mode, and only trainable weights have `requires_grad`.
 
         Raises:
-            UserError: the model or adapter cannot be found or read.
+            UserError: the model or adapter does not exist or cannot be read.
         """
         if not config.temperature > 0:
             raise UserError(f"model.policy.temperature={config.temperature} must be above 0.")
         tokenizer = load_tokenizer(config)
         dtype = resolve_dtype(config, lora)
-        where = _locate(config)
+        where = locate_model(config)
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=dtype, attn_implementation=config.attention, **_gguf_options(where)
+                **where, dtype=dtype, attn_implementation=config.attention, **gguf_options(where)
             )
         except (OSError, ValueError) as error:
             raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
@@ -79,11 +82,11 @@ class Policy(nn.Module):
             )
         check_vocabulary(tokenizer, model, config)
         if not config.dropout:
-            _turn_off_dropout(model)
+            turn_off_dropout(model)
         if config.gradient_checkpointing:
             enable_checkpointing(model)
         check_logits(model)
-        adapter = _add_adapter(model, lora) if lora else None
+        adapter = add_adapter(model, lora) if lora else None
         policy = cls(adapter.get_base_model() if adapter else model, tokenizer, adapter)  # type: ignore[arg-type]
         policy.temperature = config.temperature
         return policy.train()
@@ -103,7 +106,7 @@ class Policy(nn.Module):
 
     @property
     def positions(self) -> int | None:
-        """How many tokens the model can read, if it says so."""
+        """The most tokens that the model can read, if its configuration states it."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -122,7 +125,7 @@ class Policy(nn.Module):
                 yield name.replace(".base_layer", ""), parameter
 
     def trainable_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of what is trained: all weights, or the adapter's factors."""
+        """Name and value of the trained weights: all of them, or the adapter's factors."""
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
     def fingerprint(self) -> str:
@@ -139,7 +142,7 @@ class Policy(nn.Module):
     def merged_copy(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """A frozen plain model with the policy's present weights, the adapter merged, in eval mode.
 
-        Where the weights lie in shards, every process must ask for it, and gets all of it.
+        Where the weights are sharded, every process must call it, and each gets the whole copy.
 
         Args:
             dtype: Type of its weights, the policy's by default; buffers keep theirs, since rotary frequencies do not
@@ -153,7 +156,7 @@ class Policy(nn.Module):
             plain = type(self.model)(config)
         for name, value in self.full_weights():
             parent, _, leaf = name.rpartition(".")
-            weight = nn.Parameter(whole(value).to(dtype, copy=True), requires_grad=False)
+            weight = nn.Parameter(full_tensor(value).to(dtype, copy=True), requires_grad=False)
             setattr(plain.get_submodule(parent), leaf, weight)
         for name, value in self.model.named_buffers():
             parent, _, leaf = name.replace(".base_layer", "").rpartition(".")
@@ -165,7 +168,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Run without dropout."""
+        """Within this context, run without dropout."""
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
@@ -176,9 +179,9 @@ class Policy(nn.Module):
 
     @contextmanager
     def adapters(self, slots: Sequence[str]) -> Iterator[None]:
-        """Run with these adapter slots active instead (none: the plain model).
+        """Within this context, run with these adapter slots active (none: the plain model).
 
-        peft's own switches also toggle `requires_grad`, on the trained slot too; this one touches the flags alone.
+        peft's own switches also toggle `requires_grad`, even of the trained slot; this one changes only the flags.
         """
         layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
         before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
@@ -193,9 +196,9 @@ class Policy(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write model and tokenizer in transformers' format, an adapter merged, in the type it was loaded in.
 
-        Where the weights lie in shards, every process must call it; the first writes.
+        Where the weights are sharded, every process must call it; rank 0 writes.
         """
-        model = self.model if self.adapter is None and not shards(self) else self.merged_copy()
+        model = self.model if self.adapter is None and not fsdp_modules(self) else self.merged_copy()
         if rank() == 0:
             model.save_pretrained(folder)
             self.tokenizer_to_save().save_pretrained(folder)
@@ -219,16 +222,16 @@ def weights_of(model: nn.Module, slot: str) -> Iterator[tuple[str, Tensor]]:
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     """16 hexadecimal digits that identify weights by their bits.
 
-    Of each tensor: the sum modulo 2⁶⁴ of its words of eight bytes, each times an odd number of its place.
+    For each tensor they hash the sum modulo 2⁶⁴ of its 8-byte words, each times an odd number given by its position.
     """
     digest = hashlib.sha256()
     for name, shard in sorted(weights, key=lambda pair: pair[0]):
-        weight = whole(shard)
+        weight = full_tensor(shard)
         octets = weight.detach().contiguous().view(-1).view(torch.uint8)
         words = torch.nn.functional.pad(octets, (0, -octets.numel() % 8)).view(torch.int64)
         total = torch.zeros((), dtype=torch.int64, device=weight.device)
-        for start in range(0, words.numel(), 1 << 17):  # so much stays in a processor's cache
-            chunk = words[start : start + (1 << 17)]
+        for start in range(0, words.numel(), CPU_CHUNK_ELEMENTS):
+            chunk = words[start : start + CPU_CHUNK_ELEMENTS]
             odd = torch.arange(2 * start + 1, 2 * (start + chunk.numel()), 2, device=weight.device)
             total += (chunk * odd).sum()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {total.item()}\n".encode())

@@ -1,7 +1,7 @@
-"""Several processes: weights that lie in shards (FSDP2), and waiting for one another. In one process nothing happens.
+"""Several processes: sharded weights (FSDP2), and barriers. In a single process these functions do nothing.
 
-After a forward pass FSDP2 leaves a root's own weights unsharded, and weights that are written then are lost at the
-next reshard, silently. Whatever reads or writes weights calls `reshard` first.
+After a forward pass FSDP2 leaves a root's own weights unsharded. Values written to them then are silently lost at the
+next reshard, so all code that reads or writes weights calls `reshard` first.
 """
 
 import functools
@@ -20,30 +20,30 @@ from torch.distributed.tensor import DTensor
 from lit_align.errors import UserError
 
 
-def shards(module: object) -> list[FSDPModule]:
-    """The parts of a module that are gathered one at a time; none of what is no module."""
+def fsdp_modules(module: object) -> list[FSDPModule]:
+    """The parts of a module that FSDP2 gathers one at a time; none if it is not sharded, or not a module."""
     return [part for part in module.modules() if isinstance(part, FSDPModule)] if isinstance(module, nn.Module) else []
 
 
 def reshard(module: nn.Module) -> None:
     """Free gathered weights, so that parameters are their shards."""
-    for part in shards(module):
+    for part in fsdp_modules(module):
         part.reshard()
 
 
-def whole(weight: Tensor) -> Tensor:
-    """A weight in full; every process must ask for it."""
+def full_tensor(weight: Tensor) -> Tensor:
+    """A whole weight. A collective: every process must call it."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
-def local(weight: Tensor) -> Tensor:
-    """This process's shard of a weight, in place; the weight itself where there are no shards."""
+def local_shard(weight: Tensor) -> Tensor:
+    """This process's shard of a weight, in place; the weight itself if it is not sharded."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def write_rows(weight: Tensor, start: int, rows: Tensor) -> None:
-    """weight[start : start + len(rows)] ← rows, each process what falls on its shard of rows."""
-    shard, first = local(weight), 0
+    """weight[start : start + len(rows)] ← rows, where each process writes the rows of its shard."""
+    shard, first = local_shard(weight), 0
     if isinstance(weight, DTensor):
         first = -(-weight.shape[0] // weight.device_mesh.size()) * weight.device_mesh.get_local_rank()
     low, high = max(start, first), min(start + len(rows), first + len(shard))
@@ -53,10 +53,10 @@ def write_rows(weight: Tensor, start: int, rows: Tensor) -> None:
 
 @torch.no_grad()
 def load_shards(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Take over whole weights, each process its share.
+    """Load whole weights; each process takes its shard.
 
     Raises:
-        KeyError: the module has no weight of that name.
+        KeyError: the module lacks a weight of that name.
     """
     reshard(module)
     ours = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
@@ -68,37 +68,37 @@ def load_shards(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def rank() -> int:
-    """Number of this process, 0 where there is one."""
+    """This process's rank; 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def wait_for_all(what: str, minutes: float) -> None:
-    """Go on when every process has come here.
+def barrier_with_timeout(what: str, minutes: float) -> None:
+    """Wait until every process has called this.
 
     Raises:
-        UserError: some have not, in that time; names them.
+        UserError: some processes have not, within that time; the message names them.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     try:
         dist.monitored_barrier(_waiting_group(), timedelta(minutes=minutes), wait_all_ranks=True)
     except RuntimeError as error:
-        raise UserError(f"{what}: after {minutes:g} minutes a process has not come so far: {error}") from error
+        raise UserError(f"{what}: a process has not arrived within {minutes:g} minutes: {error}") from error
 
 
 @functools.cache
 def _waiting_group() -> dist.ProcessGroup:
-    """Gloo alone can say who is missing."""
+    """Only gloo reports which processes are missing."""
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)
     return group
 
 
-def leave() -> None:
-    """Say goodbye to the other processes; one that is not the first ends here, where it has nothing left to do.
+def destroy_process_group() -> None:
+    """Destroy the process group; ranks other than 0 exit here.
 
-    Gloo's threads let go of tensors a moment after they report them done, and need Python for it: when Python is shut
-    down by then, the process aborts (pytorch#179291). The first has a report to write meanwhile, others have nothing.
+    Gloo's threads release tensors shortly after they report them done, and need Python for it. If Python has shut down
+    by then, the process aborts (pytorch#179291). Rank 0 writes a report in the meantime; the others have nothing to do.
     """
     if not dist.is_initialized():
         return
@@ -112,11 +112,11 @@ def leave() -> None:
 
 @contextmanager
 def gathered(module: object) -> Iterator[None]:
-    """Hold all weights in full meanwhile, so that each process can run the module by itself, as often as it likes.
+    """Within this context, hold all weights in full, so that each process can run the module on its own.
 
-    Every process must enter and leave. Costs a full copy of the weights in each.
+    Every process must enter and leave. Each holds a full copy of the weights meanwhile.
     """
-    parts = shards(module)
+    parts = fsdp_modules(module)
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()

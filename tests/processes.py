@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 from tiny import fit
 
 from lit_align.callbacks import FSDPSharding
-from lit_align.sharding import reshard, whole
+from lit_align.sharding import full_tensor, reshard
 
 Weights = dict[str, torch.Tensor]
 
@@ -76,7 +76,7 @@ def train(module: LightningModule, data: Any, *callbacks: Callback, strategy: An
         callbacks = (FSDPSharding(), *callbacks)
     fit(module, data, *callbacks, strategy=strategy, devices=processes_of(strategy), **options)
     reshard(module)
-    return {name: whole(weight.detach()).clone() for name, weight in module.named_parameters()}
+    return {name: full_tensor(weight.detach()).clone() for name, weight in module.named_parameters()}
 
 
 def farthest(some: Weights, other: Weights) -> float:

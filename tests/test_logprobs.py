@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from lit_align import logprobs, packing
 from lit_align.data.batches import Example, collate
-from lit_align.loading import _add_adapter, _turn_off_dropout, enable_checkpointing
-from lit_align.logprobs import PreferenceBatch, check_logits, response_logps, share_prefix
+from lit_align.loading import add_adapter, enable_checkpointing, turn_off_dropout
+from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
 from lit_align.policy import LoRAConfig
 
 CANNOT_SHARE = ("gemma2 (soft-capped)", "bloom (ALiBi)")
@@ -46,7 +46,7 @@ def test_logps_equal_the_definition_in_every_architecture(name: str, branches: i
     with torch.no_grad():
         expected = one_by_one(model, examples)
         rows = response_logps(model, collate(examples, range(3)))
-        assert share_prefix(model) == (name not in CANNOT_SHARE)
+        assert enable_prefix_sharing(model) == (name not in CANNOT_SHARE)
         packed = response_logps(model, collate(examples, range(3)))
     torch.testing.assert_close(rows, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(packed, expected, rtol=1e-6, atol=1e-6)
@@ -67,11 +67,11 @@ def logps_and_gradients(model: PreTrainedModel, logps: Tensor) -> tuple[Tensor, 
 def test_gradients_equal_the_definition(
     name: str, lora: bool, recomputed: bool, branches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(logprobs.HEAD_BYTES, "cpu", 5 * 61 * 8)
-    monkeypatch.setattr(packing, "STRETCH", 5)
+    monkeypatch.setitem(logprobs.LOGITS_CHUNK_BYTES, "cpu", 5 * 61 * 8)
+    monkeypatch.setattr(packing, "PROMPT_BLOCK", 5)
     model, examples = build(name), random_examples(branches=branches)
     if lora:
-        model = _add_adapter(model, LoRAConfig(r=2)).double().get_base_model()
+        model = add_adapter(model, LoRAConfig(r=2)).double().get_base_model()
         for parameter in model.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
@@ -79,7 +79,7 @@ def test_gradients_equal_the_definition(
     if recomputed:
         enable_checkpointing(model)
         model.train()
-        _turn_off_dropout(model)
+        turn_off_dropout(model)
     bound = 1e-10 if name in ("gpt_neox", "gpt2", "opt", "phi") else 1e-6  # norms of the others are in float32
     for _ in range(2):  # a row for each response; then, where the model can, all in one
         logps, gradients = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
@@ -87,16 +87,16 @@ def test_gradients_equal_the_definition(
         assert gradients.keys() == exact.keys()
         for weight, gradient in gradients.items():
             assert (gradient - exact[weight]).norm() <= bound * exact[weight].norm() + 1e-10, weight
-        assert share_prefix(model) == (name not in CANNOT_SHARE)
+        assert enable_prefix_sharing(model) == (name not in CANNOT_SHARE)
 
 
 @pytest.mark.parametrize("kernels", [set(), {"cpu"}], ids=["", "the device's kernels"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral (window)"])
 def test_float32_gradients_are_within_rounding(name: str, kernels: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "KERNELS", kernels)
+    monkeypatch.setattr(packing, "FUSED_ATTENTION_DEVICES", kernels)
     model, examples = build(name, torch.float32), random_examples()
     _, single = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
-    assert share_prefix(model)
+    assert enable_prefix_sharing(model)
     _, packed = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
     for weight, gradient in packed.items():
         assert (gradient - single[weight]).norm() <= 1e-5 * single[weight].norm() + 1e-9, weight
@@ -112,7 +112,7 @@ def test_bfloat16_attention_goes_back_as_exactly_as_the_devices_kernels(
     mask = torch.zeros(2, 1, 120, 50).masked_fill(torch.rand(2, 1, 120, 50, generator=generator) < 0.3, -torch.inf)
 
     def gradients(dtype: torch.dtype, kernels: set[str]) -> list[Tensor]:
-        monkeypatch.setattr(packing, "KERNELS", kernels)
+        monkeypatch.setattr(packing, "FUSED_ATTENTION_DEVICES", kernels)
         leaves = [each.detach().to(dtype).requires_grad_() for each in inputs]
         attended = packing._grouped(*leaves, mask.to(dtype))
         return [each.double() for each in torch.autograd.grad(attended.square().sum(), leaves)]
@@ -127,7 +127,7 @@ def test_bfloat16_attention_goes_back_as_exactly_as_the_devices_kernels(
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in CANNOT_SHARE])
 def test_gradients_under_autocast(name: str) -> None:
     model, batch = build(name, torch.float32), collate(random_examples(), range(3))
-    assert share_prefix(model)
+    assert enable_prefix_sharing(model)
     _, exact = logps_and_gradients(model, response_logps(model, batch))
     with torch.autocast("cpu", torch.bfloat16):
         logps = response_logps(model, batch)
@@ -139,7 +139,7 @@ def test_gradients_under_autocast(name: str) -> None:
 @pytest.mark.parametrize("packed", [True, False])
 def test_padding_batch_order_and_company_change_nothing(packed: bool) -> None:
     model, examples = build("gpt_neox"), random_examples(count=4)
-    assert not packed or share_prefix(model)
+    assert not packed or enable_prefix_sharing(model)
 
     def logps_of(batch: PreferenceBatch) -> Tensor:
         return response_logps(model, batch)
@@ -160,7 +160,7 @@ def test_padding_batch_order_and_company_change_nothing(packed: bool) -> None:
 
 def test_layers_other_than_attention_see_no_padding_and_each_prompt_once() -> None:
     model, examples = build("llama"), random_examples(count=4, branches=3)
-    assert share_prefix(model)
+    assert enable_prefix_sharing(model)
     seen: list[torch.Size] = []
     model.model.layers[0].mlp.register_forward_hook(lambda layer, args, output: seen.append(args[0].shape))
     response_logps(model, collate(examples, range(4)))
@@ -172,7 +172,7 @@ def test_what_is_no_packed_row_goes_through_sdpa() -> None:
     model = build("qwen2 (window)")
     ids = torch.arange(1, 15)[None]
     expected = model(input_ids=ids).logits
-    assert share_prefix(model)
+    assert enable_prefix_sharing(model)
     torch.testing.assert_close(model(input_ids=ids).logits, expected)
 
 
@@ -199,7 +199,7 @@ def test_an_empty_response_has_logp_zero() -> None:
 
 
 def test_logits_of_the_whole_batch_are_never_formed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(logprobs.HEAD_BYTES, "cpu", 4 * 61 * 4)
+    monkeypatch.setitem(logprobs.LOGITS_CHUNK_BYTES, "cpu", 4 * 61 * 4)
     model = build("llama", torch.float32)
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda *args: seen.append(args[-1].shape[0]))
@@ -243,5 +243,5 @@ def test_the_tempered_policys_logits_are_divided(packed: bool):
     batch = collate([Example([5, 6], [[7, 8, 9], [10, 11]], "")], [0])
     logits = model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits[0, 1:4] / 0.8
     expected = logits.log_softmax(-1)[range(3), [7, 8, 9]].sum()
-    assert not packed or share_prefix(model)
+    assert not packed or enable_prefix_sharing(model)
     torch.testing.assert_close(response_logps(model, batch, temperature=0.8)[0, 0], expected)

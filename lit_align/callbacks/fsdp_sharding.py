@@ -1,8 +1,8 @@
 """Sharding with FSDP2: each process holds a share of all weights, gradients and optimizer states.
 
 The callback owns the plan and applies it; the strategy (`strategy: fsdp2`) owns processes and checkpoints. Every
-transformer block is gathered by itself when it computes and freed behind it; what stands outside of blocks (embedding,
-last norm, output head) is gathered with the root. The reference is sharded like the policy, so that a refresh works
+transformer block is gathered by itself when it computes, and freed afterwards; weights outside the blocks (embedding,
+last norm, output head) are gathered with the root. The reference is sharded like the policy, so that a refresh works
 shard by shard.
 
     trainer: {strategy: fsdp2, devices: 8}
@@ -31,19 +31,19 @@ from lit_align.errors import UserError
 from lit_align.loading import enable_checkpointing
 from lit_align.objectives import PreferenceObjective
 from lit_align.reference.base import Reference
-from lit_align.sharding import load_shards, shards
+from lit_align.sharding import fsdp_modules, load_shards
 
 
 class FSDP2Strategy(ModelParallelStrategy):
     """Lightning's strategy for sharded models, with all processes on the data-parallel axis.
 
-    Its own default puts those of a node on the tensor-parallel axis: every process then holds all weights and sees the
-    same batches, and nothing says so.
+    By default Lightning puts the processes of a node on the tensor-parallel axis. Every process would then silently
+    hold all weights and see the same batches.
 
     Args:
         save_distributed_checkpoint: Save checkpoints as folders of shards, for models that do not fit into one
-            process's memory. Off, a checkpoint is one file, which a run on any number of processes can go on from.
-        process_group_backend: gloo, nccl, ...; None is chosen by the device.
+            process's memory. Off, a checkpoint is one file, from which a run on any number of processes can resume.
+        process_group_backend: gloo, nccl, ...; None chooses by the device.
     """
 
     strategy_name = "fsdp2"
@@ -61,10 +61,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load weights and optimizer states, from shards or from one file, and give the rest.
+        """Load weights and optimizer states, from shards or from one file; return the rest.
 
-        Lightning takes the numbers of an optimizer's weights in a file for places among all weights of the module,
-        which they are not where some are frozen; here they stand for its own weights, in their order.
+        Lightning reads the numbers of an optimizer's weights in a file as positions among all weights of the module,
+        which is wrong where some are frozen. Here they number the optimizer's own weights.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
         if path.is_dir():
@@ -101,16 +101,17 @@ if "fsdp2" not in StrategyRegistry:
 
 
 class FSDPSharding(AlignCallback):
-    """Shards every network of the module: policy, reference, whatever else it has as a child.
+    """Shard every network of the module: policy, reference, and any other child.
 
     Works on any LightningModule that builds its networks in `configure_model`.
 
     Args:
-        blocks: Class names of the parts that are gathered one at a time. None: what transformers names for the model.
-        compute_dtype: Type in which the weights are gathered and computed with; None is their own. Shards, and with
-            them the optimizer, keep theirs; gradients are reduced in float32.
-        activation_checkpointing: Compute activations again in the backward pass.
-        cpu_offload: Keep shards in CPU memory while they are not needed.
+        blocks: Class names of the parts that are gathered one at a time; None takes those that transformers names for
+            the model.
+        compute_dtype: Type of the gathered weights and of computation; None is the weights' own. Shards and
+            the optimizer keep their type; gradients are reduced in float32.
+        activation_checkpointing: Recompute activations in the backward pass.
+        cpu_offload: Keep shards in CPU memory until they are needed.
     """
 
     option_name = "fsdp_sharding"
@@ -129,11 +130,11 @@ class FSDPSharding(AlignCallback):
         self.cpu_offload = cpu_offload
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have the networks sharded as soon as they are built: the optimizer, made next, must see the shards."""
+        """Arrange that networks are sharded as soon as they are built, since the optimizer is made next."""
         if not isinstance(trainer.strategy, ModelParallelStrategy):
             name = getattr(trainer.strategy, "strategy_name", type(trainer.strategy).__name__)
             raise UserError(
-                f"fsdp_sharding needs trainer.strategy=fsdp2; it is {name}. Set it, or leave the callback out."
+                f"trainer.strategy={name} must be fsdp2 for fsdp_sharding. Set it, or leave the callback out."
             )
         if trainer.strategy._data_parallel_size == 1 < trainer.world_size:  # Lightning's own default
             raise UserError(
@@ -146,11 +147,11 @@ class FSDPSharding(AlignCallback):
                 "(model.policy.dtype), or compute in it (fsdp_sharding.compute_dtype)."
             )
         if self.cpu_offload and trainer.strategy.root_device.type == "cpu":
-            raise UserError("fsdp_sharding.cpu_offload=true has no effect on CPUs; leave it out.")
+            raise UserError("fsdp_sharding.cpu_offload=true has no effect on CPUs. Leave it out.")
         if type(pl_module).configure_model is LightningModule.configure_model:
             raise UserError(
-                f"fsdp_sharding: {type(pl_module).__name__} builds its networks in __init__; build them in "
-                "`configure_model`, which runs when the processes are there."
+                f"fsdp_sharding: {type(pl_module).__name__} builds its networks in __init__. Build them in "
+                "`configure_model`, which runs after the processes have started."
             )
         if getattr(pl_module.configure_model, "shards", False):  # setup runs once per stage
             return
@@ -164,10 +165,10 @@ class FSDPSharding(AlignCallback):
         pl_module.configure_model = configure_model  # type: ignore[method-assign]
 
     def shard(self, pl_module: LightningModule) -> None:
-        """Shard the module's networks in place, those that are not yet.
+        """Shard the module's networks in place, unless they are already.
 
         Raises:
-            UserError: none of the given blocks is in a network.
+            UserError: a network has none of the given blocks.
         """
         assert pl_module.device_mesh is not None
         mesh = pl_module.device_mesh["data_parallel"]
@@ -181,7 +182,7 @@ class FSDPSharding(AlignCallback):
         for net in pl_module.children():
             if isinstance(net, Reference):
                 net.before_sharding()
-            if shards(net) or not any(True for _ in net.parameters()):
+            if fsdp_modules(net) or not any(True for _ in net.parameters()):
                 continue
             models = [part for part in net.modules() if isinstance(part, PreTrainedModel)]
             models = [m for m in models if not any(m in set(other.modules()) for other in models if other is not m)]
@@ -202,5 +203,7 @@ class FSDPSharding(AlignCallback):
         blocks = [part for part in net.modules() if type(part).__name__ in names]
         if self.blocks and not blocks:
             known = sorted({type(part).__name__ for part in net.modules()})
-            raise UserError(f"fsdp_sharding.blocks={self.blocks}: {type(net).__name__} has none of them, but {known}.")
+            raise UserError(
+                f"fsdp_sharding.blocks={self.blocks}: {type(net).__name__} has none of them. Take some of {known}."
+            )
         return blocks

@@ -31,7 +31,7 @@ from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
 from lit_align.reporting.run_record import record_start
-from lit_align.sharding import local
+from lit_align.sharding import local_shard
 
 
 class RunReport(AlignCallback):
@@ -178,7 +178,7 @@ def _memory(module: PreferenceObjective) -> str:
     """Memory of the weights, gradients, AdamW's two moments and the reference in this process, without activations."""
 
     def size(weights: Iterable[Tensor]) -> int:
-        return sum(local(weight).numel() * weight.element_size() for weight in weights)
+        return sum(local_shard(weight).numel() * weight.element_size() for weight in weights)
 
     assert module.policy is not None
     reference = getattr(module, "reference", None)

@@ -55,7 +55,7 @@ from lit_align.console import program, relative
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
-from lit_align.sharding import leave
+from lit_align.sharding import destroy_process_group
 
 # After each round, into <default_root_dir>/checkpoints; `last.ckpt` is the one to resume from, whichever run wrote it.
 CHECKPOINT = {
@@ -78,7 +78,7 @@ def run(args: list[str]) -> None:
     if args and args[0].startswith("-") and not COMMANDS.keys().isdisjoint(args):
         raise UserError(f"the command must be the first argument: {program()} fit --config X.yaml")
     AlignCLI(args)
-    leave()
+    destroy_process_group()
 
 
 class AlignCLI(LightningCLI):

@@ -25,6 +25,7 @@ from lit_align.callbacks.base import dry_run_of, in_order
 from lit_align.cli.app import AlignCLI
 from lit_align.console import print_field, print_line, program
 from lit_align.data import OnPolicyPairs
+from lit_align.data.tokenization import in_place
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
 from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
@@ -126,13 +127,13 @@ def examine(args: list[str]) -> None:
 
 def show_example(batch: PreferenceBatch, tokenizer: Any) -> None:
     """Print the first example of a batch, decoded from its tokens: the trained ones are green, the prompt is dim."""
-    prompt = tokenizer.decode(batch.prompt_ids[0][batch.prompt_mask[0]].tolist())
+    prompt_ids = batch.prompt_ids[0][batch.prompt_mask[0]].tolist()
     print_line(Text("  one example: prompt, not trained on", style="dim"))
-    print_line(Text(f"    {prompt[-600:]}", style="dim"))
+    print_line(Text(f"    {tokenizer.decode(prompt_ids)[-600:]}│", style="dim"))
     for k in range(batch.response_ids.shape[1]):
         ids = batch.response_ids[0, k][batch.response_mask[0, k]].tolist()
         print_line(Text(f"  response {k}: {len(ids)} tokens, trained on"))
-        print_line(Text(f"    {tokenizer.decode(ids)}", style="green"))
+        print_line(Text(f"   │{in_place(tokenizer, prompt_ids, ids)}│", style="green"))
 
 
 def estimate(

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from lit_align.data.offline_pairs import OfflinePairs
     from lit_align.data.on_policy import OnPolicyPairs
     from lit_align.data.pairing import AllPairs, BestRandom, BestWorst, Listwise, PairingRule
-    from lit_align.data.samplers import ContinuousBatchingSampler, GenerateSampler, Sampler, VLLMSampler
+    from lit_align.data.samplers import ContinuousBatchingSampler, GenerateSampler, Sampler, SampleRequest, VLLMSampler
     from lit_align.data.sampling import Sampling
     from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores
     from lit_align.data.scorers.chat_api import Endpoint
@@ -34,6 +34,7 @@ __all__ = [
     "PairwiseFunctionScorer",
     "PairwiseJudge",
     "PairwiseScorer",
+    "SampleRequest",
     "Sampler",
     "Sampling",
     "Scorer",

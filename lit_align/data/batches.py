@@ -1,10 +1,4 @@
-"""From text to batches: the one way in which prompts and responses become tokens, and the loader that serves them.
-
-Prompt and response are tokenized apart, so that no token spans both. A plain prompt gets the special tokens that the
-tokenizer begins a text with, once, even if the text spells them out; a chat goes through its template, once, with the
-turn of the assistant opened. A response ends with the token that ends the assistant's turn (or the text), once, so that
-the policy learns to stop. Special tokens spelled out within a chat or a response act as such; they are counted.
-"""
+"""Tokenized examples, and the padded batches that they make."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table, digest_of, of_options
-from lit_align.sharding import wait_for_all
+from lit_align.sharding import barrier_with_timeout
 
 
 class OnPolicyPairs(PairsDataModule):
@@ -135,7 +135,7 @@ class OnPolicyPairs(PairsDataModule):
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if self.prompts_per_round == "chunk" and self._rounds < 1:
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
-        wait_for_all("setup", self.wait_minutes)
+        barrier_with_timeout("setup", self.wait_minutes)
         rows = self.source(self.prompts, self.prompts_split).read("prompts")
         self._prompts, counts = self.preference_tokenizer.prompts(rows)
         if not self._prompts:
@@ -243,24 +243,11 @@ class OnPolicyPairs(PairsDataModule):
             "prompts": digest(repr([ids for _, ids in self.prompts_of_round(index)])),
         }
 
-    def _check_settings(self) -> None:
-        """Make sure that a round that a checkpoint is in the middle of has the same prompts and settings now."""
-        begun = self.current_round
-        settings = self._settings(begun.index)
-        if different := [name for name, value in settings.items() if begun.key.get(name) != value]:
-            options = [f"{'model' if name == 'policy.temperature' else 'data'}.{name}" for name in different]
-            raise UserError(
-                f"the checkpoint is from the middle of round {begun.index + 1}, whose responses were sampled with "
-                f"another {' and '.join(options)}. (data.prompts, prompts_per_round, seed and, for chunks, "
-                "trainer.max_epochs determine a round's prompts.) Resume with the settings that the round began with, "
-                "or from a checkpoint at the end of a round."
-            )
-
     def _make_round(self) -> None:
         """Sample, score, pair and record; what is stored is read."""
         assert self.trainer is not None
-        self._check_settings()
         begun, maker = self.current_round, self._round_maker()
+        check_settings(begun, self._settings(begun.index))
         print_line(f"round {begun.index + 1}" + (f" of {self._rounds}" if self._rounds > 0 else ""))
 
         sampled = maker.sample()
@@ -371,4 +358,16 @@ def check_file_pairs(module: PreferenceObjective, option: str, source: Source, i
         raise UserError(
             f"{option} must have rewards, from which {name} as configured learns. Add them (columns score_chosen and "
             f"score_rejected, or responses and rewards), or l{fix}"
+        )
+
+
+def check_settings(begun: CurrentRound, settings: dict[str, Any]) -> None:
+    """Make sure that a round that a checkpoint is in the middle of has the same prompts and settings now."""
+    if different := [name for name, value in settings.items() if begun.key.get(name) != value]:
+        options = [f"{'model' if name == 'policy.temperature' else 'data'}.{name}" for name in different]
+        raise UserError(
+            f"the checkpoint is from the middle of round {begun.index + 1}, whose responses were sampled with "
+            f"another {' and '.join(options)}. (data.prompts, prompts_per_round, seed and, for chunks, "
+            "trainer.max_epochs determine a round's prompts.) Resume with the settings that the round began with, "
+            "or from a checkpoint at the end of a round."
         )

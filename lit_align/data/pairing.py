@@ -1,6 +1,6 @@
-"""Which of a prompt's K scored responses are trained on. What a rule leaves out is counted by its reason.
+"""Pairing rules: which of a prompt's K scored responses are trained on. All dropped responses are counted by reason.
 
-K responses ──take out empty, repeated, too long──▶ distinct ──threshold──▶ the rule's pairs ──margin, ties──▶ examples
+K responses ──drop empty, repeated, too long──▶ distinct ──threshold──▶ the rule's pairs ──margin, ties──▶ examples
 """
 
 import itertools
@@ -22,27 +22,27 @@ from lit_align.objectives import win_probabilities_from_pairwise, win_probabilit
 
 @dataclass(frozen=True)
 class Pairs:
-    """What came of a round's groups."""
+    """The examples that a rule selects from groups, and counts of what it drops."""
 
     examples: list[Example]
-    counts: Counter[str]  # prompts left out whole, by reason
-    partial_drops: Counter[str] = field(default_factory=Counter)  # responses taken out, and pairs of prompts that stay
+    counts: Counter[str]  # prompts dropped, by reason
+    partial_drops: Counter[str] = field(default_factory=Counter)  # responses and pairs dropped from prompts that stay
 
 
 class PairingRule(ABC):
-    """Chooses examples from groups: each group holds one prompt, K responses and their rewards.
+    """Selects examples from groups; a group holds one prompt, K responses and their rewards.
 
-    Before the rule sees a group, responses are taken out that are empty (no text, at most an end token), equal to an
-    earlier one, or too long. A group with fewer than two responses left is dropped whole.
+    First, empty responses (no text, at most an end token), repeated responses and too long responses are dropped. A
+    group with fewer than two responses left is dropped whole.
 
     Args:
-        min_margin: Drop what differs in reward by no more than this.
-        reward_temperature: β_r of the probabilities P(y_i ≻ y_j) = σ((r_i − r_j)/β_r), which SPPO learns from, and soft
-            labels. A pairwise scorer's own probabilities take their place.
-        threshold: Drop the prompt if even its best response has a lower reward than this; null takes any.
-        duplicates: Which responses are equal: exact, those of the same text or tokens; normalised, also those that
-            differ in case, in white space or in the way that Unicode writes a character.
-        max_length: Take out responses of more tokens than this; null takes any.
+        min_margin: Drop pairs whose rewards differ by this or less.
+        reward_temperature: β_r of the probabilities P(y_i ≻ y_j) = σ((r_i − r_j)/β_r), from which SPPO and soft labels
+            are computed, unless a pairwise scorer gives its own probabilities.
+        threshold: Drop prompts whose best reward is below this; null keeps all.
+        duplicates: exact drops responses of equal text or tokens; normalised also drops responses that differ only in
+            case, white space or Unicode form.
+        max_length: Drop responses of more tokens than this; null keeps all.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class PairingRule(ABC):
         max_length: int | None = None,
     ):
         if not min_margin >= 0:  # nan is not, either
-            raise UserError(f"pairing.min_margin={min_margin} must be ≥ 0.")
+            raise UserError(f"pairing.min_margin={min_margin} must be at least 0. Raise it.")
         if not reward_temperature > 0:
-            raise UserError(f"pairing.reward_temperature={reward_temperature} must be above 0.")
+            raise UserError(f"pairing.reward_temperature={reward_temperature} must be above 0. Raise it.")
         if threshold is not None and math.isnan(threshold):
-            raise UserError(f"pairing.threshold={threshold} is no number. Give one, or null to take any prompt.")
+            raise UserError(f"pairing.threshold={threshold} must be a number, or null to keep all prompts. Change it.")
         if max_length is not None and not max_length >= 1:
-            raise UserError(f"pairing.max_length={max_length} must be at least 1 (token).")
+            raise UserError(f"pairing.max_length={max_length} must be at least 1 (token). Raise it.")
         self.min_margin = min_margin
         self.reward_temperature = reward_temperature
         self.threshold = threshold
@@ -76,7 +76,7 @@ class PairingRule(ABC):
 
     @property
     def is_default(self) -> bool:
-        """Whether it is the rule that is taken where none is given."""
+        """Whether it is the default rule with default options."""
         return type(self) is BestWorst and vars(self) == vars(BestWorst())
 
     def __call__(self, groups: Sequence[Example]) -> Pairs:
@@ -101,7 +101,7 @@ class PairingRule(ABC):
         return Pairs(examples, counts, partial_drops)
 
     def _with_win_probabilities(self, group: Example) -> Example:
-        """Against all K responses as they were drawn, before any is taken out."""
+        """Win probabilities against all K sampled responses, before any is dropped."""
         assert group.rewards is not None
         if group.preferences is not None:
             wins = win_probabilities_from_pairwise(torch.tensor([group.preferences], dtype=torch.float64))
@@ -111,7 +111,7 @@ class PairingRule(ABC):
         return replace(group, win_probabilities=wins[0].tolist())
 
     def _distinct(self, group: Example, partial_drops: Counter[str]) -> list[int]:
-        """The first of each set of equal responses, without empty ones and those that are too long."""
+        """Indices of the first of each set of equal responses, without empty and too long responses."""
         tokens: set[tuple[int, ...]] = set()
         texts: set[str] = set()
         kept = []
@@ -134,15 +134,19 @@ class PairingRule(ABC):
 
     @abstractmethod
     def choose(self, group: Example, partial_drops: Counter[str]) -> tuple[list[Example], str]:
-        """The examples of one group, or none and the reason; counts pairs that it leaves out of those it takes."""
+        """The examples of one group, or none and the reason.
+
+        Args:
+            partial_drops: Counts pairs that are dropped although other pairs of the group stay, by reason.
+        """
 
 
 class _RuleOfPairs(PairingRule):
-    """What rules share that make pairs of a chosen and a rejected response.
+    """The common part of rules that make pairs of a chosen and a rejected response.
 
     Args:
-        ties: What becomes of two responses of equal reward: drop them, or train on them with the label ½.
-        labels: hard: the better response wins for sure. soft: with probability P(y_i ≻ y_j), of the pairwise scorer or
+        ties: Drop pairs of equal reward (drop), or train on them with the label ½ (half).
+        labels: hard labels the better response 1; soft labels it P(y_i ≻ y_j), from the pairwise scorer or
             σ((r_i − r_j)/β_r).
     """
 
@@ -160,7 +164,7 @@ class _RuleOfPairs(PairingRule):
 
     @abstractmethod
     def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
-        """Pairs of places, the better response first, from all places in order of their rewards."""
+        """Pairs of indices, the better response first, given all indices in order of reward."""
 
     def choose(self, group: Example, partial_drops: Counter[str]) -> tuple[list[Example], str]:
         assert group.rewards is not None
@@ -193,14 +197,14 @@ class _RuleOfPairs(PairingRule):
 
 
 class BestWorst(_RuleOfPairs):
-    """The response of the highest reward against that of the lowest."""
+    """Pairs the response of the highest reward with the response of the lowest."""
 
     def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
         return [(order[0], order[-1])]
 
 
 class BestRandom(_RuleOfPairs):
-    """The response of the highest reward against one drawn of those below it, the same one each time."""
+    """Pairs the response of the highest reward with a random lower one, always the same for the same responses."""
 
     def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
         assert group.rewards is not None
@@ -211,16 +215,16 @@ class BestRandom(_RuleOfPairs):
 
 
 class AllPairs(_RuleOfPairs):
-    """Each two responses, the better one chosen: K(K−1)/2 pairs of a prompt. Pairs left out are counted as such."""
+    """Pairs all responses with each other: K(K−1)/2 pairs per prompt. Each dropped pair is counted."""
 
     def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
         return list(itertools.combinations(order, 2))
 
 
 class Listwise(PairingRule):
-    """All K responses, the best first, for objectives over groups. A group that lost a response is dropped whole.
+    """Keeps all K responses, the best first, for objectives over groups. Groups with a dropped response are dropped.
 
-    `min_margin` is the least difference of the best reward and the worst; groups of equal rewards are dropped.
+    `min_margin` applies to the difference between the best and the worst reward; groups of equal rewards are dropped.
     """
 
     gives_groups = True
@@ -241,7 +245,7 @@ class Listwise(PairingRule):
 
 
 def normalised(text: str) -> str:
-    """The text without differences in case, white space and the way that Unicode writes a character."""
+    """The text in one case, Unicode form and spacing."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -271,17 +275,18 @@ def take(group: Example, branches: Sequence[int]) -> Example:
 def with_labels(examples: Sequence[Example]) -> list[Example]:
     """Pairs with a label for each response: the chosen one is desirable (1), the other is not (0)."""
     if any(len(example.response_ids) > 2 for example in examples):
-        raise UserError("data.pairing: labels desirable and undesirable are given to pairs; take BestWorst.")
+        raise UserError("data.pairing must make pairs, since labels apply to pairs. Use BestWorst.")
     return [example if example.labels else replace(example, labels=[1.0, 0.0]) for example in examples]
 
 
 def with_mismatched(examples: Sequence[Example]) -> list[Example]:
-    """Each example with a response to another prompt as one more branch: that of the next example that has another.
+    """Add to each example a response to another prompt, as one more branch.
 
-    Made where the data set or the round is made: a batch never looks at its neighbours, and may hold one example.
+    The response comes from the next example with another prompt. This happens once per data set or round, since a batch
+    may hold a single example.
     """
     if len({tuple(example.prompt_ids) for example in examples}) < 2:
-        raise UserError("KTO's z0 needs responses to other prompts, and all rows have the same. Give other prompts.")
+        raise UserError("KTO's z0 needs responses to other prompts, but all rows have the same. Add other prompts.")
     mismatched = []
     for place, example in enumerate(examples):
         other = (place + 1) % len(examples)

@@ -13,6 +13,8 @@ all responses begin with:
 A template without a generation prompt is sampled from as in 2; spaces before the answer belong to the response.
 """
 
+import copy
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -185,15 +187,17 @@ class ChatRenderer:
 
     def _render(self, row: Row, messages: list[Message], **options: Any) -> str:
         arguments = {**self.template_args, **row.template_args, **options}
-        try:
-            rendered = self.tokenizer.apply_chat_template(messages, tools=row.tools, tokenize=False, **arguments)
-        except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
-            roles = ", ".join(str(message["role"]) for message in messages)
-            raise UserError(
-                f"{row.source}: the chat template of {self.name!r} refuses the messages ({roles}): {error}. "
-                "Change them, or set another template (data.chat_template)."
-            ) from error
-        return str(rendered)
+        refusal: Exception | None = None
+        for chat in _with_arguments(messages):
+            try:
+                return str(self.tokenizer.apply_chat_template(chat, tools=row.tools, tokenize=False, **arguments))
+            except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+                refusal = refusal or error
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise UserError(
+            f"{row.source}: the chat template of {self.name!r} refuses the messages ({roles}): "
+            f"{str(refusal).rstrip('.')}. Change them, or set another template (data.chat_template)."
+        ) from refusal
 
     def _check_complete(self, row: Row, answer: Answer, whole: str, start: int) -> None:
         """Make sure that the template puts all of the answer's text into the response, but for white space."""
@@ -232,6 +236,32 @@ def _joined(messages: list[Message], answer: Answer) -> list[Message]:
     begun = messages[-1]
     content = (begun["content"] or "") + (message["content"] or "")
     return [*messages[:-1], {**begun, **message, "content": content}]
+
+
+def _with_arguments(messages: list[Message]) -> Iterator[list[Message]]:
+    """The chat with the arguments of its calls of tools as objects, as most templates read them; then as JSON text."""
+    if not any(message.get("tool_calls") for message in messages):
+        yield messages
+        return
+    for form in (_parsed, _dumped):
+        chat = copy.deepcopy(messages)
+        for message in chat:
+            for call in message.get("tool_calls") or []:
+                called = call.get("function") or call
+                if "arguments" in called:
+                    called["arguments"] = form(called["arguments"])
+        yield chat
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return arguments
+
+
+def _dumped(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _texts(answer: Answer) -> Iterator[str]:

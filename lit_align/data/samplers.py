@@ -1,11 +1,11 @@
-"""Samplers: what draws a round's responses, with the policy's present weights.
+"""Samplers: engines that sample a round's responses with the policy's current weights.
 
-    GenerateSampler     transformers' `generate`, a batch of prompts at once (`sampling.py`); the default
+    GenerateSampler             transformers' `generate`, a batch of prompts at once (`sampling.py`); the default
     ContinuousBatchingSampler   transformers' continuous batching: a response that ends makes room for the next
-    VLLMSampler         vLLM's engine on the GPU that trains, asleep between rounds; not run by us yet
+    VLLMSampler                 vLLM's engine on the GPU that trains, asleep between rounds; not run by us yet
 
-Before a round's first response each proves, bit by bit, that its weights are the policy's (`check_weights`). None of
-them has a say in log π_s: the policy itself computes it of what was drawn.
+Before a round's first response, each proves bit by bit that its weights are the policy's (`check_weights`). No sampler
+influences log π_s: the policy itself computes it from the sampled tokens.
 """
 
 import importlib.util
@@ -14,6 +14,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,51 +26,52 @@ from lit_align.data.sampling import Response, Sampling, cut, sample_responses, s
 from lit_align.errors import UserError
 from lit_align.packing import PACKED
 from lit_align.policy import Policy
-from lit_align.sharding import rank, whole
+from lit_align.sharding import full_tensor, rank
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One batch of prompts, and how to sample the responses to them."""
+
+    prompts: Sequence[list[int]]  # token ids of each prompt
+    keys: Sequence[Hashable]  # identifies each prompt's random streams
+    count: int  # responses to each prompt
+    sampling: Sampling
+    end_ids: Sequence[int]  # tokens that end a response
+
+    def grouped(self, tokens: Sequence[list[int]], tokenizer: Any) -> list[list[Response]]:
+        """The responses of each prompt, decoded and cut at stop strings, from the tokens of all responses in order."""
+        responses = [cut(ids, tokenizer, self.sampling.stop, self.end_ids) for ids in tokens]
+        return [responses[start : start + self.count] for start in range(0, len(responses), self.count)]
 
 
 class Sampler(ABC):
-    """Draws responses. A round loads the policy's weights, draws batch after batch, and releases what is not needed."""
+    """Samples responses. A round loads the policy's weights, samples all its batches, and frees what it can."""
 
     @property
     def identity(self) -> str:
-        """What decides the samples beside weights, prompts and `Sampling`; part of a round's key."""
+        """All that determines the samples except weights, prompts and `Sampling`; part of a round's key."""
         return type(self).__name__
 
     @abstractmethod
     def load(self, policy: Policy, dtype: torch.dtype) -> None:
-        """Take the policy's present weights, in this type; where they lie in shards, every process does."""
+        """Take the policy's current weights, in this type; if they are sharded, every process calls it."""
 
     @abstractmethod
     def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
-        """Whether it draws with these weights and no others, bit by bit. Takes all of them, whatever it finds."""
+        """Whether it samples with exactly these weights, bit by bit. Consumes all of them in any case."""
 
     @abstractmethod
-    def sample(
-        self,
-        policy: Policy,
-        prompts: Sequence[list[int]],
-        keys: Sequence[Hashable],
-        count: int,
-        sampling: Sampling,
-        end_ids: Sequence[int],
-    ) -> list[list[Response]]:
-        """`count` responses to each prompt of one batch.
-
-        Args:
-            policy: Whose tokenizer is meant.
-            prompts: Token ids of each prompt.
-            keys: What identifies each prompt's random streams.
-            end_ids: Tokens that end a response.
-        """
+    def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
+        """The responses to each prompt of one batch; the policy's tokenizer decodes them."""
 
     @abstractmethod
     def release(self) -> None:
-        """Free what a training step could use; called once a round is drawn, or failed."""
+        """Free memory that training could use; called after a round is sampled, or fails."""
 
     @contextmanager
     def ready(self, policy: Policy, dtype: torch.dtype) -> Iterator[None]:
-        """Draw meanwhile, with the policy's weights of now."""
+        """Within this context, sample with the policy's current weights."""
         try:
             self.load(policy, dtype)
             check_weights(self, policy, dtype)
@@ -96,38 +98,39 @@ class _TransformersSampler(Sampler):
 
     @property
     def model(self) -> PreTrainedModel:
-        assert self._model is not None, "load comes before draw"
+        assert self._model is not None, "call load before sample"
         return self._model
 
 
 class GenerateSampler(_TransformersSampler):
-    """transformers' `generate`: a batch goes on until its last response has ended.
+    """transformers' `generate`: a batch continues until its last response has ended.
 
-    Each sample has a random stream of its own: from equal weights the same batches give the same bytes, however often
-    they are drawn and by whatever process.
+    Each sample has its own random stream: equal weights and batches give equal bytes, regardless of which process
+    samples them, and how often.
     """
 
-    def sample(
-        self,
-        policy: Policy,
-        prompts: Sequence[list[int]],
-        keys: Sequence[Hashable],
-        count: int,
-        sampling: Sampling,
-        end_ids: Sequence[int],
-    ) -> list[list[Response]]:
-        return sample_responses(self.model, policy.tokenizer, prompts, keys, count, sampling, end_ids)
+    def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
+        return sample_responses(
+            self.model,
+            policy.tokenizer,
+            request.prompts,
+            request.keys,
+            request.count,
+            request.sampling,
+            request.end_ids,
+        )
 
 
 class ContinuousBatchingSampler(_TransformersSampler):
     """transformers' continuous batching: a response that ends makes room for the next, and no token is padding.
 
-    It pays on GPUs, for responses of very different length, with a large data.sampling_batch_size. A batch has one
-    random stream: drawn again on the same machine it has the same samples, but each depends on those beside it. Strings
-    of data.sampling.stop are looked for when a response is whole, and what was drawn behind them is thrown away.
+    It is faster on GPUs if responses differ much in length and data.sampling_batch_size is large. A batch has one
+    random stream: sampling it again on the same machine gives the same samples, but each sample depends on the rest of
+    the batch. Stop strings (data.sampling.stop) are searched when a response is complete; the tokens after them are
+    discarded.
 
     Args:
-        cache_tokens: Most tokens of prompts and responses in memory at once; the rest of a batch waits.
+        cache_tokens: Most tokens of prompts and responses in memory at the same time; the rest of a batch waits.
     """
 
     PAGE = 32
@@ -135,7 +138,7 @@ class ContinuousBatchingSampler(_TransformersSampler):
 
     def __init__(self, cache_tokens: int = 1 << 16):
         if cache_tokens < 256:
-            raise UserError(f"data.sampler.cache_tokens={cache_tokens} must be at least 256.")
+            raise UserError(f"data.sampler.cache_tokens={cache_tokens} must be at least 256. Raise it.")
         self.cache_tokens = cache_tokens
 
     @property
@@ -144,55 +147,46 @@ class ContinuousBatchingSampler(_TransformersSampler):
 
     def load(self, policy: Policy, dtype: torch.dtype) -> None:
         super().load(policy, dtype)
-        if self.model.config._attn_implementation == PACKED:  # of which transformers has no paged form
+        if self.model.config._attn_implementation == PACKED:  # transformers has no paged version of it
             self.model.set_attn_implementation("sdpa")
 
-    def sample(
-        self,
-        policy: Policy,
-        prompts: Sequence[list[int]],
-        keys: Sequence[Hashable],
-        count: int,
-        sampling: Sampling,
-        end_ids: Sequence[int],
-    ) -> list[list[Response]]:
-        requests = [prompt for prompt in prompts for _ in range(count)]
-        tokens = self._generate(requests, stream("batch", *keys).initial_seed() >> 1, sampling, end_ids)
-        drawn = [cut(ids, policy.tokenizer, sampling.stop, end_ids) for ids in tokens]
-        return [drawn[start : start + count] for start in range(0, len(drawn), count)]
+    def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
+        prompts = [prompt for prompt in request.prompts for _ in range(request.count)]
+        seed = stream("batch", *request.keys).initial_seed() >> 1
+        return request.grouped(self._generate(prompts, seed, request.sampling, request.end_ids), policy.tokenizer)
 
     def _generate(
-        self, requests: Sequence[list[int]], seed: int, sampling: Sampling, end_ids: Sequence[int]
+        self, prompts: Sequence[list[int]], seed: int, sampling: Sampling, end_ids: Sequence[int]
     ) -> list[list[int]]:
         with without_generation_defaults(self.model), torch.random.fork_rng():
             manager: Any = self.model.init_continuous_batching(  # type: ignore[operator]
                 generation_config=_generation_config(sampling, end_ids),
-                continuous_batching_config=self._config(requests, seed, sampling),
+                continuous_batching_config=self._config(prompts, seed, sampling),
             )
-            # all requests wait before the first step, so that no clock decides which are drawn together
-            names = manager.add_requests(requests, max_new_tokens=sampling.max_new_tokens)
+            # all requests are queued before the first step, so that timing does not decide which go together
+            names = manager.add_requests(prompts, max_new_tokens=sampling.max_new_tokens)
             manager.warmup()
             manager.start()
             try:
                 return _results(manager, names)
             finally:
-                manager.stop(hard_stop=True)  # if not all is drawn, nobody waits for the rest
+                manager.stop(hard_stop=True)  # after a failure, do not wait for the other requests
                 manager.destroy()
 
-    def _config(self, requests: Sequence[list[int]], seed: int, sampling: Sampling) -> ContinuousBatchingConfig:
+    def _config(self, prompts: Sequence[list[int]], seed: int, sampling: Sampling) -> ContinuousBatchingConfig:
         page = 256 if self.model.device.type == "cuda" else self.PAGE
-        longest = max(map(len, requests)) + sampling.max_new_tokens
+        longest = max(map(len, prompts)) + sampling.max_new_tokens
         each = -(-longest // page) + 1
         if each * page > self.cache_tokens:
             raise UserError(
-                f"data.sampler.cache_tokens={self.cache_tokens} cannot hold one prompt with its response, which may "
-                f"have {longest} tokens. Give at least {each * page}."
+                f"data.sampler.cache_tokens={self.cache_tokens} must be at least {each * page}, for one prompt and "
+                f"its response of up to {longest} tokens in all. Raise it."
             )
         return ContinuousBatchingConfig(
             page_size=page,
-            num_blocks=min(each * len(requests), self.cache_tokens // page),
-            max_batch_tokens=max(1024, len(requests)),
-            seed=seed - rank(),  # to which it adds the rank: a batch is the same whoever draws it
+            num_blocks=min(each * len(prompts), self.cache_tokens // page),
+            max_batch_tokens=max(1024, len(prompts)),
+            seed=seed - rank(),  # transformers adds the rank; a batch must not depend on the process that samples it
             drop_unsupported_processors=False,
         )
 
@@ -230,31 +224,34 @@ def _failed(what: str) -> UserError:
 
 
 class VLLMSampler(Sampler):
-    """vLLM's engine, on the one GPU that also trains. Not run by us: no vLLM was at hand; see the README.
+    """vLLM's engine, on the one GPU that also trains. Not run by us, since vLLM was not available; see the README.
 
-    The engine is made once, without weights; each round wakes it, loads the policy's in place, empties its cache of
-    prompts, and puts it to sleep again, when it holds neither weights nor cache. Each sample has a seed of its own, but
-    vLLM promises no equal bytes for a batch that is drawn again. Needs `pip install 'lit-align[vllm]'`.
+    The engine is created once, without weights. Each round wakes it, loads the policy's weights in place, empties its
+    prompt cache, and puts it to sleep again, when it holds neither weights nor cache. Each sample has its own seed, but
+    vLLM does not promise equal bytes if a batch is sampled again. Needs `pip install 'lit-align[vllm]'`.
 
     Args:
-        memory: Share of the GPU's memory that the engine may take while it draws; training's model stays beside it.
+        memory: Share of the GPU's memory that the engine may use while it samples; the trained model stays in memory.
     """
 
     def __init__(self, memory: float = 0.4):
         if not 0 < memory < 1:
-            raise UserError(f"data.sampler.memory={memory} must lie in (0, 1): a share of the GPU's memory.")
+            raise UserError(f"data.sampler.memory={memory} must be in (0, 1), a share of the GPU's memory. Change it.")
         if importlib.util.find_spec("vllm") is None:
             raise UserError(
-                f"data.sampler=VLLMSampler: vllm is not installed. Run pip install 'lit-align[vllm]', or {_INSTEAD}."
+                "data.sampler=VLLMSampler needs vllm, which is not installed. Run pip install 'lit-align[vllm]', or "
+                f"{_INSTEAD}."
             )
         if not torch.cuda.is_available():
-            raise UserError(f"data.sampler=VLLMSampler needs a CUDA GPU, and there is none: {_INSTEAD}.")
+            raise UserError(f"data.sampler=VLLMSampler needs a CUDA GPU, and there is none. Instead {_INSTEAD}.")
         self.memory = memory
         self._engine: Any = None
 
     def load(self, policy: Policy, dtype: torch.dtype) -> None:
         if dist.is_initialized() and dist.get_world_size() > 1:
-            raise UserError(f"data.sampler=VLLMSampler works with one process: set trainer.devices=1, or {_INSTEAD}.")
+            raise UserError(
+                f"data.sampler=VLLMSampler works with one process only. Set trainer.devices=1, or {_INSTEAD}."
+            )
         if self._engine is None:
             self._engine = self._start(policy, dtype)
         else:
@@ -262,10 +259,12 @@ class VLLMSampler(Sampler):
         weights = [(name, value.detach().to(dtype)) for name, value in policy.full_weights()]
         self._engine.apply_model(lambda model: model.load_weights(weights))
         self._engine.wake_up(tags=["kv_cache"])
-        self._engine.reset_prefix_cache()  # what it holds is of the old weights
+        self._engine.reset_prefix_cache()  # it was computed with the old weights
 
     def _start(self, policy: Policy, dtype: torch.dtype) -> Any:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that weights can be handed over
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+            "0"  # the engine runs in this process, so that it can take the weights
+        )
         from vllm import LLM  # type: ignore[import-not-found]
 
         with tempfile.TemporaryDirectory() as folder:
@@ -287,45 +286,36 @@ class VLLMSampler(Sampler):
         theirs = self._engine.apply_model(lambda model: weight_sums(model.parameters()))[0]
         return theirs == weight_sums(weight for _, weight in weights)
 
-    def sample(
-        self,
-        policy: Policy,
-        prompts: Sequence[list[int]],
-        keys: Sequence[Hashable],
-        count: int,
-        sampling: Sampling,
-        end_ids: Sequence[int],
-    ) -> list[list[Response]]:
+    def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
         from vllm import SamplingParams  # type: ignore[import-not-found]
 
         options = {
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or -1,
-            "stop": sampling.stop,
-            "include_stop_str_in_output": True,  # `cut` takes it off the text, and keeps its tokens
-            "stop_token_ids": list(end_ids),
+            "max_tokens": request.sampling.max_new_tokens,
+            "temperature": request.sampling.temperature,
+            "top_p": request.sampling.top_p,
+            "top_k": request.sampling.top_k or -1,
+            "stop": request.sampling.stop,
+            "include_stop_str_in_output": True,  # `cut` removes it from the text, and keeps its tokens
+            "stop_token_ids": list(request.end_ids),
         }
-        asked = [
+        seeded = [
             (prompt, stream(key, k).initial_seed())
-            for prompt, key in zip(prompts, keys, strict=True)
-            for k in range(count)
+            for prompt, key in zip(request.prompts, request.keys, strict=True)
+            for k in range(request.count)
         ]
         outputs = self._engine.generate(
-            [{"prompt_token_ids": prompt} for prompt, _ in asked],
-            [SamplingParams(seed=seed, **options) for _, seed in asked],
+            [{"prompt_token_ids": prompt} for prompt, _ in seeded],
+            [SamplingParams(seed=seed, **options) for _, seed in seeded],
             use_tqdm=False,
         )
-        drawn = [cut(list(each.outputs[0].token_ids), policy.tokenizer, sampling.stop, end_ids) for each in outputs]
-        return [drawn[start : start + count] for start in range(0, len(drawn), count)]
+        return request.grouped([list(each.outputs[0].token_ids) for each in outputs], policy.tokenizer)
 
     def release(self) -> None:
         if self._engine is not None:
             self._engine.sleep(level=2)  # neither weights nor cache
 
 
-_INSTEAD = "take ContinuousBatchingSampler or GenerateSampler"
+_INSTEAD = "use ContinuousBatchingSampler or GenerateSampler"
 
 
 def _bits(weight: Tensor) -> Tensor:
@@ -341,11 +331,11 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def weight_sums(weights: Iterable[Tensor]) -> tuple[int, int]:
     """Σ b and Σ b² over the bits of all weights, read as integers, modulo 2⁶⁴.
 
-    Exact, and the same however an engine stacks weights, orders their rows, or fills them up with zeros.
+    Exact, and independent of how an engine stacks weights, orders their rows, or pads them with zeros.
     """
     total = squares = 0
     for weight in weights:
-        for chunk in _bits(weight).view(-1).split(1 << 18):  # so much stays in a processor's cache
+        for chunk in _bits(weight).view(-1).split(1 << 18):  # fits into the CPU's cache
             wide = chunk.long()
             total += int(wide.sum())
             squares += int((wide * wide).sum())
@@ -354,13 +344,13 @@ def weight_sums(weights: Iterable[Tensor]) -> tuple[int, int]:
 
 @torch.no_grad()
 def check_weights(sampler: Sampler, policy: Policy, dtype: torch.dtype) -> None:
-    """Make sure that a sampler draws with the policy's weights.
+    """Make sure that a sampler samples with the policy's weights.
 
     Raises:
-        UserError: it draws with others.
+        UserError: it has other weights.
     """
-    if not sampler.weights_match((name, whole(value).to(dtype)) for name, value in policy.full_weights()):
+    if not sampler.weights_match((name, full_tensor(value).to(dtype)) for name, value in policy.full_weights()):
         raise UserError(
-            f"data.sampler={type(sampler).__name__} does not have the policy's weights, so that its samples would be "
-            "another model's. This model and this engine do not go together: take GenerateSampler."
+            f"data.sampler={type(sampler).__name__} does not have the policy's weights, so its samples would be "
+            "another model's. This engine does not support this model. Use GenerateSampler."
         )

@@ -24,16 +24,16 @@ from lit_align.data.rendering import special_tokens
 from lit_align.errors import UserError
 
 CPU_CHUNK_ELEMENTS = 1 << 18
-"""Numbers that a CPU computes with at once, of a vocabulary's."""
+"""Elements of [rows, vocabulary] that a CPU processes at once, so that they stay in its cache."""
 
 
 @dataclass
 class Sampling:
-    """How responses are drawn.
+    """Length, temperature and filters of sampling.
 
     Args:
         max_new_tokens: Longest response, in tokens.
-        temperature: Logits are divided by it; 1 is the model's own distribution, 0 the greedy choice.
+        temperature: Divides the logits; 1 is the model's own distribution, 0 the greedy choice.
         top_p: Keep the fewest tokens whose probabilities reach this sum (1: all).
         top_k: Keep this many of the likeliest tokens (0: all).
         stop: A response ends before the first of these strings; special tokens cannot be among them.
@@ -52,7 +52,7 @@ class Sampling:
         if not self.temperature >= 0:
             raise UserError(f"sampling.temperature={self.temperature} must be ≥ 0; 0 is the greedy choice.")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"sampling.top_p={self.top_p} must lie in (0, 1]; 1 keeps every token.")
+            raise UserError(f"sampling.top_p={self.top_p} must be in (0, 1]; 1 keeps every token.")
         if not self.top_k >= 0:
             raise UserError(f"sampling.top_k={self.top_k} must be ≥ 0; 0 keeps every token.")
         if self.temperature == 0 and (self.top_p < 1 or self.top_k):
@@ -101,12 +101,12 @@ def sample_responses(
     sampling: Sampling,
     end_ids: Sequence[int],
 ) -> list[list[Response]]:
-    """Draw `count` responses for each prompt of one batch.
+    """Sample `count` responses to each prompt of one batch.
 
     Args:
         model: A plain transformers model in eval mode.
         prompts: Token ids of each prompt.
-        keys: What identifies each prompt's random streams; sample k of a prompt draws on (key, k).
+        keys: Identifies each prompt's random streams; sample k of a prompt uses the stream (key, k).
         end_ids: Tokens that end a response.
 
     Raises:
@@ -117,12 +117,12 @@ def sample_responses(
         [torch.rand(sampling.max_new_tokens, generator=stream(key, k)) for key in keys for k in range(count)]
     )
     tokens = generate(model, prompts, sampling, uniforms, end_ids, tokenizer)
-    drawn = [cut(ids, tokenizer, sampling.stop, end_ids) for ids in tokens]
-    return [drawn[start : start + count] for start in range(0, len(drawn), count)]
+    responses = [cut(ids, tokenizer, sampling.stop, end_ids) for ids in tokens]
+    return [responses[start : start + count] for start in range(0, len(responses), count)]
 
 
 def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]) -> Response:
-    """Decode a response, cut behind the token that completes the first stop string.
+    """Decode a response, cut after the token that completes the first stop string.
 
     That token is bisected for: a stop string that more tokens do not undo, as they undo half a character (�), is found
     where trying one token after another would find it, with log2(tokens) decodings.
@@ -204,7 +204,7 @@ def generate(
         tokenizer: Needed for stop strings.
 
     Returns:
-        Token ids of each response, with the end token if it came; behind a stop string there is padding.
+        Token ids of each response, with the end token if it came; after a stop string there is padding.
     """
     count = len(uniforms) // len(prompts)
     width = max(map(len, prompts))
@@ -306,8 +306,8 @@ class _InverseTransform(LogitsProcessor):
         cumulative = probabilities.cumsum(-1)
         tokens = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
         # rounding can put the point at the very end, past the last token that has any probability
-        behind = tokens == scores.shape[-1]
-        return torch.where(behind, probabilities.argmax(-1, keepdim=True), tokens) if behind.any() else tokens
+        beyond = tokens == scores.shape[-1]
+        return torch.where(beyond, probabilities.argmax(-1, keepdim=True), tokens) if beyond.any() else tokens
 
 
 class _StopStrings(StoppingCriteria):

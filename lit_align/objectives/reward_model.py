@@ -26,16 +26,16 @@ from transformers.utils import logging
 
 from lit_align.errors import UserError, first_line
 from lit_align.loading import (
-    _add_adapter,
-    _gguf_options,
-    _locate,
-    _turn_off_dropout,
+    add_adapter,
     check_vocabulary,
     enable_checkpointing,
+    gguf_options,
     load_tokenizer,
+    locate_model,
     resolve_dtype,
+    turn_off_dropout,
 )
-from lit_align.logprobs import PreferenceBatch, hidden_states, share_prefix, single_rows
+from lit_align.logprobs import PreferenceBatch, enable_prefix_sharing, hidden_states, single_rows
 from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_shape
 from lit_align.objectives.base import PreferenceObjective
@@ -62,7 +62,7 @@ class Scored(Policy):
         nn.Module.__init__(self)
         self.model = model
         self.tokenizer = tokenizer
-        self.shares_prefix = hasattr(model, "score") and share_prefix(model)
+        self.shares_prefix = hasattr(model, "score") and enable_prefix_sharing(model)
         object.__setattr__(self, "adapter", adapter)
 
     @classmethod
@@ -70,7 +70,7 @@ class Scored(Policy):
         tokenizer = load_tokenizer(config)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        where = _locate(config)
+        where = locate_model(config)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # that the head is new is no news
         try:
@@ -80,7 +80,7 @@ class Scored(Policy):
                 dtype=resolve_dtype(config, lora),
                 attn_implementation=config.attention,
                 output_loading_info=True,
-                **_gguf_options(where),
+                **gguf_options(where),
             )
         except (OSError, ValueError) as error:
             raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
@@ -91,10 +91,10 @@ class Scored(Policy):
         model.config.pad_token_id = tokenizer.pad_token_id  # the last token is found by it
         check_vocabulary(tokenizer, model, config)
         if not config.dropout:
-            _turn_off_dropout(model)
+            turn_off_dropout(model)
         if config.gradient_checkpointing:
             enable_checkpointing(model)
-        adapter = _add_adapter(model, replace(lora, targets=_with_head(lora.targets)), None) if lora else None
+        adapter = add_adapter(model, replace(lora, targets=_with_head(lora.targets)), None) if lora else None
         return cls(adapter.get_base_model() if adapter else model, tokenizer, adapter).train()  # type: ignore[return-value]
 
     def forward(self, batch: PreferenceBatch) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_align.logprobs import PreferenceBatch
 from lit_align.policy import Policy, fingerprint, is_adapter_weight, weights_of
 from lit_align.reference.base import Reference
-from lit_align.sharding import local, reshard, whole, write_rows
+from lit_align.sharding import full_tensor, local_shard, reshard, write_rows
 
 
 class AdapterReference(Reference):
@@ -80,8 +80,8 @@ class AdapterReference(Reference):
             r = A.shape[0]
             past_B.mul_(1 - alpha)
             # B is sharded along its rows in both, A along its rank: its few rows are gathered
-            local(past_B)[:, block * r : (block + 1) * r] = alpha * local(B)
-            write_rows(past_A, block * r, whole(A))
+            local_shard(past_B)[:, block * r : (block + 1) * r] = alpha * local_shard(B)
+            write_rows(past_A, block * r, full_tensor(A))
         self.written += 1
 
     def state(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reference.config import ReferenceConfig
-from lit_align.sharding import shards
+from lit_align.sharding import fsdp_modules
 
 REPOSITORY = Path(__file__).parents[2]
 LORA = LoRAConfig(r=1, alpha=2)  # so small that a ring of past adapters is smaller than dense updates
@@ -45,7 +45,7 @@ def run(
     refresh = [ReferenceRefresh(*rule)] if rule else []
     weights = train(module, data, *refresh, *callbacks, strategy=strategy, **trainer)
     if strategy not in ("auto", "ddp"):
-        assert shards(module.policy), "nothing was sharded"
+        assert fsdp_modules(module.policy), "nothing was sharded"
         assert all(isinstance(weight, DTensor) for _, weight in module.policy.trainable_weights())
     return weights
 
@@ -246,11 +246,16 @@ def test_it_refuses_what_cannot_work(in_tmp):
 
     tensor_parallel = L.pytorch.strategies.ModelParallelStrategy()
     for module, plan, options, message in (
-        (Foreign(), FSDPSharding(), {"strategy": "ddp"}, "needs trainer.strategy=fsdp2; it is DDPStrategy"),
+        (Foreign(), FSDPSharding(), {"strategy": "ddp"}, "trainer.strategy=DDPStrategy must be fsdp2"),
         (Early(), FSDPSharding(), {}, "Early builds its networks in __init__"),
         (Foreign(), FSDPSharding(), {"strategy": tensor_parallel}, "puts all 2 processes on the tensor-parallel axis"),
         (Foreign(), FSDPSharding(), {"precision": "bf16-true"}, "precision=bf16-true rounds rotary frequencies"),
         (Foreign(), FSDPSharding(cpu_offload=True), {}, "cpu_offload=true has no effect on CPUs"),
-        (Foreign(), FSDPSharding(blocks=["Block"]), {}, "has none of them, but ['Linear', 'Sequential', 'Tanh']"),
+        (
+            Foreign(),
+            FSDPSharding(blocks=["Block"]),
+            {},
+            "none of them. Take some of ['Linear', 'Sequential', 'Tanh']",
+        ),
     ):
         assert message in run_in(2, lambda m=module, p=plan, o=options: attempt(m, p, **o))[0]

@@ -183,6 +183,16 @@ def test_template_arguments_decide_what_the_prompt_opens():
     assert own == made_of("qwen3").prompt_ids(CASES["plain"])
 
 
+@pytest.mark.skipif(not TRL, reason="the templates are TRL's")
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "glm4moe", "gptoss", "llama3_1"])
+def test_arguments_of_tools_may_be_json_text(name):
+    function = {**CALL["tool_calls"][0]["function"], "arguments": '{"city": "Rome"}'}
+    as_text = {**CALL, "tool_calls": [{"type": "function", "function": function}]}
+    made, row = made_of(name), CASES["result of a tool"]
+    prompt = [*HI, as_text, message("tool", "sunny", name="weather")]
+    assert made.row(Row(prompt, row.responses, tools=TOOLS)) == made.row(row)
+
+
 def with_template(template: str) -> PreferenceTokenizer:
     tokenizer = byte_tokenizer(chat=False)
     tokenizer.chat_template = template

@@ -102,7 +102,7 @@ def test_a_share_can_only_be_held_out_of_files():
         OnPolicyPairs("prompts.jsonl", None, validation=0.1)  # type: ignore[arg-type]
 
 
-def test_rows_longer_than_the_models_positions_are_an_error_before_training(tiny_model, in_tmp):
+def test_rows_longer_than_the_models_positions_are_refused(tiny_model, in_tmp):
     rows = [*pairs(4), {"prompt": "x" * 500, "chosen": " yes" * 10, "rejected": " no"}]
     module = DPO(PolicyConfig(tiny_model), optimizer=adamw())
     assert module.positions == 512

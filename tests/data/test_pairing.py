@@ -47,7 +47,7 @@ def test_among_equal_rewards_the_earlier_response_stands_first():
 
 
 def test_a_negative_margin_is_refused():
-    with pytest.raises(UserError, match="min_margin=-1 must be ≥ 0"):
+    with pytest.raises(UserError, match="min_margin=-1 must be at least 0"):
         BestWorst(-1)
 
 
@@ -90,7 +90,7 @@ def test_each_example_gets_another_prompts_response_as_last_branch():
 def test_labels_are_given_to_pairs_and_left_to_those_that_have_some():
     pair, single = Example([1], [[1], [2]], ""), Example([1], [[1]], "", labels=[0.0])
     assert [example.labels for example in with_labels([pair, single])] == [[1.0, 0.0], [0.0]]
-    with pytest.raises(UserError, match="take BestWorst"):
+    with pytest.raises(UserError, match="Use BestWorst"):
         with_labels([Example([1], [[1], [2], [3]], "")])
 
 

@@ -11,7 +11,7 @@ import torch
 from tiny import adamw, fit, on_policy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lit_align.data import ContinuousBatchingSampler, GenerateSampler, Sampler, Sampling, VLLMSampler
+from lit_align.data import ContinuousBatchingSampler, GenerateSampler, Sampler, SampleRequest, Sampling, VLLMSampler
 from lit_align.data.samplers import check_weights, weight_sums
 from lit_align.data.sampling import Response
 from lit_align.errors import UserError
@@ -28,19 +28,19 @@ def policy(tiny_model):
     return Policy.load(PolicyConfig(tiny_model))
 
 
-def draw(
+def sample(
     sampler: Sampler, policy: Policy, keys: str = "abcd", count: int = 2, end: list[int] = END, **sampling: Any
 ) -> list[list[Response]]:
     options = Sampling(**({"max_new_tokens": 20} | sampling))
     with sampler.ready(policy, torch.float32):
-        return sampler.sample(policy, PROMPTS, list(keys), count, options, end)
+        return sampler.sample(policy, SampleRequest(PROMPTS, list(keys), count, options, end))
 
 
 @pytest.mark.parametrize("cache_tokens", [1 << 16, 256], ids=["all at once", "one waits for another"])
-def test_continuous_batching_draws_greedily_what_generate_draws(policy, cache_tokens):
-    end = [0, draw(GenerateSampler(), policy, temperature=0)[1][0].ids[9]]
-    expected = draw(GenerateSampler(), policy, temperature=0, end=end)
-    assert draw(ContinuousBatchingSampler(cache_tokens), policy, temperature=0, end=end) == expected
+def test_greedy_continuous_batching_equals_generate(policy, cache_tokens):
+    end = [0, sample(GenerateSampler(), policy, temperature=0)[1][0].ids[9]]
+    expected = sample(GenerateSampler(), policy, temperature=0, end=end)
+    assert sample(ContinuousBatchingSampler(cache_tokens), policy, temperature=0, end=end) == expected
     assert {response.finished for group in expected for response in group} == {True, False}
 
 
@@ -48,34 +48,34 @@ def test_continuous_batching_repeats_a_batch_and_leaves_torchs_rng(policy):
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    first = draw(ContinuousBatchingSampler(), policy)
-    assert draw(ContinuousBatchingSampler(), policy) == first
+    first = sample(ContinuousBatchingSampler(), policy)
+    assert sample(ContinuousBatchingSampler(), policy) == first
     assert torch.equal(torch.rand(2), expected)
-    assert draw(ContinuousBatchingSampler(), policy, keys="efgh") != first
+    assert sample(ContinuousBatchingSampler(), policy, keys="efgh") != first
     assert all(group[0] != group[1] for group in first)
 
 
-def test_continuous_batching_follows_the_models_filtered_distribution(policy):
+def test_continuous_batching_follows_the_filtered_distribution(policy):
     """Frequencies of the first token against the model's own, with temperature and top-k; 4 standard errors."""
     rows, sampler = 400, ContinuousBatchingSampler()
     sampling = Sampling(max_new_tokens=1, temperature=0.7, top_k=5)
     with sampler.ready(policy, torch.float32):
-        drawn = sampler.sample(policy, [PROMPTS[1]], ["a"], rows, sampling, END)
+        sampled = sampler.sample(policy, SampleRequest([PROMPTS[1]], ["a"], rows, sampling, END))
     with torch.no_grad():
         logits = policy.model(torch.tensor([PROMPTS[1]])).logits[0, -1] / 0.7
     expected = torch.zeros_like(logits)
     best = logits.topk(5)
     expected[best.indices] = best.values.softmax(-1)
-    found = torch.bincount(torch.tensor([response.ids[0] for response in drawn[0]]), minlength=len(logits)) / rows
+    found = torch.bincount(torch.tensor([response.ids[0] for response in sampled[0]]), minlength=len(logits)) / rows
     assert ((found - expected).abs() <= 4 * (expected * (1 - expected) / rows).sqrt()).all()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_stop_string_ends_a_response_with_every_sampler(policy, engine):
     sampler = ENGINES[engine]()
-    free = [r for group in draw(sampler, policy, count=4) for r in group]
+    free = [r for group in sample(sampler, policy, count=4) for r in group]
     letter = next(c for r in free for c in r.text[3:] if c.isascii() and c.isalnum())
-    stopped = [r for group in draw(sampler, policy, count=4, stop=[letter]) for r in group]
+    stopped = [r for group in sample(sampler, policy, count=4, stop=[letter]) for r in group]
     assert any(letter in response.text for response in free)
     for before, after in zip(free, stopped, strict=True):
         assert after.text == before.text.partition(letter)[0]
@@ -88,13 +88,13 @@ def test_a_models_own_repetition_penalty_does_not_bend_the_policy(tiny_model, po
     bent = Policy.load(PolicyConfig(tiny_model))
     bent.model.generation_config.repetition_penalty = 5.0
     bent.model.generation_config.eos_token_id = 7
-    assert draw(ENGINES[engine](), bent) == draw(ENGINES[engine](), policy)
+    assert sample(ENGINES[engine](), bent) == sample(ENGINES[engine](), policy)
     assert bent.model.generation_config.repetition_penalty == 5.0
 
 
-def test_what_cannot_hold_a_single_response_is_refused(policy):
-    with pytest.raises(UserError, match=r"cache_tokens=256 cannot hold .* may have 380 tokens. Give at least 416"):
-        draw(ContinuousBatchingSampler(256), policy, max_new_tokens=300)
+def test_a_cache_too_small_for_one_response_is_refused(policy):
+    with pytest.raises(UserError, match=r"cache_tokens=256 must be at least 416, .* of up to 380 tokens"):
+        sample(ContinuousBatchingSampler(256), policy, max_new_tokens=300)
     with pytest.raises(UserError, match="cache_tokens=8 must be at least 256"):
         ContinuousBatchingSampler(8)
 
@@ -103,8 +103,8 @@ def test_a_failure_in_continuous_batching_stops_the_round(policy, monkeypatch):
     sampler = ContinuousBatchingSampler()
     sampler.load(policy, torch.float32)
     monkeypatch.setattr(sampler.model.model, "forward", None)
-    with pytest.raises(UserError, match=r"continuous batching failed: .*take GenerateSampler"):
-        sampler.sample(policy, PROMPTS, "abcd", 1, Sampling(max_new_tokens=2), END)
+    with pytest.raises(UserError, match=r"continuous batching failed: .*Use GenerateSampler"):
+        sampler.sample(policy, SampleRequest(PROMPTS, "abcd", 1, Sampling(max_new_tokens=2), END))
 
 
 # --- the weights are the policy's ---
@@ -121,7 +121,7 @@ def test_the_sums_of_weights_change_with_a_single_bit():
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)], ids=["full", "LoRA"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_copy_has_the_policys_weights_until_the_policy_moves(tiny_model, lora, dtype):
+def test_a_copy_matches_the_policy_until_the_policy_moves(tiny_model, lora, dtype):
     policy, sampler = Policy.load(PolicyConfig(tiny_model, dtype="float32"), lora), GenerateSampler()
     sampler.load(policy, dtype)
     check_weights(sampler, policy, dtype)
@@ -133,7 +133,7 @@ def test_a_copy_has_the_policys_weights_until_the_policy_moves(tiny_model, lora,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_copy_with_a_single_other_bit_is_refused(policy, dtype):
+def test_a_copy_that_differs_in_one_bit_is_refused(policy, dtype):
     sampler = GenerateSampler()
     sampler.load(policy, dtype)
     weight = sampler.model.model.norm.weight
@@ -155,7 +155,7 @@ class Stale(GenerateSampler):
         pass
 
 
-def test_a_round_by_a_sampler_that_was_not_renewed_draws_nothing(tiny_model, in_tmp):
+def test_a_sampler_with_old_weights_samples_nothing(tiny_model, in_tmp):
     module = DPO(PolicyConfig(tiny_model), optimizer=adamw())
     with pytest.raises(UserError, match=r"data.sampler=Stale does not have the policy's weights"):
         fit(module, on_policy(in_tmp, sampler=Stale()), max_epochs=2)
@@ -170,7 +170,7 @@ def files(folder: str) -> dict[str, bytes]:
     return {f"{path.parent.name[:9]}/{path.name}": path.read_bytes() for path in Path(folder).glob("*/*.parquet")}
 
 
-def test_a_round_that_continuous_batching_draws_again_has_the_same_bytes(tiny_model, in_tmp):
+def test_continuous_batching_samples_a_round_in_the_same_bytes(tiny_model, in_tmp):
     for store in ("first", "second"):
         data = on_policy(in_tmp, sampler=ContinuousBatchingSampler(), store=store)
         fit(DPO(PolicyConfig(tiny_model), proximal=0.1, optimizer=adamw()), data)
@@ -180,15 +180,17 @@ def test_a_round_that_continuous_batching_draws_again_has_the_same_bytes(tiny_mo
 # --- vLLM: what it says where it cannot be had, and our side of it against a stand-in with its interface ---
 
 
-def test_without_vllm_or_a_gpu_there_is_one_sentence_and_a_way_out(monkeypatch):
+def test_without_vllm_or_a_gpu_there_is_one_sentence(monkeypatch):
     if importlib.util.find_spec("vllm") is None:
-        with pytest.raises(UserError, match=r"vllm is not installed. Run pip install 'lit-align\[vllm\]', or take"):
+        with pytest.raises(
+            UserError, match=r"needs vllm, which is not installed. Run pip install 'lit-align\[vllm\]', or use"
+        ):
             VLLMSampler()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="needs a CUDA GPU, and there is none: take ContinuousBatchingSampler"):
+    with pytest.raises(UserError, match=r"needs a CUDA GPU, and there is none. Instead use ContinuousBatchingSampler"):
         VLLMSampler()
-    with pytest.raises(UserError, match=r"memory=1.5 must lie in \(0, 1\)"):
+    with pytest.raises(UserError, match=r"memory=1.5 must be in \(0, 1\)"):
         VLLMSampler(1.5)
 
 
@@ -257,8 +259,8 @@ def vllm_stand_in(monkeypatch):
 def test_an_engine_asleep_between_rounds_wakes_with_the_new_weights(tiny_model, vllm_stand_in):
     policy = Policy.load(PolicyConfig(tiny_model))
     for _ in range(2):
-        expected = draw(GenerateSampler(), policy, temperature=0)
-        assert draw(vllm_stand_in, policy, temperature=0) == expected
+        expected = sample(GenerateSampler(), policy, temperature=0)
+        assert sample(vllm_stand_in, policy, temperature=0) == expected
         assert not vllm_stand_in._engine.awake
         with torch.no_grad():
             for weight in policy.parameters():
@@ -266,8 +268,8 @@ def test_an_engine_asleep_between_rounds_wakes_with_the_new_weights(tiny_model, 
     assert len(set(vllm_stand_in._engine.seeds)) == 8
 
 
-def test_an_engine_that_does_not_take_the_weights_draws_nothing(policy, vllm_stand_in, monkeypatch):
+def test_an_engine_that_ignores_the_weights_samples_nothing(policy, vllm_stand_in, monkeypatch):
     monkeypatch.setattr(StandIn, "renews", False)
     with pytest.raises(UserError, match="VLLMSampler does not have the policy's weights"):
-        draw(vllm_stand_in, policy, temperature=0)
+        sample(vllm_stand_in, policy, temperature=0)
     assert not vllm_stand_in._engine.awake

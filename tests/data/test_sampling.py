@@ -24,7 +24,7 @@ from lit_align.data.sampling import (
     stream,
 )
 from lit_align.errors import UserError
-from lit_align.logprobs import share_prefix
+from lit_align.logprobs import enable_prefix_sharing
 from lit_align.policy import Policy, PolicyConfig
 
 
@@ -184,9 +184,9 @@ def test_batches_are_cut_by_length_and_depend_on_nothing_else():
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"temperature": -1}, "temperature=-1 must be ≥ 0"),
-        ({"top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
         ({"temperature": math.nan}, "temperature=nan must be ≥ 0"),
-        ({"top_p": math.nan}, "top_p=nan must lie in"),
+        ({"top_p": math.nan}, "top_p=nan must be in"),
         ({"top_k": -1}, "top_k=-1 must be ≥ 0"),
         ({"stop": "END"}, r"stop='END' is a string: give a list of such, \['END'\]"),
         ({"stop": ["END", ""]}, "stop holds an empty string"),
@@ -218,5 +218,5 @@ def test_a_shared_prompt_gives_the_samples_of_a_repeated_one(architecture: str) 
         for k in range(3)
     ]
     assert together == apart
-    if share_prefix(model):  # then steps of one token have an attention of their own
+    if enable_prefix_sharing(model):  # then steps of one token have an attention of their own
         assert generate(model, prompts, Sampling(max_new_tokens=12), uniforms, [0]) == apart

@@ -412,7 +412,7 @@ def test_a_model_folder_that_does_not_exist_is_named(pairs):
 
 
 def test_a_name_neither_here_nor_on_the_hub_is_an_error(pairs):
-    with pytest.raises(UserError, match=r"no tokenizer for 'nope': there is no such folder here, and as a name of the"):
+    with pytest.raises(UserError, match=r"no tokenizer for 'nope': this folder does not exist, and as a hub name"):
         fit(DPO(PolicyConfig("nope")), pairs)
 
 

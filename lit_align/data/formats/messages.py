@@ -37,6 +37,7 @@ _CALLS = ("function_call", "tool_call")  # roles of ShareGPT and ms-swift: the c
 KEPT = ("tool_calls", "tool_call_id", "name", "thinking", "reasoning_content", "reasoning", "tool_plan")
 """Keys of a message that chat templates read, beside role and content."""
 
+_PLAIN = frozenset({"role", "content"})
 _ROLE_KEYS = ("role", "from", "speaker")
 _CONTENT_KEYS = ("content", "value", "text")
 _WEIGHTS = ("weight", "loss", "train", "training")  # 0 or false: the turn is not trained on
@@ -92,6 +93,8 @@ class MessageReader:
     def _messages(self, value: object) -> list[Message]:
         if not isinstance(value, dict):
             raise self._wrong(value, 'messages with text in both keys, like {"role": "user", "content": "…"}')
+        if value.keys() == _PLAIN and isinstance(value["content"], str):  # the usual case, read fast
+            return [{"role": self._role(value["role"]), "content": value["content"]}]
         role_key = next((key for key in _ROLE_KEYS if value.get(key) is not None), None)
         if role_key is None:
             return self._exchange(value)

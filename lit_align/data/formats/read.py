@@ -137,8 +137,9 @@ def _detect(first: Record, kind: Kind) -> Layout:
         if layout.matches(first):
             return layout
     shapes = dict.fromkeys(" + ".join(column.split("|")[0] for column in layout.columns) for layout in fitting)
+    wanted = "labelled responses" if kind == "labelled" else kind
     raise DataError(
-        f"{first.source}: no {kind} can be read from the columns {columns_of(first)}. Say which is which with "
+        f"{first.source}: no {wanted} can be read from the columns {columns_of(first)}. Say which is which with "
         "columns={prompt: …}; templates such as '{question} {context}' and paths such as answers.0.text are possible. "
         f"These columns are read: {'; '.join(filter(None, shapes))}."
     )

@@ -74,7 +74,7 @@ def is_blank(answer: Answer) -> bool:
 def is_empty(value: object) -> bool:
     """Whether a column holds nothing that could be lost."""
     if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}", "null", "None")
+        return value.strip() in ("", "[]", "{}", "null")
     if isinstance(value, dict):
         return all(is_empty(each) for each in value.values())
     if isinstance(value, list):

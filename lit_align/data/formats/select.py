@@ -11,7 +11,7 @@ from lit_align.data.formats.rows import Kind, Row, is_blank
 
 
 def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
-    """Prompts; one that stands in several rows because each has another response is taken once."""
+    """Prompts; a prompt of several rows with a response each is taken once."""
     seen: set[str] = set()
     for row in rows:
         key = json.dumps([row.prompt, row.tools, dict(row.template_args)], default=str)

@@ -20,7 +20,7 @@ from lit_align.data.pairing import with_labels, with_mismatched
 from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
 from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
-from lit_align.data.samplers import Sampler
+from lit_align.data.samplers import Sampler, SampleRequest
 from lit_align.data.sampling import Sampling, check_stop, sampling_batches
 from lit_align.data.scorers.base import PairwiseScorer, Scorer, compare, score
 from lit_align.errors import UserError
@@ -87,7 +87,8 @@ class RoundMaker:
         rows = [self.prompts[i][0] for i in indices]
         prompt_ids = [self.prompts[i][1] for i in indices]
         keys = [(self.seed, self.round.index, row.source) for row in rows]
-        sampled = sampler.sample(self.policy, prompt_ids, keys, self.responses_per_prompt, self.sampling, self.end_ids)
+        request = SampleRequest(prompt_ids, keys, self.responses_per_prompt, self.sampling, self.end_ids)
+        sampled = sampler.sample(self.policy, request)
         response_ids = [[response.ids for response in responses] for responses in sampled]
         examples = [
             Example(prompt, responses, row.source)

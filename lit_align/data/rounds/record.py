@@ -23,7 +23,7 @@ from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
 from lit_align.reference.base import Reference
 from lit_align.reference.copied import CopiedReference, RecordedReference
-from lit_align.sharding import gathered, wait_for_all
+from lit_align.sharding import barrier_with_timeout, gathered
 
 R = TypeVar("R", bound=StoredRow)
 M = TypeVar("M")
@@ -82,7 +82,7 @@ class Recorder:
         total = sum(map(len, batches))
         missing = [number for number in range(len(batches)) if part.read(number) is None]
         to_do = sum(len(batches[number]) for number in missing)
-        wait_for_all(where, self.wait_minutes)  # all have looked before any writes
+        barrier_with_timeout(where, self.wait_minutes)  # all have looked before any writes
         if missing:
             before = f" ({total - to_do} stored before)" if to_do < total else ""
             with open_model() as model, phase(name, total, f"prompts{before}", done=total - to_do) as bar:
@@ -92,7 +92,7 @@ class Recorder:
                     bar.advance(len(batches[number]))
         else:
             print_field(name, f"{total} prompts, stored before in {part.store.path}")
-        wait_for_all(where, self.wait_minutes)
+        barrier_with_timeout(where, self.wait_minutes)
         rows: dict[int, list[R]] = {}
         for number in range(len(batches)):
             read = part.read(number)

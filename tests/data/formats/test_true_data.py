@@ -180,7 +180,11 @@ def test_pairs_may_differ_in_their_thoughts_alone(key: str):
     chosen, rejected = assistant("noon", **{key: "clock"}), assistant("noon", **{key: "lazy"})
     rows = read(
         {"prompt": [user("Time?")], "chosen": [chosen], "rejected": [rejected]},
-        {"prompt": [user("Time?")], "chosen": [assistant("a", **{key: None})], "rejected": [assistant("b")]},
+        {
+            "prompt": [user("Time?")],
+            "chosen": [assistant("a", **{key: ""})],
+            "rejected": [assistant("b", tool_calls=[])],
+        },
     )
     assert rows[0].responses == (chosen, rejected)
     assert rows[1].responses == ("a", "b")

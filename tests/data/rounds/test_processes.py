@@ -18,7 +18,7 @@ from lit_align.objectives import DPO, KTO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reference.config import ReferenceConfig
 from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
-from lit_align.sharding import wait_for_all
+from lit_align.sharding import barrier_with_timeout
 
 LORA = LoRAConfig(r=4, alpha=8)
 
@@ -157,7 +157,7 @@ def late() -> str:
         time.sleep(4)
         return ""
     try:
-        wait_for_all("round 1, sample", minutes=1 / 60)
+        barrier_with_timeout("round 1, sample", minutes=1 / 60)
     except UserError as error:
         return str(error)
     return "it waited for nobody"
@@ -166,7 +166,7 @@ def late() -> str:
 def test_a_process_that_does_not_come_is_named():
     def go() -> str:
         torch.distributed.init_process_group("gloo")
-        wait_for_all("setup", minutes=1)
+        barrier_with_timeout("setup", minutes=1)
         return late()
 
     message, _ = run_in(2, go)
