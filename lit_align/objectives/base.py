@@ -34,11 +34,10 @@ from lit_align.needs import DataNeeds
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.resumable import ResumableModule
 from lit_align.objectives.schedule import (
+    Completed,
     Schedule,
     learning_rate_factor,
     reset_optimization,
-    round_progress,
-    run_progress,
 )
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 
@@ -51,7 +50,8 @@ class PreferenceObjective(ResumableModule):
         lora: Train a low-rank adapter instead of all weights.
         optimizer: Any torch optimizer; 1e-6 is the papers' learning rate for full fine-tuning, LoRA wants 10 to 100
             times more.
-        schedule: What the learning rate does after warm-up, over the run's progress: linear and cosine fall to 0.
+        schedule: What the learning rate does after warm-up, over the run's progress: linear and cosine fall from
+            its full value to 0.
         warmup_steps: Optimizer steps in which the learning rate rises to its value; the TR paper takes 100.
         reset_optimizer_each_round: Begin each round (epoch) with a new optimizer and a new schedule, over the round's
             progress, as if it were a run of its own: what PRPO's experiments do.
@@ -87,6 +87,7 @@ class PreferenceObjective(ResumableModule):
         self.schedule: Schedule = schedule
         self.warmup_steps = warmup_steps
         self.reset_optimizer_each_round = reset_optimizer_each_round
+        self.warmed_up_at = Completed(0, 0, 0.0)
         self.text_weights = {"sft": sft_weight, "pretraining": pretraining_weight}
         for name, weight in self.text_weights.items():
             if weight < 0:
@@ -167,12 +168,17 @@ class PreferenceObjective(ResumableModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _learning_rate_factor(self, step: int) -> float:
+        if step == self.warmup_steps:
+            self.warmed_up_at = Completed.of_run(self.trainer) if step else Completed(0, 0, 0.0)
         progress = self.progress() if step else 0.0
-        return learning_rate_factor(self.schedule, self.warmup_steps, step, progress)
+        return learning_rate_factor(self.schedule, self.warmup_steps, step, progress, self._share(self.warmed_up_at))
 
     def progress(self) -> float:
         """Share of the run that is done, or of the round where each round has a schedule of its own."""
-        return round_progress(self.trainer) if self.reset_optimizer_each_round else run_progress(self.trainer)
+        return self._share(Completed.of_run(self.trainer))
+
+    def _share(self, done: Completed) -> float:
+        return done.of_round(self.trainer) if self.reset_optimizer_each_round else done.of(self.trainer)
 
     # --- a step ---
 
@@ -310,6 +316,16 @@ class PreferenceObjective(ResumableModule):
         """All that determines the numbers of the run; a resumed run must have the same."""
         texts = {f"model.{self.text_options[name]}": weight for name, weight in self.text_weights.items()}
         return super().identity() | texts
+
+    # --- checkpoints ---
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["warmed_up_at"] = [*self.warmed_up_at]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.warmed_up_at = Completed(*checkpoint.get("warmed_up_at", self.warmed_up_at))
 
     # --- what a first run shows ---
 

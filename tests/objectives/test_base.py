@@ -375,8 +375,8 @@ def test_validation_logs_the_same_metrics_over_the_whole_set(tiny_model, in_tmp)
     ("schedule", "expected"),
     [
         ("constant", [0.5, 1, 1, 1, 1, 1]),
-        ("linear", [0.5, 1, 2 / 3, 0.5, 1 / 3, 1 / 6]),
-        ("cosine", [0.5, 1, 0.75, 0.5, 0.25, (1 - math.sqrt(0.75)) / 2]),
+        ("linear", [0.5, 1, 1, 3 / 4, 1 / 2, 1 / 4]),
+        ("cosine", [0.5, 1, 1, (1 + math.sqrt(0.5)) / 2, 1 / 2, (1 - math.sqrt(0.5)) / 2]),
     ],
 )
 def test_the_schedule_warms_up_and_follows_the_progress_of_the_run(tiny_model, in_tmp, schedule, expected):
@@ -384,6 +384,24 @@ def test_the_schedule_warms_up_and_follows_the_progress_of_the_run(tiny_model, i
     module = DPO(PolicyConfig(tiny_model), optimizer=sgd(1.0), schedule=schedule, warmup_steps=2)
     fit(module, OfflinePairs(write_pairs(in_tmp, 6), batch_size=3), watch, max_epochs=3)
     assert watch["train/learning_rate"] == pytest.approx(expected)
+
+
+def test_the_end_of_warm_up_survives_a_resume_of_a_longer_run(tiny_model, in_tmp):
+    """Two of four steps of warm-up; resumed at the third, of six by now."""
+    data, keep = (
+        write_pairs(in_tmp, 6),
+        ModelCheckpoint("kept", every_n_train_steps=1, save_top_k=-1, filename="{step}"),
+    )
+
+    def rates(*callbacks: Callback, **options: Any) -> list[float]:
+        watch = Watch()
+        module = DPO(PolicyConfig(tiny_model), optimizer=sgd(1.0), warmup_steps=2)
+        fit(module, OfflinePairs(data, batch_size=3), watch, *callbacks, **options)
+        return watch["train/learning_rate"]
+
+    assert rates(keep, max_epochs=2, enable_checkpointing=True) == pytest.approx([0.5, 1, 1, 0.5])
+    resumed = rates(max_epochs=3, ckpt_path="kept/step=3.ckpt")
+    assert resumed == pytest.approx([0.5, 1 / 2, 1 / 4])  # the first was set at the end of the step before
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tiny_model, pairs):
@@ -507,7 +525,7 @@ def test_optimizer_and_schedule_start_anew_each_round_if_asked(tiny_model, in_tm
     fit(DPO(PolicyConfig(tiny_model), reset_optimizer_each_round=True, **options), data, anew, max_epochs=3)
     fit(DPO(PolicyConfig(tiny_model), **options), data, on, max_epochs=3)
     rounds = [[seen[1:] for seen in anew.seen if seen[0] == number] for number in range(3)]
-    rates = [0.005, 0.01, 0.005, 0.0025] if warmup_steps else [0.01, 0.0075, 0.005, 0.0025]
+    rates = [0.005, 0.01, 0.01, 0.005] if warmup_steps else [0.01, 0.0075, 0.005, 0.0025]
     assert rounds[0] == rounds[1] == rounds[2] == [(step, pytest.approx(rate)) for step, rate in enumerate(rates)]
     assert [seen[1] for seen in on.seen] == list(range(12))
 
