@@ -32,6 +32,7 @@ from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
 from lit_align.objectives._likelihood import sft_loss
+from lit_align.objectives.accumulation import MicroBatch, StepMeans
 from lit_align.objectives.resumable import ResumableModule
 from lit_align.objectives.schedule import (
     Completed,
@@ -94,6 +95,7 @@ class PreferenceObjective(ResumableModule):
                 raise UserError(f"model.{self.text_options[name]}={weight} must be ≥ 0.")
         self.policy: Policy | None = None
         self.metrics = torch.nn.ModuleDict()  # filled when the model is built: by then all options are known
+        self._step_means = StepMeans()
         self._tokenizer = None
         self.accept_changes = accept_changes
 
@@ -190,10 +192,24 @@ class PreferenceObjective(ResumableModule):
         """A step on preferences, or on these and texts together: {"preferences": ..., "sft": ...}."""
         texts = {} if isinstance(batch, PreferenceBatch) else {**batch}
         self.check_texts(texts.keys() - {"preferences"})
+        place = MicroBatch.of(self.trainer, batch_idx)
+        if place.is_first:
+            self.metrics["train_"].reset()  # type: ignore[operator]
+            self._step_means.reset()
         loss = self._step(batch if isinstance(batch, PreferenceBatch) else texts.pop("preferences"), "train")
+        loss = loss * place.weight()
         for name, text in texts.items():
-            loss = loss + self.text_weights[name] * self._text_loss(name, text)
+            loss = loss + self.text_weights[name] * place.weight(name) * self._text_loss(name, text)
+        if not self.trainer.fit_loop._should_accumulate():
+            self._log_step()
         return loss
+
+    def _log_step(self) -> None:
+        """Log the means over all examples of the optimizer step."""
+        metrics: Any = self.metrics["train_"]
+        values = metrics.compute() | self._step_means.compute(self.trainer)
+        values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
 
     def check_texts(self, given: Collection[str]) -> None:
         """Make sure that the streams of texts in the data are those that have a weight.
@@ -213,7 +229,7 @@ class PreferenceObjective(ResumableModule):
         losses = sft_loss(self.policy(batch)[:, 0], batch.lengths[:, 0].clamp(min=1))
         loss = losses.mean()
         self._check_finite(loss, losses, batch, f"data.{name}")
-        self.log(f"train/nll_{name}", loss.detach(), batch_size=batch.size)
+        self._step_means.add(f"nll_{name}", loss, batch.size)
         return loss
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
@@ -247,15 +263,9 @@ class PreferenceObjective(ResumableModule):
         logps, lengths = logps[:, :K], batch.lengths[:, :K]
         anchor_logps = None if anchor_logps is None else anchor_logps[:, :K]
         rewards = self.implicit_rewards(logps, anchor_logps, beta, lengths.clamp(min=1))
-        measured = (losses, logps, anchor_logps, lengths, rewards, batch.labels)
-        if stage == "train":
-            values = metrics(*measured)
-            if scale is not None:
-                values["gradient_scale"] = scale
-            values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch.size)
-        else:
-            metrics.update(*measured)
+        metrics.update(losses, logps, anchor_logps, lengths, rewards, batch.labels)
+        if scale is not None:
+            self._step_means.add("gradient_scale", scale, batch.size)
         return loss
 
     def _gradient_scale(
