@@ -16,14 +16,12 @@ In training, every objective also logs (beside the table of `lit_align.metrics.p
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -33,8 +31,8 @@ from lit_align.loading import from_fields, load_positions, load_tokenizer, read_
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
-from lit_align.objectives._checks import check_state_dict
 from lit_align.objectives._likelihood import sft_loss
+from lit_align.objectives.resumable import ResumableModule
 from lit_align.objectives.schedule import (
     Schedule,
     learning_rate_factor,
@@ -42,14 +40,10 @@ from lit_align.objectives.schedule import (
     round_progress,
     run_progress,
 )
-from lit_align.policy import LoRAConfig, Policy, PolicyConfig, is_adapter_weight
-from lit_align.position import Position
-
-# Where the base model is; its weights identify it.
-LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 
 
-class PreferenceObjective(L.LightningModule):
+class PreferenceObjective(ResumableModule):
     """A policy trained on preference batches.
 
     Args:
@@ -101,8 +95,6 @@ class PreferenceObjective(L.LightningModule):
         self.metrics = torch.nn.ModuleDict()  # filled when the model is built: by then all options are known
         self._tokenizer = None
         self.accept_changes = accept_changes
-        self._start = ""  # fingerprint of the weights before training
-        self._resumed_at: Position | None = None
 
     # --- what an objective states ---
 
@@ -157,7 +149,7 @@ class PreferenceObjective(L.LightningModule):
     def configure_model(self) -> None:
         if self.policy is None:
             self.policy = self.load_policy()
-            self._start = self.policy.base_fingerprint()
+            self.base_fingerprint = self.policy.base_fingerprint()
         if not self.metrics:
             needs = self.data_needs()
             for stage in ("train_", "val_", "test_"):
@@ -314,67 +306,10 @@ class PreferenceObjective(L.LightningModule):
         )
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "little"))
 
-    # --- checkpoints ---
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the position, and the hyperparameters as plain values, which anyone can read without our classes."""
-        Position.of_run(self.trainer).save(checkpoint)
-        provenance.save(checkpoint, self.identity())
-        hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
-            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            for name, value in hyperparameters.items()
-        }
-        checkpoint["output_name"] = self.data_needs().output_name
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is None:  # load_from_checkpoint
-            return
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            provenance.check(checkpoint, self.identity(), self.accept_changes, adapter=self.lora is not None)
-        self._resumed_at = Position.load(checkpoint)
-        if self._resumed_at is not None and "loops" in checkpoint:
-            self._resumed_at.write_loops(checkpoint)
-
-    def on_train_start(self) -> None:
-        if self._resumed_at is not None:
-            self._resumed_at.settle(self.trainer)
-
-    def _is_saved(self, name: str) -> bool:
-        """Whether a checkpoint holds this weight: under LoRA, not those that the policy's path gives back."""
-        return self.lora is None or not name.startswith("policy.") or is_adapter_weight(name)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        state = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if self._is_saved(name)}
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        self.configure_model()
-        if strict:
-            self.check_state_dict(state_dict)
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Make sure that a checkpoint holds this module's weights, all of them and no others.
-
-        Raises:
-            UserError: a weight has no counterpart, or one of another shape.
-        """
-        check_state_dict(self.state_dict(), state_dict)
-
     def identity(self) -> provenance.Table:
         """All that determines the numbers of the run; a resumed run must have the same."""
-        data = getattr(self.trainer.datamodule, "identity", dict)  # type: ignore[attr-defined]  # a foreign one has none
-        return {
-            "model": type(self).__name__,
-            provenance.BASE_MODEL: self._start,
-            "seed_everything": int(os.environ.get("PL_GLOBAL_SEED", 0)),
-            **provenance.of_options("model", dict(self.hparams), leave_out=LOCATIONS),
-            **{f"model.{self.text_options[name]}": weight for name, weight in self.text_weights.items()},
-            **provenance.of_optimizer(self.optimizer),
-            **provenance.of_trainer(self.trainer),
-            **data(),
-        }
+        texts = {f"model.{self.text_options[name]}": weight for name, weight in self.text_weights.items()}
+        return super().identity() | texts
 
     # --- what a first run shows ---
 

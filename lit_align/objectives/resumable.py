@@ -1,0 +1,96 @@
+"""Checkpoints of objectives: where the run is, what it is, and the weights that nothing else gives back."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lit_align import provenance
+from lit_align.needs import DataNeeds
+from lit_align.objectives._checks import check_state_dict
+from lit_align.policy import LoRAConfig, is_adapter_weight
+from lit_align.position import Position
+
+# Where the base model is; its weights identify it.
+LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
+
+
+class ResumableModule(L.LightningModule):
+    """A module whose checkpoints resume the same run only, at the place where it was.
+
+    A subclass sets the attributes below, and builds its networks in `configure_model`.
+    """
+
+    lora: LoRAConfig | None
+    optimizer: OptimizerCallable
+    accept_changes: Sequence[str] = ()
+    base_fingerprint: str = ""
+    """Identifies the weights of the base model; set when the model is built."""
+    _resumed_at: Position | None = None
+
+    def data_needs(self) -> DataNeeds:
+        """What the module, as it is configured, needs from its data."""
+        return DataNeeds()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the position, and the hyperparameters as plain values, which anyone can read without our classes."""
+        Position.of_run(self.trainer).save(checkpoint)
+        provenance.save(checkpoint, self.identity())
+        hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
+            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            for name, value in hyperparameters.items()
+        }
+        checkpoint["output_name"] = self.data_needs().output_name
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is None:  # load_from_checkpoint
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            provenance.check(checkpoint, self.identity(), self.accept_changes, adapter=self.lora is not None)
+        self._resumed_at = Position.load(checkpoint)
+        if self._resumed_at is not None and "loops" in checkpoint:
+            self._resumed_at.write_loops(checkpoint)
+
+    def on_train_start(self) -> None:
+        if self._resumed_at is not None:
+            self._resumed_at.settle(self.trainer)
+
+    def _is_saved(self, name: str) -> bool:
+        """Whether a checkpoint holds this weight: under LoRA, not those that the policy's path gives back."""
+        return self.lora is None or not name.startswith("policy.") or is_adapter_weight(name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if self._is_saved(name)}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        self.configure_model()
+        if strict:
+            self.check_state_dict(state_dict)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Make sure that a checkpoint holds this module's weights, all of them and no others.
+
+        Raises:
+            UserError: a weight has no counterpart, or one of another shape.
+        """
+        check_state_dict(self.state_dict(), state_dict)
+
+    def identity(self) -> provenance.Table:
+        """All that determines the numbers of the run; a resumed run must have the same."""
+        data = getattr(self.trainer.datamodule, "identity", dict)  # type: ignore[attr-defined]  # a foreign one has none
+        return {
+            "model": type(self).__name__,
+            provenance.BASE_MODEL: self.base_fingerprint,
+            "seed_everything": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            **provenance.of_options("model", dict(self.hparams), leave_out=LOCATIONS),
+            **provenance.of_optimizer(self.optimizer),
+            **provenance.of_trainer(self.trainer),
+            **data(),
+        }
