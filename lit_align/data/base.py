@@ -88,10 +88,9 @@ class PairsDataModule(L.LightningDataModule):
         pretraining: str | Source | None = None,
         pretraining_split: str | None = None,
         text_batch_size: int | None = None,
-        group_by_length: Train on batches of examples of similar length: less padding in attention, less waiting between
-            processes. The order is random otherwise.
-        wait_minutes: How long a process waits for others that compute samples, scores or log-probabilities.
-        seed: Seed of the order of examples; None takes seed_everything's.
+        group_by_length: bool = False,
+        wait_minutes: float = 60,
+        seed: int | None = None,
     ):
         super().__init__()
         for name, value in {
