@@ -58,8 +58,8 @@ class ExampleLoader:
     Args:
         batch_size: Examples per batch and process.
         shuffle: Draw a new order each epoch.
-        group_by_length: Then put examples of similar length into one batch (of all processes together), within stretches
-            of 32 batches, and shuffle the batches. An incomplete last one stays the last.
+        group_by_length: Then put examples of similar length into one batch (of all processes together), within
+            stretches of 32 batches, and shuffle the batches. An incomplete last one stays the last.
         epoch: Tells the current epoch; asked when iteration begins.
         mixture: How often the examples of each source are served; None is once.
         length: Batches of an epoch, for which the examples are gone through again and again, or not to their end. None
