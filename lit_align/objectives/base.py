@@ -4,7 +4,8 @@
 proximal weight and the step-0 check. An objective overrides `loss`, states its `formula`, and says what its loss is
 where the policy equals its anchor.
 
-In training, every objective also logs (beside the table of `lit_align.metrics.preference`)
+In training, every objective also logs (beside the table of `lit_align.metrics.preference`; all are means over the
+examples of an optimizer step)
 
 | metric | formula |
 |---|---|
@@ -31,6 +32,7 @@ from lit_align.loading import from_fields, load_positions, load_tokenizer, read_
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
+from lit_align.objectives._checks import check_batch, check_policy_config
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.accumulation import MicroBatch, StepMeans
 from lit_align.objectives.resumable import ResumableModule
@@ -41,6 +43,7 @@ from lit_align.objectives.schedule import (
     reset_optimization,
 )
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.reference.build import own_weights
 
 
 class PreferenceObjective(ResumableModule):
@@ -83,6 +86,7 @@ class PreferenceObjective(ResumableModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight", "accept_changes"])
         self.policy_config = from_fields(PolicyConfig, policy)
+        check_policy_config(type(self).__name__, self.policy_config)
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
         self.optimizer = optimizer
         self.schedule: Schedule = schedule
@@ -96,6 +100,7 @@ class PreferenceObjective(ResumableModule):
         self.policy: Policy | None = None
         self.metrics = torch.nn.ModuleDict()  # filled when the model is built: by then all options are known
         self._step_means = StepMeans()
+        self._checked_batch = False
         self._tokenizer = None
         self.accept_changes = accept_changes
 
@@ -190,6 +195,9 @@ class PreferenceObjective(ResumableModule):
 
     def training_step(self, batch: PreferenceBatch | dict[str, PreferenceBatch], batch_idx: int) -> Tensor:
         """A step on preferences, or on these and texts together: {"preferences": ..., "sft": ...}."""
+        if not self._checked_batch:
+            check_batch(batch)
+            self._checked_batch = True
         texts = {} if isinstance(batch, PreferenceBatch) else {**batch}
         self.check_texts(texts.keys() - {"preferences"})
         place = MicroBatch.of(self.trainer, batch_idx)
@@ -344,7 +352,7 @@ class PreferenceObjective(ResumableModule):
         assert self.policy is not None
         yield "objective", f"{type(self).__name__}: {self.formula}"
         trained = sum(weight.numel() for _, weight in self.policy.trainable_weights())
-        total = sum(weight.numel() for weight in self.policy.parameters())
+        total = sum(weight.numel() for weight in own_weights(self.policy))
         how = (
             f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights" if self.lora else f"{total / 1e6:.0f} M weights"
         )

@@ -14,9 +14,11 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, byte_tokenizer, fit, llama_config, on_policy, sgd, write_pairs
+from torch.utils.data import DataLoader
 from transformers import LlamaForSequenceClassification
 
 from lit_align.callbacks import Drift, ReferenceRefresh
+from lit_align.callbacks.run_report import memory_line
 from lit_align.data import Listwise, OfflinePairs, Sampling
 from lit_align.data.batches import Example, record_logps
 from lit_align.errors import UserError
@@ -551,3 +553,58 @@ def test_a_run_whose_optimizer_starts_anew_resumes_to_the_bit(tiny_model, in_tmp
     for checkpoint in saved:
         again = run(ckpt_path=str(checkpoint))
         assert all(torch.equal(whole[name], again[name]) for name in whole), checkpoint
+
+
+def test_an_objective_without_an_annotation_of_its_policy_is_told(tiny_model):
+    class Bare(DPO):
+        def __init__(self, policy, **kwargs):  # the command line then passes what it parsed
+            super().__init__(policy, **kwargs)
+
+    with pytest.raises(UserError, match=r"Bare must pass a PolicyConfig to its base class, which got list. Write `def"):
+        Bare(["path", tiny_model])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda batch: vars(batch), r"must be a PreferenceBatch .*, and is of type dict. Make a PreferenceBatch"),
+        (lambda batch: {"preferences": vars(batch)}, r"batch of 'preferences' must be a PreferenceBatch .* dict"),
+        (
+            lambda batch: dataclasses.replace(batch, response_ids=batch.response_ids[:, 0]),
+            r"`response_ids` has shape \[4, \d+\], but needs \[B>=1, K>=1, R\]",
+        ),
+        (
+            lambda batch: dataclasses.replace(batch, prompt_mask=batch.prompt_mask[:, 1:]),
+            r"`prompt_mask` has shape .* needs \[4, \d+\]\. Change it in the data module",
+        ),
+        (
+            lambda batch: dataclasses.replace(batch, response_mask=batch.response_mask.long()),
+            "`response_mask` is of type torch.int64, but needs torch.bool",
+        ),
+        (
+            lambda batch: dataclasses.replace(batch, rewards=torch.zeros(4)),
+            r"`rewards` has shape .4., but needs .4, 2",
+        ),
+    ],
+    ids=["dict", "named dict", "2-D responses", "prompt mask", "type of mask", "rewards"],
+)
+def test_a_batch_of_other_type_or_shape_is_named(tiny_model, pairs, spoil, message):
+    fit(DPO(PolicyConfig(tiny_model)), pairs, max_steps=1)
+    loader: Any = DataLoader([spoil(next(iter(pairs.train_dataloader())))], batch_size=None)
+    with pytest.raises(UserError, match=message):
+        fit(DPO(PolicyConfig(tiny_model)), loader)
+
+
+def test_the_header_counts_the_weights_of_policy_and_reference_apart(tiny_model, pairs):
+    def lines(*callbacks: Callback) -> dict[str, str]:
+        module = DPO(PolicyConfig(tiny_model), lora=LORA)
+        fit(module, pairs, *callbacks, max_steps=1)
+        return dict(module.describe()) | {"memory": memory_line(module)}
+
+    still, moving = lines(), lines(ReferenceRefresh(0.9, 1))
+    assert still["policy"] == moving["policy"]
+    assert "weights of its own" not in still["reference"]
+    assert re.search(r" MB \(0\.\d M weights of its own\)", moving["reference"])
+    assert still["memory"].partition(" = ")[2].partition(";")[0] in moving["memory"]
+    assert "reference" in moving["memory"]
+    assert "reference" not in still["memory"]
