@@ -153,10 +153,11 @@ class RewardModel(PreferenceObjective):
         super().__init__(policy, sft_weight=0.0, pretraining_weight=0.0, **kwargs)  # it gives texts no likelihood
         self.save_hyperparameters(ignore=["optimizer"])
         self.margin: float | Literal["rewards"] = margin
-        if policy.temperature != 1:
+        temperature = self.policy_config.temperature
+        if temperature != 1:
             raise UserError(
-                f"model.policy.temperature={policy.temperature} has no effect, for a reward model gives texts no "
-                "likelihood. Leave it out."
+                f"model.policy.temperature={temperature} has no effect, for a reward model gives texts no likelihood. "
+                "Leave it out."
             )
 
     def check_texts(self, given: Collection[str]) -> None:
