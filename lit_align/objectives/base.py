@@ -152,7 +152,7 @@ class PreferenceObjective(ResumableModule):
 
     def load_policy(self) -> Policy:
         """The policy as it starts."""
-        return Policy.load(self.policy_config, self.lora)
+        return Policy.load(self.policy_config, self.lora, self._tokenizer)
 
     def configure_model(self) -> None:
         if self.policy is None:
