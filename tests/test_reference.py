@@ -289,7 +289,7 @@ def test_mixing_with_alpha_zero_changes_nothing():
 
 @pytest.mark.parametrize("alpha", [0.0, -0.1, 1.5, float("nan")])
 def test_alpha_outside_its_range_is_refused_with_the_direction_of_the_mix(alpha):
-    with pytest.raises(UserError, match=r"reference_refresh.alpha=.*must lie in \(0, 1\].*reference ← alpha·policy"):
+    with pytest.raises(UserError, match=r"reference_refresh.alpha=.*must be in \(0, 1\].*reference ← alpha·policy"):
         RefreshRule(alpha, 1)
 
 
@@ -429,5 +429,5 @@ def test_a_checkpoint_of_another_rank_and_reference_form_is_refused(tiny_model, 
     trainer = fit(module, OfflinePairs(write_pairs(in_tmp)), rule)
     assert isinstance(module.reference, DeltaReference)
     trainer.save_checkpoint("run.ckpt")
-    with pytest.raises(UserError, match="this checkpoint is of another model or configuration"):
+    with pytest.raises(UserError, match="this checkpoint belongs to another model or configuration"):
         fit(DPO(PolicyConfig(tiny_model), lora=RING), OfflinePairs("pairs.jsonl"), rule, ckpt_path="run.ckpt")

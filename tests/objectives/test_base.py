@@ -313,7 +313,9 @@ def test_a_target_without_effect_is_refused(tiny_model, in_tmp):
     for options in ({"proximal": 0.0}, {"proximal": 0.1, "proximal_target": 0.0}):
         with pytest.raises(UserError, match="must be above 0, and so must proximal"):
             DPO(PolicyConfig(tiny_model), **({"proximal_target": 1.0} | options))
-    with pytest.raises(UserError, match=r"proximal_target=1.0 has had no effect in this round: no callback measures"):
+    with pytest.raises(
+        UserError, match=r"proximal_target=1.0 had no effect in this round because no callback measures"
+    ):
         fit(adaptive(tiny_model, 1.0), on_policy(in_tmp))
     with pytest.raises(UserError, match=r"model.proximal_target=3 must be at most log 16 = 2.8 nats"):
         fit(adaptive(tiny_model, 3.0), on_policy(in_tmp), Drift(prompts=4))
@@ -446,7 +448,7 @@ def test_a_module_is_loaded_from_its_checkpoint_outside_a_trainer(tiny_model, pa
     loaded = DPO.load_from_checkpoint(tmp_path / "run.ckpt")
     assert (loaded.beta, loaded.label_smoothing) == (0.3, 0.1)
     assert same(weights(module), weights(loaded))
-    with pytest.raises(UserError, match="this checkpoint is of another model or configuration"):
+    with pytest.raises(UserError, match="this checkpoint belongs to another model or configuration"):
         DPO.load_from_checkpoint(tmp_path / "run.ckpt", lora=None)
 
 
