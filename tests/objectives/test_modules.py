@@ -315,7 +315,7 @@ def test_data_without_rewards_is_refused_with_the_mend(tiny_model, in_tmp, make,
     ("make", "message"),
     [
         (lambda p: DPO(p, reward_temperature=0.1, label_smoothing=0.1), "label_smoothing and robust have no effect"),
-        (lambda p: DPO(p, robust=True), "model.robust has no effect on certain labels"),
+        (lambda p: DPO(p, robust=True), "model.robust=true has no effect because label_smoothing=0"),
         (lambda p: DPO(p, label_smoothing=0.5), r"model.label_smoothing=0.5 must be in \[0, ½\)"),
         (lambda p: DPO(p, reward_temperature=0.0), "model.reward_temperature=0.0 must be above 0"),
         (lambda p: EXO(p, reward_temperature=0.1, label_smoothing=0.1), "label_smoothing=0.1 has no effect"),
