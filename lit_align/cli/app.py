@@ -9,6 +9,7 @@ differs from Lightning's in what it refuses and prints:
   not silently configure another;
 - the command line overrides files in whatever order they are given, and later files override earlier ones;
 - a checkpoint restores weights and state, never the configuration;
+- one `fit` at a time writes to a folder (`run_lock`);
 - each run writes its whole configuration to ``<trainer.default_root_dir>/config.yaml``, and to W&B.
 
 W&B sweeps run the same command (``configs/sweeps/``), with dotted keys as options; each run of a sweep has its own
@@ -23,6 +24,7 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ from lit_align.cli.parser import (
     refuse_functions,
     refuse_options_of_another_objective,
 )
+from lit_align.cli.run_lock import hold
 from lit_align.cli.usage import DESCRIPTION
 from lit_align.console import program, relative
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
@@ -227,6 +230,11 @@ class AlignCLI(LightningCLI):
             raise UserError(f"trainer: {error}") from error
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        alone = subcommand == "fit" and self.trainer.is_global_zero
+        with hold(self.trainer.default_root_dir) if alone else nullcontext():
+            super()._run_subcommand(subcommand)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyperparameters override the configuration."""

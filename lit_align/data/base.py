@@ -56,11 +56,10 @@ class PairsDataModule(L.LightningDataModule):
         pretraining: Texts as before pre-training's end, likewise.
         pretraining_split: Split of a saved or hub data set.
         text_batch_size: Texts of each kind per batch and process; None is batch_size.
-        group_by_length: Train on batches of examples of like length, for less padding in attention and processes that
-            wait less for one another; the order stays random otherwise.
-        wait_minutes: With several processes, how long one waits for the others where something is computed once and
-            stored (samples, scores, log-probabilities).
-        seed: Of the order of examples; None takes seed_everything's.
+        group_by_length: Train on batches of examples of similar length: less padding in attention, less waiting between
+            processes. The order is random otherwise.
+        wait_minutes: How long a process waits for others that compute samples, scores or log-probabilities.
+        seed: Seed of the order of examples; None takes seed_everything's.
     """
 
     trains_on_files = False
@@ -103,15 +102,7 @@ class PairsDataModule(L.LightningDataModule):
             if value is not None and not value >= 1:  # nan is not, either
                 raise UserError(f"data.{name}={value} must be at least 1.")
         if isinstance(validation, float | int):
-            if not self.trains_on_files:
-                raise UserError(
-                    f"data.validation={validation} has no effect: a share is held out of data.train, which "
-                    f"{type(self).__name__} does not have. Name a file of pairs."
-                )
-            if not 0 < validation < 1:
-                raise UserError(f"data.validation={validation} must be above 0 and below 1, or a file. Change it.")
-            if validation_split is not None:
-                raise UserError(f"data.validation_split={validation_split} has no effect on a share. Leave it out.")
+            _check_share(validation, validation_split, self.trains_on_files, type(self).__name__)
         self.validation = validation
         self.validation_split = validation_split
         self.test = test
@@ -139,16 +130,8 @@ class PairsDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Give the trained module the tokenizer and the chat template, before it builds its model."""
-        if self.tokenizer_path is None and self.chat_template is None:
-            return
         assert self.trainer is not None
-        module = self.trainer.lightning_module
-        if not isinstance(module, PreferenceObjective):
-            raise UserError(
-                f"data.{'chat_template' if self.tokenizer_path is None else 'tokenizer'} has no effect on "
-                f"{type(module).__name__}, which loads its own tokenizer. Set it there."
-            )
-        module.use_tokenizer(self.tokenizer_path, self.chat_template)
+        _set_tokenizer(self.trainer.lightning_module, self.tokenizer_path, self.chat_template)
 
     @property
     def seed(self) -> int:
@@ -189,24 +172,12 @@ class PairsDataModule(L.LightningDataModule):
         return Recorder(self.trainer.lightning_module, self.batch_size, self.wait_minutes)  # type: ignore[arg-type]
 
     def record_reference(self, examples: list[Example]) -> list[Example]:
-        """Examples of a file with log π_ref, computed once and kept in the run's folder, where model.reference says so.
-
-        Raises:
-            UserError: what is kept are not the reference's.
-        """
+        """Examples of a file with log π_ref, if model.reference records it; computed once, kept in the run's folder."""
         assert self.trainer is not None
         reference = getattr(self.trainer.lightning_module, "reference", None)
         if not isinstance(reference, RecordedReference):
             return examples
-        cache = RoundStore(Path(self.trainer.default_root_dir, "reference"), 0, {"reference": reference.fingerprint()})
-        examples = self.recorder.with_reference(cache, examples)
-        first = examples[0]
-        with reference.present() as present:
-            assert isinstance(present, CopiedReference)
-            (again,) = self.recorder.logps(present.logps, [first])
-        bound = 1e-3 if present.dtype.itemsize >= 4 else 1.0
-        check_cache(first.reference_logps or [], again, bound, str(cache.path))
-        return examples
+        return _with_reference(examples, reference, self.recorder, Path(self.trainer.default_root_dir, "reference"))
 
     def val_dataloader(self) -> ExampleLoader | list[Any]:
         if self.validation is None:
@@ -214,11 +185,10 @@ class PairsDataModule(L.LightningDataModule):
                 raise UserError("validate: there are no pairs to validate on. Name some: --data.validation=PATH.")
             return []
         if self._validation_examples is None:
-            if isinstance(self.validation, str):
-                rows = self.source(self.validation, self.validation_split).read(self.needs.data_kind)
-            else:
-                rows = self.share_of_training()
-            self._validation_examples = self._held_out("validation", str(self.validation), rows)
+            given, kind = self.validation, self.needs.data_kind
+            is_file = isinstance(given, str)
+            rows = self.source(given, self.validation_split).read(kind) if is_file else self.share_of_training()
+            self._validation_examples = self._held_out("validation", str(given), rows)
         return self._loader(self._validation_examples, shuffle=False)
 
     def share_of_training(self) -> Rows:
@@ -362,3 +332,47 @@ class PairsDataModule(L.LightningDataModule):
 def _shown(text: str, width: int = 300) -> str:
     text = text.replace("\n", "⏎")
     return text if len(text) <= width else f"{text[: width // 2]} … {text[-width // 2 :]}"
+
+
+def _check_share(share: float, split: str | None, trains_on_files: bool, name: str) -> None:
+    """Make sure that a share of the training data can be held out."""
+    if not trains_on_files:
+        raise UserError(
+            f"data.validation={share} has no effect: a share is held out of data.train, which {name} does not have. "
+            "Name a file of pairs."
+        )
+    if not 0 < share < 1:
+        raise UserError(f"data.validation={share} must be above 0 and below 1, or a file. Change it.")
+    if split is not None:
+        raise UserError(f"data.validation_split={split} has no effect on a share. Leave it out.")
+
+
+def _set_tokenizer(module: object, path: str | None, chat_template: str | None) -> None:
+    """Give a module another tokenizer or chat template, if one is given."""
+    if path is None and chat_template is None:
+        return
+    if not isinstance(module, PreferenceObjective):
+        raise UserError(
+            f"data.{'chat_template' if path is None else 'tokenizer'} has no effect on {type(module).__name__}, which "
+            "loads its own tokenizer. Set it there."
+        )
+    module.use_tokenizer(path, chat_template)
+
+
+def _with_reference(
+    examples: list[Example], reference: RecordedReference, recorder: Recorder, folder: Path
+) -> list[Example]:
+    """Examples with log π_ref, from the folder or computed now.
+
+    Raises:
+        UserError: the folder's numbers are not the reference's.
+    """
+    cache = RoundStore(folder, 0, {"reference": reference.fingerprint()})
+    examples = recorder.with_reference(cache, examples)
+    first = examples[0]
+    with reference.present() as present:
+        assert isinstance(present, CopiedReference)
+        (again,) = recorder.logps(present.logps, [first])
+    bound = 1e-3 if present.dtype.itemsize >= 4 else 1.0
+    check_cache(first.reference_logps or [], again, bound, str(cache.path))
+    return examples

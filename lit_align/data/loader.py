@@ -58,8 +58,8 @@ class ExampleLoader:
     Args:
         batch_size: Examples per batch and process.
         shuffle: Draw a new order each epoch.
-        group_by_length: Then put examples of like length into one batch (of all processes together), within stretches
-            of 32 batches, and shuffle the batches. An incomplete last one stays the last.
+        group_by_length: Then put examples of similar length into one batch (of all processes together), within
+            stretches of 32 batches, and shuffle the batches. An incomplete last one stays the last.
         epoch: Tells the current epoch; asked when iteration begins.
         mixture: How often the examples of each source are served; None is once.
         length: Batches of an epoch, for which the examples are gone through again and again, or not to their end. None
@@ -165,9 +165,10 @@ class ExampleLoader:
                 "data.text_batch_size): some would be trained on twice, or never. Set what it was, or resume from the "
                 "end of an epoch."
             )
-        if state["weights"] != list(self.mixture.weights):
+        weights = state.get("weights", [1.0])  # checkpoints of one source had none
+        if weights != list(self.mixture.weights):
             raise UserError(
-                f"the checkpoint is from the middle of an epoch of sources with the weights {state['weights']}, and "
+                f"the checkpoint is from the middle of an epoch of sources with the weights {weights}, and "
                 f"now they are {list(self.mixture.weights)}. Set what they were, or resume from the end of an epoch."
             )
         if state["tokens"] != self._tokens:

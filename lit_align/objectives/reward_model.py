@@ -150,10 +150,11 @@ class RewardModel(PreferenceObjective):
         super().__init__(policy, sft_weight=0.0, pretraining_weight=0.0, **kwargs)  # a reward model has no likelihood
         self.save_hyperparameters(ignore=["optimizer"])
         self.margin: float | Literal["rewards"] = margin
-        if policy.temperature != 1:
+        temperature = self.policy_config.temperature
+        if temperature != 1:
             raise UserError(
-                f"model.policy.temperature={policy.temperature} has no effect because a reward model has no "
-                "likelihood. Leave it out."
+                f"model.policy.temperature={temperature} has no effect because a reward model has no likelihood. "
+                "Leave it out."
             )
 
     def check_texts(self, given: Collection[str]) -> None:
