@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_objective_is_refused(folder, in_tmp, objective)
 def in_processes(
     strategy: str, folder: str, lora: LoRAConfig | None, rule: str, *, keep: bool = False, ckpt_path: str | None = None
 ) -> Weights:
-    """Two epochs of four steps; with a checkpoint behind the fifth step, or from it."""
+    """Two epochs of four steps, with a checkpoint after the fifth step or resumed from it."""
 
     def go() -> Weights:
         kind: Any = FSDP2Strategy(save_distributed_checkpoint=True) if "in shards" in strategy else strategy

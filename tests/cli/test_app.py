@@ -87,7 +87,7 @@ def edited(old: str, new: str) -> str:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Errors:
-    """What a command prints that must fail: one paragraph on stderr, exit code 2."""
+    """Run a command that must fail with exit code 2, and return its one paragraph on stderr."""
 
     def run(*args: str) -> str:
         capsys.readouterr()

@@ -72,7 +72,7 @@ def test_each_epoch_is_a_round_sampled_by_the_current_policy(tiny_model, in_tmp)
 
 @pytest.mark.parametrize("sampler", [GenerateSampler(), ContinuousBatchingSampler()], ids=["generate", "continuous"])
 def test_sampler_logps_are_those_of_the_policy_that_sampled(tiny_model, in_tmp, sampler):
-    """Of the model itself, whatever filters the sampler has."""
+    """log π_s is the model's own, regardless of the sampler's filters."""
 
     class Compare(Callback):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What all objectives share, on a real model: the first step, the log, the schedule, the checkpoint."""
+"""The base class of objectives on a real model: the first step, the log, the schedule, the checkpoint."""
 
 import dataclasses
 import json
@@ -502,16 +502,16 @@ class Optimizer(Callback):
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 2])
-def test_optimizer_and_schedule_start_anew_each_round_if_asked(tiny_model, in_tmp, warmup_steps):
+def test_optimizer_and_schedule_restart_each_round_if_set(tiny_model, in_tmp, warmup_steps):
     data = OfflinePairs(write_pairs(in_tmp, 16), batch_size=4)
     options = {"optimizer": adamw(0.01), "warmup_steps": warmup_steps}
-    anew, on = Optimizer(), Optimizer()
-    fit(DPO(PolicyConfig(tiny_model), reset_optimizer_each_round=True, **options), data, anew, max_epochs=3)
-    fit(DPO(PolicyConfig(tiny_model), **options), data, on, max_epochs=3)
-    rounds = [[seen[1:] for seen in anew.seen if seen[0] == number] for number in range(3)]
+    restarted, continued = Optimizer(), Optimizer()
+    fit(DPO(PolicyConfig(tiny_model), reset_optimizer_each_round=True, **options), data, restarted, max_epochs=3)
+    fit(DPO(PolicyConfig(tiny_model), **options), data, continued, max_epochs=3)
+    rounds = [[seen[1:] for seen in restarted.seen if seen[0] == number] for number in range(3)]
     rates = [0.005, 0.01, 0.005, 0.0025] if warmup_steps else [0.01, 0.0075, 0.005, 0.0025]
     assert rounds[0] == rounds[1] == rounds[2] == [(step, pytest.approx(rate)) for step, rate in enumerate(rates)]
-    assert [seen[1] for seen in on.seen] == list(range(12))
+    assert [seen[1] for seen in continued.seen] == list(range(12))
 
 
 def test_a_run_whose_optimizer_starts_anew_resumes_to_the_bit(tiny_model, in_tmp):
