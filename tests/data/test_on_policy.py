@@ -466,7 +466,7 @@ def test_an_ensembles_members_and_disagreement_are_logged(tiny_model, in_tmp):
 def test_soft_labels_reach_the_loss_or_are_refused(tiny_model, in_tmp, options):
     fit(module_of(tiny_model), on_policy(in_tmp, pairing=AllPairs(**options)))
     module = SPPO(PolicyConfig(tiny_model), optimizer=adamw())
-    with pytest.raises(UserError, match=r"data.pairing=AllPairs: soft labels .* do nothing for SPPO"):
+    with pytest.raises(UserError, match=r"data.pairing=AllPairs: soft labels .* have no effect on SPPO"):
         fit(module, on_policy(in_tmp, pairing=AllPairs(**options)))
 
 

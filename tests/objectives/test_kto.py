@@ -260,7 +260,7 @@ def test_data_without_labels_or_with_groups_is_refused(tiny_model, in_tmp):
 
     with pytest.raises(UserError, match="KTO needs labels"):
         fit(KTO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp)), Plain())
-    with pytest.raises(UserError, match=r"data.pairing=Listwise: KTO, as it is set, compares two responses"):
+    with pytest.raises(UserError, match=r"data.pairing=Listwise: KTO, as configured, compares two responses"):
         fit(KTO(PolicyConfig(tiny_model)), on_policy(in_tmp, pairing=Listwise()))
 
 

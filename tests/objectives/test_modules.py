@@ -353,8 +353,8 @@ def test_the_tempered_policy_is_its_own_anchor_at_the_start(tiny_model, in_tmp, 
 @pytest.mark.parametrize(
     ("make", "pairing", "message"),
     [
-        (lambda p: DPO(p), Listwise(), "DPO, as it is set, compares two responses"),
-        (lambda p: SPPO(p, hard_labels=True), Listwise(), "SPPO, as it is set, compares two responses"),
+        (lambda p: DPO(p), Listwise(), "DPO, as configured, compares two responses"),
+        (lambda p: SPPO(p, hard_labels=True), Listwise(), "SPPO, as configured, compares two responses"),
         (lambda p: SPPO(p, estimate_baseline=True), None, "data.pairing=BestWorst: SPPO's constant is estimated"),
     ],
 )
