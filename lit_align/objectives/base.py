@@ -144,7 +144,7 @@ class PreferenceObjective(ResumableModule):
 
     def load_policy(self) -> Policy:
         """The policy at the start."""
-        return Policy.load(self.policy_config, self.lora)
+        return Policy.load(self.policy_config, self.lora, self._tokenizer)
 
     def configure_model(self) -> None:
         if self.policy is None:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from lit_align.errors import UserError, first_line
@@ -68,8 +68,13 @@ class Scored(Policy):
         object.__setattr__(self, "adapter", adapter)
 
     @classmethod
-    def load(cls, config: PolicyConfig, lora: LoRAConfig | None = None) -> "Scored":
-        tokenizer = load_tokenizer(config)
+    def load(
+        cls,
+        config: PolicyConfig,
+        lora: LoRAConfig | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> "Scored":
+        tokenizer = tokenizer or load_tokenizer(config)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         where = locate_model(config)
@@ -167,7 +172,7 @@ class RewardModel(PreferenceObjective):
         return DataNeeds(wraps_prompt_as_chat=True, can_sample=False, output_name="reward")
 
     def load_policy(self) -> Policy:
-        return Scored.load(self.policy_config, self.lora)
+        return Scored.load(self.policy_config, self.lora, self._tokenizer)
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
         """The loss of each pair; `logps` holds rewards here."""

@@ -171,5 +171,5 @@ def test_a_process_that_does_not_come_is_named():
         return late()
 
     message, _ = run_in(2, go)
-    assert "round 1, sample: after 0.0166667 minutes" in message
+    assert "round 1, sample: a process has not arrived within 0.0166667 minutes" in message
     assert "1" in message.partition("Ranks")[2], message
