@@ -1,4 +1,4 @@
-"""The learning rate over a run's progress, and the progress itself.
+"""Learning-rate schedules over a run's progress.
 
     factor = (step + 1)/warmup_steps               during warm-up
              1,  left  or  (1 − cos π·left)/2      after it: constant, linear, cosine
@@ -6,7 +6,7 @@
 
 So the learning rate falls from its full value at the end of warm-up to 0 at the end of the run.
 
-The number of pairs differs from round to round, so the progress is not a share of an estimated number of steps:
+The number of pairs differs between rounds, so progress is not a share of an estimated number of steps:
 
     p = max( optimizer steps/max_steps,  (epoch + share of the epoch's batches)/max_epochs )
 """
@@ -25,10 +25,10 @@ def learning_rate_factor(
     """The learning rate of an optimizer step, divided by the configured one.
 
     Args:
-        schedule: What the learning rate does after warm-up.
-        warmup_steps: Optimizer steps in which it rises to its value.
-        step: Optimizer steps made.
-        progress: Share of the run that is done.
+        schedule: Shape of the learning rate after warm-up.
+        warmup_steps: Optimizer steps in which the learning rate rises to its value.
+        step: Optimizer steps taken so far.
+        progress: Share of the run that is done, in [0, 1].
         warmed_up_at: Share of the run that was done at the end of warm-up.
     """
     if step < warmup_steps:

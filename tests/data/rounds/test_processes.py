@@ -45,7 +45,7 @@ def run(
 
 
 def stored(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """What was sampled and scored, by round and file."""
+    """The stored samples and scores, by round and file."""
     files = sorted(folder.glob("rounds/*/*.parquet"))
     names = [re.sub("-[0-9a-f]{8}(?=[-/])", "", f"{file.parent.name}/{file.name}") for file in files]
     return {name: pq.read_table(file).to_pylist() for name, file in zip(names, files, strict=True)}
