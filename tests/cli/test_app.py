@@ -591,10 +591,10 @@ def test_a_second_run_in_the_folder_leaves_its_own_last_checkpoint(fit: Callable
     folder, saving = Path("run/checkpoints"), "--trainer.enable_checkpointing=true"
     for beta in (0.2, 0.4):
         fit(f"--model.beta={beta}", saving)
-        assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=4.ckpt"]
+        assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=4.ckpt", "step=4.ckpt.sha256"]
         assert torch.load(folder / "last.ckpt", weights_only=True)["hyper_parameters"]["beta"] == beta
     fit(saving, "--trainer.max_epochs=2", "--ckpt_path=run/checkpoints/last.ckpt")
-    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=8.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=8.ckpt", "step=8.ckpt.sha256"]
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 8
 
 
