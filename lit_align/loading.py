@@ -22,7 +22,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 @dataclass
 class PolicyConfig:
-    """Which language model is trained, and how it is loaded.
+    """The language model to train, and how it is loaded.
 
     Args:
         path: Hub name, folder, or GGUF file; `PACKAGE:FILE.gguf` is a file that an installed package ships.
@@ -90,7 +90,7 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of the model, or another one, with its chat template or another.
 
     Raises:
-        UserError: there is no such model, or it has no tokenizer; or there is no such chat template.
+        UserError: the model or the chat template does not exist, or the model has no tokenizer.
     """
     path = config.tokenizer or config.path
     option = "model.policy.path" if config.tokenizer is None else "data.tokenizer"
@@ -109,7 +109,7 @@ def read_template(given: str) -> str:
     """The text of a chat template, which is given itself or by its file.
 
     Raises:
-        UserError: it is not a template, and there is no such file.
+        UserError: it is neither a template nor an existing file.
     """
     if "{" in given:
         return given

@@ -1,7 +1,7 @@
-"""What an objective needs from its data: the one contract between LightningModules and data modules.
+"""`DataNeeds`, an objective's needs from its data: the only contract between LightningModules and data modules.
 
-An objective returns a `DataNeeds` from its method `data_needs`; data modules and callbacks read nothing else of it. Any
-LightningModule may have such a method. One that has none gets `ANY_DATA`.
+An objective returns a `DataNeeds` from its method `data_needs`; data modules and callbacks read nothing else from it.
+Any LightningModule may have such a method; a module without it gets `ANY_DATA`.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ DataKind = Literal["preferences", "labelled", "texts"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataNeeds:
-    """What an objective needs from its data; the defaults are those of a loss on pairs of log-probabilities.
+    """An objective's needs from its data; the defaults are those of a loss on pairs of log-probabilities.
 
     Attributes:
-        data_kind: What the rows are: preferences, single responses with a label, or texts to imitate.
+        data_kind: The kind of rows: preferences, single responses with a label, or texts to imitate.
         wraps_prompt_as_chat: Plain prompts become a user's turn where the tokenizer has a chat template.
         can_sample: The policy can generate the responses that it is trained on.
         needs_mismatched: Each example has another prompt's response as its last branch.
@@ -51,7 +51,7 @@ class StatesNeeds(Protocol):
     """A module that states what it needs from its data."""
 
     def data_needs(self) -> DataNeeds:
-        """What this module, as it is configured, needs from its data."""
+        """The needs of the module, as configured, from its data."""
         ...
 
 

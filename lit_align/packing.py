@@ -45,7 +45,7 @@ class Packing:
     positions: Tensor  # [T]
     prompt_mask: Tensor  # [B, P] bool
     responses: tuple[int, int]  # K, R
-    windows: set[int | None] = field(default_factory=set)  # sliding windows that layers have asked for
+    windows: set[int | None] = field(default_factory=set)  # sliding windows that layers use
     _masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @property

@@ -58,15 +58,23 @@ class Policy(nn.Module):
         object.__setattr__(self, "adapter", adapter)
 
     @classmethod
-    def load(cls, config: PolicyConfig, lora: LoRAConfig | None = None) -> "Policy":
+    def load(
+        cls,
+        config: PolicyConfig,
+        lora: LoRAConfig | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> "Policy":
         """Load the model and add the adapter. It is in training mode, and only trainable weights have `requires_grad`.
+
+        Args:
+            tokenizer: The model's, where it is loaded already.
 
         Raises:
             UserError: the model or adapter does not exist or cannot be read.
         """
         if not config.temperature > 0:
             raise UserError(f"model.policy.temperature={config.temperature} must be above 0.")
-        tokenizer = load_tokenizer(config)
+        tokenizer = tokenizer or load_tokenizer(config)
         dtype = resolve_dtype(config, lora)
         where = locate_model(config)
         try:

@@ -16,7 +16,7 @@ KEY = "position"
 
 @dataclass(frozen=True)
 class Position:
-    """What a run has completed.
+    """The completed part of a run.
 
     Args:
         epoch: Epochs completed, their end included.

@@ -1,8 +1,8 @@
-"""What a checkpoint's run is: objective, data, scorer, seed, base model. A resumed run must be the same.
+"""Identity of a checkpoint's run: objective, data, scorer, seed, base model. A resumed run must have the same.
 
-A checkpoint carries a flat table, option name → plain value, of all that decides the numbers of a run. Its length
-(`trainer.max_epochs`, `max_steps`) and the number of processes are not in it: a run may be extended, and may continue
-on other machines with the same number of examples per step.
+A checkpoint carries a flat table, option name → plain value, of all that determines the numbers of a run. Its
+length (`trainer.max_epochs`, `max_steps`) and the number of processes are not in it: a run may be extended, and may
+continue on other machines with the same number of examples per step.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Tiny real models on disk: a few thousand random weights behind a byte-level tokenizer."""
+"""Tiny real models on disk: a few thousand random weights with a byte-level tokenizer."""
 
 import os
 

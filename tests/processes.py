@@ -25,7 +25,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
-    """What `function(*args)` returns in each process, by rank. Lightning finds its group in the environment.
+    """Call `function(*args)` in each process; returns results by rank. Lightning finds its group in the environment.
 
     Forked, so that torch and transformers are loaded once; what is returned must be picklable, tensors included.
     """
@@ -71,7 +71,7 @@ def processes_of(strategy: Any) -> int:
 
 
 def train(module: LightningModule, data: Any, *callbacks: Callback, strategy: Any = "auto", **options: Any) -> Weights:
-    """Fit under a strategy, in each of its processes; gives all weights in full. `fsdp2` shards without being asked."""
+    """Fit under a strategy, in each of its processes; returns full weights. `fsdp2` adds a missing `FSDPSharding`."""
     if strategy == "fsdp2" and not any(isinstance(callback, FSDPSharding) for callback in callbacks):
         callbacks = (FSDPSharding(), *callbacks)
     fit(module, data, *callbacks, strategy=strategy, devices=processes_of(strategy), **options)

@@ -1,4 +1,4 @@
-"""What a run gives away: a model for plain transformers, an adapter for plain peft, answers, a chat."""
+"""Exports of a run: a model for plain transformers, an adapter for plain peft, answers, a chat."""
 
 import io
 import json

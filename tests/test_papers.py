@@ -80,8 +80,8 @@ def test_the_three_stages_run_and_the_baselines_differ_by_a_line(name, tiny_mode
         assert len(rounds) == {"prpo": 5, "iterative": 2, "offline": 1}[run]
         assert len(list(Path(f"runs/{run}/rounds").iterdir())) == len(rounds)
         samples = sorted(Path(f"runs/{run}/rounds").glob("*/samples-*.parquet"))
-        asked = [row.source for row in read_rows(f"runs/{run}", kind="preferences")]
-        assert len({source.partition("/")[2] for source in asked}) == len(asked) <= 40
+        sources = [row.source for row in read_rows(f"runs/{run}", kind="preferences")]
+        assert len({source.partition("/")[2] for source in sources}) == len(sources) <= 40
         assert samples
         assert ("λ=0.05" in said) == (run == "prpo")
         assert "restarts each round" in said

@@ -78,7 +78,7 @@ def run(
 
 
 def artefacts(folder: Path) -> dict[str, object]:
-    """What a run leaves, without the times that things took."""
+    """The files that a run leaves, without measured times."""
     rows = read_metrics(folder / "metrics.csv")
     untimed = [{k: v for k, v in row.items() if "seconds" not in k and "per_minute" not in k} for row in rows]
     held_out = {path.name: path.read_bytes() for path in sorted(folder.glob("held_out/*"))}

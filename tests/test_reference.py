@@ -289,7 +289,7 @@ def test_mixing_with_alpha_zero_changes_nothing():
 
 @pytest.mark.parametrize("alpha", [0.0, -0.1, 1.5, float("nan")])
 def test_alpha_outside_its_range_is_refused_with_the_direction_of_the_mix(alpha):
-    with pytest.raises(UserError, match=r"reference_refresh.alpha=.*must lie in \(0, 1\].*reference ← alpha·policy"):
+    with pytest.raises(UserError, match=r"reference_refresh.alpha=.*must be in \(0, 1\].*reference ← alpha·policy"):
         RefreshRule(alpha, 1)
 
 
@@ -303,7 +303,7 @@ def test_tau_below_one_is_refused():
     [
         (None, ReferenceConfig("adapter"), None, "form=adapter needs an adapter"),
         (LORA, ReferenceConfig("recorded"), RefreshRule(0.5, 1), "form=recorded computes log π_ref once"),
-        (LORA, ReferenceConfig("adapter", dtype="float32"), None, "leave path and dtype out"),
+        (LORA, ReferenceConfig("adapter", dtype="float32"), None, "path and dtype have no effect"),
     ],
 )
 def test_a_form_that_cannot_be_right_is_refused(tiny_model, lora, config, rule, message):
@@ -373,7 +373,7 @@ RING = replace(LORA, r=1)  # at α = 0.9; at 0.5 a dense update is smaller
 def resumed(
     folder: str, lora: LoRAConfig | None, dtype: str, before: tuple, after: tuple, **options: bool
 ) -> list[DPO]:
-    """Two steps with one rule, and what goes on from them with another."""
+    """Two steps with one rule, and a run with another rule that resumes from them."""
     modules = []
     for rule, path in ((before, None), (after, "kept/last.ckpt")):
         module = DPO(PolicyConfig(folder, dtype=dtype), lora=lora, optimizer=adamw())  # type: ignore[arg-type]
@@ -429,5 +429,6 @@ def test_a_checkpoint_of_another_rank_and_reference_form_is_refused(tiny_model, 
     trainer = fit(module, OfflinePairs(write_pairs(in_tmp)), rule)
     assert isinstance(module.reference, DeltaReference)
     trainer.save_checkpoint("run.ckpt")
-    with pytest.raises(UserError, match="this checkpoint is of another model or configuration"):
-        fit(DPO(PolicyConfig(tiny_model), lora=RING), OfflinePairs("pairs.jsonl"), rule, ckpt_path="run.ckpt")
+    other = DPO(PolicyConfig(tiny_model), lora=RING, accept_changes=["model.lora.r"])
+    with pytest.raises(UserError, match="this checkpoint belongs to another model or configuration"):
+        fit(other, OfflinePairs("pairs.jsonl"), rule, ckpt_path="run.ckpt")

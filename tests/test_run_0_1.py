@@ -1,4 +1,4 @@
-"""What version 0.1 wrote is a promise: its checkpoint, its run's folder and its config.yaml work in this version."""
+"""Files of version 0.1 are a promise: its checkpoint, run folder and config.yaml work in this version."""
 
 import json
 import shutil

@@ -22,11 +22,11 @@ class Order(IntEnum):
     PUBLISH = 30
     """Uploads of what the others wrote."""
     LAST = 40
-    """Callbacks that save what all others did."""
+    """Callbacks that save the results of all others."""
 
 
 class DryRun(Enum):
-    """What a callback does while `lit-align doctor` tries a few batches."""
+    """A callback's part in the dry run of `lit-align doctor`."""
 
     ACT = "act"
     """The same as in a run: it changes the time or the memory of the training."""

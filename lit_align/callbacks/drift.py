@@ -11,8 +11,8 @@ responses:
 | drift/kl_policy_sampler | mean of w log w − w + 1 over all K responses y ~ π_s, w = π(y|x)/π_s(y|x) over its mean |
 
 With on-policy rounds, the first three are measured at a round's beginning, when its responses are the policy's own. The
-last is measured at its end; λ may follow it (model.proximal_target). With offline pairs, fresh responses are sampled
-for the purpose, and there is no sampler.
+last is measured at its end; λ may follow it (model.proximal_target). With offline pairs, responses are sampled for
+the measurement, and drift/kl_policy_sampler is not logged.
 
 Expectations are means over `prompts` prompts. Their standard error is a few tenths of a nat: raise `prompts` for closer
 estimates. At a sampling temperature other than 1, or with top_p or top_k, responses are not samples of π, and the
@@ -162,7 +162,7 @@ class Drift(AlignCallback):
         assert policy is not None
         assert reference is not None
         ours = torch.tensor([example.sampler_logps for example in examples])
-        start = Policy.load(module.policy_config, module.lora).to(policy.device).eval()
+        start = Policy.load(module.policy_config, module.lora, module.tokenizer).to(policy.device).eval()
         from_start = ours - torch.tensor(data.recorder.logps(start, examples))
         with gathered(policy), reference.present() as present, gathered(present):
             from_reference = ours - torch.tensor(data.recorder.logps(present.logps, examples))

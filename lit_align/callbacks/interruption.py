@@ -27,7 +27,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
-    """The run was asked to end."""
+    """The run received a signal to stop."""
 
     def __init__(self, signum: int):
         super().__init__(128 + signum)
@@ -51,7 +51,7 @@ class Interruption(AlignCallback):
         self._began_at: int | None = None  # the optimizer step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Sort the callbacks, also in a Trainer of one's own: what the others did must be in the checkpoint."""
+        """Sort the callbacks, also in a user's own Trainer: the checkpoint must include the work of all others."""
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]  # Lightning iterates the old list
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,7 +59,7 @@ class Interruption(AlignCallback):
         self._take_over()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_over()  # Lightning has installed its own handler meanwhile
+        self._take_over()  # Lightning has installed its own handler since
         self._began_at = trainer.global_step
         path = _checkpoint_path(trainer)
         if path and trainer.is_global_zero and not trainer.ckpt_path:
@@ -79,10 +79,10 @@ class Interruption(AlignCallback):
         self._in_epoch = not trainer.is_last_batch
         if trainer.global_step == self._step:  # accumulated gradients are in no checkpoint
             return
-        asked = self._signal is not None
+        stop = self._signal is not None
         if trainer.world_size > 1:
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if not asked:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if not stop:
             return
         self._signal = self._signal or signal.SIGTERM
         self._save(trainer)

@@ -2,8 +2,8 @@
 
     reference ← alpha·policy + (1−alpha)·reference      every tau optimizer steps, or every tau rounds
 
-Composes with every objective that has a reference: TR-DPO is DPO beside this callback. The moved reference, its rule
-and the count of refreshes are in the checkpoint; a run that resumes with another rule stops and says so.
+The callback composes with every objective that has a reference: TR-DPO is DPO with this callback. A checkpoint holds
+the moved reference, its rule and the number of refreshes; a run that resumes with another rule stops with an error.
 
 | metric | formula |
 |---|---|
@@ -25,17 +25,17 @@ from lit_align.reference.mixing import mix_modules
 
 
 class ReferenceRefresh(AlignCallback):
-    """Move the reference toward the policy, softly or at once.
+    """Move the reference toward the policy, softly or all at once.
 
     Args:
         alpha: Weight of the policy in reference ← alpha·policy + (1−alpha)·reference; 1 replaces the reference. The
-            paper's best: 0.5 to 0.6 with tau 1, or 1 with tau 512.
+            paper's best values are 0.5 to 0.6 with tau 1, and 1 with tau 512.
         tau: Optimizer steps (or rounds) from one refresh to the next.
-        unit: What tau counts; a round is one epoch over freshly sampled pairs, and the refresh comes at its end.
-        accept_change: Go on from a checkpoint that was made with another rule.
+        unit: Unit of tau. A round is one epoch over newly sampled pairs; the refresh is at its end.
+        accept_change: Resume from a checkpoint that was made with another rule.
 
-    Any LightningModule will do that has two networks of the same shape, `policy` and `reference`, on one device, in
-    every process (DDP), or in shards (`FSDPSharding`). Logs `reference/refreshes`, the count so far.
+    Works with any LightningModule that has two networks of the same shape, `policy` and `reference`: on one device,
+    under DDP, or in shards (`FSDPSharding`). Logs `reference/refreshes`, the number of refreshes so far.
     """
 
     option_name = "reference_refresh"
@@ -52,14 +52,14 @@ class ReferenceRefresh(AlignCallback):
         if isinstance(pl_module, AnchoredObjective):
             if pl_module.beta == 0:
                 raise UserError(
-                    "reference_refresh: model.beta=0 holds the policy near no reference, so that to move it has no "
-                    "effect. Set beta above 0, or take the callback out (--reference_refresh=null)."
+                    "reference_refresh has no effect because model.beta=0 gives the reference no weight. Set beta "
+                    "above 0, or leave the callback out (--reference_refresh=null)."
                 )
             pl_module.set_refresh_rule(self.rule)
         elif isinstance(pl_module, PreferenceObjective):
             raise UserError(
-                f"reference_refresh: {type(pl_module).__name__} has no reference to refresh. Take the callback out "
-                "(--reference_refresh=null), or an objective with a reference."
+                f"reference_refresh: {type(pl_module).__name__} has no reference to refresh. Leave the callback out "
+                "(--reference_refresh=null), or use an objective with a reference."
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,14 +68,14 @@ class ReferenceRefresh(AlignCallback):
         networks = [getattr(pl_module, name, None) for name in ("policy", "reference")]
         if not all(isinstance(network, nn.Module) for network in networks):
             raise UserError(
-                f"reference_refresh: {type(pl_module).__name__} needs two networks, `policy` and `reference`. Name "
-                "them so, or take the callback out."
+                f"reference_refresh: {type(pl_module).__name__} needs two networks, `policy` and `reference`. Use "
+                "these names, or leave the callback out."
             )
         half = [w for w in networks[1].parameters() if w.dtype.itemsize < 4]  # type: ignore[union-attr]
         if half and self.rule.alpha < 0.1:
             raise UserError(
-                f"reference_refresh.alpha={self.rule.alpha}: a reference in {half[0].dtype} would round such steps "
-                "away and never move. Keep it in float32, or take alpha ≥ 0.1."
+                f"reference_refresh.alpha={self.rule.alpha}: a reference in {half[0].dtype} would round such small "
+                "steps to nothing. Keep it in float32, or use alpha ≥ 0.1."
             )
 
     def on_train_batch_end(
@@ -91,7 +91,8 @@ class ReferenceRefresh(AlignCallback):
         if self.count == 0:
             tau, unit, steps = self.rule.tau, self.rule.unit, trainer.global_step
             print_line(
-                f"reference_refresh: the reference has not moved: tau={tau} {unit}s did not come by in {steps} steps."
+                f"reference_refresh: the reference did not move because the run ended after {steps} steps, before "
+                f"tau={tau} {unit}s."
             )
 
     def refresh(self, pl_module: Any) -> None:
@@ -102,7 +103,7 @@ class ReferenceRefresh(AlignCallback):
             mix_modules(pl_module.reference, pl_module.policy, self.rule.alpha)
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether the optimizer has just made the step, or the round its last step, that a refresh follows."""
+        """Whether a refresh follows the optimizer step, or the end of the round, that has just been reached."""
         if trainer.global_step == self.last_step:  # the first batches of an accumulation
             return False
         if self.rule.unit == "round":

@@ -103,7 +103,7 @@ class AlignCLI(LightningCLI):
             seed_everything_default=1,
             trainer_defaults={"default_root_dir": "runs", "logger": False},  # the report keeps metrics.csv
             parser_class=AlignParser,
-            auto_configure_optimizers=False,  # objectives take their own: here there is no policy yet
+            auto_configure_optimizers=False,  # objectives configure their own: the policy is not built yet here
             args=sys.argv[1:] if args is None else args,
             run=run,
         )

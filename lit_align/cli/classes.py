@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+from functools import cache
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -28,6 +29,7 @@ NAMED_CALLBACKS = _named_callbacks()
 """
 
 
+@cache
 def options(cls: Any) -> dict[str, Any]:
     """The options of a class and their defaults, with those that it passes on to its base class."""
     parser = LightningArgumentParser(exit_on_error=False)

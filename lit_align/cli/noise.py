@@ -9,7 +9,7 @@ WARNINGS = [
     r"Found \d+ module\(s\) in eval mode",  # the reference is, on purpose
     r".*does not have many workers",  # batches are cut from memory: a worker would only cost
     r".*`tensorboardX` has been removed",  # the CSV logger is wanted
-    r"Total length of `list` across ranks is zero",  # there are no validation data, on purpose
+    r"Total length of `list` across ranks is zero",  # validation data are missing on purpose
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
     r"`is_gradient_checkpointing` is deprecated",  # between peft and transformers
     r"predict returned None",  # `Predictions` writes the responses to a file

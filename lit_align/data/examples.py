@@ -1,4 +1,4 @@
-"""From the rows of a source to tokenized examples; what is cut, dropped or left unread is counted and told."""
+"""From the rows of a source to tokenized examples; cut, dropped and unread parts are counted and reported."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ class Source:
         weight: How often each row is trained on in an epoch: 2 is twice; 0.5 is every other epoch, half of the rows in
             each.
         split: Split of a saved or hub data set; of rounds with several scorers, a part of the name of one.
-        columns: What each column that is read is made of; None is data.columns.
+        columns: Source of each column, as in data.columns; None is data.columns.
         ignore_columns: Columns that are left out although they may belong to the prompt; None is data.ignore_columns.
         turns: Of a chat that is imitated, train on all of the assistant's turns or the last; None is data.turns.
     """
@@ -91,8 +91,8 @@ def make_examples(
     _check_alike(rows)
     if rows[0].rewards is None and not pairing.is_default:
         raise UserError(
-            f"data.pairing={type(pairing).__name__} has no effect, for a rule chooses by rewards, and no row of "
-            f"{path} gives any to {kind}. Leave it out, or give rewards (columns score_chosen and "
+            f"data.pairing={type(pairing).__name__} has no effect because the rule chooses by rewards, and the "
+            f"rows of {path} have none for {kind}. Leave it out, or give rewards (columns score_chosen and "
             "score_rejected, or responses and rewards)."
         )
     tokenizer.counts.clear()
@@ -235,13 +235,13 @@ def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str) -> None:
     """
     if pairing.gives_groups and not needs.takes_groups:
         raise UserError(
-            f"data.pairing={type(pairing).__name__}: {name}, as it is set, compares two responses. Take "
+            f"data.pairing={type(pairing).__name__}: {name}, as configured, compares two responses. Use "
             "BestWorst, or learn from rewards (model.reward_temperature of DPO and EXO)."
         )
     if pairing.gives_labels and not needs.takes_labels:
         raise UserError(
-            f"data.pairing={type(pairing).__name__}: soft labels (labels=soft, ties=half) do nothing for {name}, "
-            "as it is set. Leave them out, or take DPO, IPO, CPO, ORPO or MPO."
+            f"data.pairing={type(pairing).__name__}: soft labels (labels=soft, ties=half) have no effect on {name}, "
+            "as configured. Leave them out, or use DPO, IPO, CPO, ORPO or MPO."
         )
     if needs.needs_whole_groups and not pairing.gives_groups:
         raise UserError(

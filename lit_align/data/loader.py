@@ -52,18 +52,18 @@ class Mixture:
 class ExampleLoader:
     """Batches of examples in an order that is a function of (seed, epoch); resumes in the middle of an epoch.
 
-    Every process takes every world_size-th example. With several processes what is left over after the last full
-    batch of all is dropped (`dropped` examples of the epoch), so that none waits for another.
+    Every process takes every world_size-th example. With several processes, examples left over after the last full
+    batch of all processes are dropped (`dropped` per epoch), so that no process waits for another.
 
     Args:
         batch_size: Examples per batch and process.
-        shuffle: Draw a new order each epoch.
+        shuffle: Use a new order each epoch.
         group_by_length: Then put examples of similar length into one batch (of all processes together), within
             stretches of 32 batches, and shuffle the batches. An incomplete last one stays the last.
-        epoch: Tells the current epoch; asked when iteration begins.
+        epoch: Returns the current epoch; called when iteration begins.
         mixture: How often the examples of each source are served; None is once.
-        length: Batches of an epoch, for which the examples are gone through again and again, or not to their end. None
-            is once through all.
+        length: Batches per epoch: the examples are repeated or cut short to fill it. None is one pass through all
+            examples.
     """
 
     def __init__(
@@ -181,10 +181,10 @@ class ExampleLoader:
 
     @cached_property
     def _tokens(self) -> int:
-        """Of all examples: what tells data from others."""
+        """Number of tokens of all examples, which identifies the data."""
         return sum(example.tokens for example in self.examples)
 
     @property
     def _examples_per_batch(self) -> int:
-        """Of all processes together: a checkpoint may move between one process and many."""
+        """Examples per batch of all processes together: a checkpoint may move between one process and several."""
         return self.batch_size * self.world_size

@@ -113,7 +113,7 @@ class OfflinePairs(PairsDataModule):
 
     @property
     def summary(self) -> str:
-        """What was read, in one line for each source."""
+        """Description of the data that was read, one line per source."""
         return "\n".join(part.line for part in self._parts)
 
     def identity(self) -> Table:

@@ -1,14 +1,14 @@
-"""From a chat to text: the chat template renders prompt and response as one, and the rendering is cut between them.
+"""Chats as text: the chat template renders prompt and response as one text, which is then cut between them.
 
-The response is what the template puts after the prompt, up to and with the token that ends the assistant's turn (what
-follows it, such as a newline, is not trained on). The prompt is, by this order, the first text that the renderings of
-all responses begin with:
+The response is the text that the template puts after the prompt, up to and including the token that ends the
+assistant's turn (a newline after it, for example, is not trained on). The prompt is the first of these texts that the
+renderings of all responses begin with:
 
-1. the prompt as it is sampled from: with the generation prompt, or up to the message that is to be continued. An empty
+1. the prompt as in sampling: with the generation prompt, or up to the message that is to be continued. An empty
    block of thoughts that the template puts before an answer without thoughts then belongs to the response (Qwen3).
 2. the prompt as the template renders it before an answer, where that differs from the generation prompt, as with models
    whose generation prompt opens a block of thoughts that an answer without thoughts does not have (Nemotron 3).
-3. what the prompt as it is sampled from has in common with all renderings, if that reaches into the generation prompt.
+3. the part of the prompt as in sampling that all renderings share, if it reaches into the generation prompt.
 
 A template without a generation prompt is sampled from as in 2; spaces before the answer belong to the response.
 """
@@ -27,7 +27,7 @@ from lit_align.data.formats.rows import Answer, Message, Row
 from lit_align.errors import UserError
 
 MARK = "lit_align"
-"""Stands for a response where the template's own words around one are looked for."""
+"""Placeholder for a response, used to find the template's own text around it."""
 THOUGHTS = ("thinking", "reasoning_content", "reasoning")
 """Keys of an assistant's message that hold thoughts."""
 
@@ -52,10 +52,10 @@ class ChatRenderer:
         self._specials = re.compile("|".join(map(re.escape, special_tokens(tokenizer).values())) or r"(?!)")
 
     def prompt(self, row: Row) -> str:
-        """The prompt as it is sampled from.
+        """The prompt as in sampling.
 
         Raises:
-            UserError: there is no chat template, or it refuses the messages.
+            UserError: the chat template is missing, or it rejects the messages.
         """
         messages = _chat(row)
         self._check_template(row)
@@ -115,7 +115,7 @@ class ChatRenderer:
         )
 
     def _header(self, row: Row) -> str:
-        """The prompt as it is rendered before an answer, without the spaces that begin the answer."""
+        """The prompt as rendered before an answer, without the spaces that begin the answer."""
         whole = self._render(row, _joined(_chat(row), MARK))
         return whole[: whole.rfind(MARK)].rstrip(" ")
 
@@ -129,7 +129,7 @@ class ChatRenderer:
 
     @cached_property
     def _after_answer(self) -> str:
-        """What follows the last answer of a chat."""
+        """The text that follows the last answer of a chat."""
         probe = Row([{"role": "user", "content": "a"}], source=self.name)
         return self._render(probe, _joined(_chat(probe), MARK)).rpartition(MARK)[2]
 

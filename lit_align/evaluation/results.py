@@ -1,4 +1,4 @@
-"""What an evaluation holds: responses with their rewards, log-probabilities, and the summary."""
+"""Contents of an evaluation: responses with their rewards, log-probabilities, and the summary."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ METRICS = (
     "self_bleu",
     "seconds",
 )
-"""What is logged as val/NAME."""
+"""Names of the metrics logged as val/NAME."""
 
 
 class Scored(NamedTuple):

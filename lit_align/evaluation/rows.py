@@ -103,7 +103,7 @@ def write_held_out(path: Path, rows: Sequence[HeldOutRow]) -> None:
 
 
 def read_held_out(path: Path) -> list[HeldOutRow]:
-    """The rows of a file; none if there is no such file.
+    """The rows of a file; none if the file does not exist.
 
     Raises:
         UserError: the file is damaged, or another version's.

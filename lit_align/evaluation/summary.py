@@ -120,8 +120,8 @@ class Summary:
             return ""
         return (
             f"Only {self.finished_start:.0%} of the start's and {self.finished_end:.0%} of the policy's responses "
-            "ended by themselves; the others were cut at sampling.max_new_tokens. Rewards are of cut texts, and there "
-            "is no win rate at equal length. Raise max_new_tokens."
+            "ended by themselves; the others were cut at sampling.max_new_tokens. Their rewards are for cut texts, and "
+            "a win rate at equal length cannot be given. Raise max_new_tokens."
         )
 
     def flat(self) -> dict[str, float]:

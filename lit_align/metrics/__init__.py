@@ -1,4 +1,4 @@
-"""torchmetrics for preference optimization; each file explains its metrics with their formulas."""
+"""torchmetrics for preference optimization; each file gives the formulas of its metrics."""
 
 from lit_align.metrics.diversity import distinct_n, self_bleu
 from lit_align.metrics.kl import kl_from_sampler

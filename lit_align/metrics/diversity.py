@@ -1,12 +1,12 @@
-"""How varied responses are, on lower-case words and punctuation marks.
+"""Diversity of responses, computed on lower-case words and punctuation marks.
 
-    distinct-n    different n-grams / all n-grams of all responses together         (Li et al., arXiv 1510.03055)
+    distinct-n    distinct n-grams / all n-grams, over all responses together        (Li et al., arXiv 1510.03055)
     Self-BLEU     mean over responses of BLEU-4 against all the others as references  (Zhu et al., arXiv 1802.01886)
 
-Near 1 in distinct-n is varied, near 1 in Self-BLEU is repetitive. Both depend on how many and how long the responses
-are: compare only equal numbers of prompts. BLEU has the closest reference's length in its brevity penalty (of two
-equally close the shorter) and Lin and Och's smoothing, (matches + 1) / (n-grams + 1) for n > 1. Responses without a
-word are left out of Self-BLEU.
+A distinct-n near 1 means varied responses; a Self-BLEU near 1 means repetitive ones. Both depend on the number and
+length of the responses, so compare only equal numbers of prompts. BLEU's brevity penalty uses the length of the closest
+reference (the shorter of two equally close ones), and its smoothing is Lin and Och's, (matches + 1) / (n-grams + 1) for
+n > 1. Responses without a word are left out of Self-BLEU.
 """
 
 import math
@@ -26,7 +26,7 @@ def ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Share of different n-grams among all of the texts'; 0 where there is none."""
+    """Share of distinct n-grams among all n-grams of the texts; 0 without any."""
     counts: Counter[tuple[str, ...]] = Counter()
     for text in texts:
         counts.update(ngrams(words(text), n))
@@ -34,10 +34,10 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 def self_bleu(texts: Sequence[str], order: int = 4) -> float:
-    """Mean BLEU of each text against all the others; 0 for fewer than two.
+    """Mean BLEU of each text against all others; 0 for fewer than two texts.
 
-    In time linear in the number of words: for each n-gram, the largest and second largest counts say what the largest
-    count among the others is.
+    Takes time linear in the number of words: for each n-gram, the two largest counts in one sentence give the largest
+    count among the other sentences.
     """
     sentences = [tokens for text in texts if (tokens := words(text))]
     if len(sentences) < 2:
@@ -55,7 +55,7 @@ def self_bleu(texts: Sequence[str], order: int = 4) -> float:
 def _bleu(
     counts: list[Counter[tuple[str, ...]]], best: dict[tuple[str, ...], tuple[int, int]], all: list[int]
 ) -> float:
-    """BLEU of one of the sentences; `all` are the sorted lengths of all of them, its own included."""
+    """BLEU of one sentence; `all` holds the sorted lengths of all sentences, its own included."""
     length = counts[0].total()
     logarithms = []
     for n, each in enumerate(counts):
@@ -64,7 +64,7 @@ def _bleu(
             return 0.0
         total = each.total() + (n > 0)
         logarithms.append(math.log((matches + (n > 0)) / total))
-    place = bisect_left(all, length)  # of itself, or of an equal
+    place = bisect_left(all, length)  # its own length, or an equal one
     neighbours = all[max(0, place - 1) : place] + all[place + 1 : place + 2]
     closest = min(neighbours, key=lambda other: (abs(other - length), other))
     penalty = min(0.0, 1 - closest / length)

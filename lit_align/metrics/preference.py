@@ -1,7 +1,7 @@
 """Metrics of a batch of preferences, logged in training and validation.
 
-With the implicit reward r(y) as the loss sees it, β_eff·(log π(y|x) − log anchor(y|x)) unless the objective's
-`implicit_rewards` says otherwise, and branches ordered best first:
+r(y) is the implicit reward as the loss sees it: β_eff·(log π(y|x) − log anchor(y|x)), unless the objective overrides
+`implicit_rewards`. Branches are ordered best first.
 
 | metric | formula |
 |---|---|
@@ -9,24 +9,24 @@ With the implicit reward r(y) as the loss sees it, β_eff·(log π(y|x) − log 
 | reward_accuracy | share of examples with r(chosen) > r(rejected); a tie counts 0 |
 | reward_margin | mean of r(chosen) − r(rejected) |
 | logp_chosen, logp_rejected | mean of log π(y|x), summed over tokens |
-| log_ratio_chosen, log_ratio_rejected | mean of log π(y|x) − log anchor(y|x); no KL: the pairs were selected |
+| log_ratio_chosen, log_ratio_rejected | mean of log π(y|x) − log anchor(y|x); not a KL: the pairs were selected |
 | length_chosen, length_rejected | mean number of response tokens |
 
 "rejected" is the last branch, the worst of a group. Objectives without an anchor log no log ratios. A reward model's
-r(y) is its output, and it logs that in place of log π:
+r(y) is its output, which it logs in place of log π:
 
 | metric | formula |
 |---|---|
 | reward_chosen, reward_rejected | mean of r(y) |
 
-For single responses with a label (KTO), the desirable ones count as chosen, the others as rejected, and
+For labelled single responses (KTO), desirable ones count as chosen and the others as rejected, and
 
 | metric | formula |
 |---|---|
 | reward_accuracy | share of responses with r(y) > 0 if desirable, r(y) < 0 if not |
 | reward_margin | mean of r(y) over desirable and of −r(y) over undesirable responses |
 
-For texts to imitate (SFT), which have no sides, the metrics are the loss and
+For texts to imitate (SFT), which have no rejected side, the metrics are the loss and
 
 | metric | formula |
 |---|---|
@@ -43,9 +43,9 @@ class PreferenceMetrics(Metric):
     """Means over examples of the quantities above; `compute` returns them by name.
 
     Args:
-        anchored: Whether there are log ratios.
-        output_name: Name of the numbers given as `logps`.
-        preferences: Whether there are better and worse responses.
+        anchored: Whether the objective has an anchor, and so log ratios.
+        output_name: Name of the values passed as `logps`.
+        preferences: Whether the data has better and worse responses.
     """
 
     full_state_update = False
@@ -81,7 +81,7 @@ class PreferenceMetrics(Metric):
             anchor_logps: [B, K], or None for an objective without an anchor.
             lengths: [B, K], response tokens.
             rewards: [B, K], implicit rewards.
-            labels: [B, 1], 1 for desirable; read for single responses only.
+            labels: [B, 1], 1 for desirable; used for single responses only.
         """
         whats = [logps, lengths] if anchor_logps is None else [logps, logps - anchor_logps, lengths]
         every = torch.ones_like(losses)
@@ -103,5 +103,5 @@ class PreferenceMetrics(Metric):
         self.count += weight.sum(1)
 
     def compute(self) -> dict[str, Tensor]:
-        """Means by name; NaN of what no example had, as the length of undesirable responses where there are none."""
+        """Means by name; NaN if no example has a value, such as the length of undesirable responses without any."""
         return dict(zip(self.names, (self.total / self.count).unbind(), strict=True))

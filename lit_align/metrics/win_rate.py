@@ -1,24 +1,24 @@
-"""How often the policy's responses beat another's, with an interval, and with response length held equal.
+"""Win rate of the policy's responses against another model's, with intervals, and at equal response length.
 
-For a prompt with n responses of the policy (rewards r) and m of the other (rewards s):
+For a prompt with n responses of the policy (rewards r) and m of the other model (rewards s):
 
     win rate            mean over the n × m pairs of  1[r_i > s_j] + ½·1[r_i = s_j]
     ties as wins        mean over the n × m pairs of  1[r_i ≥ s_j]         (the PRPO paper's rule; ½ becomes 62.5 % for
                                                                             n = 4 when both are the same responses)
 
-and the mean of that over prompts. Intervals are percentile bootstraps over prompts: prompts, not pairs, are resampled,
-since responses to one prompt are not independent. A rate of 0 or 1 on all prompts has Clopper and Pearson's interval.
+and then the mean over prompts. Intervals are percentile bootstraps over prompts: prompts, not pairs, are resampled,
+since responses to one prompt are not independent. A rate of 0 or 1 on all prompts gets Clopper and Pearson's interval.
 
-**Length-controlled win rate.** Judges like long responses, so that a policy can win by length alone. As in AlpacaEval 2
-(Dubois et al., arXiv 2404.04475) a logistic regression explains the outcome w ∈ {0, ½, 1} of each pair by a constant
-and by the difference in length,
+**Length-controlled win rate.** Judges tend to prefer long responses, so a policy can win by length alone. As in
+AlpacaEval 2 (Dubois et al., arXiv 2404.04475), a logistic regression explains the outcome w ∈ {0, ½, 1} of each pair by
+a constant and the difference in length,
 
     P(win) = σ(θ + φ·tanh((ℓ_i − ℓ_j) / sd(ℓ_i − ℓ_j)))       and reported is  σ(θ),
 
-the win rate that is left where lengths are equal. AlpacaEval's third term, the difficulty of each prompt, is estimated
-there from many models' answers; here are two models, and it is left out. Lengths are in tokens. The interval is
-σ(θ ± 1.96·se), with the sandwich error of θ clustered by prompt. It adjusts for what length explains in these data and
-cannot tell apart a length that the judge likes from a length that the content needs.
+the win rate at equal lengths. AlpacaEval has a third term, the difficulty of each prompt, estimated from many models'
+answers; it is left out here, where only two models are compared. Lengths are in tokens. The interval is σ(θ ± 1.96·se),
+with the sandwich error of θ clustered by prompt. The method adjusts for all that length explains in these data: it
+cannot distinguish a length that the judge prefers from a length that the content needs.
 """
 
 import math
@@ -31,25 +31,25 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 BOOTSTRAP_CHUNK = 1 << 22
-"""Values that a bootstrap resamples at once."""
+"""Number of values that a bootstrap resamples at once."""
 RIDGE = 1e-6
-"""Keeps θ finite where every pair is won: σ(θ) stops at 0.99999."""
+"""Keeps θ finite if every pair is won: σ(θ) is at most 0.99999."""
 
 
 def pair_wins(rewards: Tensor, other: Tensor, *, tie: float = 0.5) -> Tensor:
     """Outcome of every pair of responses, [P, n, m]: 1, `tie` or 0.
 
     Args:
-        rewards: [P, n] of the policy's responses.
-        other: [P, m] of the other's.
-        tie: What an equal pair counts.
+        rewards: [P, n], rewards of the policy's responses.
+        other: [P, m], rewards of the other model's responses.
+        tie: Value of a pair with equal rewards.
     """
     difference = rewards[:, :, None] - other[:, None, :]
     return (difference > 0).double() + tie * (difference == 0).double()
 
 
 def win_rates(rewards: Tensor, other: Tensor, *, tie: float = 0.5) -> Tensor:
-    """Win rate of each prompt, [P]; arguments as of `pair_wins`."""
+    """Win rate of each prompt, [P]; arguments as in `pair_wins`."""
     return pair_wins(rewards, other, tie=tie).mean((1, 2))
 
 
@@ -73,8 +73,8 @@ def bootstrap_interval(
 def rate_interval(values: Tensor) -> tuple[float, float]:
     """95 % interval of the mean of independent rates in [0, 1], [P].
 
-    Where all rates are 1, or all are 0, resampling them gives no width. Then the bound is Clopper and Pearson's for P
-    trials: all P rates would be 1 with probability 2.5 %.
+    If all rates are 1, or all are 0, resampling gives an interval of width 0. The bound is then Clopper and Pearson's
+    for P trials: the rate at which all P would be 1 with probability 2.5 %.
     """
     P = len(values)
     if bool((values == 1).all()):
@@ -88,9 +88,9 @@ def length_controlled_win_rate(wins: Tensor, lengths: Tensor, other_lengths: Ten
     """Win rate at equal length, and its 95 % interval.
 
     Args:
-        wins: [P, n, m] outcomes of pairs, in [0, 1].
-        lengths: [P, n] of the policy's responses.
-        other_lengths: [P, m] of the other's.
+        wins: [P, n, m], outcomes of pairs in [0, 1].
+        lengths: [P, n], lengths of the policy's responses.
+        other_lengths: [P, m], lengths of the other model's responses.
     """
     difference = (lengths[:, :, None] - other_lengths[:, None, :]).double().cpu()
     spread = difference.std(correction=0)
@@ -101,7 +101,7 @@ def length_controlled_win_rate(wins: Tensor, lengths: Tensor, other_lengths: Ten
 
     coefficients = torch.zeros(2, dtype=torch.float64)
     hessian = ridge
-    for _ in range(100):  # Newton's method; far fewer steps as a rule
+    for _ in range(100):  # Newton's method; usually far fewer steps
         p = torch.sigmoid(X @ coefficients)
         gradient = ((p - y)[..., None] * X).mean((0, 1, 2)) + ridge @ coefficients
         hessian = torch.einsum("pnm,pnma,pnmb->ab", p * (1 - p), X, X) / p.numel() + ridge
@@ -145,7 +145,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class RewardComparison:
-    """The policy's responses against another's to the same prompts, by one scorer."""
+    """One scorer's comparison of two models' responses to the same prompts."""
 
     reward: Estimate
     other_reward: Estimate
@@ -157,7 +157,7 @@ class RewardComparison:
 
 
 def compare_rewards(rewards: Tensor, other: Tensor, lengths: Tensor, other_lengths: Tensor) -> RewardComparison:
-    """Compare rewards and lengths (tokens) of n responses of the policy, [P, n], with those of m others, [P, m]."""
+    """Compare the policy's rewards and lengths in tokens, [P, n], with those of another model, [P, m]."""
     wins = pair_wins(rewards, other)
     return RewardComparison(
         reward=Estimate.of(rewards.double().mean(1)),
@@ -174,7 +174,7 @@ class WinRateMetric(Metric):
     """Mean rewards, lengths and win rates with their intervals, over all prompts seen; `compute` returns them by name.
 
     Args:
-        other: Name of what the policy is compared with.
+        other: Name of the model that the policy is compared with.
     """
 
     full_state_update = False
@@ -190,7 +190,7 @@ class WinRateMetric(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, rewards: Tensor, other: Tensor, lengths: Tensor, other_lengths: Tensor) -> None:
-        """Add P prompts; arguments as of `compare_rewards`."""
+        """Add P prompts; arguments as in `compare_rewards`."""
         self.rewards.append(rewards)
         self.other.append(other)
         self.lengths.append(lengths)

@@ -1,7 +1,7 @@
 """The objectives: a pure loss function and a LightningModule in each file.
 
 A proximal form (PR-DPO, PR-IPO, ...) is the same class with `proximal` > 0; a trust-region form (TR-DPO, TR-IPO, ...)
-is the same class beside a `ReferenceRefresh` callback.
+is the same class with a `ReferenceRefresh` callback.
 """
 
 from lit_align.objectives._likelihood import sft_loss

@@ -14,8 +14,8 @@ from lit_align.errors import UserError
 def check_shape(argument: str, tensor: Tensor | None, *needed: int | str) -> None:
     """Raise unless the tensor has the shape needed: `check_shape("labels", labels, logps.shape[0])`.
 
-    A number is that size; a string names any size ("B"), or any from a least one on ("K>=2"). An argument
-    that is None is optional and passes.
+    A number must match exactly; a string stands for any size ("B"), or for any size from a minimum ("K>=2"). None
+    passes, for an optional argument.
     """
 
     def fits(size: int, need: int | str) -> bool:
@@ -38,23 +38,23 @@ def check_positive(**options: float) -> None:
 
 
 def check_state_dict(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Make sure that a checkpoint holds a module's weights, all of them and no others.
+    """Check that a checkpoint holds exactly the weights of a module.
 
     Args:
         ours: The module's weights.
-        theirs: The checkpoint's.
+        theirs: The checkpoint's weights.
 
     Raises:
-        UserError: a weight has no counterpart, or one of another shape.
+        UserError: a weight is missing, unknown, or has another shape.
     """
     if different := ours.keys() ^ theirs.keys():
         raise UserError(
-            f"this checkpoint is of another model or configuration: {len(different)} weights have no counterpart, "
+            f"this checkpoint belongs to another model or configuration: {len(different)} weights have no counterpart, "
             f"such as {sorted(different)[0]!r}. Resume with the configuration that made it."
         )
     for name, value in theirs.items():
         if isinstance(value, Tensor) and value.shape != ours[name].shape:
             raise UserError(
-                f"this checkpoint is of another model or configuration: {name} has the shape {tuple(value.shape)} "
+                f"this checkpoint belongs to another model or configuration: {name} has the shape {tuple(value.shape)} "
                 f"there and {tuple(ours[name].shape)} here. Resume with the configuration that made it."
             )

@@ -1,4 +1,4 @@
-"""Soft labels, once for all pairwise losses: L_p(h) = p L(h) + (1 − p) L(−h)."""
+"""Soft labels, shared by all pairwise losses: L_p(h) = p L(h) + (1 − p) L(−h)."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ def label_mean(loss: Callable[[Tensor], Tensor], margins: Tensor, labels: Tensor
     Args:
         loss: The loss of a margin (winner minus loser).
         margins: [B], column 0 minus column 1.
-        labels: [B] or one number, the probability that column 0 wins; None means that it always does.
+        labels: [B] or one number, the probability that column 0 wins; None means 1.
     """
     if labels is None:
         return loss(margins)

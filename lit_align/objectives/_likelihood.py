@@ -1,4 +1,4 @@
-"""The negative log-likelihood per token of texts."""
+"""The negative log-likelihood of texts, per token."""
 
 from torch import Tensor
 

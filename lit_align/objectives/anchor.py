@@ -1,23 +1,23 @@
-"""The effective anchor: one line that turns a base objective into its proximal (PR) form.
+"""The effective anchor, which turns a base objective into its proximal (PR) form.
 
     log anchor = log π_ref + λ/(β+λ) · (log π_s − log π_ref),      β_eff = β + λ
 
-Holding the policy near the reference (weight β) and near the sampler π_s that produced this round's
-responses (weight λ, `proximal`) costs, up to a constant of the prompt, one KL of weight β + λ to the
-geometric mixture of the two:
+The policy is held near the reference (weight β) and near the sampler π_s that produced this round's responses
+(weight λ, `proximal`). Up to a constant per prompt, this costs one KL of weight β + λ to the geometric mixture of
+the two:
 
     β KL(π‖π_ref) + λ KL(π‖π_s) = (β+λ) [KL(π‖π̃) − log Σ_y π_ref^a π_s^(1−a)]
     π̃ ∝ π_ref^a π_s^(1−a),      a = β/(β+λ)
 
-So every loss that sees log-probabilities only as log π − log anchor has its PR form here: PR-DPO, PR-IPO,
-PR-SPPO, PR-EXO (Iterative PRPO, TMLR submission 7047), and PR-KTO besides. The mixture is taken between the
-log-probabilities of whole responses and stays unnormalised: the missing log Z̃(x) cancels in every pairwise
-or listwise loss, and SPPO's baseline carries it. A mixture renormalised at each token is another object.
+So every loss that depends on log-probabilities only through log π − log anchor gets its PR form here: PR-DPO,
+PR-IPO, PR-SPPO, PR-EXO (Iterative PRPO, TMLR submission 7047), and also PR-KTO. The mixture is taken between the
+log-probabilities of whole responses and is not normalised: the missing log Z̃(x) cancels in every pairwise or
+listwise loss, and SPPO's baseline carries it. A mixture renormalised at each token would be a different quantity.
 
-The quotient (β log π_ref + λ log π_s)/(β+λ) would round even where one weight is 0; here λ = 0 is the base
-objective bit for bit.
+The quotient (β log π_ref + λ log π_s)/(β+λ) would round even if one weight is 0. With the form above, λ = 0 gives
+the base objective bit for bit.
 
-λ may follow a target, so many nats of KL(π‖π_s) a round (`adapted_proximal`).
+λ can be adapted to a target KL(π‖π_s) per round, in nats (`adapted_proximal`).
 """
 
 import math
@@ -32,7 +32,7 @@ from lit_align.objectives._checks import check_shape
 def effective_anchor(
     reference_logps: Tensor | None, sampler_logps: Tensor | None, beta: float, proximal: float
 ) -> tuple[Tensor, float]:
-    """The log-probabilities that the policy is held near, and the weight it is held with.
+    """The anchor's log-probabilities and its weight.
 
     Args:
         reference_logps: log π_ref of each response, any shape; may be None if `beta` is 0.
@@ -45,17 +45,17 @@ def effective_anchor(
     """
     if not (beta >= 0 and proximal >= 0 and beta + proximal > 0):
         raise UserError(
-            f"beta={beta} and proximal={proximal}: both must be ≥ 0 and one > 0, or nothing holds the policy."
+            f"beta={beta} and proximal={proximal} must both be ≥ 0, and one > 0: otherwise nothing holds the policy."
         )
     if proximal > 0 and sampler_logps is None:
         raise UserError(
-            f"proximal={proximal} holds the policy near its sampler, but there are no sampler log-probs: "
+            f"proximal={proximal} has no effect because the data has no log-probabilities of the sampler: "
             "use data that records them (OnPolicyPairs), or set proximal=0."
         )
     if beta > 0 and reference_logps is None:
         raise UserError(
-            f"beta={beta} holds the policy near a reference, but there are no reference log-probs: "
-            "give the objective a reference or data that records them, or set beta=0."
+            f"beta={beta} has no effect because there are no log-probabilities of a reference: "
+            "give the objective a reference, use data that records them, or set beta=0."
         )
     if proximal == 0 or sampler_logps is None:
         assert reference_logps is not None
@@ -67,20 +67,20 @@ def effective_anchor(
 
 
 def adapted_proximal(proximal: float, kl: float, target: float) -> float:
-    """λ of the next round: more where the policy went further from its sampler than it should, less where not so far.
+    """λ of the next round: larger if the policy moved further from its sampler than the target, smaller if less far.
 
         λ ← λ·(1 + ½·clip(KL/target − 1, −1, 1))
 
-    The proportional controller of Ziegler et al. 2019 (arXiv 1909.08593), by rounds where theirs goes by batches, with
-    a gain of ½ for their 0.1: the KL of an exact step falls as (β+λ)⁻², which a gain of ½ undoes at once near the
-    target, and one of 1 would swing about it.
+    This is the proportional controller of Ziegler et al. 2019 (arXiv 1909.08593), applied per round instead of per
+    batch and with a gain of ½ instead of 0.1. The KL of an exact step falls as (β+λ)⁻²: near the target, a gain of ½
+    corrects the error in one round, and a gain of 1 would oscillate.
 
     Args:
-        proximal: λ of the round that ends.
-        kl: KL(π‖π_s) at its end, nats per response, from all responses of the round and not from selected pairs
-            (`metrics.kl_from_sampler`).
-        target: What it should be.
+        proximal: λ of the round that has just ended.
+        kl: KL(π‖π_s) at its end, in nats per response, estimated from all responses of the round, not from selected
+            pairs (`metrics.kl_from_sampler`).
+        target: The KL that a round should reach.
     """
     if math.isnan(kl):
-        raise UserError("proximal_target: KL(policy‖sampler) of this round is not a number.")
+        raise UserError("proximal_target: KL(policy‖sampler) of this round is NaN.")
     return proximal * (1 + min(max(kl / target - 1, -1.0), 1.0) / 2)

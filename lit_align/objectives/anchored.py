@@ -32,13 +32,13 @@ class AnchoredObjective(PreferenceObjective):
     """An objective that holds the policy near an anchor: a reference, the sampler of the pairs, or both.
 
     Args:
-        policy: Which language model is trained.
+        policy: The language model to train.
         beta: Weight of staying near the reference.
-        proximal: λ, the weight of staying near the policy that sampled this round's responses; above 0 it makes the
-            objective its proximal form (PR-DPO, PR-IPO, ...) and needs data that records the sampler (OnPolicyPairs).
-        proximal_target: KL(policy‖sampler) that a round should come to, in nats per response: λ starts as `proximal`
-            and is raised or lowered at the end of each round. None keeps λ.
-        reference: What the policy is held near.
+        proximal: λ, the weight of staying near the policy that sampled this round's responses. A value above 0 gives
+            the proximal form (PR-DPO, PR-IPO, ...) and needs data that records the sampler (OnPolicyPairs).
+        proximal_target: KL(policy‖sampler) that a round should reach, in nats per response. λ starts at `proximal` and
+            is raised or lowered at the end of each round. None keeps λ fixed.
+        reference: The model that the policy is held near.
     """
 
     anchored = True
@@ -59,8 +59,8 @@ class AnchoredObjective(PreferenceObjective):
             raise UserError(f"model: beta={beta} and proximal={proximal} must both be ≥ 0, and one of them > 0.")
         if proximal_target is not None and not (proximal_target > 0 and proximal > 0):
             raise UserError(
-                f"model.proximal_target={proximal_target} must be above 0, and so must proximal={proximal}, where λ "
-                "starts: a λ of 0 stays 0."
+                f"model.proximal_target={proximal_target} must be above 0, and so must proximal={proximal}, the "
+                "initial λ: a λ of 0 stays 0."
             )
         self.beta = beta
         self.proximal = proximal
@@ -75,7 +75,7 @@ class AnchoredObjective(PreferenceObjective):
         return DataNeeds(reads_sampler=self.proximal > 0)
 
     def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
-        """Closed form of the batch's mean loss where the policy equals its anchor."""
+        """Closed form of the batch's mean loss when the policy equals its anchor."""
         raise NotImplementedError
 
     def implicit_rewards(self, logps: Tensor, anchor_logps: Tensor, beta: float, lengths: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class AnchoredObjective(PreferenceObjective):
 
     def on_fit_start(self) -> None:
         if self.reference_config.form == "offload" and self.device.type == "cpu":
-            raise UserError("model.reference.form=offload has no effect on CPUs; take form=auto.")
+            raise UserError("model.reference.form=offload has no effect on CPUs. Use form=auto.")
 
     def anchor(self, batch: PreferenceBatch) -> tuple[Tensor | None, float]:
         reference_logps = batch.reference_logps
@@ -101,10 +101,10 @@ class AnchoredObjective(PreferenceObjective):
         return effective_anchor(reference_logps, batch.sampler_logps, self.beta, self.proximal)
 
     def adapt_proximal(self, kl: float) -> None:
-        """Set λ of the next round, where it has a target; to be called at each round's end, on every process.
+        """Set λ of the next round if it has a target. To be called at the end of each round, on every process.
 
         Args:
-            kl: This process's estimate of KL(policy‖sampler); the mean over processes counts.
+            kl: This process's estimate of KL(policy‖sampler); it is averaged over processes.
         """
         if self.proximal_target is None:
             return
@@ -120,8 +120,8 @@ class AnchoredObjective(PreferenceObjective):
     def on_train_epoch_end(self) -> None:
         if self.proximal_target is not None and not self._adapted:  # callbacks have had their turn
             raise UserError(
-                f"model.proximal_target={self.proximal_target} has had no effect in this round: no callback measures "
-                "KL(policy‖sampler) and calls `adapt_proximal`. Add one that does, or leave proximal_target out."
+                f"model.proximal_target={self.proximal_target} had no effect in this round because no callback "
+                "measures KL(policy‖sampler) and calls `adapt_proximal`. Add one, or leave proximal_target out."
             )
         self._adapted = False
 
@@ -140,10 +140,10 @@ class AnchoredObjective(PreferenceObjective):
         self._checked_first_step = True
         assert anchor_logps is not None
         if self._dropout_is_active():
-            print_field("step-0 check", "not made: with dropout the policy in training is not its anchor")
+            print_field("step-0 check", "skipped: with dropout the policy in training differs from its anchor")
             return
         expected = self.loss_at_anchor(beta, batch)
-        exact = replace(batch, sampler_logps=anchor_logps)  # what is recorded of it is rounded
+        exact = replace(batch, sampler_logps=anchor_logps)  # the recorded log-probabilities are rounded
         check_closed_form(
             type(self).__name__, self.loss(anchor_logps, anchor_logps, beta, exact).mean().item(), expected
         )
@@ -152,7 +152,7 @@ class AnchoredObjective(PreferenceObjective):
         print_field("step-0 check", check_margins(difference, bound, loss.item(), expected))
 
     def _first_step_bound(self, logps: Tensor, batch: PreferenceBatch) -> Bound:
-        """How far policy and anchor may differ by rounding in the first step."""
+        """The largest difference of policy and anchor that rounding explains in the first step."""
         assert self.policy is not None
         assert self.reference is not None
         recorded = batch.reference_logps is not None or self.proximal > 0
@@ -209,11 +209,11 @@ class AnchoredObjective(PreferenceObjective):
         self.reference.load_state(checkpoint["reference"])
 
     def _change_rule(self, saved: RefreshRule | None, weights: dict[str, Any]) -> None:
-        """Bring the reference of a checkpoint made with another rule into the form that it has in this run.
+        """Convert the reference of a checkpoint made with another refresh rule to this run's form.
 
         Args:
             saved: The checkpoint's rule.
-            weights: The checkpoint's, changed in place.
+            weights: The checkpoint's weights, changed in place.
 
         Raises:
             UserError: the change is not accepted, or impossible.
@@ -241,10 +241,10 @@ class AnchoredObjective(PreferenceObjective):
             "reference",
             str(self.reference) + (f" of {self.reference_config.path}" if self.reference_config.path else ""),
         )
-        yield "refresh", str(self.refresh_rule or "never: the reference stays as it starts")
+        yield "refresh", str(self.refresh_rule or "never: the reference stays at the start")
         if self.proximal:
             held = f"λ={self.proximal:g}: held near the pairs' sampler, β_eff={self.beta + self.proximal:g}"
-            target = f"; λ adapted to {self.proximal_target:g} nats of KL a round" if self.proximal_target else ""
+            target = f"; λ adapted to {self.proximal_target:g} nats of KL per round" if self.proximal_target else ""
             yield "proximal", held + target
 
 
@@ -256,7 +256,7 @@ def rewards_of(batch: PreferenceBatch) -> Tensor:
     """
     if batch.rewards is None:
         raise UserError(
-            "the objective learns from rewards, but the data has none: take OnPolicyPairs, whose scorer gives them, or "
+            "the objective learns from rewards, but the data has none. Use OnPolicyPairs, whose scorer gives them, or "
             "rows with `responses` and `rewards`."
         )
     return batch.rewards

@@ -1,10 +1,10 @@
-"""What all objectives share: a policy, one step, what is logged; and for those with a reference, the anchor.
+"""The base class of all objectives: the policy, one step, and the metrics.
 
 `PreferenceObjective` trains a policy on preference batches. `AnchoredObjective` adds the reference, its refresh, the
-proximal weight and the step-0 check. An objective overrides `loss`, states its `formula`, and says what its loss is
-where the policy equals its anchor.
+proximal weight and the step-0 check. An objective overrides `loss` and states its `formula`; an anchored one also gives
+the closed form of its loss where the policy equals its anchor.
 
-In training, every objective also logs (beside the table of `lit_align.metrics.preference`)
+In training, every objective also logs, in addition to the metrics of `lit_align.metrics.preference`:
 
 | metric | formula |
 |---|---|
@@ -47,23 +47,23 @@ class PreferenceObjective(ResumableModule):
     """A policy trained on preference batches.
 
     Args:
-        policy: Which language model is trained.
+        policy: The language model to train.
         lora: Train a low-rank adapter instead of all weights.
-        optimizer: Any torch optimizer; 1e-6 is the papers' learning rate for full fine-tuning, LoRA wants 10 to 100
+        optimizer: Any torch optimizer; 1e-6 is the papers' learning rate for full fine-tuning; LoRA needs 10 to 100
             times more.
-        schedule: What the learning rate does after warm-up, over the run's progress: linear and cosine fall to 0.
-        warmup_steps: Optimizer steps in which the learning rate rises to its value; the TR paper takes 100.
-        reset_optimizer_each_round: Begin each round (epoch) with a new optimizer and a new schedule, over the round's
-            progress, as if it were a run of its own: what PRPO's experiments do.
-        sft_weight: Weight of the texts in data.sft beside the preferences: their negative log-likelihood per token.
-        pretraining_weight: The same of the texts in data.pretraining.
+        schedule: Shape of the learning rate after warm-up, over the run's progress; linear and cosine fall to 0.
+        warmup_steps: Optimizer steps in which the learning rate rises to its value; 100 in the TR paper.
+        reset_optimizer_each_round: Start each round (epoch) with a new optimizer and a new schedule over the round's
+            progress, as PRPO's experiments do.
+        sft_weight: Weight of the negative log-likelihood per token of the texts in data.sft, added to the loss.
+        pretraining_weight: The same for the texts in data.pretraining.
         accept_changes: Options in which a resumed run may differ from its checkpoint, such as model.beta or
-            data.scorer. Without it, a run of other options does not resume.
+            data.scorer. A run with other differences does not resume.
     """
 
     formula: ClassVar[str]
     anchored: ClassVar[bool] = False
-    # The option that weighs each stream of texts beside the preferences.
+    # The option with the weight of each stream of texts.
     text_options: ClassVar[dict[str, str]] = {"sft": "sft_weight", "pretraining": "pretraining_weight"}
 
     def __init__(
@@ -92,18 +92,18 @@ class PreferenceObjective(ResumableModule):
             if weight < 0:
                 raise UserError(f"model.{self.text_options[name]}={weight} must be ≥ 0.")
         self.policy: Policy | None = None
-        self.metrics = torch.nn.ModuleDict()  # filled when the model is built: by then all options are known
+        self.metrics = torch.nn.ModuleDict()  # filled when the model is built, when all options are known
         self._tokenizer = None
         self.accept_changes = accept_changes
 
     # --- what an objective states ---
 
     def data_needs(self) -> DataNeeds:
-        """What the objective, as it is configured, needs from its data."""
+        """The needs of the objective, as configured, from its data."""
         return DataNeeds()
 
     def loss(self, logps: Tensor, anchor_logps: Any, beta: float, batch: PreferenceBatch) -> Tensor:
-        """Loss per example, [B], from log π [B, K], the anchor's [B, K] (None without an anchor) and β_eff."""
+        """Loss per example, [B], from log π [B, K], log anchor [B, K] (None without an anchor) and β_eff."""
         raise NotImplementedError
 
     def implicit_rewards(self, logps: Tensor, anchor_logps: Any, beta: float, lengths: Tensor) -> Tensor:
@@ -111,23 +111,23 @@ class PreferenceObjective(ResumableModule):
         return logps
 
     def after_loss(self, logps: Tensor, anchor_logps: Any, batch: PreferenceBatch) -> None:
-        """Called once per training step, after its loss; `logps` [B, K] and `anchor_logps` as the loss got them."""
+        """Hook that is called once per training step, after the loss, with the loss's `logps` and `anchor_logps`."""
 
     # --- the model ---
 
     @property
     def tokenizer(self):
-        """The policy's tokenizer, there before the model is."""
+        """The policy's tokenizer, available before the model is built."""
         if self._tokenizer is None:
             self._tokenizer = self.policy.tokenizer if self.policy else load_tokenizer(self.policy_config)
         return self._tokenizer
 
     def use_tokenizer(self, path: str | None = None, chat_template: str | None = None) -> None:
-        """Take another tokenizer or chat template than the model's, here and in what is saved.
+        """Replace the model's tokenizer or chat template, in training and in the saved model.
 
         Args:
             path: Hub name or folder.
-            chat_template: A file, or the text.
+            chat_template: A file, or the template's text.
         """
         changes = {"tokenizer": path, "chat_template": chat_template and read_template(chat_template)}
         given = {name: value for name, value in changes.items() if value is not None}
@@ -139,12 +139,12 @@ class PreferenceObjective(ResumableModule):
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that the policy reads, known before it is loaded where its files say so."""
+        """The policy's maximum number of tokens, known before it is loaded if its files say so."""
         return self.policy.positions if self.policy else load_positions(self.policy_config)
 
     def load_policy(self) -> Policy:
-        """The policy as it starts."""
-        return Policy.load(self.policy_config, self.lora)
+        """The policy at the start."""
+        return Policy.load(self.policy_config, self.lora, self._tokenizer)
 
     def configure_model(self) -> None:
         if self.policy is None:
@@ -161,7 +161,7 @@ class PreferenceObjective(ResumableModule):
         assert self.policy is not None
         try:
             optimizer = self.optimizer([weight for _, weight in self.policy.trainable_weights()])
-        except ValueError as error:  # a learning rate below 0, say
+        except ValueError as error:  # for example a learning rate below 0
             raise UserError(f"model.optimizer: {error}") from error
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -171,17 +171,17 @@ class PreferenceObjective(ResumableModule):
         return learning_rate_factor(self.schedule, self.warmup_steps, step, progress)
 
     def progress(self) -> float:
-        """Share of the run that is done, or of the round where each round has a schedule of its own."""
+        """Share of the run that is done, or of the round if each round has its own schedule."""
         return round_progress(self.trainer) if self.reset_optimizer_each_round else run_progress(self.trainer)
 
     # --- a step ---
 
     def anchor(self, batch: PreferenceBatch) -> tuple[Tensor | None, float]:
-        """The anchor's log-probabilities, [B, K], and β_eff; none here."""
+        """The anchor's log-probabilities, [B, K], and β_eff; None and 1 without an anchor."""
         return None, 1.0
 
     def training_step(self, batch: PreferenceBatch | dict[str, PreferenceBatch], batch_idx: int) -> Tensor:
-        """A step on preferences, or on these and texts together: {"preferences": ..., "sft": ...}."""
+        """A step on preferences, or on preferences and texts together: {"preferences": ..., "sft": ...}."""
         texts = {} if isinstance(batch, PreferenceBatch) else {**batch}
         self.check_texts(texts.keys() - {"preferences"})
         loss = self._step(batch if isinstance(batch, PreferenceBatch) else texts.pop("preferences"), "train")
@@ -190,7 +190,7 @@ class PreferenceObjective(ResumableModule):
         return loss
 
     def check_texts(self, given: Collection[str]) -> None:
-        """Make sure that the streams of texts in the data are those that have a weight.
+        """Check that each stream of texts in the data has a weight, and each weight a stream.
 
         Raises:
             UserError: a weight without its stream, or a stream without a weight.
@@ -198,7 +198,7 @@ class PreferenceObjective(ResumableModule):
         for name, weight in self.text_weights.items():
             option = f"model.{self.text_options[name]}"
             if weight and name not in given:
-                raise UserError(f"{option}={weight} weighs texts, and there are none: give data.{name}, or {option}=0.")
+                raise UserError(f"{option}={weight} has no effect: data.{name} is not set. Set it, or use {option}=0.")
             if name in given and not weight:
                 raise UserError(f"data.{name} has no effect: its weight is 0. Set {option}, or leave data.{name} out.")
 
@@ -219,11 +219,11 @@ class PreferenceObjective(ResumableModule):
         return self.policy(batch)
 
     def test_step(self, batch: PreferenceBatch | int, batch_idx: int) -> None:
-        if isinstance(batch, PreferenceBatch):  # else there are no test pairs, and callbacks alone do something
+        if isinstance(batch, PreferenceBatch):  # without test pairs, only callbacks act
             self._step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: the `Predictions` callback answers prompts."""
+        """Do nothing: the `Predictions` callback answers the prompts."""
 
     def _step(self, batch: PreferenceBatch, stage: Literal["train", "val", "test"]) -> Tensor:
         assert self.policy is not None
@@ -255,10 +255,10 @@ class PreferenceObjective(ResumableModule):
     def _gradient_scale(
         self, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch
     ) -> Tensor | None:
-        """Mean of |∂loss/∂log π(y)| over examples' first responses; none without an anchor.
+        """Mean of |∂loss/∂log π(y)| over examples' first responses; None without an anchor.
 
-        A pair's loss flattens as the policy leaves the anchor; where a refresh brings the anchor to it, the scale is
-        that of the first step again (DPO: β/2).
+        A pair's loss flattens as the policy moves away from the anchor. A refresh that moves the anchor to the policy
+        restores the scale of the first step (DPO: β/2).
         """
         if anchor_logps is None:
             return None
@@ -292,11 +292,11 @@ class PreferenceObjective(ResumableModule):
     def _check_first_step(
         self, loss: Tensor, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch
     ) -> None:
-        """Nothing to check without an anchor."""
+        """Do nothing: there is nothing to check without an anchor."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Give each step a random stream of its own: checkpoints hold no generator states, and dropout draws on one."""
-        if batch_idx == 0 and self.reset_optimizer_each_round:  # a run that resumes within a round begins behind it
+        """Seed each step's random generator, which dropout uses, because checkpoints do not hold generator states."""
+        if batch_idx == 0 and self.reset_optimizer_each_round:  # not when a run resumes within a round
             reset_optimization(self.trainer, self._learning_rate_factor(0))
         key = (
             int(os.environ.get("PL_GLOBAL_SEED", 0)),
@@ -307,14 +307,14 @@ class PreferenceObjective(ResumableModule):
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "little"))
 
     def identity(self) -> provenance.Table:
-        """All that determines the numbers of the run; a resumed run must have the same."""
+        """Everything that determines the numbers of the run; a resumed run must have the same."""
         texts = {f"model.{self.text_options[name]}": weight for name, weight in self.text_weights.items()}
         return super().identity() | texts
 
-    # --- what a first run shows ---
+    # --- the run's header ---
 
     def describe(self) -> Iterator[tuple[str, str]]:
-        """Lines of the run's header: what is shown, and what it is."""
+        """Lines of the run's header: label and value."""
         assert self.policy is not None
         yield "objective", f"{type(self).__name__}: {self.formula}"
         trained = sum(weight.numel() for _, weight in self.policy.trainable_weights())
@@ -325,11 +325,11 @@ class PreferenceObjective(ResumableModule):
         yield "policy", f"{self.policy_config.path} ({how}, {str(self.policy.dtype).removeprefix('torch.')})"
         if not self.policy.shares_prefix:
             why = self.policy.model.config._attn_implementation
-            yield "", f"a prompt is computed again for each of its responses: this model cannot share it under {why}"
+            yield "", f"each prompt is computed once per response: this model cannot share prefixes under {why}"
         if self.reset_optimizer_each_round:
             yield "optimizer", "restarts each round, with its schedule"
         if self.lora is None and self.policy.dtype.itemsize < 4:
             yield (
                 "",
-                "half-precision weights are trained as they are: updates below 0.4 % of a weight are lost",
+                "half-precision weights are trained directly: updates below 0.4 % of a weight are lost",
             )

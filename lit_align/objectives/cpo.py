@@ -1,12 +1,12 @@
 """Contrastive preference optimization (CPO): −log σ(β(log π(y_w) − log π(y_l))) − α log π(y_w).
 
-Xu et al. 2024 (arXiv 2401.08417), equation 3 and the likelihood term: DPO with a uniform reference, which
-cancels, and imitation of the chosen response in place of the KL that went with it. Use it where one model
-must fit in memory and the chosen responses are good enough to imitate (it was made for translation).
+Xu et al. 2024 (arXiv 2401.08417), equation 3 and the likelihood term. CPO is DPO with a uniform reference, which
+cancels; imitating the chosen response takes the place of the KL term. Use it when only one model fits in memory
+and the chosen responses are good enough to imitate (it was designed for translation).
 
 Where we differ: the likelihood term is a sum over tokens, as in the paper. TRL averages it over all tokens
-of the batch; with `lengths` it is the mean over each response's tokens, the nearest loss that is defined
-per example.
+of the batch. With `lengths` it is the mean over each response's tokens, the nearest loss that is
+defined per example.
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log π(y).
 """
@@ -38,8 +38,8 @@ def cpo_loss(
         logps: [B, 2], log π of the chosen (column 0) and the rejected response, summed over tokens.
         beta: Scale of the reward; 0.1 in the paper.
         alpha: Weight of the likelihood of the chosen response; 1 in the paper.
-        lengths: [B, 2], numbers of tokens, to average that likelihood over tokens; None sums it.
-        labels: [B], the probability that column 0 wins, of the preference term only; None means 1.
+        lengths: [B, 2], numbers of tokens: the likelihood term becomes a mean over tokens. None means a sum.
+        labels: [B], the probability that column 0 wins, used by the preference term only; None means 1.
     """
     check_shape("logps", logps, "B", 2)
     check_shape("lengths", lengths, *logps.shape)
@@ -50,13 +50,13 @@ def cpo_loss(
 
 
 class CPO(PreferenceObjective):
-    """Contrastive preference optimization: DPO with a uniform reference, and the likelihood of the chosen response.
+    """Contrastive preference optimization: DPO with a uniform reference, plus the likelihood of the chosen response.
 
     Args:
-        policy: Which language model is trained.
+        policy: The language model to train.
         beta: Scale of the reward; 0.1 in the paper.
         alpha: Weight of the likelihood of the chosen response; 1 in the paper.
-        length_normalize: Average that likelihood over tokens.
+        length_normalize: Average that likelihood over the response's tokens.
     """
 
     formula = "−log σ(β·Δlog π) − α·log π(y_w)"

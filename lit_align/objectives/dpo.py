@@ -4,22 +4,22 @@
 
 Rafailov et al. 2023 (arXiv 2305.18290), equation 7. The implicit reward β log(π/anchor) fits a
 Bradley–Terry model of the preferences; the optimum is that of reward maximisation with a KL penalty, π ∝
-anchor · exp(r/β). Use it first: it is the baseline of every other objective here. Its curvature
+anchor · exp(r/β). Use it first: it is the baseline for every other objective here. Its curvature
 β²σ(βh)σ(−βh) vanishes as the margin grows; a refresh of the reference sets h = 0 and restores it (TR-DPO).
 
-Three ways to doubt a label, each a weight w in  −w log σ(βh) − (1−w) log σ(−βh):
+Three ways to treat uncertain labels, each a weight w in  −w log σ(βh) − (1−w) log σ(−βh):
     conservative   w = 1 − ε          bounds the margin: optimum βh = logit(1−ε)
     robust         w = (1−ε)/(1−2ε)   unbiased if a share ε of the labels is flipped (arXiv 2403.00409)
     soft labels    w = p              the annotators' or the reward model's own probability
-With rewards of K responses ("dpo-rw" in EXO's code, arXiv 2402.00856), the cross-entropy of two softmaxes:
+With rewards of K responses ("dpo-rw" in EXO's code, arXiv 2402.00856), the loss is the cross-entropy of two softmaxes:
 
     −Σ_k softmax(r/β_r)_k · log softmax(β log(π/anchor))_k
 
-For K = 2 this is the soft label p = σ((r_w − r_l)/β_r), for β_r → 0 plain DPO on the best response. Its
+For K = 2 this is the soft label p = σ((r_w − r_l)/β_r); for β_r → 0 it is plain DPO on the best response. Its
 optimum π ∝ anchor · exp(r/(β β_r)) has KL weight β β_r.
 
-Where we differ: TRL's `sigmoid` ignores its `label_smoothing`; here that is conservative DPO. If soft
-labels are smoothed as well, smoothing flips them: w = p(1−ε) + (1−p)ε.
+Where we differ: TRL's `sigmoid` ignores its `label_smoothing`; here it gives conservative DPO. Smoothing flips soft
+labels with probability ε: w = p(1−ε) + (1−p)ε.
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log(π/anchor)(y), of scale
 β_eff in the PR form.
@@ -59,14 +59,14 @@ def dpo_loss(
         logps: [B, K], log π of each response: K = 2, chosen and rejected, or any K ≥ 2 with `rewards`.
         anchor_logps: [B, K], log-probabilities of the reference, or of the effective anchor.
         beta: Scale of the implicit reward β log(π/anchor); 0.1 in the paper.
-        label_smoothing: ε in [0, ½), the share of labels held to be flipped.
+        label_smoothing: ε in [0, ½), the assumed share of flipped labels.
         labels: [B], the probability that column 0 wins; None means 1.
-        robust: Undo the bias of flipped labels instead of smoothing them.
+        robust: Correct the bias of flipped labels instead of smoothing them.
         rewards: [B, K], scalar rewards in place of labels.
-        reward_temperature: β_r, of `rewards` only.
+        reward_temperature: β_r, used with `rewards` only.
     """
     if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, ½): at ½ labels say nothing.")
+        raise ValueError(f"label_smoothing={label_smoothing} must be in [0, ½): at ½ labels carry no information.")
     check_shape("logps", logps, "B", 2 if rewards is None else "K>=2")
     check_shape("anchor_logps", anchor_logps, *logps.shape)
     check_shape("labels", labels, logps.shape[0])
@@ -75,7 +75,7 @@ def dpo_loss(
 
     if rewards is not None:
         if labels is not None or label_smoothing or robust:
-            raise ValueError("`rewards` take the place of labels, label_smoothing and robust: drop these.")
+            raise ValueError("`rewards` replace labels, label_smoothing and robust: leave these out.")
         targets_BK = torch.softmax(rewards.to(logps.dtype) / reward_temperature, dim=-1)
         return -(targets_BK * torch.log_softmax(implicit_rewards_BK, dim=-1)).sum(-1)
 
@@ -91,7 +91,7 @@ class DPO(AnchoredObjective):
     """Direct preference optimization; with `proximal` > 0, PR-DPO.
 
     Args:
-        policy: Which language model is trained.
+        policy: The language model to train.
         label_smoothing: ε in [0, ½), the share of labels believed to be flipped (conservative DPO).
         robust: Correct the bias of flipped labels instead of smoothing (robust DPO).
         reward_temperature: β_r: learn the softmax of the rewards of K responses instead of one choice; the smaller,
@@ -115,16 +115,18 @@ class DPO(AnchoredObjective):
         self.robust = robust
         self.reward_temperature = reward_temperature
         if not 0 <= label_smoothing < 0.5:
-            raise UserError(f"model.label_smoothing={label_smoothing} must lie in [0, ½): at ½ labels say nothing.")
+            raise UserError(
+                f"model.label_smoothing={label_smoothing} must be in [0, ½): at ½ labels carry no information."
+            )
         if robust and not label_smoothing:
             raise UserError(
-                "model.robust has no effect on certain labels: give model.label_smoothing, or leave it out."
+                "model.robust=true has no effect because label_smoothing=0. Set label_smoothing, or leave robust out."
             )
         if reward_temperature is not None:
             check_positive(reward_temperature=reward_temperature)
             if label_smoothing:
                 raise UserError(
-                    f"model.reward_temperature={reward_temperature}: the rewards are the labels, so that "
+                    f"model.reward_temperature={reward_temperature}: the rewards are the labels, so "
                     "label_smoothing and robust have no effect. Leave them out."
                 )
 

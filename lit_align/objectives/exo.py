@@ -2,20 +2,21 @@
 
 Ji et al. 2024 (arXiv 2402.00856), equation 16 for pairs and the K-response form above it. The *reverse* KL,
 with the policy's distribution over the K responses on the left, is the direction of the RLHF objective
-itself: where DPO's cross-entropy must cover every response, EXO seeks the best mode that the policy can
-represent. Use it with scalar rewards and any K ≥ 2, or on labelled pairs with the target (1−ε, ε):
+itself. DPO's cross-entropy must cover every response; EXO seeks the best mode that the policy can represent.
+Use it with scalar rewards and any K ≥ 2, or on labelled pairs with the target (1−ε, ε):
 
     q = σ(βh):   q (log q − log(1−ε)) + (1−q) (log(1−q) − log ε)
 
-whose optimum is βh = logit(1−ε); ε > 0, as the reverse KL to a certain label is infinite. Soft labels p
-move the target to (p, 1−p) and are no average of two losses: pass `rewards` [B, 2] = (logit p, 0).
+The optimum of the pair form is βh = logit(1−ε). It needs ε > 0, because the reverse KL to a certain label is
+infinite. Soft labels p move the target to (p, 1−p), which is not an average of two losses: pass `rewards` [B, 2] =
+(logit p, 0).
 
-`beta` is the paper's β_π: the optimum π ∝ anchor · exp(r/(β_π β_r)) has KL weight β_π β_r. The PR form of
+`beta` is the paper's β_π: the optimum π ∝ anchor · exp(r/(β_π β_r)) has KL weight β_π β_r. The PR form with
 weights (β, λ) keeps β_r and passes beta = (β+λ)/β_r.
 
-Where we differ: the authors train the *tempered* policy, logits/0.8 for policy and reference alike; that is
-`policy.temperature` here. Their pair form has ε = σ(−10); TRL has K = 2 only, with the ε = 1e-3 used
-here.
+Where we differ: the authors train the *tempered* policy, with logits/0.8 for policy and reference alike; set
+`policy.temperature` for that. Their pair form has ε = σ(−10). TRL supports K = 2 only, with ε = 1e-3, which is
+the default here.
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β_eff log(π/anchor)(y), where
 β_eff = β_π β_r; "rejected" is the worst of the K responses.
@@ -52,8 +53,8 @@ def exo_loss(
         anchor_logps: [B, K], log-probabilities of the reference, or of the effective anchor.
         beta: β_π, the scale of the implicit reward; 0.5, with β_r = 0.1, in the HH script.
         rewards: [B, K], scalar rewards in place of the pair's order.
-        reward_temperature: β_r, of `rewards` only.
-        label_smoothing: ε in (0, ½), of the pair form only.
+        reward_temperature: β_r, used with `rewards` only.
+        label_smoothing: ε in (0, ½), used by the pair form only.
     """
     check_shape("logps", logps, "B", 2 if rewards is None else "K>=2")
     check_shape("anchor_logps", anchor_logps, *logps.shape)
@@ -62,10 +63,12 @@ def exo_loss(
         target_logps = torch.log_softmax(rewards.to(logps.dtype) / reward_temperature, dim=-1)
     elif 0 < label_smoothing < 0.5:
         targets = math.log1p(-label_smoothing), math.log(label_smoothing)
-        target_logps = torch.cat([logps.new_full((1,), target) for target in targets])  # a list is copied, and waits
+        target_logps = torch.cat(
+            [logps.new_full((1,), target) for target in targets]
+        )  # building it from a list would synchronize
     else:
         raise ValueError(
-            f"label_smoothing={label_smoothing} must lie in (0, ½): EXO's KL to a certain label is infinite."
+            f"label_smoothing={label_smoothing} must be in (0, ½): EXO's KL to a certain label is infinite."
         )
     policy_logps_BK = torch.log_softmax(beta * (logps - anchor_logps), dim=-1)
     return (policy_logps_BK.exp() * (policy_logps_BK - target_logps)).sum(-1)
@@ -75,11 +78,11 @@ class EXO(AnchoredObjective):
     """Efficient exact optimization; with `proximal` > 0, PR-EXO.
 
     Args:
-        policy: Which language model is trained.
-        label_smoothing: ε in (0, ½), of the pair form: the probability that the rejected response is the better.
+        policy: The language model to train.
+        label_smoothing: ε in (0, ½), used by the pair form: the probability that the rejected response is better.
         reward_temperature: β_r: match the softmax of the rewards of K ≥ 2 responses instead of a pair's order. The
-            implicit reward's scale is then β_eff/β_r, so that `beta` is the weight of the KL: the HH script's
-            β_π = 0.5 with β_r = 0.1 is beta = 0.05.
+            implicit reward's scale is then β_eff/β_r, so `beta` is the weight of the KL: the HH script's β_π = 0.5
+            with β_r = 0.1 is beta = 0.05.
     """
 
     formula = "KL(softmax β·log π/anchor ‖ softmax r/β_r)"
@@ -95,12 +98,12 @@ class EXO(AnchoredObjective):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
         if not 0 < label_smoothing < 0.5:
-            raise UserError(f"model.label_smoothing={label_smoothing} must lie in (0, ½): EXO's KL is infinite at 0.")
+            raise UserError(f"model.label_smoothing={label_smoothing} must be in (0, ½): EXO's KL is infinite at 0.")
         if reward_temperature is not None:
             check_positive(reward_temperature=reward_temperature)
             if label_smoothing != 1e-3:
                 raise UserError(
-                    f"model.reward_temperature={reward_temperature}: the rewards are the target, so that "
+                    f"model.reward_temperature={reward_temperature}: the rewards are the target, so "
                     f"label_smoothing={label_smoothing} has no effect. Leave it out."
                 )
         self.label_smoothing = label_smoothing
@@ -121,7 +124,7 @@ class EXO(AnchoredObjective):
         )
 
     def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
-        """The mean of log(1/K) − log target over branches."""
+        """The mean over branches of log(1/K) − log target."""
         if self.reward_temperature is None:
             return -math.log(2) - (math.log1p(-self.label_smoothing) + math.log(self.label_smoothing)) / 2
         targets = torch.log_softmax(rewards_of(batch) / self.reward_temperature, dim=-1)

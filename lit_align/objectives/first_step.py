@@ -1,8 +1,8 @@
-"""The step-0 check: while the policy still equals its anchor, margins vanish and the loss has its closed form.
+"""The step-0 check: while the policy still equals its anchor, margins are 0 and the loss has its closed form.
 
-It runs on the first training batch, over the real path (packing, shards, mixed precision). A live reference of the
-policy's type must agree exactly. Recorded log-probabilities, a reference of another type and one that sums in another
-order may differ by rounding.
+It runs on the first training batch, with the same packing, shards and mixed precision as training. A live reference
+of the policy's dtype must agree exactly. Rounding is allowed for recorded log-probabilities, for a reference of another
+dtype, and for a reference that sums in another order.
 """
 
 import math
@@ -16,11 +16,11 @@ from lit_align.logprobs import PreferenceBatch
 from lit_align.policy import Policy
 
 HALF_PRECISION_ERROR = 0.05
-"""Rounding of one token's log-probability in half precision, in nats, about."""
+"""Approximate rounding of one token's log-probability in half precision, in nats."""
 
 
 class Bound(NamedTuple):
-    """How far policy and anchor may differ by rounding."""
+    """The largest difference of policy and anchor that rounding explains."""
 
     nats: float  # per response
     reason: str
@@ -30,17 +30,18 @@ EXACT = Bound(0.0, "live reference")
 
 
 def other_type_bound(batch: PreferenceBatch) -> Bound:
-    """For a reference whose weights are rounded to another type than the policy's."""
-    return Bound(HALF_PRECISION_ERROR * batch.lengths.max().item(), "reference of another type")
+    """The bound for a reference whose weights have another dtype than the policy's."""
+    return Bound(HALF_PRECISION_ERROR * batch.lengths.max().item(), "reference of another dtype")
 
 
 def rounding_bound(
     policy: Policy, logps: Tensor, batch: PreferenceBatch, *, full_precision: bool, reason: str
 ) -> Bound:
-    """For the policy's own log-probabilities, computed in another batch or in another order.
+    """The bound for the policy's own log-probabilities, computed in another batch or in another order.
 
-    In half precision each token is rounded otherwise, and a response of n tokens differs by √n of that. Four times as
-    much is allowed, or four times what this batch shows when each of its examples is computed alone.
+    In half precision each token's rounding differs, and for a response of n tokens the differences add up to about √n
+    of one. The bound is four times that, or four times the difference measured on this batch when each of its examples
+    is computed alone.
 
     Args:
         logps: [B, K], the policy's log-probabilities of the batch.
@@ -55,17 +56,17 @@ def rounding_bound(
 
 
 def check_closed_form(objective: str, at_anchor: float, expected: float) -> None:
-    """Make sure that an objective's `loss_at_anchor` states its loss at the anchor.
+    """Check that an objective's `loss_at_anchor` equals its loss at the anchor.
 
     Raises:
-        RuntimeError: it does not; the objective's code is wrong.
+        RuntimeError: they differ: the objective's code is wrong.
     """
     if not math.isclose(at_anchor, expected, rel_tol=1e-4, abs_tol=1e-6):
         raise RuntimeError(f"{objective}.loss at the anchor is {at_anchor}, but loss_at_anchor says {expected}.")
 
 
 def check_margins(difference: float, bound: Bound, loss: float, expected: float) -> str:
-    """Make sure that policy and anchor agree; returns the line that reports it.
+    """Check that policy and anchor agree; returns the line that reports it.
 
     Args:
         difference: Largest difference of a response's log-probability, in nats.

@@ -4,16 +4,16 @@
 
 Azar et al. 2023 (arXiv 2310.12036), equation 17. The paper's τ is `beta` here (`tau` is the trust region's
 refresh period). Each pair has a finite target margin 1/(2β), or (2p−1)/(2β) if the first response wins with
-probability p; the population optimum is π ∝ anchor · exp(P(y≻μ)/β): preference probabilities, no
-Bradley–Terry model. Use it where labels are nearly deterministic, which drives DPO's margin to infinity.
+probability p. The population optimum is π ∝ anchor · exp(P(y≻μ)/β), which uses preference probabilities and does
+not assume a Bradley–Terry model. Use it when labels are nearly deterministic, which drives DPO's margin to infinity.
 
 Where we differ: log-probabilities are *summed* over a response, as in the paper's formula, eric-mitchell's
 code, OpenRLHF and turbo-alignment. TRL, HALOs and LLaMA-Factory take the mean per token (TRL reports that
-the paper's experiments did): divide logps and anchor_logps by the response lengths for that. The two values
-of β are not comparable: for responses of 100 tokens, the mean form asks for a margin 100 times as large.
+the paper's experiments did); for that, divide logps and anchor_logps by the response lengths. The two values of
+β are not comparable: for responses of 100 tokens, the mean form requires a margin 100 times as large.
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log(π/anchor)(y), of scale
-β_eff in the PR form, and divided by the response's length in the mean form.
+β_eff in the PR form, divided by the response's length in the mean form.
 """
 
 from dataclasses import replace
@@ -36,7 +36,7 @@ def ipo_loss(logps: Tensor, anchor_logps: Tensor, *, beta: float, labels: Tensor
     Args:
         logps: [B, 2], log π of the chosen (column 0) and the rejected response.
         anchor_logps: [B, 2], log-probabilities of the reference, or of the effective anchor.
-        beta: The paper's τ: the margin is pulled to 1/(2β).
+        beta: The paper's τ: the target margin is 1/(2β).
         labels: [B], the probability that column 0 wins; None means 1.
     """
     check_shape("logps", logps, "B", 2)
@@ -51,7 +51,7 @@ class IPO(AnchoredObjective):
     """Identity preference optimization; with `proximal` > 0, PR-IPO.
 
     Args:
-        policy: Which language model is trained.
+        policy: The language model to train.
         length_normalize: Take the mean log-probability per token instead of the sum, as TRL does; its beta is not
             comparable to the paper's.
     """
@@ -63,7 +63,9 @@ class IPO(AnchoredObjective):
         self.save_hyperparameters(ignore=["optimizer"])
         self.length_normalize = length_normalize
         if length_normalize:
-            rank_zero_warn("IPO on log-probabilities per token: this beta is not comparable to the paper's, on sums.")
+            rank_zero_warn(
+                "model.length_normalize=true: this beta is not comparable to the paper's, which is for sums."
+            )
 
     def data_needs(self) -> DataNeeds:
         return replace(super().data_needs(), takes_labels=True)

@@ -1,26 +1,28 @@
-"""Kahneman–Tversky optimization (KTO): each response alone, desirable or not.
+"""Kahneman–Tversky optimization (KTO): single responses, each desirable or not.
 
     desirable      λ_D (1 − σ(β(a − z0)))        a = log π(y|x) − log anchor(y|x)
     undesirable    λ_U (1 − σ(β(z0 − a)))
     z0 = max(0, mean of log(π/anchor) over mismatched prompts and responses),  without gradient
 
-Ethayarajh et al. 2024 (arXiv 2402.01306), equation 7. Use it when responses carry a thumb up or down rather
-than a rival, or when the two are unbalanced: λ_D and λ_U weigh one kind against the other.
+Ethayarajh et al. 2024 (arXiv 2402.01306), equation 7. Use it when responses are labelled thumbs up or down rather
+than compared in pairs, or when the two kinds are unbalanced: λ_D and λ_U weight one kind against the other.
 
-z0 estimates KL(π‖anchor), the point from which gains and losses are felt. Its responses belong to *other*
-prompts, paired where the data set or the round is made: each example has one as its last branch. Where we
-differ: the paper takes z0 from the batch at hand, and so does TRL, from each rank's micro-batch, which lets
-the loss depend on accumulation; some paired implementations take the other half of the pair and let gradient
-through. Here `KTO` takes the mean over all examples of the *last* optimizer step, of all its micro-batches
-and all processes (0 at the start, where policy and anchor are one): z0 is one step late, by what a step moves
-it, and no step depends on how it was cut. In the PR form the effective anchor enters z0 too.
+z0 estimates KL(π‖anchor), the reference point for gains and losses. It is computed on responses to *other*
+prompts, which are assigned when the data set or the round is built: each example has one as its last branch. In the
+PR form, z0 uses the effective anchor too.
+
+Where we differ: `KTO` takes z0 from the *last* optimizer step, as the mean over all examples of all its micro-batches
+and all processes (0 at the start, where the policy equals its anchor). So z0 is one step late, and the loss does not
+depend on how a step is split into micro-batches. The paper takes z0 from the current batch. TRL takes it from each
+rank's micro-batch, which makes the loss depend on accumulation. Some paired implementations use the other half of the
+pair and let the gradient through.
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log(π/anchor)(y), of scale
-β_eff in the PR form; and
+β_eff in the PR form, and
 
 | metric | formula |
 |---|---|
-| z0 | as above, from the step just made, in nats; train only |
+| z0 | as above, from the step just taken, in nats; train only |
 """
 
 from dataclasses import replace
@@ -43,7 +45,7 @@ def kto_z0(mismatched_log_ratios: Tensor) -> Tensor:
 
     Args:
         mismatched_log_ratios: [M], log π − log anchor of responses to other prompts. Average over ranks *before* the
-            clamp: pass those of all ranks, or their mean over ranks as [1].
+            clamp: pass the ratios of all ranks, or their mean over ranks as [1].
     """
     check_shape("mismatched_log_ratios", mismatched_log_ratios, "M>=1")
     return mismatched_log_ratios.detach().mean().clamp(min=0)
@@ -66,7 +68,7 @@ def kto_loss(
         anchor_logps: [N], log-probabilities of the reference, or of the effective anchor.
         labels: [N], True (or 1, or a probability) for desirable.
         beta: Scale of the implicit reward; 0.1 in the paper.
-        z0: The reference point, see `kto_z0`.
+        z0: The reference point (`kto_z0`).
         desirable_weight: λ_D.
         undesirable_weight: λ_U.
     """
@@ -81,13 +83,13 @@ def kto_loss(
 
 
 class KTO(AnchoredObjective):
-    """Kahneman–Tversky optimization; with `proximal` > 0, PR-KTO. Takes pairs, and single responses with a label.
+    """Kahneman–Tversky optimization; with `proximal` > 0, PR-KTO. Takes pairs or labelled single responses.
 
     Args:
-        policy: Which language model is trained.
+        policy: The language model to train.
         desirable_weight: λ_D, weight of desirable responses.
-        undesirable_weight: λ_U, weight of undesirable ones; the paper keeps the ratio of λ_D times their number to λ_U
-            times theirs between 1 and 4/3.
+        undesirable_weight: λ_U, weight of undesirable responses. The paper keeps (λ_D · number of desirable responses)
+            / (λ_U · number of undesirable responses) between 1 and 4/3.
     """
 
     formula = "λ(1 − σ(±β·(log π/anchor − z0))), + if desirable"
@@ -110,8 +112,8 @@ class KTO(AnchoredObjective):
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
         if not batch.mismatched or batch.labels is None:
             raise UserError(
-                "KTO needs labels, and another prompt's response as the last branch of each example: use lit_align's "
-                "data modules, or set `labels` and `mismatched` of the batches."
+                "KTO needs labels, and another prompt's response as the last branch of each example. Use lit_align's "
+                "data modules, or set `labels` and `mismatched` in your batches."
             )
         losses_N = kto_loss(
             logps[:, :-1].flatten(),

@@ -1,23 +1,24 @@
 """Maximum Preference Optimization (MPO): −σ(log π(y_w) − log π(y_l)).
 
-Jiang et al. 2023 (arXiv 2312.16430). The preference is maximised as it stands: σ of the log-ratio is the
-policy's own probability of choosing y_w over y_l, and its negative is the whole preference loss. There is
-no reference model and no reward model; what holds the policy is the likelihood of offline text, per token,
-weighted by the module and fed by `data.sft` and `data.pretraining`:
+Jiang et al. 2023 (arXiv 2312.16430). The preference is maximised directly: σ of the log-ratio is the
+policy's own probability of choosing y_w over y_l, and its negative is the whole preference loss. MPO uses neither
+a reference model nor a reward model. The policy is held by the likelihood of offline text, per token, from
+`data.sft` and `data.pretraining`:
 
     −σ(Δ log π) − β log π(y_sft|x_sft) − γ log π(x_pretrain)
 
-which is a *forward* KL to the reference that wrote the SFT text. Theorem 4.1: the gradient of the expected
-preference can be taken on preference data of any sampler. Use it where labels are deterministic and one
-model must fit in memory: the gradient on Δ is bounded, in [−¼, 0], and vanishes on pairs long won (DPO's
-ratio runs on) as on pairs badly lost; the log form −log σ(Δ) keeps pushing at the latter.
+The likelihood terms are a *forward* KL to the reference that wrote the text. By Theorem 4.1, the gradient of the
+expected preference can be computed on preference data from any sampler. Use MPO when labels are deterministic and
+only one model fits in memory. The gradient with respect to Δ is bounded, in [−¼, 0]. It vanishes on pairs that are
+clearly won (DPO's ratio keeps growing) and on pairs that are badly lost; the log form −log σ(Δ) keeps pushing on the
+latter.
 
-Other methods also go by MPO; this is Maximum Preference Optimization. Where we differ: no public code of it
-is known to us, and the formula is read from the abstract, Theorem 4.1 and the figures; so the log form, and
-length normalisation (divide logps by lengths first), are options.
+Other methods are also called MPO; this one is Maximum Preference Optimization. Where we differ: we know of no public
+code, so the formula follows the abstract, Theorem 4.1 and the figures. The log form and length normalisation (divide
+logps by lengths first) are therefore options.
 
-Logged: the tables of `metrics.preference`, with the reward r(y) = log π(y) (per token, if so set), and of
-`objectives.base`; loss is the preference term alone, beside nll_sft and nll_pretraining.
+Logged: the tables of `metrics.preference`, with the reward r(y) = log π(y) (per token with `length_normalize`), and of
+`objectives.base`; loss is the preference term alone; nll_sft and nll_pretraining are logged beside it.
 """
 
 from typing import Any
@@ -35,12 +36,12 @@ from lit_align.policy import PolicyConfig
 
 
 def mpo_loss(logps: Tensor, *, labels: Tensor | None = None, log_form: bool = False) -> Tensor:
-    """MPO's preference loss of each pair, [B]; the likelihood terms are `sft_loss`.
+    """MPO's preference loss of each pair, [B]; `sft_loss` gives the likelihood terms.
 
     Args:
         logps: [B, 2], log π of the chosen (column 0) and the rejected response.
         labels: [B], the probability that column 0 wins; None means 1.
-        log_form: −log σ(Δ) in place of −σ(Δ).
+        log_form: Use −log σ(Δ) in place of −σ(Δ).
     """
     check_shape("logps", logps, "B", 2)
     check_shape("labels", labels, logps.shape[0])
@@ -49,14 +50,14 @@ def mpo_loss(logps: Tensor, *, labels: Tensor | None = None, log_form: bool = Fa
 
 
 class MPO(PreferenceObjective):
-    """Maximum Preference Optimization: no reference and no reward model; the likelihood of text holds the policy.
+    """Maximum Preference Optimization: without reference or reward model; the likelihood of text holds the policy.
 
     Args:
-        policy: Which language model is trained.
+        policy: The language model to train.
         beta: The paper's β, weight of the likelihood of the SFT texts (data.sft): the forward KL to their author.
         gamma: The paper's γ, weight of the likelihood of the pre-training texts (data.pretraining).
-        log_form: −log σ(Δ) in place of −σ(Δ): keeps pushing at pairs that are badly lost.
-        length_normalize: Take log-probabilities per token.
+        log_form: Use −log σ(Δ) in place of −σ(Δ), which keeps pushing on pairs that are badly lost.
+        length_normalize: Use log-probabilities per token.
     """
 
     formula = "−σ(Δlog π) − β·log π(y_sft) − γ·log π(x_pretrain)"

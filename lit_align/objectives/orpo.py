@@ -2,16 +2,14 @@
 
     l̄ = log π(y)/|y|,      log odds = l̄ − log(1 − exp l̄)
 
-Hong et al. 2024 (arXiv 2403.07691), the preference term by equation 7; the paper's λ is `beta`. Supervised
-fine-tuning on the chosen response and a preference in one stage, with no reference. Use it from the base
-model, in place of SFT followed by DPO.
+Hong et al. 2024 (arXiv 2403.07691); the preference term is equation 7, and the paper's λ is `beta`. ORPO combines
+supervised fine-tuning on the chosen response and a preference loss in one stage, without a reference. Use it on a
+base model, in place of SFT followed by DPO.
 
-log(1 − exp l̄) is taken by `log1mexp`: at l̄ → 0⁻ (a response learnt by heart) the plain expression rounds
-to log 0.
+`log1mexp` computes log(1 − exp l̄), because the plain expression rounds to log 0 at l̄ → 0⁻ (a memorized response).
 
-Where we differ: the likelihood is that of the response, averaged over its tokens and then over pairs. TRL
-takes it over prompt *and* response and over all tokens of the batch at once, and computes the odds in
-float32.
+Where we differ: the likelihood covers the response only, averaged over its tokens and then over pairs. TRL takes it
+over prompt *and* response and over all tokens of the batch at once, and computes the odds in float32.
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the log odds as the reward r(y).
 """
@@ -33,7 +31,7 @@ from lit_align.policy import PolicyConfig
 
 def log1mexp(x: Tensor) -> Tensor:
     """log(1 − exp x) for x ≤ 0, accurate at both ends (Mächler 2012) and finite at 0."""
-    # closer to 0 is rounding, not signal; and exp(x) < 1, in whose logarithm's slope `where` would meet 0 · ∞
+    # values closer to 0 are rounding, not signal; it also keeps exp(x) < 1, else `where` has the gradient 0 · ∞
     x = x.clamp(max=-4 * torch.finfo(x.dtype).eps)
     return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
@@ -50,7 +48,7 @@ def orpo_loss(logps: Tensor, lengths: Tensor, *, beta: float, labels: Tensor | N
         logps: [B, 2], log π of the chosen (column 0) and the rejected response, summed over tokens.
         lengths: [B, 2], their numbers of tokens.
         beta: The paper's λ, weight of the odds-ratio term; 0.1 to 0.25 in the paper.
-        labels: [B], the probability that column 0 wins, of the odds-ratio term only; None means 1.
+        labels: [B], the probability that column 0 wins, used by the odds-ratio term only; None means 1.
     """
     check_shape("logps", logps, "B", 2)
     check_shape("lengths", lengths, *logps.shape)
@@ -65,7 +63,7 @@ class ORPO(PreferenceObjective):
     """Odds-ratio preference optimization: fine-tuning and preference in one stage, without a reference.
 
     Args:
-        policy: Which language model is trained.
+        policy: The language model to train.
         beta: The paper's λ, weight of the odds-ratio term; 0.1 to 0.25 in the paper.
     """
 

@@ -1,4 +1,4 @@
-"""Checkpoints of objectives: where the run is, what it is, and the weights that nothing else gives back."""
+"""Checkpoints of objectives: the run's position, its identity, and the weights that cannot be loaded from elsewhere."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from lit_align.objectives._checks import check_state_dict
 from lit_align.policy import LoRAConfig, is_adapter_weight
 from lit_align.position import Position
 
-# Where the base model is; its weights identify it.
+# Options that say where the base model is; its weights identify it.
 LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
 
 
 class ResumableModule(L.LightningModule):
-    """A module whose checkpoints resume the same run only, at the place where it was.
+    """A module whose checkpoints resume only the same run, at its position.
 
     A subclass sets the attributes below, and builds its networks in `configure_model`.
     """
@@ -33,11 +33,11 @@ class ResumableModule(L.LightningModule):
     _resumed_at: Position | None = None
 
     def data_needs(self) -> DataNeeds:
-        """What the module, as it is configured, needs from its data."""
+        """The needs of the module, as configured, from its data."""
         return DataNeeds()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the position, and the hyperparameters as plain values, which anyone can read without our classes."""
+        """Save the position, and the hyperparameters as plain values that can be read without our classes."""
         Position.of_run(self.trainer).save(checkpoint)
         provenance.save(checkpoint, self.identity())
         hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
@@ -61,7 +61,7 @@ class ResumableModule(L.LightningModule):
             self._resumed_at.settle(self.trainer)
 
     def _is_saved(self, name: str) -> bool:
-        """Whether a checkpoint holds this weight: under LoRA, not those that the policy's path gives back."""
+        """Whether a checkpoint holds this weight: under LoRA, weights that the policy's path gives are left out."""
         return self.lora is None or not name.startswith("policy.") or is_adapter_weight(name)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -75,15 +75,15 @@ class ResumableModule(L.LightningModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Make sure that a checkpoint holds this module's weights, all of them and no others.
+        """Check that a checkpoint holds exactly this module's weights.
 
         Raises:
-            UserError: a weight has no counterpart, or one of another shape.
+            UserError: a weight is missing, unknown, or has another shape.
         """
         check_state_dict(self.state_dict(), state_dict)
 
     def identity(self) -> provenance.Table:
-        """All that determines the numbers of the run; a resumed run must have the same."""
+        """Everything that determines the numbers of the run; a resumed run must have the same."""
         data = getattr(self.trainer.datamodule, "identity", dict)  # type: ignore[attr-defined]  # a foreign one has none
         return {
             "model": type(self).__name__,

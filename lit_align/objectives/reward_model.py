@@ -1,13 +1,15 @@
 """Bradley–Terry reward model: −log σ(r_w − r_l − margin).
 
-Bradley and Terry 1952; as the second stage of RLHF, Ouyang et al. 2022 (arXiv 2203.02155), equation 1; the
-margin, Touvron et al. 2023 (arXiv 2307.09288), equation 2. Rewards are defined up to a constant of the
-prompt. Use it to score the rounds of on-policy training: fixed, on the same base model as the policy.
+The model is from Bradley and Terry 1952, its use as the second stage of RLHF from Ouyang et al. 2022 (arXiv
+2203.02155), equation 1, and the margin from Touvron et al. 2023 (arXiv 2307.09288), equation 2. Rewards are defined up
+to a constant per prompt. Use it to score the rounds of on-policy training, trained from the same base model as the
+policy and then kept fixed.
 
-Where we differ: the head starts at zero, where the base model has none, and not at random as in transformers and
-TRL, so that the first loss is log 2 (without a margin); and rewards are not centred, which only TRL's option does.
-What is saved, `SequenceClassificationScorer` reads at once, by the chat template that is saved with it: that
-of the tokenizer, without what follows the last turn; or where there is none, the texts end to end.
+Where we differ: a new head starts at zero, not at random as in transformers and TRL, so the first loss is log 2
+(without a margin). Rewards are not centred; TRL has an option for it.
+
+`SequenceClassificationScorer` reads the saved model directly. The chat template saved with it is the tokenizer's,
+without the whitespace after the last turn; if the tokenizer has none, it joins the texts.
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the head's output as the reward r(y):
 reward_chosen and reward_rejected are its means.
@@ -21,7 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from lit_align.errors import UserError, first_line
@@ -47,7 +49,7 @@ def bradley_terry_loss(rewards: Tensor, *, margin: Tensor | float | None = None)
 
     Args:
         rewards: [B, 2], reward of the chosen (column 0) and the rejected response.
-        margin: [B] or one number, by how much the winner should win; None means 0.
+        margin: [B] or one number, by how much the chosen reward should exceed the other; None means 0.
     """
     check_shape("rewards", rewards, "B", 2)
     if isinstance(margin, Tensor):
@@ -66,13 +68,18 @@ class Scored(Policy):
         object.__setattr__(self, "adapter", adapter)
 
     @classmethod
-    def load(cls, config: PolicyConfig, lora: LoRAConfig | None = None) -> "Scored":
-        tokenizer = load_tokenizer(config)
+    def load(
+        cls,
+        config: PolicyConfig,
+        lora: LoRAConfig | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> "Scored":
+        tokenizer = tokenizer or load_tokenizer(config)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         where = locate_model(config)
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # that the head is new is no news
+        logging.set_verbosity_error()  # the warning about a new head is expected
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 **where,
@@ -88,7 +95,7 @@ class Scored(Policy):
             logging.set_verbosity(verbosity)
         if "score.weight" in report["missing_keys"]:
             nn.init.zeros_(model.score.weight)
-        model.config.pad_token_id = tokenizer.pad_token_id  # the last token is found by it
+        model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds the last token by it
         check_vocabulary(tokenizer, model, config)
         if not config.dropout:
             turn_off_dropout(model)
@@ -118,14 +125,14 @@ class Scored(Policy):
 
 
 def _with_head(targets: str | list[str]) -> str | list[str]:
-    """The head gets an adapter too, for a new one starts at zero; to peft it is one of all linear layers."""
+    """Add the score head to the adapter's targets, since a new head starts at zero; peft's all-linear includes it."""
     if isinstance(targets, list):
         return [*targets, "score"]
     return targets if targets == "all-linear" else f"({targets})|score"
 
 
 def _scored_template(tokenizer: Any) -> str:
-    """Renders a prompt and its response as they were trained on (`data.tokenization.PreferenceTokenizer`)."""
+    """Chat template that renders a prompt and its response as in training (`data.tokenization.PreferenceTokenizer`)."""
     if tokenizer.chat_template:
         trimmed = "{{ chat if add_generation_prompt else chat | trim }}"
         return "{% set chat %}" + tokenizer.chat_template + "{% endset %}" + trimmed
@@ -134,44 +141,46 @@ def _scored_template(tokenizer: Any) -> str:
 
 
 class RewardModel(PreferenceObjective):
-    """A Bradley–Terry reward model. Where the tokenizer has a chat template, plain prompts are read as a user's turn.
+    """A Bradley–Terry reward model. If the tokenizer has a chat template, plain prompts become a user's turn.
 
     Args:
-        policy: Which decoder the score head is put on; one that has a head already goes on with it.
-        margin: By how much the chosen response's reward should exceed the other's; rewards takes the difference of
-            the scores that the rows carry.
+        policy: The decoder that gets the score head; a score head that it already has is kept.
+        margin: By how much the chosen response's reward should exceed the other's; `rewards` uses the difference of the
+            rows' scores.
     """
 
     formula = "−log σ(r_w − r_l − margin)"
 
     def __init__(self, policy: PolicyConfig, *, margin: float | Literal["rewards"] = 0.0, **kwargs: Any):
-        super().__init__(policy, sft_weight=0.0, pretraining_weight=0.0, **kwargs)  # it gives texts no likelihood
+        super().__init__(policy, sft_weight=0.0, pretraining_weight=0.0, **kwargs)  # a reward model has no likelihood
         self.save_hyperparameters(ignore=["optimizer"])
         self.margin: float | Literal["rewards"] = margin
         temperature = self.policy_config.temperature
         if temperature != 1:
             raise UserError(
-                f"model.policy.temperature={temperature} has no effect, for a reward model gives texts no likelihood. "
+                f"model.policy.temperature={temperature} has no effect because a reward model has no likelihood. "
                 "Leave it out."
             )
 
     def check_texts(self, given: Collection[str]) -> None:
         if given:
-            raise UserError(f"RewardModel takes no texts beside its preferences: leave data.{min(given)} out.")
+            raise UserError(
+                f"data.{min(given)} has no effect because RewardModel learns from preferences only. Leave it out."
+            )
 
     def data_needs(self) -> DataNeeds:
         return DataNeeds(wraps_prompt_as_chat=True, can_sample=False, output_name="reward")
 
     def load_policy(self) -> Policy:
-        return Scored.load(self.policy_config, self.lora)
+        return Scored.load(self.policy_config, self.lora, self._tokenizer)
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:
-        """`logps` are rewards here."""
+        """The loss of each pair; `logps` holds rewards here."""
         if self.margin != "rewards":
             return bradley_terry_loss(logps, margin=self.margin)
         if batch.rewards is None:
             raise UserError(
-                "model.margin=rewards takes the difference of the rows' scores, and they have none: give rows with "
-                "score_chosen and score_rejected, or a number."
+                "model.margin=rewards has no effect because the rows have no scores. Use rows with score_chosen and "
+                "score_rejected, or set a number."
             )
         return bradley_terry_loss(logps, margin=batch.rewards[:, 0] - batch.rewards[:, 1])

@@ -1,9 +1,9 @@
-"""The learning rate over a run's progress, and the progress itself.
+"""Learning-rate schedules over a run's progress.
 
     factor = (step + 1)/warmup_steps              during warm-up
              1,  1 − p  or  (1 − cos π(1 − p))/2  after it: constant, linear, cosine; p is the progress
 
-The number of pairs differs from round to round, so the progress is not a share of an estimated number of steps:
+The number of pairs differs between rounds, so progress is not a share of an estimated number of steps:
 
     p = max( optimizer steps/max_steps,  (epoch + share of the epoch's batches)/max_epochs )
 """
@@ -20,10 +20,10 @@ def learning_rate_factor(schedule: Schedule, warmup_steps: int, step: int, progr
     """The learning rate of an optimizer step, divided by the configured one.
 
     Args:
-        schedule: What the learning rate does after warm-up.
-        warmup_steps: Optimizer steps in which it rises to its value.
-        step: Optimizer steps made.
-        progress: Share of the run that is done.
+        schedule: Shape of the learning rate after warm-up.
+        warmup_steps: Optimizer steps in which the learning rate rises to its value.
+        step: Optimizer steps taken so far.
+        progress: Share of the run that is done, in [0, 1].
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -32,7 +32,7 @@ def learning_rate_factor(schedule: Schedule, warmup_steps: int, step: int, progr
 
 
 def run_progress(trainer: Trainer) -> float:
-    """Share of the run that is done: by epochs and their batches, or by steps where `max_steps` is nearer."""
+    """Share of the run that is done: by epochs and their batches, or by steps if `max_steps` comes first."""
     loop = trainer.fit_loop
     by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
     if not trainer.max_epochs or trainer.max_epochs < 0 or not math.isfinite(loop.max_batches):
@@ -42,7 +42,7 @@ def run_progress(trainer: Trainer) -> float:
 
 
 def round_progress(trainer: Trainer) -> float:
-    """Share of the present round's (epoch's) batches that is done; of the run where their number is unknown."""
+    """Share of the current round's (epoch's) batches that is done, or of the run if their number is unknown."""
     loop = trainer.fit_loop
     if not math.isfinite(loop.max_batches):
         return run_progress(trainer)

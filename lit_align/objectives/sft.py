@@ -1,13 +1,12 @@
 """Supervised fine-tuning (SFT): −log π(y|x)/|y|.
 
-Use it before every pipeline here: it makes the start and the reference of the preference stage. Its loss is
-the likelihood term of Maximum Preference Optimization, too.
+Use it as the first stage of every pipeline here: its result is the start and the reference of the preference stage.
+Its loss is also the likelihood term of Maximum Preference Optimization.
 
-Where we differ: the mean is per response, then over responses, so that an example's loss does not depend on
-its batch. Most trainers average over all tokens of a batch, which weights long responses more: Σ logps / Σ
-lengths.
+Where we differ: the mean is taken per response and then over responses, so an example's loss does not depend on its
+batch. Most trainers average over all tokens of a batch, Σ logps / Σ lengths, which weights long responses more.
 
-Logged: loss, and the means of what `metrics.preference` calls logp and length; learning_rate.
+Logged: loss, logp and length (`metrics.preference`), and learning_rate.
 """
 
 from torch import Tensor
@@ -19,10 +18,10 @@ from lit_align.objectives.base import PreferenceObjective
 
 
 class SFT(PreferenceObjective):
-    """Supervised fine-tuning: imitates the response of each row, of a preference the better one.
+    """Supervised fine-tuning: imitates the response of each row, or the better response of a preference.
 
     Args:
-        policy: Which language model is trained.
+        policy: The language model to train.
     """
 
     formula = "−log π(y|x) / length"

@@ -1,12 +1,11 @@
 """Simple preference optimization (SimPO): −log σ(β(l̄_w − l̄_l) − γ),  l̄ = log π(y)/|y|.
 
-Meng et al. 2024 (arXiv 2405.14734), equation 6. The reward β·l̄ is the mean log-probability of a token, which is what
-generation ranks by, so there is no reference and long responses gain nothing; γ is the margin to win by.
-Use it as the strong reference-free baseline; with nothing to hold the policy, the learning rate does the
-holding.
+Meng et al. 2024 (arXiv 2405.14734), equation 6. The reward β·l̄ is the mean log-probability per token, the quantity
+that generation ranks by. It needs no reference and gives long responses no advantage; γ is the target margin. Use it
+as a strong reference-free baseline. Only the learning rate limits how far the policy moves.
 
-Where we differ: γ stands as in the paper and in TRL; the authors' code takes γ/β (`gamma_beta_ratio`).
-TRL's trainer adds CPO's likelihood term unless `cpo_alpha=0`; here there is none.
+Where we differ: γ is defined as in the paper and in TRL; the authors' code takes γ/β (`gamma_beta_ratio`).
+TRL's trainer adds CPO's likelihood term unless `cpo_alpha=0`; this one does not.
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log π(y)/|y|.
 """
@@ -38,11 +37,11 @@ def simpo_loss(logps: Tensor, lengths: Tensor, *, beta: float, gamma: float) -> 
 
 
 class SimPO(PreferenceObjective):
-    """Simple preference optimization: no reference, rewards per token.
+    """Simple preference optimization: rewards per token, without a reference.
 
     Args:
-        policy: Which language model is trained.
-        beta: Scale of the reward, the mean log-probability of a token; 2 to 2.5 in the paper.
+        policy: The language model to train.
+        beta: Scale of the reward, which is the mean log-probability per token; 2 to 2.5 in the paper.
         gamma: Target margin; 0.3 to 1.6 in the paper.
     """
 

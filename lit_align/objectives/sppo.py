@@ -1,25 +1,25 @@
 """Self-play preference optimization (SPPO): Σ_y (log π/anchor − (P(y≻π_t) − c)/β)².
 
 Wu et al. 2024 (arXiv 2405.00675), equation 4.7, where β = 1/η and the anchor is π_t, the policy of the last
-round. Each of the K responses is regressed on its own probability of beating π_t; the optimum,
+round. Each of the K responses is regressed on its own probability of beating π_t. The optimum,
 π ∝ anchor · exp(P/β), is a step of multiplicative weights towards the Nash policy. Use it with a preference
-model that is not transitive, and to pull the winner up as well as the loser down.
+model that is not transitive, or to raise the winner as well as lower the loser.
 
 The constant is the log-normaliser: with c(x) = β log Σ_y anchor(y) exp(P(y≻π_t)/β) the optimum has loss 0.
-The paper takes c = ½, the value for large β. `sppo_baseline` estimates it from the K samples of π_s,
+The paper takes c = ½, the value for large β. `sppo_baseline` estimates c from K samples of π_s,
 
     c(x) = β log (1/K) Σ_k (anchor_k/π_s,k) exp(P_k/β)
 
-which in the PR form (β = β_eff, anchor the *unnormalised* mixture) carries log Z̃ too; dividing by Σ_k
-anchor_k/π_s,k would drop it. A plain mean over K samples is unbiased for exp(c/β), not for c: K small or β
-small against the spread of P makes it noisy.
+In the PR form (β = β_eff, anchor the *unnormalised* mixture) this also carries log Z̃, which dividing by
+Σ_k anchor_k/π_s,k would drop. The plain mean over K samples is unbiased for exp(c/β), not for c; it is noisy if K is
+small, or if β is small against the spread of P.
 
-Where we differ: the sum over K is the paper's, with no ½. The authors' code averages the pair, which halves
-loss and gradient. They estimate P by `win_probabilities_from_pairwise`, soft, each response against all K
-including itself, η = 1e3 (β = 1e-3); TRL's `sppo_hard` is win_probabilities [1, 0].
+Where we differ: the sum over K is the paper's, without a factor ½. The authors' code averages over the pair, which
+halves loss and gradient. It estimates P with soft labels, each response against all K including itself
+(`win_probabilities_from_pairwise`), and uses η = 1e3 (β = 1e-3). TRL's `sppo_hard` is win_probabilities [1, 0].
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log(π/anchor)(y), of scale
-β_eff in the PR form, which the loss pulls to P(y≻π_t) − c.
+β_eff in the PR form; the loss pulls it to P(y≻π_t) − c.
 """
 
 import math
@@ -61,11 +61,11 @@ def win_probabilities_from_rewards(rewards: Tensor, reward_temperature: float = 
 
 
 def sppo_baseline(anchor_logps: Tensor, sampler_logps: Tensor, *, win_probabilities: Tensor, beta: float) -> Tensor:
-    """The constant c(x), [B], estimated by the plain mean over the K responses that the sampler drew.
+    """The constant c(x), [B], estimated as the plain mean over the K sampled responses.
 
     Args:
         anchor_logps: [B, K], log-probabilities of the (effective) anchor.
-        sampler_logps: [B, K], log π_s; the anchor itself if that is what sampled.
+        sampler_logps: [B, K], log π_s; the same as `anchor_logps` if the anchor sampled the responses.
         win_probabilities: [B, K], P(y≻π_s).
         beta: 1/η, or β_eff.
     """
@@ -90,7 +90,7 @@ def sppo_loss(
     Args:
         logps: [B, K], log π of each response, K ≥ 1.
         anchor_logps: [B, K], log-probabilities of the last round's policy, or of the effective anchor.
-        win_probabilities: [B, K], P(y≻π_t): soft from the helpers above, hard as [1, 0].
+        win_probabilities: [B, K], P(y≻π_t): soft (the helpers above) or hard ([1, 0]).
         beta: 1/η; 1e-3 in the authors' code.
         baseline: c, one number or [B] from `sppo_baseline`.
     """
@@ -106,13 +106,13 @@ def sppo_loss(
 class SPPO(AnchoredObjective):
     """Self-play preference optimization; with `proximal` > 0, PR-SPPO.
 
-    Plain SPPO holds the policy near the one that sampled the round: give it
+    Plain SPPO holds the policy near the policy that sampled the round: use it with
     `reference_refresh: {alpha: 1.0, unit: round}`.
 
     Args:
-        policy: Which language model is trained.
-        beta: 1/η; the authors' code has 1e-3.
-        hard_labels: Take 1 for the chosen and 0 for the rejected response of a pair, as TRL does, instead of the win
+        policy: The language model to train.
+        beta: 1/η; 1e-3 in the authors' code.
+        hard_labels: Use 1 for the chosen and 0 for the rejected response of a pair, as TRL does, instead of the win
             probabilities against all K responses of the prompt.
         estimate_baseline: Estimate the constant c(x) from the K responses instead of ½; needs whole groups (Listwise).
     """
@@ -133,7 +133,9 @@ class SPPO(AnchoredObjective):
         self.hard_labels = hard_labels
         self.estimate_baseline = estimate_baseline
         if hard_labels and estimate_baseline:
-            raise UserError("model.estimate_baseline needs win probabilities of K responses: leave hard_labels out.")
+            raise UserError(
+                "model.estimate_baseline=true needs win probabilities of K responses. Leave hard_labels out."
+            )
 
     def data_needs(self) -> DataNeeds:
         needs = super().data_needs()
@@ -163,7 +165,7 @@ class SPPO(AnchoredObjective):
             return 1 - torch.arange(2, device=like.device).float().expand(like.shape)
         if batch.win_probabilities is None:
             raise UserError(
-                "SPPO needs win probabilities, which data with rewards of K responses gives (OnPolicyPairs): or set "
+                "SPPO needs win probabilities. Use data with rewards of K responses (OnPolicyPairs), or set "
                 "model.hard_labels=true."
             )
         return batch.win_probabilities
@@ -172,5 +174,7 @@ class SPPO(AnchoredObjective):
         if not self.estimate_baseline:
             return 0.5
         if batch.sampler_logps is None:
-            raise UserError("model.estimate_baseline needs recorded sampler log-probs: use OnPolicyPairs.")
+            raise UserError(
+                "model.estimate_baseline=true needs recorded log-probabilities of the sampler. Use OnPolicyPairs."
+            )
         return sppo_baseline(anchor_logps, batch.sampler_logps, win_probabilities=wins, beta=beta)

@@ -1,4 +1,4 @@
-"""What every reference offers."""
+"""The interface of all references."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from lit_align.policy import Policy
 
 
 class Reference(ABC):
-    """What the policy is held near."""
+    """A model that the policy is held near."""
 
     @abstractmethod
     def logps(self, batch: PreferenceBatch) -> Tensor:
@@ -24,7 +24,7 @@ class Reference(ABC):
 
     @property
     def computes_as_policy(self) -> bool:
-        """Whether equal weights give exactly the policy's log-probabilities, also under an adapter that has moved."""
+        """Whether equal weights give exactly the policy's log-probabilities, even after the adapter was trained."""
         return False
 
     def mix(self, policy: Policy, alpha: float) -> None:
@@ -32,34 +32,34 @@ class Reference(ABC):
         raise ValueError(f"this reference cannot follow the policy: {self}")
 
     def fingerprint(self) -> str:
-        """Identifies its present weights."""
+        """A hash of its current weights."""
         raise NotImplementedError
 
     def present(self) -> AbstractContextManager["Reference"]:
-        """Itself, or what it loads for as long as it is asked."""
+        """Within this context, the reference in memory: itself, or a model loaded for the purpose."""
         return nullcontext(self)
 
     def state(self) -> dict[str, int]:
-        """What a checkpoint keeps of it beside weights."""
+        """State that a checkpoint keeps in addition to weights."""
         return {}
 
     def load_state(self, state: Mapping[str, int]) -> None:  # noqa: B027  # most have none
-        """Take over what `state` gave."""
+        """Restore the result of `state`."""
 
     def adapt_state(self, saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Weights saved under another refresh rule, in the form that this reference has; None if they do not fit.
+        """Convert weights saved under another refresh rule to this reference's form; None if they do not fit.
 
         Args:
-            saved: The saved reference's weights, by their names in the objective; none if it had never moved.
-            ours: This reference's, as they start.
+            saved: The saved reference's weights, by their names in the objective; empty if it had never moved.
+            ours: This reference's initial weights.
         """
         adapted = dict(saved or ours)
         shapes = ({name: weight.shape for name, weight in weights.items()} for weights in (adapted, ours))
         return adapted if next(shapes) == next(shapes) else None
 
     def before_sharding(self) -> None:  # noqa: B027  # most can
-        """Make sure that the weights can be sharded (FSDP2).
+        """Check that the weights can be sharded (FSDP2).
 
         Raises:
-            UserError: they cannot, in this form.
+            UserError: this form cannot be sharded.
         """

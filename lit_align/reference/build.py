@@ -1,4 +1,4 @@
-"""The cheapest reference that is right for a policy, a configuration and a refresh rule."""
+"""Choice of the cheapest correct reference for a policy, a configuration and a refresh rule."""
 
 from dataclasses import asdict
 
@@ -26,22 +26,25 @@ def make_reference(
     config: ReferenceConfig,
     rule: RefreshRule | None,
 ) -> Reference:
-    """Build the cheapest reference that is right.
+    """Build the cheapest correct reference.
 
     Raises:
-        UserError: the form asked for cannot do what the rule needs.
+        UserError: the configured form cannot follow the rule.
     """
     plain = config.path is None and config.dtype == "auto"
     if config.form == "adapter" and lora is None:
-        raise UserError("model.reference.form=adapter needs an adapter: set model.lora, or form=copy.")
+        raise UserError("model.reference.form=adapter needs an adapter. Set model.lora, or use form=copy.")
     if config.form == "adapter" and not plain:
-        raise UserError("model.reference: form=adapter runs the policy's own weights: leave path and dtype out.")
+        raise UserError(
+            "model.reference: path and dtype have no effect because form=adapter uses the policy's own weights. "
+            "Leave them out."
+        )
     if config.form == "adapter" or (config.form == "auto" and lora is not None and plain):
         assert lora is not None
         return _adapter_form(policy, lora, rule)
     if config.form == "recorded" and rule is not None:
         raise UserError(
-            f"model.reference.form=recorded computes log π_ref once, but this reference moves ({rule}). Take "
+            f"model.reference.form=recorded computes log π_ref once, but this reference moves ({rule}). Use "
             "form=auto, or leave the refresh out (--reference_refresh=null)."
         )
 

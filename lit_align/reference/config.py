@@ -1,4 +1,4 @@
-"""How a reference is held, and how it moves."""
+"""Options of a reference: how it is held, and how it moves."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -19,9 +19,9 @@ class RefreshRule:
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
             raise UserError(
-                f"reference_refresh.alpha={self.alpha} must lie in (0, 1]: reference ← alpha·policy + "
-                "(1−alpha)·reference. For a reference that never moves leave the refresh out "
-                "(--reference_refresh=null); 1 replaces it."
+                f"reference_refresh.alpha={self.alpha} must be in (0, 1]: reference ← alpha·policy + "
+                "(1−alpha)·reference. Use 1 to replace the reference, or leave the refresh out for a reference that "
+                "never moves (--reference_refresh=null)."
             )
         if self.tau < 1:
             raise UserError(f"reference_refresh.tau={self.tau} must be at least 1 {self.unit} between two refreshes.")
@@ -35,21 +35,21 @@ class RefreshRule:
         )
 
     def state(self) -> dict[str, Any]:
-        """What identifies the rule in a checkpoint."""
+        """The fields that identify the rule in a checkpoint."""
         return {key: value for key, value in asdict(self).items() if key != "accept_change"}
 
 
 @dataclass
 class ReferenceConfig:
-    """What the policy is held near.
+    """The model that the policy is held near.
 
     Args:
-        form: copy is a frozen second model; offload is one whose weights stay in CPU memory and pass the device layer
-            by layer; adapter runs the policy's own weights with adapters of the past (LoRA only); recorded holds no
-            second model, for log π_ref is computed once and stored with the data (no refresh). auto takes the adapter
-            where there is one, else the copy.
-        dtype: Type of a copy's weights; auto is the policy's, for which margins are exactly 0 at the start.
-        path: Another model to hold the policy near; None is the policy as it starts.
+        form: copy is a frozen second model. offload is a copy whose weights stay in CPU memory and move to the device
+            layer by layer. adapter uses the policy's own weights with past adapters (LoRA only). recorded keeps no
+            second model in memory: log π_ref is computed once and stored with the data (no refresh). auto is adapter
+            under LoRA, otherwise copy.
+        dtype: Type of a copy's weights; auto is the policy's, which makes margins exactly 0 at the start.
+        path: Another model as the reference; None is the policy's start.
     """
 
     form: Literal["auto", "copy", "adapter", "offload", "recorded"] = "auto"

@@ -1,4 +1,4 @@
-"""A reference that is a model of its own: held beside the policy, or loaded for as long as it is recorded."""
+"""A reference with weights of its own: kept beside the policy, or loaded only to record log π_ref."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +19,10 @@ class CopiedReference(nn.Module, Reference):
     """A frozen plain model beside the policy.
 
     Args:
-        policy: Copied, its adapter merged.
+        policy: The policy to copy, with its adapter merged.
         dtype: Type of the copy's weights; None is the policy's.
-        accumulate: Keep a float32 copy of the weights for soft mixing, where `dtype` is half precision.
-        offload: Keep the weights in CPU memory; each layer's are on the device while it computes.
+        accumulate: Keep a float32 copy of the weights for soft mixing if `dtype` is half precision.
+        offload: Keep the weights in CPU memory; a layer's weights are on the device while it computes.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class CopiedReference(nn.Module, Reference):
         return name.startswith("reference.")
 
     def adapt_state(self, saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """An accumulator that was not saved begins from the weights; one that is not needed is left out."""
+        """Start a missing accumulator from the weights, and leave out an accumulator that is not needed."""
         model, accumulator = "reference.model.", "reference.accumulator."
         both = {name.replace(model, accumulator): weight for name, weight in saved.items()} | dict(saved)
         wanted = {n: weight for n, weight in both.items() if n in ours or not n.startswith(accumulator)}
@@ -60,7 +60,7 @@ class CopiedReference(nn.Module, Reference):
             )
 
     def _fetch(self, layer: Any, args: Any) -> None:
-        """Have a layer's own weights on the device."""
+        """Move a layer's own weights to the device."""
         layer.home = [weight.data for weight in layer.parameters(recurse=False)]
         for weight in layer.parameters(recurse=False):
             weight.data = weight.data.to(self._device, non_blocking=True)
@@ -71,7 +71,7 @@ class CopiedReference(nn.Module, Reference):
             weight.data = home
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Follow the module around it from device to device, unless the weights are to stay."""
+        """Move with the enclosing module between devices, unless the weights stay in CPU memory."""
         return self if self.offload else super()._apply(fn, recurse)
 
     @property
@@ -98,7 +98,7 @@ class CopiedReference(nn.Module, Reference):
             copy_buffers(self.model, policy.model)
 
     def train(self, mode: bool = True) -> "CopiedReference":
-        """Stay in eval mode, whatever the module around it does."""
+        """Stay in eval mode, regardless of the enclosing module."""
         return super().train(False)
 
     def fingerprint(self) -> str:
@@ -113,10 +113,10 @@ class CopiedReference(nn.Module, Reference):
 
 
 class RecordedReference(Reference):
-    """A reference that is not held: its log-probabilities come with the data, which had them computed once.
+    """No reference model in memory; its log-probabilities are computed once and stored with the data.
 
     Args:
-        load: Builds it, on the policy's device.
+        load: Builds the reference on the policy's device, to record log π_ref.
     """
 
     def __init__(self, load: Callable[[], CopiedReference]):
@@ -142,9 +142,9 @@ class RecordedReference(Reference):
 
     def logps(self, batch: PreferenceBatch) -> Tensor:
         raise UserError(
-            "model.reference.form=recorded needs log π_ref recorded with the data: take lit_align's OfflinePairs or "
+            "model.reference.form=recorded needs log π_ref recorded with the data. Use lit_align's OfflinePairs or "
             "OnPolicyPairs, or form=auto."
         )
 
     def __str__(self) -> str:
-        return "not held; its log-probabilities are recorded with the data"
+        return "not in memory; its log-probabilities are recorded with the data"

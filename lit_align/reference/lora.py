@@ -1,4 +1,4 @@
-"""References under LoRA: the policy's own weights with adapters of the past, or with their dense sum."""
+"""References under LoRA: the policy's own weights with past adapters, or with their dense sum."""
 
 import math
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ from lit_align.sharding import full_tensor, local_shard, reshard, write_rows
 
 
 class AdapterReference(Reference):
-    """The policy's own weights with past adapters of its own in place of the present one, or with none at all.
+    """The policy's own weights with past adapters in place of the current one, or without an adapter.
 
     A reference mixed softly is a sum of past updates, each with its weight:
 
         ΔW_ref = (1−α)^T ΔW_0 + Σ_k α(1−α)^(T−k) ΔW_k        ΔW_k = B_k A_k, the policy's at the k-th refresh
 
-    They lie side by side as blocks of one adapter of rank blocks·r, B's columns scaled by the weights. A refresh fades
-    all of them by 1−α and writes the present one over the oldest. With as many blocks as `ring_size` says what is
-    overwritten is below float32's rounding; a hard refresh (α = 1) needs one.
+    The past adapters are blocks of one adapter of rank blocks·r, whose B columns are scaled by the weights. A refresh
+    scales all blocks by 1−α and overwrites the oldest with the current adapter. With `ring_size` blocks, the
+    overwritten update is below float32's rounding. A hard refresh (α = 1) needs one block.
 
     Args:
-        policy: Carries a LoRA adapter.
-        blocks: Past adapters that are kept. 0: the reference is the plain model, right for a fresh adapter and a
-            reference that never moves.
+        policy: A policy with a LoRA adapter.
+        blocks: Number of past adapters kept. With 0 the reference is the plain model, which is correct for a fresh
+            adapter and a reference that never moves.
     """
 
     SLOT = "reference"
@@ -79,7 +79,7 @@ class AdapterReference(Reference):
             (A, B), (past_A, past_B) = factors(layer, "default"), factors(layer, self.SLOT)
             r = A.shape[0]
             past_B.mul_(1 - alpha)
-            # B is sharded along its rows in both, A along its rank: its few rows are gathered
+            # in both, B is sharded along its rows; A is sharded along its rank, so its few rows are gathered
             local_shard(past_B)[:, block * r : (block + 1) * r] = alpha * local_shard(B)
             write_rows(past_A, block * r, full_tensor(A))
         self.written += 1
@@ -88,7 +88,7 @@ class AdapterReference(Reference):
         return {"written": self.written}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        self.written = state.get("written", self.written)  # none of another form, whose weights will not fit
+        self.written = state.get("written", self.written)  # missing if saved by another form, whose weights do not fit
 
     def fingerprint(self) -> str:
         reshard(self.policy)
@@ -102,13 +102,13 @@ class AdapterReference(Reference):
 
 
 class DeltaReference(Reference):
-    """The policy's own weights with a dense update per adapted layer, ΔW_ref ← α·BA + (1−α)·ΔW_ref, in float32.
+    """The policy's own weights with a dense float32 update per adapted layer, ΔW_ref ← α·BA + (1−α)·ΔW_ref.
 
-    For a small α, where a ring of past adapters would be larger than the updates themselves. After a hard refresh it
-    would differ from the policy by rounding; one past adapter does not.
+    Used for a small α, for which past adapters would need more memory than the dense updates. Not used for a hard
+    refresh, after which it would differ from the policy by rounding; one past adapter agrees exactly.
 
     Args:
-        policy: Carries a LoRA adapter on linear layers.
+        policy: A policy with a LoRA adapter on linear layers.
     """
 
     NAME = "lora_reference"
@@ -166,25 +166,25 @@ def adapted_layers(model: nn.Module) -> list[Any]:
 
 
 def factors(layer: Any, slot: str) -> tuple[Tensor, Tensor]:
-    """A [r, in] and B [out, r] of one slot of a layer; of an embedding, in is the vocabulary."""
+    """A [r, in] and B [out, r] of one slot of a layer; for an embedding, `in` is the vocabulary size."""
     if slot in layer.lora_A:
         return layer.lora_A[slot].weight, layer.lora_B[slot].weight
     return layer.lora_embedding_A[slot], layer.lora_embedding_B[slot]
 
 
 def ring_size(alpha: float) -> int:
-    """Past adapters to keep so that what is dropped weighs less than 2⁻²⁴, float32's rounding."""
+    """Number of past adapters to keep so that a dropped one has a weight below 2⁻²⁴, float32's rounding."""
     return 1 if alpha == 1 else math.ceil(24 * math.log(2) / -math.log1p(-alpha))
 
 
 def ring_bytes(policy: Policy, blocks: int) -> int:
-    """Memory of a ring of past adapters."""
+    """Memory of past adapters, in bytes."""
     each = [factor for layer in adapted_layers(policy.model) for factor in factors(layer, "default")]
     return blocks * sum(factor.numel() * factor.element_size() for factor in each)
 
 
 def delta_bytes(policy: Policy) -> int:
-    """Memory of a dense float32 update for each adapted layer."""
+    """Memory of dense float32 updates of all adapted layers, in bytes."""
     pairs = (factors(layer, "default") for layer in adapted_layers(policy.model))
     return sum(4 * A.shape[1] * B.shape[0] for A, B in pairs)
 

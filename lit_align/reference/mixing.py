@@ -1,4 +1,4 @@
-"""Mixing of weights, paired by name."""
+"""Mixing of two networks' weights, paired by name."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from lit_align.sharding import reshard
 
 @torch.no_grad()
 def mix_modules(target: nn.Module, source: nn.Module, alpha: float) -> None:
-    """`mix_weights` of all parameters, shard by shard; at α = 1 buffers are copied too."""
+    """Apply `mix_weights` to all parameters, shard by shard; at α = 1 copy buffers too."""
     reshard(target)
     reshard(source)
     mix_weights(dict(target.named_parameters()), dict(source.named_parameters()), alpha)
@@ -31,7 +31,7 @@ def mix_weights(target: Mapping[str, Tensor], source: Mapping[str, Tensor], alph
     """target ← alpha·source + (1−alpha)·target in place, paired by name.
 
     Raises:
-        ValueError: a name or a shape differs; nothing has been changed then.
+        ValueError: a name or a shape differs; no weight has been changed.
     """
     if target.keys() != source.keys():
         raise ValueError(f"weights without a partner of the same name: {sorted(target.keys() ^ source.keys())[:5]}")

@@ -42,7 +42,7 @@ class MetricsCSV(Logger):
             self.save()
 
     def state(self, pending: dict[str, Any] | None) -> dict[str, Any]:
-        """What a checkpoint keeps: the number of rows so far, and the row that follows it.
+        """State for a checkpoint: the number of rows so far, and the row that follows them.
 
         Args:
             pending: Metrics of the step that the checkpoint ends, which Lightning logs once the checkpoint is written.
@@ -79,7 +79,7 @@ def _written(value: float) -> str:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, each with its values; none if there is no such file."""
+    """The rows of a metrics.csv, each with its values; none if the file does not exist."""
     if not Path(path).exists():
         return []
     with Path(path).open(newline="") as file:

@@ -38,7 +38,7 @@ class SharedScorer:
     names: dict[str, str]
 
     def summary(self, run: Run) -> ScorerSummary | None:
-        """What it gave the run."""
+        """Its results for a run; None if the run does not have it."""
         name = self.names.get(run.name)
         return run.scorers[name] if name is not None else None
 

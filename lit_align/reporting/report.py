@@ -1,4 +1,4 @@
-"""`report.html`: what a run did, or several runs side by side, in one file that loads nothing.
+"""`report.html`: the results of one run, or of several runs side by side, in one self-contained file.
 
 A report is written from the files in a run's folder (metrics.csv, summary.json, held_out/*.parquet, config.yaml) and
 can be written again at any time: `lit-align report RUN`, `lit-align compare RUN RUN … --out report.html`. Plots are
@@ -80,12 +80,12 @@ def compared_runs(folders: Sequence[str | Path]) -> list[Run]:
     runs = open_runs(folders)
     for run in runs:
         if not run.scorers:
-            mend = (
+            command = (
                 f"python train.py test --config {run.folder}/config.yaml --ckpt_path {run.folder}/checkpoints/last.ckpt"
             )
             if "win_rate" not in run.configuration:
-                mend += " --win_rate.prompts=PATH --win_rate.scorer=SCORER"
-            raise UserError(f"compare: {run.folder} has no summary.json. Evaluate the run: {mend}")
+                command += " --win_rate.prompts=PATH --win_rate.scorer=SCORER"
+            raise UserError(f"compare: {run.folder} has no summary.json. Evaluate the run: {command}")
     return runs
 
 

@@ -1,4 +1,4 @@
-"""`run.json`: what a run is, as its header says, and when and how it was started."""
+"""`run.json`: the facts in a run's header, and when and how the run was started."""
 
 import json
 import shlex

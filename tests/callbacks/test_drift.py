@@ -47,7 +47,7 @@ def test_a_round_that_ends_before_its_last_batch_moves_lambda_too(tiny_model, in
 
 
 def test_a_policy_with_dropout_that_has_not_moved_has_not_drifted(in_tmp):
-    """GPT-2 has dropout of its own, which the start is asked without, as the policy is."""
+    """GPT-2 has dropout by default; both the start and the policy are evaluated without it."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
     GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=0)).save_pretrained("gpt2")
@@ -60,17 +60,17 @@ def test_a_policy_with_dropout_that_has_not_moved_has_not_drifted(in_tmp):
 
 
 def test_offline_pairs_are_measured_once_per_prompt(tiny_model, in_tmp):
-    asked = []
+    sampled = []
 
     class Asked(Drift):
         def _sample_fresh(self, module, data, examples):
-            asked.append([example.source for example in examples])
+            sampled.append([example.source for example in examples])
             return super()._sample_fresh(module, data, examples)
 
     row = {"responses": ["a", "bb", "ccc", "dddd"], "rewards": [1.0, 2.0, 3.0, 4.0]}
     Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"p{i}", **row}) + "\n" for i in range(8)))
     fit(DPO(PolicyConfig(tiny_model)), OfflinePairs("rows.jsonl", pairing=AllPairs()), Asked(prompts=6))
-    assert asked == [[f"rows.jsonl:{line}" for line in range(1, 7)]]
+    assert sampled == [[f"rows.jsonl:{line}" for line in range(1, 7)]]
 
 
 def test_without_an_anchor_there_is_no_drift_and_no_sampler_to_record(tiny_model, in_tmp):

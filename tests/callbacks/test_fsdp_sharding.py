@@ -180,14 +180,16 @@ def test_a_checkpoint_of_another_objective_is_refused(folder, in_tmp, objective)
     if objective == "KTO":  # its z0 is a buffer of the module itself
         run_in(2, lambda: go("KTO", ckpt_path="ckpt/last.ckpt", max_epochs=2))
     else:
-        with pytest.raises(RuntimeError, match="of another model or configuration: 1 weights have no counterpart"):
+        with pytest.raises(
+            RuntimeError, match="belongs to another model or configuration: 1 weights have no counterpart"
+        ):
             run_in(2, lambda: go("IPO", ckpt_path="ckpt/last.ckpt", max_epochs=2))
 
 
 def in_processes(
     strategy: str, folder: str, lora: LoRAConfig | None, rule: str, *, keep: bool = False, ckpt_path: str | None = None
 ) -> Weights:
-    """Two epochs of four steps; with a checkpoint behind the fifth step, or from it."""
+    """Two epochs of four steps, with a checkpoint after the fifth step or resumed from it."""
 
     def go() -> Weights:
         kind: Any = FSDP2Strategy(save_distributed_checkpoint=True) if "in shards" in strategy else strategy

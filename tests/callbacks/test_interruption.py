@@ -1,4 +1,4 @@
-"""A run that is asked to end, by real signals to this process: what it saves, says, and how it goes on."""
+"""Interruption by real signals to this process: the checkpoint, the message and the resumed run."""
 
 import os
 import signal

@@ -57,7 +57,9 @@ def test_an_objective_without_a_reference_is_refused(tiny_model):
 
 
 def test_a_reference_without_weight_is_refused(tiny_model):
-    with pytest.raises(UserError, match=r"reference_refresh: model\.beta=0 holds .* Set beta above 0, or .*=null"):
+    with pytest.raises(
+        UserError, match=r"reference_refresh has no effect because model\.beta=0 .* Set beta above 0, or .*=null"
+    ):
         fit(DPO(PolicyConfig(tiny_model), beta=0.0, proximal=0.1), None, ReferenceRefresh(1.0))
 
 

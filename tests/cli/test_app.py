@@ -87,7 +87,7 @@ def edited(old: str, new: str) -> str:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Errors:
-    """What a command prints that must fail: one paragraph on stderr, exit code 2."""
+    """Run a command that must fail with exit code 2, and return its one paragraph on stderr."""
 
     def run(*args: str) -> str:
         capsys.readouterr()
@@ -411,7 +411,7 @@ def test_abbreviated_options_are_refused(fails: Errors):
 
 
 def test_the_packages_own_checks_end_in_a_paragraph(fails: Errors):
-    assert "reference_refresh.alpha=2.0 must lie in (0, 1]" in fails(*FIT, "--reference_refresh.alpha=2")
+    assert "reference_refresh.alpha=2.0 must be in (0, 1]" in fails(*FIT, "--reference_refresh.alpha=2")
     assert "beta=-1.0" in fails(*FIT, "--model.beta=-1")
 
 

@@ -57,7 +57,7 @@ def test_offline_pairs_get_steps_time_memory_and_an_example(tiny_model, in_tmp, 
         assert piece in said
     assert re.search(r"response 0: \d+ tokens, trained on\n   │ yes \d+.*<\|endoftext\|>│", said)
     assert "all checks passed: python train.py fit --config=dpo.yaml" in said
-    assert not Path("run").exists(), "nothing is left behind"
+    assert not Path("run").exists(), "a dry run leaves no files"
 
 
 def test_rounds_are_estimated_from_a_few_prompts(tiny_model, in_tmp, capsys):

@@ -26,7 +26,7 @@ def agents_environment(monkeypatch):
 
 
 def commands(sweep: dict) -> list[list[str]]:
-    """What an agent would run (`wandb.wandb_agent.Agent._command_run`), at both ends of every parameter."""
+    """Commands that an agent would run (`wandb.wandb_agent.Agent._command_run`), at both ends of every parameter."""
     made = []
     for end in (0, -1):
         swept = {}

@@ -48,7 +48,7 @@ def small(**options: Any) -> PreferenceTokenizer:
 
 
 def whole(text: str) -> str:
-    """Half a surrogate pair is no character; � takes its place."""
+    """Half a surrogate pair is not a character; � replaces it."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

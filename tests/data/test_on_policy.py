@@ -72,7 +72,7 @@ def test_each_epoch_is_a_round_sampled_by_the_current_policy(tiny_model, in_tmp)
 
 @pytest.mark.parametrize("sampler", [GenerateSampler(), ContinuousBatchingSampler()], ids=["generate", "continuous"])
 def test_sampler_logps_are_those_of_the_policy_that_sampled(tiny_model, in_tmp, sampler):
-    """Of the model itself, whatever filters the sampler has."""
+    """log π_s is the model's own, regardless of the sampler's filters."""
 
     class Compare(Callback):
         def __init__(self) -> None:
@@ -466,7 +466,7 @@ def test_an_ensembles_members_and_disagreement_are_logged(tiny_model, in_tmp):
 def test_soft_labels_reach_the_loss_or_are_refused(tiny_model, in_tmp, options):
     fit(module_of(tiny_model), on_policy(in_tmp, pairing=AllPairs(**options)))
     module = SPPO(PolicyConfig(tiny_model), optimizer=adamw())
-    with pytest.raises(UserError, match=r"data.pairing=AllPairs: soft labels .* do nothing for SPPO"):
+    with pytest.raises(UserError, match=r"data.pairing=AllPairs: soft labels .* have no effect on SPPO"):
         fit(module, on_policy(in_tmp, pairing=AllPairs(**options)))
 
 

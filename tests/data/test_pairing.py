@@ -1,4 +1,4 @@
-"""What is trained on, and what is left out for which reason."""
+"""Pairing rules: the responses that are trained on, and the reasons for leaving others out."""
 
 import math
 from typing import Any

@@ -195,7 +195,7 @@ def test_without_vllm_or_a_gpu_there_is_one_sentence(monkeypatch):
 
 
 class StandIn:
-    """Answers as `vllm.LLM` is documented to, with a transformers model of its own behind it."""
+    """Answers as `vllm.LLM` is documented to, using its own transformers model."""
 
     renews = True
 
@@ -235,11 +235,15 @@ class StandIn:
         assert self.prefixes_are_fresh
         self.seeds += [each.seed for each in parameters]
         outputs = []
-        for prompt, asked in zip(prompts, parameters, strict=True):
-            assert asked.temperature == 0
+        for prompt, options in zip(prompts, parameters, strict=True):
+            assert options.temperature == 0
             ids = torch.tensor([prompt["prompt_token_ids"]])
             made = self.model.generate(
-                ids, do_sample=False, max_new_tokens=asked.max_tokens, eos_token_id=asked.stop_token_ids, pad_token_id=0
+                ids,
+                do_sample=False,
+                max_new_tokens=options.max_tokens,
+                eos_token_id=options.stop_token_ids,
+                pad_token_id=0,
             )
             outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=made[0, ids.shape[1] :].tolist())]))
         return outputs

@@ -94,7 +94,7 @@ def test_a_stop_string_cuts_text_and_tokens():
 
 
 def cut_token_by_token(ids: list[int], tokenizer: Any, stop: list[str], end_ids: list[int]) -> Response:
-    """What `cut` means, at the cost of decoding every prefix for every stop string."""
+    """The definition of `cut`, slow because it decodes every prefix for every stop string."""
     for size in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:size], skip_special_tokens=True)
         if any(string in text for string in stop):

@@ -33,7 +33,7 @@ def test_distinct_n_of_texts_by_hand():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_self_bleu_is_the_mean_of_torchmetrics_bleu_against_the_others(seed):
-    """Of four words, so that some 4-gram is always shared: else torchmetrics gives 0, smoothing or not."""
+    """Texts of four words always share some 4-gram; without one, torchmetrics gives 0 even with smoothing."""
     generator = random.Random(seed)
     texts = [" ".join(generator.choices("abcd", k=generator.randint(8, 20))) for _ in range(25)]
     expected = []

@@ -40,7 +40,7 @@ def bandit(request: pytest.FixtureRequest) -> Bandit:
 def _solve(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     """log π [V] of the softmax policy, near a starting one, at which the loss of log π is stationary."""
     logits = start.clone().requires_grad_()
-    # one L-BFGS stops early where progress rounds to nothing: start it anew until the gradient is gone
+    # one L-BFGS stops early where progress rounds to nothing: restart it until the gradient vanishes
     for _ in range(20):
         optimizer = torch.optim.LBFGS(
             [logits], max_iter=200, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"

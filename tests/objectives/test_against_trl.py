@@ -77,7 +77,7 @@ def batch(random):
 
 
 def outputs(token_logps):
-    """What TRL's fused language-model head returns; all but log_probs is for logging."""
+    """The output of TRL's fused language-model head; everything except log_probs is for logging."""
     zeros = torch.zeros_like(token_logps)
     return SimpleNamespace(log_probs=token_logps, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
 
@@ -163,7 +163,7 @@ def test_sppo_with_hard_labels_is_trls_sppo_hard(beta, batch):
 
 @betas
 def test_trls_sppo_hard_lacks_the_papers_win_probabilities(beta, batch):
-    # two samples, each against both: P̂ = (½ + p)/2 lies in [¼, ¾]
+    # two samples, each against both: P̂ = (½ + p)/2 is in [¼, ¾]
     soft = torch.tensor([[0.75, 0.25]] * B)
     ours = sppo_loss(batch.logps, batch.anchor_logps, win_probabilities=soft, beta=beta).mean()
     assert_different(ours, trl_dpo(batch, "sppo_hard", beta))

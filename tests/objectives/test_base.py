@@ -1,4 +1,4 @@
-"""What all objectives share, on a real model: the first step, the log, the schedule, the checkpoint."""
+"""The base class of objectives on a real model: the first step, the log, the schedule, the checkpoint."""
 
 import dataclasses
 import json
@@ -313,7 +313,9 @@ def test_a_target_without_effect_is_refused(tiny_model, in_tmp):
     for options in ({"proximal": 0.0}, {"proximal": 0.1, "proximal_target": 0.0}):
         with pytest.raises(UserError, match="must be above 0, and so must proximal"):
             DPO(PolicyConfig(tiny_model), **({"proximal_target": 1.0} | options))
-    with pytest.raises(UserError, match=r"proximal_target=1.0 has had no effect in this round: no callback measures"):
+    with pytest.raises(
+        UserError, match=r"proximal_target=1.0 had no effect in this round because no callback measures"
+    ):
         fit(adaptive(tiny_model, 1.0), on_policy(in_tmp))
     with pytest.raises(UserError, match=r"model.proximal_target=3 must be at most log 16 = 2.8 nats"):
         fit(adaptive(tiny_model, 3.0), on_policy(in_tmp), Drift(prompts=4))
@@ -446,7 +448,7 @@ def test_a_module_is_loaded_from_its_checkpoint_outside_a_trainer(tiny_model, pa
     loaded = DPO.load_from_checkpoint(tmp_path / "run.ckpt")
     assert (loaded.beta, loaded.label_smoothing) == (0.3, 0.1)
     assert same(weights(module), weights(loaded))
-    with pytest.raises(UserError, match="this checkpoint is of another model or configuration"):
+    with pytest.raises(UserError, match="this checkpoint belongs to another model or configuration"):
         DPO.load_from_checkpoint(tmp_path / "run.ckpt", lora=None)
 
 
@@ -500,16 +502,16 @@ class Optimizer(Callback):
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 2])
-def test_optimizer_and_schedule_start_anew_each_round_if_asked(tiny_model, in_tmp, warmup_steps):
+def test_optimizer_and_schedule_restart_each_round_if_set(tiny_model, in_tmp, warmup_steps):
     data = OfflinePairs(write_pairs(in_tmp, 16), batch_size=4)
     options = {"optimizer": adamw(0.01), "warmup_steps": warmup_steps}
-    anew, on = Optimizer(), Optimizer()
-    fit(DPO(PolicyConfig(tiny_model), reset_optimizer_each_round=True, **options), data, anew, max_epochs=3)
-    fit(DPO(PolicyConfig(tiny_model), **options), data, on, max_epochs=3)
-    rounds = [[seen[1:] for seen in anew.seen if seen[0] == number] for number in range(3)]
+    restarted, continued = Optimizer(), Optimizer()
+    fit(DPO(PolicyConfig(tiny_model), reset_optimizer_each_round=True, **options), data, restarted, max_epochs=3)
+    fit(DPO(PolicyConfig(tiny_model), **options), data, continued, max_epochs=3)
+    rounds = [[seen[1:] for seen in restarted.seen if seen[0] == number] for number in range(3)]
     rates = [0.005, 0.01, 0.005, 0.0025] if warmup_steps else [0.01, 0.0075, 0.005, 0.0025]
     assert rounds[0] == rounds[1] == rounds[2] == [(step, pytest.approx(rate)) for step, rate in enumerate(rates)]
-    assert [seen[1] for seen in on.seen] == list(range(12))
+    assert [seen[1] for seen in continued.seen] == list(range(12))
 
 
 def test_a_run_whose_optimizer_starts_anew_resumes_to_the_bit(tiny_model, in_tmp):

@@ -161,5 +161,5 @@ def test_a_label_smoothing_that_says_nothing_is_refused(epsilon):
 @pytest.mark.parametrize("also", [{"labels": torch.ones(3)}, {"label_smoothing": 0.1}, {"robust": True}], ids=str)
 def test_rewards_beside_labels_are_refused(also):
     zeros = torch.zeros(3, 2)
-    with pytest.raises(ValueError, match="take the place of labels"):
+    with pytest.raises(ValueError, match="replace labels"):
         dpo_loss(zeros, zeros, beta=0.1, rewards=zeros, **also)

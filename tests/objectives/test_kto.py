@@ -159,7 +159,7 @@ def test_a_z0_of_nothing_is_refused():
 
 
 class Watch(Callback):
-    """Of each step, what was logged, its batch, and beforehand the log ratios of all branches."""
+    """Records the metrics and the batch of each step, and the log ratios of all branches before it."""
 
     def __init__(self) -> None:
         self.logged: list[dict[str, float]] = []
@@ -203,7 +203,7 @@ def test_no_gradient_goes_through_a_mismatched_branch(tiny_model, in_tmp):
     module.loss(logps, logps.detach() + 0.3, 0.1, batch).sum().backward()
     assert logps.grad[:, :2].abs().min() > 0
     assert logps.grad[:, 2].abs().max() == 0
-    assert not module._mismatched, "a look at the loss is no step"
+    assert not module._mismatched, "computing the loss is not a step"
 
 
 def test_one_batch_of_eight_and_eight_of_one_accumulated_are_one_step(tiny_model, in_tmp):
@@ -260,7 +260,7 @@ def test_data_without_labels_or_with_groups_is_refused(tiny_model, in_tmp):
 
     with pytest.raises(UserError, match="KTO needs labels"):
         fit(KTO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp)), Plain())
-    with pytest.raises(UserError, match=r"data.pairing=Listwise: KTO, as it is set, compares two responses"):
+    with pytest.raises(UserError, match=r"data.pairing=Listwise: KTO, as configured, compares two responses"):
         fit(KTO(PolicyConfig(tiny_model)), on_policy(in_tmp, pairing=Listwise()))
 
 

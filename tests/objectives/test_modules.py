@@ -315,13 +315,13 @@ def test_data_without_rewards_is_refused_with_the_mend(tiny_model, in_tmp, make,
     ("make", "message"),
     [
         (lambda p: DPO(p, reward_temperature=0.1, label_smoothing=0.1), "label_smoothing and robust have no effect"),
-        (lambda p: DPO(p, robust=True), "model.robust has no effect on certain labels"),
-        (lambda p: DPO(p, label_smoothing=0.5), r"model.label_smoothing=0.5 must lie in \[0, ½\)"),
+        (lambda p: DPO(p, robust=True), "model.robust=true has no effect because label_smoothing=0"),
+        (lambda p: DPO(p, label_smoothing=0.5), r"model.label_smoothing=0.5 must be in \[0, ½\)"),
         (lambda p: DPO(p, reward_temperature=0.0), "model.reward_temperature=0.0 must be above 0"),
         (lambda p: EXO(p, reward_temperature=0.1, label_smoothing=0.1), "label_smoothing=0.1 has no effect"),
-        (lambda p: EXO(p, label_smoothing=0.0), r"model.label_smoothing=0.0 must lie in \(0, ½\)"),
+        (lambda p: EXO(p, label_smoothing=0.0), r"model.label_smoothing=0.0 must be in \(0, ½\)"),
         (lambda p: EXO(p, reward_temperature=-1.0), "model.reward_temperature=-1.0 must be above 0"),
-        (lambda p: SPPO(p, hard_labels=True, estimate_baseline=True), "leave hard_labels out"),
+        (lambda p: SPPO(p, hard_labels=True, estimate_baseline=True), "Leave hard_labels out"),
         (lambda p: KTO(p, undesirable_weight=-1.0), "model.undesirable_weight=-1.0 must be above 0"),
     ],
 )
@@ -353,8 +353,8 @@ def test_the_tempered_policy_is_its_own_anchor_at_the_start(tiny_model, in_tmp, 
 @pytest.mark.parametrize(
     ("make", "pairing", "message"),
     [
-        (lambda p: DPO(p), Listwise(), "DPO, as it is set, compares two responses"),
-        (lambda p: SPPO(p, hard_labels=True), Listwise(), "SPPO, as it is set, compares two responses"),
+        (lambda p: DPO(p), Listwise(), "DPO, as configured, compares two responses"),
+        (lambda p: SPPO(p, hard_labels=True), Listwise(), "SPPO, as configured, compares two responses"),
         (lambda p: SPPO(p, estimate_baseline=True), None, "data.pairing=BestWorst: SPPO's constant is estimated"),
     ],
 )

@@ -244,7 +244,7 @@ def test_a_text_whose_likelihood_is_no_number_is_named(tiny_model, in_tmp, texts
 @pytest.mark.parametrize(
     ("make", "given", "message"),
     [
-        (MPO, [], r"model.beta=0.1 weighs texts, and there are none: give data.sft, or model.beta=0"),
+        (MPO, [], r"model.beta=0.1 has no effect: data.sft is not set. Set it, or use model.beta=0"),
         (MPO, ["sft", "pretraining"], r"data.pretraining has no effect: its weight is 0. Set model.gamma"),
         (DPO, ["sft"], r"data.sft has no effect: its weight is 0. Set model.sft_weight"),
         (lambda p: DPO(p, sft_weight=-1), [], r"model.sft_weight=-1 must be ≥ 0"),

@@ -1,4 +1,4 @@
-"""What holds of every loss function alike."""
+"""Properties that every loss function has."""
 
 import inspect
 

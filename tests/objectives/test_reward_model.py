@@ -136,17 +136,17 @@ def test_the_margin_may_be_that_of_the_rows_scores(tiny_model, in_tmp):
     module = RewardModel(PolicyConfig(tiny_model), margin="rewards")
     loss = fit(module, OfflinePairs("scored.jsonl")).callback_metrics["train/loss"]
     assert loss == pytest.approx(math.log1p(math.e))  # rewards 0, margin 1
-    with pytest.raises(UserError, match=r"model.margin=rewards .* they have none"):
+    with pytest.raises(UserError, match=r"model.margin=rewards .* the rows have no scores"):
         fit(RewardModel(PolicyConfig(tiny_model), margin="rewards"), OfflinePairs(write_pairs(in_tmp)))
 
 
 def test_options_of_a_likelihood_are_refused_and_not_offered(tiny_model, in_tmp, capsys):
-    with pytest.raises(UserError, match=r"policy.temperature=0.8 has no effect, for a reward model gives texts no"):
+    with pytest.raises(UserError, match=r"policy.temperature=0.8 has no effect because a reward model has no"):
         RewardModel(PolicyConfig("x", temperature=0.8))
     with pytest.raises(TypeError, match="sft_weight"):
         RewardModel(PolicyConfig("x"), sft_weight=0.1)
     (in_tmp / "sft.jsonl").write_text('{"prompt": "q", "completion": " a"}\n')
-    with pytest.raises(UserError, match=r"RewardModel takes no texts beside its preferences: leave data.sft out"):
+    with pytest.raises(UserError, match=r"data.sft has no effect because RewardModel learns from preferences only"):
         fit(RewardModel(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp), sft="sft.jsonl"))
     for name, offered in (("RewardModel", False), ("SimPO", True)):
         with pytest.raises(SystemExit):

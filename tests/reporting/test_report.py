@@ -180,7 +180,7 @@ def test_rewards_of_different_scorers_are_not_paired(tmp_path):
     page = report.compare(report.compared_runs(runs), tmp_path / "both.html").read_text()
     assert "no scorer in common" in page
     assert "A beats B" not in page
-    assert "training: atraining" in page, "scorers of one name are told apart"
+    assert "training: atraining" in page, "scorers with the same name are distinguished"
     assert "training: btraining" in page
     third = make_run(tmp_path / "c", seed=2, identity="a")
     page = report.compare(report.compared_runs([*runs, third]), tmp_path / "three.html").read_text()

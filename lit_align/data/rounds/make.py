@@ -4,7 +4,7 @@ sample   K responses to each prompt, with log π_s                     SampleRow
 score    a reward for each response, or their comparisons             ScoreRow, stored
 group    the K responses with their rewards, all in one place         Example
 pair     which of the K responses are trained on                      `pairing.py`
-record   labels, mismatched responses and log π_ref, where asked for  Example, log-probabilities stored
+record   labels, mismatched responses and log π_ref, if needed        Example, log-probabilities stored
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ class CurrentRound:
     step: int  # the optimizer step at which its responses are sampled
     key: dict[str, Any]  # all that determines the samples
     groups: Sequence[Example] = ()  # every prompt with all its K responses; empty until they are made
-    examples: Sequence[Example] = ()  # those that are trained on
+    examples: Sequence[Example] = ()  # the examples that are trained on
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class RoundMaker:
         ]
 
     def _check_policy(self) -> None:
-        """Make sure that the policy is still the one whose round this is."""
+        """Check that the policy is still the one that this round was sampled from."""
         if self.recorder.module.global_step != self.round.step:
             raise UserError(
                 f"the checkpoint is from the middle of round {self.round.index + 1}, whose responses were sampled at "

@@ -29,10 +29,10 @@ from lit_align.data.rounds.records import SampleRow, ScoreRow, part_means
 def round_metrics(
     index: int, sampled: Loaded[SampleRow], scored: Loaded[ScoreRow], pairs: Pairs, in_no_full_batch: int
 ) -> dict[str, float]:
-    """What the round gave.
+    """The metrics of a round.
 
     Args:
-        in_no_full_batch: Pairs that fill no batch for every process.
+        in_no_full_batch: Pairs left over because they do not fill a batch on every process.
     """
     rewards = torch.tensor([row.scores for row in scored.rows])
     finished = torch.tensor([row.finished for row in sampled.rows])

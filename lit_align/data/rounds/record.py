@@ -149,7 +149,7 @@ class Recorder:
         return [replace(e, reference_logps=logps) for e, logps in zip(examples, recorded, strict=True)]
 
     def can_record(self, reference: Reference | None) -> bool:
-        """Whether the reference is a second model (an adapter costs nothing to keep) that does not move meanwhile."""
+        """Whether the reference is a second model (an adapter costs nothing to keep) that is fixed in the round."""
         module = self.module
         return (
             isinstance(module, AnchoredObjective)

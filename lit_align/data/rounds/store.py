@@ -180,7 +180,7 @@ def read_rounds(folder: str | Path, scorer: str | None = None) -> list[StoredRou
         scorer: Identity of the scorer, or a part of it, where several scored a round.
 
     Raises:
-        UserError: there is no scored round, or `scorer` does not name exactly one of several scorers.
+        UserError: no round has been scored, or `scorer` does not select exactly one of several scorers.
     """
     paths = find_rounds(folder)
     if not paths:

@@ -26,10 +26,10 @@ from lit_align.data.scorers.base import excerpt
 from lit_align.errors import UserError
 
 ATTEMPTS = 3
-"""How often a judge is asked for a readable answer; each attempt is a longer conversation, hence another request."""
+"""Attempts to get a readable answer from a judge; each is a longer conversation, hence another request."""
 
 LONGEST_WAIT = 600.0
-"""Seconds; a server that asks for more is queried again after them."""
+"""Longest wait in seconds; a server that requests a longer wait is queried again after it."""
 
 Messages = list[dict[str, str]]
 
@@ -180,12 +180,12 @@ class Client:
         self.usage.cached += len(answers)
         self._stop.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
-            asked = {
+            pending = {
                 pool.submit(self._ask, key, messages): key for key, messages in distinct.items() if key not in answers
             }
             try:
-                for done in as_completed(asked):
-                    answers[asked[done]] = done.result()
+                for done in as_completed(pending):
+                    answers[pending[done]] = done.result()
             except BaseException:
                 self._stop.set()  # requests under way finish and are kept; no other begins, or waits to be sent again
                 pool.shutdown(cancel_futures=True)

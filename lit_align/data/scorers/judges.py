@@ -40,8 +40,8 @@ class JudgePrompter(Generic[T]):
     @property
     def identity(self) -> str:
         endpoint = self.client.endpoint
-        asked = repr((endpoint.address, self.text, endpoint.temperature, endpoint.max_tokens, self.unanswered))
-        return f"{endpoint.model}@{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+        request = repr((endpoint.address, self.text, endpoint.temperature, endpoint.max_tokens, self.unanswered))
+        return f"{endpoint.model}@{hashlib.sha256(request.encode()).hexdigest()[:8]}"
 
     def ask(self, filled: Sequence[dict[str, str]], parse: Callable[[str], T | None], wanted: str) -> list[T]:
         """Ask for each filled-in template, remind the judge of the format if necessary, and parse the answers.
@@ -54,16 +54,18 @@ class JudgePrompter(Generic[T]):
         Raises:
             JudgeError: an answer still cannot be read, and `unanswered` gives no substitute.
         """
-        asked = [[{"role": "user", "content": string.Template(self.text).substitute(fields)}] for fields in filled]
-        read: list[T | None] = [None] * len(asked)
-        texts = [""] * len(asked)
+        conversations = [
+            [{"role": "user", "content": string.Template(self.text).substitute(fields)}] for fields in filled
+        ]
+        read: list[T | None] = [None] * len(conversations)
+        texts = [""] * len(conversations)
         for _ in range(ATTEMPTS):
             open_ = [place for place, value in enumerate(read) if value is None]
-            for place, text in zip(open_, self.client.ask_all([asked[place] for place in open_]), strict=True):
+            for place, text in zip(open_, self.client.ask_all([conversations[place] for place in open_]), strict=True):
                 texts[place], read[place] = text, parse(text)
                 reminder = f"That cannot be read. Answer with one line of JSON and nothing else: {wanted}"
-                asked[place] = [
-                    *asked[place],
+                conversations[place] = [
+                    *conversations[place],
                     {"role": "assistant", "content": text},
                     {"role": "user", "content": reminder},
                 ]
@@ -71,7 +73,7 @@ class JudgePrompter(Generic[T]):
             if value is None:
                 if self.unanswered is None:
                     raise JudgeError(
-                        f"the judge {self.client.endpoint.model} was asked {ATTEMPTS} times for an answer like "
+                        f"the judge {self.client.endpoint.model} was queried {ATTEMPTS} times for an answer like "
                         f"{wanted} and gave {excerpt(texts[place])} (response {excerpt(filled[place]['response'])}). "
                         "Use a better judge or template, raise endpoint.max_tokens, or set scorer.unanswered to the "
                         "value for such responses."
@@ -260,7 +262,7 @@ def _template(name: str, kind: str, fields: set[str]) -> str:
     """The text of a shipped template, or of a file.
 
     Raises:
-        UserError: there is no such template, or its fields are wrong.
+        UserError: the template does not exist, or its fields are wrong.
     """
     path = SHIPPED / f"{name}_{kind}.txt"
     if not path.is_file():

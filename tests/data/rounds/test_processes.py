@@ -45,7 +45,7 @@ def run(
 
 
 def stored(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """What was sampled and scored, by round and file."""
+    """The stored samples and scores, by round and file."""
     files = sorted(folder.glob("rounds/*/*.parquet"))
     names = [re.sub("-[0-9a-f]{8}(?=[-/])", "", f"{file.parent.name}/{file.name}") for file in files]
     return {name: pq.read_table(file).to_pylist() for name, file in zip(names, files, strict=True)}
@@ -171,5 +171,5 @@ def test_a_process_that_does_not_come_is_named():
         return late()
 
     message, _ = run_in(2, go)
-    assert "round 1, sample: after 0.0166667 minutes" in message
+    assert "round 1, sample: a process has not arrived within 0.0166667 minutes" in message
     assert "1" in message.partition("Ranks")[2], message

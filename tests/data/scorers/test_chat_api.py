@@ -86,7 +86,7 @@ def test_a_failure_whose_text_never_ends_is_retried(serve, in_tmp, trouble):
 
 
 @pytest.mark.parametrize(
-    ("usage", "told"),
+    ("usage", "reported"),
     [
         ({"prompt_tokens": "n/a", "completion_tokens": 1}, "0 + 1 tokens"),
         ({"prompt_tokens": 1e400, "completion_tokens": 10**30}, "0 + 0 tokens"),
@@ -95,13 +95,13 @@ def test_a_failure_whose_text_never_ends_is_retried(serve, in_tmp, trouble):
         (None, "0 + 0 tokens"),
     ],
 )
-def test_an_odd_count_of_tokens_loses_no_answer(serve, in_tmp, capsys, usage, told):
+def test_an_invalid_token_count_loses_no_answer(serve, in_tmp, capsys, usage, reported):
     body = json.dumps({"choices": [{"message": {"content": grades(5)}}], "usage": usage})
     server = serve(lambda messages: (200, {}, body, 0))
     judge = GradingJudge(endpoint(server))
     assert score(judge, ["q"], ["a"]) == [5.0]
     judge.release()
-    assert told in capsys.readouterr().out
+    assert reported in capsys.readouterr().out
     assert len(server.requests) == 1
 
 

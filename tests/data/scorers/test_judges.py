@@ -59,7 +59,9 @@ def test_a_judge_without_a_grade_is_reminded_and_then_named(serve, in_tmp):
     assert score(GradingJudge(endpoint(server)), ["q"], ["a"]) == [5.0]
     assert [len(request["messages"]) for request in server.requests] == [1, 3, 5]
     never = serve(lambda messages: "I like it.")
-    with pytest.raises(JudgeError, match=r'asked 3 times .* "I like it." \(response "b"\)\. Use .* scorer.unanswered'):
+    with pytest.raises(
+        JudgeError, match=r'queried 3 times .* "I like it." \(response "b"\)\. Use .* scorer.unanswered'
+    ):
         score(GradingJudge(endpoint(never)), ["q"], ["b"])
 
 
