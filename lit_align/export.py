@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from lit_align.checkpoints import CheckedShardReader, check_hash
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError
 from lit_align.evaluation.summary import Summary
@@ -89,11 +89,14 @@ def find_checkpoint(source: str | Path) -> Path:
 
 def load_policy(path: Path) -> tuple[Policy, dict[str, Any]]:
     """The policy of a checkpoint with its weights, without reference adapters, and the objective's hyperparameters."""
+    check_hash(path)
     try:
         rest = path / "meta.pt" if path.is_dir() else path  # a folder of shards keeps all but the tensors there
         checkpoint = torch.load(rest, map_location="cpu", weights_only=True, mmap=True)
         hyperparameters = checkpoint["hyper_parameters"]
         state = _shards(path) if path.is_dir() else checkpoint["state_dict"]
+    except UserError:
+        raise
     except Exception as error:  # a damaged file can raise anything from pickle and zip
         raise UserError(
             f"{path}: not a valid checkpoint of lit_align ({type(error).__name__}). Is it truncated? Name another."
@@ -117,7 +120,7 @@ def load_policy(path: Path) -> tuple[Policy, dict[str, Any]]:
 def _shards(folder: Path) -> dict[str, Tensor]:
     """The policy's full weights from a folder of shards, without a process group."""
     prefix = "state_dict."
-    reader = FileSystemReader(folder)
+    reader = CheckedShardReader(folder)
     weights = {
         name.removeprefix(prefix): torch.empty(saved.size, dtype=saved.properties.dtype)
         for name, saved in reader.read_metadata().state_dict_metadata.items()

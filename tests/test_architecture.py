@@ -19,6 +19,7 @@ LAYERS = [
     "sharding",
     "needs",
     "position",
+    "checkpoints",
     "provenance",
     "loading",
     "policy",

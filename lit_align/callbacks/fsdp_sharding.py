@@ -27,6 +27,7 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 
 from lit_align.callbacks.base import AlignCallback, DryRun
+from lit_align.checkpoints import check_hash, check_shards, forget_hash, write_hash
 from lit_align.errors import UserError
 from lit_align.loading import enable_checkpointing
 from lit_align.objectives import PreferenceObjective
@@ -60,6 +61,19 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save as the base class does, and write the hash file of a folder of shards."""
+        path = Path(self.broadcast(str(filepath)))
+        if self.is_global_zero:
+            forget_hash(path)
+        super().save_checkpoint(checkpoint, path, storage_options)
+        if self._save_distributed_checkpoint:
+            self.barrier()
+            if self.is_global_zero:
+                write_hash(path)
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load weights and optimizer states, from shards or from one file; return the rest.
 
@@ -67,7 +81,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         which is wrong where some are frozen. Here they number the optimizer's own weights.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
+        check_hash(path)
         if path.is_dir():
+            check_shards(path)
             return super().load_checkpoint(path, weights_only)
         checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         module = self.lightning_module

@@ -18,6 +18,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_align import checkpoints
 from lit_align.callbacks.base import AlignCallback, DryRun, Order, in_order
 from lit_align.callbacks.run_report import last_checkpoint, resume_command
 from lit_align.console import print_line
@@ -62,7 +63,7 @@ class Interruption(AlignCallback):
         self._began_at = trainer.global_step
         path = _checkpoint_path(trainer)
         if path and trainer.is_global_zero and not trainer.ckpt_path:
-            path.unlink(missing_ok=True)  # left by another run in this folder
+            checkpoints.remove(path)  # left by another run in this folder
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._in_epoch = True
@@ -100,7 +101,7 @@ class Interruption(AlignCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = _checkpoint_path(trainer)
         if path and trainer.is_global_zero:
-            path.unlink(missing_ok=True)  # left by an earlier interruption
+            checkpoints.remove(path)  # left by an earlier interruption
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._give_back()

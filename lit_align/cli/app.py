@@ -38,10 +38,12 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lit_align import __version__
 from lit_align.callbacks import Interruption, PhaseProgress, RunReport, WandbReport
 from lit_align.callbacks.base import in_order
+from lit_align.checkpoints import HashedCheckpointIO, check_hash
 from lit_align.cli.classes import NAMED_CALLBACKS
 from lit_align.cli.commands import COMMANDS
 from lit_align.cli.parser import (
@@ -173,6 +175,7 @@ class AlignCLI(LightningCLI):
         if not Path(path).exists():
             raise UserError(f"ckpt_path={path} does not exist. Name a file in the run's checkpoints/ folder.")
         if Path(path).is_file() and not zipfile.is_zipfile(path):  # as torch.save writes it
+            check_hash(path)
             raise UserError(
                 f"ckpt_path={path} is not a valid checkpoint (truncated?). Checkpoints are in the run's checkpoints/ "
                 "folder."
@@ -228,6 +231,8 @@ class AlignCLI(LightningCLI):
             trainer = super()._instantiate_trainer(config, given)
         except ValueError as error:  # such as an unknown strategy
             raise UserError(f"trainer: {error}") from error
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
+            trainer.strategy.checkpoint_io = HashedCheckpointIO()
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
 

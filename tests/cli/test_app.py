@@ -539,7 +539,7 @@ def fit(tiny_model: str) -> Callable[..., None]:
 
 
 def test_the_second_run_overwrites_the_configuration_of_the_first(fit: Callable[..., None]):
-    for beta in (0.2, 0.4):
+    for beta in (0.4, 0.2):
         fit(f"--model.beta={beta}", "--trainer.limit_train_batches=1")
         assert yaml.safe_load(Path("run/config.yaml").read_text())["model"]["init_args"]["beta"] == beta
 
@@ -589,12 +589,12 @@ def test_the_saved_configuration_leaves_out_the_resumed_checkpoint(fit: Callable
 
 def test_a_second_run_in_the_folder_leaves_its_own_last_checkpoint(fit: Callable[..., None]):
     folder, saving = Path("run/checkpoints"), "--trainer.enable_checkpointing=true"
-    for beta in (0.2, 0.4):
+    for beta in (0.4, 0.2):
         fit(f"--model.beta={beta}", saving)
-        assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=4.ckpt"]
+        assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=4.ckpt", "step=4.ckpt.sha256"]
         assert torch.load(folder / "last.ckpt", weights_only=True)["hyper_parameters"]["beta"] == beta
     fit(saving, "--trainer.max_epochs=2", "--ckpt_path=run/checkpoints/last.ckpt")
-    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=8.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=8.ckpt", "step=8.ckpt.sha256"]
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 8
 
 

@@ -1,0 +1,180 @@
+"""Checkpoint files: each has a hash file beside it, and none of them runs code when it is loaded.
+
+`NAME.ckpt.sha256` is written after the checkpoint, checked when the checkpoint is loaded, and deleted with it. A
+checkpoint without one (of another tool, of a run that was killed between the two, or on a remote file system) loads
+unchecked. The hash of a folder of shards covers the names and contents of all its files.
+"""
+
+import hashlib
+import io
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+
+from lit_align.console import relative
+from lit_align.errors import UserError, first_line
+
+SHARD_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "PurePosixPath"},
+}
+"""The classes that torch.distributed.checkpoint writes into `.metadata`, by module."""
+
+
+class HashedCheckpointIO(TorchCheckpointIO):
+    """Checkpoints in one file, each with its hash file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        forget_hash(path)  # a kill in between must not leave the hash of the earlier file
+        try:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            if "://" not in str(path):
+                write_hash(path)
+        except OSError as error:  # a full disk does not name the file
+            raise UserError(
+                f"{relative(path)} cannot be written: {error.strerror or first_line(error)}. Make room, or name "
+                "another folder: --trainer.default_root_dir"
+            ) from error
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        check_hash(path)
+        return super().load_checkpoint(path, *args, **kwargs)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        super().remove_checkpoint(path)
+        forget_hash(path)
+
+
+def write_hash(path: str | Path) -> None:
+    """Write the hash file of a checkpoint, in the format of `sha256sum`."""
+    beside = _hash_file(path)
+    part = beside.with_name(f".{beside.name}.part")
+    part.write_text(f"{_digest(Path(path))}  {Path(path).name}\n")
+    part.replace(beside)
+
+
+def forget_hash(path: str | Path) -> None:
+    """Delete a checkpoint's hash file, if there is one."""
+    _hash_file(path).unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint, file or folder, and its hash file, if they are there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    forget_hash(path)
+
+
+def check_hash(path: str | Path) -> None:
+    """Make sure that a checkpoint is as it was written; one without a hash file passes.
+
+    Raises:
+        UserError: it is not. The message offers the newest checkpoint of the folder that is.
+    """
+    real = Path(path).resolve()  # last.ckpt is a link
+    if _is_whole(real) is not False:
+        return
+    others = [each for each in real.parent.glob("*.ckpt") if each.resolve() != real and not each.is_symlink()]
+    newest = sorted(others, key=lambda each: each.stat().st_mtime, reverse=True)
+    good = next((each for each in newest if _is_whole(each)), None)
+    fix = f"Use the one before it: {relative(good)}" if good else "No other one in its folder is whole: start again."
+    raise UserError(f"{relative(real)} is damaged: its content is not what {_hash_file(real).name} says. {fix}")
+
+
+def check_shards(folder: Path) -> Metadata:
+    """Read the `.metadata` of a folder of shards, and make sure that nothing in the folder runs code when it is loaded.
+
+    Both are pickles, which torch.distributed.checkpoint loads as they are.
+
+    Raises:
+        UserError: the folder holds anything but what torch.distributed.checkpoint writes.
+    """
+    try:
+        with (folder / ".metadata").open("rb") as file:
+            metadata = _ShardUnpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"a {type(metadata).__name__}")
+        for index, info in (metadata.storage_data or {}).items():
+            if isinstance(metadata.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
+                if info.transform_descriptors:  # what is read here would not be what is loaded
+                    raise pickle.UnpicklingError("it is compressed")
+                _check_value(folder / info.relative_path, info.offset, info.length)
+    except Exception as error:  # damaged pickles can raise anything
+        raise UserError(
+            f"{relative(folder)} is not a valid folder of shards ({first_line(error)}). Name another checkpoint."
+        ) from error
+    return metadata
+
+
+def _check_value(path: Path, offset: int, length: int) -> None:
+    """Make sure that a value in a shard that is not a tensor, such as a learning rate, is plain."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        value = io.BytesIO(file.read(length))
+    try:
+        torch.load(value, weights_only=True)
+    except Exception as error:
+        raise pickle.UnpicklingError(f"{path.name} has a value that is not plain") from error
+
+
+class CheckedShardReader(FileSystemReader):
+    """Reads a folder of shards whose `.metadata` runs no code."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self._metadata = check_shards(folder)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._metadata
+
+
+class _ShardUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if name in SHARD_CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _hash_file(path: str | Path) -> Path:
+    return Path(f"{path}.sha256")
+
+
+def _is_whole(path: Path) -> bool | None:
+    """Whether a checkpoint is as its hash file says; None without one."""
+    try:
+        written = _hash_file(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    return path.exists() and written.startswith(_digest(path).encode())
+
+
+def _digest(path: Path) -> str:
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        listed = "".join(f"{_digest(each)}  {each.relative_to(path)}\n" for each in files)
+        return hashlib.sha256(listed.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
