@@ -14,6 +14,8 @@ SYSTEM = "system|system_prompt|system_message"
 QUESTIONS = "instruction|question|query|problem|input|context"
 """Columns that hold a prompt where none is named so."""
 HISTORY = "history"
+TEMPLATE_ARGS = "chat_template_kwargs|chat_template_args"
+_RENDERING = ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message")
 PREFIX = "prefix|initial_reason_steps"
 
 _MEDIA = re.compile(r"(image|picture|photo|audio|video|sound|speech)s?(_(path|url|file|name|byte)s?)?", re.IGNORECASE)
@@ -52,7 +54,20 @@ def with_columns_beside(row: Row, record: Record, *, may_become_chat: bool) -> R
     if (name := record.filled("documents")) and name in mapped:
         documents = {"documents": _objects(record, name)}
         row = replace(row, prompt=_chat(row.prompt, record, name), template_args=documents)
+    if isinstance(row.prompt, list) and record.filled(TEMPLATE_ARGS):
+        row = replace(row, template_args={**_template_args(record), **row.template_args})
     return row
+
+
+def _template_args(record: Record) -> dict[str, Any]:
+    """Arguments of the chat template in a column of their own, as in TRL."""
+    name, value = record.get(TEMPLATE_ARGS)
+    value = _object(value)
+    if not isinstance(value, dict):
+        raise record.wrong(name, value, "an object")
+    if taken := [key for key in value if key in _RENDERING]:
+        raise record.wrong(name, value, f"arguments of the chat template, which {taken[0]!r} is not")
+    return {key: each for key, each in value.items() if not is_empty(each)}
 
 
 def _chat(prompt: Text, record: Record, name: str) -> list[Message]:
@@ -109,13 +124,13 @@ def _objects(record: Record, name: str) -> list[dict[str, Any]]:
             raise record.wrong(name, value, "a list of objects, and this text is not valid JSON") from None
     value = [value] if isinstance(value, dict) else value
     if isinstance(value, list):
-        value = [_function(each) for each in value]
+        value = [_object(each) for each in value]
         if all(isinstance(each, dict) for each in value):
             return value
     raise record.wrong(name, value, "a list of objects")
 
 
-def _function(value: Any) -> Any:
+def _object(value: Any) -> Any:
     """An object, also where a table holds it as JSON."""
     if not isinstance(value, str):
         return value
@@ -164,6 +179,8 @@ def _advice(name: str, value: object, row: Row, record: Record) -> str:
     if isinstance(value, str) and (prompt := _prompt_columns(record)):
         parts = [*prompt, name] if name.startswith("input") else [name, *prompt]
         return f"Add it to the prompt, for example with columns={{prompt: '{template_of(parts)}'}}"
+    if isinstance(value, str) and isinstance(row.prompt, list):
+        return f"Read it as the system message with columns={{system: {name}}}"
     if isinstance(value, str):
         return f"Read it with columns={{prompt: {name}}}"
     return f"Read it with columns={{prompt: {name}}}, or a path into it ({name}.0.…)"

@@ -83,9 +83,10 @@ class MessageReader:
 
     def _check_object(self, value: dict[str, Any]) -> None:
         """Name the way to a text in an object that is not a message."""
-        text = next((key for key, each in value.items() if isinstance(each, str)), None)
-        if text is not None and value.keys().isdisjoint(_ROLE_KEYS):
-            raise self._wrong(value, f"text or messages (its part `{self.column}.{text}` is text)")
+        texts = [f"`{self.column}.{key}`" for key, each in value.items() if isinstance(each, str)]
+        if texts and value.keys().isdisjoint(_ROLE_KEYS):
+            parts = f"part {texts[0]} is" if len(texts) == 1 else f"parts {listing(texts)} are"
+            raise self._wrong(value, f"text or messages (its {parts} text)")
 
     def chat(self, value: list[Any]) -> list[Message]:
         return [message for each in value for message in self._messages(each)]

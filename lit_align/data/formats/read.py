@@ -136,7 +136,7 @@ def _detect(first: Record, kind: Kind) -> Layout:
     for layout in fitting:
         if layout.matches(first):
             return layout
-    shapes = dict.fromkeys(" + ".join(column.split("|")[0] for column in layout.columns) for layout in fitting)
+    shapes = dict.fromkeys(layout.shape for layout in fitting)
     wanted = "labelled responses" if kind == "labelled" else kind
     raise DataError(
         f"{first.source}: no {wanted} can be read from the columns {columns_of(first)}. Say which is which with "

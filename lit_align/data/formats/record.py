@@ -118,7 +118,10 @@ class Record:
 
 
 _LARGEST = 3e38
-_LABELS = {"true": True, "false": False, "1": True, "0": False}
+_LABELS = {
+    **dict.fromkeys(("true", "1", "1.0", "yes", "desirable"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "undesirable"), False),
+}
 
 
 def columns_of(record: Record) -> str:

@@ -381,3 +381,77 @@ def test_parts_of_text_are_joined_and_exchanges_are_split():
 )
 def test_text_that_only_looks_like_messages_is_refused(text: str):
     assert "not valid JSON" in refusal({"prompt": text, "chosen": "a", "rejected": "b"})
+
+
+# --- columns that would be lost, and advice that works ---
+
+CHATS = {"chosen": [*BIRD, *CROW], "rejected": [*BIRD, *STONE]}
+
+
+@pytest.mark.parametrize("prompt", ["Bird?", " Bird?\n", "Bird"])
+def test_a_prompt_beside_whole_chats_is_one_of_their_turns(prompt):
+    assert first({"prompt": prompt, **CHATS}).prompt == BIRD
+
+
+def test_a_prompt_that_whole_chats_do_not_hold_is_refused():
+    row = {"prompt": "Judge these two.", **CHATS}
+    text = refusal(row)
+    assert '`prompt` holds "Judge these two.", but the responses are whole chats' in text
+    assert "ignore_columns=[prompt]" in text
+    assert first(row, ignore_columns=["prompt"]).prompt == BIRD
+    assert "Leave it out of `columns`" in refusal({"context": "A passage.", **CHATS}, columns={"prompt": "context"})
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_arguments_of_the_chat_template_are_read(as_json):
+    arguments = {"custom_instructions": "Be short.", "enable_thinking": False, "xml_tools": None}
+    row = {"chat_template_kwargs": str(arguments) if as_json else arguments, **CHATS}
+    assert first(row).template_args == {"custom_instructions": "Be short.", "enable_thinking": False}
+
+
+def test_arguments_that_rendering_sets_itself_are_refused():
+    text = refusal({"chat_template_kwargs": {"tokenize": True}, **CHATS})
+    assert "arguments of the chat template, which 'tokenize' is not" in text
+    assert "needs an object" in refusal({"chat_template_kwargs": "short", **CHATS})
+
+
+def test_all_texts_in_an_object_are_named():
+    """WebGPT's question: its first text is the name of a data set."""
+    question = {"dataset": "eli5", "full_text": "Bird?"}
+    row = {"question": question, "answer_0": "Stone", "score_0": -0.5, "answer_1": "Crow", "score_1": 0.5}
+    assert "its parts `question.dataset`, `question.full_text` are text" in refusal(row)
+    found = first(row, columns={"prompt": "question.full_text"})
+    assert (found.prompt, found.responses) == ("Bird?", ("Crow", "Stone"))
+
+
+def test_a_text_beside_a_chat_may_be_its_system_message():
+    row = {"messages": [*BIRD, *CROW], "knowledge": "Crows are birds."}
+    assert "columns={system: knowledge}" in refusal(row, kind="texts")
+    found = first(row, kind="texts", columns={"system": "knowledge"})
+    assert found.prompt == [system("Crows are birds."), *BIRD]
+
+
+def test_unknown_columns_are_told_of_two_responses_and_a_winner():
+    row = {"orig_instruction": "Bird?", "orig_response_A": "Stone", "orig_response_B": "Crow", "orig_preference": "B"}
+    assert "prompt + response_1 + response_2 + winner" in refusal(row)
+    columns = {
+        "prompt": "orig_instruction",
+        "response_1": "orig_response_A",
+        "response_2": "orig_response_B",
+        "winner": "orig_preference",
+    }
+    assert first(row, columns=columns).responses == ("Crow", "Stone")
+
+
+def test_a_list_of_ratings_ranks_the_generations():
+    row = {"instruction": "Bird?", "generations": ["Stone", "Crow"], "rating": [2.0, 5.0]}
+    found = first(row)
+    assert (found.responses, found.rewards) == (("Crow", "Stone"), (5.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"), [("desirable", True), ("Undesirable", False), ("yes", True), ("0.0", False)]
+)
+def test_labels_may_be_words(label, expected):
+    found = first({"prompt": "Bird?", "completion": "Crow", "label": label}, kind="labelled")
+    assert found.labels == (expected,)

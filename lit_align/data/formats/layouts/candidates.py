@@ -266,7 +266,9 @@ def _has_prompt(record: Record, found: Candidates) -> bool:
     return whole or record.has("prompt|history") or has_prompt_beside(record)
 
 
+_WON, _SCORED = "prompt + response_1 + response_2 + winner", "prompt + response_1 + response_2 + score_1 + score_2"
+
 LAYOUTS = (
-    Layout("pairs with a winner", (), PAIRS, _won_row, _has_winner, may_become_chat=True),
-    Layout("responses with a score each", (), RANKED, _scored_row, _has_scores, may_become_chat=True),
+    Layout("pairs with a winner", (), PAIRS, _won_row, _has_winner, may_become_chat=True, example=_WON),
+    Layout("responses with a score each", (), RANKED, _scored_row, _has_scores, may_become_chat=True, example=_SCORED),
 )

@@ -9,6 +9,7 @@ from lit_align.data.formats.beside import QUESTIONS
 from lit_align.data.formats.messages import as_answer, without_marks
 from lit_align.data.formats.record import Record, either
 from lit_align.data.formats.rows import DataError, Kind, Message, Row, Skip, Text, listing
+from lit_align.errors import shown
 
 CHATS = "messages|conversations|conversation|dialog|dialogue|trajectory"
 """Columns that hold a chat."""
@@ -27,6 +28,7 @@ class Layout:
         is_whole: Whether its columns are all that the model is to read: `system` and `tools` beside them are not.
         may_become_chat: Whether a plain prompt becomes a user's turn where there is a system message or a history.
         parse_turns: Makes the rows of a record for the kind `texts`: one for each of the assistant's turns.
+        example: Columns that a message gives as an example; none are the first ones of `columns`.
     """
 
     name: str
@@ -37,6 +39,12 @@ class Layout:
     is_whole: bool = False
     may_become_chat: bool = False
     parse_turns: Callable[[Record], list[Row]] | None = None
+    example: str = ""
+
+    @property
+    def shape(self) -> str:
+        """Columns that are read in this layout, as an example."""
+        return self.example or " + ".join(column.split("|")[0] for column in self.columns)
 
     def matches(self, record: Record) -> bool:
         return all(record.has(column) for column in self.columns) and self.condition(record)
@@ -100,7 +108,8 @@ def _joined(record: Record, prompt: Text | None, shared: list[Message]) -> list[
     if prompt is None or prompt == shared[: len(prompt)]:
         return shared
     if isinstance(prompt, str):
-        if any(message["role"] == "user" for message in shared):  # then `prompt` is among them (UltraFeedback)
+        if any(message["role"] == "user" for message in shared):
+            _check_among(record, prompt, shared)  # as in UltraFeedback
             return shared
         opens = len(shared) > 0 and shared[0]["role"] in ("system", "developer")
         return [*shared[:opens], {"role": "user", "content": prompt}, *shared[opens:]]
@@ -113,6 +122,18 @@ def _joined(record: Record, prompt: Text | None, shared: list[Message]) -> list[
     if rest and rest[0]["role"] == prompt[-1]["role"] == "user":
         raise _two_beginnings(record, "a user's turn, as the prompt's end is")
     return [*prompt, *rest]
+
+
+def _check_among(record: Record, prompt: str, turns: Sequence[Message]) -> None:
+    """Make sure that the turns of whole chats hold the prompt of a column beside them."""
+    words = "".join(prompt.split())
+    if not any(words in "".join((turn["content"] or "").split()) for turn in turns):
+        name = next(name for name in record.read if record.values.get(name) == prompt or name == "prompt")
+        leave_out = "of `columns`" if name in record.reading.mapped else f"with ignore_columns=[{name}]"
+        raise DataError(
+            f"{record.source}: `{name}` holds {shown(prompt)}, but the responses are whole chats, and none of their "
+            f"turns holds it. Leave it out {leave_out}, or make it a message with which the responses begin."
+        )
 
 
 def _two_beginnings(record: Record, what: str) -> DataError:

@@ -30,6 +30,10 @@ def _by_reward(record: Record) -> Row:
     return best_first(record, _row(record), REWARDS)
 
 
+def _by_rating(record: Record) -> Row:
+    return best_first(record, _row(record), "rating")
+
+
 def _by_rank(record: Record) -> Row:
     return best_first(record, _row(record), RANKS, lambda rank: -rank)
 
@@ -89,6 +93,11 @@ def _has_prompt(record: Record) -> bool:
     return record.has("prompt") or has_prompt_beside(record)
 
 
+def _has_list_of_ratings(record: Record) -> bool:
+    """Whether the ratings are one for each response, as distilabel writes them."""
+    return isinstance(record.values["rating"], list) and _has_prompt(record)
+
+
 _PROMPT = f"prompt|{CHATS}|{QUESTIONS}"
 _BY_REWARD, _BY_RANK = "ranked responses with rewards", "ranked responses, rank 1 the best"
 
@@ -99,6 +108,15 @@ NAMED = (
 """Layouts that no pair of columns in the same row replaces."""
 FOUND = (
     Layout(_BY_REWARD, (_PROMPT, RESPONSES, REWARDS), RANKED, _by_reward, _has_prompt, may_become_chat=True),
+    Layout(
+        _BY_REWARD,
+        (_PROMPT, RESPONSES, "rating"),
+        RANKED,
+        _by_rating,
+        _has_list_of_ratings,
+        may_become_chat=True,
+        example="prompt + responses + rewards",
+    ),
     Layout(_BY_RANK, (_PROMPT, RESPONSES, RANKS), RANKED, _by_rank, _has_prompt, may_become_chat=True),
     Layout(
         "responses with a reward or rank each",
