@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from lit_align.checkpoints import CheckedShardReader, check_hash
+from lit_align.console import relative
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError, first_line
 from lit_align.evaluation.summary import Summary
@@ -78,7 +79,9 @@ def _configuration(path: Path) -> dict[str, Any]:
         if not isinstance(config, dict) or not all(isinstance(config.get(key, {}), dict) for key in ("model", "data")):
             raise ValueError("it has no model and data")
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}). Restore it, or delete it to do without.") from error
+        raise UserError(
+            f"{relative(path)} is damaged ({first_line(error)}). Restore it, or delete it to do without."
+        ) from error
     return config
 
 
