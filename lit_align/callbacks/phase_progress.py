@@ -18,7 +18,7 @@ SHOWN = {"loss": "loss", "reward_accuracy": "accuracy", "reward_margin": "margin
 class PhaseProgress(AlignCallback, ProgressBar):
     """A bar for each epoch of training, then lines with its pace and its means of loss, accuracy and margin.
 
-    Means are over examples of the first process. The same metrics of the validation pairs have a line of their own.
+    Means are over examples, of all processes. The same metrics of the validation pairs have a line of their own.
     """
 
     order = Order.PROGRESS
@@ -30,6 +30,7 @@ class PhaseProgress(AlignCallback, ProgressBar):
         self._phase: Phase | None = None
         self._totals: dict[str, float] = {}
         self._counts: dict[str, int] = {}
+        self._examples = 0  # of this optimizer step
 
     def disable(self) -> None:
         self._enabled = False
@@ -41,7 +42,7 @@ class PhaseProgress(AlignCallback, ProgressBar):
         total = int(self.total_train_batches) if self.total_train_batches != float("inf") else 0
         resumed = trainer.fit_loop.restarting and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         self._open("train", total, trainer.fit_loop.epoch_loop.batch_progress.current.completed if resumed else 0)
-        self._totals, self._counts = {}, {}
+        self._totals, self._counts, self._examples = {}, {}, 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,15 +50,21 @@ class PhaseProgress(AlignCallback, ProgressBar):
         if self._phase is None:
             return
         pairs = batch.get("preferences") if isinstance(batch, dict) else batch
-        size = pairs.size if isinstance(pairs, PreferenceBatch) else 1
-        for name in SHOWN:
-            value = float(trainer.callback_metrics.get(f"train/{name}", math.nan))
-            if not math.isnan(value):
-                self._totals[name] = self._totals.get(name, 0.0) + size * value
-                self._counts[name] = self._counts.get(name, 0) + size
+        self._examples += pairs.size if isinstance(pairs, PreferenceBatch) else 1
+        if not trainer.fit_loop._should_accumulate():
+            self._add_step(trainer.callback_metrics)
         self._phase.advance(note=self._means())
         if trainer.is_last_batch:
             self._close()  # before validation, which may follow
+
+    def _add_step(self, metrics: Mapping[str, Any]) -> None:
+        """Add the means of an optimizer step, which are logged once for all its batches."""
+        for name in SHOWN:
+            value = float(metrics.get(f"train/{name}", math.nan))
+            if not math.isnan(value):
+                self._totals[name] = self._totals.get(name, 0.0) + self._examples * value
+                self._counts[name] = self._counts.get(name, 0) + self._examples
+        self._examples = 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = trainer.callback_metrics

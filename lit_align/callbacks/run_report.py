@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -27,6 +26,7 @@ from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_line, relative
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
+from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
@@ -72,7 +72,7 @@ class RunReport(AlignCallback):
         describe_data = getattr(trainer.datamodule, "describe", None)  # type: ignore[attr-defined]
         lines += list(describe_data()) if describe_data else []
         self._header = lines
-        lines = [*lines, ("memory", _memory(pl_module)), ("run", trainer.default_root_dir)]
+        lines = [*lines, ("memory", memory_line(pl_module)), ("run", trainer.default_root_dir)]
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, text in lines:
             table.add_row(Text(name, style="bold"), Text(text))
@@ -174,7 +174,7 @@ def resume_command(trainer: Trainer, path: str | Path | None) -> str:
     return f"python train.py fit --config {Path(trainer.default_root_dir, 'config.yaml')}{resume}"
 
 
-def _memory(module: PreferenceObjective) -> str:
+def memory_line(module: PreferenceObjective) -> str:
     """Memory of the weights, gradients, AdamW's two moments and the reference in this process, without activations."""
 
     def size(weights: Iterable[Tensor]) -> int:
@@ -182,9 +182,9 @@ def _memory(module: PreferenceObjective) -> str:
 
     assert module.policy is not None
     reference = getattr(module, "reference", None)
-    weights = size(module.policy.parameters())
+    weights = size(own_weights(module.policy))
     trained = size(weight for _, weight in module.policy.trainable_weights())
-    second = size(reference.parameters()) if isinstance(reference, torch.nn.Module) else 0
+    second = size(reference_weights(module.policy, reference))
     parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
     listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top"

@@ -100,12 +100,21 @@ class ExampleLoader:
     def __len__(self) -> int:
         return self.length
 
+    def size_of(self, batch: int) -> int:
+        """Examples of one of the epoch's batches, on this process."""
+        return min(self.batch_size, self.share - batch % self._batches_once * self.batch_size)
+
+    @property
+    def _batches_once(self) -> int:
+        """Batches in which all examples are served once."""
+        return -(-self.share // self.batch_size)
+
     def __iter__(self) -> Iterator[PreferenceBatch]:
         start, self._resume_at = self._resume_at, 0  # now, not at the first batch: there may be none left
         return self._batches(start)
 
     def _batches(self, start: int) -> Iterator[PreferenceBatch]:
-        once = -(-self.share // self.batch_size)
+        once = self._batches_once
         self._served = start
         mine: dict[int, list[int]] = {}  # the examples of one passage, in order
         for number in range(start, self.length):

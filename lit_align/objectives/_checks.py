@@ -6,9 +6,12 @@ Shapes are checked where a tensor enters a loss, so that broadcasting never hide
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
+from lit_align.policy import PolicyConfig
 
 
 def check_shape(argument: str, tensor: Tensor | None, *needed: int | str) -> None:
@@ -35,6 +38,62 @@ def check_positive(**options: float) -> None:
     for name, value in options.items():
         if not value > 0:
             raise UserError(f"model.{name}={value} must be above 0.")
+
+
+def check_policy_config(objective: str, policy: object) -> None:
+    """Check that an objective passes on which model is trained.
+
+    Raises:
+        UserError: it does not; without an annotation the command line cannot make a PolicyConfig of the options.
+    """
+    if not isinstance(policy, PolicyConfig):
+        raise UserError(
+            f"{objective} must pass a PolicyConfig to its base class, which got {type(policy).__name__}. Write "
+            "`def __init__(self, policy: PolicyConfig, **kwargs)`, with this annotation, and "
+            "`super().__init__(policy, **kwargs)`."
+        )
+
+
+def check_batch(batch: object) -> None:
+    """Check that a training batch is a `PreferenceBatch` whose tensors fit together, or several by name.
+
+    Raises:
+        UserError: names the first tensor that does not fit, with its shape and the one that it needs.
+    """
+    batches = batch if isinstance(batch, Mapping) and "preferences" in batch else {"": batch}
+    for name, each in batches.items():
+        where = f"the training batch of {name!r}" if name else "the training batch"
+        if not isinstance(each, PreferenceBatch):
+            raise UserError(
+                f"{where} must be a PreferenceBatch (lit_align.logprobs), and is of type {type(each).__name__}. Make a "
+                "PreferenceBatch of its tensors in the data module."
+            )
+        try:
+            _check_shapes(each)
+        except ValueError as error:
+            raise UserError(f"{where}: {error} Change it in the data module.") from error
+
+
+def _check_shapes(batch: PreferenceBatch) -> None:
+    check_shape("response_ids", batch.response_ids, "B>=1", "K>=1", "R")
+    B, K, R = batch.response_ids.shape
+    check_shape("prompt_ids", batch.prompt_ids, B, "P>=1")
+    check_shape("prompt_mask", batch.prompt_mask, *batch.prompt_ids.shape)
+    check_shape("response_mask", batch.response_mask, B, K, R)
+    check_shape("index", batch.index, B)
+    check_shape("reference_logps", batch.reference_logps, B, K)
+    labels, own = batch.labels, K - batch.mismatched  # of responses to the batch's own prompts
+    check_shape("labels", labels, *((B,) if labels is not None and labels.ndim == 1 else (B, own)))
+    for name, values in {
+        "sampler_logps": batch.sampler_logps,
+        "rewards": batch.rewards,
+        "win_probabilities": batch.win_probabilities,
+    }.items():
+        if values is not None and values.shape != (B, own):
+            check_shape(name, values, B, K)
+    for name, mask in {"prompt_mask": batch.prompt_mask, "response_mask": batch.response_mask}.items():
+        if mask.dtype != torch.bool:
+            raise ValueError(f"`{name}` is of type {mask.dtype}, but needs torch.bool.")
 
 
 def check_state_dict(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

@@ -63,7 +63,8 @@ def effective_anchor(
     if beta == 0 or reference_logps is None:
         return sampler_logps, proximal
     check_shape("sampler_logps", sampler_logps, *reference_logps.shape)
-    return torch.lerp(reference_logps, sampler_logps, proximal / (beta + proximal)), beta + proximal
+    dtype = torch.promote_types(reference_logps.dtype, sampler_logps.dtype)  # recorded ones are float32
+    return torch.lerp(reference_logps.to(dtype), sampler_logps.to(dtype), proximal / (beta + proximal)), beta + proximal
 
 
 def adapted_proximal(proximal: float, kl: float, target: float) -> float:

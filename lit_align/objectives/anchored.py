@@ -24,7 +24,7 @@ from lit_align.objectives.first_step import (
 )
 from lit_align.policy import PolicyConfig
 from lit_align.reference.base import Reference
-from lit_align.reference.build import belongs_to_reference, make_reference
+from lit_align.reference.build import belongs_to_reference, make_reference, reference_weights
 from lit_align.reference.config import ReferenceConfig, RefreshRule
 
 
@@ -237,10 +237,10 @@ class AnchoredObjective(PreferenceObjective):
 
     def describe(self) -> Iterator[tuple[str, str]]:
         yield from super().describe()
-        yield (
-            "reference",
-            str(self.reference) + (f" of {self.reference_config.path}" if self.reference_config.path else ""),
-        )
+        assert self.policy is not None
+        kept = sum(weight.numel() for weight in reference_weights(self.policy, self.reference))
+        of = f" of {self.reference_config.path}" if self.reference_config.path else ""
+        yield "reference", f"{self.reference}{of}" + (f" ({kept / 1e6:.1f} M weights of its own)" if kept else "")
         yield "refresh", str(self.refresh_rule or "never: the reference stays at the start")
         if self.proximal:
             held = f"λ={self.proximal:g}: held near the pairs' sampler, β_eff={self.beta + self.proximal:g}"

@@ -4,7 +4,8 @@
 proximal weight and the step-0 check. An objective overrides `loss` and states its `formula`; an anchored one also gives
 the closed form of its loss where the policy equals its anchor.
 
-In training, every objective also logs, in addition to the metrics of `lit_align.metrics.preference`:
+In training, every objective also logs, in addition to the metrics of `lit_align.metrics.preference`, means over the
+examples of each optimizer step:
 
 | metric | formula |
 |---|---|
@@ -31,16 +32,18 @@ from lit_align.loading import from_fields, load_positions, load_tokenizer, read_
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
+from lit_align.objectives._checks import check_batch, check_policy_config
 from lit_align.objectives._likelihood import sft_loss
+from lit_align.objectives.accumulation import MicroBatch, StepMeans
 from lit_align.objectives.resumable import ResumableModule
 from lit_align.objectives.schedule import (
+    Completed,
     Schedule,
     learning_rate_factor,
     reset_optimization,
-    round_progress,
-    run_progress,
 )
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.reference.build import own_weights
 
 
 class PreferenceObjective(ResumableModule):
@@ -51,7 +54,8 @@ class PreferenceObjective(ResumableModule):
         lora: Train a low-rank adapter instead of all weights.
         optimizer: Any torch optimizer; 1e-6 is the papers' learning rate for full fine-tuning; LoRA needs 10 to 100
             times more.
-        schedule: Shape of the learning rate after warm-up, over the run's progress; linear and cosine fall to 0.
+        schedule: Shape of the learning rate after warm-up, over the rest of the run's progress; linear and cosine fall
+            from its full value to 0.
         warmup_steps: Optimizer steps in which the learning rate rises to its value; 100 in the TR paper.
         reset_optimizer_each_round: Start each round (epoch) with a new optimizer and a new schedule over the round's
             progress, as PRPO's experiments do.
@@ -82,17 +86,21 @@ class PreferenceObjective(ResumableModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight", "accept_changes"])
         self.policy_config = from_fields(PolicyConfig, policy)
+        check_policy_config(type(self).__name__, self.policy_config)
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
         self.optimizer = optimizer
         self.schedule: Schedule = schedule
         self.warmup_steps = warmup_steps
         self.reset_optimizer_each_round = reset_optimizer_each_round
+        self.warmed_up_at = Completed(0, 0, 0.0)
         self.text_weights = {"sft": sft_weight, "pretraining": pretraining_weight}
         for name, weight in self.text_weights.items():
             if weight < 0:
                 raise UserError(f"model.{self.text_options[name]}={weight} must be ≥ 0.")
         self.policy: Policy | None = None
         self.metrics = torch.nn.ModuleDict()  # filled when the model is built, when all options are known
+        self._step_means = StepMeans()
+        self._checked_batch = False
         self._tokenizer = None
         self.accept_changes = accept_changes
 
@@ -167,12 +175,17 @@ class PreferenceObjective(ResumableModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _learning_rate_factor(self, step: int) -> float:
+        if step == self.warmup_steps:
+            self.warmed_up_at = Completed.of_run(self.trainer) if step else Completed(0, 0, 0.0)
         progress = self.progress() if step else 0.0
-        return learning_rate_factor(self.schedule, self.warmup_steps, step, progress)
+        return learning_rate_factor(self.schedule, self.warmup_steps, step, progress, self._share(self.warmed_up_at))
 
     def progress(self) -> float:
         """Share of the run that is done, or of the round if each round has its own schedule."""
-        return round_progress(self.trainer) if self.reset_optimizer_each_round else run_progress(self.trainer)
+        return self._share(Completed.of_run(self.trainer))
+
+    def _share(self, done: Completed) -> float:
+        return done.of_round(self.trainer) if self.reset_optimizer_each_round else done.of(self.trainer)
 
     # --- a step ---
 
@@ -182,12 +195,29 @@ class PreferenceObjective(ResumableModule):
 
     def training_step(self, batch: PreferenceBatch | dict[str, PreferenceBatch], batch_idx: int) -> Tensor:
         """A step on preferences, or on preferences and texts together: {"preferences": ..., "sft": ...}."""
+        if not self._checked_batch:
+            check_batch(batch)
+            self._checked_batch = True
         texts = {} if isinstance(batch, PreferenceBatch) else {**batch}
         self.check_texts(texts.keys() - {"preferences"})
+        place = MicroBatch.of(self.trainer, batch_idx)
+        if place.is_first:
+            self.metrics["train_"].reset()  # type: ignore[operator]
+            self._step_means.reset()
         loss = self._step(batch if isinstance(batch, PreferenceBatch) else texts.pop("preferences"), "train")
+        loss = loss * place.weight()
         for name, text in texts.items():
-            loss = loss + self.text_weights[name] * self._text_loss(name, text)
+            loss = loss + self.text_weights[name] * place.weight(name) * self._text_loss(name, text)
+        if not self.trainer.fit_loop._should_accumulate():
+            self._log_step()
         return loss
+
+    def _log_step(self) -> None:
+        """Log the means over all examples of the optimizer step."""
+        metrics: Any = self.metrics["train_"]
+        values = metrics.compute() | self._step_means.compute(self.trainer)
+        values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
 
     def check_texts(self, given: Collection[str]) -> None:
         """Check that each stream of texts in the data has a weight, and each weight a stream.
@@ -207,7 +237,7 @@ class PreferenceObjective(ResumableModule):
         losses = sft_loss(self.policy(batch)[:, 0], batch.lengths[:, 0].clamp(min=1))
         loss = losses.mean()
         self._check_finite(loss, losses, batch, f"data.{name}")
-        self.log(f"train/nll_{name}", loss.detach(), batch_size=batch.size)
+        self._step_means.add(f"nll_{name}", loss, batch.size)
         return loss
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
@@ -241,15 +271,9 @@ class PreferenceObjective(ResumableModule):
         logps, lengths = logps[:, :K], batch.lengths[:, :K]
         anchor_logps = None if anchor_logps is None else anchor_logps[:, :K]
         rewards = self.implicit_rewards(logps, anchor_logps, beta, lengths.clamp(min=1))
-        measured = (losses, logps, anchor_logps, lengths, rewards, batch.labels)
-        if stage == "train":
-            values = metrics(*measured)
-            if scale is not None:
-                values["gradient_scale"] = scale
-            values["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch.size)
-        else:
-            metrics.update(*measured)
+        metrics.update(losses, logps, anchor_logps, lengths, rewards, batch.labels)
+        if scale is not None:
+            self._step_means.add("gradient_scale", scale, batch.size)
         return loss
 
     def _gradient_scale(
@@ -311,6 +335,16 @@ class PreferenceObjective(ResumableModule):
         texts = {f"model.{self.text_options[name]}": weight for name, weight in self.text_weights.items()}
         return super().identity() | texts
 
+    # --- checkpoints ---
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["warmed_up_at"] = [*self.warmed_up_at]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.warmed_up_at = Completed(*checkpoint.get("warmed_up_at", self.warmed_up_at))
+
     # --- the run's header ---
 
     def describe(self) -> Iterator[tuple[str, str]]:
@@ -318,7 +352,7 @@ class PreferenceObjective(ResumableModule):
         assert self.policy is not None
         yield "objective", f"{type(self).__name__}: {self.formula}"
         trained = sum(weight.numel() for _, weight in self.policy.trainable_weights())
-        total = sum(weight.numel() for weight in self.policy.parameters())
+        total = sum(weight.numel() for weight in own_weights(self.policy))
         how = (
             f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights" if self.lora else f"{total / 1e6:.0f} M weights"
         )

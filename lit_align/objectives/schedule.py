@@ -1,7 +1,10 @@
 """Learning-rate schedules over a run's progress.
 
-    factor = (step + 1)/warmup_steps              during warm-up
-             1,  1 − p  or  (1 − cos π(1 − p))/2  after it: constant, linear, cosine; p is the progress
+    factor = (step + 1)/warmup_steps               during warm-up
+             1,  left  or  (1 − cos π·left)/2      after it: constant, linear, cosine
+    left   = (1 − p)/(1 − p_w)                     p: progress, p_w: progress at the end of warm-up
+
+So the learning rate falls from its full value at the end of warm-up to 0 at the end of the run.
 
 The number of pairs differs between rounds, so progress is not a share of an estimated number of steps:
 
@@ -9,14 +12,16 @@ The number of pairs differs between rounds, so progress is not a share of an est
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Trainer
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-def learning_rate_factor(schedule: Schedule, warmup_steps: int, step: int, progress: float) -> float:
+def learning_rate_factor(
+    schedule: Schedule, warmup_steps: int, step: int, progress: float, warmed_up_at: float = 0.0
+) -> float:
     """The learning rate of an optimizer step, divided by the configured one.
 
     Args:
@@ -24,29 +29,45 @@ def learning_rate_factor(schedule: Schedule, warmup_steps: int, step: int, progr
         warmup_steps: Optimizer steps in which the learning rate rises to its value.
         step: Optimizer steps taken so far.
         progress: Share of the run that is done, in [0, 1].
+        warmed_up_at: Share of the run that was done at the end of warm-up.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    left = 1 - progress
+    left = min(1.0, (1 - progress) / (1 - warmed_up_at)) if warmed_up_at < 1 else 0.0
     return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[schedule]
 
 
-def run_progress(trainer: Trainer) -> float:
-    """Share of the run that is done: by epochs and their batches, or by steps if `max_steps` comes first."""
-    loop = trainer.fit_loop
-    by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
-    if not trainer.max_epochs or trainer.max_epochs < 0 or not math.isfinite(loop.max_batches):
-        return min(1.0, by_steps)
-    share = (loop.epoch_loop.batch_idx + 1) / loop.max_batches if loop.max_batches else 0.0
-    return min(1.0, max(by_steps, (trainer.current_epoch + share) / trainer.max_epochs))
+class Completed(NamedTuple):
+    """The completed part of a run, without its total length: a resumed run may be longer.
 
+    Args:
+        steps: Optimizer steps.
+        epochs: Epochs.
+        share: Share of the current epoch's batches; None if their number is unknown.
+    """
 
-def round_progress(trainer: Trainer) -> float:
-    """Share of the current round's (epoch's) batches that is done, or of the run if their number is unknown."""
-    loop = trainer.fit_loop
-    if not math.isfinite(loop.max_batches):
-        return run_progress(trainer)
-    return min(1.0, (loop.epoch_loop.batch_idx + 1) / max(1, loop.max_batches))
+    steps: int
+    epochs: int
+    share: float | None
+
+    @classmethod
+    def of_run(cls, trainer: Trainer) -> "Completed":
+        """The part of a run that is completed now."""
+        loop = trainer.fit_loop
+        known = math.isfinite(loop.max_batches)
+        share = (loop.epoch_loop.batch_idx + 1) / loop.max_batches if known and loop.max_batches else 0.0
+        return cls(trainer.global_step, trainer.current_epoch, share if known else None)
+
+    def of(self, trainer: Trainer) -> float:
+        """As a share of the run: by epochs and their batches, or by steps if `max_steps` comes first."""
+        by_steps = self.steps / trainer.max_steps if trainer.max_steps > 0 else 0.0
+        if not trainer.max_epochs or trainer.max_epochs < 0 or self.share is None:
+            return min(1.0, by_steps)
+        return min(1.0, max(by_steps, (self.epochs + self.share) / trainer.max_epochs))
+
+    def of_round(self, trainer: Trainer) -> float:
+        """As a share of the current round (epoch), or of the run if the number of batches is unknown."""
+        return self.of(trainer) if self.share is None else min(1.0, self.share)
 
 
 def reset_optimization(trainer: Trainer, first_factor: float) -> None:

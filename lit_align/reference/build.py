@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 import torch
+from torch import nn
 
 from lit_align.errors import UserError
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
@@ -72,3 +73,14 @@ def _adapter_form(policy: Policy, lora: LoRAConfig, rule: RefreshRule | None) ->
 def belongs_to_reference(name: str) -> bool:
     """Whether a weight, by its name in the objective, belongs to a reference of any form."""
     return any(form.owns(name) for form in (CopiedReference, RecordedReference, AdapterReference, DeltaReference))
+
+
+def own_weights(policy: Policy) -> list[nn.Parameter]:
+    """The policy's weights, without those that a reference keeps in it (LoRA)."""
+    return [weight for name, weight in policy.named_parameters() if not belongs_to_reference(name)]
+
+
+def reference_weights(policy: Policy, reference: Reference | None) -> list[nn.Parameter]:
+    """The weights that a reference adds: in the policy, or as a model of its own."""
+    within = [weight for name, weight in policy.named_parameters() if belongs_to_reference(name)]
+    return [*within, *reference.parameters()] if isinstance(reference, nn.Module) else within

@@ -51,6 +51,14 @@ def logps(random):
 # --- 27 to 29: the ends ------------------------------------------------------------------------------------
 
 
+def test_a_float64_reference_with_recorded_sampler_stays_float64(logps):
+    _, reference, sampler = logps
+    recorded = sampler.float()
+    anchor, beta = effective_anchor(reference, recorded, 0.1, 0.3)
+    exact(anchor, (0.1 * reference + 0.3 * recorded.double()) / 0.4)
+    assert (anchor.dtype, beta) == (torch.float64, 0.4)
+
+
 @anchored
 @pytest.mark.parametrize("beta", [0.1, 1 / 3, 7.0])
 def test_a_proximal_weight_of_zero_is_the_base_objective_bit_for_bit(loss, beta, logps):

@@ -14,9 +14,11 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, byte_tokenizer, fit, llama_config, on_policy, sgd, write_pairs
+from torch.utils.data import DataLoader
 from transformers import LlamaForSequenceClassification
 
 from lit_align.callbacks import Drift, ReferenceRefresh
+from lit_align.callbacks.run_report import memory_line
 from lit_align.data import Listwise, OfflinePairs, Sampling
 from lit_align.data.batches import Example, record_logps
 from lit_align.errors import UserError
@@ -377,8 +379,8 @@ def test_validation_logs_the_same_metrics_over_the_whole_set(tiny_model, in_tmp)
     ("schedule", "expected"),
     [
         ("constant", [0.5, 1, 1, 1, 1, 1]),
-        ("linear", [0.5, 1, 2 / 3, 0.5, 1 / 3, 1 / 6]),
-        ("cosine", [0.5, 1, 0.75, 0.5, 0.25, (1 - math.sqrt(0.75)) / 2]),
+        ("linear", [0.5, 1, 1, 3 / 4, 1 / 2, 1 / 4]),
+        ("cosine", [0.5, 1, 1, (1 + math.sqrt(0.5)) / 2, 1 / 2, (1 - math.sqrt(0.5)) / 2]),
     ],
 )
 def test_the_schedule_warms_up_and_follows_the_progress_of_the_run(tiny_model, in_tmp, schedule, expected):
@@ -386,6 +388,24 @@ def test_the_schedule_warms_up_and_follows_the_progress_of_the_run(tiny_model, i
     module = DPO(PolicyConfig(tiny_model), optimizer=sgd(1.0), schedule=schedule, warmup_steps=2)
     fit(module, OfflinePairs(write_pairs(in_tmp, 6), batch_size=3), watch, max_epochs=3)
     assert watch["train/learning_rate"] == pytest.approx(expected)
+
+
+def test_the_end_of_warm_up_survives_a_resume_of_a_longer_run(tiny_model, in_tmp):
+    """Two of four steps of warm-up; resumed at the third, of six by now."""
+    data, keep = (
+        write_pairs(in_tmp, 6),
+        ModelCheckpoint("kept", every_n_train_steps=1, save_top_k=-1, filename="{step}"),
+    )
+
+    def rates(*callbacks: Callback, **options: Any) -> list[float]:
+        watch = Watch()
+        module = DPO(PolicyConfig(tiny_model), optimizer=sgd(1.0), warmup_steps=2)
+        fit(module, OfflinePairs(data, batch_size=3), watch, *callbacks, **options)
+        return watch["train/learning_rate"]
+
+    assert rates(keep, max_epochs=2, enable_checkpointing=True) == pytest.approx([0.5, 1, 1, 0.5])
+    resumed = rates(max_epochs=3, ckpt_path="kept/step=3.ckpt")
+    assert resumed == pytest.approx([0.5, 1 / 2, 1 / 4])  # the first was set at the end of the step before
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tiny_model, pairs):
@@ -509,7 +529,7 @@ def test_optimizer_and_schedule_restart_each_round_if_set(tiny_model, in_tmp, wa
     fit(DPO(PolicyConfig(tiny_model), reset_optimizer_each_round=True, **options), data, restarted, max_epochs=3)
     fit(DPO(PolicyConfig(tiny_model), **options), data, continued, max_epochs=3)
     rounds = [[seen[1:] for seen in restarted.seen if seen[0] == number] for number in range(3)]
-    rates = [0.005, 0.01, 0.005, 0.0025] if warmup_steps else [0.01, 0.0075, 0.005, 0.0025]
+    rates = [0.005, 0.01, 0.01, 0.005] if warmup_steps else [0.01, 0.0075, 0.005, 0.0025]
     assert rounds[0] == rounds[1] == rounds[2] == [(step, pytest.approx(rate)) for step, rate in enumerate(rates)]
     assert [seen[1] for seen in continued.seen] == list(range(12))
 
@@ -535,3 +555,58 @@ def test_a_run_whose_optimizer_starts_anew_resumes_to_the_bit(tiny_model, in_tmp
     for checkpoint in saved:
         again = run(ckpt_path=str(checkpoint))
         assert all(torch.equal(whole[name], again[name]) for name in whole), checkpoint
+
+
+def test_an_objective_without_an_annotation_of_its_policy_is_told(tiny_model):
+    class Bare(DPO):
+        def __init__(self, policy, **kwargs):  # the command line then passes what it parsed
+            super().__init__(policy, **kwargs)
+
+    with pytest.raises(UserError, match=r"Bare must pass a PolicyConfig to its base class, which got list. Write `def"):
+        Bare(["path", tiny_model])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda batch: vars(batch), r"must be a PreferenceBatch .*, and is of type dict. Make a PreferenceBatch"),
+        (lambda batch: {"preferences": vars(batch)}, r"batch of 'preferences' must be a PreferenceBatch .* dict"),
+        (
+            lambda batch: dataclasses.replace(batch, response_ids=batch.response_ids[:, 0]),
+            r"`response_ids` has shape \[4, \d+\], but needs \[B>=1, K>=1, R\]",
+        ),
+        (
+            lambda batch: dataclasses.replace(batch, prompt_mask=batch.prompt_mask[:, 1:]),
+            r"`prompt_mask` has shape .* needs \[4, \d+\]\. Change it in the data module",
+        ),
+        (
+            lambda batch: dataclasses.replace(batch, response_mask=batch.response_mask.long()),
+            "`response_mask` is of type torch.int64, but needs torch.bool",
+        ),
+        (
+            lambda batch: dataclasses.replace(batch, rewards=torch.zeros(4)),
+            r"`rewards` has shape .4., but needs .4, 2",
+        ),
+    ],
+    ids=["dict", "named dict", "2-D responses", "prompt mask", "type of mask", "rewards"],
+)
+def test_a_batch_of_other_type_or_shape_is_named(tiny_model, pairs, spoil, message):
+    fit(DPO(PolicyConfig(tiny_model)), pairs, max_steps=1)
+    loader: Any = DataLoader([spoil(next(iter(pairs.train_dataloader())))], batch_size=None)
+    with pytest.raises(UserError, match=message):
+        fit(DPO(PolicyConfig(tiny_model)), loader)
+
+
+def test_the_header_counts_the_weights_of_policy_and_reference_apart(tiny_model, pairs):
+    def lines(*callbacks: Callback) -> dict[str, str]:
+        module = DPO(PolicyConfig(tiny_model), lora=LORA)
+        fit(module, pairs, *callbacks, max_steps=1)
+        return dict(module.describe()) | {"memory": memory_line(module)}
+
+    still, moving = lines(), lines(ReferenceRefresh(0.9, 1))
+    assert still["policy"] == moving["policy"]
+    assert "weights of its own" not in still["reference"]
+    assert re.search(r" MB \(0\.\d M weights of its own\)", moving["reference"])
+    assert still["memory"].partition(" = ")[2].partition(";")[0] in moving["memory"]
+    assert "reference" in moving["memory"]
+    assert "reference" not in still["memory"]
