@@ -87,7 +87,7 @@ def remove(path: Path) -> None:
 
 
 def check_hash(path: str | Path) -> None:
-    """Make sure that a checkpoint is as it was written; one without a hash file passes.
+    """Check that a checkpoint is as it was written; one without a hash file passes.
 
     Raises:
         UserError: it is not. The message offers the newest checkpoint of the folder that is.
@@ -128,7 +128,7 @@ def check_shards(folder: Path) -> Metadata:
 
 
 def _check_value(path: Path, offset: int, length: int) -> None:
-    """Make sure that a value in a shard that is not a tensor, such as a learning rate, is plain."""
+    """Check that a value in a shard that is not a tensor, such as a learning rate, is plain."""
     with path.open("rb") as file:
         file.seek(offset)
         value = io.BytesIO(file.read(length))

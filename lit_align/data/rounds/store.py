@@ -120,7 +120,7 @@ def _checksum(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _place(round_id: str, name: str) -> bytes:
-    """Which round, part and batch a file belongs to."""
+    """The round, part and batch that a file belongs to."""
     return f"{round_id}/{name}".encode()
 
 
