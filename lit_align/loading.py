@@ -133,7 +133,7 @@ def load_positions(config: PolicyConfig) -> int | None:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, config: PolicyConfig) -> None:
-    """Make sure that the model has an embedding for each token.
+    """Check that the model has an embedding for each token.
 
     Raises:
         UserError: another tokenizer was set, and it has more tokens.
@@ -142,7 +142,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
     if config.tokenizer is not None and len(tokenizer) > rows:
         raise UserError(
             f"data.tokenizer={config.tokenizer} must be a tokenizer of this model: it has {len(tokenizer)} tokens, but "
-            f"{config.path!r} has {rows} embeddings. Take one that fits."
+            f"{config.path!r} has {rows} embeddings. Use one that fits."
         )
 
 

@@ -193,7 +193,7 @@ def _finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
 
 @torch.no_grad()
 def check_logits(model: PreTrainedModel) -> None:
-    """Make sure that decoder, head and `_finish_logits` reproduce the model's own logits on a few tokens.
+    """Check that decoder, head and `_finish_logits` reproduce the model's own logits on a few tokens.
 
     Raises:
         NotImplementedError: the architecture computes its logits in another way.

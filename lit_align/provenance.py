@@ -27,7 +27,7 @@ def save(checkpoint: dict[str, Any], table: Table) -> None:
 
 
 def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str], *, adapter: bool) -> None:
-    """Make sure that a checkpoint is of this run.
+    """Check that a checkpoint is of this run.
 
     Args:
         accepted: Options whose change is intended.

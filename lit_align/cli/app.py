@@ -22,8 +22,10 @@ objectives, sweep over ``config``.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import zipfile
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -191,14 +193,17 @@ class AlignCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:  # a constructor's error is wrapped in the report of a value that fits no type
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError | ModuleNotFoundError):
-                cause = cause.__cause__
-            if isinstance(cause, ModuleNotFoundError):
-                raise UserError(f"a package is missing: {str(cause).splitlines()[0]}") from None
-            if cause is None:
-                raise
-            raise cause from None
+            for cause in _causes(error):
+                if isinstance(cause, UserError):
+                    raise cause from None
+                if isinstance(cause, ModuleNotFoundError):
+                    raise UserError(f"a package is missing: {str(cause).splitlines()[0]}") from None
+                if isinstance(cause, TypeError) and re.search(r"__init__\(\) missing \d", str(cause)):
+                    raise UserError(
+                        f"{cause}. Take it in the __init__ of your class, with its annotation, and pass it on; in "
+                        "an objective `policy: PolicyConfig`, and `super().__init__(policy, **kwargs)`."
+                    ) from None
+            raise
         saving = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
         if self._given.get("ckpt_path") == "last" and not any(
             each._find_last_checkpoints(self.trainer) for each in saving
@@ -243,3 +248,11 @@ class AlignCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyperparameters override the configuration."""
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what caused it, one after another."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__

@@ -1,4 +1,4 @@
-"""What data modules of preferences share: tokenization, held-out pairs, texts beside them, loaders that resume."""
+"""The base class of data modules: tokenization, held-out pairs, streams of texts, loaders that resume."""
 
 import os
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from lit_align.reference.copied import CopiedReference, RecordedReference
 
 
 class PairsDataModule(L.LightningDataModule):
-    """What data modules of preferences share: tokenization, validation pairs, loaders that resume.
+    """Base class of the data modules: tokenization, validation pairs, loaders that resume.
 
     Args:
         validation: Preference pairs whose loss and margins are logged as val/...; the same sources as for training. A
@@ -38,32 +38,32 @@ class PairsDataModule(L.LightningDataModule):
         test_split: Split of a saved or hub data set.
         batch_size: Prompts per batch and process.
         max_prompt_length: Longest prompt, in tokens.
-        max_response_length: Longest response in tokens, its end included; longer ones are cut, and counted.
-        long_prompts: What happens to a longer prompt, and to a row that the model has not enough positions for: an
-            error, drop the row, or cut the prompt's beginning (truncate_left).
-        columns: What each column that is read is made of: a column's name, a dotted path (answers.0.text), or a
-            template ("{instruction}\n{input}"). For training, validation and test.
+        max_response_length: Longest response, in tokens, its end token included; longer ones are cut and counted.
+        long_prompts: Treatment of a longer prompt, and of a row longer than the model's context: an error, drop the
+            row, or cut the prompt's beginning (truncate_left).
+        columns: Source of each column: a column's name, a dotted path (answers.0.text), or a template
+            ("{instruction}\n{input}"). For training, validation and test.
         ignore_columns: Columns that are left out although they may belong to the prompt.
-        turns: Of chats that are imitated, train on all of the assistant's turns or the last.
-        chat_template: Another chat template than the tokenizer's: a file, or its text. It is saved with the model.
+        turns: In chats to imitate, train on all of the assistant's turns or only on the last.
+        chat_template: Chat template in place of the tokenizer's: a file, or its text. It is saved with the model.
         template_args: Arguments of the chat template, such as enable_thinking; a row's own take precedence.
-        tokenizer: Hub name or folder of another tokenizer than the model's. It is saved with the model.
-        wrap_prompts_as_chat: Make plain prompts a user's turn. auto: where the objective does (RewardModel).
-        sft: Texts to imitate, trained on together with the preferences: as many batches, over and over. Their weight is
-            the objective's. Prompts with a response, chats, preferences (the better response), or plain texts. A path,
-            or a source with columns of its own.
+        tokenizer: Hub name or folder of a tokenizer in place of the model's. It is saved with the model.
+        wrap_prompts_as_chat: Turn plain prompts into a user's turn. auto: if the objective needs it (RewardModel).
+        sft: Texts to imitate, trained on together with the preferences: one batch per batch of preferences, repeated if
+            needed. Their weight is the objective's. Prompts with a response, chats, preferences (the better response),
+            or plain texts. A path, or a source with its own columns.
         sft_split: Split of a saved or hub data set.
-        pretraining: Texts as before pre-training's end, likewise.
+        pretraining: Pre-training texts, used in the same way.
         pretraining_split: Split of a saved or hub data set.
         text_batch_size: Texts of each kind per batch and process; None is batch_size.
-        group_by_length: Train on batches of examples of similar length: less padding in attention, less waiting between
-            processes. The order is random otherwise.
+        group_by_length: Train on batches of examples of similar length, for less padding in attention and less waiting
+            between processes. Otherwise the order is random.
         wait_minutes: How long a process waits for others that compute samples, scores or log-probabilities.
-        seed: Seed of the order of examples; None takes seed_everything's.
+        seed: Seed of the order of examples; None is seed_everything's.
     """
 
     trains_on_files = False
-    """Whether the training pairs come from files, of which a share can be held out."""
+    """Whether the training pairs come from files, so that a share can be held out."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class PairsDataModule(L.LightningDataModule):
             "max_response_length": max_response_length,
             "text_batch_size": text_batch_size,
         }.items():
-            if value is not None and not value >= 1:  # nan is not, either
+            if value is not None and not value >= 1:  # also refuses nan
                 raise UserError(f"data.{name}={value} must be at least 1.")
         if isinstance(validation, float | int):
             _check_share(validation, validation_split, self.trains_on_files, type(self).__name__)
@@ -129,7 +129,7 @@ class PairsDataModule(L.LightningDataModule):
         self._validation_examples: list[Example] | None = None
 
     def setup(self, stage: str) -> None:
-        """Give the trained module the tokenizer and the chat template, before it builds its model."""
+        """Give the trained module the tokenizer and the chat template before it builds its model."""
         assert self.trainer is not None
         _set_tokenizer(self.trainer.lightning_module, self.tokenizer_path, self.chat_template)
 
@@ -139,13 +139,13 @@ class PairsDataModule(L.LightningDataModule):
 
     @property
     def tokenizer(self) -> Any:
-        """The policy's."""
+        """The policy's tokenizer."""
         assert self.trainer is not None
         return self.trainer.lightning_module.tokenizer
 
     @property
     def preference_tokenizer(self) -> PreferenceTokenizer:
-        """Turns rows into tokens, as this run's options say."""
+        """Turns rows into tokens according to this run's options."""
         if self._preference_tokenizer is None:
             assert self.trainer is not None
             module = self.trainer.lightning_module
@@ -182,7 +182,7 @@ class PairsDataModule(L.LightningDataModule):
     def val_dataloader(self) -> ExampleLoader | list[Any]:
         if self.validation is None:
             if self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
-                raise UserError("validate: there are no pairs to validate on. Name some: --data.validation=PATH.")
+                raise UserError("validate needs pairs to validate on. Name some: --data.validation=PATH.")
             return []
         if self._validation_examples is None:
             given, kind = self.validation, self.needs.data_kind
@@ -213,19 +213,19 @@ class PairsDataModule(L.LightningDataModule):
             callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
             if all(type(callback).on_test_end is Callback.on_test_end for callback in callbacks):
                 raise UserError("test: there is nothing to test. Name pairs (--data.test=PATH), or configure win_rate.")
-            return range(1)  # a batch that is none: without any Lightning calls no hook, and `WinRate` needs one
+            return range(1)  # a dummy batch: without batches Lightning calls no hook, and `WinRate` needs one
         rows = self.source(self.test, self.test_split).read(self.needs.data_kind)
         return self._loader(self._held_out("test", self.test, rows), shuffle=False)
 
     def predict_dataloader(self) -> range:
         callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
         if all(type(callback).on_predict_end is Callback.on_predict_end for callback in callbacks):
-            raise UserError("predict: there are no prompts to answer. Name some: --predictions.prompts=PATH.")
-        return range(1)  # a batch that is none: without any Lightning calls no hook, and `Predictions` needs one
+            raise UserError("predict needs prompts to answer. Name some: --predictions.prompts=PATH.")
+        return range(1)  # a dummy batch: without batches Lightning calls no hook, and `Predictions` needs one
 
     @property
     def needs(self) -> DataNeeds:
-        """What the trained module needs from its data."""
+        """The needs of the trained module from its data."""
         assert self.trainer is not None
         return needs_of(self.trainer.lightning_module)
 
@@ -235,7 +235,7 @@ class PairsDataModule(L.LightningDataModule):
         return False
 
     def check_sampler(self) -> None:
-        """Make sure that training examples carry log π_s where the objective reads it.
+        """Check that training examples carry log π_s if the objective reads it.
 
         Raises:
             UserError: they do not.
@@ -243,8 +243,8 @@ class PairsDataModule(L.LightningDataModule):
         assert self.trainer is not None
         if self.needs.reads_sampler and not self.records_sampler:
             raise UserError(
-                f"{type(self.trainer.lightning_module).__name__}, as it is configured, reads log π_s of each response "
-                f"(model.proximal, SPPO's model.estimate_baseline), which {type(self).__name__} as it is configured "
+                f"{type(self.trainer.lightning_module).__name__}, as configured, reads log π_s of each response "
+                f"(model.proximal, SPPO's model.estimate_baseline), which {type(self).__name__} as configured "
                 "does not record. Use OnPolicyPairs with record_sampler=true, or leave these options out."
             )
 
@@ -253,7 +253,7 @@ class PairsDataModule(L.LightningDataModule):
         return Source(path, split=split, columns=self.columns, ignore_columns=self.ignore_columns, turns=self.turns)
 
     def make_examples(self, rows: Rows, path: str, pairing: PairingRule) -> Examples:
-        """Tokenized examples of rows, as the objective takes them."""
+        """Tokenized examples of rows, in the form that the objective needs."""
         made = make_examples(rows, path, self.needs.data_kind, self.preference_tokenizer, pairing, self.seed)
         if self.needs.needs_mismatched:
             made = made._replace(examples=with_mismatched(with_labels(made.examples)))
@@ -288,7 +288,7 @@ class PairsDataModule(L.LightningDataModule):
         return loader
 
     def check_pairing(self, pairing: PairingRule) -> None:
-        """Make sure that the objective can train on what the rule makes; raises a UserError if not."""
+        """Check that the objective can train on the rule's examples; raise a UserError if not."""
         assert self.trainer is not None
         check_pairing(pairing, self.needs, type(self.trainer.lightning_module).__name__)
 
@@ -298,12 +298,12 @@ class PairsDataModule(L.LightningDataModule):
         self.texts.read(self.trainer.lightning_module, self.preference_tokenizer, self.seed)
 
     def with_texts(self, loader: ExampleLoader) -> ExampleLoader | CombinedLoader:
-        """The loader of the preferences, together with one of as many batches for each stream of texts."""
+        """The loader of the preferences, combined with a loader of equal length for each stream of texts."""
         assert self.trainer is not None
         return self.texts.beside(loader, self.trainer, self.text_batch_size or self.batch_size)
 
     def identity(self) -> Table:
-        """All that determines the training batches; a resumed run must have the same."""
+        """Everything that determines the training batches; a resumed run must have the same."""
         assert self.trainer is not None
         return self.texts.identity() | {
             "data": type(self).__name__,
@@ -320,7 +320,7 @@ class PairsDataModule(L.LightningDataModule):
         yield from self.texts.describe()
 
     def _describe_example(self, example: Example) -> Iterator[tuple[str, str]]:
-        """One decoded example, special tokens included: what the model really sees."""
+        """One decoded example, special tokens included, exactly as the model reads it."""
         K = len(example.response_ids) - example.mismatched
         several = ["chosen", "rejected"] if K == 2 else [f"response {k}" for k in range(K)]
         names = [*(several if K > 1 else ["response"]), "mismatched"]
@@ -335,7 +335,7 @@ def _shown(text: str, width: int = 300) -> str:
 
 
 def _check_share(share: float, split: str | None, trains_on_files: bool, name: str) -> None:
-    """Make sure that a share of the training data can be held out."""
+    """Check that a share of the training data can be held out."""
     if not trains_on_files:
         raise UserError(
             f"data.validation={share} has no effect: a share is held out of data.train, which {name} does not have. "

@@ -44,7 +44,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
-            raise UserError(f"data.train: weight={self.weight} of {self.path} must be above 0. Take the source out.")
+            raise UserError(f"data.train: weight={self.weight} of {self.path} must be above 0. Leave the source out.")
 
     def read(self, kind: Kind) -> Rows:
         """Read the rows."""
@@ -110,7 +110,7 @@ def make_examples(
         counts[f"groups of other than {K} responses"] += sizes.total() - most
         examples = [example for example in examples if len(example.response_ids) == K]
     if not examples:
-        raise UserError(f"{path}: nothing is left to train on: {listing(counts)}.")
+        raise UserError(f"{path}: no row remains to train on: {listing(counts)}.")
     names = {"preferences": "groups", "labelled": "labelled responses"}
     what = "pairs" if len(examples[0].response_ids) == 2 else names.get(kind, "texts")
     line = f"{len(examples)} {what} from {path}: {rows.description}"
@@ -118,7 +118,7 @@ def make_examples(
 
 
 def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int = 0) -> None:
-    """Make sure that the tokens of the first rows and of a sample of the others spell the text that they come from.
+    """Check that the tokens of the first rows and of a sample of the others spell the text that they come from.
 
     Raises:
         UserError: the tokens of a row do not.
@@ -156,7 +156,7 @@ def hold_out(parts: Sequence[Rows], share: float, seed: int) -> tuple[list[Rows]
 
 
 def check_joinable(sources: Sequence[Source], parts: Sequence[Sequence[Example]]) -> None:
-    """Make sure that a batch can hold examples of all sources.
+    """Check that a batch can hold examples of all sources.
 
     Raises:
         UserError: they differ in the number of responses, or only some have rewards or labels.
@@ -213,7 +213,7 @@ def _pairs_of(row: Row, tokenizer: PreferenceTokenizer, pairing: PairingRule) ->
 
 
 def _check_alike(rows: Rows) -> None:
-    """Make sure that all rows have rewards and labels, or none: a batch has a number for each response, or for none."""
+    """Check that all rows have rewards and labels, or none: a batch has a number for each response, or for none."""
     for row in rows:
         for name in ("rewards", "labels"):
             has, first_has = (getattr(each, name) is not None for each in (row, rows[0]))
@@ -225,7 +225,7 @@ def _check_alike(rows: Rows) -> None:
 
 
 def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str) -> None:
-    """Make sure that an objective can train on what a pairing rule makes.
+    """Check that an objective can train on a pairing rule's examples.
 
     Args:
         name: The objective's, in messages.

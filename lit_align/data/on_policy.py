@@ -339,7 +339,7 @@ class OnPolicyPairs(PairsDataModule):
 
 
 def check_file_pairs(module: PreferenceObjective, option: str, source: Source, instead: str) -> None:
-    """Make sure that the pairs of a file have what the objective reads; unlike a round's, they record no sampler.
+    """Check that the pairs of a file have what the objective reads; unlike a round's, they record no sampler.
 
     Args:
         option: Where the file is configured.
@@ -362,7 +362,7 @@ def check_file_pairs(module: PreferenceObjective, option: str, source: Source, i
 
 
 def check_settings(begun: CurrentRound, settings: dict[str, Any]) -> None:
-    """Make sure that a round that a checkpoint is in the middle of has the same prompts and settings now."""
+    """Check that a round that a checkpoint is in the middle of has the same prompts and settings now."""
     if different := [name for name, value in settings.items() if begun.key.get(name) != value]:
         options = [f"{'model' if name == 'policy.temperature' else 'data'}.{name}" for name in different]
         raise UserError(

@@ -200,7 +200,7 @@ class ChatRenderer:
         ) from refusal
 
     def _check_complete(self, row: Row, answer: Answer, whole: str, start: int) -> None:
-        """Make sure that the template puts all of the answer's text into the response, but for white space."""
+        """Check that the template puts all of the answer's text into the response, but for white space."""
         rendered = squeezed(whole)
         for text in _texts(answer):
             place = rendered.rfind(squeezed(text))

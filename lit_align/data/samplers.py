@@ -344,7 +344,7 @@ def weight_sums(weights: Iterable[Tensor]) -> tuple[int, int]:
 
 @torch.no_grad()
 def check_weights(sampler: Sampler, policy: Policy, dtype: torch.dtype) -> None:
-    """Make sure that a sampler samples with the policy's weights.
+    """Check that a sampler samples with the policy's weights.
 
     Raises:
         UserError: it has other weights.

@@ -143,7 +143,7 @@ def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[i
 
 
 def check_positions(positions: int | None, prompts: Sequence[Sequence[int]], sampling: Sampling, where: str) -> None:
-    """Make sure that a model has places for the longest prompt and its responses.
+    """Check that a model has places for the longest prompt and its responses.
 
     Args:
         positions: How many tokens the model can read, if it says so.

@@ -1,10 +1,10 @@
-"""From texts to token ids, within stated limits; rows that do not fit are counted.
+"""From texts to token ids, within configured limits; rows that do not fit are counted.
 
-Prompt + response is tokenized as one text and cut where the response begins, so that the model reads the tokens that
-its tokenizer makes of the whole. Where a token spans both, prompt and response are tokenized apart, and together they
-spell the same text. Plain prompts begin with the special tokens that the tokenizer begins a text with, once, even if
-the text spells them out. A response ends with the token that ends the assistant's turn (or the text), once, so that the
-policy learns to stop. Special tokens that a chat or a response spells out act as such; they are counted.
+Prompt + response is tokenized as one text and cut where the response begins, so the model reads the tokens that its
+tokenizer gives for the whole. If a token would span both, prompt and response are tokenized separately, and together
+they spell the same text. Plain prompts begin with the tokenizer's initial special tokens, only once even if the text
+contains them. A response ends with one token that ends the assistant's turn (or the text), so the policy learns to
+stop. Special tokens in the text of a chat or a response act as special tokens; they are counted.
 """
 
 import os
@@ -33,16 +33,16 @@ class TokenizedRow(NamedTuple):
 
 
 class PreferenceTokenizer:
-    """Turns rows into tokens within stated limits, and counts the rows that do not fit.
+    """Turns rows into tokens within the limits, and counts the rows that do not fit.
 
     Args:
         max_prompt_length: Longest prompt, in tokens.
-        max_response_length: Longest response, in tokens, its end included; longer ones lose their end (and its token).
-        long_prompts: What happens to a longer prompt, and to a row longer than `positions`: an error, the row is
-            dropped, or the prompt's beginning is cut (truncate_left), after the token that begins a text.
+        max_response_length: Longest response, in tokens, its end token included; longer ones are cut at the end.
+        long_prompts: Treatment of a longer prompt, and of a row longer than `positions`: an error, drop the row, or cut
+            the prompt's beginning, but not the token that begins a text (truncate_left).
         template_args: Arguments of the chat template.
         wraps_prompts: Make a plain prompt the user's turn of a chat.
-        positions: The most tokens that the model can read, prompt and response together; None if it has no limit.
+        positions: The model's maximum number of tokens, prompt and response together; None without a limit.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PreferenceTokenizer:
         wraps_prompts: bool = False,
         positions: int | None = None,
     ):
-        self.tokenizer: Any = tokenizer  # the stubs' unions of all that it can return help nobody
+        self.tokenizer: Any = tokenizer  # the stubs' union types are too wide to be useful
         self.renderer = ChatRenderer(tokenizer, template_args)
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
@@ -72,32 +72,32 @@ class PreferenceTokenizer:
     # --- a row ---
 
     def prompt_ids(self, row: Row) -> list[int] | None:
-        """Tokens of the prompt, as a response is sampled to it; None where the row is to be dropped.
+        """Tokens of the prompt, as in sampling; None if the row is dropped.
 
         Raises:
-            UserError: the prompt is too long (by the rule `error`), or a chat without a chat template or of messages
-                that the template refuses.
+            UserError: the prompt is too long (under the rule `error`), or it is a chat, and the chat template is
+                missing or rejects the messages.
         """
-        row = self._as_asked(row)
+        row = self._with_wrapped_prompt(row)
         self._count_specials(row)
         plain = isinstance(row.prompt, str)
         _, ids = self._opening(row.prompt if isinstance(row.prompt, str) else self.renderer.prompt(row), plain)
         return self._limited(ids, self.max_prompt_length, f"max_prompt_length={self.max_prompt_length}", row)
 
     def prompts(self, rows: Iterable[Row]) -> tuple[list[tuple[Row, list[int]]], Counter[str]]:
-        """The rows that are not dropped, with the tokens of their prompts; and how many were dropped, cut, noted."""
+        """The rows that are kept, with the tokens of their prompts, and counts of dropped, cut and noted rows."""
         self.counts.clear()
         encoded = [(row, self.prompt_ids(row)) for row in rows]
         return [(row, ids) for row, ids in encoded if ids is not None], self.counts.copy()
 
     def row(self, row: Row) -> TokenizedRow | None:
-        """Tokens of the prompt and its responses, their ends included unless they are cut; None where it is dropped.
+        """Tokens of the prompt and its responses, end tokens included unless cut; None if the row is dropped.
 
         Raises:
-            UserError: as for `prompt_ids`, or the template has no one rendering of the prompt for all responses, or the
-                row is longer than the model can read (by the rule `error`).
+            UserError: as for `prompt_ids`; or the template renders the prompt differently for different responses; or
+                the row is longer than the model can read (under the rule `error`).
         """
-        row = self._as_asked(row)
+        row = self._with_wrapped_prompt(row)
         self._count_specials(row)
         tokens = self.tokens(self.rendering(row), plain=isinstance(row.prompt, str))
         if tokens is None:
@@ -120,22 +120,22 @@ class PreferenceTokenizer:
         return None if prompt_ids is None else TokenizedRow(prompt_ids, responses)
 
     def response_ids(self, row: Row) -> list[list[int]]:
-        """Tokens of the responses alone, whatever the length of their prompt.
+        """Tokens of the responses alone, regardless of the prompt's length.
 
         Raises:
             UserError: as for `row`, or no tokens of a response spell its text after the prompt.
         """
-        row = self._as_asked(row)
+        row = self._with_wrapped_prompt(row)
         tokens = self.tokens(self.rendering(row), plain=isinstance(row.prompt, str))
         if tokens is None:
             raise UserError(
-                f"{row.source}: no tokens of the response spell its text after the prompt. Take the row out, or begin "
+                f"{row.source}: no tokens of the response spell its text after the prompt. Leave the row out, or begin "
                 "the response with a space or a new line."
             )
         return [self._cut(ids) for ids in tokens.response_ids]
 
     def rendering(self, row: Row) -> Rendering:
-        """The text of the prompt and of each response, as the chat template puts them; plain text as it is."""
+        """The text of the prompt and of each response, as the chat template renders them; plain text is unchanged."""
         if not isinstance(row.prompt, str):
             return self.renderer.rendering(row)
         texts = [text for text in row.responses if isinstance(text, str)]
@@ -145,8 +145,8 @@ class PreferenceTokenizer:
             )
         return Rendering(row.prompt, tuple(texts))
 
-    def _as_asked(self, row: Row) -> Row:
-        """The row, its plain prompt as a chat where that is wanted."""
+    def _with_wrapped_prompt(self, row: Row) -> Row:
+        """The row, with a plain prompt as a chat if `wraps_prompts` is set."""
         if not self.wraps_prompts or not isinstance(row.prompt, str) or not row.prompt:
             return row
         return replace(row, prompt=[{"role": "user", "content": row.prompt}])
@@ -158,9 +158,9 @@ class PreferenceTokenizer:
     # --- text to tokens ---
 
     def tokens(self, rendering: Rendering, *, plain: bool) -> TokenizedRow | None:
-        """Tokens of a rendering, within no limits; each response ends with a token at which sampling ends.
+        """Tokens of a rendering, without limits; each response ends with a token at which sampling ends.
 
-        None where no tokens of a response, after those of the prompt, spell the text of both.
+        None if no tokens of a response, after those of the prompt, spell the text of both.
         """
         begin, prompt_ids = self._opening(rendering.prompt, plain)
         wholes = [begin + self._encode(rendering.prompt + text, begin) for text in rendering.responses]
@@ -176,7 +176,7 @@ class PreferenceTokenizer:
         return TokenizedRow(prompt_ids, responses)
 
     def _opening(self, prompt: str, plain: bool) -> tuple[list[int], list[int]]:
-        """The tokens that begin a text, and those of a prompt, begun with them; never none at all."""
+        """The tokens that begin a text, and the prompt's tokens including them; at least one token."""
         begin = self._begin if plain else []
         ids = begin + self._encode(prompt, begin)
         if not ids:
@@ -185,7 +185,7 @@ class PreferenceTokenizer:
         return begin, ids
 
     def _encode(self, text: str, begin: Sequence[int]) -> list[int]:
-        """Tokens of a text, without the beginning of a sequence that it spells out where one is there already."""
+        """Tokens of a text; a beginning-of-sequence token in the text is left out if `begin` has one."""
         ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
         doubled = ids[:1] == list(begin[-1:]) == [self.tokenizer.bos_token_id]
         return ids[1:] if doubled else ids
@@ -193,7 +193,7 @@ class PreferenceTokenizer:
     def _prompt_within(
         self, rendering: Rendering, begin: list[int], wholes: list[list[int]], prompt_ids: list[int]
     ) -> list[int] | None:
-        """The prompt's tokens as all wholes have them, where they differ from those of the prompt alone."""
+        """The prompt's tokens that all wholes share, if they differ from the tokens of the prompt alone."""
         if not self.tokenizer.is_fast:
             return None
         prompts = []
@@ -209,9 +209,9 @@ class PreferenceTokenizer:
         return first if same else None
 
     def _continuation(self, prompt_ids: list[int], text: str, whole: list[int]) -> list[int] | None:
-        """Tokens of a response that spell it after the prompt, where a token of the whole spans both.
+        """Tokens of a response that spell it after the prompt, for a whole with a token that spans both.
 
-        Tokenizers such as SentencePiece's begin a text with a space of their own; after another text they do not.
+        Tokenizers such as SentencePiece's add a space at the beginning of a text, but not after another text.
         """
         expected = unicodedata.normalize("NFC", self._decode(whole))
         for before in ("", "\n", "a", ".", "0", "|", " "):
@@ -226,21 +226,21 @@ class PreferenceTokenizer:
     def _ended(self, ids: list[int], plain: bool) -> list[int]:
         if plain:
             return ids if ids[-1:] == [self._eos] else [*ids, self._eos]
-        ends = self._special_ids if self.renderer.turn_end else self.end_ids()  # a call of a tool may end otherwise
+        ends = self._special_ids if self.renderer.turn_end else self.end_ids()  # a tool call may end differently
         return ids if ids and ids[-1] in ends else [*ids, self._turn_end]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def check(self, row: Row) -> None:
-        """Make sure that the row's tokens, decoded, are the tokenizer's own reading of prompt + response as one text.
+        """Check that the row's tokens decode to the same text as the tokenizer's tokens of prompt + response.
 
-        A text that the tokenizer itself does not give back (it lowers the case, say) is counted.
+        A text that the tokenizer itself changes (to lower case, for example) is counted.
 
         Raises:
-            UserError: they are not.
+            UserError: the texts differ.
         """
-        row = self._as_asked(row)
+        row = self._with_wrapped_prompt(row)
         rendering = self.rendering(row)
         plain = isinstance(row.prompt, str)
         tokens = self.tokens(rendering, plain=plain)
@@ -258,7 +258,7 @@ class PreferenceTokenizer:
                     f"{row.source}: the tokens of prompt and response do not spell their text:\n"
                     f"  text:   {around(own, place)}\n"
                     f"  tokens: {around(decoded, place)}\n"
-                    "Take another tokenizer (data.tokenizer), and please report this."
+                    "Use another tokenizer (data.tokenizer), and please report this."
                 )
             if squeezed(whole) not in squeezed(own):
                 self.counts["of the rows looked at have characters that the tokenizer changes"] += 1
@@ -266,7 +266,7 @@ class PreferenceTokenizer:
     # --- limits ---
 
     def _limited(self, ids: list[int], most: int, limit: str, row: Row) -> list[int] | None:
-        """The prompt, cut where it is too long and that is the rule; None where the row is dropped."""
+        """The prompt, cut if it is too long and the rule says so; None if the row is dropped."""
         if len(ids) <= most:
             return ids
         if self.long_prompts == "error":
@@ -277,7 +277,7 @@ class PreferenceTokenizer:
         self.counts[f"prompts too long, {'cut' if self.long_prompts == 'truncate_left' else 'dropped'}"] += 1
         if self.long_prompts == "drop":
             return None
-        start = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []  # without it a model reads what it never saw
+        start = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []  # models are trained with it
         return start + ids[len(ids) - max(0, most - len(start)) :]
 
     def _cut(self, ids: list[int]) -> list[int]:
@@ -301,18 +301,18 @@ class PreferenceTokenizer:
 
     @cached_property
     def _turn_end(self) -> int:
-        """The token that ends the assistant's turn; the text's end where the template puts none, or there is none."""
+        """The token that ends the assistant's turn; without one or without a template, the end-of-sequence token."""
         end = self.renderer.turn_end if self.tokenizer.chat_template else ""
         return self.tokenizer.convert_tokens_to_ids(end) if end else self._eos
 
 
 def listing(counts: Mapping[str, int]) -> str:
-    """What was skipped, as a phrase: 3 prompts too long, dropped."""
+    """The counts as a phrase: 3 prompts too long, dropped."""
     return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none was skipped"
 
 
 def in_place(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str:
-    """A response decoded after its prompt: some tokenizers drop the space that begins a text of its own."""
+    """A response decoded after its prompt: some tokenizers drop a space at the beginning of a text."""
     prompt, whole = (tokenizer.decode(ids) for ids in (prompt_ids, [*prompt_ids, *response_ids]))
     return whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(response_ids)
 

@@ -41,7 +41,7 @@ def check_positive(**options: float) -> None:
 
 
 def check_policy_config(objective: str, policy: object) -> None:
-    """Make sure that an objective passes on which model is trained.
+    """Check that an objective passes on which model is trained.
 
     Raises:
         UserError: it does not; without an annotation the command line cannot make a PolicyConfig of the options.
@@ -55,7 +55,7 @@ def check_policy_config(objective: str, policy: object) -> None:
 
 
 def check_batch(batch: object) -> None:
-    """Make sure that a training batch is a `PreferenceBatch` whose tensors fit together, or several by name.
+    """Check that a training batch is a `PreferenceBatch` whose tensors fit together, or several by name.
 
     Raises:
         UserError: names the first tensor that does not fit, with its shape and the one that it needs.

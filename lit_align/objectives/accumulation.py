@@ -1,8 +1,8 @@
-"""What an optimizer step is made of: the weights of its micro-batches, and the means that are logged of it.
+"""Gradient accumulation: the weights of a step's micro-batches, and the logged means over them.
 
 With A = `accumulate_grad_batches`, Lightning divides the loss of each micro-batch by A and adds up the gradients. The
-mean loss of n out of the step's N examples is therefore multiplied by A·n/N. So the step equals that of one batch of N
-examples, also at the end of an epoch, where fewer than A micro-batches may be left, and where their sizes differ.
+mean loss of n out of the step's N examples is therefore multiplied by A·n/N. So the step equals a step on one batch
+of N examples, even if micro-batches differ in size or fewer than A are left at the end of an epoch.
 """
 
 from collections.abc import Mapping

@@ -38,12 +38,12 @@ def learning_rate_factor(
 
 
 class Completed(NamedTuple):
-    """What a run has completed, apart from how long it is to be: a resumed run may be longer.
+    """The completed part of a run, without its total length: a resumed run may be longer.
 
     Args:
         steps: Optimizer steps.
         epochs: Epochs.
-        share: Share of the present epoch's batches; None where their number is unknown.
+        share: Share of the current epoch's batches; None if their number is unknown.
     """
 
     steps: int
@@ -52,21 +52,21 @@ class Completed(NamedTuple):
 
     @classmethod
     def of_run(cls, trainer: Trainer) -> "Completed":
-        """What a run has completed now."""
+        """The part of a run that is completed now."""
         loop = trainer.fit_loop
         known = math.isfinite(loop.max_batches)
         share = (loop.epoch_loop.batch_idx + 1) / loop.max_batches if known and loop.max_batches else 0.0
         return cls(trainer.global_step, trainer.current_epoch, share if known else None)
 
     def of(self, trainer: Trainer) -> float:
-        """As a share of the run: by epochs and their batches, or by steps where `max_steps` is nearer."""
+        """As a share of the run: by epochs and their batches, or by steps if `max_steps` comes first."""
         by_steps = self.steps / trainer.max_steps if trainer.max_steps > 0 else 0.0
         if not trainer.max_epochs or trainer.max_epochs < 0 or self.share is None:
             return min(1.0, by_steps)
         return min(1.0, max(by_steps, (self.epochs + self.share) / trainer.max_epochs))
 
     def of_round(self, trainer: Trainer) -> float:
-        """As a share of the present round (epoch); of the run where the number of its batches is unknown."""
+        """As a share of the current round (epoch), or of the run if the number of batches is unknown."""
         return self.of(trainer) if self.share is None else min(1.0, self.share)
 
 

@@ -466,6 +466,17 @@ def test_a_package_that_a_logger_needs_is_named(capsys: pytest.CaptureFixture[st
     assert "error: a package is missing: Neither `tensorboard` nor" in capsys.readouterr().err
 
 
+def test_an_objective_that_passes_no_policy_on_is_told(capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch):
+    code = "from lit_align.objectives import DPO\nclass Bare(DPO):\n    def __init__(self, weight: float = 1.0):\n"
+    (folder / "bare_objective.py").write_text(code + "        super().__init__()\n")
+    monkeypatch.syspath_prepend(str(folder))
+    with pytest.raises(SystemExit):
+        main(["fit", "--model=bare_objective.Bare", "--data=OfflinePairs", "--data.train=pairs.jsonl"])
+    said = capsys.readouterr().err
+    assert "missing 1 required positional argument: 'policy'. Take it in the __init__ of your class" in said
+    assert "Traceback" not in said
+
+
 def test_the_last_checkpoint_is_found_by_its_name(fit: Callable[..., None]):
     saving = "--trainer.enable_checkpointing=true"
     fit(saving)

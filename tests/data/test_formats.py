@@ -1,4 +1,4 @@
-"""Rows of every format are told apart, read, counted, and refused in words."""
+"""Rows of every layout are detected, read, counted, and refused with a clear message."""
 
 import json
 from collections import Counter
@@ -68,7 +68,7 @@ def test_explicit_pairs_of_text_are_read_as_they_stand(read: Read):
         {"chosen": chat("Q", "good"), "rejected": chat("Q", "bad")},
         {"chosen": "\n\nHuman: Q\n\nAssistant: good", "rejected": "\n\nHuman: Q\n\nAssistant: bad"},
     ],
-    ids=["text behind", "messages behind", "included", "text before", "ultrafeedback", "implicit", "transcript"],
+    ids=["text after", "messages after", "included", "text before", "ultrafeedback", "implicit", "transcript"],
 )
 def test_every_layout_of_a_chat_gives_the_same_row(read: Read, row: dict[str, Any]):
     assert read(row)[0] == Row(chat("Q"), ("good", "bad"), source="rows.jsonl:1")
@@ -396,17 +396,17 @@ def test_a_split_is_chosen_by_name_and_train_is_meant_without_one(tmp_path: Path
 
 
 def test_a_hub_name_is_loaded_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch):
-    asked = []
+    calls = []
 
     def load_dataset(*args: object, **kwargs: object) -> Dataset:
-        asked.append((args, kwargs))
+        calls.append((args, kwargs))
         return Dataset.from_list([PAIR])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     rows = read_rows("openai/summaries:comparisons", split="validation", kind="preferences")
     assert rows[0].source == "openai/summaries:comparisons[validation]:1"
     read_rows("openai/summaries", kind="preferences")
-    assert asked == [
+    assert calls == [
         (("openai/summaries", "comparisons"), {"split": "validation"}),
         (("openai/summaries", None), {"split": "train"}),
     ]

@@ -72,7 +72,7 @@ def test_any_rows_become_batches_within_the_limits_or_are_counted(drawn, chat):
             row for row in drawn if whole(row[1]).strip() and whole(row[2]).strip() and whole(row[1]) != whole(row[2])
         ]
         if not good:
-            with pytest.raises(ValueError, match="nothing is left"):
+            with pytest.raises(ValueError, match="no row remains"):
                 read_rows(path, kind="preferences")
             return
         read = read_rows(path, kind="preferences")
@@ -112,7 +112,7 @@ def test_only_different_and_non_empty_texts_are_paired(drawn, all_pairs):
         try:
             (read,) = read_rows(path, kind="preferences")
         except DataError as error:
-            assert "nothing is left" in str(error)  # noqa: PT017  # it depends on what was drawn
+            assert "no row remains" in str(error)  # noqa: PT017  # it depends on what was drawn
             return
     made = small(max_response_length=6)
     ids = made.response_ids(read)

@@ -106,8 +106,8 @@ def test_unread_sampler_logps_can_be_left_out(tiny_model, in_tmp, objective):
 @pytest.mark.parametrize(
     ("module", "callbacks", "said"),
     [
-        (lambda policy: DPO(policy, proximal=0.1), [], r"DPO, as it is configured, reads log π_s .*record_sampler"),
-        (lambda policy: SPPO(policy, estimate_baseline=True), [], "SPPO, as it is configured, reads log π_s"),
+        (lambda policy: DPO(policy, proximal=0.1), [], r"DPO, as configured, reads log π_s .*record_sampler"),
+        (lambda policy: SPPO(policy, estimate_baseline=True), [], "SPPO, as configured, reads log π_s"),
         (lambda policy: DPO(policy), [Drift()], "drift reads log π_s"),
     ],
 )

@@ -45,7 +45,7 @@ def test_accumulated_batches_are_one_batch_of_their_examples(tiny_model, in_tmp,
     for size, times in ((2, accumulate), (2 * accumulate, 1)):
         policy = PolicyConfig(tiny_model, dtype="float64")
         module = make(policy, lora=lora, optimizer=sgd(0.3), beta=0.5, schedule="constant")
-        data = OfflinePairs(pairs, batch_size=size, seed=1, **({"sft": texts} if make is MPO else {}))
+        data = OfflinePairs(pairs, batch_size=size, seed=1, sft=texts if make is MPO else None)
         steps = Steps()
         runs.append((train(module, data, steps, accumulate_grad_batches=times, max_epochs=3), steps.logged))
     (cut, cut_log), (whole, whole_log) = runs
@@ -60,10 +60,12 @@ def test_a_foreign_loader_counts_its_last_micro_batches_alike(tiny_model, in_tmp
     """Three batches of two, accumulated by two: the third is a step of its own, as large as without accumulation."""
     source = OfflinePairs(write_pairs(in_tmp, 6), batch_size=2, seed=1)
     fit(DPO(PolicyConfig(tiny_model)), source, max_steps=1)
-    examples = source.train_dataloader().examples
+    loader: Any = source.train_dataloader()
+    examples = loader.examples
     weights = []
     for batches, times in (([range(4), range(4, 6)], 1), ([range(2), range(2, 4), range(4, 6)], 2)):
-        loader: Any = DataLoader([collate([examples[i] for i in some], [*some]) for some in batches], batch_size=None)
+        made: Any = [collate([examples[i] for i in some], [*some]) for some in batches]
+        loader = DataLoader(made, batch_size=None)
         module = DPO(PolicyConfig(tiny_model, dtype="float64"), optimizer=sgd(0.3), schedule="constant")
         weights.append(train(module, loader, accumulate_grad_batches=times))
     assert farthest(*weights) < 1e-10

@@ -236,7 +236,7 @@ def test_a_text_whose_likelihood_is_no_number_is_named(tiny_model, in_tmp, texts
     def spoilt(logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return torch.where(torch.arange(len(logps)) == 1, torch.nan, sft_loss(logps, lengths))
 
-    monkeypatch.setattr("lit_align.objectives._likelihood.sft_loss", spoilt)
+    monkeypatch.setattr("lit_align.objectives.base.sft_loss", spoilt)
     with pytest.raises(UserError, match=r"the loss of step 0 is nan, from examples \[\d\] of data.sft"):
         fit(MPO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp), sft=texts["sft"]))
 
@@ -271,5 +271,6 @@ def test_a_module_with_its_text_weights_is_loaded_from_its_checkpoint(tiny_model
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module.configure_model()
     trainer.strategy.connect(module)
+    module.trainer = trainer
     trainer.save_checkpoint(tmp_path / "mpo.ckpt", weights_only=True)
     assert MPO.load_from_checkpoint(tmp_path / "mpo.ckpt").text_weights == module.text_weights

@@ -1,10 +1,10 @@
-"""From raw rows to typed rows. Whatever a data module reads passes through `read_rows`.
+"""From raw rows to typed rows. Data modules read all data through `read_rows`.
 
     file, folder, hub ──▶ Record (columns as they are) ──Format.parse──▶ Row (prompt, responses) ──▶ kind
 
-The format is detected once, by the first row, in the order of `FORMATS`; every further row must fit it. Prompts
-are all plain text or all chats; a response is always text, in a chat the content of its last turn. What a rule
-leaves out is counted under its reason; what no rule covers is an error that names the row.
+The layout is detected once, from the first row, in the order of `LAYOUTS`; all other rows must fit it. Prompts are all
+plain text or all chats. A response is text (in a chat, the content of its last turn) or a message with further keys.
+Rows that a rule leaves out are counted by reason; a row that no rule covers is an error that names it.
 """
 
 from lit_align.data.formats.read import read_rows

@@ -12,7 +12,7 @@ from lit_align.errors import shown
 
 SYSTEM = "system|system_prompt|system_message"
 QUESTIONS = "instruction|question|query|problem|input|context"
-"""Columns that hold a prompt where none is named so."""
+"""Columns that hold a prompt if none is named `prompt`."""
 HISTORY = "history"
 TEMPLATE_ARGS = "chat_template_kwargs|chat_template_args"
 _RENDERING = ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message")
@@ -38,7 +38,7 @@ def with_columns_beside(row: Row, record: Record, *, may_become_chat: bool) -> R
     """The row with the earlier turns, the system message, the beginning of the answer and the tools of its record.
 
     Args:
-        may_become_chat: Whether a plain prompt becomes a user's turn where one of these columns needs a chat.
+        may_become_chat: Whether a plain prompt becomes a user's turn if one of these columns needs a chat.
     """
     name = record.filled(HISTORY)
     if name and name not in record.read and (may_become_chat or isinstance(row.prompt, list)):
@@ -87,14 +87,14 @@ def _history(record: Record, name: str) -> list[Message]:
 
 
 def _with_system(row: Row, record: Record, *, may_become_chat: bool) -> Row:
-    """The row with the system message of a column of its own at the head of its chat."""
+    """The row with the system message of a separate column at the beginning of its chat."""
     for name in SYSTEM.split("|"):
         value = record.values.get(name)
         if not isinstance(value, str) or not value.strip():
             continue
         is_first = name not in record.read  # not a later turn of the same chat
         record.read.add(name)
-        if isinstance(row.prompt, str) and _stands_in(value.strip(), row.prompt):
+        if isinstance(row.prompt, str) and _occurs_in(value.strip(), row.prompt):
             continue
         if isinstance(row.prompt, str) and not may_become_chat:
             raise DataError(
@@ -131,7 +131,7 @@ def _objects(record: Record, name: str) -> list[dict[str, Any]]:
 
 
 def _object(value: Any) -> Any:
-    """An object, also where a table holds it as JSON."""
+    """An object, also if a table holds it as JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -144,13 +144,13 @@ def _object(value: Any) -> Any:
 
 
 def check_unread(row: Row, record: Record, *, is_whole: bool) -> None:
-    """Report the columns that nothing reads; stop at one that may belong to the prompt and is not repeated in the row.
+    """Report unread columns; stop at a column that may belong to the prompt and is not repeated in the row.
 
     Args:
-        is_whole: Whether what was read is known to be complete, so that only images and sound can be missing.
+        is_whole: Whether the row is known to be complete, so that only images and sound can be missing.
 
     Raises:
-        DataError: such a column holds something.
+        DataError: such a column is not empty.
     """
     for name, value in record.values.items():
         if name in record.read or is_empty(value):
@@ -198,14 +198,14 @@ def template_of(names: Iterable[str]) -> str:
 
 
 def _is_repeated(value: object, row: Row) -> bool:
-    """Whether each text in the value stands, as lines of its own or as a long passage, in the row."""
+    """Whether the row contains each text of the value, as separate lines or as a long passage."""
     texts = [*([row.prompt] if isinstance(row.prompt, str) else row.prompt), *row.responses]
     joined = "\n".join(answer_text(each).strip() for each in texts)
-    return all(_stands_in(piece.strip(), joined) for piece in _texts_in(value))
+    return all(_occurs_in(piece.strip(), joined) for piece in _texts_in(value))
 
 
-def _stands_in(piece: str, text: str) -> bool:
-    """Whether a piece of text is found in another as lines of its own, or is too long to be there by chance."""
+def _occurs_in(piece: str, text: str) -> bool:
+    """Whether a text contains a piece as separate lines, or a piece too long to be there by chance."""
     return f"\n{piece}\n" in f"\n{text}\n" or (len(piece) >= 40 and piece in text) or not piece
 
 

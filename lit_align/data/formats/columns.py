@@ -1,7 +1,7 @@
 r"""Mapping of columns by the user: `columns: {prompt: "{instruction}\n{input}", chosen: answers.0.text}`.
 
-A target is a column that layouts read; what it is made of is the name of a column, a dotted path into one, or a
-template with names or paths in braces. A line of a template whose fields are all empty is left out.
+A target is a column that layouts read. Its source is the name of a column, a dotted path into one, or a template with
+names or paths in braces. A template's line is left out if all of its fields are empty.
 """
 
 import re
@@ -42,7 +42,7 @@ Value = Callable[[Record], Any]
 
 
 def check_columns(columns: Mapping[str, str], sample: Sequence[Record]) -> None:
-    """Make sure that a mapping's targets, templates and columns exist.
+    """Check that a mapping's targets, templates and columns exist.
 
     Args:
         sample: The first rows; a column must be in one of them.
@@ -62,7 +62,7 @@ def check_columns(columns: Mapping[str, str], sample: Sequence[Record]) -> None:
 
 
 def mapped(columns: Mapping[str, str]) -> Callable[[Record, Reading], Record]:
-    """What makes the record with the targets out of the record as it is read."""
+    """A function that turns a raw record into one with the targets."""
     values = {target: _value(target, made_of) for target, made_of in columns.items()}
     paths = {path for target, made_of in columns.items() for path in _paths(target, made_of)}
 
@@ -78,7 +78,7 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Record, Reading], Record]:
 
 
 def _siblings(name: str, value: Any, paths: Collection[str]) -> dict[str, Any]:
-    """What an object holds beside the paths that lead into it, as columns such as info.context."""
+    """Values of an object that no path leads to, as columns such as info.context."""
     if not isinstance(value, Mapping):
         return {}
     followed = {_steps(path)[1] for path in paths if _steps(path)[0] == name and len(_steps(path)) > 1}
@@ -99,7 +99,7 @@ def _value(target: str, made_of: str) -> Value:
 
 
 def follow(record: Record, path: str) -> Any:
-    """The value at a dotted path; None where the row has none there."""
+    """The value at a dotted path; None if the row has none."""
     if path in record.values:
         return record.values[path]
     value: Any = record.values
@@ -146,7 +146,7 @@ def _pieces(target: str, template: str) -> list[tuple[str, str | None]]:
 
 
 def _filled(record: Record, lines: list[list[tuple[str, str | None]]]) -> str:
-    """The template with its fields; a line whose fields are all empty goes, with the blank lines before it."""
+    """The filled-in template; a line whose fields are all empty is left out, with the blank lines before it."""
     kept: list[str] = []
     dropped_first = False
     for pieces in lines:
@@ -161,7 +161,7 @@ def _filled(record: Record, lines: list[list[tuple[str, str | None]]]) -> str:
 
 
 def _line(pieces: list[tuple[str, str | None]], fields: list[str]) -> str:
-    """One line; the space before an empty field, or after it where it is the first, goes with it."""
+    """One line; the space before an empty field (after it, if it is the first) is left out too."""
     line, after_empty = "", False
     values = iter(fields)
     for text, path in pieces:

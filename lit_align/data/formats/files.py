@@ -161,7 +161,7 @@ def _read_table(path: Path, skipped: Counter[str]) -> Iterator[Record]:
 
 
 def check_unique(names: list[str], source: str) -> None:
-    """Make sure that no two columns have the same name."""
+    """Check that no two columns have the same name."""
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
         raise DataError(

@@ -37,7 +37,7 @@ def saved_records(path: Path, split: str | None) -> Iterator[Record]:
 
     try:
         data = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:  # IndexError where there is no row
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:  # IndexError without rows
         raise DataError(
             f"{path}: this folder is empty or damaged ({first_line(error)}). Save it again with `save_to_disk`."
         ) from error
@@ -80,7 +80,7 @@ def _records(file: Path, folder: Path, skipped: Counter[str]) -> Iterator[Record
 
 
 def _is_data(file: Path, folder: Path) -> bool:
-    """Not hidden, as the cache of a download is, and not a description of the data."""
+    """Whether the file is neither hidden (as a download's cache is) nor a description of the data."""
     parts = file.relative_to(folder).parts
     return not any(part.startswith((".", "_")) for part in parts) and file.name not in (
         "dataset_infos.json",
@@ -149,7 +149,7 @@ def _matching(path: Path, files: list[Path], pattern: str) -> list[Path]:
 
 
 def _by_name(path: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """The files of each split that their names or folders tell; all are for training where none does."""
+    """The files of each split, by the names of files and folders; all are for training if none names a split."""
     splits: dict[str, list[Path]] = {}
     for file in files:
         words = {word.lower() for part in file.relative_to(path).parts for word in _WORD.findall(part)}

@@ -1,4 +1,4 @@
-"""Reading a data set whole: its layout is detected once, by the first row, and every further row must fit it."""
+"""Reading of a data set: its layout is detected once, from the first row, and all other rows must fit it."""
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from lit_align.data.formats.rows import DataError, Kind, Row, Rows, Skip, Turns,
 from lit_align.data.formats.select import SELECT
 from lit_align.data.formats.sources import read_records
 
-SAMPLE = 1000  # rows by which columns are checked and numbers are understood
+SAMPLE = 1000  # rows used to check columns and to interpret numbers
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -28,26 +28,26 @@ def read_rows(
     ignore_columns: Sequence[str] = (),
     turns: Turns = "all",
 ) -> Rows:
-    """Read a data set whole, detecting its layout.
+    """Read a data set and detect its layout.
 
     Args:
         path_or_name: A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file (also as .gz), a list or a glob of files, a
             folder that `datasets` saved or that was downloaded from the hub, rounds that `OnPolicyPairs` stored (a
-            run's folder, or one round's), or a hub name, with a configuration after a colon if need be
+            run's folder, or one round's), or a hub name, with a configuration after a colon if needed
             (openai/summarize_from_feedback:comparisons). A slice may follow: rows.jsonl[:100], rows.jsonl[95%:].
-        split: Split of a folder or hub name, or a slice of it (train[:95%]); None is the only one, or else train. Of
-            rounds that several scorers have scored: the one whose identity holds this.
-        kind: What the rows are for. prompts: what precedes any response. preferences: the better response,
-            then one or more worse ones. labelled: responses marked desirable or not; preferences give both.
-            texts: one response to imitate; of a preference, the better one.
-        columns: What each column that is read is made of: a column's name, a dotted path (answers.0.text), or a
+        split: Split of a folder or hub name, or a slice of it (train[:95%]); None is the only one, or else train. For
+            rounds scored by several scorers: a part of one scorer's identity.
+        kind: Use of the rows. prompts: prompts only. preferences: the better response, then one or more worse ones.
+            labelled: responses marked desirable or not; preferences give both. texts: one response to imitate, the
+            better one of a preference.
+        columns: Source of each column: a column's name, a dotted path (answers.0.text), or a
             template ("{instruction}\n{input}").
         ignore_columns: Columns that are left out, although they may belong to the prompt.
-        turns: Of a chat, for `texts`: a row for each of the assistant's turns, or for the last one only.
+        turns: For chats as `texts`: a row for each of the assistant's turns, or for the last turn only.
 
     Raises:
-        DataError: the data set does not exist, is damaged, empty or of no known layout, or a row is; or a column that
-            may belong to the prompt is not read.
+        DataError: the data set does not exist, is damaged or empty, or has an unknown layout; or a row does not fit it;
+            or a column that may belong to the prompt is not read.
     """
     paths = [path_or_name] if isinstance(path_or_name, str | os.PathLike) else path_or_name
     source = listing(str(path) for path in paths)
@@ -72,7 +72,7 @@ def read_rows(
     rows = list(SELECT[kind](_alike(parsed, reading), reading.skipped))
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
-        raise DataError(f"{source}: nothing is left of what was read as {layout.name}: {counts}.")
+        raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}.")
     form = _form(rows[0])
     for row in rows:
         if _form(row) != form:
@@ -97,7 +97,7 @@ def _form(row: Row) -> str:
 
 
 class _Ignored:
-    """Takes the columns out that are not to be read, and makes sure that they exist."""
+    """Removes the ignored columns, and checks that they exist."""
 
     def __init__(self, names: Sequence[str]):
         self.names = names
@@ -120,7 +120,7 @@ class _Ignored:
 
 
 def _flat(record: Record) -> Record:
-    """The record with the columns of an object that holds a chat (OpenAI's `input: {messages: …}`) as its own."""
+    """The record with the fields of an object that holds a chat (OpenAI's `input: {messages: …}`) as columns."""
     if not any(isinstance(value, dict) and "messages" in value for value in record.values.values()):
         return record
     values = dict(record.values)
@@ -161,7 +161,7 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
 
 
 def _alike(rows: Sequence[Row], reading: Reading) -> Iterator[Row]:
-    """The rows, all of them chats where a column turned a plain prompt into one."""
+    """The rows, all as chats if a column turned a plain prompt into one."""
     column, count = reading.chat_because_of, 0
     for row in rows:
         if column is not None and isinstance(row.prompt, str):

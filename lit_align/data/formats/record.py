@@ -1,4 +1,4 @@
-"""A raw row, with getters that check what they give and note what was read."""
+"""A raw row, with getters that check values and record which columns were read."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from lit_align.data.formats.rows import DataError, Message, Text, is_empty, list
 class Reading:
     """The account of reading one data set."""
 
-    skipped: Counter[str] = field(default_factory=Counter)  # what was left out or changed, by reason
+    skipped: Counter[str] = field(default_factory=Counter)  # rows left out or changed, by reason
     unread: dict[str, None] = field(default_factory=dict)  # names of columns and of messages' keys, in order
     sample: Sequence["Record"] = ()  # the first rows
     chat_because_of: str | None = None  # the column that turned plain prompts into chats
@@ -45,7 +45,7 @@ class Record:
         )
 
     def filled(self, column: str) -> str | None:
-        """The first of the columns that holds something."""
+        """The first of the columns that is not empty."""
         return next((name for name in column.split("|") if not is_empty(self.values.get(name))), None)
 
     def text(self, column: str) -> Text:
@@ -86,7 +86,7 @@ class Record:
         return [self.number(name, each) for each in (value if isinstance(value, list) else [value])]
 
     def number(self, name: str, value: object) -> float:
-        """A number that 32 bits can hold; a text may spell it out, as in a table of text."""
+        """A number that 32 bits can hold, or its text, as in tables of text."""
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             try:
                 number = float(value)
@@ -104,7 +104,7 @@ class Record:
         return bool(value)
 
     def inner(self, column: str) -> "Record":
-        """The object in a column, as a record of its own."""
+        """The object in a column, as a separate record."""
         name, value = self.get(column)
         if not isinstance(value, dict):
             raise self.wrong(name, value, "an object")
@@ -119,8 +119,8 @@ class Record:
 
 _LARGEST = 3e38
 _LABELS = {
-    **dict.fromkeys(("true", "1", "1.0", "yes", "desirable"), True),
-    **dict.fromkeys(("false", "0", "0.0", "no", "undesirable"), False),
+    **dict.fromkeys(("true", "1", "1.0", "desirable"), True),
+    **dict.fromkeys(("false", "0", "0.0", "undesirable"), False),
 }
 
 

@@ -21,11 +21,11 @@ Turns = Literal["all", "last"]
 
 
 class DataError(UserError):
-    """A data set that cannot be read. The message names the file, the row, what was found there, and the fix."""
+    """A data set that cannot be read. The message names the file, the row, the value found, and the fix."""
 
 
 class Skip(Exception):
-    """The row is left out, and counted under this reason."""
+    """Raised to leave out a row, which is counted under this reason."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a data set, and what was seen on the way."""
+    """The rows of a data set, and the account of reading them."""
 
     rows: list[Row]
     format: str  # name of the detected format
     description: str  # one line for the screen
-    skipped: Counter[str]  # what was left out or changed, by reason
-    unread: tuple[str, ...] = ()  # columns, and keys of messages (messages[].id), that hold something and are not read
+    skipped: Counter[str]  # rows left out or changed, by reason
+    unread: tuple[str, ...] = ()  # columns, and keys of messages (messages[].id), that are not empty and not read
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -67,7 +67,7 @@ def answer_text(answer: Answer) -> str:
 
 
 def is_blank(answer: Answer) -> bool:
-    """Whether a response says nothing: no text, and no further key such as tool_calls."""
+    """Whether a response is empty: without text and without a further key such as tool_calls."""
     return not answer_text(answer).strip() and (isinstance(answer, str) or answer.keys() <= {"role", "content"})
 
 

@@ -1,4 +1,4 @@
-"""What each kind of data takes of a row."""
+"""Selection of the parts of a row that each kind of data needs."""
 
 import json
 from collections import Counter
@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from lit_align.data.formats.rows import Kind, Row, is_blank
-
-# --- what each kind takes of a row ---
 
 
 def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:

@@ -23,7 +23,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 
 
 def read_records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[Record]:
-    """The records of a source, within the slice that its name or the split's ends with."""
+    """The records of a source, within the slice at the end of its name or of the split's."""
     name, bounds = (source, None) if Path(source).exists() else split_slice(source)
     part, part_bounds = split_slice(split or "")
     records = sliced(_records(name, part or None, skipped), part_bounds)

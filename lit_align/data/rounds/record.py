@@ -160,7 +160,7 @@ class Recorder:
 
 
 def check_cache(recorded: Sequence[float], recomputed: Sequence[float], bound: float, where: str) -> None:
-    """Make sure that stored log-probabilities are those of the reference.
+    """Check that stored log-probabilities are those of the reference.
 
     Raises:
         UserError: they differ by more than `bound` nats.

@@ -1,4 +1,4 @@
-"""Which prompts each round has."""
+"""The prompts of each round."""
 
 from collections.abc import Sequence
 from typing import Literal, TypeVar
@@ -16,7 +16,7 @@ def prompts_of_round(prompts: list[T], per_round: PromptsPerRound, index: int, r
 
     Args:
         per_round: all; chunk, an equal share for each round; or a number, the next N each round, cycling.
-        rounds: How many rounds the run has; read for chunks.
+        rounds: Number of rounds in the run; used for chunks.
     """
     if per_round == "all":
         return prompts
@@ -28,7 +28,7 @@ def prompts_of_round(prompts: list[T], per_round: PromptsPerRound, index: int, r
 
 
 def check_prompts(prompts: Sequence[object], per_round: PromptsPerRound, rounds: int, path: str) -> None:
-    """Make sure that every round has prompts, and no round has one twice (its samples would be the same).
+    """Check that every round has prompts, and no round has one twice (its samples would be the same).
 
     Raises:
         UserError: there are too few prompts.

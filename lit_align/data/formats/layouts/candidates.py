@@ -1,7 +1,7 @@
 """Numbered or lettered responses (response_1, response_2; answer_a, answer_b) and which of them is better.
 
-The better one is named by a column such as `winner`, by a signed strength of the preference, by one column of 0 and 1
-for each, or follows from a score for each.
+A column such as `winner`, a signed strength of the preference, or a column of 0 and 1 for each response names the
+better one; or each response has a score.
 """
 
 import re
@@ -32,7 +32,7 @@ _WINNER = re.compile(
     re.IGNORECASE,
 )
 _STRENGTH = ("preference_strength", "overall_preference")
-"""HelpSteer: negative where the first response is better, positive where the second one is."""
+"""HelpSteer: negative if the first response is better, positive if the second is."""
 _TIES = ("draw", "both", "bothbad", "both_bad", "neither", "none", "equal", "same", "")
 _ORDINALS = {"first": "1", "second": "2", "left": "1", "right": "2"}
 _SCORES = ("score", "reward", "rating")
@@ -108,7 +108,7 @@ def _texts(record: Record, found: Candidates) -> tuple[Text | None, list[Text]]:
 
 
 def _listed_turns(record: Record, found: Candidates) -> list[Text] | None:
-    """Chats, where prompt and responses are lists of text, one for each turn (lmsys-arena-human-preference)."""
+    """Chats, if prompt and responses are lists with a text for each turn (lmsys-arena-human-preference)."""
     lists = [_strings(record.values.get(name)) for name in ("prompt", *found.columns)]
     prompts, *answers = lists
     if prompts is None:
@@ -125,7 +125,7 @@ def _listed_turns(record: Record, found: Candidates) -> list[Text] | None:
 
 
 def _strings(value: object) -> list[object] | None:
-    """A list of text (None where a turn is missing), also where it is spelled out."""
+    """A list of texts (None for a missing turn), or its JSON text."""
     if isinstance(value, str) and re.match(r"""\s*\[\s*["']""", value):
         try:
             value = written_out(value)
@@ -140,7 +140,7 @@ def _strings(value: object) -> list[object] | None:
 
 
 def _winner(record: Record, found: Candidates) -> int | None:
-    """The place of the better response; None where there is none."""
+    """The place of the better response; None if no response is better."""
     if columns := _one_hot(record, found):
         marks = [record.label(column) for column in columns]
         return marks.index(True) if sum(marks) == 1 else None
@@ -162,7 +162,7 @@ _NUMBER = -1
 
 
 def _named(record: Record, found: Candidates, column: str, value: str) -> int | None:
-    """The place of the response that a text names; `_NUMBER` where it is a number."""
+    """The place of the response that a text names; `_NUMBER` if the text is a number."""
     if value.startswith("tie") or value in _TIES:
         return None
     if value in _ORDINALS or re.fullmatch(r"-?\d+(\.\d+)?", value):
@@ -203,7 +203,7 @@ def _first_number(record: Record, found: Candidates, column: str) -> int:
     if len(found.columns) in seen:
         return 1
     raise DataError(
-        f"{record.source}: `{column}` holds {shown(record.values[column])} in each of the first rows, so that it is "
+        f"{record.source}: `{column}` holds {shown(record.values[column])} in each of the first rows, so it is "
         f"not clear whether 0 or 1 means `{found.columns[0]}`. Set columns={{response_1: …, response_2: …, winner: "
         f"{column}}}, where 1 means response_1."
     )

@@ -1,4 +1,4 @@
-"""What a layout is, and how prompt and responses are told apart."""
+"""`Layout`, and the separation of prompt and responses."""
 
 import os
 import re
@@ -20,15 +20,15 @@ class Layout:
     """A layout of columns.
 
     Args:
-        name: Says on the screen what was detected.
+        name: Name of the layout, printed when it is detected.
         columns: Columns that a row must have; `a|b` is either.
-        kinds: What its rows can serve as.
-        parse: Makes a row of a record.
-        condition: What else the first record must be.
-        is_whole: Whether its columns are all that the model is to read: `system` and `tools` beside them are not.
-        may_become_chat: Whether a plain prompt becomes a user's turn where there is a system message or a history.
-        parse_turns: Makes the rows of a record for the kind `texts`: one for each of the assistant's turns.
-        example: Columns that a message gives as an example; none are the first ones of `columns`.
+        kinds: Kinds of data that its rows can be read as.
+        parse: Converts a record to a row.
+        condition: A further condition on the first record.
+        is_whole: Whether the model reads only these columns: not `system` and `tools`, for example.
+        may_become_chat: Whether a plain prompt becomes a user's turn if the row has a system message or a history.
+        parse_turns: Converts a record to rows of the kind `texts`, one for each of the assistant's turns.
+        example: Columns that an error message names as an example (default: the first ones of `columns`).
     """
 
     name: str
@@ -55,7 +55,7 @@ PAIRS: frozenset[Kind] = frozenset({"prompts", "preferences", "labelled", "texts
 IMITATION: frozenset[Kind] = frozenset({"prompts", "texts"})
 
 
-# --- the prompt where no column is named so ---
+# --- the prompt, if no column is named `prompt` ---
 
 
 def has_prompt_beside(record: Record) -> bool:
@@ -75,14 +75,14 @@ def any_prompt(record: Record) -> Text:
     return record.text("prompt") if record.has("prompt") else prompt_beside(record)
 
 
-# --- telling prompt and response apart ---
+# --- separating prompt and responses ---
 
 
 def make_row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Row:
-    """A row of responses, each alone or after the prompt that it answers.
+    """A row of responses, which may repeat the prompt that they answer.
 
     Args:
-        prompt: None if the prompt is what the answers share.
+        prompt: None if the prompt is the part that all answers share.
     """
     texts = [answer for answer in answers if isinstance(answer, str)]
     if len(texts) == len(answers):

@@ -44,7 +44,7 @@ def _implicit_pair(record: Record) -> Row:
 
 
 def _check_prompt_is_shared(record: Record, answers: list[Text]) -> None:
-    """Make sure that no other column holds what the texts answer: the words that they share are only a guess."""
+    """Check that no other column holds the prompt: the words that the texts share are only a guess."""
     texts = [answer for answer in answers if isinstance(answer, str)]
     for name, value in record.values.items():
         if name in record.read or not isinstance(value, str) or not value.strip() or not texts:
@@ -63,7 +63,7 @@ def _transcript_pair(record: Record) -> Row:
 
 
 def _rejected_chat(record: Record) -> Row:
-    """ms-swift: a whole chat, and what its last turn, or its chat, would be in the rejected case."""
+    """ms-swift: a whole chat, and a rejected version of its last turn or of the chat."""
     chosen = record.text("messages")
     if isinstance(chosen, str):
         raise record.wrong("messages", chosen, "a list of messages")
@@ -106,7 +106,7 @@ def _has_several(record: Record) -> bool:
 
 
 def _holds_its_prompt_beside(record: Record) -> bool:
-    """Whether the prompt is in a column of its own, which the responses do not repeat."""
+    """Whether the prompt is in a separate column, which the responses do not repeat."""
     if not has_prompt_beside(record):
         return False
     answers = _answers(record)
@@ -135,7 +135,7 @@ def _are_transcripts(record: Record) -> bool:
 def _dialogue(transcript: str) -> list[Message]:
     before, *turns = _TURN.split(transcript)
     if before.strip() or not turns:
-        raise Skip("rows that are no transcript")
+        raise Skip("rows that are not transcripts")
     return [
         {"role": _SPEAKERS[speaker], "content": words.strip()}
         for speaker, words in zip(turns[::2], turns[1::2], strict=True)

@@ -27,7 +27,7 @@ def _comparison_row(record: Record) -> Row:
 
 
 def _post(record: Record) -> str:
-    """SUBREDDIT, TITLE and POST, as far as given, ending with the TL;DR: that a summary follows."""
+    """SUBREDDIT, TITLE and POST, if given, and then TL;DR:, which the summary follows."""
     heads = {
         "subreddit": "SUBREDDIT: r/{}",
         "title": "TITLE: {}",
@@ -41,7 +41,7 @@ def _post(record: Record) -> str:
 
 
 def _after_colon(words: str) -> str:
-    """A summary as it follows `TL;DR:`, one space between them."""
+    """A summary as it follows `TL;DR:`, after one space."""
     return f" {words.strip()}" if words.strip() else ""
 
 
