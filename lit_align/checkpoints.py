@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from lit_align.console import relative
 from lit_align.errors import UserError, first_line
+from lit_align.files import unwritable, write_whole
 
 SHARD_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
@@ -50,10 +51,7 @@ class HashedCheckpointIO(TorchCheckpointIO):
             if "://" not in str(path):
                 write_hash(path)
         except OSError as error:  # a full disk does not name the file
-            raise UserError(
-                f"{relative(path)} cannot be written: {error.strerror or first_line(error)}. Make room, or name "
-                "another folder: --trainer.default_root_dir"
-            ) from error
+            raise unwritable(path, error) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         check_hash(path)
@@ -66,10 +64,8 @@ class HashedCheckpointIO(TorchCheckpointIO):
 
 def write_hash(path: str | Path) -> None:
     """Write the hash file of a checkpoint, in the format of `sha256sum`."""
-    beside = _hash_file(path)
-    part = beside.with_name(f".{beside.name}.part")
-    part.write_text(f"{_digest(Path(path))}  {Path(path).name}\n")
-    part.replace(beside)
+    line = f"{_digest(Path(path))}  {Path(path).name}\n"
+    write_whole(_hash_file(path), lambda beside: beside.write_text(line))
 
 
 def forget_hash(path: str | Path) -> None:

@@ -16,8 +16,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from lit_align.checkpoints import CheckedShardReader, check_hash
+from lit_align.console import relative
 from lit_align.data.tokenization import PreferenceTokenizer
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
 from lit_align.evaluation.summary import Summary
 from lit_align.loading import from_fields
 from lit_align.objectives import PreferenceObjective, RewardModel
@@ -43,7 +44,7 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
     if adapter and policy.adapter is None:
         raise UserError(f"export: --adapter has no effect: {path} trained all weights. Leave --adapter out.")
     run = next((folder for folder in path.parents if (folder / "config.yaml").exists()), None)
-    config = yaml.safe_load((run / "config.yaml").read_text()) if run else {}
+    config = _configuration(run / "config.yaml") if run else {}
     folder.mkdir(parents=True, exist_ok=True)
     if adapter:
         assert policy.adapter is not None
@@ -69,6 +70,19 @@ def _check_folder(folder: Path, ours: str) -> None:
         raise UserError(
             f"export: --out={folder} must be a new folder or an earlier export; it holds other files. Name another."
         )
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    """The configuration of a run, for the model card and the generation settings."""
+    try:
+        config = yaml.safe_load(path.read_text())
+        if not isinstance(config, dict) or not all(isinstance(config.get(key, {}), dict) for key in ("model", "data")):
+            raise ValueError("it has no model and data")
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(
+            f"{relative(path)} is damaged ({first_line(error)}). Restore it, or delete it to do without."
+        ) from error
+    return config
 
 
 def find_checkpoint(source: str | Path) -> Path:

@@ -14,6 +14,7 @@ LAYERS = [
     "lazy",
     "errors",
     "console",
+    "files",
     "packing",
     "logprobs",
     "sharding",

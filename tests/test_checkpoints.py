@@ -69,6 +69,11 @@ def test_a_flipped_bit_is_named_and_the_checkpoint_before_offered(tiny_model, in
     train(tiny_model, "--trainer.max_epochs=3", "--ckpt_path=run/checkpoints/step=2.ckpt")
     check_hash(last)
 
+    Path("run/config.yaml").write_text("model: [cut off")
+    with pytest.raises(SystemExit):
+        main(["export", "run", "--out=exported"])
+    assert capsys.readouterr().err.startswith("error: run/config.yaml is damaged (")
+
 
 def test_the_hash_goes_with_its_checkpoint(in_tmp):
     files = HashedCheckpointIO()

@@ -21,6 +21,7 @@ from lit_align.cli.classes import import_path, locate, name, options, subclasses
 from lit_align.cli.explain import explain
 from lit_align.console import paragraph, relative
 from lit_align.errors import UserError
+from lit_align.files import write_whole
 from lit_align.objectives import PreferenceObjective
 
 
@@ -80,7 +81,7 @@ class SaveConfig(AlignCallback, SaveConfigCallback):
                 run.config.update({"cli": config}, allow_val_change=True)
 
     def _write(self, path: str) -> None:
-        self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
+        write_whole(Path(path), lambda beside: self.parser.save(self.config, beside, skip_unset=False, multifile=False))
 
 
 def arguments_in_order(args: list[str]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
+from lit_align.files import write_whole
 
 SCORER = pa.struct(
     {
@@ -96,10 +97,8 @@ class HeldOutRow:
 
 
 def write_held_out(path: Path, rows: Sequence[HeldOutRow]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), part)
-    part.replace(path)  # never half written
+    table = pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA)
+    write_whole(path, lambda beside: pq.write_table(table, beside))
 
 
 def read_held_out(path: Path) -> list[HeldOutRow]:
@@ -115,8 +114,8 @@ def read_held_out(path: Path) -> list[HeldOutRow]:
         if not table.schema.equals(SCHEMA):
             raise pa.ArrowInvalid("another schema")
         return [HeldOutRow.from_arrow(row) for row in table.to_pylist()]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path}: this version of lit_align cannot read it ({str(error).splitlines()[0]}). Delete it, or write it "
+            f"{path}: this version of lit_align cannot read it ({first_line(error)}). Delete it, or write it "
             "again: python train.py test --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt"
         ) from error

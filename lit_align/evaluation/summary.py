@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lit_align.errors import UserError
+from lit_align.files import write_whole
 from lit_align.metrics.win_rate import Estimate
 
 T = TypeVar("T")
@@ -162,11 +163,7 @@ class Summary:
 
     def write(self, folder: str | Path) -> None:
         """Write `summary.json` into a run's folder."""
-        path = Path(folder, "summary.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(self.to_json())
-        part.replace(path)  # never half written
+        write_whole(Path(folder, "summary.json"), lambda path: path.write_text(self.to_json()))
 
     @classmethod
     def read(cls, folder: str | Path) -> Self | None:
@@ -180,7 +177,7 @@ class Summary:
             return None
         try:
             return cls.from_json(path.read_text())
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError) as error:  # cut off, or edited
             raise UserError(
                 f"{path}: this version of lit_align cannot read it ({error}). Write it again: python train.py test "
                 f"--config {Path(folder, 'config.yaml')} --ckpt_path {Path(folder, 'checkpoints', 'last.ckpt')}"

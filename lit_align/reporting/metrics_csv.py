@@ -8,6 +8,10 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_align.console import relative
+from lit_align.errors import UserError, first_line
+from lit_align.files import write_whole
+
 
 class MetricsCSV(Logger):
     """One row per logging call, one column per metric, in `FOLDER/metrics.csv`.
@@ -59,13 +63,14 @@ class MetricsCSV(Logger):
         if not self._rows:
             return
         names = list(dict.fromkeys(name for row in self._rows for name in row))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".part")
-        with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows({name: _written(value) for name, value in row.items()} for row in self._rows)
-        beside.replace(self.path)  # never half written
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, names)
+                writer.writeheader()
+                writer.writerows({name: _written(value) for name, value in row.items()} for row in self._rows)
+
+        write_whole(self.path, write)
         self._unsaved = 0
 
     @rank_zero_only
@@ -79,8 +84,21 @@ def _written(value: float) -> str:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, each with its values; none if the file does not exist."""
+    """The rows of a metrics.csv, each with its values; none if the file does not exist.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not Path(path).exists():
         return []
-    with Path(path).open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    try:
+        with Path(path).open(newline="") as file:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        if not all("step" in row for row in rows):
+            raise ValueError("a row has no step")
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{relative(path)} is damaged ({first_line(error)}). Restore it, or delete it: the report then has no "
+            "curves of the steps so far."
+        ) from error
+    return rows

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lit_align.errors import UserError
 from lit_align.evaluation.summary import Summary
+from lit_align.files import write_whole
 from lit_align.reporting.page import number, page, section, table, text
 from lit_align.reporting.paired import PAIRED_HEAD, SharedScorer, not_compared, paired_rows, scorers_of
 from lit_align.reporting.plots import CAPTIONS, comparison_plots, embedded, run_plots
@@ -46,7 +47,8 @@ def write_report(folder: str | Path) -> Path:
         body = "".join(f"<p>{text(sentence)}</p>" for sentence in filter(None, sentences))
         verdict = section("Verdict on held-out prompts", body + _verdict([run], scorers_of([run])) + _facts([run]))
     path = run.folder / "report.html"
-    path.write_text(page(run.name, [about, verdict, *parts]), encoding="utf-8")
+    written = page(run.name, [about, verdict, *parts])
+    write_whole(path, lambda beside: beside.write_text(written, encoding="utf-8"))
     return path
 
 
@@ -64,8 +66,8 @@ def compare(runs: Sequence[Run], out: str | Path) -> Path:
         section("Responses at the end", _side_by_side(runs)),
     ]
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page("Comparison of " + ", ".join(run.name for run in runs), body), encoding="utf-8")
+    written = page("Comparison of " + ", ".join(run.name for run in runs), body)
+    write_whole(path, lambda beside: beside.write_text(written, encoding="utf-8"))
     return path
 
 

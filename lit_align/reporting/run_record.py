@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from lit_align.errors import UserError
+from lit_align.files import write_whole
 
 VERSION = 1
 
@@ -60,11 +61,8 @@ class RunRecord:
             raise UserError(f"{path}: this version of lit_align cannot read it ({error}). Delete the file.") from error
 
     def write(self, folder: str | Path) -> None:
-        path = Path(folder, "run.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"version": VERSION} | asdict(self), indent=2, ensure_ascii=False) + "\n")
-        part.replace(path)  # never half written
+        text = json.dumps({"version": VERSION} | asdict(self), indent=2, ensure_ascii=False) + "\n"
+        write_whole(Path(folder, "run.json"), lambda path: path.write_text(text))
 
 
 def record_start(folder: str | Path, header: Sequence[tuple[str, str]], step: int, resumes: bool) -> None:

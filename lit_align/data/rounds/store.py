@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from lit_align.console import print_line
 from lit_align.data.rounds.records import LogpsRow, SampleRow, ScoreRow, StoredRow
 from lit_align.errors import UserError
+from lit_align.files import write_whole
 
 R = TypeVar("R", bound=StoredRow)
 
@@ -228,10 +229,3 @@ def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
 def digest(text: str) -> str:
     """8 hexadecimal digits that identify a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name and rename it, so that it is never incomplete."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(beside)
-    os.replace(beside, path)

@@ -1,0 +1,35 @@
+"""How files are written: whole or not at all."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from lit_align.console import relative
+from lit_align.errors import UserError, first_line
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name and rename it, so that it is never incomplete.
+
+    Args:
+        write: Writes the file at the path that it is given.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to. An earlier file stays as it was.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(beside)
+        os.replace(beside, path)
+    except OSError as error:  # a full disk does not name the file
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: str | Path, error: OSError) -> UserError:
+    """The message for a file that cannot be written."""
+    reason = error.strerror or first_line(error)
+    return UserError(f"{relative(path)} cannot be written: {reason}. Make room, or name another folder.")
