@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from lit_align import console
 
 
-def test_a_phase_tells_its_pace_of_what_it_did_itself(monkeypatch, capsys):
+def test_a_phase_reports_the_pace_of_its_own_work(monkeypatch, capsys):
     """40 of 100 were done before; 60 in 30 s are 120 a minute."""
     now = [0.0]
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -20,7 +20,7 @@ def test_a_phase_tells_its_pace_of_what_it_did_itself(monkeypatch, capsys):
     assert second == "  score           100/100 prompts · 0.0 s"
 
 
-def test_what_looks_like_markup_is_shown_as_it_is(capsys):
+def test_text_that_looks_like_markup_is_shown_unchanged(capsys):
     text = "[INST] hello [/INST] [b]bold[/b] :smile:"
     console.print_line(text)
     console.print_field("prompt", text)

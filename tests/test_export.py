@@ -116,7 +116,7 @@ def train_and_save(model: str, rule: tuple[float, int], sharded: bool) -> tuple[
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards of two processes"])
 @pytest.mark.parametrize("form", RULES)
-def test_the_moved_references_adapters_stay_behind(tiny_model, in_tmp, form, sharded):
+def test_adapters_of_the_moved_reference_are_not_exported(tiny_model, in_tmp, form, sharded):
     write_pairs(in_tmp, 16)
     saved = run_in(2, train_and_save, tiny_model, RULES[form], True) if sharded else None
     policy, drift, reference = saved[0] if saved else train_and_save(tiny_model, RULES[form], False)
@@ -173,7 +173,7 @@ def test_a_reward_model_is_exported_as_a_classifier(tiny_model, in_tmp):
         (lambda: (Path("run").mkdir(), Path("run/.metadata").touch()), "not a valid checkpoint of lit_align"),
     ],
 )
-def test_what_cannot_be_exported_is_reported(in_tmp, make, said):
+def test_runs_that_cannot_be_exported_are_reported(in_tmp, make, said):
     make()
     with pytest.raises(UserError, match=said):
         export("run", "exported")
@@ -182,7 +182,7 @@ def test_what_cannot_be_exported_is_reported(in_tmp, make, said):
 @pytest.mark.parametrize(
     ("holds", "adapter"), [("notes.txt", False), ("adapter_config.json", False), ("config.json", True)]
 )
-def test_an_export_does_not_mix_with_what_is_there(in_tmp, holds, adapter):
+def test_an_export_does_not_mix_with_existing_files(in_tmp, holds, adapter):
     Path("exported").mkdir()
     Path("exported", holds).touch()
     with pytest.raises(UserError, match="exported must be a new folder or an earlier export"):

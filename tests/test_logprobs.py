@@ -168,7 +168,7 @@ def test_layers_other_than_attention_see_no_padding_and_each_prompt_once() -> No
     assert seen == [(1, tokens, model.config.hidden_size)]
 
 
-def test_what_is_no_packed_row_goes_through_sdpa() -> None:
+def test_rows_that_are_not_packed_go_through_sdpa() -> None:
     model = build("qwen2 (window)")
     ids = torch.arange(1, 15)[None]
     expected = model(input_ids=ids).logits

@@ -13,7 +13,7 @@ PREPARED = ROOT / "data" / "quickstart"
 
 
 @pytest.mark.skipif(not (PREPARED / "judge").exists(), reason="`make install` prepares data/quickstart")
-def test_the_quickstart_runs_and_says_what_it_did(tmp_path, monkeypatch, capsys):
+def test_the_quickstart_runs_and_reports_its_results(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     prompts = (PREPARED / "test.jsonl").read_text().splitlines()
     (tmp_path / "few.jsonl").write_text("\n".join(prompts[:4]))

@@ -328,7 +328,7 @@ def test_a_fingerprint_tells_weights_apart_by_bits_places_and_names():
 
 
 @pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"]])
-def test_fingerprints_follow_what_is_adapted_each_reference_its_own_slot(tmp_path, targets):
+def test_each_references_fingerprint_covers_its_own_slot(tmp_path, targets):
     LlamaForCausalLM(llama_config(tie_word_embeddings=False)).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     policy = policy_of(str(tmp_path), replace(LORA, targets=targets))
@@ -352,7 +352,7 @@ def test_another_model_as_reference_has_the_policys_type_by_default(tiny_model, 
         assert reference.dtype == policy.dtype
 
 
-def test_a_merged_copy_computes_what_the_adapted_policy_does(tiny_model, batch):
+def test_a_merged_copy_computes_the_same_as_the_adapted_policy(tiny_model, batch):
     policy = policy_of(tiny_model, LORA, "float32")
     jolt(policy, 1)
     merged = CopiedReference(policy)
@@ -400,7 +400,7 @@ def resumed(
         (RING, "float32", HARD, (1.0, 2)),
     ],
 )
-def test_resumed_with_another_rule_the_reference_is_what_it_was(tiny_model, in_tmp, batch, lora, dtype, before, after):
+def test_resuming_with_another_rule_keeps_the_reference(tiny_model, in_tmp, batch, lora, dtype, before, after):
     with pytest.raises(UserError, match="accept_change=true to resume with the new rule"):
         resumed(tiny_model, lora, dtype, before, after)
     first, second = resumed(tiny_model, lora, dtype, before, after, accept_change=True)

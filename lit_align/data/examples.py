@@ -92,7 +92,7 @@ def make_examples(
     if rows[0].rewards is None and not pairing.is_default:
         raise UserError(
             f"data.pairing={type(pairing).__name__} has no effect because the rule chooses by rewards, and the "
-            f"rows of {path} have none for {kind}. Leave it out, or give rewards (columns score_chosen and "
+            f"rows of {path}, read as {kind}, have none. Leave it out, or give rewards (columns score_chosen and "
             "score_rejected, or responses and rewards)."
         )
     tokenizer.counts.clear()

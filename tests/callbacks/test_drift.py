@@ -73,7 +73,7 @@ def test_offline_pairs_are_measured_once_per_prompt(tiny_model, in_tmp):
     assert sampled == [[f"rows.jsonl:{line}" for line in range(1, 7)]]
 
 
-def test_without_an_anchor_there_is_no_drift_and_no_sampler_to_record(tiny_model, in_tmp):
+def test_without_an_anchor_no_drift_and_no_sampler_is_recorded(tiny_model, in_tmp):
     fit(SimPO(PolicyConfig(tiny_model)), on_policy(in_tmp, record_sampler=False), Drift())
 
 

@@ -108,7 +108,7 @@ def test_the_whole_matrix(folder, in_tmp, objective, strategy, lora, rule):
     ],
     ids=["AdamW and clipping", "bfloat16 reference with a float32 accumulator", "LoRA with a merged copy"],
 )
-def test_what_else_must_not_change_by_sharding(folder, in_tmp, options):
+def test_sharding_changes_nothing_else(folder, in_tmp, options):
     lora, rule = options.pop("lora", None), options.pop("rule", (0.6, 1))
     check(folder, "fsdp2", "DPO", lora, rule, **options)
 
@@ -233,7 +233,7 @@ def test_a_foreign_module_is_sharded_and_refreshed_by_the_two_callbacks(in_tmp):
 # --- what cannot work ---
 
 
-def test_it_refuses_what_cannot_work(in_tmp):
+def test_it_refuses_options_that_cannot_work(in_tmp):
     class Early(Foreign):
         def __init__(self) -> None:
             super().__init__()

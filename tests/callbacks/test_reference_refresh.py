@@ -160,7 +160,7 @@ def test_resuming_with_another_rule_stops_and_names_both(tiny_model, checkpoint,
         resume(tiny_model, path, *after)
 
 
-def test_another_rule_is_accepted_when_told(tiny_model, checkpoint):
+def test_another_rule_is_accepted_with_accept_change(tiny_model, checkpoint):
     _, path = checkpoint(0.5, 1)
     resume(tiny_model, path, 0.5, 2, accept_change=True)
 

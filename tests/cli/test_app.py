@@ -132,11 +132,11 @@ def test_later_files_override_earlier_ones_key_by_key():
         "--model.beta=0.7 -c dpo.yaml",
     ],
 )
-def test_the_command_line_overrides_files_wherever_it_stands(options: str):
+def test_the_command_line_overrides_files_in_any_order(options: str):
     assert AlignCLI(shlex.split(options), run=False).config.model.init_args.beta == 0.7
 
 
-def test_a_class_may_stand_after_its_options():
+def test_a_class_may_follow_its_options():
     Path("bare.yaml").write_text(DPO_YAML.replace("class_path: DPO", "class_path: IPO").replace("beta: 0.2", ""))
     built = AlignCLI(["--model.label_smoothing=0.1", "--model=DPO", "--config=bare.yaml"], run=False)
     assert built.config.model.init_args.label_smoothing == 0.1
@@ -230,7 +230,7 @@ SWEEP = {
 
 
 @pytest.mark.parametrize("macro", ["args", "args_no_equals"])
-def test_a_sweep_sets_what_it_sweeps(macro: str):
+def test_a_sweep_sets_its_parameters(macro: str):
     args = create_sweep_command_args({"args": {key: {"value": value} for key, value in SWEEP.items()}})[macro]
     swept = AlignCLI(args, run=False).config
     assert swept.model.init_args.beta == 0.5
@@ -319,7 +319,7 @@ def test_unknown_keys_in_a_file(fails: Errors, old: str, new: str, key: str, fix
         ("seed_everything=x", "seed_everything: 'x' is not true or false or an integer."),
     ],
 )
-def test_a_wrong_value_is_named_with_what_it_should_be(fails: Errors, option: str, said: str):
+def test_a_wrong_value_is_named_with_the_allowed_values(fails: Errors, option: str, said: str):
     assert said in fails(*FIT, f"--{option}")
 
 
@@ -391,7 +391,7 @@ def test_a_file_that_is_not_a_yaml_of_keys_is_named(fails: Errors, text: str):
         ([*FIT, "--trainer=null"], "trainer=null must be options (key: value)"),
     ],
 )
-def test_what_is_missing_is_named(fails: Errors, args: list[str], said: str):
+def test_missing_arguments_are_named(fails: Errors, args: list[str], said: str):
     assert said in fails(*args)
 
 

@@ -44,7 +44,7 @@ def commands(sweep: dict) -> list[list[str]]:
 
 @pytest.mark.skipif(not (ROOT / "data/quickstart/judge").exists(), reason="`make install` prepares data/quickstart")
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_an_agents_commands_parse_into_what_is_swept(path, monkeypatch):
+def test_an_agents_commands_parse_into_the_swept_options(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     sweep = yaml.safe_load(path.read_text())
     for command in commands(sweep):

@@ -170,7 +170,7 @@ def test_thoughts_that_a_template_drops_are_an_error_that_shows_both():
 
 
 @pytest.mark.skipif(not TRL, reason="the templates are TRL's")
-def test_template_arguments_decide_what_the_prompt_opens():
+def test_template_arguments_decide_the_generation_prompt():
     tokenizer = made_of("qwen3").tokenizer
     limits = {"max_prompt_length": 1 << 20, "max_response_length": 1 << 20}
     made = PreferenceTokenizer(tokenizer, **limits, template_args={"enable_thinking": False})

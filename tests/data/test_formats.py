@@ -49,7 +49,7 @@ def message_of(call: Callable[[], object]) -> str:
 # --- preferences ---
 
 
-def test_explicit_pairs_of_text_are_read_as_they_stand(read: Read):
+def test_explicit_pairs_of_text_are_read_unchanged(read: Read):
     rows = read({"prompt": "Q", "chosen": " good", "rejected": " bad"})
     assert rows[0] == Row("Q", (" good", " bad"), source="rows.jsonl:1")
     assert rows.description == (
@@ -226,7 +226,7 @@ def test_shared_words_are_not_the_prompt_of_a_row_that_has_a_question(read: Read
     assert f"ignore_columns=[{name}]" in message
 
 
-def test_a_column_that_repeats_what_the_responses_share_does_no_harm(read: Read):
+def test_a_column_that_repeats_the_shared_words_is_harmless(read: Read):
     text = {"question": "Which city?", "input": "", "chosen": "Which city? Rome", "rejected": "Which city? Paris"}
     assert read(text)[0].prompt == "Which city?"
     messages = {"question": "Q ", "chosen": chat("Q", "a"), "rejected": chat("Q", "b")}
@@ -264,7 +264,7 @@ def test_a_system_column_that_has_no_place_is_refused(read: Read):
     assert '`system` holds "T", but the chat opens with the system message "S". Keep one of them.' in message
 
 
-def test_texts_are_whole_whatever_stands_beside_them(read: Read):
+def test_texts_are_whole_regardless_of_other_columns(read: Read):
     assert read({"text": "all of it", "system": "S", "tools": ["t"]}, kind="texts")[0].responses == ("all of it",)
 
 
@@ -301,7 +301,7 @@ def test_tools_and_tool_calls_are_kept(read: Read):
         ({"chosen": "nothing", "rejected": "in common"}, "without a shared prompt"),
     ],
 )
-def test_what_makes_no_pair_is_skipped_and_counted(read: Read, row: dict[str, Any], reason: str):
+def test_rows_that_make_no_pair_are_skipped_and_counted(read: Read, row: dict[str, Any], reason: str):
     good = {"chosen": chat("Q", "a"), "rejected": chat("Q", "b")}
     rows = read(good, row)
     assert [row.source for row in rows] == ["rows.jsonl:1"]
@@ -443,7 +443,7 @@ def test_a_hub_name_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPat
         (["Q"], ["rows.jsonl:2", '["Q"]', "object"]),
     ],
 )
-def test_a_row_that_does_not_fit_is_named_with_what_it_holds(read: Read, row: Any, words: list[str]):
+def test_a_row_that_does_not_fit_is_named_with_its_value(read: Read, row: Any, words: list[str]):
     message = message_of(lambda: read(PAIR, row))
     assert all(word in message for word in words), message
 
@@ -480,7 +480,7 @@ def test_unknown_columns_are_answered_with_the_forms_that_would_do(read: Read):
     assert "label" not in message, "only forms of this kind"
 
 
-def test_a_line_that_is_no_json_is_named(tmp_path: Path):
+def test_a_line_that_is_not_json_is_named(tmp_path: Path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(PAIR) + '\n\n{"prompt": "Q", oops}\n')
     message = message_of(lambda: read_rows(file, kind="preferences"))
@@ -488,7 +488,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path):
         assert word in message
 
 
-def test_the_line_is_right_in_a_list_that_is_no_json(tmp_path: Path):
+def test_the_line_is_right_in_a_list_that_is_not_json(tmp_path: Path):
     file = tmp_path / "rows.json"
     file.write_text('[\n{"prompt": "Q"},\n{"prompt": }\n]')
     assert "rows.json:3" in message_of(lambda: read_rows(file, kind="prompts"))
@@ -517,7 +517,7 @@ def test_an_empty_data_set_is_an_error(tmp_path: Path, name: str):
     assert name in message
 
 
-def test_what_cannot_be_a_source_is_refused_without_asking_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_impossible_source_is_refused_without_a_hub_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("datasets.load_dataset", None)
     monkeypatch.chdir(tmp_path)
     Path("data/empty").mkdir(parents=True)
@@ -563,7 +563,7 @@ def test_text_arrives_unchanged_or_is_counted(read: Read, prompt: str, chosen: s
 
 @no_fixture_reset
 @given(shared=hostile, chosen=hostile, rejected=hostile)
-def test_prompt_and_response_of_an_implicit_pair_join_to_what_was_read(
+def test_prompt_and_response_of_an_implicit_pair_join_to_the_text_read(
     read: Read, shared: str, chosen: str, rejected: str
 ):
     chosen, rejected = f"It {shared}{chosen}", f"It {shared}{rejected}"

@@ -33,7 +33,7 @@ def test_processes_share_the_examples_equally_without_overlap():
     assert loaders[0].dropped == 3
 
 
-def test_batches_of_like_length_are_the_same_for_any_number_of_processes():
+def test_length_batches_are_the_same_for_any_number_of_processes():
     lengths = torch.randint(1, 200, (203,), generator=torch.Generator().manual_seed(0)).tolist()
     some = [Example([1] * length, [[2], [3]], "") for length in lengths]
 
@@ -52,7 +52,7 @@ def test_batches_of_like_length_are_the_same_for_any_number_of_processes():
     assert [{*a, *b} for a, b in zip(*shares, strict=True)] == [set(batch) for batch in whole[:-1]]
 
 
-def test_a_loader_goes_on_behind_what_it_served():
+def test_a_loader_resumes_after_the_batches_it_served():
     whole = ExampleLoader(examples(10), 3, seed=1)
     batches = [batch.index.tolist() for batch in whole]
     stopped = ExampleLoader(examples(10), 3, seed=1)
@@ -95,7 +95,7 @@ def test_more_processes_do_not_repeat_an_epoch_that_was_served_whole():
         ExampleLoader(examples(10), 2, seed=1, world_size=2).load_state_dict(stopped.state_dict())
 
 
-def test_within_an_epoch_the_data_stay_what_they_were():
+def test_resuming_within_an_epoch_needs_the_same_data():
     stopped = ExampleLoader(examples(10), 4, seed=1)
     next(iter(stopped))
     changed = [*examples(10)[:-1], Example([1], [[1], [2, 3, 4, 5, 6]], "")]
@@ -113,7 +113,7 @@ def test_a_stream_cycles_through_its_examples_in_new_orders():
     assert order(ExampleLoader(examples(4), 2, seed=1, length=1)) == served[:2]
 
 
-def test_a_stream_goes_on_behind_what_it_served():
+def test_a_stream_resumes_after_the_batches_it_served():
     stopped = ExampleLoader(examples(4), 2, seed=1, length=6)
     iterator = iter(stopped)
     before = [next(iterator).index.tolist() for _ in range(3)]
@@ -126,7 +126,7 @@ def test_a_stream_goes_on_behind_what_it_served():
 MIXED = Mixture((6, 10), (2.0, 0.3))  # 12 + 3 examples
 
 
-def test_weights_say_how_often_the_examples_of_a_source_are_served():
+def test_weights_set_how_often_a_sources_examples_are_served():
     epochs = [order(ExampleLoader(examples(16), 4, seed=1, epoch=lambda e=e: e, mixture=MIXED)) for e in range(10)]
     for served in epochs:
         assert sorted(i for i in served if i < 6) == sorted([*range(6), *range(6)])

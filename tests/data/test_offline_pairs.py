@@ -73,7 +73,7 @@ def test_a_pair_of_equal_rewards_is_left_out_and_counted(tmp_path):
 @pytest.mark.parametrize("pairing", [BestWorst(min_margin=1), BestWorst(labels="soft"), AllPairs(), Listwise()])
 @pytest.mark.parametrize("kind", ["preferences", "texts", "labelled"])
 def test_a_rule_without_rewards_to_choose_by_is_refused(tmp_path, pairing, kind):
-    words = f"data.pairing={type(pairing).__name__} has no effect, .* no row of .*rows.jsonl gives any to {kind}"
+    words = f"data.pairing={type(pairing).__name__} has no effect .* rows of .*rows.jsonl, read as {kind}, have none"
     with pytest.raises(UserError, match=words):
         read(tmp_path, [unscored()], pairing, kind)
     assert len(read(tmp_path, [unscored()], BestWorst(), kind)[0]) == 1

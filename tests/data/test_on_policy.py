@@ -131,7 +131,7 @@ def test_unrecorded_sampler_logps_are_refused_where_they_are_read(tiny_model, in
         ),
     ],
 )
-def test_file_pairs_without_what_the_objective_reads_are_refused(tiny_model, in_tmp, option, module, said):
+def test_file_pairs_without_the_objectives_needs_are_refused(tiny_model, in_tmp, option, module, said):
     data = on_policy(in_tmp, **{option: write_pairs(in_tmp)})
     with pytest.raises(UserError, match=rf"data.{option}=.*pairs.jsonl {said}"):
         fit(module(PolicyConfig(tiny_model)), data)

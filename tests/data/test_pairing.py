@@ -41,7 +41,7 @@ def test_of_equal_responses_the_first_counts_even_if_a_scorer_is_fickle():
     assert pair.rewards == [5.0, 1.0]
 
 
-def test_among_equal_rewards_the_earlier_response_stands_first():
+def test_among_equal_rewards_the_earlier_response_is_first():
     (pair,) = BestWorst()([group([1.0, 2.0, 2.0, 1.0])]).examples
     assert pair.response_ids == [[2, 0], [4, 0]]
 
@@ -52,12 +52,12 @@ def test_a_negative_margin_is_refused():
 
 
 @pytest.mark.parametrize("option", ["min_margin", "reward_temperature", "threshold", "max_length"])
-def test_what_is_no_number_is_refused(option):
+def test_an_option_of_nan_is_refused(option):
     with pytest.raises(UserError, match=f"pairing.{option}=nan "):
         BestWorst(**{option: math.nan})
 
 
-def test_taking_branches_keeps_what_is_not_there_absent():
+def test_taking_branches_keeps_missing_fields_missing():
     assert take(Example([1], [[1], [2]], ""), [1]).rewards is None
 
 
@@ -87,7 +87,7 @@ def test_each_example_gets_another_prompts_response_as_last_branch():
         with_mismatched(examples[:2])
 
 
-def test_labels_are_given_to_pairs_and_left_to_those_that_have_some():
+def test_pairs_get_labels_unless_they_have_some():
     pair, single = Example([1], [[1], [2]], ""), Example([1], [[1]], "", labels=[0.0])
     assert [example.labels for example in with_labels([pair, single])] == [[1.0, 0.0], [0.0]]
     with pytest.raises(UserError, match="Use BestWorst"):
@@ -99,7 +99,7 @@ def test_one_real_token_is_not_empty_but_an_end_token_alone_is():
     assert pair.response_ids == [[8, 0], [7]]
 
 
-def test_what_is_taken_out_of_a_group_is_counted_by_its_reason():
+def test_responses_removed_from_a_group_are_counted_by_reason():
     responses = [[1, 0], [2, 0], [3, 0], [3, 0], [0], [4, 5, 6, 0]]
     texts = ["A b", "a  B", "long one", "long two", " ", "other"]
     rewards = [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]

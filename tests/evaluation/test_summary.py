@@ -53,7 +53,7 @@ def test_an_estimate_is_three_keys():
     assert values["version"] == 1
 
 
-def test_what_does_not_apply_is_left_out(tmp_path):
+def test_parts_that_do_not_apply_are_left_out(tmp_path):
     values = json.loads(summary().to_json())
     del values["forgetting"], values["length_data"], values["scorers"]["low"]["data"]
     read = Summary.from_json(json.dumps(values))

@@ -5,7 +5,7 @@ import torch
 from lit_align.metrics import PreferenceMetrics
 
 
-def test_means_are_over_examples_not_batches_and_ties_are_no_success():
+def test_means_are_over_examples_and_ties_count_as_failures():
     metric = PreferenceMetrics()
     logps, anchor = torch.tensor([[-1.0, -3.0], [-2.0, -2.0]]), torch.zeros(2, 2)
     metric.update(torch.tensor([1.0, 2.0]), logps, anchor, torch.tensor([[3, 5], [4, 4]]), 0.5 * (logps - anchor))
@@ -47,7 +47,7 @@ def test_single_responses_count_for_the_side_of_their_label():
     assert (values["length_chosen"], values["length_rejected"]) == (3, 6)
 
 
-def test_of_texts_there_is_no_better_and_worse():
+def test_texts_have_no_better_or_worse_side():
     metric = PreferenceMetrics(anchored=False, preferences=False)
     logps = torch.tensor([[-4.0], [-6.0]])
     metric.update(torch.tensor([1.0, 2.0]), logps, None, torch.tensor([[3], [5]]), logps)

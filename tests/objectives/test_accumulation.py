@@ -56,7 +56,7 @@ def test_accumulated_batches_are_one_batch_of_their_examples(tiny_model, in_tmp,
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
 
 
-def test_a_foreign_loader_counts_its_last_micro_batches_alike(tiny_model, in_tmp):
+def test_a_foreign_loaders_last_micro_batches_have_equal_weight(tiny_model, in_tmp):
     """Three batches of two, accumulated by two: the third is a step of its own, as large as without accumulation."""
     source = OfflinePairs(write_pairs(in_tmp, 6), batch_size=2, seed=1)
     fit(DPO(PolicyConfig(tiny_model)), source, max_steps=1)

@@ -311,7 +311,7 @@ def test_lambda_settles_where_an_exact_step_goes_as_far_as_its_target(target, st
     assert distance == pytest.approx(target, rel=1e-3)
 
 
-def test_a_distance_that_is_no_number_changes_nothing_in_silence():
+def test_a_distance_that_is_nan_is_refused():
     with pytest.raises(UserError, match="proximal_target: KL"):
         adapted_proximal(0.3, math.nan, target=2.0)
 
@@ -319,12 +319,12 @@ def test_a_distance_that_is_no_number_changes_nothing_in_silence():
 # --- errors ------------------------------------------------------------------------------------------------
 
 
-def test_a_proximal_weight_without_a_sampler_says_what_to_mend(logps):
+def test_a_proximal_weight_without_a_sampler_names_the_fix(logps):
     with pytest.raises(ValueError, match=r"proximal=0\.3 .*OnPolicyPairs.*proximal=0"):
         effective_anchor(logps[1], None, 0.1, 0.3)
 
 
-def test_a_beta_without_a_reference_says_what_to_mend(logps):
+def test_a_beta_without_a_reference_names_the_fix(logps):
     with pytest.raises(ValueError, match=r"beta=0\.1 .*reference.*beta=0"):
         effective_anchor(None, logps[2], 0.1, 0.3)
 

@@ -349,7 +349,7 @@ def test_recorded_and_live_reference_give_the_same_loss(tiny_model, in_tmp, monk
     assert len(set(watches[0]["train/loss"])) > 2
 
 
-def test_what_is_logged_is_what_it_says(tiny_model, pairs):
+def test_logged_metrics_match_their_definitions(tiny_model, pairs):
     module, watch = DPO(PolicyConfig(tiny_model), beta=0.2), Watch()
     fit(module, pairs, watch, ReferenceRefresh(1.0, 1000))
     batch, step = watch.batches[0], watch.steps[0]
@@ -438,7 +438,7 @@ def test_a_name_neither_here_nor_on_the_hub_is_an_error(pairs):
         fit(DPO(PolicyConfig("nope")), pairs)
 
 
-def test_a_reward_model_is_no_policy(pairs, tmp_path):
+def test_a_reward_model_is_not_a_policy(pairs, tmp_path):
     folder = str(tmp_path / "rewards")
     LlamaForSequenceClassification(llama_config(num_labels=1)).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
@@ -534,7 +534,7 @@ def test_optimizer_and_schedule_restart_each_round_if_set(tiny_model, in_tmp, wa
     assert [seen[1] for seen in continued.seen] == list(range(12))
 
 
-def test_a_run_whose_optimizer_starts_anew_resumes_to_the_bit(tiny_model, in_tmp):
+def test_a_run_with_optimizer_resets_resumes_bit_for_bit(tiny_model, in_tmp):
     def run(*callbacks: Callback, ckpt_path: str | None = None) -> dict[str, torch.Tensor]:
         module = DPO(
             PolicyConfig(tiny_model),
@@ -557,7 +557,7 @@ def test_a_run_whose_optimizer_starts_anew_resumes_to_the_bit(tiny_model, in_tmp
         assert all(torch.equal(whole[name], again[name]) for name in whole), checkpoint
 
 
-def test_an_objective_without_an_annotation_of_its_policy_is_told(tiny_model):
+def test_an_objective_without_a_policy_annotation_is_refused(tiny_model):
     class Bare(DPO):
         def __init__(self, policy, **kwargs):  # the command line then passes what it parsed
             super().__init__(policy, **kwargs)

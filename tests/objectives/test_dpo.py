@@ -35,7 +35,7 @@ def test_gradient_and_curvature_at_the_anchor_are_those_of_beta(beta):
     assert curvature.item() == pytest.approx(beta**2 / 4, rel=1e-14)
 
 
-def test_the_chosen_response_is_pushed_up_and_the_rejected_one_down_alike(random):
+def test_the_chosen_response_is_pushed_up_as_the_rejected_one_down(random):
     logps = random(3, 2).requires_grad_()
     dpo_loss(logps, random(3, 2), beta=0.1).sum().backward()
     assert (logps.grad[:, 0] < 0).all()

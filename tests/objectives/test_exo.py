@@ -55,7 +55,7 @@ def test_the_pair_form_is_the_listwise_form_of_the_labels_log_odds(epsilon, rand
     assert_close(pair, exo_loss(logps, anchor, beta=0.7, rewards=rewards))
 
 
-def test_a_soft_label_moves_the_target_and_is_no_average_of_two_losses(random):
+def test_a_soft_label_moves_the_target_and_does_not_average_losses(random):
     logps, anchor = random(5, 2), random(5, 2)
     rewards = torch.tensor([[math.log(0.7 / 0.3), 0.0]] * 5, dtype=torch.float64)
     soft = exo_loss(logps, anchor, beta=0.7, rewards=rewards)

@@ -68,7 +68,7 @@ ANCHORED = {
 
 
 @pytest.mark.parametrize("name", ANCHORED)
-def test_the_first_loss_has_its_closed_form_and_training_goes_on(tiny_model, in_tmp, name):
+def test_the_first_loss_has_its_closed_form_and_training_continues(tiny_model, in_tmp, name):
     make, data, closed_form = ANCHORED[name]
     first = First()
     module = make(PolicyConfig(tiny_model), optimizer=adamw())
@@ -306,7 +306,7 @@ def test_a_refresh_without_a_reference_and_a_beta_of_zero_are_refused(tiny_model
         (lambda p: DPO(p, reward_temperature=0.1), "learns from rewards, but the data has none"),
     ],
 )
-def test_data_without_rewards_is_refused_with_the_mend(tiny_model, in_tmp, make, message):
+def test_data_without_rewards_is_refused_with_the_fix(tiny_model, in_tmp, make, message):
     with pytest.raises(UserError, match=message):
         fit(make(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp)))
 

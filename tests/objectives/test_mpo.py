@@ -199,7 +199,7 @@ def test_the_loss_is_the_preferences_plus_weighted_texts(tiny_model, in_tmp, tex
 
 
 @pytest.mark.parametrize("rounds", [False, True], ids=["offline", "on-policy"])
-def test_resumed_within_an_epoch_the_streams_go_on_where_they_were(tiny_model, in_tmp, texts, rounds):
+def test_streams_resume_within_an_epoch_at_their_positions(tiny_model, in_tmp, texts, rounds):
     pairs = write_pairs(in_tmp)
 
     def run(*callbacks: Callback, ckpt_path: str | None = None) -> dict[str, torch.Tensor]:
@@ -232,7 +232,7 @@ def test_any_objective_takes_texts_beside_its_preferences(tiny_model, in_tmp, te
     assert total.loss == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_a_text_whose_likelihood_is_no_number_is_named(tiny_model, in_tmp, texts, monkeypatch):
+def test_a_text_with_a_likelihood_of_nan_is_named(tiny_model, in_tmp, texts, monkeypatch):
     def spoilt(logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return torch.where(torch.arange(len(logps)) == 1, torch.nan, sft_loss(logps, lengths))
 

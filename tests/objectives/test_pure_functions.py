@@ -100,13 +100,13 @@ def test_one_row_in_place_of_six_is_not_broadcast(loss, batch):
 
 @every_loss
 @pytest.mark.parametrize("i", [1, 2, 3], ids=["anchor_logps", "numbers", "labels"])
-def test_what_is_given_in_float32_costs_float64_logps_no_digit(loss, i, batch):
+def test_float32_inputs_cost_float64_logps_no_digits(loss, i, batch):
     narrow = changed(batch, i, torch.Tensor.float)
     wide = [tensor.double() for tensor in narrow]
     assert_close(loss(*narrow), loss(*wide), rtol=1e-14, atol=1e-14)
 
 
-def test_the_signatures_are_those_that_are_documented():
+def test_the_signatures_match_the_documentation():
     """Exported from `lit_align.objectives`; `beta` is the one name of the weight, and keywords are keywords."""
     signatures = {
         "dpo_loss": "logps, anchor_logps, *, beta, label_smoothing=0.0, labels=None",

@@ -55,7 +55,7 @@ def test_a_wrong_shape_is_named(shapes, message):
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=4), LoRAConfig(r=4, targets=["q_proj"])], ids=str)
 @pytest.mark.parametrize("chat", [False, True], ids=["without a chat template", "with one"])
-def test_what_is_saved_scores_texts_as_the_module_does(tiny_model, in_tmp, lora, chat):
+def test_the_saved_model_scores_texts_as_the_module_does(tiny_model, in_tmp, lora, chat):
     byte_tokenizer(chat).save_pretrained(in_tmp / "tokenizer")
     module = RewardModel(PolicyConfig(tiny_model, dtype="float32"), lora=lora, optimizer=adamw(1e-2))
     module._tokenizer = byte_tokenizer(chat)
@@ -102,7 +102,7 @@ def test_a_head_on_any_backbone_scores_each_response_as_if_it_stood_alone(in_tmp
     assert rewards.std() > 0.01
 
 
-def test_a_new_head_starts_at_ln_2_and_a_trained_one_goes_on(tiny_model, in_tmp):
+def test_a_new_head_starts_at_ln_2_and_a_trained_one_is_kept(tiny_model, in_tmp):
     data = OfflinePairs(write_pairs(in_tmp), batch_size=8)
     module = RewardModel(PolicyConfig(tiny_model), optimizer=adamw(1e-2))
     assert fit(module, data).callback_metrics["train/loss"] == pytest.approx(math.log(2), rel=1e-6)

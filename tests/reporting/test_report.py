@@ -128,7 +128,7 @@ def test_a_report_has_all_plots_and_shows_hostile_text_as_text(tmp_path):
     assert page == report.write_report(run).read_text(), "the same run gives the same bytes"
 
 
-def test_a_report_opens_with_what_was_run_and_the_verdict_in_words(tmp_path):
+def test_a_report_opens_with_the_run_and_the_verdict_in_words(tmp_path):
     run = make_run(tmp_path / "run", seed=0, shift=0.5)
     page = report.write_report(run).read_text()
     check_page(page)

@@ -47,7 +47,7 @@ def test_a_template_and_names_make_a_pair():
         (" {a}\n", " A\n"),
     ],
 )
-def test_templates_leave_out_what_is_empty(template: str, expected: str):
+def test_templates_leave_out_empty_fields(template: str, expected: str):
     assert filled(template, a="A", b="B", none=None, n=3, deep=[{"x": 1}, {"x": 2}]) == expected
 
 
@@ -134,7 +134,7 @@ def test_mapped_tools_make_chats_of_plain_prompts():
     assert (read_row.prompt, read_row.tools) == ([user("Time?")], [{"name": "clock"}])
 
 
-def test_what_an_object_holds_beside_a_mapped_path_is_not_lost():
+def test_unmapped_fields_of_an_object_are_not_lost():
     row = {"info": {"question": "Q", "context": "C", "id": 1}, "x": "a", "y": "b"}
     columns = {"prompt": "info.question", "chosen": "x", "rejected": "y"}
     assert "`info.context` holds" in refusal(row, columns=columns)

@@ -23,7 +23,7 @@ def test_scores_keep_the_order_of_the_responses():
     assert advanced == [2, 2, 1]
 
 
-def test_no_responses_are_no_call():
+def test_without_responses_the_scorer_is_not_called():
     scorer = Given(lengths)
     assert score(scorer, [], []) == []
     assert scorer.seen == []

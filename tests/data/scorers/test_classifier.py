@@ -151,7 +151,7 @@ def test_scoring_leaves_the_random_numbers_of_training_alone(reward_model: str):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_weights_have_the_type_asked_for_or_the_one_they_were_saved_in(reward_model: str, tmp_path: Path):
+def test_weights_have_the_configured_dtype_or_the_saved_one(reward_model: str, tmp_path: Path):
     for options, dtype in (({}, torch.float32), ({"dtype": "bfloat16"}, torch.bfloat16)):
         scorer = SequenceClassificationScorer(reward_model, **options)
         scorer.start()
