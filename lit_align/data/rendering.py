@@ -194,9 +194,11 @@ class ChatRenderer:
             except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
                 refusal = refusal or error
         roles = ", ".join(str(message["role"]) for message in messages)
+        has_system = messages[0]["role"] in ("system", "developer")
+        change = "Put the system message into the first user's turn" if has_system else "Change them"
         raise UserError(
             f"{row.source}: the chat template of {self.name!r} refuses the messages ({roles}): "
-            f"{str(refusal).rstrip('.')}. Change them, or set another template (data.chat_template)."
+            f"{str(refusal).rstrip('.')}. {change}, or set another template (data.chat_template)."
         ) from refusal
 
     def _check_complete(self, row: Row, answer: Answer, whole: str, start: int) -> None:

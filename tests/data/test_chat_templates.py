@@ -231,6 +231,17 @@ def test_a_prompt_that_an_answer_rewrites_is_an_error_that_shows_both():
         with_template(rewriting).row(Row(HI, ("yes", "no"), source="rows.jsonl:1"))
 
 
+def test_a_template_without_system_messages_says_where_to_put_them():
+    """Mistral's first template, whose own words name only the order of roles."""
+    refusing = "{% if messages[0].role != 'user' %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    made = with_template(refusing + CHAT_TEMPLATE)
+    with pytest.raises(
+        UserError, match=r"Roles must alternate\. Put the system message into the first user's turn, or"
+    ):
+        made.row(CASES["system"])
+    assert made.row(CASES["plain"]) is not None
+
+
 TEXT = st.one_of(
     st.text(max_size=20), st.sampled_from(["", " ", "\n\n", "{{ x }}", "\x00", "<think>", "</think>", " a ", "é😀"])
 )
