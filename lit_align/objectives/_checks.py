@@ -117,3 +117,22 @@ def check_state_dict(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None
                 f"this checkpoint belongs to another model or configuration: {name} has the shape {tuple(value.shape)} "
                 f"there and {tuple(ours[name].shape)} here. Resume with the configuration that made it."
             )
+
+
+def check_finite(losses: Tensor, batch: PreferenceBatch, step: int, source: str = "this round's data") -> None:
+    """Check that the mean loss of a step is finite.
+
+    Args:
+        losses: [B], loss of each example.
+        source: Where the examples are from, for the message.
+
+    Raises:
+        UserError: it is not; names the examples.
+    """
+    loss = losses.detach().mean()
+    if not torch.isfinite(loss):
+        rows = batch.index[~torch.isfinite(losses.detach())].tolist()
+        raise UserError(
+            f"the loss of step {step} is {loss.item()}, from examples {rows} of {source}. "
+            "Lower the learning rate or clip gradients (trainer.gradient_clip_val), or take them out."
+        )

@@ -32,7 +32,8 @@ from lit_align.loading import from_fields, load_positions, load_tokenizer, read_
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
-from lit_align.objectives._checks import check_batch, check_policy_config
+from lit_align.objectives._checks import check_batch, check_finite, check_policy_config
+from lit_align.objectives._gradients import gradient_scale
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.accumulation import MicroBatch, StepMeans
 from lit_align.objectives.resumable import ResumableModule
@@ -236,7 +237,7 @@ class PreferenceObjective(ResumableModule):
         assert self.policy is not None
         losses = sft_loss(self.policy(batch)[:, 0], batch.lengths[:, 0].clamp(min=1))
         loss = losses.mean()
-        self._check_finite(loss, losses, batch, f"data.{name}")
+        check_finite(losses, batch, self.trainer.global_step, f"data.{name}")
         self._step_means.add(f"nll_{name}", loss, batch.size)
         return loss
 
@@ -262,11 +263,13 @@ class PreferenceObjective(ResumableModule):
         losses = self.loss(logps, anchor_logps, beta, batch)
         loss = losses.mean()
         if stage == "train":
-            self._check_finite(loss, losses, batch)
+            check_finite(losses, batch, self.trainer.global_step)
             self._check_first_step(loss, logps, anchor_logps, beta, batch)
             self.after_loss(logps, anchor_logps, batch)
         metrics: Any = self.metrics[f"{stage}_"]
-        scale = self._gradient_scale(logps, anchor_logps, beta, batch) if stage == "train" else None
+        scale = None
+        if stage == "train" and anchor_logps is not None:
+            scale = gradient_scale(lambda leaf: self.loss(leaf, anchor_logps, beta, batch), logps)
         K = logps.shape[1] - batch.mismatched  # that branch belongs to no preference
         logps, lengths = logps[:, :K], batch.lengths[:, :K]
         anchor_logps = None if anchor_logps is None else anchor_logps[:, :K]
@@ -275,21 +278,6 @@ class PreferenceObjective(ResumableModule):
         if scale is not None:
             self._step_means.add("gradient_scale", scale, batch.size)
         return loss
-
-    def _gradient_scale(
-        self, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch
-    ) -> Tensor | None:
-        """Mean of |∂loss/∂log π(y)| over examples' first responses; None without an anchor.
-
-        A pair's loss flattens as the policy moves away from the anchor. A refresh that moves the anchor to the policy
-        restores the scale of the first step (DPO: β/2).
-        """
-        if anchor_logps is None:
-            return None
-        with torch.enable_grad():
-            leaf = logps.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.loss(leaf, anchor_logps, beta, batch).sum(), leaf)
-        return gradient[:, 0].abs().mean()
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("val")
@@ -302,16 +290,6 @@ class PreferenceObjective(ResumableModule):
         if metrics.update_called:
             self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})
         metrics.reset()
-
-    def _check_finite(
-        self, loss: Tensor, losses: Tensor, batch: PreferenceBatch, source: str = "this round's data"
-    ) -> None:
-        if not torch.isfinite(loss):
-            rows = batch.index[~torch.isfinite(losses.detach())].tolist()
-            raise UserError(
-                f"the loss of step {self.trainer.global_step} is {loss.item()}, from examples {rows} of {source}. "
-                "Lower the learning rate or clip gradients (trainer.gradient_clip_val), or take them out."
-            )
 
     def _check_first_step(
         self, loss: Tensor, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch
