@@ -248,3 +248,21 @@ def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str) -> None:
             f"data.pairing={type(pairing).__name__}: {name}'s constant is estimated from all responses that were "
             "sampled. Take Listwise, or leave model.estimate_baseline out."
         )
+
+
+def check_fits(examples: Sequence[Example], positions: int | None) -> None:
+    """Check that the model reads all of each example. A GGUF file says how much it reads only once it is loaded.
+
+    Args:
+        positions: The model's maximum number of tokens, prompt and response together; None without a limit.
+
+    Raises:
+        UserError: an example is longer.
+    """
+    for example in examples if positions is not None else ():
+        tokens = len(example.prompt_ids) + max(map(len, example.response_ids))
+        if tokens > positions:  # type: ignore[operator]
+            raise UserError(
+                f"{example.source}: prompt and response have {tokens} tokens, but the model reads {positions}. Lower "
+                f"data.max_prompt_length and data.max_response_length to at most {positions} together."
+            )

@@ -9,11 +9,12 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
-from lit_align.data.examples import Examples, Source, check_joinable, digest_of_examples, hold_out
+from lit_align.data.examples import Examples, Source, check_fits, check_joinable, digest_of_examples, hold_out
 from lit_align.data.formats.rows import Rows
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule
 from lit_align.errors import UserError
+from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table, of_options
 
 
@@ -95,6 +96,9 @@ class OfflinePairs(PairsDataModule):
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         assert self._examples_read is not None
+        module: Any = self.trainer and self.trainer.lightning_module
+        if isinstance(module, PreferenceObjective) and module.policy is not None:
+            check_fits(self._examples_read, module.policy.positions)
         if not self._recorded:
             self._examples_read, self._recorded = self.record_reference(self._examples_read), True
         counts = tuple(len(part.examples) for part in self._parts)

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import byte_tokenizer
+from tiny import adamw, byte_tokenizer, fit
 
 from lit_align.data import AllPairs, BestWorst, Listwise, OfflinePairs
 from lit_align.data.batches import Example, collate
 from lit_align.errors import UserError
 from lit_align.needs import DataNeeds
+from lit_align.objectives import DPO
+from lit_align.policy import PolicyConfig
 
 
 def pair(better: float, worse: float | None, **more: Any) -> dict[str, Any]:
@@ -95,3 +97,13 @@ def test_without_rewards_each_rejected_response_makes_a_pair(tmp_path):
 def test_all_rows_have_rewards_or_none(tmp_path, rows, words):
     with pytest.raises(UserError, match=words):
         read(tmp_path, rows)
+
+
+def test_a_row_too_long_for_a_model_loaded_later_is_named(tiny_model, in_tmp, monkeypatch):
+    """As of a GGUF file, whose number of positions is known once it is loaded."""
+    rows = [{"prompt": "p", "chosen": "y" * n, "rejected": "n"} for n in (5, 600)]
+    (in_tmp / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("lit_align.objectives.base.load_positions", lambda config: None)
+    module = DPO(PolicyConfig(tiny_model), optimizer=adamw())
+    with pytest.raises(UserError, match=r"long\.jsonl:2: .* have 602 tokens, but the model reads 512"):
+        fit(module, OfflinePairs("long.jsonl", batch_size=1, max_response_length=700))
