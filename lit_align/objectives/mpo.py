@@ -8,7 +8,7 @@ a reference model nor a reward model. The policy is held by the likelihood of of
     −σ(Δ log π) − β log π(y_sft|x_sft) − γ log π(x_pretrain)
 
 The likelihood terms are a *forward* KL to the reference that wrote the text. By Theorem 4.1, the gradient of the
-expected preference can be computed on preference data from any sampler. Use MPO when labels are deterministic and
+expected preference can be computed on preference data from any sampler. Use it when labels are deterministic and
 only one model fits in memory. The gradient with respect to Δ is bounded, in [−¼, 0]. It vanishes on pairs that are
 clearly won (DPO's ratio keeps growing) and on pairs that are badly lost; the log form −log σ(Δ) keeps pushing on the
 latter.
