@@ -1,8 +1,9 @@
 """Talk to a model in the terminal, or to two at once: `lit-align chat MODEL [--against START]`.
 
 A model with a chat template answers in turns, and each model keeps its own history; a model without one continues the
-text that is typed. A run's model is prompted as it was trained: with the run's template_args. When the history no longer fits into the model's positions, the oldest turns are left out. `/reset`
-clears the history, Ctrl-C stops an answer, and `/quit` or Ctrl-D ends the chat.
+text that is typed. A run's model is prompted as it was trained: with the run's template_args. When the history no
+longer fits into the model's positions, the oldest turns are left out. `/reset` clears the history, Ctrl-C stops an
+answer, and `/quit` or Ctrl-D ends the chat.
 """
 
 import math
