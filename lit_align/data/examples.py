@@ -64,6 +64,7 @@ class Examples(NamedTuple):
     examples: list[Example]
     line: str
     unread: tuple[str, ...] = ()  # columns that hold something and are not read
+    notes: tuple[tuple[str, str], ...] = ()  # further lines, such as on the chat template
 
     def describe(self, name: str) -> Iterator[tuple[str, str]]:
         """Lines of the run's header, under a name."""
@@ -72,6 +73,7 @@ class Examples(NamedTuple):
             yield "labels", labels
         if self.unread:
             yield "not read", ", ".join(self.unread)
+        yield from self.notes
 
 
 def make_examples(
@@ -114,7 +116,8 @@ def make_examples(
     names = {"preferences": "groups", "labelled": "labelled responses"}
     what = "pairs" if len(examples[0].response_ids) == 2 else names.get(kind, "texts")
     line = f"{len(examples)} {what} from {path}: {rows.description}"
-    return Examples(examples, line + (f"; {listing(counts)}" if counts else ""), rows.unread)
+    line += f"; {listing(counts)}" if counts else ""
+    return Examples(examples, line, rows.unread, tuple(tokenizer.notes(rows.rows[: CHECKED[0]])))
 
 
 def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int = 0) -> None:

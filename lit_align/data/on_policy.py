@@ -102,6 +102,7 @@ class OnPolicyPairs(PairsDataModule):
         self._epoch: int | None = None  # the epoch that the current round belongs to
         self._prompts: list[tuple[Row, list[int]]] = []
         self.summary = ""
+        self._unread: tuple[str, ...] = ()
 
     # --- Lightning ---
 
@@ -144,6 +145,7 @@ class OnPolicyPairs(PairsDataModule):
         skipped = rows.skipped + counts
         self.summary = f"{len(self._prompts)} prompts from {self.prompts}: {rows.description}"
         self.summary += f"; {listing(skipped)}" if skipped else ""
+        self._unread = rows.unread
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         if self._is_new_round():
@@ -322,6 +324,9 @@ class OnPolicyPairs(PairsDataModule):
 
     def describe(self) -> Iterator[tuple[str, str]]:
         yield "data", self.summary
+        if self._unread:
+            yield "not read", ", ".join(self._unread)
+        yield from self.preference_tokenizer.notes(row for row, _ in self._prompts[:8])
         yield from super().describe()
         rounds = {"all": "all prompts", "chunk": "an equal share of the prompts"}.get(
             str(self.prompts_per_round), f"{self.prompts_per_round} prompts"
