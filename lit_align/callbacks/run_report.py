@@ -181,10 +181,9 @@ def memory_line(module: PreferenceObjective) -> str:
         return sum(local_shard(weight).numel() * weight.element_size() for weight in weights)
 
     assert module.policy is not None
-    reference = getattr(module, "reference", None)
     weights = size(own_weights(module.policy))
     trained = size(weight for _, weight in module.policy.trainable_weights())
-    second = size(reference_weights(module.policy, reference))
+    second = size(reference_weights(module.policy, module.reference))
     parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
     listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top"
