@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_line, relative
-from lit_align.logprobs import PreferenceBatch
+from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
@@ -88,8 +88,8 @@ class RunReport(AlignCallback):
         now = time.monotonic()
         self._seconds += now - (self._stepped or now)
         self._stepped = now
-        pairs = batch.get("preferences") if isinstance(batch, dict) else batch
-        self._trained += pairs.size if isinstance(pairs, PreferenceBatch) else 0
+        preferences = preferences_of(batch)
+        self._trained += 0 if preferences is None else preferences.size
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = {"round/seconds_train": self._seconds}

@@ -207,15 +207,15 @@ class PreferenceObjective(ResumableModule):
         if not self._checked_batch:
             check_batch(batch)
             self._checked_batch = True
-        texts = {} if isinstance(batch, PreferenceBatch) else {**batch}
-        self.check_texts(texts.keys() - {"preferences"})
+        streams = {"preferences": batch} if isinstance(batch, PreferenceBatch) else {**batch}
+        preferences = streams.pop("preferences")
+        self.check_texts(streams.keys())
         place = MicroBatch.of(self.trainer, batch_idx)
         if place.is_first:
             self.metrics["train_"].reset()  # type: ignore[operator]
             self._step_means.reset()
-        loss = self._step(batch if isinstance(batch, PreferenceBatch) else texts.pop("preferences"), "train")
-        loss = loss * place.weight()
-        for name, text in texts.items():
+        loss = self._step(preferences, "train") * place.weight()
+        for name, text in streams.items():
             loss = loss + self.text_weights[name] * place.weight(name) * self._text_loss(name, text)
         if not self.trainer.fit_loop._should_accumulate():
             self._log_step()
