@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_field, print_line
 from lit_align.data.base import PairsDataModule
-from lit_align.data.examples import Source
+from lit_align.data.examples import CHECKED, Examples, Source
 from lit_align.data.formats.rows import Row
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs
@@ -101,8 +101,7 @@ class OnPolicyPairs(PairsDataModule):
         self._logged: int | None = None  # the round whose metrics are in the log that a resumed run continues
         self._epoch: int | None = None  # the epoch that the current round belongs to
         self._prompts: list[tuple[Row, list[int]]] = []
-        self.summary = ""
-        self._unread: tuple[str, ...] = ()
+        self._read: Examples | None = None
 
     # --- Lightning ---
 
@@ -143,9 +142,10 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError(f"{self.prompts}: no prompt remains: {listing(counts)}. Give other prompts.")
         check_prompts(self._prompts, self.prompts_per_round, self._rounds, self.prompts)
         skipped = rows.skipped + counts
-        self.summary = f"{len(self._prompts)} prompts from {self.prompts}: {rows.description}"
-        self.summary += f"; {listing(skipped)}" if skipped else ""
-        self._unread = rows.unread
+        line = f"{len(self._prompts)} prompts from {self.prompts}: {rows.description}"
+        line += f"; {listing(skipped)}" if skipped else ""
+        notes = self.preference_tokenizer.notes(row for row, _ in self._prompts[: CHECKED[0]])
+        self._read = Examples([], line, rows.unread, tuple(notes))
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         if self._is_new_round():
@@ -323,10 +323,7 @@ class OnPolicyPairs(PairsDataModule):
         return super().identity() | own | rules
 
     def describe(self) -> Iterator[tuple[str, str]]:
-        yield "data", self.summary
-        if self._unread:
-            yield "not read", ", ".join(self._unread)
-        yield from self.preference_tokenizer.notes(row for row, _ in self._prompts[:8])
+        yield from self._read.describe("data") if self._read else ()
         yield from super().describe()
         rounds = {"all": "all prompts", "chunk": "an equal share of the prompts"}.get(
             str(self.prompts_per_round), f"{self.prompts_per_round} prompts"
