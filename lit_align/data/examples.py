@@ -233,6 +233,11 @@ def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str) -> None:
     Raises:
         UserError: it needs the other kind.
     """
+    if pairing.gives_texts and needs.data_kind != "texts":
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name} compares responses, and this rule keeps one. Use "
+            "BestWorst, or SFT, which imitates one response."
+        )
     if pairing.gives_groups and not needs.takes_groups:
         raise UserError(
             f"data.pairing={type(pairing).__name__}: {name}, as configured, compares two responses. Use "
