@@ -130,13 +130,7 @@ class OnPolicyPairs(PairsDataModule):
                 "not from its own responses. Use OfflinePairs."
             )
         self.check_sampler()
-        self.check_pairing(self.pairing)
-        if self.needs.data_kind == "texts" and not self.pairing.gives_texts:
-            raise UserError(
-                f"data.pairing={type(self.pairing).__name__}: "
-                f"{type(self.trainer.lightning_module).__name__} imitates one response. Use data.pairing=Best, the "
-                "best of each prompt's responses."
-            )
+        self.check_pairing(self.pairing, sampled=True)
         self.read_texts()
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if self.prompts_per_round == "chunk" and self._rounds < 1:
