@@ -227,15 +227,26 @@ def _check_alike(rows: Rows) -> None:
                 )
 
 
-def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str) -> None:
+def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str, *, sampled: bool) -> None:
     """Check that an objective can train on a pairing rule's examples.
 
     Args:
         name: The objective's, in messages.
+        sampled: The rule selects from a round's responses; rows of texts need no selection.
 
     Raises:
         UserError: it needs the other kind.
     """
+    if needs.data_kind == "texts" and sampled and not pairing.gives_texts:
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name} imitates one response. Use data.pairing=Best, the best of "
+            "each prompt's responses."
+        )
+    if pairing.gives_texts and needs.data_kind != "texts":
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name} compares responses, and this rule keeps one. Use "
+            "BestWorst, or SFT, which imitates one response."
+        )
     if pairing.gives_groups and not needs.takes_groups:
         raise UserError(
             f"data.pairing={type(pairing).__name__}: {name}, as configured, compares two responses. Use "

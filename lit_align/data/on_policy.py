@@ -130,7 +130,7 @@ class OnPolicyPairs(PairsDataModule):
                 "not from its own responses. Use OfflinePairs."
             )
         self.check_sampler()
-        self.check_pairing(self.pairing)
+        self.check_pairing(self.pairing, sampled=True)
         self.read_texts()
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if self.prompts_per_round == "chunk" and self._rounds < 1:
