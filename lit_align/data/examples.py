@@ -120,6 +120,24 @@ def make_examples(
     return Examples(examples, line, rows.unread, tuple(tokenizer.notes(rows.rows[: CHECKED[0]])))
 
 
+def account_of(
+    rows: Rows,
+    prompts: Sequence[tuple[Row, list[int]]],
+    counts: Counter[str],
+    path: str,
+    tokenizer: PreferenceTokenizer,
+) -> Examples:
+    """What the run's header says about prompts; there are no examples yet.
+
+    Args:
+        prompts: Those that are kept of the rows.
+        counts: Prompts that were dropped or cut, by reason.
+    """
+    skipped = rows.skipped + counts
+    line = f"{len(prompts)} prompts from {path}: {rows.description}" + (f"; {listing(skipped)}" if skipped else "")
+    return Examples([], line, rows.unread, tuple(tokenizer.notes(row for row, _ in prompts[: CHECKED[0]])))
+
+
 def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int = 0) -> None:
     """Check that the tokens of the first rows and of a sample of the others spell the text that they come from.
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_field, print_line
 from lit_align.data.base import PairsDataModule
-from lit_align.data.examples import CHECKED, Examples, Source
+from lit_align.data.examples import Examples, Source, account_of
 from lit_align.data.formats.rows import Row
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs
@@ -141,11 +141,7 @@ class OnPolicyPairs(PairsDataModule):
         if not self._prompts:
             raise UserError(f"{self.prompts}: no prompt remains: {listing(counts)}. Give other prompts.")
         check_prompts(self._prompts, self.prompts_per_round, self._rounds, self.prompts)
-        skipped = rows.skipped + counts
-        line = f"{len(self._prompts)} prompts from {self.prompts}: {rows.description}"
-        line += f"; {listing(skipped)}" if skipped else ""
-        notes = self.preference_tokenizer.notes(row for row, _ in self._prompts[: CHECKED[0]])
-        self._read = Examples([], line, rows.unread, tuple(notes))
+        self._read = account_of(rows, self._prompts, counts, self.prompts, self.preference_tokenizer)
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         if self._is_new_round():
