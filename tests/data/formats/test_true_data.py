@@ -40,6 +40,11 @@ def first(row: dict[str, Any], **options: Any) -> Row:
             "chosen": '[{"role": "user", "content": "Bird?"}, {"role": "assistant", "content": "Crow"}]',
             "rejected": "[{'role': 'user', 'content': 'Bird?'}, {'role': 'assistant', 'content': 'Stone'}]",
         },
+        {
+            "prompt": BIRD,
+            "chosen": '{"role": "assistant", "content": "Crow"}',
+            "rejected": "{'from': 'gpt', 'value': 'Stone'}",
+        },
         {"input": {"messages": BIRD}, "preferred_output": CROW, "non_preferred_output": STONE},
         {"messages": BIRD + CROW, "rejected_response": "Stone"},
         {"messages": BIRD + CROW, "rejected_messages": BIRD + STONE},
@@ -55,6 +60,7 @@ def first(row: dict[str, Any], **options: Any) -> Row:
         "ultrainteract",
         "capital roles",
         "spelled out",
+        "one message spelled out",
         "openai",
         "swift response",
         "swift messages",
@@ -81,6 +87,18 @@ def test_layouts_of_chats_give_the_pair_that_they_mean(row: dict[str, Any]):
         {"question": "Bird?", "answer_a": "Stone", "answer_b": "Crow", "winner": "b"},
         {"question": "Bird?", "answer_a": "Crow", "answer_b": "Stone", "winner": "x-9", "model_a": "x-9"},
         {"question": "Bird?", "answer_a": "Crow", "answer_b": "Stone", "winner": "Crow"},
+        {
+            "question": "Bird?",
+            "answer_a": "Stone",
+            "answer_b": "Crow",
+            "winner": "m-a",
+            "model_a": "m",
+            "model_b": "m-a",
+        },
+        {"prompt": "Bird?", "response_1": "Crow", "response_2": "Stone", "winner": "model_a"},
+        {"prompt": "Bird?", "response_1": "Stone", "response_2": "Crow", "winner": "m", "model_a": "n", "model_b": "m"},
+        {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone", "chosen_score": 9.0},
+        {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone", "labelling_prompt": [user("Judge these")]},
         {"instruction": "Bird?", "input": "", "chosen": "Crow", "rejected": "Stone"},
         {"input": "Bird?", "chosen_response": "Crow", "rejected_response": "Stone"},
         {"query": "Bird?", "response": "Crow", "rejected_response": "Stone"},
@@ -102,6 +120,7 @@ def test_layouts_of_text_give_the_pair_that_they_mean(row: dict[str, Any]):
         {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone", "chosen_rating": -1, "rejected_rating": -2},
         {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone", "rating_chosen": -1, "rating_rejected": -2},
         {"prompt": "Bird?", "responses": '["Stone", "Crow"]', "rewards": "[-2, -1]"},
+        {"instruction": "Bird?", "generations": ["Stone", "Crow"], "score": [-2.0, -1.0]},
     ],
 )
 def test_ratings_become_rewards(row: dict[str, Any]):
@@ -449,7 +468,69 @@ def test_a_list_of_ratings_ranks_the_generations():
     assert (found.responses, found.rewards) == (("Crow", "Stone"), (5.0, 2.0))
 
 
-@pytest.mark.parametrize(("label", "expected"), [("desirable", True), ("Undesirable", False), ("0.0", False)])
+THOUGHT = {"question": "1+1?", "solution": "2", "thinking_trajectories": ["One and one."]}
+PAIR = {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone"}
+MULTI = {"conversation_a": BIRD + CROW + BIRD + CROW, "conversation_b": BIRD + STONE + BIRD + CROW, "winner": "model_a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "words"),
+    [
+        (
+            THOUGHT,
+            "texts",
+            r"completion: '<think>\n{thinking_trajectories.0}\n</think>\n\n{solution}'}, or leave it out",
+        ),
+        (
+            {"segments": [{"label": True, "text": "a"}]},
+            "texts",
+            "`segments` is not read: its texts are written for one",
+        ),
+        ({"message_tree_id": "t", "text": "a"}, "texts", "`message_tree_id` shows that the rows are messages"),
+        (
+            {"Prompt": "Q", "chosen ": "a", "rejected": "b"},
+            "preferences",
+            "columns={prompt: 'Prompt', chosen: 'chosen '}",
+        ),
+        (PAIR | {"images": ["a.png"], "audio": "a.wav"}, "preferences", "`images`, `audio` hold"),
+        (PAIR | {"images": ["a.png"], "audio": "a.wav"}, "preferences", "ignore_columns=[images, audio]"),
+        (
+            PAIR | {"earlier": BIRD},
+            "preferences",
+            "If it holds earlier turns, read them with columns={history: earlier}",
+        ),
+        (PAIR | {"documents": ["A crow."]}, "preferences", "columns={documents: documents}"),
+        (PAIR | {"passages": ["A crow."]}, "preferences", r"columns={prompt: '{passages.0}\n{prompt}'}"),
+        (PAIR | {"facts": {"one": "Crows fly."}}, "preferences", r"columns={prompt: '{facts.one}\n{prompt}'}"),
+        (MULTI, "preferences", "columns={response_1: conversation_a.1.content, …}"),
+    ],
+)
+def test_a_refusal_says_what_to_do(row: dict[str, Any], kind: Any, words: str):
+    assert words in refusal(row, kind=kind)
+
+
+def test_parts_of_a_turn_cannot_be_left_out():
+    part = {"begin_offset": 0, "end_offset": 3, "train": False}
+    assert "trained on as a whole" in refusal(
+        {"messages": [*BIRD, assistant("Crow", train_detail=[part])]}, kind="texts"
+    )
+    whole = assistant("Crow", train_detail=[part | {"train": True}])
+    assert first({"messages": [*BIRD, whole]}, kind="texts").responses == ("Crow",)
+
+
+def test_thoughts_are_put_before_the_answer_as_the_message_says():
+    columns = {"prompt": "question", "completion": r"<think>\n{thinking_trajectories.0}\n</think>\n\n{solution}"}
+    assert first(THOUGHT, kind="texts", columns=columns).responses == ("<think>\nOne and one.\n</think>\n\n2",)
+    assert first(THOUGHT, kind="texts", ignore_columns=["thinking_trajectories"]).responses == ("2",)
+
+
+def test_a_first_row_without_the_prompt_of_the_others_is_refused():
+    assert "rows.jsonl:1: `prompt` is null, but rows.jsonl:2 has one" in refusal(PAIR | {"prompt": None}, PAIR)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"), [("yes", True), ("bad", False), ("desirable", True), ("Undesirable", False), ("0.0", False)]
+)
 def test_labels_may_be_words(label, expected):
     found = first({"prompt": "Bird?", "completion": "Crow", "label": label}, kind="labelled")
     assert found.labels == (expected,)
