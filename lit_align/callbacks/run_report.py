@@ -30,7 +30,7 @@ from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
-from lit_align.reporting.run_record import record_start
+from lit_align.reporting.run_record import record_end, record_start
 from lit_align.sharding import local_shard
 
 
@@ -130,8 +130,9 @@ class RunReport(AlignCallback):
         if self.save_model:
             print_line(f"model      {folder / 'model'} (transformers format, with tokenizer)")
         _write_report(folder)
-        if path := last_checkpoint(trainer):
-            print_line(f"resume     {resume_command(trainer, path)}")
+        if last_checkpoint(trainer) and (longer := _longer(trainer)):
+            print_line(f"extend     {resume_command(trainer, None)} {longer}")
+        record_end(folder)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -151,6 +152,13 @@ def _pending_row(trainer: Trainer) -> dict[str, float] | None:
         return None
     metrics = convert_tensors_to_scalars(connector.metrics["log"])
     return {"step": loop._batches_that_stepped} | metrics | {"epoch": trainer.current_epoch} if metrics else None
+
+
+def _longer(trainer: Trainer) -> str:
+    """The option that trains as long again; empty for a run without an end."""
+    if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
+        return f"--trainer.max_epochs={2 * trainer.max_epochs}"
+    return f"--trainer.max_steps={2 * trainer.max_steps}" if trainer.max_steps > 0 else ""
 
 
 def _write_report(folder: Path) -> None:

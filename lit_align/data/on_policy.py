@@ -306,9 +306,10 @@ class OnPolicyPairs(PairsDataModule):
         return unused
 
     def identity(self) -> Table:
+        is_chunk = self.prompts_per_round == "chunk"  # whose size depends on the number of rounds
         own = {
             "data.prompts": digest_of([ids for _, ids in self._prompts]),
-            "data.prompts_per_round": self.prompts_per_round,
+            "data.prompts_per_round": f"chunk of {self._rounds}" if is_chunk else self.prompts_per_round,
             "data.responses_per_prompt": self.responses_per_prompt,
             "data.sampler": self.sampler.identity,
             "data.sampling_batch_size": self.sampling_batch_size,
