@@ -30,6 +30,7 @@ LAYERS = [
     "data",
     "evaluation",
     "reporting",
+    "model_card",
     "export",
     "callbacks",
     "cli",

@@ -9,6 +9,7 @@ from lit_align.data import OfflinePairs
 from lit_align.needs import ANY_DATA, DataNeeds, needs_of
 from lit_align.objectives import CPO, DPO, EXO, IPO, KTO, MPO, ORPO, SFT, SPPO, RewardModel, SimPO
 from lit_align.policy import PolicyConfig
+from lit_align.reference import ReferenceConfig
 
 POLICY = PolicyConfig("none")
 
@@ -19,6 +20,10 @@ POLICY = PolicyConfig("none")
         (DPO(POLICY), DataNeeds(takes_labels=True)),
         (DPO(POLICY, reward_temperature=1.0), DataNeeds(takes_groups=True)),
         (DPO(POLICY, proximal=0.1), DataNeeds(takes_labels=True, reads_sampler=True)),
+        (
+            DPO(POLICY, reference=ReferenceConfig("recorded")),
+            DataNeeds(takes_labels=True, reads_recorded_reference=True),
+        ),
         (IPO(POLICY), DataNeeds(takes_labels=True)),
         (KTO(POLICY), DataNeeds(data_kind="labelled", needs_mismatched=True)),
         (EXO(POLICY), DataNeeds()),

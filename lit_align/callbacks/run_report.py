@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_line, relative
-from lit_align.logprobs import PreferenceBatch
+from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
@@ -88,8 +88,8 @@ class RunReport(AlignCallback):
         now = time.monotonic()
         self._seconds += now - (self._stepped or now)
         self._stepped = now
-        pairs = batch.get("preferences") if isinstance(batch, dict) else batch
-        self._trained += pairs.size if isinstance(pairs, PreferenceBatch) else 0
+        preferences = preferences_of(batch)
+        self._trained += 0 if preferences is None else preferences.size
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = {"round/seconds_train": self._seconds}
@@ -189,10 +189,9 @@ def memory_line(module: PreferenceObjective) -> str:
         return sum(local_shard(weight).numel() * weight.element_size() for weight in weights)
 
     assert module.policy is not None
-    reference = getattr(module, "reference", None)
     weights = size(own_weights(module.policy))
     trained = size(weight for _, weight in module.policy.trainable_weights())
-    second = size(reference_weights(module.policy, reference))
+    second = size(reference_weights(module.policy, module.reference))
     parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
     listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top"
