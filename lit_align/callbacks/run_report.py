@@ -78,6 +78,9 @@ class RunReport(AlignCallback):
             table.add_row(Text(name, style="bold"), Text(text))
         print_line(table)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stepped, self._seconds, self._trained = None, 0.0, 0
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stepped is None:
             self._stepped = time.monotonic()
@@ -97,7 +100,6 @@ class RunReport(AlignCallback):
             values["round/prompts_per_minute_train"] = 60 * self._trained * trainer.world_size / self._seconds
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-        self._stepped, self._seconds, self._trained = None, 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._seconds, "trained": self._trained}
@@ -109,7 +111,7 @@ class RunReport(AlignCallback):
         """Write the metrics, too: a killed run that resumes from the checkpoint has all rows before it."""
         for logger in _metrics_csv(trainer):
             logger.save()
-            checkpoint["metrics_csv"] = logger.state(_pending_row(trainer))
+        save_metrics(trainer, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING and "metrics_csv" in checkpoint:
@@ -141,6 +143,12 @@ class RunReport(AlignCallback):
 
 def _metrics_csv(trainer: Trainer) -> list[MetricsCSV]:
     return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
+
+
+def save_metrics(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Record the number of rows in metrics.csv in a checkpoint."""
+    for logger in _metrics_csv(trainer):
+        checkpoint["metrics_csv"] = logger.state(_pending_row(trainer))
 
 
 def _pending_row(trainer: Trainer) -> dict[str, float] | None:
