@@ -38,7 +38,7 @@ POLICY = PolicyConfig("none")
         (ORPO(POLICY), DataNeeds(takes_labels=True)),
         (MPO(POLICY), DataNeeds(takes_labels=True)),
         (SimPO(POLICY), DataNeeds()),
-        (SFT(POLICY), DataNeeds(data_kind="texts", can_sample=False)),
+        (SFT(POLICY), DataNeeds(data_kind="texts")),
         (RewardModel(POLICY), DataNeeds(wraps_prompt_as_chat=True, can_sample=False, output_name="reward")),
     ],
     ids=lambda value: type(value).__name__,

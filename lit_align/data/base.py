@@ -284,10 +284,10 @@ class PairsDataModule(L.LightningDataModule):
             )
         return loader
 
-    def check_pairing(self, pairing: PairingRule) -> None:
-        """Check that the objective can train on the rule's examples; raise a UserError if not."""
+    def check_pairing(self, pairing: PairingRule, *, sampled: bool = False) -> None:
+        """Check that the objective can train on the rule's examples; raise a UserError if not (`check_pairing`)."""
         assert self.trainer is not None
-        check_pairing(pairing, self.needs, type(self.trainer.lightning_module).__name__)
+        check_pairing(pairing, self.needs, type(self.trainer.lightning_module).__name__, sampled=sampled)
 
     def read_texts(self) -> None:
         """Read the streams of texts that are trained on together with the preferences."""

@@ -31,6 +31,14 @@ class PartSummary:
 
 
 @dataclass(frozen=True)
+class BestOfN:
+    """The best of n of the start's responses, selected by the training scorer (`metrics/best_of_n.py`)."""
+
+    kl: float  # from the start, nats per response
+    reward: Estimate
+
+
+@dataclass(frozen=True)
 class DataComparison:
     """The policy's responses against the data set's own, by one scorer."""
 
@@ -52,6 +60,7 @@ class ScorerSummary:
     win_rate_length_controlled: Estimate
     parts: dict[str, PartSummary] = field(default_factory=dict)
     data: DataComparison | None = None
+    best_of_n: dict[str, BestOfN] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from lit_align.errors import UserError
-from lit_align.evaluation.summary import DataComparison, Diversity, Forgetting, PartSummary, ScorerSummary, Summary
+from lit_align.evaluation.summary import (
+    BestOfN,
+    DataComparison,
+    Diversity,
+    Forgetting,
+    PartSummary,
+    ScorerSummary,
+    Summary,
+)
 from lit_align.metrics.win_rate import Estimate
 
 RATE = Estimate(0.6, 0.5, 0.7)
@@ -24,6 +32,7 @@ def summary() -> Summary:
         win_rate_length_controlled=Estimate(0.55, 0.4, 0.7),
         parts={"end": PartSummary(RATE, RATE, data=RATE)},
         data=DataComparison(Estimate(3, 2, 4), RATE, 0.5, RATE),
+        best_of_n={"2": BestOfN(0.19, RATE), "4": BestOfN(0.64, RATE)},
     )
     return Summary(
         prompts=8,
