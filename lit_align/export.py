@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from lit_align import provenance
 from lit_align.checkpoints import CheckedShardReader, check_hash
 from lit_align.console import relative
 from lit_align.data.tokenization import PreferenceTokenizer
@@ -119,6 +120,12 @@ def load_policy(path: Path) -> tuple[Policy, SavedObjective]:
             f"{path}: not a valid checkpoint of lit_align ({type(error).__name__}). Is it truncated? Name another."
         ) from error
     policy = (Scored if objective.scores else Policy).load(objective.policy, objective.lora)
+    base = checkpoint.get(provenance.KEY, {}).get(provenance.BASE_MODEL)
+    if objective.lora and base and base != policy.base_fingerprint():
+        raise UserError(
+            f"{path}: its adapter was trained on a base model with other weights than {objective.policy.path!r} has "
+            "now. Restore the model that was trained."
+        )
     weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
     left, more = policy.load_state_dict(weights, strict=False)
     trained = {f"model.{name}" for name, _ in policy.trainable_weights()}

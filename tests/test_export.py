@@ -79,6 +79,12 @@ def test_plain_transformers_gives_the_policys_logps(tiny_model, in_tmp, lora):
         export("run/checkpoints/last.ckpt", "adapter", adapter=True)
         plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
         torch.testing.assert_close(logps(PeftModel.from_pretrained(plain, "adapter")), logps(policy.model))
+        checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+        checkpoint["identity"]["model.policy (its weights)"] = "of another base"
+        torch.save(checkpoint, "other.ckpt")
+        with pytest.raises(UserError, match=r"other.ckpt: its adapter was trained on a base model with other weights"):
+            export("other.ckpt", "wrong")
+        assert not Path("wrong").exists()
     else:
         with pytest.raises(UserError, match="trained all weights"):
             export("run", "adapter", adapter=True)

@@ -24,7 +24,7 @@ from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs
 from lit_align.data.rounds.make import CurrentRound, RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
-from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round
+from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round, share_of_round
 from lit_align.data.rounds.store import RoundStore, digest
 from lit_align.data.samplers import GenerateSampler, Sampler
 from lit_align.data.sampling import Sampling, check_positions
@@ -306,7 +306,7 @@ class OnPolicyPairs(PairsDataModule):
     def identity(self) -> Table:
         own = {
             "data.prompts": digest_of([ids for _, ids in self._prompts]),
-            "data.prompts_per_round": self.prompts_per_round,
+            "data.prompts_per_round": share_of_round(self.prompts_per_round, self._rounds),
             "data.responses_per_prompt": self.responses_per_prompt,
             "data.sampler": self.sampler.identity,
             "data.sampling_batch_size": self.sampling_batch_size,

@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lit_align import provenance
 from lit_align.objectives._checks import check_state_dict
 from lit_align.policy import LoRAConfig, is_adapter_weight
-from lit_align.position import Position
+from lit_align.position import KEY, Position
 
 # Options that say where the base model is; its weights identify it.
 LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
@@ -33,7 +33,8 @@ class ResumableModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the position, and the hyperparameters as plain values that can be read without our classes."""
-        Position.of_run(self.trainer).save(checkpoint)
+        if KEY not in checkpoint:  # `Interruption` may know better
+            Position.of_run(self.trainer).save(checkpoint)
         provenance.save(checkpoint, self.identity())
         hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
