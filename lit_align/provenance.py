@@ -11,9 +11,11 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 from lit_align.errors import UserError
+from lit_align.sharding import rank, waiting_group
 
 KEY = "identity"
 BASE_MODEL = "model.policy (its weights)"
@@ -54,6 +56,26 @@ def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str]
             f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had, or "
             f"accept the changes: --model.accept_changes=[{','.join(sorted(refused))}]"
         )
+
+
+def check_processes(table: Table) -> None:
+    """Check that all processes train the same; a collective.
+
+    Raises:
+        UserError: another process has other options or data; on rank 0, and the others exit.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    tables: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(tables, table, group=waiting_group())
+    for number, other in enumerate(tables):
+        if changed := differences(tables[0], other):
+            if rank() > 0:
+                raise SystemExit(2)
+            raise UserError(
+                f"process {number} differs from process 0 (process 0 → process {number}):\n{listed(changed)}\n"
+                "Give every process the same options and the same files."
+            )
 
 
 def differences(then: Table, now: Table) -> dict[str, tuple[Any, Any]]:

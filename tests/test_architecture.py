@@ -18,6 +18,7 @@ LAYERS = [
     "packing",
     "logprobs",
     "sharding",
+    "peers",
     "needs",
     "position",
     "checkpoints",

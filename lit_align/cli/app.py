@@ -27,6 +27,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,15 @@ with without_scipy_signal():
 import lightning
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lit_align import __version__
-from lit_align.callbacks import Interruption, PhaseProgress, RunReport, WandbReport
+from lit_align.callbacks import Interruption, PeerWatching, PhaseProgress, RunReport, WandbReport
 from lit_align.callbacks.base import in_order
 from lit_align.checkpoints import HashedCheckpointIO, check_hash
 from lit_align.cli.classes import NAMED_CALLBACKS
@@ -62,6 +65,7 @@ from lit_align.cli.run_lock import hold
 from lit_align.cli.usage import DESCRIPTION
 from lit_align.console import program, relative
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
+from lit_align.data.base import PairsDataModule
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 from lit_align.sharding import destroy_process_group
@@ -238,7 +242,8 @@ class AlignCLI(LightningCLI):
                 f"{config['default_root_dir']}. Use: {program()} doctor --config X.yaml"
             )
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header shows it
-        given += [RunReport(), Interruption()]
+        minutes = self.datamodule.wait_minutes if isinstance(self.datamodule, PairsDataModule) else 60.0
+        given += [RunReport(), PeerWatching(minutes), Interruption()]
         if config.get("enable_progress_bar") is not False:
             given.append(PhaseProgress())
         if not any(isinstance(callback, WandbReport) for callback in given):
@@ -249,6 +254,9 @@ class AlignCLI(LightningCLI):
             raise UserError(f"trainer: {error}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
             trainer.strategy.checkpoint_io = HashedCheckpointIO()
+        strategy = trainer.strategy
+        if isinstance(strategy, DDPStrategy | ModelParallelStrategy) and strategy._timeout == default_pg_timeout:
+            strategy._timeout = timedelta(minutes=minutes)  # a timeout of the user's own stays
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
 

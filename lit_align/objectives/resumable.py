@@ -51,6 +51,9 @@ class ResumableModule(L.LightningModule):
         if self._resumed_at is not None and "loops" in checkpoint:
             self._resumed_at.write_loops(checkpoint)
 
+    def on_fit_start(self) -> None:
+        provenance.check_processes(self.identity())
+
     def on_train_start(self) -> None:
         if self._resumed_at is not None:
             self._resumed_at.settle(self.trainer)
