@@ -39,12 +39,12 @@ with without_scipy_signal():
 import lightning
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.constants import default_pg_timeout
 
 from lit_align import __version__
 from lit_align.callbacks import Interruption, PeerWatching, PhaseProgress, RunReport, WandbReport
@@ -270,11 +270,11 @@ class AlignCLI(LightningCLI):
 
     def _continue_run(self) -> None:
         """Resume the run that the folder holds, if there is one and no checkpoint is named."""
-        given = self.config_init.fit
+        given: Any = self.config_init["fit"]
         if given.get("ckpt_path"):
             check_named_checkpoint(self.trainer, given.ckpt_path)
             return
-        config = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
+        config = yaml.safe_load(self._parser("fit").dump(self._given, skip_unset=False))
         path = checkpoint_to_resume(self.trainer, config, fresh=given.fresh)
         given.ckpt_path = None if path is None else str(path)
 

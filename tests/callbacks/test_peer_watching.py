@@ -13,7 +13,7 @@ from lit_align.data import FunctionScorer
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
 
-MINUTES = 0.1
+MINUTES = 0.25  # a loaded machine lets a thread wait for seconds
 KILLED, STOPPED = signal.SIGKILL, signal.SIGSTOP
 MOMENTS = {
     "sampling": ("lit_align.data.samplers", "sample_responses", 2),
@@ -22,7 +22,7 @@ MOMENTS = {
     "a refresh": ("lit_align.reference.copied", "CopiedReference.mix", 1),
     "the verdict": ("lit_align.evaluation.held_out", "Evaluator.evaluate", 1),
 }
-LIGHT = {("scoring", KILLED, 1), ("a training step", STOPPED, 0)}
+LIGHT = {("scoring", KILLED, 1)}
 CASES = [
     pytest.param(moment, signum, who, marks=() if (moment, signum, who) in LIGHT else pytest.mark.slow)
     for moment in MOMENTS
@@ -45,9 +45,9 @@ def test_a_lost_process_ends_both_with_one_message(tiny_model, in_tmp, moment, s
     started = time.monotonic()
     codes, printed = endings(2, run)
     assert codes == ([-KILLED, 1] if who == 0 else [1, -KILLED]), printed
-    assert time.monotonic() - started < 50
+    assert time.monotonic() - started < 58
     messages = [line for line in printed.splitlines() if line.startswith("error: ")]
-    how = "has died" if signum == KILLED else "has not responded for 0.1 minutes and is ended"
+    how = "has died" if signum == KILLED else "has not responded for 0.25 minutes and is ended"
     assert len(messages) == 1, printed
     assert f"error: process {who} (id " in messages[0]
     assert f" {how}, and the run ends in all processes." in messages[0]
