@@ -89,7 +89,7 @@ FILES = (
     "run.json",
     "summary.json",
 )
-"""What commands write into a run's folder, as patterns."""
+"""Patterns of the files that commands write into a run's folder."""
 
 
 def run_files(folder: str | Path) -> list[Path]:
