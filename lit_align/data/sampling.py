@@ -75,7 +75,7 @@ class Response:
 
 
 def sampling_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Cut prompts into batches of `size`, the longest first (so that memory runs out at once if it will).
+    """Cut prompts into batches of `size`, the longest first, so that a lack of memory shows in the first batch.
 
     Args:
         lengths: Length of each prompt, in tokens.

@@ -236,7 +236,7 @@ def test_the_space_before_an_answer_belongs_to_the_response(generation_prompt):
 
 def test_a_prompt_that_an_answer_rewrites_is_an_error_that_shows_both():
     rewriting = "{% if messages[-1].role == 'assistant' %}{{ messages[-1].content }} <- {% endif %}" + CHAT_TEMPLATE
-    words = r"rows.jsonl:1: .* renders the prompt differently when a response follows:\n  alone: .*\n  with a response: "
+    words = r"rows.jsonl:1: .* renders the prompt differently when a response follows:\n  alone: .*\n  with a resp"
     with pytest.raises(UserError, match=words):
         with_template(rewriting).row(Row(HI, ("yes", "no"), source="rows.jsonl:1"))
 
