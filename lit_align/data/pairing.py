@@ -216,8 +216,8 @@ class BestRandom(_RuleOfPairs):
         assert group.rewards is not None
         best, *others = order
         below = [place for place in others if group.rewards[best] - group.rewards[place] > self.min_margin] or others
-        drawn = torch.randint(len(below), (), generator=stream("best/random", group.source, repr(group.response_ids)))
-        return [(best, below[int(drawn)])]
+        random = torch.randint(len(below), (), generator=stream("best/random", group.source, repr(group.response_ids)))
+        return [(best, below[int(random)])]
 
 
 class AllPairs(_RuleOfPairs):
