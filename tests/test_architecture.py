@@ -22,6 +22,7 @@ LAYERS = [
     "position",
     "checkpoints",
     "provenance",
+    "quantization",
     "loading",
     "policy",
     "metrics",
