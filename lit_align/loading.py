@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 
 def from_fields(cls: type[T], value: T | Mapping[str, Any]) -> T:
-    """The dataclass of a mapping of its fields, as checkpoints and command lines hold it; a dataclass itself as it is.
+    """The dataclass of a mapping of its fields, as checkpoints and command lines hold it; a dataclass is returned.
 
     Fields that the class does not know are left out.
     """

@@ -37,7 +37,7 @@ from lit_align.sharding import fsdp_modules, full_tensor, rank, reshard
 __all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "is_adapter_weight", "weights_of"]
 
 CPU_CHUNK_ELEMENTS = 1 << 17
-"""Words that a fingerprint reads at once; so many fit into a processor's cache."""
+"""Words that a fingerprint reads at once, few enough for a processor's cache."""
 
 
 class Policy(nn.Module):

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import LightningModule, Trainer
@@ -33,6 +33,15 @@ from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
 from lit_align.reporting.run_record import record_end, record_start
 from lit_align.sharding import local_shard
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A data module with lines for the run's header; other projects' need not have any."""
+
+    def describe(self) -> Iterable[tuple[str, str]]:
+        """Label and text of each line."""
+        ...
 
 
 class RunReport(AlignCallback):
@@ -70,8 +79,8 @@ class RunReport(AlignCallback):
         if not isinstance(pl_module, PreferenceObjective):
             return
         lines = list(pl_module.describe())
-        describe_data = getattr(trainer.datamodule, "describe", None)  # type: ignore[attr-defined]
-        lines += list(describe_data()) if describe_data else []
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        lines += data.describe() if isinstance(data, Describes) else []
         self._header = lines
         lines = [*lines, ("memory", memory_line(pl_module)), ("run", trainer.default_root_dir)]
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -149,7 +149,7 @@ class AlignCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(arguments_in_order(args))
-        # jsonargparse takes null for "not given" and hands it to a float; for a second look it is a value
+        # jsonargparse takes null for "not given" and passes it to a float; this second check takes it for a value
         set_parsing_settings(unset_sentinel=True)
         try:
             parser.validate(self.config)
@@ -247,7 +247,7 @@ class AlignCLI(LightningCLI):
             trainer = super()._instantiate_trainer(config, given)
         except ValueError as error:  # such as an unknown strategy
             raise UserError(f"trainer: {error}") from error
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user has set no other
             trainer.strategy.checkpoint_io = HashedCheckpointIO()
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer

@@ -168,7 +168,7 @@ class AnchoredObjective(PreferenceObjective):
             logps,
             batch,
             full_precision=self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision),
-            reason="recorded anchor" if recorded else "live reference that sums otherwise",
+            reason="recorded anchor" if recorded else "live reference that sums in another order",
         )
 
     def _dropout_is_active(self) -> bool:

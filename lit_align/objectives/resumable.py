@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
@@ -16,6 +16,13 @@ from lit_align.position import KEY, Position
 
 # Options that say where the base model is; its weights identify it.
 LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
+
+
+@runtime_checkable
+class StatesIdentity(Protocol):
+    """A data module that states what determines its batches; other projects' need not."""
+
+    def identity(self) -> provenance.Table: ...
 
 
 class ResumableModule(L.LightningModule):
@@ -79,7 +86,7 @@ class ResumableModule(L.LightningModule):
 
     def identity(self) -> provenance.Table:
         """Everything that determines the numbers of the run; a resumed run must have the same."""
-        data = getattr(self.trainer.datamodule, "identity", dict)  # type: ignore[attr-defined]  # a foreign one has none
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         return {
             "model": type(self).__name__,
             provenance.BASE_MODEL: self.base_fingerprint,
@@ -87,5 +94,5 @@ class ResumableModule(L.LightningModule):
             **provenance.of_options("model", dict(self.hparams), leave_out=LOCATIONS),
             **provenance.of_optimizer(self.optimizer),
             **provenance.of_trainer(self.trainer),
-            **data(),
+            **(data.identity() if isinstance(data, StatesIdentity) else {}),
         }
