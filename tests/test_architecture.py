@@ -23,6 +23,7 @@ LAYERS = [
     "position",
     "checkpoints",
     "provenance",
+    "quantization",
     "loading",
     "policy",
     "metrics",

@@ -26,6 +26,7 @@ from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_line, relative
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
+from lit_align.quantization import scales_of
 from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
@@ -201,14 +202,16 @@ def resume_command(trainer: Trainer, path: str | Path | None) -> str:
 
 def memory_line(module: PreferenceObjective) -> str:
     """Memory of the weights, gradients, AdamW's two moments and the reference in this process, without activations."""
-
-    def size(weights: Iterable[Tensor]) -> int:
-        return sum(local_shard(weight).numel() * weight.element_size() for weight in weights)
-
     assert module.policy is not None
-    weights = size(own_weights(module.policy))
-    trained = size(weight for _, weight in module.policy.trainable_weights())
-    second = size(reference_weights(module.policy, module.reference))
+    weights = size_in_bytes(own_weights(module.policy))
+    trained = size_in_bytes(weight for _, weight in module.policy.trainable_weights())
+    second = size_in_bytes(reference_weights(module.policy, module.reference))
     parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
     listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top"
+
+
+def size_in_bytes(weights: Iterable[Tensor]) -> int:
+    """Memory of this process's part of weights, with the scales of quantized ones."""
+    parts = [part for weight in weights for part in (weight, *(scale for _, scale in scales_of("", weight)))]
+    return sum(local_shard(part).numel() * part.element_size() for part in parts)
