@@ -6,6 +6,7 @@ continue on other machines with the same number of examples per step.
 """
 
 import hashlib
+import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -28,12 +29,16 @@ def save(checkpoint: dict[str, Any], table: Table) -> None:
     checkpoint[KEY] = table
 
 
-def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str], *, adapter: bool) -> None:
+def check(
+    checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str], *, adapter: bool, defaults: Table
+) -> None:
     """Check that a checkpoint is of this run.
 
     Args:
         accepted: Options whose change is intended.
         adapter: Whether the checkpoint holds an adapter alone, which belongs to one base model.
+        defaults: Values of options that the checkpoint lacks because an earlier version, which had none of them, wrote
+            it.
 
     Raises:
         UserError: an option differs that is not accepted. Another base model under an adapter is never accepted.
@@ -41,7 +46,7 @@ def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str]
     then = checkpoint.get(KEY)
     if then is None:  # written by another tool
         return
-    changed = differences(then, table)
+    changed = differences({key: defaults[key] for key in table.keys() & defaults.keys()} | then, table)
     if adapter and BASE_MODEL in changed and "model.policy.dtype" not in changed:
         raise UserError(
             "the checkpoint's adapter was trained on a base model with other weights than model.policy.path has now. "
@@ -110,6 +115,15 @@ def of_options(prefix: str, options: Mapping[str, Any], leave_out: Collection[st
             table |= of_options(f"{prefix}.{name}", value, leave_out)
         else:
             table[f"{prefix}.{name}"] = _plain(value)
+    return table
+
+
+def default_options(prefix: str, cls: type) -> Table:
+    """The defaults of a class's options, with those that it passes on to its base classes."""
+    table: Table = {}
+    for each in reversed(cls.__mro__):
+        parameters = inspect.signature(each.__init__).parameters.values()
+        table |= of_options(prefix, {p.name: p.default for p in parameters if p.default is not p.empty})
     return table
 
 
