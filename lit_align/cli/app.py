@@ -22,10 +22,8 @@ objectives, sweep over ``config``.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import zipfile
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,16 +41,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lit_align import __version__
-from lit_align.callbacks import Interruption, PhaseProgress, RunReport, WandbReport
+from lit_align.callbacks import Interruption, MonitorCheck, PhaseProgress, RunReport, WandbReport
 from lit_align.callbacks.base import in_order
 from lit_align.checkpoints import HashedCheckpointIO, check_hash
 from lit_align.cli.classes import NAMED_CALLBACKS
 from lit_align.cli.commands import COMMANDS
+from lit_align.cli.construction import raise_constructor_error
 from lit_align.cli.parser import (
     AlignParser,
     SaveConfig,
     arguments_in_order,
     own_folder_in_a_sweep,
+    plain_enums,
     refuse_functions,
     refuse_options_of_another_objective,
 )
@@ -60,7 +60,8 @@ from lit_align.cli.run_lock import hold
 from lit_align.cli.usage import DESCRIPTION
 from lit_align.console import program, relative
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
+from lit_align.lightning_features import check_features, explained
 from lit_align.objectives import PreferenceObjective
 from lit_align.sharding import destroy_process_group
 
@@ -151,6 +152,7 @@ class AlignCLI(LightningCLI):
         if self._given.trainer is None:
             raise UserError("trainer=null must be options (key: value). Leave trainer out to use the defaults.")
         refuse_functions(self._given)
+        plain_enums(self._given)
         refuse_options_of_another_objective(self._given, args)
         own_folder_in_a_sweep(self._given)
 
@@ -193,16 +195,7 @@ class AlignCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:  # a constructor's error is wrapped in the report of a value that fits no type
-            for cause in _causes(error):
-                if isinstance(cause, UserError):
-                    raise cause from None
-                if isinstance(cause, ModuleNotFoundError):
-                    raise UserError(f"a package is missing: {str(cause).splitlines()[0]}") from None
-                if isinstance(cause, TypeError) and re.search(r"__init__\(\) missing \d", str(cause)):
-                    raise UserError(
-                        f"{cause}. Take it in the __init__ of your class, with its annotation, and pass it on; in "
-                        "an objective `policy: PolicyConfig`, and `super().__init__(policy, **kwargs)`."
-                    ) from None
+            raise_constructor_error(error)
             raise
         saving = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
         if self._given.get("ckpt_path") == "last" and not any(
@@ -227,15 +220,16 @@ class AlignCLI(LightningCLI):
                 f"{config['default_root_dir']}. Use: {program()} doctor --config X.yaml"
             )
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header shows it
-        given += [RunReport(), Interruption()]
+        given += [MonitorCheck(), RunReport(), Interruption()]
         if config.get("enable_progress_bar") is not False:
             given.append(PhaseProgress())
         if not any(isinstance(callback, WandbReport) for callback in given):
             given.append(WandbReport())
         try:
             trainer = super()._instantiate_trainer(config, given)
-        except ValueError as error:  # such as an unknown strategy
-            raise UserError(f"trainer: {error}") from error
+        except (ValueError, TypeError, ModuleNotFoundError) as error:  # such as an unknown strategy
+            raise UserError(f"trainer: {first_line(error)}.") from error
+        check_features(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
             trainer.strategy.checkpoint_io = HashedCheckpointIO()
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
@@ -244,15 +238,10 @@ class AlignCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         alone = subcommand == "fit" and self.trainer.is_global_zero
         with hold(self.trainer.default_root_dir) if alone else nullcontext():
-            super()._run_subcommand(subcommand)
+            try:
+                super()._run_subcommand(subcommand)
+            except (ValueError, RuntimeError) as error:
+                raise explained(error) or error from None
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyperparameters override the configuration."""
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what caused it, one after another."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
