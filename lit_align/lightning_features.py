@@ -74,7 +74,11 @@ class Limit(NamedTuple):
 LIMITS = [
     Limit("accumulate_grad_batches", lambda n: n >= 1, "at least 1"),
     Limit("gradient_clip_val", lambda value: value is None or value >= 0, "at least 0, or null"),
-    Limit("val_check_interval", lambda every: every is None or every > 0, "above 0. To leave validation out, use limit_val_batches=0"),
+    Limit(
+        "val_check_interval",
+        lambda every: every is None or every > 0,
+        "above 0. To leave validation out, use limit_val_batches=0",
+    ),
     Limit("check_val_every_n_epoch", lambda every: every is None or every >= 1, "at least 1, or null"),
     Limit("limit_train_batches", lambda limit: limit > 0, "above 0: nothing is trained otherwise"),
     Limit("overfit_batches", lambda limit: limit == 0, "0: batches are chosen again in each epoch. Give a small file"),
@@ -122,7 +126,8 @@ def check_features(trainer: Trainer) -> None:
             raise UserError("trainer.max_time (or a Timer's duration) must be above 0. Raise it.")
         if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError(f"{type(callback).__name__} averages no shards. Train on one device or with ddp.")
-    if trainer.reload_dataloaders_every_n_epochs and _counts_batches_of_an_epoch(trainer):
+    reloads: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # as rounds do
+    if reloads and _counts_batches_of_an_epoch(trainer):
         raise UserError(
             f"trainer.val_check_interval={trainer.val_check_interval} must be a share of a round (0.5), or count the "
             "batches of all rounds (trainer.check_val_every_n_epoch=null): rounds differ in their number of batches."

@@ -82,12 +82,12 @@ class ResumableModule(L.LightningModule):
                 del state[name]
         return state
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """Give the weights that a checkpoint leaves out their present values, if the module is part of another one."""
         if prefix:
             present = super().state_dict(prefix=prefix)
             state_dict |= {name: value for name, value in present.items() if name not in state_dict}
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         self.configure_model()
