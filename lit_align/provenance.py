@@ -11,9 +11,11 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 from lit_align.errors import UserError
+from lit_align.sharding import rank, waiting_group
 
 KEY = "identity"
 BASE_MODEL = "model.policy (its weights)"
@@ -39,7 +41,7 @@ def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str]
     then = checkpoint.get(KEY)
     if then is None:  # written by another tool
         return
-    changed = {key: (then.get(key), table.get(key)) for key in {**then, **table} if then.get(key) != table.get(key)}
+    changed = differences(then, table)
     if adapter and BASE_MODEL in changed and "model.policy.dtype" not in changed:
         raise UserError(
             "the checkpoint's adapter was trained on a base model with other weights than model.policy.path has now. "
@@ -50,12 +52,40 @@ def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str]
         raise UserError(f"model.accept_changes={unknown}: the checkpoint has no such option. Changed: {known}.")
     refused = {key: values for key, values in changed.items() if key not in accepted}
     if refused:
-        lines = [f"  {key}: {_brief(was)} → {_brief(now)}" for key, (was, now) in sorted(refused.items())]
         raise UserError(
-            "\n".join(["the checkpoint is of another run (then → now):", *lines])
-            + "\nResume with what the run had, or accept the changes: "
-            + f"--model.accept_changes=[{','.join(sorted(refused))}]"
+            f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had, or "
+            f"accept the changes: --model.accept_changes=[{','.join(sorted(refused))}]"
         )
+
+
+def check_processes(table: Table) -> None:
+    """Check that all processes train the same; a collective.
+
+    Raises:
+        UserError: another process has other options or data; on rank 0, and the others exit.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    tables: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(tables, table, group=waiting_group())
+    for number, other in enumerate(tables):
+        if changed := differences(tables[0], other):
+            if rank() > 0:
+                raise SystemExit(2)
+            raise UserError(
+                f"process {number} differs from process 0 (process 0 → process {number}):\n{listed(changed)}\n"
+                "Give every process the same options and the same files."
+            )
+
+
+def differences(then: Table, now: Table) -> dict[str, tuple[Any, Any]]:
+    """The options that differ, each with both values; None where a table lacks it."""
+    return {key: (then.get(key), now.get(key)) for key in {**then, **now} if then.get(key) != now.get(key)}
+
+
+def listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Changed options, a line each."""
+    return "\n".join(f"  {key}: {_brief(was)} → {_brief(now)}" for key, (was, now) in sorted(changed.items()))
 
 
 def of_trainer(trainer: Trainer) -> Table:

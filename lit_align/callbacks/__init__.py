@@ -5,6 +5,7 @@ from lit_align.callbacks.drift import Drift
 from lit_align.callbacks.fsdp_sharding import FSDP2Strategy, FSDPSharding
 from lit_align.callbacks.interruption import Interruption
 from lit_align.callbacks.monitor_check import MonitorCheck
+from lit_align.callbacks.peer_watching import PeerWatching
 from lit_align.callbacks.phase_progress import PhaseProgress
 from lit_align.callbacks.predictions import Predictions
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
@@ -21,6 +22,7 @@ __all__ = [
     "Interruption",
     "MonitorCheck",
     "Order",
+    "PeerWatching",
     "PhaseProgress",
     "Predictions",
     "ReferenceRefresh",

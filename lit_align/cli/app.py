@@ -9,7 +9,7 @@ differs from Lightning's in what it refuses and prints:
   not silently configure another;
 - the command line overrides files in whatever order they are given, and later files override earlier ones;
 - a checkpoint restores weights and state, never the configuration;
-- one `fit` at a time writes to a folder (`run_lock`);
+- one `fit` at a time writes to a folder (`run_lock`), and continues the unfinished run there (`continuation`);
 - each run writes its whole configuration to ``<trainer.default_root_dir>/config.yaml``, and to W&B.
 
 W&B sweeps run the same command (``configs/sweeps/``), with dotted keys as options; each run of a sweep has its own
@@ -25,6 +25,7 @@ import os
 import sys
 import zipfile
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,23 @@ with without_scipy_signal():
     import torchmetrics  # noqa: F401  # Lightning would import it
 
 import lightning
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.constants import default_pg_timeout
 
 from lit_align import __version__
-from lit_align.callbacks import Interruption, MonitorCheck, PhaseProgress, RunReport, WandbReport
+from lit_align.callbacks import Interruption, MonitorCheck, PeerWatching, PhaseProgress, RunReport, WandbReport
 from lit_align.callbacks.base import in_order
 from lit_align.checkpoints import HashedCheckpointIO, check_hash
 from lit_align.cli.classes import NAMED_CALLBACKS
 from lit_align.cli.commands import COMMANDS
 from lit_align.cli.construction import raise_constructor_error
+from lit_align.cli.continuation import check_named_checkpoint, checkpoint_to_resume, seed_to_resume
 from lit_align.cli.parser import (
     AlignParser,
     SaveConfig,
@@ -60,6 +65,7 @@ from lit_align.cli.run_lock import hold
 from lit_align.cli.usage import DESCRIPTION
 from lit_align.console import program, relative
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
+from lit_align.data.base import PairsDataModule
 from lit_align.errors import UserError, first_line
 from lit_align.lightning_features import check_features, explained
 from lit_align.objectives import PreferenceObjective
@@ -117,6 +123,7 @@ class AlignCLI(LightningCLI):
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         if not add_subcommands:  # `ckpt_path` and such, so that what fit takes and saves is read here too
             self.parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
+            _add_fresh(self.parser)
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -127,6 +134,12 @@ class AlignCLI(LightningCLI):
                 subcommands.add_subcommand(name, AlignParser(), help=command.help)
         for choice in subcommands._choices_actions:
             choice.help = COMMANDS[choice.dest].help
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            _add_fresh(parser)
+        return parser
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         header = [f"lit_align=={__version__}, lightning=={lightning.__version__}"]
@@ -141,7 +154,7 @@ class AlignCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(arguments_in_order(args))
-        # jsonargparse takes null for "not given" and hands it to a float; for a second look it is a value
+        # jsonargparse takes null for "not given" and passes it to a float; this second check takes it for a value
         set_parsing_settings(unset_sentinel=True)
         try:
             parser.validate(self.config)
@@ -155,6 +168,8 @@ class AlignCLI(LightningCLI):
         plain_enums(self._given)
         refuse_options_of_another_objective(self._given, args)
         own_folder_in_a_sweep(self._given)
+        if self._given.get("seed_everything") is True and not self._given.get("fresh"):
+            self._given.seed_everything = seed_to_resume(self._given.trainer.default_root_dir) or True
 
     @property
     def _given(self) -> Namespace:
@@ -220,7 +235,8 @@ class AlignCLI(LightningCLI):
                 f"{config['default_root_dir']}. Use: {program()} doctor --config X.yaml"
             )
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header shows it
-        given += [MonitorCheck(), RunReport(), Interruption()]
+        minutes = self.datamodule.wait_minutes if isinstance(self.datamodule, PairsDataModule) else 60.0
+        given += [MonitorCheck(), RunReport(), PeerWatching(minutes), Interruption()]
         if config.get("enable_progress_bar") is not False:
             given.append(PhaseProgress())
         if not any(isinstance(callback, WandbReport) for callback in given):
@@ -230,18 +246,45 @@ class AlignCLI(LightningCLI):
         except (ValueError, TypeError, ModuleNotFoundError) as error:  # such as an unknown strategy
             raise UserError(f"trainer: {first_line(error)}.") from error
         check_features(trainer)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user has set no other
             trainer.strategy.checkpoint_io = HashedCheckpointIO()
+        strategy = trainer.strategy
+        if isinstance(strategy, DDPStrategy | ModelParallelStrategy) and strategy._timeout == default_pg_timeout:
+            strategy._timeout = timedelta(minutes=minutes)  # a timeout of the user's own stays
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        alone = subcommand == "fit" and self.trainer.is_global_zero
-        with hold(self.trainer.default_root_dir) if alone else nullcontext():
+        if subcommand != "fit":
+            super()._run_subcommand(subcommand)
+            return
+        with hold(self.trainer.default_root_dir) if self.trainer.is_global_zero else nullcontext():
+            self._continue_run()
             try:
                 super()._run_subcommand(subcommand)
             except (ValueError, RuntimeError) as error:
-                raise explained(error) or error from None
+                if message := explained(error):
+                    raise message from error
+                raise
+
+    def _continue_run(self) -> None:
+        """Resume the run that the folder holds, if there is one and no checkpoint is named."""
+        given: Any = self.config_init["fit"]
+        if given.get("ckpt_path"):
+            check_named_checkpoint(self.trainer, given.ckpt_path)
+            return
+        config = yaml.safe_load(self._parser("fit").dump(self._given, skip_unset=False))
+        path = checkpoint_to_resume(self.trainer, config, fresh=given.fresh)
+        given.ckpt_path = None if path is None else str(path)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyperparameters override the configuration."""
+
+
+def _add_fresh(parser: LightningArgumentParser) -> None:
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="Start from nothing. Without it, a fit continues the unfinished run in its folder, and a finished run is "
+        "not overwritten; with it, the files of that run move to FOLDER-1, FOLDER-2, ...",
+    )
