@@ -64,7 +64,7 @@ REFUSED_PLUGINS: dict[type, str] = {
 
 
 class Limit(NamedTuple):
-    """What an option of the trainer must be."""
+    """A requirement on an option of the trainer."""
 
     option: str
     fits: Callable[[Any], bool]
