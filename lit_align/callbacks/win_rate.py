@@ -1,6 +1,6 @@
 """When held-out prompts are evaluated: during training, at its end, and by `python train.py test`.
 
-What is evaluated, and the metrics that are logged, are in `evaluation/held_out.py`.
+The evaluation and its metrics are in `evaluation/held_out.py`.
 """
 
 import time

@@ -40,7 +40,7 @@ class Examination(AlignCallback):
 
     Args:
         checked: Callbacks of which only `setup` runs.
-        scratch: Folder of the rounds; the first process's is used by all.
+        scratch: Folder of the rounds; all processes use the first one's.
         sampled: Most prompts to sample responses for.
     """
 
@@ -76,7 +76,7 @@ class Examination(AlignCallback):
         self.ends.append(time.monotonic())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.strategy.barrier()  # the folder is about to go
+        trainer.strategy.barrier()  # the folder is deleted next
 
     @property
     def seconds(self) -> float:
@@ -97,7 +97,7 @@ def examine(args: list[str]) -> None:
     """Try the start of a run and print the estimate.
 
     Raises:
-        UserError: whatever would stop `fit`.
+        UserError: anything that would stop `fit`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         cli = AlignCLI([*args, f"--trainer.default_root_dir={scratch}"], run=False)
@@ -156,7 +156,7 @@ def estimate(
 
     Args:
         seconds: Duration of one training batch.
-        rows: The logged metrics; a round's hold the duration of sampling and scoring, and the number of pairs.
+        rows: The logged metrics; those of a round hold the duration of sampling and scoring, and the number of pairs.
         epochs: trainer.max_epochs.
         prompts_per_round: data.prompts_per_round, where there are rounds.
         sampled: Prompts of the round that was measured.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ from lit_align.objectives import PreferenceObjective
 
 
 class AlignParser(LightningArgumentParser):
-    """A parser whose errors are one paragraph, without the usage in front."""
+    """A parser whose errors are one paragraph, without the usage text."""
 
     _file = ""
 
@@ -47,9 +48,9 @@ class AlignParser(LightningArgumentParser):
 class SaveConfig(AlignCallback, SaveConfigCallback):
     """Writes the configuration to `default_root_dir`: config.yaml for fit, config_test.yaml for test, ...
 
-    It overwrites: Lightning's own writes to the logger's folder, where a second run fails on the first's file. The
-    checkpoint that a fit resumed from and `fresh` are left out: they belong to this run alone and are not settings for
-    the next.
+    It overwrites an earlier file. Lightning's own callback writes to the logger's folder and fails if the file exists.
+    The checkpoint that a fit resumed from and `fresh` are left out: they belong to this run alone and are not settings
+    for the next.
     """
 
     order = Order.LAST
@@ -110,7 +111,7 @@ def own_folder_in_a_sweep(config: Any) -> None:
 
 
 def refuse_functions(config: Any, where: str = "") -> None:
-    """Refuse a `class_path` that names a function: to build the configuration would call it, `os.system` for one.
+    """Refuse a `class_path` that names a function, such as `os.system`: building the configuration would call it.
 
     Raises:
         UserError: names the key.
@@ -123,6 +124,16 @@ def refuse_functions(config: Any, where: str = "") -> None:
                 if isinstance(path, str) and not inspect.isclass(locate(path)):
                     raise UserError(f"{below}.class_path={path} must be a class. Name a class.")
                 refuse_functions(entry, f"{below}.")
+
+
+def plain_enums(config: Any) -> None:
+    """Replace enum members, such as the default of `Timer`'s interval, by their values, which a YAML can hold."""
+    for key, value in vars(config).items():
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, Namespace):
+                plain_enums(entry)
+        if isinstance(value, Enum):
+            config[key] = value.value
 
 
 def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:

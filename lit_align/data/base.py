@@ -56,7 +56,7 @@ class PairsDataModule(L.LightningDataModule):
         text_batch_size: Texts of each kind per batch and process; None is batch_size.
         group_by_length: Train on batches of examples of similar length, for less padding in attention and less waiting
             between processes. Otherwise the order is random.
-        wait_minutes: How long a process waits for others that compute samples, scores or log-probabilities.
+        wait_minutes: How long a process waits for the others, and how long one may be silent before all end.
         seed: Seed of the order of examples; None is seed_everything's.
     """
 

@@ -127,7 +127,7 @@ def account_of(
     path: str,
     tokenizer: PreferenceTokenizer,
 ) -> Examples:
-    """What the run's header says about prompts; there are no examples yet.
+    """The prompts' lines in the run's header; there are no examples yet.
 
     Args:
         prompts: Those that are kept of the rows.

@@ -242,7 +242,7 @@ class OnPolicyPairs(PairsDataModule):
         }
 
     def _make_round(self) -> None:
-        """Sample, score, pair and record; what is stored is read."""
+        """Sample, score, pair and record; stored parts are read."""
         assert self.trainer is not None
         begun, maker = self.current_round, self._round_maker()
         check_settings(begun, self._settings(begun.index))

@@ -54,7 +54,7 @@ class PairingRule(ABC):
         duplicates: Literal["exact", "normalised"] = "exact",
         max_length: int | None = None,
     ):
-        if not min_margin >= 0:  # nan is not, either
+        if not min_margin >= 0:  # also refuses nan
             raise UserError(f"pairing.min_margin={min_margin} must be at least 0. Raise it.")
         if not reward_temperature > 0:
             raise UserError(f"pairing.reward_temperature={reward_temperature} must be above 0. Raise it.")
@@ -216,8 +216,8 @@ class BestRandom(_RuleOfPairs):
         assert group.rewards is not None
         best, *others = order
         below = [place for place in others if group.rewards[best] - group.rewards[place] > self.min_margin] or others
-        drawn = torch.randint(len(below), (), generator=stream("best/random", group.source, repr(group.response_ids)))
-        return [(best, below[int(drawn)])]
+        random = torch.randint(len(below), (), generator=stream("best/random", group.source, repr(group.response_ids)))
+        return [(best, below[int(random)])]
 
 
 class AllPairs(_RuleOfPairs):
@@ -253,7 +253,7 @@ class Listwise(PairingRule):
 class Best(PairingRule):
     """Keeps the response of the highest reward alone, for SFT: best-of-K distillation (rejection sampling).
 
-    The sampled policy's best of K has KL log K − (K−1)/K from it at most (`metrics.best_of_n`).
+    The best of K samples has a KL of at most log K − (K−1)/K from the policy that sampled them (`metrics.best_of_n`).
 
     Args:
         threshold: Drop prompts whose best reward is below this; null keeps all.

@@ -45,6 +45,7 @@ from lit_align.objectives.schedule import (
     reset_optimization,
 )
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.quantization import size_of
 from lit_align.reference.base import Reference
 from lit_align.reference.build import own_weights
 
@@ -335,11 +336,13 @@ class PreferenceObjective(ResumableModule):
         assert self.policy is not None
         yield "objective", f"{type(self).__name__}: {self.formula}"
         trained = sum(weight.numel() for _, weight in self.policy.trainable_weights())
-        total = sum(weight.numel() for weight in own_weights(self.policy))
+        total = sum(map(size_of, own_weights(self.policy)))
         how = (
             f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights" if self.lora else f"{total / 1e6:.0f} M weights"
         )
         yield "policy", f"{self.policy_config.path} ({how}, {str(self.policy.dtype).removeprefix('torch.')})"
+        if self.policy_config.quantize is not None:
+            yield "", f"frozen weights in 4 bits ({self.policy_config.quantize}); sampling and export unpack them"
         if not self.policy.shares_prefix:
             why = self.policy.model.config._attn_implementation
             yield "", f"each prompt is computed once per response: this model cannot share prefixes under {why}"

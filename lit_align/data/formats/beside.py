@@ -149,7 +149,7 @@ def _object(value: Any) -> Any:
         return value
 
 
-# --- what is not read ---
+# --- unread columns ---
 
 
 def check_unread(row: Row, record: Record, kind: Kind, *, is_whole: bool) -> None:

@@ -131,7 +131,7 @@ def _flat(record: Record) -> Record:
 
 @dataclass(frozen=True)
 class _Example:
-    """What an error suggests for columns that are not known.
+    """The suggestion of an error about unknown columns.
 
     Args:
         wanted: Name of the rows.
@@ -216,7 +216,7 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
 _SKIP_HINTS = {
     DIFFERENT_CHATS: "To compare their first answers, name them with columns={response_1: conversation_a.1.content, …}."
 }
-"""What to do about rows that are left out."""
+"""The treatment of rows that are left out."""
 
 
 def _alike(rows: Sequence[Row], reading: Reading) -> Iterator[Row]:

@@ -41,7 +41,7 @@ class CurrentRound:
 
 @dataclass(frozen=True)
 class RoundMaker:
-    """Makes one round; reads what is stored of it, and computes and stores the rest."""
+    """Makes one round: reads the stored parts, and computes and stores the others."""
 
     round: CurrentRound
     store: RoundStore

@@ -50,7 +50,7 @@ def _chat(record: Record) -> list[Message]:
 
 
 def _chat_row(record: Record) -> Row:
-    """The assistant's last turn as a response to the turns before it; a chat that ends otherwise is a prompt."""
+    """The assistant's last turn as a response to the turns before it; any other chat is a prompt."""
     chat = _chat(record)
     return make_row(record, None, [chat]) if chat[-1]["role"] == "assistant" else make_row(record, chat, [])
 
