@@ -44,7 +44,7 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
     if adapter and policy.adapter is None:
         raise UserError(f"export: --adapter has no effect: {path} trained all weights. Leave --adapter out.")
     run = next((folder for folder in path.parents if (folder / "config.yaml").exists()), None)
-    config = _configuration(run / "config.yaml") if run else {}
+    config = configuration_of(run) if run else {}
     folder.mkdir(parents=True, exist_ok=True)
     if adapter:
         assert policy.adapter is not None
@@ -72,8 +72,13 @@ def _check_folder(folder: Path, ours: str) -> None:
         )
 
 
-def _configuration(path: Path) -> dict[str, Any]:
-    """The configuration of a run, for the model card and the generation settings."""
+def configuration_of(run: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = run / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text())
         if not isinstance(config, dict) or not all(isinstance(config.get(key, {}), dict) for key in ("model", "data")):

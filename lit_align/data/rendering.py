@@ -116,8 +116,8 @@ class ChatRenderer:
 
     def _header(self, row: Row) -> str:
         """The prompt as rendered before an answer, without the spaces that begin the answer."""
-        whole = self._render(row, _joined(_chat(row), MARK))
-        return whole[: whole.rfind(MARK)].rstrip(" ")
+        before, mark, whole = self._render(row, _joined(_chat(row), MARK)).rpartition(MARK)
+        return before.rstrip(" ") if mark else whole  # a template that leaves answers out
 
     @cached_property
     def _opens_turns(self) -> bool:

@@ -8,14 +8,19 @@ loss of each step, and at the end the gradient's norm, the weights' norm, the re
 logged training metrics. Write the file again only where a change is meant to move the numbers, and say so.
 """
 
+# ruff: noqa: E402  # the imports need the path
+
 import functools
 import json
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import lightning as L
 import torch
@@ -52,6 +57,7 @@ REFRESHES: dict[str, dict[str, Any] | None] = {
 ANCHORED: dict[str, Case] = {
     "DPO": Case(DPO, {"label_smoothing": 0.1}),
     "DPO robust": Case(DPO, {"label_smoothing": 0.1, "robust": True}),
+    "DPO per token": Case(DPO, {"beta": 0.5, "length_normalize": True}),
     "DPO rewards": Case(DPO, {"reward_temperature": 0.7}, K=4),
     "IPO": Case(IPO, {"beta": 0.3}),
     "IPO per token": Case(IPO, {"beta": 0.3, "length_normalize": True}),
