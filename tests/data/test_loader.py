@@ -5,11 +5,12 @@ import torch
 
 from lit_align.data.batches import Example
 from lit_align.data.loader import ExampleLoader, Mixture
+from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 
 
-def examples(count: int) -> list[Example]:
-    return [Example([i + 1], [[1], [2]], "") for i in range(count)]
+def examples(count: int) -> ExampleTable:
+    return ExampleTable.of(Example([i + 1], [[1], [2]], "") for i in range(count))
 
 
 def order(loader: ExampleLoader) -> list[int]:
@@ -35,7 +36,7 @@ def test_processes_share_the_examples_equally_without_overlap():
 
 def test_length_batches_are_the_same_for_any_number_of_processes():
     lengths = torch.randint(1, 200, (203,), generator=torch.Generator().manual_seed(0)).tolist()
-    some = [Example([1] * length, [[2], [3]], "") for length in lengths]
+    some = ExampleTable.of(Example([1] * length, [[2], [3]], "") for length in lengths)
 
     def batches(size: int, epoch: int = 0, **kwargs: int) -> list[list[int]]:
         loader = ExampleLoader(some, size, seed=1, group_by_length=True, epoch=lambda: epoch, **kwargs)
@@ -98,7 +99,7 @@ def test_more_processes_do_not_repeat_an_epoch_that_was_served_whole():
 def test_resuming_within_an_epoch_needs_the_same_data():
     stopped = ExampleLoader(examples(10), 4, seed=1)
     next(iter(stopped))
-    changed = [*examples(10)[:-1], Example([1], [[1], [2, 3, 4, 5, 6]], "")]
+    changed = ExampleTable.of([*examples(10)[:-1], Example([1], [[1], [2, 3, 4, 5, 6]], "")])
     with pytest.raises(
         UserError, match=r"an epoch over \d+ tokens of data, and now there are \d+: the data have chang"
     ):

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar, overload
 
-from lit_align.errors import UserError, first_line
+from lit_align.files import writing
 
 T = TypeVar("T")
 
@@ -21,21 +21,16 @@ class Spool(Sequence[T], Generic[T]):
 
     def __init__(self, values: Iterable[T]):
         self._ends = array("q", [0])
-        try:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the sequence
-        except OSError as error:
-            raise _unwritable(error) from error
+        folder = tempfile.gettempdir()
+        with writing(folder, "TMPDIR"):
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # lives as long as the sequence
         for value in values:
             data = pickle.dumps(value)
-            try:
+            with writing(folder, "TMPDIR"):
                 self._file.write(data)
-            except OSError as error:
-                raise _unwritable(error) from error
             self._ends.append(self._ends[-1] + len(data))
-        try:
+        with writing(folder, "TMPDIR"):
             self._file.flush()
-        except OSError as error:
-            raise _unwritable(error) from error
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -54,12 +49,4 @@ class Spool(Sequence[T], Generic[T]):
 
     def _load(self, place: int) -> T:
         start, end = self._ends[place], self._ends[place + 1]
-        return pickle.loads(os.pread(self._file.fileno(), end - start, start))  # noqa: S301  # our own process wrote it
-
-
-def _unwritable(error: OSError) -> UserError:
-    reason = error.strerror or first_line(error)
-    return UserError(
-        f"{tempfile.gettempdir()} cannot be written: {reason}. Make room, or name another folder for temporary files "
-        "(the environment variable TMPDIR)."
-    )
+        return pickle.loads(os.pread(self._file.fileno(), end - start, start))  # our own process wrote it
