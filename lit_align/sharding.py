@@ -114,7 +114,7 @@ def destroy_process_group() -> None:
 def gathered(module: object) -> Iterator[None]:
     """Within this context, hold all weights in full, so that each process can run the module on its own.
 
-    Every process must enter and leave. Each holds a full copy of the weights meanwhile.
+    Every process must enter and leave. Within the context, each holds a full copy of the weights.
     """
     parts = fsdp_modules(module)
     for part in parts:

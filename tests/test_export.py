@@ -79,6 +79,12 @@ def test_plain_transformers_gives_the_policys_logps(tiny_model, in_tmp, lora):
         export("run/checkpoints/last.ckpt", "adapter", adapter=True)
         plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
         torch.testing.assert_close(logps(PeftModel.from_pretrained(plain, "adapter")), logps(policy.model))
+        checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+        checkpoint["identity"]["model.policy (its weights)"] = "of another base"
+        torch.save(checkpoint, "other.ckpt")
+        with pytest.raises(UserError, match=r"other.ckpt: its adapter was trained on a base model with other weights"):
+            export("other.ckpt", "wrong")
+        assert not Path("wrong").exists()
     else:
         with pytest.raises(UserError, match="trained all weights"):
             export("run", "adapter", adapter=True)
@@ -88,7 +94,7 @@ def test_plain_transformers_gives_the_policys_logps(tiny_model, in_tmp, lora):
     assert yaml.safe_load(front)["base_model"] == tiny_model
     summary = json.loads(Path("run/summary.json").read_text())["scorers"]["training"]
     verdict = f"{summary['win_rate']:.1%} ({summary['win_rate_low']:.1%} – {summary['win_rate_high']:.1%})"
-    for piece in ("DPO: −log σ", "every 1 step(s) ← policy", "pairs.jsonl", verdict, "class_path: "):
+    for piece in ("DPO: −log σ", "the start, ← policy, every step", "pairs.jsonl", verdict, "class_path: "):
         assert piece in body
 
 
@@ -163,6 +169,26 @@ def test_a_reward_model_is_exported_as_a_classifier(tiny_model, in_tmp):
     assert module.policy is not None
     with torch.no_grad():
         torch.testing.assert_close(model(IDS).logits, module.policy.model(IDS).logits)
+    card = Path("exported/README.md").read_text()
+    for piece in (
+        "text-classification",
+        "| objective | RewardModel: −log σ",
+        "| reference | none |",
+        "AutoModelForSeq",
+    ):
+        assert piece in card
+
+
+class Own(DPO):
+    """An objective of a project of one's own."""
+
+    formula = "−log σ(own)"
+
+
+def test_the_card_states_the_formula_of_an_objective_of_ones_own(tiny_model, in_tmp):
+    fit(Own(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp))).save_checkpoint("own.ckpt")
+    export("own.ckpt", "exported")
+    assert "| objective | Own: −log σ(own) |" in Path("exported/README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -142,12 +142,12 @@ class Drift(AlignCallback):
         model = policy.merged_copy(torch.bfloat16)
         prompts = [example.prompt_ids for example in examples]
         keys = [("drift", data.seed, example.source) for example in examples]
-        drawn = sample_responses(
+        sampled = sample_responses(
             model, policy.tokenizer, prompts, keys, 1, self.sampling or Sampling(), data.preference_tokenizer.end_ids()
         )
         fresh = [
             Example(example.prompt_ids, [responses[0].ids], example.source)
-            for example, responses in zip(examples, drawn, strict=True)
+            for example, responses in zip(examples, sampled, strict=True)
         ]
         with gathered(policy):
             logps = data.recorder.logps(policy, fresh)

@@ -26,7 +26,7 @@ from lit_align.cli.app import AlignCLI
 from lit_align.console import print_field, print_line, program
 from lit_align.data import OnPolicyPairs
 from lit_align.data.tokenization import in_place
-from lit_align.logprobs import PreferenceBatch
+from lit_align.logprobs import PreferenceBatch, preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
 
@@ -39,7 +39,7 @@ class Examination(AlignCallback):
 
     Args:
         checked: Callbacks of which only `setup` runs.
-        scratch: Folder of the rounds; the first process's is used by all.
+        scratch: Folder of the rounds; all processes use the first one's.
         sampled: Most prompts to sample responses for.
     """
 
@@ -62,8 +62,9 @@ class Examination(AlignCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.starts and isinstance(pl_module, PreferenceObjective):
-            first = batch if isinstance(batch, PreferenceBatch) else batch["preferences"]
-            show_example(first, pl_module.tokenizer)
+            preferences = preferences_of(batch)
+            assert preferences is not None
+            show_example(preferences, pl_module.tokenizer)
         self.starts.append(time.monotonic())
 
     def on_train_batch_end(
@@ -74,7 +75,7 @@ class Examination(AlignCallback):
         self.ends.append(time.monotonic())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.strategy.barrier()  # the folder is about to go
+        trainer.strategy.barrier()  # the folder is deleted next
 
     @property
     def seconds(self) -> float:
@@ -95,7 +96,7 @@ def examine(args: list[str]) -> None:
     """Try the start of a run and print the estimate.
 
     Raises:
-        UserError: whatever would stop `fit`.
+        UserError: anything that would stop `fit`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         cli = AlignCLI([*args, f"--trainer.default_root_dir={scratch}"], run=False)
@@ -149,7 +150,7 @@ def estimate(
 
     Args:
         seconds: Duration of one training batch.
-        rows: The logged metrics; a round's hold the duration of sampling and scoring, and the number of pairs.
+        rows: The logged metrics; those of a round hold the duration of sampling and scoring, and the number of pairs.
         epochs: trainer.max_epochs.
         prompts_per_round: data.prompts_per_round, where there are rounds.
         sampled: Prompts of the round that was measured.

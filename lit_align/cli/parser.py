@@ -26,7 +26,7 @@ from lit_align.objectives import PreferenceObjective
 
 
 class AlignParser(LightningArgumentParser):
-    """A parser whose errors are one paragraph, without the usage in front."""
+    """A parser whose errors are one paragraph, without the usage text."""
 
     _file = ""
 
@@ -47,8 +47,9 @@ class AlignParser(LightningArgumentParser):
 class SaveConfig(AlignCallback, SaveConfigCallback):
     """Writes the configuration to `default_root_dir`: config.yaml for fit, config_test.yaml for test, ...
 
-    It overwrites: Lightning's own writes to the logger's folder, where a second run fails on the first's file. The
-    checkpoint that a fit resumed from is left out: it belongs to this run alone and is not a setting for the next.
+    It overwrites an earlier file. Lightning's own callback writes to the logger's folder and fails if the file exists.
+    The checkpoint that a fit resumed from and `fresh` are left out: they belong to this run alone and are not settings
+    for the next.
     """
 
     order = Order.LAST
@@ -72,6 +73,7 @@ class SaveConfig(AlignCallback, SaveConfigCallback):
         name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
         if stage == "fit":
             self.config.ckpt_path = None
+            self.config.pop("fresh", None)
         self._write(os.path.join(root, name))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -108,7 +110,7 @@ def own_folder_in_a_sweep(config: Any) -> None:
 
 
 def refuse_functions(config: Any, where: str = "") -> None:
-    """Refuse a `class_path` that names a function: to build the configuration would call it, `os.system` for one.
+    """Refuse a `class_path` that names a function, such as `os.system`: building the configuration would call it.
 
     Raises:
         UserError: names the key.

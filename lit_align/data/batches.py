@@ -73,7 +73,7 @@ def record_logps(
 
     Args:
         of: The policy itself, or a reference's `logps`.
-        policy: In eval mode meanwhile; batches go to its device.
+        policy: In eval mode while it computes; batches go to its device.
         batch_size: Examples that are computed at once.
     """
     logps: list[list[float]] = []

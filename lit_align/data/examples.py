@@ -98,12 +98,15 @@ class Examples(NamedTuple):
     line: str
     labels: str  # how many responses are desirable and undesirable, if they are labelled
     unread: tuple[str, ...]  # columns that hold something and are not read
+    notes: tuple[tuple[str, str], ...]  # further lines, such as on the chat template
     rows: int  # rows that they were made from
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Examples that `save` wrote, and their table beside it."""
-        return cls(ExampleTable.open(folder / TABLE), **json.loads((folder / HEADER).read_text()))
+        header = json.loads((folder / HEADER).read_text())
+        notes = tuple((name, text) for name, text in header.pop("notes"))
+        return cls(ExampleTable.open(folder / TABLE), notes=notes, **header)
 
     def save(self, folder: Path) -> None:
         """Write all but the table."""
@@ -118,6 +121,7 @@ class Examples(NamedTuple):
             yield "labels", self.labels
         if self.unread:
             yield "not read", ", ".join(self.unread)
+        yield from self.notes
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class ExampleMaker:
         made = self.tokenizer
         return of_options("rule", vars(self.pairing)) | {
             "tokenizer": made.encoder.identity,
-            "template_args": made.renderer.template_args,
+            "template_args": made.renderer.template.arguments,
             "max_prompt_length": made.max_prompt_length,
             "max_response_length": made.max_response_length,
             "long_prompts": made.long_prompts,
@@ -209,7 +213,8 @@ class ExampleMaker:
         line = f"{len(table)} {what} from {path}: {rows.description}" + (f"; {listing(counts)}" if counts else "")
         if self.mismatched:
             table = self._table(with_mismatched(table), folder)
-        return Examples(table, line, count_labels(table), rows.unread, len(rows))
+        notes = tuple(self.tokenizer.notes(rows.rows[: CHECKED[0]]))
+        return Examples(table, line, count_labels(table), rows.unread, notes, len(rows))
 
     def _table(self, examples: Iterable[Example], folder: Path) -> ExampleTable:
         return ExampleTable.write(folder / TABLE, examples, OPTION)
@@ -228,6 +233,25 @@ class ExampleMaker:
                 if bar is not None:
                     bar.advance(len(some))
                     report(done, len(rows))
+
+
+def account_of(
+    rows: Rows,
+    prompts: Sequence[tuple[Row, list[int]]],
+    counts: Counter[str],
+    path: str,
+    tokenizer: PreferenceTokenizer,
+) -> Examples:
+    """The prompts' lines in the run's header; there are no examples yet.
+
+    Args:
+        prompts: Those that are kept of the rows.
+        counts: Prompts that were dropped or cut, by reason.
+    """
+    skipped = rows.skipped + counts
+    line = f"{len(prompts)} prompts from {path}: {rows.description}" + (f"; {listing(skipped)}" if skipped else "")
+    notes = tuple(tokenizer.notes(row for row, _ in prompts[: CHECKED[0]]))
+    return Examples(ExampleTable([]), line, "", rows.unread, notes, len(rows))
 
 
 def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int = 0) -> None:
@@ -312,15 +336,26 @@ def _alike(rows: Rows) -> Iterator[Row]:
         yield row
 
 
-def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str) -> None:
+def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str, *, sampled: bool) -> None:
     """Check that an objective can train on a pairing rule's examples.
 
     Args:
         name: The objective's, in messages.
+        sampled: The rule selects from a round's responses; rows of texts need no selection.
 
     Raises:
         UserError: it needs the other kind.
     """
+    if needs.data_kind == "texts" and sampled and not pairing.gives_texts:
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name} imitates one response. Use data.pairing=Best, the best of "
+            "each prompt's responses."
+        )
+    if pairing.gives_texts and needs.data_kind != "texts":
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name} compares responses, and this rule keeps one. Use "
+            "BestWorst, or SFT, which imitates one response."
+        )
     if pairing.gives_groups and not needs.takes_groups:
         raise UserError(
             f"data.pairing={type(pairing).__name__}: {name}, as configured, compares two responses. Use "

@@ -59,7 +59,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
-        """Whether it samples with exactly these weights, bit by bit. Consumes all of them in any case."""
+        """Whether it samples with exactly these weights, bit by bit. It reads all of them, even after a difference."""
 
     @abstractmethod
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
@@ -134,7 +134,7 @@ class ContinuousBatchingSampler(_TransformersSampler):
     """
 
     PAGE = 32
-    """Tokens of one block of the cache; on GPUs 256, as fast attention needs."""
+    """Tokens in a block of the cache; on GPUs 256, which fast attention needs."""
 
     def __init__(self, cache_tokens: int = 1 << 16):
         if cache_tokens < 256:
@@ -163,7 +163,7 @@ class ContinuousBatchingSampler(_TransformersSampler):
                 generation_config=_generation_config(sampling, end_ids),
                 continuous_batching_config=self._config(prompts, seed, sampling),
             )
-            # all requests are queued before the first step, so that timing does not decide which go together
+            # all requests are queued before the first step, so that timing does not decide which requests share a step
             names = manager.add_requests(prompts, max_new_tokens=sampling.max_new_tokens)
             manager.warmup()
             manager.start()
@@ -227,8 +227,8 @@ class VLLMSampler(Sampler):
     """vLLM's engine, on the one GPU that also trains. Not run by us, since vLLM was not available; see the README.
 
     The engine is created once, without weights. Each round wakes it, loads the policy's weights in place, empties its
-    prompt cache, and puts it to sleep again, when it holds neither weights nor cache. Each sample has its own seed, but
-    vLLM does not promise equal bytes if a batch is sampled again. Needs `pip install 'lit-align[vllm]'`.
+    prompt cache, and puts it to sleep again; asleep, it holds neither weights nor cache. Each sample has its own seed,
+    but vLLM does not promise equal bytes if a batch is sampled again. Needs `pip install 'lit-align[vllm]'`.
 
     Args:
         memory: Share of the GPU's memory that the engine may use while it samples; the trained model stays in memory.

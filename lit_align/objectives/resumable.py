@@ -3,20 +3,26 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align import provenance
-from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_state_dict
 from lit_align.policy import LoRAConfig, is_adapter_weight
-from lit_align.position import Position
+from lit_align.position import KEY, Position
 
 # Options that say where the base model is; its weights identify it.
 LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
+
+
+@runtime_checkable
+class StatesIdentity(Protocol):
+    """A data module that states what determines its batches; other projects' need not."""
+
+    def identity(self) -> provenance.Table: ...
 
 
 class ResumableModule(L.LightningModule):
@@ -32,20 +38,16 @@ class ResumableModule(L.LightningModule):
     """Identifies the weights of the base model; set when the model is built."""
     _resumed_at: Position | None = None
 
-    def data_needs(self) -> DataNeeds:
-        """The needs of the module, as configured, from its data."""
-        return DataNeeds()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the position, and the hyperparameters as plain values that can be read without our classes."""
-        Position.of_run(self.trainer).save(checkpoint)
+        if KEY not in checkpoint:  # `Interruption` may know better
+            Position.of_run(self.trainer).save(checkpoint)
         provenance.save(checkpoint, self.identity())
         hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
             name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
             for name, value in hyperparameters.items()
         }
-        checkpoint["output_name"] = self.data_needs().output_name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is None:  # load_from_checkpoint
@@ -84,7 +86,7 @@ class ResumableModule(L.LightningModule):
 
     def identity(self) -> provenance.Table:
         """Everything that determines the numbers of the run; a resumed run must have the same."""
-        data = getattr(self.trainer.datamodule, "identity", dict)  # type: ignore[attr-defined]  # a foreign one has none
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         return {
             "model": type(self).__name__,
             provenance.BASE_MODEL: self.base_fingerprint,
@@ -92,5 +94,5 @@ class ResumableModule(L.LightningModule):
             **provenance.of_options("model", dict(self.hparams), leave_out=LOCATIONS),
             **provenance.of_optimizer(self.optimizer),
             **provenance.of_trainer(self.trainer),
-            **data(),
+            **(data.identity() if isinstance(data, StatesIdentity) else {}),
         }

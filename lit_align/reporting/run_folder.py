@@ -14,7 +14,7 @@ from lit_align.reporting.run_record import RunRecord
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, as far as it is filled."""
+    """A run's folder. A part that the run has not written is empty or None."""
 
     folder: Path
     name: str
@@ -72,6 +72,29 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
     short = [path.resolve().name for path in paths]
     names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
     return [Run(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+FILES = (
+    "checkpoints",
+    "config*.yaml",
+    "curves.png",
+    "held_out",
+    "hpc_ckpt_*.ckpt",
+    "metrics.csv",
+    "model",
+    "plots",
+    "reference",
+    "report.html",
+    "rounds",
+    "run.json",
+    "summary.json",
+)
+"""Patterns of the files that commands write into a run's folder."""
+
+
+def run_files(folder: str | Path) -> list[Path]:
+    """The files and folders of the run in a folder, which may hold others, too."""
+    return sorted(path for pattern in FILES for path in Path(folder).glob(pattern))
 
 
 def verdict_file(folder: str | Path) -> Path:

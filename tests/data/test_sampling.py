@@ -188,7 +188,7 @@ def test_batches_are_cut_by_length_and_depend_on_nothing_else():
         ({"temperature": math.nan}, "temperature=nan must be ≥ 0"),
         ({"top_p": math.nan}, "top_p=nan must be in"),
         ({"top_k": -1}, "top_k=-1 must be ≥ 0"),
-        ({"stop": "END"}, r"stop='END' is a string: give a list of such, \['END'\]"),
+        ({"stop": "END"}, r"stop='END' must be a list of strings. Write \['END'\]"),
         ({"stop": ["END", ""]}, "stop holds an empty string"),
     ],
 )

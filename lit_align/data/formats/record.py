@@ -119,8 +119,8 @@ class Record:
 
 _LARGEST = 3e38
 _LABELS = {
-    **dict.fromkeys(("true", "1", "1.0", "desirable"), True),
-    **dict.fromkeys(("false", "0", "0.0", "undesirable"), False),
+    **dict.fromkeys(("true", "1", "1.0", "yes", "good", "desirable"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "bad", "undesirable"), False),
 }
 
 

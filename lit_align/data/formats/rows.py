@@ -84,3 +84,11 @@ def is_empty(value: object) -> bool:
 
 def listing(names: Iterable[str]) -> str:
     return ", ".join(names)
+
+
+def shortened(names: str, width: int = 160) -> str:
+    """A list of names, cut after `width` characters."""
+    if len(names) <= width:
+        return names
+    kept = names[:width].rpartition(", ")[0]
+    return f"{kept}, … ({names.count(', ') - kept.count(', ')} more)"

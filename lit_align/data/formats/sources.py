@@ -17,8 +17,8 @@ from lit_align.data.rounds.store import find_rounds, read_rounds
 from lit_align.errors import first_line
 
 _SOURCES = (
-    f"a file ({FILE_KINDS}, or one of these as .gz), a folder of them or one saved by `datasets`, a run's rounds, or "
-    "a hub name"
+    f"a file ({FILE_KINDS}, or one of these as .gz or .zst), a folder of them or one saved by `datasets`, a run's "
+    "rounds, or a hub name"
 )
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 
@@ -45,6 +45,8 @@ def _records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[
         return _hub_records(source, split)
     if not path.is_file():
         raise DataError(f"{source}: there is no such file. Give {_SOURCES}.")
+    if path.suffix in (".zip", ".tar", ".7z", ".tgz"):
+        raise DataError(f"{source}: an archive cannot be read. Unpack it, and give a file or the folder.")
     if reader is None:
         raise DataError(f"{source}: a {path.suffix or 'nameless'} file cannot be read. Give {_SOURCES}.")
     if split is not None:

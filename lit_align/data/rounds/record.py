@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -24,9 +25,7 @@ from lit_align.data.sampling import in_order
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
-from lit_align.objectives import AnchoredObjective, PreferenceObjective
-from lit_align.reference.base import Reference
-from lit_align.reference.copied import CopiedReference, RecordedReference
+from lit_align.objectives import PreferenceObjective
 from lit_align.sharding import barrier_with_timeout, gathered
 
 R = TypeVar("R", bound=StoredRow)
@@ -138,11 +137,10 @@ class Recorder:
         return np.array([row.logps for row in self.load_or_compute(name, part, batches, open_model, compute).rows])
 
     def with_reference(self, store: RoundStore, examples: ExampleTable) -> ExampleTable:
-        """The examples with log π_ref recorded, if the reference does not move while they are trained on."""
-        reference = getattr(self.module, "reference", None)
-        if not self.can_record(reference):
+        """The examples with log π_ref, if it may be recorded; otherwise as they are."""
+        reference = self.module.recordable_reference
+        if reference is None:
             return examples
-        assert isinstance(reference, CopiedReference | RecordedReference)
 
         @contextmanager
         def open_reference() -> Iterator[LogpsFn]:
@@ -152,15 +150,22 @@ class Recorder:
         recorded = self.logps_column("reference", reference.fingerprint(), store, examples, open_reference)
         return examples.with_numbers("reference_logps", recorded)
 
-    def can_record(self, reference: Reference | None) -> bool:
-        """Whether the reference is a second model (an adapter costs nothing to keep) that is fixed in the round."""
-        module = self.module
-        return (
-            isinstance(module, AnchoredObjective)
-            and module.beta > 0
-            and not module.reference_moves_in_round
-            and isinstance(reference, CopiedReference | RecordedReference)
-        )
+    def with_stored_reference(self, folder: Path, examples: ExampleTable) -> ExampleTable:
+        """The examples with log π_ref, from the folder or computed now.
+
+        Raises:
+            UserError: the folder's numbers are not the reference's.
+        """
+        reference = self.module.recordable_reference
+        assert reference is not None
+        store = RoundStore(folder, 0, {"reference": reference.fingerprint()})
+        recorded = self.with_reference(store, examples)
+        first = recorded[0]
+        with reference.present() as present:
+            (again,) = self.logps(present.logps, [first])
+        bound = 1e-3 if reference.dtype.itemsize >= 4 else 1.0
+        check_cache(first.reference_logps or [], again, bound, str(store.path))
+        return recorded
 
 
 def _joined(texts: Iterable[str]) -> Iterator[str]:

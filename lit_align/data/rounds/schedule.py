@@ -12,7 +12,7 @@ PromptsPerRound = int | Literal["all", "chunk"]
 
 
 def prompts_of_round(prompts: list[T], per_round: PromptsPerRound, index: int, rounds: int, seed: int) -> list[T]:
-    """The prompts of one round: `all` in their own order, others in one random order.
+    """The prompts of one round: with `all` in the file's order, otherwise in one random order.
 
     Args:
         per_round: all; chunk, an equal share for each round; or a number, the next N each round, cycling.
@@ -25,6 +25,11 @@ def prompts_of_round(prompts: list[T], per_round: PromptsPerRound, index: int, r
         return [prompts[i] for i in order[index::rounds]]
     start = index * per_round
     return [prompts[order[i % len(order)]] for i in range(start, start + per_round)]
+
+
+def share_of_round(per_round: PromptsPerRound, rounds: int) -> int | str:
+    """Identifies which prompts a round has; arguments as in `prompts_of_round`."""
+    return f"chunk of {rounds} rounds" if per_round == "chunk" else per_round
 
 
 def check_prompts(prompts: Sequence[object], per_round: PromptsPerRound, rounds: int, path: str) -> None:

@@ -2,7 +2,7 @@
 
     rounds/
       round_000-3f9a2c1d/           named by what determines its samples: seed, prompts, sampling, policy fingerprint
-        round.json                  the same, to read
+        round.json                  the same, as readable text
         samples-00000.parquet       one sampling batch: a row per prompt with its responses, tokens, log π_s
         scores-<id>-00000.parquet   the scores of one scorer
         reference-<id>-00000.parquet   log π_ref under one reference
@@ -129,7 +129,7 @@ def read_part(path: Path, row: type[R], place: bytes) -> list[R]:
     """The rows of one file of a round.
 
     Args:
-        place: The round, part and batch that the file must belong to. Files of early versions do not say.
+        place: The round, part and batch that the file must belong to. Files of early versions do not record it.
 
     Raises:
         Damaged: the file cannot be read, or its rows are not those that were written there.
@@ -166,7 +166,7 @@ class StoredRound:
 
 
 def find_rounds(folder: str | Path) -> list[Path]:
-    """The rounds in a run's folder, its `rounds`, or the one round that the folder is; in order, the older first."""
+    """The rounds in a run's folder or its `rounds`, or the folder itself if it is a round; older ones come first."""
     folder = Path(folder)
     if (folder / "round.json").is_file():
         return [folder]

@@ -44,7 +44,7 @@ class JudgePrompter(Generic[T]):
         return f"{endpoint.model}@{hashlib.sha256(request.encode()).hexdigest()[:8]}"
 
     def ask(self, filled: Sequence[dict[str, str]], parse: Callable[[str], T | None], wanted: str) -> list[T]:
-        """Ask for each filled-in template, remind the judge of the format if necessary, and parse the answers.
+        """Query the judge with each filled-in template, remind it of the format if necessary, and parse the answers.
 
         Args:
             filled: The fields of each template.

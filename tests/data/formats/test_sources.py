@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import message_of
+from reading import PAIR, chat, message_of
 
 from lit_align.data.formats import Rows, read_rows
 from lit_align.data.formats.record import Record
@@ -44,7 +44,14 @@ def pairs(path: Path) -> Rows:
     return read_rows(path, kind="preferences")
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])
+def zst(content: bytes) -> bytes:
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as stream:
+        stream.write(content)
+    return packed.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".zst"])
 def test_each_kind_of_file_is_read_compressed_or_not(tmp_path: Path, suffix: str):
     files = {
         "rows.jsonl": lines(),
@@ -53,11 +60,47 @@ def test_each_kind_of_file_is_read_compressed_or_not(tmp_path: Path, suffix: str
         "rows.csv": b"\xef\xbb\xbf" + table(tmp_path / "x.csv", ","),
         "rows.tsv": table(tmp_path / "x.tsv", "\t"),
     }
-    compress = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}[suffix]
+    compress = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zst}[suffix]
     for name, content in files.items():
         path = tmp_path / (name + suffix)
         path.write_bytes(compress(content))
         assert prompts(path) == PROMPTS, name
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_file_of_a_spreadsheet_is_read(tmp_path: Path, delimiter: str):
+    table(tmp_path / "rows.csv", delimiter)
+    assert prompts(tmp_path / "rows.csv") == PROMPTS
+
+
+ONE = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+
+
+def test_a_json_file_may_be_one_row_on_several_lines(tmp_path: Path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(ONE, indent=2))
+    assert prompts(path) == ["Q"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"data": [ONE, ONE]}, "whose `data` seems to hold the rows"),
+        ({"train": [ONE], "test": [ONE]}, "whose `train` seems to hold the rows"),
+        ({name: [value, value] for name, value in ONE.items()}, "a table by columns"),
+        ({name: {"0": value, "1": value} for name, value in ONE.items()}, "a table by columns"),
+    ],
+)
+def test_a_json_file_that_is_not_a_list_of_rows_is_refused(tmp_path: Path, content: dict[str, Any], words: str):
+    path = tmp_path / "rows.json"
+    for indent in (None, 1):
+        path.write_text(json.dumps(content, indent=indent))
+        assert words in message_of(lambda: pairs(path))
+
+
+def test_an_archive_must_be_unpacked(tmp_path: Path):
+    (tmp_path / "rows.jsonl.zip").write_bytes(b"PK")
+    assert "Unpack it" in message_of(lambda: pairs(tmp_path / "rows.jsonl.zip"))
 
 
 def test_numbers_lists_and_messages_are_read_from_tables_of_text(tmp_path: Path):
@@ -237,3 +280,60 @@ def test_keys_that_only_other_rows_have_are_not_added_to_tool_calls(tmp_path: Pa
     pq.write_table(pa.Table.from_pylist(chats), file)
     read = [row.responses[0]["tool_calls"] for row in read_rows(file, kind="texts")]  # type: ignore[index]
     assert read == [[call] for call in calls]
+
+
+def test_all_sources_give_the_same_rows(tmp_path: Path):
+    rows = [{**PAIR, "prompt": f"Q{i}", "messages": chat(f"Q{i}"), "number": i} for i in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\ufeff" + "\n\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "list.json").write_text("\n " + json.dumps(rows, indent=2))
+    (tmp_path / "lines.json").write_text("\r\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    Dataset.from_list(rows[::-1]).select([2, 1, 0]).save_to_disk(tmp_path / "reordered")
+    DatasetDict(only=Dataset.from_list(rows)).save_to_disk(tmp_path / "splits")
+    sources = {
+        name: [row.source for row in read_rows(tmp_path / name, kind="preferences")]
+        for name in ("rows.jsonl", "list.json", "lines.json", "rows.parquet", "saved", "reordered", "splits")
+    }
+    assert sources.pop("rows.jsonl") == ["rows.jsonl:1", "rows.jsonl:3", "rows.jsonl:5"]  # lines, blank ones too
+    assert sources.pop("splits") == ["splits[only]:1", "splits[only]:2", "splits[only]:3"]
+    assert sources == {name: [f"{name}:{n}" for n in (1, 2, 3)] for name in sources}
+    for name in ("rows.jsonl", "splits", *sources):
+        assert [row.prompt for row in read_rows(str(tmp_path / name), kind="preferences")] == ["Q0", "Q1", "Q2"]
+
+
+def test_a_split_is_chosen_by_name_and_train_is_meant_without_one(tmp_path: Path):
+    folder = tmp_path / "saved"
+    DatasetDict(
+        test=Dataset.from_list([PAIR | {"prompt": "test"}]), train=Dataset.from_list([PAIR | {"prompt": "train"}])
+    ).save_to_disk(folder)
+    assert read_rows(folder, kind="prompts")[0].prompt == "train"
+    assert read_rows(folder, split="test", kind="prompts")[0].source == "saved[test]:1"
+    assert "test, train" in message_of(lambda: read_rows(folder, split="dev", kind="prompts"))
+
+
+def test_a_hub_name_is_loaded_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def load_dataset(*args: object, **kwargs: object) -> Dataset:
+        calls.append((args, kwargs))
+        return Dataset.from_list([PAIR])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    rows = read_rows("openai/summaries:comparisons", split="validation", kind="preferences")
+    assert rows[0].source == "openai/summaries:comparisons[validation]:1"
+    read_rows("openai/summaries", kind="preferences")
+    assert calls == [
+        (("openai/summaries", "comparisons"), {"split": "validation"}),
+        (("openai/summaries", None), {"split": "train"}),
+    ]
+
+
+def test_a_hub_name_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*args: object, **kwargs: object) -> Dataset:
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    message = message_of(lambda: read_rows("nobody/nothing", kind="preferences"))
+    assert "nobody/nothing" in message
+    assert "Couldn't reach the Hub" in message
