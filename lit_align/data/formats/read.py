@@ -219,7 +219,7 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
 _SKIP_HINTS = {
     DIFFERENT_CHATS: "To compare their first answers, name them with columns={response_1: conversation_a.1.content, …}."
 }
-"""The treatment of rows that are left out."""
+"""Advice on rows that are left out, by the reason."""
 
 
 def _alike(rows: Sequence[Row], reading: Reading) -> Iterator[Row]:
