@@ -1,7 +1,7 @@
 """Reading of a data set: its layout is detected once, from the first row, and all other rows must fit it."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
@@ -82,16 +82,12 @@ def read_rows(
                 f"{row.source}: the prompt is {_form(row)}, but that of {rows[0].source} is {form}. Make all of them "
                 'plain text, or messages like {"role": "user", "content": "…"}.'
             )
-    description = f"{layout.name}, {form} (columns {listing(_read_first(first))})"
+    description = f"{layout.name}, {form} (columns {listing(reading.read)})"
     if kind == "texts" and layout.parse_turns:
         chats = len({row.source for row in rows})
         last = "the last turn" if turns == "last" else f"{len(rows)} turns"
         description += f"; {last} of the assistant in {chats} {'chat' if chats == 1 else 'chats'}"
     return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
-
-
-def _read_first(first: Record) -> Iterable[str]:
-    return (name for name in first.values if name in first.read)
 
 
 def _form(row: Row) -> str:
@@ -211,6 +207,7 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
                 rows = [with_columns_beside(row, record, may_become_chat=layout.may_become_chat) for row in rows]
             whole = rows[-1:] or [Row("", source=record.source)]
             check_unread(whole[0], record, kind, is_whole=layout.is_whole)
+            record.reading.read |= {name: None for name in record.values if name in record.read}
             yield from rows or whole
         except Skip as reason:
             record.reading.skipped[str(reason)] += 1
