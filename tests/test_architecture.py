@@ -18,6 +18,8 @@ LAYERS = [
     "packing",
     "logprobs",
     "sharding",
+    "lightning_features",
+    "peers",
     "needs",
     "position",
     "checkpoints",

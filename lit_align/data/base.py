@@ -58,7 +58,7 @@ class PairsDataModule(L.LightningDataModule):
         text_batch_size: Texts of each kind per batch and process; None is batch_size.
         group_by_length: Train on batches of examples of similar length, for less padding in attention and less waiting
             between processes. Otherwise the order is random.
-        wait_minutes: How long a process waits for others that compute samples, scores or log-probabilities.
+        wait_minutes: How long a process waits for the others, and how long one may be silent before all end.
         cache_dir: Folder of tokenized data, which later starts and other processes read. None is $LIT_ALIGN_CACHE, or
             lit_align in $HF_HOME, $XDG_CACHE_HOME or ~/.cache.
         seed: Seed of the order of examples; None is seed_everything's.

@@ -163,10 +163,16 @@ class PreferenceTokenizer:
         return Rendering(row.prompt, tuple(texts))
 
     def notes(self, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
-        """Lines of the run's header on how the chat template renders these rows; none for plain text."""
+        """Lines of the run's header on the chat template: how it renders these rows, or that it is not used."""
         wrapped = [self._with_wrapped_prompt(row) for row in rows]
         chats = [row for row in wrapped if not isinstance(row.prompt, str)]
-        return self.renderer.notes(chats) if chats else iter(())
+        if chats:
+            yield from self.renderer.notes(chats)
+        elif self.tokenizer.chat_template and any(row.prompt for row in wrapped):
+            yield (
+                "chat template",
+                "not used, because the prompts are plain text; data.wrap_prompts_as_chat=true makes each a user's turn",
+            )
 
     def _with_wrapped_prompt(self, row: Row) -> Row:
         """The row, with a plain prompt as a chat if `wraps_prompts` is set."""

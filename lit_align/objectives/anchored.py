@@ -90,6 +90,7 @@ class AnchoredObjective(PreferenceObjective):
             )
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self.reference_config.form == "offload" and self.device.type == "cpu":
             raise UserError("model.reference.form=offload has no effect on CPUs. Use form=auto.")
 

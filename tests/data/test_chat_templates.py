@@ -323,7 +323,18 @@ def test_a_prompt_that_differs_in_sampling_and_a_date_are_noted():
     notes = dict(with_template(dated + CHAT_TEMPLATE).notes([Row(HI)]))
     assert "writes today's date into prompts" in notes["date"]
     assert not list(with_template(dated + CHAT_TEMPLATE, {"date_string": "1 May"}).notes([CASES["plain"]]))
-    assert not list(with_template(thinking).notes([Row("Hi?", ("yes",))]))
+    unknown = with_template(CHAT_TEMPLATE.replace("<|im_end|>", "<|eot|>"))
+    assert dict(unknown.notes([CASES["plain"]]))["turn's end"].startswith("the chat template writes <|eot|>, which")
+
+
+def test_a_chat_template_that_plain_prompts_do_not_use_is_noted():
+    made = with_template(CHAT_TEMPLATE)
+    assert dict(made.notes([Row("Hi?", ("yes",))]))["chat template"].startswith(
+        "not used, because the prompts are plain"
+    )
+    assert not list(made.notes([Row("", ("a text",))]))
+    made.wraps_prompts = True
+    assert not list(made.notes([Row("Hi?", ("yes",))]))
 
 
 def test_a_refused_message_is_named():

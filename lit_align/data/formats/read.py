@@ -1,7 +1,7 @@
 """Reading of a data set: its layout is detected once, from the first row, and all other rows must fit it."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 
@@ -76,16 +76,12 @@ def read_rows(
         counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
         hints = [each for reason, each in _SKIP_HINTS.items() if reason in reading.skipped]
         raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}. {' '.join(hints)}".rstrip())
-    description = f"{layout.name}, {_form(rows[0])} (columns {listing(_read_first(first))})"
+    description = f"{layout.name}, {_form(rows[0])} (columns {listing(reading.read)})"
     if kind == "texts" and layout.parse_turns:
         chats = sum(1 for _ in groupby(row.source for row in rows))
         last = "the last turn" if turns == "last" else f"{len(rows)} turns"
         description += f"; {last} of the assistant in {chats} {'chat' if chats == 1 else 'chats'}"
     return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
-
-
-def _read_first(first: Record) -> Iterable[str]:
-    return (name for name in first.values if name in first.read)
 
 
 def _form(row: Row) -> str:
@@ -142,7 +138,7 @@ def _flat(record: Record) -> Record:
 
 @dataclass(frozen=True)
 class _Example:
-    """What an error suggests for columns that are not known.
+    """The suggestion of an error about unknown columns.
 
     Args:
         wanted: Name of the rows.
@@ -218,6 +214,7 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
                 rows = [with_columns_beside(row, record, may_become_chat=layout.may_become_chat) for row in rows]
             whole = rows[-1:] or [Row("", source=record.source)]
             check_unread(whole[0], record, kind, is_whole=layout.is_whole)
+            record.reading.read |= {name: None for name in record.values if name in record.read}
             yield from rows or whole
         except Skip as reason:
             record.reading.skipped[str(reason)] += 1
@@ -226,7 +223,7 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
 _SKIP_HINTS = {
     DIFFERENT_CHATS: "To compare their first answers, name them with columns={response_1: conversation_a.1.content, …}."
 }
-"""What to do about rows that are left out."""
+"""Advice on rows that are left out, by the reason."""
 
 
 def _alike(rows: Sequence[Row], reading: Reading) -> Iterator[Row]:
