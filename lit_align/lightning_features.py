@@ -58,7 +58,7 @@ REFUSED_PLUGINS: dict[type, str] = {
     BitsandbytesPrecision: "replaces layers by quantized ones, which are neither trained nor saved in transformers' "
     "format. Use model.lora and bf16-mixed.",
     TransformerEnginePrecision: REFUSED_PRECISION["transformer-engine"],
-    AsyncCheckpointIO: "ends a checkpoint's file after the run has gone on, so that a kill leaves it incomplete. Leave "
+    AsyncCheckpointIO: "ends a checkpoint's file while the run continues, so that a kill leaves it incomplete. Leave "
     "it out.",
 }
 

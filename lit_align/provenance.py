@@ -134,15 +134,23 @@ def of_optimizer(make: Any) -> Table:
     return {"model.optimizer": type(optimizer).__name__} | {f"model.optimizer.{n}": v for n, v in options.items()}
 
 
-def digest_of(tokens: Sequence[Any], sampled: int = 512) -> str:
+SAMPLED = 512
+"""Token sequences that identify a data set are at least this many."""
+
+
+def digest_of(tokens: Sequence[Any], sampled: int = SAMPLED) -> str:
     """Identifies token sequences: their number, their total length, and evenly spaced ones in full.
 
     Args:
         tokens: One nested list of token ids for each example.
     """
     step = max(1, len(tokens) // sampled)
-    text = repr((len(tokens), sum(_length(each) for each in tokens), list(tokens[::step])))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of_sample(len(tokens), sum(_length(each) for each in tokens), list(tokens[::step]))
+
+
+def digest_of_sample(count: int, total: int, sample: list[Any]) -> str:
+    """The same of sequences whose number and total length are known: `sample` are the evenly spaced ones."""
+    return hashlib.sha256(repr((count, total, sample)).encode()).hexdigest()[:16]
 
 
 def _length(nested: Any) -> int:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,7 @@ def unscored(**more: Any) -> dict[str, Any]:
 
 def read(
     folder: Path, rows: list[dict[str, Any]], pairing: Any = None, kind: str = "preferences"
-) -> tuple[list[Example], str]:
+) -> tuple[Sequence[Example], str]:
     """The examples that an objective over this kind of rows gets, and the line about them."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = OfflinePairs(str(folder / "rows.jsonl"), pairing=pairing)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 
 from lit_align.data.formats.beside import check_unread, with_columns_beside
 from lit_align.data.formats.columns import TARGETS, check_columns, mapped
@@ -13,6 +13,7 @@ from lit_align.data.formats.record import Reading, Record, columns_of
 from lit_align.data.formats.rows import DataError, Kind, Row, Rows, Skip, Turns, listing, shortened
 from lit_align.data.formats.select import SELECT
 from lit_align.data.formats.sources import read_records
+from lit_align.data.formats.spool import Spool
 
 SAMPLE = 1000  # rows used to check columns and to interpret numbers
 
@@ -68,23 +69,16 @@ def read_rows(
     first = next(prepared)
     _check_first(first)
     layout = _detect(first, kind)
-    parsed = list(_parsed(layout, chain([first], prepared), kind, turns))
+    parsed = Spool(_parsed(layout, chain([first], prepared), kind, turns))
     ignored.check(source)
-    rows = list(SELECT[kind](_alike(parsed, reading), reading.skipped))
+    rows = Spool(_of_one_form(SELECT[kind](_alike(parsed, reading), reading.skipped)))
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
         hints = [each for reason, each in _SKIP_HINTS.items() if reason in reading.skipped]
         raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}. {' '.join(hints)}".rstrip())
-    form = _form(rows[0])
-    for row in rows:
-        if _form(row) != form:
-            raise DataError(
-                f"{row.source}: the prompt is {_form(row)}, but that of {rows[0].source} is {form}. Make all of them "
-                'plain text, or messages like {"role": "user", "content": "…"}.'
-            )
-    description = f"{layout.name}, {form} (columns {listing(reading.read)})"
+    description = f"{layout.name}, {_form(rows[0])} (columns {listing(reading.read)})"
     if kind == "texts" and layout.parse_turns:
-        chats = len({row.source for row in rows})
+        chats = sum(1 for _ in groupby(row.source for row in rows))
         last = "the last turn" if turns == "last" else f"{len(rows)} turns"
         description += f"; {last} of the assistant in {chats} {'chat' if chats == 1 else 'chats'}"
     return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
@@ -92,6 +86,19 @@ def read_rows(
 
 def _form(row: Row) -> str:
     return "plain text" if isinstance(row.prompt, str) else "chat messages"
+
+
+def _of_one_form(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows, whose prompts must all be plain text, or all chats."""
+    first: Row | None = None
+    for row in rows:
+        first = first or row
+        if _form(row) != _form(first):
+            raise DataError(
+                f"{row.source}: the prompt is {_form(row)}, but that of {first.source} is {_form(first)}. Make all of "
+                'them plain text, or messages like {"role": "user", "content": "…"}.'
+            )
+        yield row
 
 
 class _Ignored:
@@ -216,7 +223,7 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
 _SKIP_HINTS = {
     DIFFERENT_CHATS: "To compare their first answers, name them with columns={response_1: conversation_a.1.content, …}."
 }
-"""The treatment of rows that are left out."""
+"""Advice on rows that are left out, by the reason."""
 
 
 def _alike(rows: Sequence[Row], reading: Reading) -> Iterator[Row]:
