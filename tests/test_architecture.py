@@ -18,6 +18,7 @@ LAYERS = [
     "packing",
     "logprobs",
     "sharding",
+    "lightning_features",
     "peers",
     "needs",
     "position",

@@ -4,6 +4,7 @@ from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.callbacks.drift import Drift
 from lit_align.callbacks.fsdp_sharding import FSDP2Strategy, FSDPSharding
 from lit_align.callbacks.interruption import Interruption
+from lit_align.callbacks.monitor_check import MonitorCheck
 from lit_align.callbacks.peer_watching import PeerWatching
 from lit_align.callbacks.phase_progress import PhaseProgress
 from lit_align.callbacks.predictions import Predictions
@@ -19,6 +20,7 @@ __all__ = [
     "FSDP2Strategy",
     "FSDPSharding",
     "Interruption",
+    "MonitorCheck",
     "Order",
     "PeerWatching",
     "PhaseProgress",

@@ -58,6 +58,18 @@ class FSDP2Strategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
         )
 
+    def setup(self, trainer: Trainer) -> None:
+        """Set up the processes.
+
+        Raises:
+            UserError: nothing shards the module. Every process would train a model of its own.
+        """
+        if not any(isinstance(callback, FSDPSharding) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "trainer.strategy=fsdp2 shards nothing without fsdp_sharding. Use --config configs/overlays/fsdp.yaml."
+            )
+        super().setup(trainer)
+
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,6 +124,16 @@ def refuse_functions(config: Any, where: str = "") -> None:
                 if isinstance(path, str) and not inspect.isclass(locate(path)):
                     raise UserError(f"{below}.class_path={path} must be a class. Name a class.")
                 refuse_functions(entry, f"{below}.")
+
+
+def plain_enums(config: Any) -> None:
+    """Replace enum members, such as the default of `Timer`'s interval, by their values, which a YAML can hold."""
+    for key, value in vars(config).items():
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, Namespace):
+                plain_enums(entry)
+        if isinstance(value, Enum):
+            config[key] = value.value
 
 
 def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:

@@ -1,15 +1,17 @@
 """Checkpoints of objectives: the run's position, its identity, and the weights that cannot be loaded from elsewhere."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align import provenance
+from lit_align.lightning_features import check_features
 from lit_align.objectives._checks import check_state_dict
 from lit_align.policy import LoRAConfig, is_adapter_weight
 from lit_align.position import KEY, Position
@@ -37,6 +39,10 @@ class ResumableModule(L.LightningModule):
     base_fingerprint: str = ""
     """Identifies the weights of the base model; set when the model is built."""
     _resumed_at: Position | None = None
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_features(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the position, and the hyperparameters as plain values that can be read without our classes."""
@@ -69,9 +75,24 @@ class ResumableModule(L.LightningModule):
         """Whether a checkpoint holds this weight: under LoRA, weights that the policy's path gives are left out."""
         return self.lora is None or not name.startswith("policy.") or is_adapter_weight(name)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        state = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if self._is_saved(name)}
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:
+        """The weights that a checkpoint holds.
+
+        Args:
+            prefix: Of their names, if the module is part of another one.
+        """
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        for name in [name for name in state if name.startswith(prefix)]:
+            if not self._is_saved(name.removeprefix(prefix)):
+                del state[name]
+        return state
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Give the weights that a checkpoint leaves out their present values, if the module is part of another one."""
+        if prefix:
+            present = super().state_dict(prefix=prefix)
+            state_dict |= {name: value for name, value in present.items() if name not in state_dict}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         self.configure_model()
@@ -86,6 +107,13 @@ class ResumableModule(L.LightningModule):
             UserError: a weight is missing, unknown, or has another shape.
         """
         check_state_dict(self.state_dict(), state_dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy for weight averaging; it shares the optimizer's factory, which may hold the whole configuration."""
+        memo[id(self.optimizer)] = self.optimizer
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def identity(self) -> provenance.Table:
         """Everything that determines the numbers of the run; a resumed run must have the same."""
