@@ -73,8 +73,6 @@ class Policy(nn.Module):
         Raises:
             UserError: the model or adapter does not exist or cannot be read.
         """
-        if not config.temperature > 0:
-            raise UserError(f"model.policy.temperature={config.temperature} must be above 0.")
         tokenizer = tokenizer or load_tokenizer(config)
         model = cls.load_model(config, lora, tokenizer)
         check_vocabulary(tokenizer, model, config)

@@ -21,7 +21,7 @@ from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling, sampling_batches
 from lit_align.data.scorers.base import Scorer
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import (
     Answering,
     gather_in_order,
@@ -66,6 +66,7 @@ class Predictions(AlignCallback):
                 f"predictions: responses_per_prompt={responses_per_prompt} must be at least 1 and at most "
                 f"batch_size={batch_size}."
             )
+        check_number("predictions.seed", seed, least=0)
         self.prompts = prompts
         self.out = out
         self.scorer = scorer
