@@ -2,10 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+from safetensors import SafetensorError
 
 from lit_align.console import relative
 from lit_align.errors import UserError, first_line
@@ -62,7 +64,20 @@ def read_versioned(path: Path, version: int, parse: Callable[[dict[str, Any]], T
         raise UserError(f"{path}: this version of lit_align cannot read it ({error}). {fix}") from error
 
 
-def unwritable(path: str | Path, error: OSError) -> UserError:
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Within this context, a library writes a file or a folder.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: str | Path, error: Exception) -> UserError:
     """The message for a file that cannot be written."""
-    reason = error.strerror or first_line(error)
+    reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
     return UserError(f"{relative(path)} cannot be written: {reason}. Make room, or name another folder.")

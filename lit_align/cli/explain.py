@@ -114,6 +114,7 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
     if "Got value: " in (line := report.partition("\n")[0]):  # one type, with the value on its line
         tried, value = line.split(". Got value: ", 1)
     value = re.sub(r"^NestedArg\(key='[^']*', val=(.*)\)$", r"\1", value).strip("'\"")
+    value = value.partition(". Got value: ")[0]
     value = "null" if value == "None" else _brief(value)
     types = re.findall(r"Expected an? <class '([\w.]+)'>", tried)
     choices = [c.strip(" '\"") for literal in re.findall(r"Literal\[(.*?)\]", tried) for c in literal.split(",")]
