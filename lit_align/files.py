@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and JSON files that state their version."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -65,19 +66,28 @@ def read_versioned(path: Path, version: int, parse: Callable[[dict[str, Any]], T
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Within this context, a library writes a file or a folder.
+def writing(path: str | Path, option: str = "") -> Iterator[None]:
+    """Turn errors of writing within this context, the system's or safetensors', into a message for the user.
 
-    Raises:
-        UserError: the disk is full, or the folder cannot be written to.
+    Args:
+        option: The option or environment variable that names another folder.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, option) from error
 
 
-def unwritable(path: str | Path, error: Exception) -> UserError:
+def unwritable(path: str | Path, error: Exception, option: str = "") -> UserError:
     """The message for a file that cannot be written."""
     reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-    return UserError(f"{relative(path)} cannot be written: {reason}. Make room, or name another folder.")
+    another = f"another folder ({option})" if option else "another folder"
+    return UserError(f"{relative(path)} cannot be written: {reason}. Make room, or name {another}.")
+
+
+def digest(*texts: str) -> str:
+    """8 hexadecimal digits that name a file by a text, which may come in pieces."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(text.encode("utf-8", "surrogatepass"))
+    return found.hexdigest()[:8]

@@ -58,13 +58,13 @@ REFUSED_PLUGINS: dict[type, str] = {
     BitsandbytesPrecision: "replaces layers by quantized ones, which are neither trained nor saved in transformers' "
     "format. Use model.lora and bf16-mixed.",
     TransformerEnginePrecision: REFUSED_PRECISION["transformer-engine"],
-    AsyncCheckpointIO: "ends a checkpoint's file after the run has gone on, so that a kill leaves it incomplete. Leave "
+    AsyncCheckpointIO: "ends a checkpoint's file while the run continues, so that a kill leaves it incomplete. Leave "
     "it out.",
 }
 
 
 class Limit(NamedTuple):
-    """What an option of the trainer must be."""
+    """A requirement on an option of the trainer."""
 
     option: str
     fits: Callable[[Any], bool]

@@ -42,7 +42,7 @@ class Peer:
             self.connection.send(message, socket.MSG_DONTWAIT)
 
     def read(self) -> bytes:
-        """What it has sent; empty if it has died."""
+        """The message that it has sent; empty if it has died."""
         try:
             return self.connection.recv(4096)
         except OSError:

@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.padding import Padding
 from rich.text import Text
 
 from lit_align.callbacks import AlignCallback, DryRun, Order, RunReport
 from lit_align.callbacks.base import dry_run_of, in_order
 from lit_align.cli.app import AlignCLI
-from lit_align.console import print_field, print_line, program
+from lit_align.console import print_field, print_line, printable, program
 from lit_align.data import OnPolicyPairs
 from lit_align.data.tokenization import in_place
 from lit_align.logprobs import PreferenceBatch, preferences_of
@@ -128,13 +129,18 @@ def examine(args: list[str]) -> None:
 
 def show_example(batch: PreferenceBatch, tokenizer: Any) -> None:
     """Print the first example of a batch, decoded from its tokens: the trained ones are green, the prompt is dim."""
+
+    def show(text: str, style: str) -> None:
+        print_line(Padding(Text(printable(text), style=style), (0, 0, 0, 4)))
+
     prompt_ids = batch.prompt_ids[0][batch.prompt_mask[0]].tolist()
+    prompt = tokenizer.decode(prompt_ids)
     print_line(Text("  one example: prompt, not trained on", style="dim"))
-    print_line(Text(f"    {tokenizer.decode(prompt_ids)[-600:]}│", style="dim"))
+    show(f"{'…' if len(prompt) > 600 else ''}{prompt[-600:]}│", "dim")
     for k in range(batch.response_ids.shape[1]):
         ids = batch.response_ids[0, k][batch.response_mask[0, k]].tolist()
         print_line(Text(f"  response {k}: {len(ids)} tokens, trained on"))
-        print_line(Text(f"   │{in_place(tokenizer, prompt_ids, ids)}│", style="green"))
+        show(f"│{in_place(tokenizer, prompt_ids, ids)}│", "green")
 
 
 def estimate(

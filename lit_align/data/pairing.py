@@ -8,7 +8,7 @@ import math
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -306,26 +306,24 @@ def take(group: Example, branches: Sequence[int]) -> Example:
     )
 
 
-def with_labels(examples: Sequence[Example]) -> list[Example]:
-    """Pairs with a label for each response: the chosen one is desirable (1), the other is not (0)."""
-    if any(len(example.response_ids) > 2 for example in examples):
+def with_labels(example: Example) -> Example:
+    """A pair with a label for each response: the chosen one is desirable (1), the other is not (0)."""
+    if len(example.response_ids) > 2:
         raise UserError("data.pairing must make pairs, since labels apply to pairs. Use BestWorst.")
-    return [example if example.labels else replace(example, labels=[1.0, 0.0]) for example in examples]
+    return example if example.labels else replace(example, labels=[1.0, 0.0])
 
 
-def with_mismatched(examples: Sequence[Example]) -> list[Example]:
-    """Add to each example a response to another prompt, as one more branch.
+def with_mismatched(examples: Sequence[Example]) -> Iterator[Example]:
+    """Give each example labels, and a response to another prompt as one more branch.
 
     The response comes from the next example with another prompt. This happens once per data set or round, since a batch
     may hold a single example.
     """
-    if len({tuple(example.prompt_ids) for example in examples}) < 2:
+    if all(example.prompt_ids == examples[0].prompt_ids for example in examples):
         raise UserError("KTO's z0 needs responses to other prompts, but all rows have the same. Add other prompts.")
-    mismatched = []
     for place, example in enumerate(examples):
         other = (place + 1) % len(examples)
         while examples[other].prompt_ids == example.prompt_ids:
             other = (other + 1) % len(examples)
         branch = examples[other].response_ids[place % len(examples[other].response_ids)]
-        mismatched.append(replace(example, response_ids=[*example.response_ids, branch], mismatched=True))
-    return mismatched
+        yield replace(with_labels(example), response_ids=[*example.response_ids, branch], mismatched=True)

@@ -96,6 +96,12 @@ class ChatRenderer:
                 yield "  sampling", around(sampled, place, 30)
                 yield "  training", around(trained, place, 30)
                 break
+        if not self._ends and (end := re.search(_TAG, self._after_answer)):
+            yield (
+                "turn's end",
+                f"the chat template writes {end.group()}, which the tokenizer does not have as a special token; the "
+                "end-of-sequence token is added",
+            )
         if any(self.template.writes_date(row, _chat(row)) for row in rows):
             yield (
                 "date",

@@ -59,7 +59,13 @@ class ResumableModule(L.LightningModule):
         if self._trainer is None:  # load_from_checkpoint
             return
         if self.trainer.state.fn == TrainerFn.FITTING:
-            provenance.check(checkpoint, self.identity(), self.accept_changes, adapter=self.lora is not None)
+            provenance.check(
+                checkpoint,
+                self.identity(),
+                self.accept_changes,
+                adapter=self.lora is not None,
+                defaults=provenance.default_options("model", type(self)),
+            )
         self._resumed_at = Position.load(checkpoint)
         if self._resumed_at is not None and "loops" in checkpoint:
             self._resumed_at.write_loops(checkpoint)

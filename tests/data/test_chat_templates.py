@@ -323,7 +323,36 @@ def test_a_prompt_that_differs_in_sampling_and_a_date_are_noted():
     notes = dict(with_template(dated + CHAT_TEMPLATE).notes([Row(HI)]))
     assert "writes today's date into prompts" in notes["date"]
     assert not list(with_template(dated + CHAT_TEMPLATE, {"date_string": "1 May"}).notes([CASES["plain"]]))
-    assert not list(with_template(thinking).notes([Row("Hi?", ("yes",))]))
+    unknown = with_template(CHAT_TEMPLATE.replace("<|im_end|>", "<|eot|>"))
+    assert dict(unknown.notes([CASES["plain"]]))["turn's end"].startswith("the chat template writes <|eot|>, which")
+
+
+@pytest.mark.parametrize(
+    ("row", "args", "words"),
+    [
+        (
+            CASES["plain"],
+            {"enable_thinkin": False},
+            "data.template_args hold 'enable_thinkin', which the chat template",
+        ),
+        (replace(CASES["plain"], template_args={"documents": []}), {}, "the row's arguments hold 'documents', which"),
+        (CASES["tools"], {}, "the row has tools, but the chat template of '' does not read any"),
+    ],
+)
+def test_what_the_template_does_not_read_is_refused(row, args, words):
+    made = with_template("{# It speaks of tools. #}You have no tools." + CHAT_TEMPLATE, args)
+    with pytest.raises(UserError, match=words):
+        made.row(row)
+
+
+def test_a_chat_template_that_plain_prompts_do_not_use_is_noted():
+    made = with_template(CHAT_TEMPLATE)
+    assert dict(made.notes([Row("Hi?", ("yes",))]))["chat template"].startswith(
+        "not used, because the prompts are plain"
+    )
+    assert not list(made.notes([Row("", ("a text",))]))
+    made.wraps_prompts = True
+    assert not list(made.notes([Row("Hi?", ("yes",))]))
 
 
 def test_a_refused_message_is_named():

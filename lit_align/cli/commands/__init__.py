@@ -22,5 +22,6 @@ COMMANDS = {
     "compare": Command("Put several runs into one report.", "lit_align.cli.commands.compare"),
     "report": Command("Write a run's report again.", "lit_align.cli.commands.report"),
     "export": Command("Write a checkpoint for transformers or peft.", "lit_align.cli.commands.export"),
+    "cache": Command("List or clear tokenized data.", "lit_align.cli.commands.cache"),
     "chat": Command("Talk to one model, or to two at once.", "lit_align.cli.commands.chat"),
 }

@@ -210,7 +210,7 @@ def _read_table(path: Path, skipped: Counter[str]) -> Iterator[Record]:
 
 
 def _delimiter(path: Path, head: str) -> str:
-    """What separates the names in the first line: a comma, or in files of spreadsheets a semicolon or a tab."""
+    """The separator of the names in the first line: a comma, or in files of spreadsheets a semicolon or a tab."""
     if ".tsv" in path.suffixes:
         return "\t"
     return "," if "," in head else max(",;\t", key=head.count)

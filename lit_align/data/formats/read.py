@@ -1,9 +1,9 @@
 """Reading of a data set: its layout is detected once, from the first row, and all other rows must fit it."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 
 from lit_align.data.formats.beside import check_unread, with_columns_beside
 from lit_align.data.formats.columns import TARGETS, check_columns, mapped
@@ -13,6 +13,7 @@ from lit_align.data.formats.record import Reading, Record, columns_of
 from lit_align.data.formats.rows import DataError, Kind, Row, Rows, Skip, Turns, listing, shortened
 from lit_align.data.formats.select import SELECT
 from lit_align.data.formats.sources import read_records
+from lit_align.data.formats.spool import Spool
 
 SAMPLE = 1000  # rows used to check columns and to interpret numbers
 
@@ -68,34 +69,36 @@ def read_rows(
     first = next(prepared)
     _check_first(first)
     layout = _detect(first, kind)
-    parsed = list(_parsed(layout, chain([first], prepared), kind, turns))
+    parsed = Spool(_parsed(layout, chain([first], prepared), kind, turns))
     ignored.check(source)
-    rows = list(SELECT[kind](_alike(parsed, reading), reading.skipped))
+    rows = Spool(_of_one_form(SELECT[kind](_alike(parsed, reading), reading.skipped)))
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
         hints = [each for reason, each in _SKIP_HINTS.items() if reason in reading.skipped]
         raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}. {' '.join(hints)}".rstrip())
-    form = _form(rows[0])
-    for row in rows:
-        if _form(row) != form:
-            raise DataError(
-                f"{row.source}: the prompt is {_form(row)}, but that of {rows[0].source} is {form}. Make all of them "
-                'plain text, or messages like {"role": "user", "content": "…"}.'
-            )
-    description = f"{layout.name}, {form} (columns {listing(_read_first(first))})"
+    description = f"{layout.name}, {_form(rows[0])} (columns {listing(reading.read)})"
     if kind == "texts" and layout.parse_turns:
-        chats = len({row.source for row in rows})
+        chats = sum(1 for _ in groupby(row.source for row in rows))
         last = "the last turn" if turns == "last" else f"{len(rows)} turns"
         description += f"; {last} of the assistant in {chats} {'chat' if chats == 1 else 'chats'}"
     return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
 
 
-def _read_first(first: Record) -> Iterable[str]:
-    return (name for name in first.values if name in first.read)
-
-
 def _form(row: Row) -> str:
     return "plain text" if isinstance(row.prompt, str) else "chat messages"
+
+
+def _of_one_form(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows, whose prompts must all be plain text, or all chats."""
+    first: Row | None = None
+    for row in rows:
+        first = first or row
+        if _form(row) != _form(first):
+            raise DataError(
+                f"{row.source}: the prompt is {_form(row)}, but that of {first.source} is {_form(first)}. Make all of "
+                'them plain text, or messages like {"role": "user", "content": "…"}.'
+            )
+        yield row
 
 
 class _Ignored:
@@ -135,7 +138,7 @@ def _flat(record: Record) -> Record:
 
 @dataclass(frozen=True)
 class _Example:
-    """What an error suggests for columns that are not known.
+    """The suggestion of an error about unknown columns.
 
     Args:
         wanted: Name of the rows.
@@ -211,6 +214,7 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
                 rows = [with_columns_beside(row, record, may_become_chat=layout.may_become_chat) for row in rows]
             whole = rows[-1:] or [Row("", source=record.source)]
             check_unread(whole[0], record, kind, is_whole=layout.is_whole)
+            record.reading.read |= {name: None for name in record.values if name in record.read}
             yield from rows or whole
         except Skip as reason:
             record.reading.skipped[str(reason)] += 1
@@ -219,7 +223,7 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
 _SKIP_HINTS = {
     DIFFERENT_CHATS: "To compare their first answers, name them with columns={response_1: conversation_a.1.content, …}."
 }
-"""What to do about rows that are left out."""
+"""Advice on rows that are left out, by the reason."""
 
 
 def _alike(rows: Sequence[Row], reading: Reading) -> Iterator[Row]:

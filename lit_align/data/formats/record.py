@@ -16,6 +16,7 @@ class Reading:
 
     skipped: Counter[str] = field(default_factory=Counter)  # rows left out or changed, by reason
     unread: dict[str, None] = field(default_factory=dict)  # names of columns and of messages' keys, in order
+    read: dict[str, None] = field(default_factory=dict)  # names of the columns that were read, in order
     sample: Sequence["Record"] = ()  # the first rows
     chat_because_of: str | None = None  # the column that turned plain prompts into chats
     mapped: frozenset[str] = frozenset()  # the columns that the user's mapping makes

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from lit_align.console import print_line
 from lit_align.data.rounds.records import LogpsRow, SampleRow, ScoreRow, StoredRow
 from lit_align.errors import UserError
-from lit_align.files import write_whole
+from lit_align.files import digest, write_whole
 
 R = TypeVar("R", bound=StoredRow)
 
@@ -60,9 +60,9 @@ class RoundStore:
         """The scores of one scorer, given its identity."""
         return Part(self, f"scores-{digest(scorer)}", ScoreRow)
 
-    def logps(self, name: str, model: str) -> "Part[LogpsRow]":
+    def logps(self, name: str, *determined_by: str) -> "Part[LogpsRow]":
         """Log-probabilities under one model, given all that determines them."""
-        return Part(self, f"{name}-{digest(model)}", LogpsRow)
+        return Part(self, f"{name}-{digest(*determined_by)}", LogpsRow)
 
 
 class Part(Generic[R]):
@@ -224,8 +224,3 @@ def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
         for pair in zip(read(samples[batch], SampleRow), scores, strict=False)
     ]
     return StoredRound(path, matching[0], rows, damaged)
-
-
-def digest(text: str) -> str:
-    """8 hexadecimal digits that identify a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

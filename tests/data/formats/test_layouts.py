@@ -137,10 +137,11 @@ def test_winners_numbers_are_understood_from_the_first_rows_or_refused():
 
 def test_an_instruction_and_its_input_are_one_prompt():
     rows = read(
-        {"instruction": "Translate", "input": "Vogel", "chosen": "bird", "rejected": "fish"},
         {"instruction": "Name a bird", "input": "", "chosen": "Crow", "rejected": "Stone"},
+        {"instruction": "Translate", "input": "Vogel", "chosen": "bird", "rejected": "fish"},
     )
-    assert [row.prompt for row in rows] == ["Translate\nVogel", "Name a bird"]
+    assert [row.prompt for row in rows] == ["Name a bird", "Translate\nVogel"]
+    assert rows.description.endswith("(columns instruction, chosen, rejected, input)")
     text = first({"instruction": "Translate", "input": "Vogel", "output": "bird"}, kind="texts")
     assert text == Row("Translate\nVogel", ("bird",), source="rows.jsonl:1")
 
