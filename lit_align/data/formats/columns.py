@@ -70,8 +70,8 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Record, Reading], Record]:
     def apply(record: Record, reading: Reading) -> Record:
         used = {path if path in record.values else _steps(path)[0] for path in paths}
         rest = {name: value for name, value in record.values.items() if name not in used and name not in values}
-        for name in used - {path for path in paths if path in record.values}:
-            rest |= _siblings(name, record.values.get(name), paths)
+        for name in (name for name in record.values if name in used and name not in paths):
+            rest |= _siblings(name, record.values[name], paths)
         made = {target: value(record) for target, value in values.items()}
         return replace(record, values=made | rest, reading=reading, read=set())
 
