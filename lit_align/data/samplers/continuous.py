@@ -8,7 +8,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from lit_align.data.samplers.base import SampleRequest
 from lit_align.data.samplers.generate import CopySampler
-from lit_align.data.sampling import Response, Sampling, stream, without_generation_defaults
+from lit_align.data.sampling import Response, Sampling, seed_of, without_generation_defaults
 from lit_align.errors import UserError
 from lit_align.packing import PACKED
 from lit_align.policy import Policy
@@ -46,7 +46,7 @@ class ContinuousBatchingSampler(CopySampler):
 
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
         prompts = [prompt for prompt in request.prompts for _ in range(request.count)]
-        seed = stream("batch", *request.keys).initial_seed() >> 1
+        seed = seed_of("batch", *request.keys) >> 1
         return request.grouped(self._generate(prompts, seed, request.sampling, request.end_ids), policy.tokenizer)
 
     def _generate(

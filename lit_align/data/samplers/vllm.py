@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_align.data.samplers.base import Sampler, SampleRequest
 from lit_align.data.samplers.weights import weight_sums
-from lit_align.data.sampling import Response, stream
+from lit_align.data.sampling import Response, seed_of
 from lit_align.errors import UserError
 from lit_align.policy import Policy
 
@@ -95,7 +95,7 @@ class VLLMSampler(Sampler):
             "stop_token_ids": list(request.end_ids),
         }
         seeded = [
-            (prompt, stream(key, k).initial_seed())
+            (prompt, seed_of(key, k))
             for prompt, key in zip(request.prompts, request.keys, strict=True)
             for k in range(request.count)
         ]
