@@ -277,6 +277,7 @@ class OnPolicyPairs(PairsDataModule):
             sampler=self.sampler,
             sampling=self.sampling,
             sampling_dtype=torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype,
+            longest=max(len(ids) for _, ids in self._prompts) + self.sampling.max_new_tokens,
             end_ids=self.preference_tokenizer.end_ids(),
             seed=self.seed,
             responses_per_prompt=self.responses_per_prompt,
