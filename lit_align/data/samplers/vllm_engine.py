@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -108,10 +108,20 @@ class Engine:
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], options: GenerateOptions) -> list[list[int]]:
         """The tokens of one response to each prompt."""
-        from vllm import SamplingParams  # type: ignore[import-not-found]
-
         # keys and values of old weights are wrong; those of the last batch would make this one depend on it
         self._llm.reset_prefix_cache()
+        responses = self._responses(prompts, seeds, options)
+        # where a prompt ends within a character, vLLM reads its text as part of the response
+        if wrong := [i for i, response in enumerate(responses) if self._stopped_at_nothing(response)]:
+            without = replace(options, stop=[])
+            again = self._responses([prompts[i] for i in wrong], [seeds[i] for i in wrong], without)
+            for i, response in zip(wrong, again, strict=True):
+                responses[i] = response
+        return [list(response.token_ids) for response in responses]
+
+    def _responses(self, prompts: Sequence[list[int]], seeds: Sequence[int], options: GenerateOptions) -> list[Any]:
+        from vllm import SamplingParams  # type: ignore[import-not-found]
+
         shared = vars(options) | {
             "ignore_eos": True,  # only stop_token_ids end a response
             "include_stop_str_in_output": True,  # `cut` removes it from the text, and keeps its tokens
@@ -121,7 +131,15 @@ class Engine:
             [SamplingParams(seed=seed, **shared) for seed in seeds],
             use_tqdm=False,
         )
-        return [list(output.outputs[0].token_ids) for output in outputs]
+        return [output.outputs[0] for output in outputs]
+
+    def _stopped_at_nothing(self, response: Any) -> bool:
+        """Whether vLLM ended a response at a stop string that the response does not hold."""
+        if not isinstance(response.stop_reason, str):
+            return False
+        return response.stop_reason not in self._llm.get_tokenizer().decode(
+            response.token_ids, skip_special_tokens=True
+        )
 
     def sleep(self) -> None:
         """Free weights and cache, on GPUs."""
