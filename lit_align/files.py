@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
+
 from lit_align.console import relative
 from lit_align.errors import UserError, first_line
 
@@ -65,20 +67,20 @@ def read_versioned(path: Path, version: int, parse: Callable[[dict[str, Any]], T
 
 @contextmanager
 def writing(path: str | Path, option: str = "") -> Iterator[None]:
-    """Turn the system's errors of writing within this context into a message for the user.
+    """Turn errors of writing within this context, the system's or safetensors', into a message for the user.
 
     Args:
         option: The option or environment variable that names another folder.
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise unwritable(path, error, option) from error
 
 
-def unwritable(path: str | Path, error: OSError, option: str = "") -> UserError:
+def unwritable(path: str | Path, error: Exception, option: str = "") -> UserError:
     """The message for a file that cannot be written."""
-    reason = error.strerror or first_line(error)
+    reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
     another = f"another folder ({option})" if option else "another folder"
     return UserError(f"{relative(path)} cannot be written: {reason}. Make room, or name {another}.")
 

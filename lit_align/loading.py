@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from lit_align.errors import UserError, first_line
+from lit_align.errors import UserError, check_number, first_line
 from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
 
 disable_progress_bar()  # loading weights is quick, and its bar would interrupt ours
@@ -55,6 +55,9 @@ class PolicyConfig:
     chat_template: str | None = None
     quantize: Quantization | None = None
 
+    def __post_init__(self) -> None:
+        check_number("model.policy.temperature", self.temperature, above=0)
+
 
 T = TypeVar("T")
 
@@ -88,6 +91,13 @@ class LoRAConfig:
     targets: str | list[str] = "all-linear"
     rslora: bool = False
     adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("model.lora.r", self.r, least=1)
+        check_number("model.lora.alpha", self.alpha, above=0)
+        check_number("model.lora.dropout", self.dropout, least=0, most=0.99)
+        if not self.targets:
+            raise UserError("model.lora.targets must name at least one layer, or be all-linear. Name one.")
 
 
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:

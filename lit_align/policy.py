@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_align.errors import UserError
+from lit_align.files import writing
 from lit_align.loading import (
     LoRAConfig,
     PolicyConfig,
@@ -73,8 +74,6 @@ class Policy(nn.Module):
         Raises:
             UserError: the model or adapter does not exist or cannot be read.
         """
-        if not config.temperature > 0:
-            raise UserError(f"model.policy.temperature={config.temperature} must be above 0.")
         tokenizer = tokenizer or load_tokenizer(config)
         model = cls.load_model(config, lora, tokenizer)
         check_vocabulary(tokenizer, model, config)
@@ -215,11 +214,15 @@ class Policy(nn.Module):
         """Write model and tokenizer in transformers' format, an adapter merged, in the type it was loaded in.
 
         Where the weights are sharded, every process must call it; rank 0 writes.
+
+        Raises:
+            UserError: the folder cannot be written.
         """
         model = self.model if self.adapter is None and not fsdp_modules(self) else self.merged_copy()
         if rank() == 0:
-            model.save_pretrained(folder)
-            self.tokenizer_to_save().save_pretrained(folder)
+            with writing(folder):
+                model.save_pretrained(folder)
+                self.tokenizer_to_save().save_pretrained(folder)
 
     def tokenizer_to_save(self) -> PreTrainedTokenizerBase:
         """The tokenizer that goes with the saved model."""

@@ -29,7 +29,7 @@ def quantization_config(dtype: torch.dtype) -> Any:
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises another package for CPUs
     try:
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes  # noqa: F401  # type: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             "model.policy.quantize=nf4 needs bitsandbytes, which is not installed: pip install 'lit-align[quantize]'"
@@ -61,14 +61,14 @@ def keep_layout(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def unpacked(weight: Any) -> Tensor:
     """A weight in its layer's shape: a quantized one in its computation's type, another as it is."""
     if not is_quantized(weight):
         return weight
-    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.functional import dequantize_4bit  # type: ignore[reportMissingImports]
 
     return dequantize_4bit(weight.data, weight.quant_state)
 

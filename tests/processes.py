@@ -1,6 +1,7 @@
 """Real process groups on this machine: a function runs in each of several forked processes."""
 
 import contextlib
+import functools
 import importlib
 import itertools
 import multiprocessing
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,27 @@ def die_at(where: str, what: str, call: int, signum: int = signal.SIGKILL) -> No
         return original(*args, **kwargs)
 
     setattr(owner, name, dying)
+
+
+def patch_calls(functions: Iterable[tuple[str, str]], called: Callable[[], None]) -> None:
+    """Have `called` called before and after each call of some functions, in this process."""
+    for where, what in functions:
+        owner: Any = importlib.import_module(where)
+        *path, name = what.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        setattr(owner, name, _noticed(getattr(owner, name), called))
+
+
+def _noticed(function: Callable[..., Any], called: Callable[[], None]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def noticed(*args: Any, **kwargs: Any) -> Any:
+        called()
+        result = function(*args, **kwargs)
+        called()
+        return result
+
+    return noticed
 
 
 def _work(

@@ -57,12 +57,11 @@ from lit_align.cli.parser import (
     SaveConfig,
     arguments_in_order,
     own_folder_in_a_sweep,
-    plain_enums,
-    refuse_functions,
     refuse_options_of_another_objective,
 )
 from lit_align.cli.run_lock import hold
 from lit_align.cli.usage import DESCRIPTION
+from lit_align.cli.values import check_values
 from lit_align.console import program, relative
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
 from lit_align.data.base import PairsDataModule
@@ -164,8 +163,7 @@ class AlignCLI(LightningCLI):
             set_parsing_settings(unset_sentinel=False)
         if self._given.trainer is None:
             raise UserError("trainer=null must be options (key: value). Leave trainer out to use the defaults.")
-        refuse_functions(self._given)
-        plain_enums(self._given)
+        check_values(self._given)
         refuse_options_of_another_objective(self._given, args)
         own_folder_in_a_sweep(self._given)
         if self._given.get("seed_everything") is True and not self._given.get("fresh"):

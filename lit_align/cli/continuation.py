@@ -122,7 +122,11 @@ def checkpoint_folders(trainer: Trainer) -> list[Path]:
 
 def _refuse_changes(folder: Path, newest: Path | None, changed: dict[str, tuple[Any, Any]], config: Any) -> None:
     accepted: Collection[str] = config["model"].get("init_args", {}).get("accept_changes") or ()
-    refused = {key: values for key, values in changed.items() if key not in FREE and key not in accepted}
+    refused = {
+        key: (then, now)
+        for key, (then, now) in changed.items()
+        if key not in FREE and key not in accepted and (then or now)  # an earlier version lacked options that are off
+    }
     if refused:
         resume = f" To resume it with these options, name its checkpoint: --ckpt_path={relative(newest)}"
         raise UserError(

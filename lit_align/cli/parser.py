@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
-from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -108,32 +106,6 @@ def own_folder_in_a_sweep(config: Any) -> None:
     root = config.trainer.default_root_dir
     if os.environ.get("WANDB_SWEEP_ID") and run and Path(root).name != run:
         config.trainer.default_root_dir = os.path.join(root, run)
-
-
-def refuse_functions(config: Any, where: str = "") -> None:
-    """Refuse a `class_path` that names a function, such as `os.system`: building the configuration would call it.
-
-    Raises:
-        UserError: names the key.
-    """
-    for key, value in vars(config).items():
-        for number, entry in enumerate(value if isinstance(value, list) else [value]):
-            below = f"{where}{key}" + (f"[{number}]" if isinstance(value, list) else "")
-            if isinstance(entry, Namespace):
-                path = entry.get("class_path")
-                if isinstance(path, str) and not inspect.isclass(locate(path)):
-                    raise UserError(f"{below}.class_path={path} must be a class. Name a class.")
-                refuse_functions(entry, f"{below}.")
-
-
-def plain_enums(config: Any) -> None:
-    """Replace enum members, such as the default of `Timer`'s interval, by their values, which a YAML can hold."""
-    for key, value in vars(config).items():
-        for entry in value if isinstance(value, list) else [value]:
-            if isinstance(entry, Namespace):
-                plain_enums(entry)
-        if isinstance(value, Enum):
-            config[key] = value.value
 
 
 def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:

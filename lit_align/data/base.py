@@ -21,7 +21,7 @@ from lit_align.data.rounds.record import Recorder
 from lit_align.data.table import ExampleTable
 from lit_align.data.texts import TextStreams
 from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer, in_place
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.needs import DataNeeds, needs_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table
@@ -106,6 +106,10 @@ class PairsDataModule(L.LightningDataModule):
                 raise UserError(f"data.{name}={value} must be at least 1.")
         if isinstance(validation, float | int):
             _check_share(validation, validation_split, self.trains_on_files, type(self).__name__)
+        for name, path, split in (("validation", validation, validation_split), ("test", test, test_split)):
+            if path is None and split is not None:
+                raise UserError(f"data.{name}_split={split} has no effect without data.{name}. Leave it out.")
+        check_number("data.seed", seed, least=0)
         self.validation = validation
         self.validation_split = validation_split
         self.test = test

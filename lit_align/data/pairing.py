@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from lit_align.data.batches import Example
-from lit_align.data.sampling import stream
+from lit_align.data.sampling import uniform_numbers
 from lit_align.errors import UserError
 from lit_align.objectives import win_probabilities_from_pairwise, win_probabilities_from_rewards
 
@@ -216,8 +216,8 @@ class BestRandom(_RuleOfPairs):
         assert group.rewards is not None
         best, *others = order
         below = [place for place in others if group.rewards[best] - group.rewards[place] > self.min_margin] or others
-        random = torch.randint(len(below), (), generator=stream("best/random", group.source, repr(group.response_ids)))
-        return [(best, below[int(random)])]
+        (random,) = uniform_numbers(1, "best/random", group.source, repr(group.response_ids)).tolist()
+        return [(best, below[int(random * len(below))])]
 
 
 class AllPairs(_RuleOfPairs):

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from lit_align.data.sampling import Response, Sampling, cut, sample_responses, stream, without_generation_defaults
+from lit_align.data.sampling import Response, Sampling, cut, sample_responses, seed_of, without_generation_defaults
 from lit_align.errors import UserError
 from lit_align.packing import PACKED
 from lit_align.policy import Policy
@@ -152,7 +152,7 @@ class ContinuousBatchingSampler(_TransformersSampler):
 
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
         prompts = [prompt for prompt in request.prompts for _ in range(request.count)]
-        seed = stream("batch", *request.keys).initial_seed() >> 1
+        seed = seed_of("batch", *request.keys) >> 1
         return request.grouped(self._generate(prompts, seed, request.sampling, request.end_ids), policy.tokenizer)
 
     def _generate(
@@ -299,7 +299,7 @@ class VLLMSampler(Sampler):
             "stop_token_ids": list(request.end_ids),
         }
         seeded = [
-            (prompt, stream(key, k).initial_seed())
+            (prompt, seed_of(key, k))
             for prompt, key in zip(request.prompts, request.keys, strict=True)
             for k in range(request.count)
         ]

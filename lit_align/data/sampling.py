@@ -114,9 +114,7 @@ def sample_responses(
         UserError: a stop string holds a special token.
     """
     check_stop(sampling.stop, tokenizer)
-    uniforms = torch.stack(
-        [torch.rand(sampling.max_new_tokens, generator=stream(key, k)) for key in keys for k in range(count)]
-    )
+    uniforms = torch.stack([uniform_numbers(sampling.max_new_tokens, key, k) for key in keys for k in range(count)])
     tokens = generate(model, prompts, sampling, uniforms, end_ids, tokenizer)
     responses = [cut(ids, tokenizer, sampling.stop, end_ids) for ids in tokens]
     return [responses[start : start + count] for start in range(0, len(responses), count)]
@@ -177,10 +175,23 @@ def check_stop(stop: Sequence[str], tokenizer: Any) -> None:
             )
 
 
-def stream(*key: Hashable) -> torch.Generator:
-    """The random stream that belongs to a key, such as (seed, round, prompt, sample)."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+def uniform_numbers(count: int, *key: Hashable) -> Tensor:
+    """Uniform numbers in [0, 1) that belong to a key, such as (seed, round, prompt, sample); equal on every platform.
+
+    They come from a hash of the whole key. torch's generator on CPUs would use 32 bits of it, so that two of 200,000
+    responses would often share their numbers.
+
+    Returns:
+        [count], multiples of 2⁻²⁴ in float32.
+    """
+    octets = bytearray(hashlib.shake_256(repr(key).encode()).digest(3 * count))
+    digits = torch.frombuffer(octets, dtype=torch.uint8).view(count, 3)  # to the base of 256
+    return (digits * torch.tensor([2.0**-8, 2.0**-16, 2.0**-24])).sum(-1)
+
+
+def seed_of(*key: Hashable) -> int:
+    """The 63-bit seed that belongs to a key, for engines with generators of their own."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
 
 
 def generate(

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align import provenance
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.loading import from_fields, load_positions, load_tokenizer, read_template
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
@@ -94,13 +94,13 @@ class PreferenceObjective(ResumableModule):
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
         self.optimizer = optimizer
         self.schedule: Schedule = schedule
+        check_number("model.warmup_steps", warmup_steps, least=0)
         self.warmup_steps = warmup_steps
         self.reset_optimizer_each_round = reset_optimizer_each_round
         self.warmed_up_at = Completed(0, 0, 0.0)
         self.text_weights = {"sft": sft_weight, "pretraining": pretraining_weight}
         for name, weight in self.text_weights.items():
-            if weight < 0:
-                raise UserError(f"model.{self.text_options[name]}={weight} must be ≥ 0.")
+            check_number(f"model.{self.text_options[name]}", weight, least=0)
         self.policy: Policy | None = None
         self.reference: Reference | None = None
         self.metrics = torch.nn.ModuleDict()  # filled when the model is built, when all options are known

@@ -327,6 +327,24 @@ def test_a_prompt_that_differs_in_sampling_and_a_date_are_noted():
     assert dict(unknown.notes([CASES["plain"]]))["turn's end"].startswith("the chat template writes <|eot|>, which")
 
 
+@pytest.mark.parametrize(
+    ("row", "args", "words"),
+    [
+        (
+            CASES["plain"],
+            {"enable_thinkin": False},
+            "data.template_args hold 'enable_thinkin', which the chat template",
+        ),
+        (replace(CASES["plain"], template_args={"documents": []}), {}, "the row's arguments hold 'documents', which"),
+        (CASES["tools"], {}, "the row has tools, but the chat template of '' does not read any"),
+    ],
+)
+def test_what_the_template_does_not_read_is_refused(row, args, words):
+    made = with_template("{# It speaks of tools. #}You have no tools." + CHAT_TEMPLATE, args)
+    with pytest.raises(UserError, match=words):
+        made.row(row)
+
+
 def test_a_chat_template_that_plain_prompts_do_not_use_is_noted():
     made = with_template(CHAT_TEMPLATE)
     assert dict(made.notes([Row("Hi?", ("yes",))]))["chat template"].startswith(

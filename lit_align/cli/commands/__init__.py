@@ -17,6 +17,7 @@ COMMANDS = {
     "validate": Command("Compute the loss and metrics on validation data."),
     "test": Command("Compare a checkpoint with the start on held-out prompts."),
     "predict": Command("Write a checkpoint's responses to given prompts."),
+    "init": Command("Print a configuration for an objective, a model and data.", "lit_align.cli.commands.init"),
     "doctor": Command("Try the start of a run and estimate the whole.", "lit_align.cli.commands.doctor"),
     "rounds": Command("Show the responses that a run sampled.", "lit_align.cli.commands.rounds"),
     "compare": Command("Put several runs into one report.", "lit_align.cli.commands.compare"),

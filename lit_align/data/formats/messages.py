@@ -56,6 +56,8 @@ _EXCHANGES = (
 _WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 
 
+_DIALOGUES = ("messages", "conversations", "conversation", "dialog", "dialogue")
+"""Columns in which a list of texts holds the turns of user and assistant, as in LIMA."""
 _ONE_WRITTEN_OUT = re.compile(r"""\s*\{\s*["'](role|content|from|value)["']\s*:""")
 
 
@@ -79,6 +81,9 @@ class MessageReader:
             return self.chat([one]) if (one := _one_message(value)) else value
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
             return self.text(value[0])
+        if self.column in _DIALOGUES and value and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            roles = ("user", "assistant")
+            return [{"role": roles[place % 2], "content": each} for place, each in enumerate(value)]
         if isinstance(value, dict):
             self._check_object(value)
             value = [value]

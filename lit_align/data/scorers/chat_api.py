@@ -23,7 +23,7 @@ from typing import Any
 from lit_align.console import print_line
 from lit_align.data.scorers.answer_cache import Answer, AnswerCache
 from lit_align.data.scorers.base import excerpt
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 
 ATTEMPTS = 3
 """Attempts to get a readable answer from a judge; each is a longer conversation, hence another request."""
@@ -85,6 +85,8 @@ class Endpoint:
         for name, least in {"concurrency": 1, "retries": 0, "max_tokens": 1, "temperature": 0}.items():
             if not getattr(self, name) >= least:  # also refuses NaN
                 raise UserError(f"endpoint.{name}={getattr(self, name)} must be at least {least}. Raise it.")
+        for name, price in {"price_input": self.price_input, "price_output": self.price_output}.items():
+            check_number(f"endpoint.{name}", price, least=0)
         if not self.timeout > 0:
             raise UserError(f"endpoint.timeout={self.timeout} must be above 0 (seconds). Raise it.")
         self.key()
