@@ -35,6 +35,7 @@ LAYERS = [
     "reporting",
     "model_card",
     "export",
+    "hub",
     "callbacks",
     "cli",
 ]
