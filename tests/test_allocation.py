@@ -24,11 +24,19 @@ for _ in range(10):
     bytearray(32 << 20)
 print(int(keeps_freed_memory()), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+KEPT_AFTER_A_COMMAND = """
+from lit_align.allocation import keeps_freed_memory
+from lit_align.cli import main
+try:
+    main(["rounds", "show", "none"])
+finally:
+    print(keeps_freed_memory())
+"""
 PAGES = (32 << 20) // os.sysconf("SC_PAGE_SIZE")
 
 
 def kept_and_faults(**environment: str) -> tuple[bool, int]:
-    """Whether a new process keeps freed memory, and its page faults while it takes and frees the same block 10 times."""
+    """Whether a new process keeps freed memory, and its page faults while it takes and frees a block 10 times."""
     run = [sys.executable, "-c", FAULTS_OF_TEN_BLOCKS]
     output = subprocess.run(run, capture_output=True, text=True, check=True, env=os.environ | environment).stdout
     kept, faults = map(int, output.split())
@@ -56,9 +64,7 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
 
 
 def test_the_command_line_keeps_memory_and_the_header_says_so(tiny_model, monkeypatch):
-    code = "from lit_align.cli import main\ntry:\n    main(['rounds', 'show', 'none'])\nfinally:\n    print(keeps_freed_memory())"
-    code = f"from lit_align.allocation import keeps_freed_memory\n{code}"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", KEPT_AFTER_A_COMMAND], capture_output=True, text=True)
     assert run.stdout.splitlines()[-1] == "True"
 
     module = SFT(PolicyConfig(tiny_model))

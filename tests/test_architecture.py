@@ -16,6 +16,7 @@ LAYERS = [
     "errors",
     "console",
     "files",
+    "attention",
     "packing",
     "logprobs",
     "sharding",
