@@ -9,6 +9,8 @@ import hashlib
 import io
 import pickle
 import shutil
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +93,16 @@ def check_hash(path: str | Path) -> None:
     real = Path(path).resolve()  # last.ckpt is a link
     if _is_whole(real) is not False:
         return
-    others = [each for each in real.parent.glob("*.ckpt") if each.resolve() != real and not each.is_symlink()]
-    newest = sorted(others, key=lambda each: each.stat().st_mtime, reverse=True)
-    good = next((each for each in newest if _is_whole(each)), None)
+    good = newest_whole([real.parent])
     fix = f"Use the one before it: {relative(good)}" if good else "No other one in its folder is whole: start again."
     raise UserError(f"{relative(real)} is damaged: its content is not what {_hash_file(real).name} says. {fix}")
+
+
+def newest_whole(folders: Iterable[Path]) -> Path | None:
+    """The newest checkpoint in some folders that is as it was written; None if there is none."""
+    found = [each for folder in folders for each in folder.glob("*.ckpt") if not each.is_symlink()]
+    newest = sorted(found, key=lambda each: each.stat().st_mtime_ns, reverse=True)
+    return next((each for each in newest if _loads(each)), None)
 
 
 def check_shards(folder: Path) -> Metadata:
@@ -165,6 +172,14 @@ def _is_whole(path: Path) -> bool | None:
     except FileNotFoundError:
         return None
     return path.exists() and written.startswith(_digest(path).encode())
+
+
+def _loads(path: Path) -> bool:
+    """Whether a checkpoint is as its hash file says; without one, whether it is complete by its form."""
+    whole = _is_whole(path)
+    if whole is None:
+        return (path / ".metadata").exists() if path.is_dir() else zipfile.is_zipfile(path)
+    return whole
 
 
 def _digest(path: Path) -> str:

@@ -1,12 +1,16 @@
-"""How files are written: whole or not at all."""
+"""Files that are written whole or not at all, and JSON files that state their version."""
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from lit_align.console import relative
 from lit_align.errors import UserError, first_line
+
+T = TypeVar("T")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -27,6 +31,35 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise unwritable(path, error) from error
+
+
+def write_versioned(path: Path, version: int, values: Mapping[str, Any]) -> None:
+    """Write a JSON object that begins with its version."""
+    text = json.dumps({"version": version, **values}, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def read_versioned(path: Path, version: int, parse: Callable[[dict[str, Any]], T], fix: str) -> T | None:
+    """Parse the result of `write_versioned`; None if there is no file.
+
+    Args:
+        parse: Makes the result from the values.
+        fix: What the user should do with a file that cannot be read.
+
+    Raises:
+        UserError: the file is damaged, or of another version.
+    """
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+        if (found := values.pop("version", None)) != version:
+            raise ValueError(f"version {found} instead of {version}")
+        return parse(values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # cut off, or edited
+        raise UserError(f"{path}: this version of lit_align cannot read it ({error}). {fix}") from error
 
 
 def unwritable(path: str | Path, error: OSError) -> UserError:

@@ -195,6 +195,24 @@ def gguf_options(where: dict[str, Any]) -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
+def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **options: Any) -> Any:
+    """A transformers model with its weights, as `from_pretrained` returns it.
+
+    Args:
+        kind: One of transformers' Auto classes.
+        options: More arguments of `from_pretrained`.
+
+    Raises:
+        UserError: the model does not exist or cannot be read.
+    """
+    where = locate_model(config)
+    options |= {"dtype": resolve_dtype(config, lora), "attn_implementation": config.attention, **gguf_options(where)}
+    try:
+        return kind.from_pretrained(**where, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
+
+
 def turn_off_dropout(model: nn.Module) -> None:
     """Turn off dropout modules, and dropout rates that attention reads (`attention_dropout`, GPT-2's `attn_pdrop`)."""
     for module in model.modules():

@@ -10,6 +10,7 @@ Shapes: B prompts, K branches (responses) of each, P prompt tokens, R response t
 in the whole batch, H hidden units, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -64,6 +65,12 @@ class PreferenceBatch:
         """The batch of some of its prompts only."""
         tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
+
+
+def preferences_of(batch: object) -> PreferenceBatch | None:
+    """The preferences in a training batch, which may have texts beside them; None in another project's batch."""
+    preferences = batch.get("preferences") if isinstance(batch, Mapping) else batch
+    return preferences if isinstance(preferences, PreferenceBatch) else None
 
 
 def response_logps(model: PreTrainedModel, batch: PreferenceBatch, *, temperature: float = 1.0) -> Tensor:

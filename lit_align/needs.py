@@ -23,6 +23,7 @@ class DataNeeds:
         takes_groups: The loss takes more than two responses of a prompt.
         needs_whole_groups: The loss needs all responses that were sampled for a prompt, not a selection.
         reads_sampler: The loss reads log π_s, the sampler's log-probability of each response.
+        reads_recorded_reference: The loss reads log π_ref from the data, since no reference is in memory.
         output_name: Name, in metrics, of the number that the policy gives each response.
     """
 
@@ -34,6 +35,7 @@ class DataNeeds:
     takes_groups: bool = False
     needs_whole_groups: bool = False
     reads_sampler: bool = False
+    reads_recorded_reference: bool = False
     output_name: Literal["logp", "reward"] = "logp"
 
     @property

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import torch
 from peft import PeftModel
@@ -17,17 +18,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_align.errors import UserError, first_line
+from lit_align.errors import UserError
 from lit_align.loading import (
     LoRAConfig,
     PolicyConfig,
     add_adapter,
     check_vocabulary,
     enable_checkpointing,
-    gguf_options,
     load_tokenizer,
-    locate_model,
-    resolve_dtype,
+    load_weights,
     turn_off_dropout,
 )
 from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
@@ -63,7 +62,7 @@ class Policy(nn.Module):
         config: PolicyConfig,
         lora: LoRAConfig | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> "Policy":
+    ) -> Self:
         """Load the model and add the adapter. It is in training mode, and only trainable weights have `requires_grad`.
 
         Args:
@@ -75,29 +74,35 @@ class Policy(nn.Module):
         if not config.temperature > 0:
             raise UserError(f"model.policy.temperature={config.temperature} must be above 0.")
         tokenizer = tokenizer or load_tokenizer(config)
-        dtype = resolve_dtype(config, lora)
-        where = locate_model(config)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=dtype, attn_implementation=config.attention, **gguf_options(where)
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
-        if any("SequenceClassification" in name for name in model.config.architectures or []):
-            raise UserError(
-                f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "
-                "score those of another: take it as a scorer (SequenceClassificationScorer)."
-            )
+        model = cls.load_model(config, lora, tokenizer)
         check_vocabulary(tokenizer, model, config)
         if not config.dropout:
             turn_off_dropout(model)
         if config.gradient_checkpointing:
             enable_checkpointing(model)
-        check_logits(model)
-        adapter = add_adapter(model, lora) if lora else None
+        adapter = cls.add_adapter(model, lora) if lora else None
         policy = cls(adapter.get_base_model() if adapter else model, tokenizer, adapter)  # type: ignore[arg-type]
         policy.temperature = config.temperature
         return policy.train()
+
+    @staticmethod
+    def load_model(
+        config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase
+    ) -> PreTrainedModel:
+        """The transformers model, without the adapter."""
+        model = load_weights(AutoModelForCausalLM, config, lora)
+        if any("SequenceClassification" in name for name in model.config.architectures or []):
+            raise UserError(
+                f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "
+                "score those of another: take it as a scorer (SequenceClassificationScorer)."
+            )
+        check_logits(model)
+        return model
+
+    @staticmethod
+    def add_adapter(model: PreTrainedModel, lora: LoRAConfig) -> PeftModel:
+        """Add a LoRA adapter to the model."""
+        return add_adapter(model, lora)
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """log π(y|x) of every response, [B, K]."""

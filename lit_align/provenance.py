@@ -39,7 +39,7 @@ def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str]
     then = checkpoint.get(KEY)
     if then is None:  # written by another tool
         return
-    changed = {key: (then.get(key), table.get(key)) for key in {**then, **table} if then.get(key) != table.get(key)}
+    changed = differences(then, table)
     if adapter and BASE_MODEL in changed and "model.policy.dtype" not in changed:
         raise UserError(
             "the checkpoint's adapter was trained on a base model with other weights than model.policy.path has now. "
@@ -50,12 +50,20 @@ def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str]
         raise UserError(f"model.accept_changes={unknown}: the checkpoint has no such option. Changed: {known}.")
     refused = {key: values for key, values in changed.items() if key not in accepted}
     if refused:
-        lines = [f"  {key}: {_brief(was)} → {_brief(now)}" for key, (was, now) in sorted(refused.items())]
         raise UserError(
-            "\n".join(["the checkpoint is of another run (then → now):", *lines])
-            + "\nResume with what the run had, or accept the changes: "
-            + f"--model.accept_changes=[{','.join(sorted(refused))}]"
+            f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had, or "
+            f"accept the changes: --model.accept_changes=[{','.join(sorted(refused))}]"
         )
+
+
+def differences(then: Table, now: Table) -> dict[str, tuple[Any, Any]]:
+    """The options that differ, each with both values; None where a table lacks it."""
+    return {key: (then.get(key), now.get(key)) for key in {**then, **now} if then.get(key) != now.get(key)}
+
+
+def listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Changed options, a line each."""
+    return "\n".join(f"  {key}: {_brief(was)} → {_brief(now)}" for key, (was, now) in sorted(changed.items()))
 
 
 def of_trainer(trainer: Trainer) -> Table:

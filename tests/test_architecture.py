@@ -32,6 +32,7 @@ LAYERS = [
     "data",
     "evaluation",
     "reporting",
+    "model_card",
     "export",
     "callbacks",
     "cli",

@@ -18,7 +18,7 @@ LORA = LoRAConfig(r=1, alpha=2, dropout=0.2)
 MOMENTS = {
     "sampling in the first round": ("lit_align.data.samplers", "sample_responses", 2),
     "sampling in the second round": ("lit_align.data.samplers", "sample_responses", 6),
-    "scoring": ("lit_align.data.rounds.make", "score", 3),
+    "scoring": ("lit_align.data.scorers.base", "score", 3),
     "writing a part of a round": ("lit_align.data.rounds.store", "os.replace", 9),
     "recording log-probabilities": ("lit_align.data.rounds.record", "record_logps", 2),
     "pairing": ("lit_align.data.pairing", "BestWorst.choose", 10),
@@ -68,3 +68,4 @@ def test_killed_and_resumed_a_run_ends_in_the_same_weights(tiny_model, uninterru
     assert fork(doomed) == -signal.SIGKILL, "it was to die, and did not"
     resumed = run_in(1, run, tiny_model, tmp_path)[0]
     assert all(torch.equal(resumed[name], weight) for name, weight in uninterrupted.items())
+    assert len(list(tmp_path.glob("rounds/*"))) == 3, "a round was made twice"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from processes import run_in
 from safetensors.torch import load_file
-from tiny import adamw, fit, write_pairs, write_prompts
+from tiny import CHAT_TEMPLATE, adamw, fit, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import lit_align.cli.chat
@@ -21,7 +22,7 @@ from lit_align.callbacks import FSDP2Strategy, FSDPSharding, ReferenceRefresh
 from lit_align.cli import main
 from lit_align.cli.chat import Speaker, chat
 from lit_align.data import OfflinePairs
-from lit_align.data.sampling import Sampling
+from lit_align.data.sampling import Response, Sampling
 from lit_align.errors import UserError
 from lit_align.export import export, load_policy
 from lit_align.objectives import DPO, RewardModel
@@ -78,6 +79,12 @@ def test_plain_transformers_gives_the_policys_logps(tiny_model, in_tmp, lora):
         export("run/checkpoints/last.ckpt", "adapter", adapter=True)
         plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
         torch.testing.assert_close(logps(PeftModel.from_pretrained(plain, "adapter")), logps(policy.model))
+        checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+        checkpoint["identity"]["model.policy (its weights)"] = "of another base"
+        torch.save(checkpoint, "other.ckpt")
+        with pytest.raises(UserError, match=r"other.ckpt: its adapter was trained on a base model with other weights"):
+            export("other.ckpt", "wrong")
+        assert not Path("wrong").exists()
     else:
         with pytest.raises(UserError, match="trained all weights"):
             export("run", "adapter", adapter=True)
@@ -87,7 +94,7 @@ def test_plain_transformers_gives_the_policys_logps(tiny_model, in_tmp, lora):
     assert yaml.safe_load(front)["base_model"] == tiny_model
     summary = json.loads(Path("run/summary.json").read_text())["scorers"]["training"]
     verdict = f"{summary['win_rate']:.1%} ({summary['win_rate_low']:.1%} – {summary['win_rate_high']:.1%})"
-    for piece in ("DPO: −log σ", "every 1 step(s) ← policy", "pairs.jsonl", verdict, "class_path: "):
+    for piece in ("DPO: −log σ", "the start, ← policy, every step", "pairs.jsonl", verdict, "class_path: "):
         assert piece in body
 
 
@@ -162,6 +169,26 @@ def test_a_reward_model_is_exported_as_a_classifier(tiny_model, in_tmp):
     assert module.policy is not None
     with torch.no_grad():
         torch.testing.assert_close(model(IDS).logits, module.policy.model(IDS).logits)
+    card = Path("exported/README.md").read_text()
+    for piece in (
+        "text-classification",
+        "| objective | RewardModel: −log σ",
+        "| reference | none |",
+        "AutoModelForSeq",
+    ):
+        assert piece in card
+
+
+class Own(DPO):
+    """An objective of a project of one's own."""
+
+    formula = "−log σ(own)"
+
+
+def test_the_card_states_the_formula_of_an_objective_of_ones_own(tiny_model, in_tmp):
+    fit(Own(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp))).save_checkpoint("own.ckpt")
+    export("own.ckpt", "exported")
+    assert "| objective | Own: −log σ(own) |" in Path("exported/README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -258,6 +285,42 @@ def test_an_interrupted_answer_leaves_the_chat_as_it_was(tiny_model, capsys, mon
     chat([speaker], read=lambda _: next(lines))
     assert [turn["content"] for turn in speaker.turns if turn["role"] == "user"] == ["one", "three"]
     assert "interrupted" in capsys.readouterr().out
+
+
+THINKING = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n{{ thinks }}{% endif")
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt"),
+    [
+        ([], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nof the run"),
+        (["--template-args={thinks: given}"], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\ngiven"),
+        (["--chat-template={{ messages[0].content }}?{{ thinks }}"], "hi?of the run"),
+        (["--plain"], "hi"),
+    ],
+)
+def test_a_chat_prompts_as_its_run_was_trained(tiny_model, tmp_path, monkeypatch, options, prompt):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(THINKING)
+    config = {"model": {}, "data": {"init_args": {"template_args": {"thinks": "of the run"}}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    prompts = []
+
+    def record(model: Any, tokenizer: Any, ids: list[list[int]], *args: Any) -> list[list[Response]]:
+        prompts.append(tokenizer.decode(ids[0]))
+        return [[Response([0], "", finished=True)]]
+
+    monkeypatch.setattr(lit_align.cli.chat, "sample_responses", record)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    main(["chat", str(tmp_path), *options])
+    assert prompts == [prompt]
+
+
+@pytest.mark.parametrize("options", [["--template-args=3"], ["--plain", "--chat-template=a.jinja"]])
+def test_options_of_a_chat_that_cannot_be_are_refused(tiny_model, options, capsys):
+    with pytest.raises(SystemExit):
+        main(["chat", tiny_model, *options])
+    assert "chat: " in capsys.readouterr().err
 
 
 def test_a_chat_ends_with_the_input(tiny_model, monkeypatch):

@@ -9,6 +9,7 @@ from lit_align.data import OfflinePairs
 from lit_align.needs import ANY_DATA, DataNeeds, needs_of
 from lit_align.objectives import CPO, DPO, EXO, IPO, KTO, MPO, ORPO, SFT, SPPO, RewardModel, SimPO
 from lit_align.policy import PolicyConfig
+from lit_align.reference import ReferenceConfig
 
 POLICY = PolicyConfig("none")
 
@@ -19,6 +20,10 @@ POLICY = PolicyConfig("none")
         (DPO(POLICY), DataNeeds(takes_labels=True)),
         (DPO(POLICY, reward_temperature=1.0), DataNeeds(takes_groups=True)),
         (DPO(POLICY, proximal=0.1), DataNeeds(takes_labels=True, reads_sampler=True)),
+        (
+            DPO(POLICY, reference=ReferenceConfig("recorded")),
+            DataNeeds(takes_labels=True, reads_recorded_reference=True),
+        ),
         (IPO(POLICY), DataNeeds(takes_labels=True)),
         (KTO(POLICY), DataNeeds(data_kind="labelled", needs_mismatched=True)),
         (EXO(POLICY), DataNeeds()),
@@ -33,7 +38,7 @@ POLICY = PolicyConfig("none")
         (ORPO(POLICY), DataNeeds(takes_labels=True)),
         (MPO(POLICY), DataNeeds(takes_labels=True)),
         (SimPO(POLICY), DataNeeds()),
-        (SFT(POLICY), DataNeeds(data_kind="texts", can_sample=False)),
+        (SFT(POLICY), DataNeeds(data_kind="texts")),
         (RewardModel(POLICY), DataNeeds(wraps_prompt_as_chat=True, can_sample=False, output_name="reward")),
     ],
     ids=lambda value: type(value).__name__,

@@ -40,7 +40,7 @@ def test_the_quickstart_runs_and_reports_its_results(tmp_path, monkeypatch, caps
     said = capsys.readouterr().out
     assert "step-0 check" in said
     assert "Against the start, on 4 held-out prompts" in said
-    assert "--ckpt_path" in said
+    assert "--trainer.max_epochs=2\n" in said, "the command that extends the run"
 
 
 @pytest.mark.skipif(not PREPARED.exists(), reason="`make install` prepares data/quickstart")

@@ -44,7 +44,8 @@ def page(kind: type[PreferenceObjective]) -> str:
     module = inspect.getmodule(kind)
     assert module is not None
     shared = "those of all with an anchor, and of all" if issubclass(kind, AnchoredObjective) else "those of all"
-    own = options(kind)
+    general = PreferenceObjective.__mro__ + AnchoredObjective.__mro__
+    own = options(*(owner for owner in kind.__mro__ if owner not in general))
     beside = f"{'Beside these' if own else 'It has'} [{shared}](README.md)."
     code, test = f"../../lit_align/objectives/{stem(kind)}.py", f"../../tests/objectives/test_{stem(kind)}.py"
     parts = [f"# {kind.__name__}", f"`{kind.formula}`", markdown(inspect.getdoc(module) or "")]
@@ -69,18 +70,23 @@ def row(line: str) -> str:
     return f"| {' | '.join(map(cell, cells))} |" if line.startswith("| ") else line
 
 
-def options(owner: type) -> str:
-    """A table of the arguments that the class itself documents; empty without any."""
-    documented = re.findall(
-        r"^    (\w+): (.*?)(?=^    \w+:|\Z)", (inspect.getdoc(owner) or "") + "\n", re.MULTILINE | re.DOTALL
-    )
-    parameters = inspect.signature(owner).parameters
-    rows = [
-        f"| `{name}` | {default(parameters[name].default)} | {cell(' '.join(what.split()))} |"
-        for name, what in documented
-        if name in parameters and (name != "policy" or owner is PreferenceObjective)
-    ]
+def options(*owners: type) -> str:
+    """A table of the arguments that these classes themselves document; empty without any."""
+    rows = []
+    for owner in owners:
+        parameters = inspect.signature(owner).parameters
+        rows += [
+            f"| `{name}` | {default(parameters[name].default)} | {cell(' '.join(what.split()))} |"
+            for name, what in documented(owner)
+            if name in parameters and (name != "policy" or owner is PreferenceObjective)
+        ]
     return "\n".join(["| `model.` | default | what |", "|---|---|---|", *rows]) if rows else ""
+
+
+def documented(owner: type) -> list[tuple[str, str]]:
+    """Name and text of each argument in the class's docstring."""
+    text = (inspect.getdoc(owner) or "") + "\n"
+    return re.findall(r"^    (\w+): (.*?)(?=^    \w+:|\Z)", text, re.MULTILINE | re.DOTALL)
 
 
 def default(value: Any) -> str:

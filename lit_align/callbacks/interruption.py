@@ -3,8 +3,8 @@
 - Within an epoch: the current step is finished, with all batches that it accumulates, and `interrupted.ckpt` is written
   beside the other checkpoints. A run resumed from it equals the uninterrupted run.
 - After an epoch's last step: the work at the epoch's end is done first, since a resumed run does not return to it.
-- During the validation of held-out prompts: a single process saves the epoch without the validation. Several processes
-  are not at the same place, and leave the last checkpoint.
+- During the evaluation at an epoch's end: a single process saves its state after the last step, so that the resumed run
+  repeats the evaluation. Several processes are not at the same place, and leave the last checkpoint.
 - During sampling: finished samples are on disk, and the last checkpoint is the one to resume from.
 
 A second signal ends the run at once. Lightning alone misses a SIGTERM after the last batch.
@@ -20,8 +20,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align import checkpoints
 from lit_align.callbacks.base import AlignCallback, DryRun, Order, in_order
-from lit_align.callbacks.run_report import last_checkpoint, resume_command
+from lit_align.callbacks.run_report import last_checkpoint, resume_command, save_metrics
 from lit_align.console import print_line
+from lit_align.position import Position
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -48,6 +49,8 @@ class Interruption(AlignCallback):
         self._before: dict[int, Any] = {}
         self._trainer: Trainer | None = None
         self._saved: Path | None = None
+        self._before_end: dict[str, Any] = {}  # of a checkpoint, when the epoch's last step was done
+        self._repeats_end = False  # what is saved now belongs before the epoch's end
         self._began_at: int | None = None  # the optimizer step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -77,6 +80,10 @@ class Interruption(AlignCallback):
     ) -> None:
         self._unsaved = True
         self._in_epoch = not trainer.is_last_batch
+        if not self._in_epoch:
+            self._before_end = {}
+            Position.of_run(trainer).save(self._before_end)
+            save_metrics(trainer, self._before_end)
         if trainer.global_step == self._step:  # accumulated gradients are in no checkpoint
             return
         stop = self._signal is not None
@@ -108,12 +115,17 @@ class Interruption(AlignCallback):
         if not isinstance(exception, Interrupted):
             return
         if self._unsaved and not self._in_epoch and self._saved is None and trainer.world_size == 1:
+            self._repeats_end = True
             self._save(trainer)
         newest = self._saved or self._last(trainer)
         name = signal.Signals(exception.signum).name
         action = "Saved. Resume:" if newest else "Nothing was saved. Start again:"
         print_line(f"\n{name} at step {trainer.global_step}. {action}")
         print_line(resume_command(trainer, newest))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._repeats_end:
+            checkpoint.update(self._before_end)
 
     def _save(self, trainer: Trainer) -> None:
         path = _checkpoint_path(trainer)

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import Phase, print_field
-from lit_align.logprobs import PreferenceBatch
+from lit_align.logprobs import preferences_of
 
 SHOWN = {"loss": "loss", "reward_accuracy": "accuracy", "reward_margin": "margin"}
 """Metric → its name on the terminal."""
@@ -49,8 +49,8 @@ class PhaseProgress(AlignCallback, ProgressBar):
     ) -> None:
         if self._phase is None:
             return
-        pairs = batch.get("preferences") if isinstance(batch, dict) else batch
-        self._examples += pairs.size if isinstance(pairs, PreferenceBatch) else 1
+        preferences = preferences_of(batch)
+        self._examples += 1 if preferences is None else preferences.size
         if not trainer.fit_loop._should_accumulate():
             self._add_step(trainer.callback_metrics)
         self._phase.advance(note=self._means())

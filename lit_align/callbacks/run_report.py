@@ -25,13 +25,13 @@ from torch import Tensor
 from lit_align.allocation import keeps_freed_memory
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_line, relative
-from lit_align.logprobs import PreferenceBatch
+from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
-from lit_align.reporting.run_record import record_start
+from lit_align.reporting.run_record import record_end, record_start
 from lit_align.sharding import local_shard
 
 
@@ -79,6 +79,9 @@ class RunReport(AlignCallback):
             table.add_row(Text(name, style="bold"), Text(text))
         print_line(table)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stepped, self._seconds, self._trained = None, 0.0, 0
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stepped is None:
             self._stepped = time.monotonic()
@@ -89,8 +92,8 @@ class RunReport(AlignCallback):
         now = time.monotonic()
         self._seconds += now - (self._stepped or now)
         self._stepped = now
-        pairs = batch.get("preferences") if isinstance(batch, dict) else batch
-        self._trained += pairs.size if isinstance(pairs, PreferenceBatch) else 0
+        preferences = preferences_of(batch)
+        self._trained += 0 if preferences is None else preferences.size
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = {"round/seconds_train": self._seconds}
@@ -98,7 +101,6 @@ class RunReport(AlignCallback):
             values["round/prompts_per_minute_train"] = 60 * self._trained * trainer.world_size / self._seconds
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-        self._stepped, self._seconds, self._trained = None, 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._seconds, "trained": self._trained}
@@ -110,7 +112,7 @@ class RunReport(AlignCallback):
         """Write the metrics, too: a killed run that resumes from the checkpoint has all rows before it."""
         for logger in _metrics_csv(trainer):
             logger.save()
-            checkpoint["metrics_csv"] = logger.state(_pending_row(trainer))
+        save_metrics(trainer, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING and "metrics_csv" in checkpoint:
@@ -131,8 +133,9 @@ class RunReport(AlignCallback):
         if self.save_model:
             print_line(f"model      {folder / 'model'} (transformers format, with tokenizer)")
         _write_report(folder)
-        if path := last_checkpoint(trainer):
-            print_line(f"resume     {resume_command(trainer, path)}")
+        if last_checkpoint(trainer) and (longer := _longer(trainer)):
+            print_line(f"extend     {resume_command(trainer, None)} {longer}")
+        record_end(folder)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -141,6 +144,12 @@ class RunReport(AlignCallback):
 
 def _metrics_csv(trainer: Trainer) -> list[MetricsCSV]:
     return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
+
+
+def save_metrics(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Record the number of rows in metrics.csv in a checkpoint."""
+    for logger in _metrics_csv(trainer):
+        checkpoint["metrics_csv"] = logger.state(_pending_row(trainer))
 
 
 def _pending_row(trainer: Trainer) -> dict[str, float] | None:
@@ -152,6 +161,13 @@ def _pending_row(trainer: Trainer) -> dict[str, float] | None:
         return None
     metrics = convert_tensors_to_scalars(connector.metrics["log"])
     return {"step": loop._batches_that_stepped} | metrics | {"epoch": trainer.current_epoch} if metrics else None
+
+
+def _longer(trainer: Trainer) -> str:
+    """The option that trains as long again; empty for a run without an end."""
+    if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
+        return f"--trainer.max_epochs={2 * trainer.max_epochs}"
+    return f"--trainer.max_steps={2 * trainer.max_steps}" if trainer.max_steps > 0 else ""
 
 
 def _write_report(folder: Path) -> None:
@@ -182,10 +198,9 @@ def memory_line(module: PreferenceObjective) -> str:
         return sum(local_shard(weight).numel() * weight.element_size() for weight in weights)
 
     assert module.policy is not None
-    reference = getattr(module, "reference", None)
     weights = size(own_weights(module.policy))
     trained = size(weight for _, weight in module.policy.trainable_weights())
-    second = size(reference_weights(module.policy, reference))
+    second = size(reference_weights(module.policy, module.reference))
     parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
     listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     kept = ", and freed memory stays with the process" if keeps_freed_memory() else ""

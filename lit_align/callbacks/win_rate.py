@@ -42,6 +42,8 @@ class WinRate(AlignCallback):
             the better one.
         forgetting: Held-out texts by name; their negative log-likelihood before and after is reported at the end.
         responses_per_prompt: n, sampled from the policy and from the start.
+        best_of: The verdict also gives the best of 2, 4, … up to this many of the start's responses, selected by
+            `scorer`; null takes `responses_per_prompt`, which samples none in addition.
         sampling: How responses are sampled; None takes the data module's options.
         batch_size: Responses sampled at once.
         shown: Number of prompts that are printed with a response before and after.
@@ -62,6 +64,7 @@ class WinRate(AlignCallback):
         own_responses: bool = False,
         forgetting: dict[str, str] | None = None,
         responses_per_prompt: int = 4,
+        best_of: int | None = None,
         sampling: Sampling | None = None,
         batch_size: int = 128,
         shown: int = 5,
@@ -71,6 +74,11 @@ class WinRate(AlignCallback):
             raise UserError(
                 f"win_rate: responses_per_prompt={responses_per_prompt} must be at least 1 and at most "
                 f"batch_size={batch_size}."
+            )
+        if best_of is not None and best_of < max(2, responses_per_prompt):
+            raise UserError(
+                f"win_rate.best_of={best_of} must be at least 2, and at least responses_per_prompt="
+                f"{responses_per_prompt}. Raise it, or leave it out."
             )
         if every < 1:
             raise UserError(f"win_rate.every={every} must be at least 1 {unit}.")
@@ -87,6 +95,7 @@ class WinRate(AlignCallback):
         self.own_responses = own_responses
         self.forgetting = forgetting or {}
         self.responses_per_prompt = responses_per_prompt
+        self.best_of = best_of
         self.sampling = sampling
         self.batch_size = batch_size
         self.shown = shown
@@ -104,6 +113,7 @@ class WinRate(AlignCallback):
             sampling=self.sampling or sampling_of(trainer),
             batch_size=self.batch_size,
             own_responses=self.own_responses,
+            best_of=self.best_of or self.responses_per_prompt,
             seed=self.seed,
         )
         for path in filter(None, [self.prompts, self.validation]):
@@ -158,7 +168,9 @@ class WinRate(AlignCallback):
             return
         self._last_step = trainer.global_step
         started = time.monotonic()
-        evaluation = self._evaluate(self.validation, "held-out", module)
+        assert isinstance(module, PreferenceObjective)
+        assert self._evaluator is not None
+        evaluation = self._evaluator.evaluate(self.validation, "held-out", module)
         metrics = evaluation.metrics() | {"seconds": time.monotonic() - started}
         named = {f"val/{key}": value for key, value in metrics.items()}
         for logger in trainer.loggers:
@@ -172,16 +184,11 @@ class WinRate(AlignCallback):
 
     def _conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Evaluate the test prompts; write and print the verdict."""
-        self.evaluation = self._evaluate(self.prompts, "test", module, self.forgetting)
+        assert isinstance(module, PreferenceObjective)
+        assert self._evaluator is not None
+        self.evaluation = self._evaluator.evaluate(self.prompts, "test", module, texts=self.forgetting, best_of_n=True)
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             write_held_out(verdict_file(folder), self.evaluation.rows())
             self.evaluation.summary.write(folder)
             print_evaluation(self.evaluation, self.shown)
-
-    def _evaluate(
-        self, path: str, name: str, module: LightningModule, texts: dict[str, str] | None = None
-    ) -> Evaluation:
-        assert isinstance(module, PreferenceObjective)
-        assert self._evaluator is not None
-        return self._evaluator.evaluate(path, name, module, texts)

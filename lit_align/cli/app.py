@@ -9,7 +9,7 @@ differs from Lightning's in what it refuses and prints:
   not silently configure another;
 - the command line overrides files in whatever order they are given, and later files override earlier ones;
 - a checkpoint restores weights and state, never the configuration;
-- one `fit` at a time writes to a folder (`run_lock`);
+- one `fit` at a time writes to a folder (`run_lock`), and continues the unfinished run there (`continuation`);
 - each run writes its whole configuration to ``<trainer.default_root_dir>/config.yaml``, and to W&B.
 
 W&B sweeps run the same command (``configs/sweeps/``), with dotted keys as options; each run of a sweep has its own
@@ -36,6 +36,7 @@ with without_scipy_signal():
     import torchmetrics  # noqa: F401  # Lightning would import it
 
 import lightning
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -48,6 +49,7 @@ from lit_align.callbacks.base import in_order
 from lit_align.checkpoints import HashedCheckpointIO, check_hash
 from lit_align.cli.classes import NAMED_CALLBACKS
 from lit_align.cli.commands import COMMANDS
+from lit_align.cli.continuation import check_named_checkpoint, checkpoint_to_resume, seed_to_resume
 from lit_align.cli.parser import (
     AlignParser,
     SaveConfig,
@@ -116,6 +118,7 @@ class AlignCLI(LightningCLI):
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         if not add_subcommands:  # `ckpt_path` and such, so that what fit takes and saves is read here too
             self.parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
+            _add_fresh(self.parser)
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -126,6 +129,12 @@ class AlignCLI(LightningCLI):
                 subcommands.add_subcommand(name, AlignParser(), help=command.help)
         for choice in subcommands._choices_actions:
             choice.help = COMMANDS[choice.dest].help
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            _add_fresh(parser)
+        return parser
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         header = [f"lit_align=={__version__}, lightning=={lightning.__version__}"]
@@ -153,6 +162,8 @@ class AlignCLI(LightningCLI):
         refuse_functions(self._given)
         refuse_options_of_another_objective(self._given, args)
         own_folder_in_a_sweep(self._given)
+        if self._given.get("seed_everything") is True and not self._given.get("fresh"):
+            self._given.seed_everything = seed_to_resume(self._given.trainer.default_root_dir) or True
 
     @property
     def _given(self) -> Namespace:
@@ -242,12 +253,34 @@ class AlignCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        alone = subcommand == "fit" and self.trainer.is_global_zero
-        with hold(self.trainer.default_root_dir) if alone else nullcontext():
+        if subcommand != "fit":
             super()._run_subcommand(subcommand)
+            return
+        with hold(self.trainer.default_root_dir) if self.trainer.is_global_zero else nullcontext():
+            self._continue_run()
+            super()._run_subcommand(subcommand)
+
+    def _continue_run(self) -> None:
+        """Resume the run that the folder holds, if there is one and no checkpoint is named."""
+        given = self.config_init.fit
+        if given.get("ckpt_path"):
+            check_named_checkpoint(self.trainer, given.ckpt_path)
+            return
+        config = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
+        path = checkpoint_to_resume(self.trainer, config, fresh=given.fresh)
+        given.ckpt_path = None if path is None else str(path)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyperparameters override the configuration."""
+
+
+def _add_fresh(parser: LightningArgumentParser) -> None:
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="Start from nothing. Without it, a fit continues the unfinished run in its folder, and a finished run is "
+        "not overwritten; with it, the files of that run move to FOLDER-1, FOLDER-2, ...",
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

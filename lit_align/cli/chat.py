@@ -1,13 +1,16 @@
 """Talk to a model in the terminal, or to two at once: `lit-align chat MODEL [--against START]`.
 
 A model with a chat template answers in turns, and each model keeps its own history; a model without one continues the
-text that is typed. When the history no longer fits into the model's positions, the oldest turns are left out. `/reset`
-clears the history, Ctrl-C stops an answer, and `/quit` or Ctrl-D ends the chat.
+text that is typed. A run's model is prompted as it was trained: with the run's template_args. When the history no
+longer fits into the model's positions, the oldest turns are left out. `/reset` clears the history, Ctrl-C stops an
+answer, and `/quit` or Ctrl-D ends the chat.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.text import Text as Styled
@@ -17,7 +20,25 @@ from lit_align.data.formats.rows import Message, Row
 from lit_align.data.sampling import Sampling, sample_responses
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError
+from lit_align.export import configuration_of
 from lit_align.policy import Policy, PolicyConfig
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How typed words become a prompt.
+
+    Args:
+        template_args: Arguments of the chat template; those of a run's data.template_args are added.
+        chat_template: A file, or the text, of another chat template than the model's.
+        tokenizer: Hub name or folder of another tokenizer than the model's.
+        is_plain: Continue the words as plain text, without the chat template.
+    """
+
+    template_args: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    tokenizer: str | None = None
+    is_plain: bool = False
 
 
 class Speaker:
@@ -27,10 +48,12 @@ class Speaker:
         path: A folder in transformers' format, a run's folder (its model/), an adapter's folder, or a hub name.
     """
 
-    def __init__(self, path: str, sampling: Sampling, seed: int = 0):
+    def __init__(self, path: str, sampling: Sampling, seed: int = 0, prompting: Prompting | None = None):
+        prompting = prompting or Prompting()
         run_model = Path(path) / "model"
         path = str(run_model) if run_model.is_dir() else path
-        policy = Policy.load(PolicyConfig(path))
+        template_args = _template_args_of_run(path) | prompting.template_args
+        policy = Policy.load(PolicyConfig(path, tokenizer=prompting.tokenizer, chat_template=prompting.chat_template))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.name = path
         self.tokenizer = policy.tokenizer
@@ -38,8 +61,9 @@ class Speaker:
         self.positions = policy.positions
         self.sampling = sampling
         self.seed = seed
+        self.is_chat = bool(self.tokenizer.chat_template) and not prompting.is_plain
         self.preference_tokenizer = PreferenceTokenizer(
-            self.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20
+            self.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20, template_args=template_args
         )
         self.turns: list[Message] = []
         self.answered = 0
@@ -68,13 +92,22 @@ class Speaker:
         return text
 
     def _encode(self, turns: list[Message]) -> list[int]:
-        prompt = turns if self.tokenizer.chat_template else turns[-1]["content"]
+        prompt = turns if self.is_chat else turns[-1]["content"]
         ids = self.preference_tokenizer.prompt_ids(Row(prompt, source="chat"))
         assert ids is not None
         return ids
 
     def reset(self) -> None:
         self.turns.clear()
+
+
+def _template_args_of_run(path: str) -> dict[str, Any]:
+    """The template_args of the run whose model this is; none if it is no run's."""
+    run = Path(path).resolve().parent
+    if Path(path).name != "model" or not (run / "config.yaml").is_file():
+        return {}
+    data = configuration_of(run).get("data", {})
+    return data.get("init_args", {}).get("template_args") or {}
 
 
 def chat(speakers: list[Speaker], read: Callable[[str], str] = input) -> None:

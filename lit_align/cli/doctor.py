@@ -26,7 +26,7 @@ from lit_align.cli.app import AlignCLI
 from lit_align.console import print_field, print_line, program
 from lit_align.data import OnPolicyPairs
 from lit_align.data.tokenization import in_place
-from lit_align.logprobs import PreferenceBatch
+from lit_align.logprobs import PreferenceBatch, preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
 
@@ -62,8 +62,9 @@ class Examination(AlignCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.starts and isinstance(pl_module, PreferenceObjective):
-            first = batch if isinstance(batch, PreferenceBatch) else batch["preferences"]
-            show_example(first, pl_module.tokenizer)
+            preferences = preferences_of(batch)
+            assert preferences is not None
+            show_example(preferences, pl_module.tokenizer)
         self.starts.append(time.monotonic())
 
     def on_train_batch_end(

@@ -48,7 +48,8 @@ class SaveConfig(AlignCallback, SaveConfigCallback):
     """Writes the configuration to `default_root_dir`: config.yaml for fit, config_test.yaml for test, ...
 
     It overwrites: Lightning's own writes to the logger's folder, where a second run fails on the first's file. The
-    checkpoint that a fit resumed from is left out: it belongs to this run alone and is not a setting for the next.
+    checkpoint that a fit resumed from and `fresh` are left out: they belong to this run alone and are not settings for
+    the next.
     """
 
     order = Order.LAST
@@ -72,6 +73,7 @@ class SaveConfig(AlignCallback, SaveConfigCallback):
         name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
         if stage == "fit":
             self.config.ckpt_path = None
+            self.config.pop("fresh", None)
         self._write(os.path.join(root, name))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -7,7 +7,7 @@ from lit_align.lazy import lazy_exports
 if TYPE_CHECKING:
     from lit_align.data.offline_pairs import OfflinePairs
     from lit_align.data.on_policy import OnPolicyPairs
-    from lit_align.data.pairing import AllPairs, BestRandom, BestWorst, Listwise, PairingRule
+    from lit_align.data.pairing import AllPairs, Best, BestRandom, BestWorst, Listwise, PairingRule
     from lit_align.data.samplers import ContinuousBatchingSampler, GenerateSampler, Sampler, SampleRequest, VLLMSampler
     from lit_align.data.sampling import Sampling
     from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AllPairs",
+    "Best",
     "BestRandom",
     "BestWorst",
     "ContinuousBatchingSampler",

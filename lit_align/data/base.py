@@ -16,15 +16,13 @@ from lit_align.data.examples import Examples, Source, check_pairing, make_exampl
 from lit_align.data.formats.rows import Rows, Turns
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule, with_labels, with_mismatched
-from lit_align.data.rounds.record import Recorder, check_cache
-from lit_align.data.rounds.store import RoundStore
+from lit_align.data.rounds.record import Recorder
 from lit_align.data.texts import TextStreams
 from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer, in_place
 from lit_align.errors import UserError
 from lit_align.needs import DataNeeds, needs_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table
-from lit_align.reference.copied import CopiedReference, RecordedReference
 
 
 class PairsDataModule(L.LightningDataModule):
@@ -174,10 +172,9 @@ class PairsDataModule(L.LightningDataModule):
     def record_reference(self, examples: list[Example]) -> list[Example]:
         """Examples of a file with log π_ref, if model.reference records it; computed once, kept in the run's folder."""
         assert self.trainer is not None
-        reference = getattr(self.trainer.lightning_module, "reference", None)
-        if not isinstance(reference, RecordedReference):
+        if not self.needs.reads_recorded_reference:
             return examples
-        return _with_reference(examples, reference, self.recorder, Path(self.trainer.default_root_dir, "reference"))
+        return self.recorder.with_stored_reference(Path(self.trainer.default_root_dir, "reference"), examples)
 
     def val_dataloader(self) -> ExampleLoader | list[Any]:
         if self.validation is None:
@@ -287,10 +284,10 @@ class PairsDataModule(L.LightningDataModule):
             )
         return loader
 
-    def check_pairing(self, pairing: PairingRule) -> None:
-        """Check that the objective can train on the rule's examples; raise a UserError if not."""
+    def check_pairing(self, pairing: PairingRule, *, sampled: bool = False) -> None:
+        """Check that the objective can train on the rule's examples; raise a UserError if not (`check_pairing`)."""
         assert self.trainer is not None
-        check_pairing(pairing, self.needs, type(self.trainer.lightning_module).__name__)
+        check_pairing(pairing, self.needs, type(self.trainer.lightning_module).__name__, sampled=sampled)
 
     def read_texts(self) -> None:
         """Read the streams of texts that are trained on together with the preferences."""
@@ -357,22 +354,3 @@ def _set_tokenizer(module: object, path: str | None, chat_template: str | None) 
             "loads its own tokenizer. Set it there."
         )
     module.use_tokenizer(path, chat_template)
-
-
-def _with_reference(
-    examples: list[Example], reference: RecordedReference, recorder: Recorder, folder: Path
-) -> list[Example]:
-    """Examples with log π_ref, from the folder or computed now.
-
-    Raises:
-        UserError: the folder's numbers are not the reference's.
-    """
-    cache = RoundStore(folder, 0, {"reference": reference.fingerprint()})
-    examples = recorder.with_reference(cache, examples)
-    first = examples[0]
-    with reference.present() as present:
-        assert isinstance(present, CopiedReference)
-        (again,) = recorder.logps(present.logps, [first])
-    bound = 1e-3 if present.dtype.itemsize >= 4 else 1.0
-    check_cache(first.reference_logps or [], again, bound, str(cache.path))
-    return examples

@@ -64,6 +64,7 @@ class Examples(NamedTuple):
     examples: list[Example]
     line: str
     unread: tuple[str, ...] = ()  # columns that hold something and are not read
+    notes: tuple[tuple[str, str], ...] = ()  # further lines, such as on the chat template
 
     def describe(self, name: str) -> Iterator[tuple[str, str]]:
         """Lines of the run's header, under a name."""
@@ -72,6 +73,7 @@ class Examples(NamedTuple):
             yield "labels", labels
         if self.unread:
             yield "not read", ", ".join(self.unread)
+        yield from self.notes
 
 
 def make_examples(
@@ -114,7 +116,26 @@ def make_examples(
     names = {"preferences": "groups", "labelled": "labelled responses"}
     what = "pairs" if len(examples[0].response_ids) == 2 else names.get(kind, "texts")
     line = f"{len(examples)} {what} from {path}: {rows.description}"
-    return Examples(examples, line + (f"; {listing(counts)}" if counts else ""), rows.unread)
+    line += f"; {listing(counts)}" if counts else ""
+    return Examples(examples, line, rows.unread, tuple(tokenizer.notes(rows.rows[: CHECKED[0]])))
+
+
+def account_of(
+    rows: Rows,
+    prompts: Sequence[tuple[Row, list[int]]],
+    counts: Counter[str],
+    path: str,
+    tokenizer: PreferenceTokenizer,
+) -> Examples:
+    """What the run's header says about prompts; there are no examples yet.
+
+    Args:
+        prompts: Those that are kept of the rows.
+        counts: Prompts that were dropped or cut, by reason.
+    """
+    skipped = rows.skipped + counts
+    line = f"{len(prompts)} prompts from {path}: {rows.description}" + (f"; {listing(skipped)}" if skipped else "")
+    return Examples([], line, rows.unread, tuple(tokenizer.notes(row for row, _ in prompts[: CHECKED[0]])))
 
 
 def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int = 0) -> None:
@@ -224,15 +245,26 @@ def _check_alike(rows: Rows) -> None:
                 )
 
 
-def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str) -> None:
+def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str, *, sampled: bool) -> None:
     """Check that an objective can train on a pairing rule's examples.
 
     Args:
         name: The objective's, in messages.
+        sampled: The rule selects from a round's responses; rows of texts need no selection.
 
     Raises:
         UserError: it needs the other kind.
     """
+    if needs.data_kind == "texts" and sampled and not pairing.gives_texts:
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name} imitates one response. Use data.pairing=Best, the best of "
+            "each prompt's responses."
+        )
+    if pairing.gives_texts and needs.data_kind != "texts":
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name} compares responses, and this rule keeps one. Use "
+            "BestWorst, or SFT, which imitates one response."
+        )
     if pairing.gives_groups and not needs.takes_groups:
         raise UserError(
             f"data.pairing={type(pairing).__name__}: {name}, as configured, compares two responses. Use "

@@ -18,13 +18,13 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_field, print_line
 from lit_align.data.base import PairsDataModule
-from lit_align.data.examples import Source
+from lit_align.data.examples import Examples, Source, account_of
 from lit_align.data.formats.rows import Row
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs
 from lit_align.data.rounds.make import CurrentRound, RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
-from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round
+from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round, share_of_round
 from lit_align.data.rounds.store import RoundStore, digest
 from lit_align.data.samplers import GenerateSampler, Sampler
 from lit_align.data.sampling import Sampling, check_positions
@@ -101,7 +101,7 @@ class OnPolicyPairs(PairsDataModule):
         self._logged: int | None = None  # the round whose metrics are in the log that a resumed run continues
         self._epoch: int | None = None  # the epoch that the current round belongs to
         self._prompts: list[tuple[Row, list[int]]] = []
-        self.summary = ""
+        self._read: Examples | None = None
 
     # --- Lightning ---
 
@@ -130,7 +130,7 @@ class OnPolicyPairs(PairsDataModule):
                 "not from its own responses. Use OfflinePairs."
             )
         self.check_sampler()
-        self.check_pairing(self.pairing)
+        self.check_pairing(self.pairing, sampled=True)
         self.read_texts()
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if self.prompts_per_round == "chunk" and self._rounds < 1:
@@ -141,9 +141,7 @@ class OnPolicyPairs(PairsDataModule):
         if not self._prompts:
             raise UserError(f"{self.prompts}: no prompt remains: {listing(counts)}. Give other prompts.")
         check_prompts(self._prompts, self.prompts_per_round, self._rounds, self.prompts)
-        skipped = rows.skipped + counts
-        self.summary = f"{len(self._prompts)} prompts from {self.prompts}: {rows.description}"
-        self.summary += f"; {listing(skipped)}" if skipped else ""
+        self._read = account_of(rows, self._prompts, counts, self.prompts, self.preference_tokenizer)
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         if self._is_new_round():
@@ -308,7 +306,7 @@ class OnPolicyPairs(PairsDataModule):
     def identity(self) -> Table:
         own = {
             "data.prompts": digest_of([ids for _, ids in self._prompts]),
-            "data.prompts_per_round": self.prompts_per_round,
+            "data.prompts_per_round": share_of_round(self.prompts_per_round, self._rounds),
             "data.responses_per_prompt": self.responses_per_prompt,
             "data.sampler": self.sampler.identity,
             "data.sampling_batch_size": self.sampling_batch_size,
@@ -321,7 +319,7 @@ class OnPolicyPairs(PairsDataModule):
         return super().identity() | own | rules
 
     def describe(self) -> Iterator[tuple[str, str]]:
-        yield "data", self.summary
+        yield from self._read.describe("data") if self._read else ()
         yield from super().describe()
         rounds = {"all": "all prompts", "chunk": "an equal share of the prompts"}.get(
             str(self.prompts_per_round), f"{self.prompts_per_round} prompts"

@@ -33,7 +33,7 @@ class PairingRule(ABC):
     """Selects examples from groups; a group holds one prompt, K responses and their rewards.
 
     First, empty responses (no text, at most an end token), repeated responses and too long responses are dropped. A
-    group with fewer than two responses left is dropped whole.
+    group with fewer than two responses left (for Best, none) is dropped whole.
 
     Args:
         min_margin: Drop pairs whose rewards differ by this or less.
@@ -74,6 +74,12 @@ class PairingRule(ABC):
     gives_groups = False
     """Whether examples are whole groups, not pairs."""
 
+    gives_texts = False
+    """Whether examples are single responses to imitate, not pairs."""
+
+    fewest = 2
+    """Number of distinct responses that a group must have."""
+
     @property
     def is_default(self) -> bool:
         """Whether it is the default rule with default options."""
@@ -86,7 +92,7 @@ class PairingRule(ABC):
         for whole in groups:
             group = self._with_win_probabilities(whole)
             distinct = self._distinct(group, partial_drops)
-            if len(distinct) < 2:
+            if len(distinct) < self.fewest:
                 counts["all responses equal or empty" if self.max_length is None else "all equal, empty or long"] += 1
                 continue
             group = take(group, distinct)
@@ -242,6 +248,34 @@ class Listwise(PairingRule):
         if margin <= self.min_margin:
             return [], "margin too small" if margin else "tied"
         return [take(group, ranked(group.rewards))], ""
+
+
+class Best(PairingRule):
+    """Keeps the response of the highest reward alone, for SFT: best-of-K distillation (rejection sampling).
+
+    The sampled policy's best of K has KL log K − (K−1)/K from it at most (`metrics.best_of_n`).
+
+    Args:
+        threshold: Drop prompts whose best reward is below this; null keeps all.
+        duplicates: Has an effect on counts only.
+        max_length: Drop responses of more tokens than this; null keeps all.
+    """
+
+    gives_texts = True
+    fewest = 1
+
+    def __init__(
+        self,
+        *,
+        threshold: float | None = None,
+        duplicates: Literal["exact", "normalised"] = "exact",
+        max_length: int | None = None,
+    ):
+        super().__init__(threshold=threshold, duplicates=duplicates, max_length=max_length)
+
+    def choose(self, group: Example, partial_drops: Counter[str]) -> tuple[list[Example], str]:
+        assert group.rewards is not None
+        return [take(group, ranked(group.rewards)[:1])], ""
 
 
 def normalised(text: str) -> str:

@@ -10,26 +10,28 @@ renderings of all responses begin with:
    whose generation prompt opens a block of thoughts that an answer without thoughts does not have (Nemotron 3).
 3. the part of the prompt as in sampling that all renderings share, if it reaches into the generation prompt.
 
-A template without a generation prompt is sampled from as in 2; spaces before the answer belong to the response.
+A template without a generation prompt is sampled from as in 2; spaces before the answer belong to the response. Where
+such a template renders the prompt alone with more than before an answer (Mistral's later ones: the system message), the
+prompt is that text in both, and the response is what follows the prompt in the rendering of both.
 """
 
-import copy
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
 from lit_align.data.formats.rows import Answer, Message, Row
+from lit_align.data.template import ChatTemplate, special_tokens
 from lit_align.errors import UserError
 
 MARK = "lit_align"
 """Placeholder for a response, used to find the template's own text around it."""
 THOUGHTS = ("thinking", "reasoning_content", "reasoning")
 """Keys of an assistant's message that hold thoughts."""
+_TAG = r"<[^<>\s]+>|\[[^\[\]\s]+\]"
+_EMPTY_BLOCK = re.compile(rf"\s*({_TAG})\s*\w*\s*(?:{_TAG})\s*")
+"""A block of thoughts without any, such as <think></think>."""
 
 
 class Rendering(NamedTuple):
@@ -47,8 +49,8 @@ class ChatRenderer:
     """
 
     def __init__(self, tokenizer: Any, template_args: Mapping[str, Any] | None = None):
-        self.tokenizer = tokenizer
-        self.template_args = dict(template_args or {})
+        self.template = ChatTemplate(tokenizer, template_args)
+        self._eos = tokenizer.eos_token
         self._specials = re.compile("|".join(map(re.escape, special_tokens(tokenizer).values())) or r"(?!)")
 
     def prompt(self, row: Row) -> str:
@@ -58,13 +60,15 @@ class ChatRenderer:
             UserError: the chat template is missing, or it rejects the messages.
         """
         messages = _chat(row)
-        self._check_template(row)
+        self.template.check(row)
         if messages[-1]["role"] == "assistant":
-            return self._render(row, messages, continue_final_message=True)
-        if not self._opens_turns:
-            self._render(row, messages)  # a refusal names the row's own messages
-            return self._header(row)
-        return self._render(row, messages, add_generation_prompt=True)
+            prompt = self.template.render(row, messages, continue_final_message=True)
+        elif self._opens_turns:
+            prompt = self.template.render(row, messages, add_generation_prompt=True)
+        else:
+            prompt = self._unopened(row)
+        self._check_messages(row, prompt)
+        return prompt
 
     def rendering(self, row: Row) -> Rendering:
         """The prompt and its responses.
@@ -73,13 +77,30 @@ class ChatRenderer:
             UserError: the template refuses the messages, leaves out a part of a response, or renders the prompt
                 otherwise with one response than with another.
         """
-        self._check_template(row)
+        self.template.check(row)
         answers = [self._without_end(answer) for answer in row.responses]
-        wholes = [self._render(row, _joined(_chat(row), answer)) for answer in answers]
-        prompt = self._common_prompt(row, wholes)
+        wholes = [self.template.render(row, _joined(_chat(row), answer)) for answer in answers]
+        prompt, start = self._common_prompt(row, wholes)
         for answer, whole in zip(answers, wholes, strict=True):
-            self._check_complete(row, answer, whole, len(prompt))
-        return Rendering(prompt, tuple(self._until_end(whole[len(prompt) :]) for whole in wholes))
+            self._check_complete(row, answer, whole, start)
+        return Rendering(prompt, tuple(self._until_end(whole[start:]) for whole in wholes))
+
+    def notes(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+        """What a user of these chats should know of the template: lines of the run's header."""
+        for row in rows:
+            sampled, trained = self.prompt(row), self.rendering(row).prompt if row.responses else ""
+            if row.responses and sampled != trained:
+                place = len(os.path.commonprefix([sampled, trained]))  # noqa: RUF071
+                yield "two prompts", "the chat template ends a prompt otherwise for sampling than before this response:"
+                yield "  sampling", around(sampled, place, 30)
+                yield "  training", around(trained, place, 30)
+                break
+        if any(self.template.writes_date(row, _chat(row)) for row in rows):
+            yield (
+                "date",
+                "the chat template writes today's date into prompts, so a run cannot be resumed on another day, unless "
+                "data.template_args sets it (date_string)",
+            )
 
     @cached_property
     def turn_end(self) -> str:
@@ -89,26 +110,30 @@ class ChatRenderer:
 
     # --- where the prompt ends ---
 
-    def _common_prompt(self, row: Row, wholes: Sequence[str]) -> str:
+    def _common_prompt(self, row: Row, wholes: Sequence[str]) -> tuple[str, int]:
+        """The prompt, and where the response begins in the renderings of both."""
+
         def all_begin_with(text: str) -> bool:
             return all(whole.startswith(text) for whole in wholes)
 
         sampled = self.prompt(row)
         if all_begin_with(sampled):
-            return sampled
+            return sampled, len(sampled)
         if _chat(row)[-1]["role"] != "assistant":
             header = self._header(row)
             if all_begin_with(header):
-                return header
+                is_open = self._opens_turns and not self._ends_with_empty_block(sampled, header, wholes)
+                return header if is_open else sampled, len(header)
             common = _before_tag(os.path.commonprefix([sampled, *wholes]), sampled)  # noqa: RUF071
-            closed = self._render(row, _chat(row))
+            closed = self.template.render(row, _chat(row))
             opened_at = len(os.path.commonprefix([sampled, closed]))  # noqa: RUF071
             if len(common) >= opened_at:
-                return common
+                return common, len(common)
         different = next(whole for whole in wholes if not whole.startswith(sampled))
         place = len(os.path.commonprefix([sampled, different]))  # noqa: RUF071
         raise UserError(
-            f"{row.source}: the chat template of {self.name!r} renders the prompt otherwise when a response follows:\n"
+            f"{row.source}: the chat template of {self.template.name!r} renders the prompt otherwise when a response "
+            "follows:\n"
             f"  alone:           {around(sampled, place)}\n"
             f"  with a response: {around(different, place)}\n"
             "Set another template (data.chat_template), other arguments (data.template_args), or take the row out."
@@ -116,22 +141,43 @@ class ChatRenderer:
 
     def _header(self, row: Row) -> str:
         """The prompt as rendered before an answer, without the spaces that begin the answer."""
-        whole = self._render(row, _joined(_chat(row), MARK))
-        return whole[: whole.rfind(MARK)].rstrip(" ")
+        before, mark, whole = self.template.render(row, _joined(_chat(row), MARK)).rpartition(MARK)
+        return before.rstrip(" ") if mark else whole  # a template that leaves answers out
+
+    def _unopened(self, row: Row) -> str:
+        """The prompt as in sampling, by a template without a generation prompt.
+
+        It is the prompt alone, if that ends as before an answer, or with words of the template beyond it (an empty
+        block of thoughts); else the prompt as before an answer.
+        """
+        alone, header = self.template.render(row, _chat(row)), self._header(row)
+        last = (_chat(row)[-1]["content"] or "").strip()
+        more, end = (text.rpartition(last)[2].rstrip(" ") if last else "" for text in (alone, header))
+        is_longer = more.startswith(end) and self._specials.sub("", more[len(end) :]).strip()
+        return alone.rstrip(" ") if more == end or is_longer else header
+
+    def _ends_with_empty_block(self, sampled: str, header: str, wholes: Sequence[str]) -> bool:
+        """Whether the prompt has an empty block of thoughts in sampling alone, and no answer has a block of its own."""
+        start = _before_tag(os.path.commonprefix([sampled, header]), sampled)  # noqa: RUF071
+        block = sampled[len(start) :].removesuffix(header[len(start) :])
+        tags = _EMPTY_BLOCK.fullmatch(block)
+        return bool(tags) and not any(whole[len(header) :].lstrip().startswith(tags[1]) for whole in wholes)
 
     @cached_property
     def _opens_turns(self) -> bool:
         """Whether the template has a generation prompt."""
-        probe = Row([{"role": "user", "content": "a"}], source=self.name)
-        return self._render(probe, _chat(probe), add_generation_prompt=True) != self._render(probe, _chat(probe))
+        probe = Row([{"role": "user", "content": "a"}], source=self.template.name)
+        return self.template.render(probe, _chat(probe), add_generation_prompt=True) != self.template.render(
+            probe, _chat(probe)
+        )
 
     # --- where the response ends ---
 
     @cached_property
     def _after_answer(self) -> str:
         """The text that follows the last answer of a chat."""
-        probe = Row([{"role": "user", "content": "a"}], source=self.name)
-        return self._render(probe, _joined(_chat(probe), MARK)).rpartition(MARK)[2]
+        probe = Row([{"role": "user", "content": "a"}], source=self.template.name)
+        return self.template.render(probe, _joined(_chat(probe), MARK)).rpartition(MARK)[2]
 
     @cached_property
     def _ends(self) -> tuple[str, str] | None:
@@ -142,17 +188,26 @@ class ChatRenderer:
         """
         last = self._after_answer
         chat = [("user", "a"), ("assistant", MARK), ("user", "b")]
-        probe = Row([{"role": role, "content": content} for role, content in chat], source=self.name)
+        probe = Row([{"role": role, "content": content} for role, content in chat], source=self.template.name)
         try:
-            within = self._render(probe, _chat(probe)).rpartition(MARK)[2]
+            within = self.template.render(probe, _chat(probe)).rpartition(MARK)[2]
         except UserError:
             within = last
         run = re.compile(rf"\s*(?:{self._specials.pattern})+")
         for text in (os.path.commonprefix([last, within]), last):  # noqa: RUF071
             if found := run.match(text):
-                *_, end = self._specials.finditer(found.group())
-                return end.group(), found.group()
+                ends = list(self._specials.finditer(found.group()))
+                while len(ends) > 1 and ends[-1].group() in self._openers:
+                    ends.pop()
+                return ends[-1].group(), found.group()[: ends[-1].end()]
         return None
+
+    @cached_property
+    def _openers(self) -> set[str]:
+        """The special tokens that open a user's turn, which Command A's template puts after an answer."""
+        probe = Row([{"role": "user", "content": MARK}], source=self.template.name)
+        before = self.template.render(probe, _chat(probe)).partition(MARK)[0]
+        return {found.group() for found in self._specials.finditer(before)} - {self._eos}
 
     def _without_end(self, answer: Answer) -> Answer:
         """The answer without a turn's end that it spells out itself: the template puts one."""
@@ -163,66 +218,49 @@ class ChatRenderer:
         after = self._after_answer
         if response.endswith(after):
             return response[: len(response) - len(after)] + (self._ends[1] if self._ends else after)
-        *_, last = [0, *(found.end() for found in self._specials.finditer(response))]
-        return response[:last] if last and not response[last:].strip() else response
+        run = re.search(rf"(?:{self._specials.pattern}|\s)*$", response)
+        start = run.start() if run else 0
+        ends = list(self._specials.finditer(response, start))
+        own = [found for found in ends if found.group() == self.turn_end]
+        return response[: (own or ends[-1:])[0].end()] if ends else response
 
-    # --- the template ---
+    # --- is all of it there? ---
 
-    @property
-    def name(self) -> str:
-        return self.tokenizer.name_or_path
+    def _check_messages(self, row: Row, prompt: str) -> None:
+        """Check that the template leaves out no message of the prompt.
 
-    def _check_template(self, row: Row) -> None:
-        if not self.tokenizer.chat_template:
-            raise UserError(
-                f"{row.source}: the prompt is a chat, but {self.name!r} has no chat template. Set one "
-                "(data.chat_template=FILE), take an instruct model's tokenizer (data.tokenizer), or give prompts of "
-                "plain text."
-            )
-        if row.tools and "tools" not in self.tokenizer.get_chat_template(tools=row.tools):
-            raise UserError(
-                f"{row.source}: the row has tools, but the chat template of {self.name!r} does not read any. Set "
-                "another template (data.chat_template), or take the column out."
-            )
-
-    def _render(self, row: Row, messages: list[Message], **options: Any) -> str:
-        arguments = {**self.template_args, **row.template_args, **options}
-        refusal: Exception | None = None
-        for chat in _with_arguments(messages):
-            try:
-                return str(self.tokenizer.apply_chat_template(chat, tools=row.tools, tokenize=False, **arguments))
-            except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
-                refusal = refusal or error
-        roles = ", ".join(str(message["role"]) for message in messages)
-        has_system = messages[0]["role"] in ("system", "developer")
-        change = "Put the system message into the first user's turn" if has_system else "Change them"
-        raise UserError(
-            f"{row.source}: the chat template of {self.name!r} refuses the messages ({roles}): "
-            f"{str(refusal).rstrip('.')}. {change}, or set another template (data.chat_template)."
-        ) from refusal
+        Raises:
+            UserError: it renders the same without one.
+        """
+        chat, squeezed_prompt = _chat(row), ""
+        for place, message in enumerate(chat):
+            text = (message["content"] or "").rpartition("</think>")[2].strip()
+            if text in prompt:
+                continue
+            squeezed_prompt = squeezed_prompt or squeezed(prompt)
+            others = [*chat[:place], *chat[place + 1 :]]
+            if squeezed(text) in squeezed_prompt or not others or self.template.refuses(row, others):
+                continue
+            if self.template.render(row, others) == self.template.render(row, chat):
+                raise UserError(
+                    f"{row.source}: the chat template of {self.template.name!r} leaves out message {place + 1} "
+                    f"({message['role']}): {around(text, 0)}\n"
+                    "Put its text into a user's turn, take it out, or set another template (data.chat_template)."
+                )
 
     def _check_complete(self, row: Row, answer: Answer, whole: str, start: int) -> None:
         """Check that the template puts all of the answer's text into the response, but for white space."""
         rendered = squeezed(whole)
-        for text in _texts(answer):
+        for key, text in _texts(answer):
             place = rendered.rfind(squeezed(text))
             if place < 0 or place + len(squeezed(text)) < len(squeezed(whole[:start])):
+                part = "a part of the response" if key == "content" else f"the response's `{key}`"
                 raise UserError(
-                    f"{row.source}: the chat template of {self.name!r} leaves out or changes a part of the response:\n"
+                    f"{row.source}: the chat template of {self.template.name!r} leaves out or changes {part}:\n"
                     f"  given:    {around(text, 0)}\n"
                     f"  rendered: {around(whole[start:], 0)}\n"
                     "Set another template (data.chat_template), or take that part out."
                 )
-
-
-def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """By their number, those of a role (eos_token) and those that are only marked as special (Phi-3's <|end|>).
-
-    They are what `skip_special_tokens` skips.
-    """
-    marked = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return {number: text for number, text in (marked | named).items() if text}
 
 
 def _chat(row: Row) -> list[Message]:
@@ -240,47 +278,21 @@ def _joined(messages: list[Message], answer: Answer) -> list[Message]:
     return [*messages[:-1], {**begun, **message, "content": content}]
 
 
-def _with_arguments(messages: list[Message]) -> Iterator[list[Message]]:
-    """The chat with the arguments of its calls of tools as objects, as most templates read them; then as JSON text."""
-    if not any(message.get("tool_calls") for message in messages):
-        yield messages
-        return
-    for form in (_parsed, _dumped):
-        chat = copy.deepcopy(messages)
-        for message in chat:
-            for call in message.get("tool_calls") or []:
-                called = call.get("function") or call
-                if "arguments" in called:
-                    called["arguments"] = form(called["arguments"])
-        yield chat
-
-
-def _parsed(arguments: Any) -> Any:
-    try:
-        return json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError:
-        return arguments
-
-
-def _dumped(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-
-
-def _texts(answer: Answer) -> Iterator[str]:
-    """The texts that a response consists of."""
+def _texts(answer: Answer) -> Iterator[tuple[str, str]]:
+    """The texts that a response consists of, with their keys."""
     if isinstance(answer, str):
-        yield answer
+        yield "content", answer
         return
     for key in ("content", *THOUGHTS):
         if isinstance(value := answer.get(key), str):
-            yield value
+            yield key, value
     for call in answer.get("tool_calls") or []:
-        yield str(call.get("function", call).get("name", ""))
+        yield "tool_calls", str(call.get("function", call).get("name", ""))
 
 
 def _before_tag(start: str, text: str) -> str:
     """The start of a text, up to the token or tag that it would end within."""
-    for found in re.finditer(r"<[^<>\s]+>|\[[^\[\]\s]+\]", text):
+    for found in re.finditer(_TAG, text):
         if found.start() < len(start) < found.end():
             return text[: found.start()]
     return start

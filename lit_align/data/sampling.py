@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from lit_align.data.rendering import special_tokens
+from lit_align.data.template import special_tokens
 from lit_align.errors import UserError
 
 CPU_CHUNK_ELEMENTS = 1 << 18

@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.formats.rows import Row
-from lit_align.data.rendering import ChatRenderer, Rendering, around, special_tokens, squeezed
+from lit_align.data.rendering import ChatRenderer, Rendering, around, squeezed
+from lit_align.data.template import special_tokens
 from lit_align.errors import UserError
 
 LongPrompts = Literal["error", "drop", "truncate_left"]
@@ -144,6 +145,12 @@ class PreferenceTokenizer:
                 f"{row.source}: a response is a message, but the prompt is plain text. Give the prompt as messages."
             )
         return Rendering(row.prompt, tuple(texts))
+
+    def notes(self, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
+        """Lines of the run's header on how the chat template renders these rows; none for plain text."""
+        wrapped = [self._with_wrapped_prompt(row) for row in rows]
+        chats = [row for row in wrapped if not isinstance(row.prompt, str)]
+        return self.renderer.notes(chats) if chats else iter(())
 
     def _with_wrapped_prompt(self, row: Row) -> Row:
         """The row, with a plain prompt as a chat if `wraps_prompts` is set."""

@@ -62,6 +62,7 @@ class Evaluator:
         responses_per_prompt: n, sampled from the policy and from the start.
         batch_size: Responses sampled at once.
         own_responses: Compare with the data set's own responses, too.
+        best_of: Number of the start's responses of which the verdict takes the best.
         seed: Of the random streams.
     """
 
@@ -73,6 +74,7 @@ class Evaluator:
         sampling: Sampling,
         batch_size: int,
         own_responses: bool,
+        best_of: int,
         seed: int,
     ):
         self.scorers = dict(scorers)
@@ -81,6 +83,8 @@ class Evaluator:
         self.batch_size = batch_size
         self.own_responses = own_responses
         self.answering = Answering(("held out", seed), responses_per_prompt, sampling)
+        more = max(0, best_of - responses_per_prompt)
+        self.answering_more = Answering(("best of n", seed), more, sampling) if more else None
         self._tokenized: dict[tuple[str, str], TokenizedPrompts] = {}
         self._held_out: dict[str, HeldOutPrompts] = {}
 
@@ -106,13 +110,20 @@ class Evaluator:
         self._texts(path, module)
 
     def evaluate(
-        self, path: str, name: str, module: PreferenceObjective, texts: Mapping[str, str] | None = None
+        self,
+        path: str,
+        name: str,
+        module: PreferenceObjective,
+        *,
+        texts: Mapping[str, str] | None = None,
+        best_of_n: bool = False,
     ) -> Evaluation:
         """Answer the prompts of a file, score the responses and compare them.
 
         Args:
             name: Of the evaluation, on the terminal.
             texts: Files of texts whose likelihood before and after is compared, by name.
+            best_of_n: Also report the best of n of the start's responses.
         """
         policy = module.policy
         assert policy is not None
@@ -130,7 +141,8 @@ class Evaluator:
                 key: measure_forgetting(self._texts(file, module), policy, start, module, max(1, self.batch_size // 4))
                 for key, file in (texts or {}).items()
             }
-        summary = self._summarize(held_out, answers, logps, forgetting)
+        samples = self._samples_of_start(held_out, name, start, module) if best_of_n else None
+        summary = self._summarize(held_out, answers, logps, forgetting, samples)
         return Evaluation(held_out, answers, logps[..., 0], logps[..., 1], summary)
 
     def _prompts(self, path: str, name: str, module: PreferenceObjective) -> TokenizedPrompts:
@@ -167,6 +179,17 @@ class Evaluator:
             own = self._scored(given, prompts, batches, module)
         return HeldOutPrompts(prompts, batches, answers, own)
 
+    def _samples_of_start(
+        self, held_out: HeldOutPrompts, name: str, start: Policy, module: PreferenceObjective
+    ) -> ScoredResponses:
+        """The start's responses, with more of them if best of n needs more."""
+        if self.answering_more is None:
+            return held_out.start
+        prompts, model = held_out.prompts, start.merged_copy(torch.bfloat16)
+        batches = sampling_batches(prompts.lengths, max(1, self.batch_size // self.answering_more.count))
+        more = self.answering_more.respond(module, model, prompts, batches, f"{name} best of n")
+        return held_out.start.with_more(self._scored(more, prompts, batches, module))
+
     def _scored(
         self,
         responses: dict[int, list[list[Response]]],
@@ -202,11 +225,17 @@ class Evaluator:
         return torch.tensor(gather_in_order(module.trainer, held_out.batches, share))
 
     def _summarize(
-        self, held_out: HeldOutPrompts, policy: ScoredResponses, logps: Tensor, forgetting: dict[str, Forgetting]
+        self,
+        held_out: HeldOutPrompts,
+        policy: ScoredResponses,
+        logps: Tensor,
+        forgetting: dict[str, Forgetting],
+        samples: ScoredResponses | None,
     ) -> Summary:
         start, own = held_out.start, held_out.own
         scorers = {
-            name: summarize_scorer(scorer.identity, name, policy, start, own) for name, scorer in self.scorers.items()
+            name: summarize_scorer(scorer.identity, name, policy, start, own, samples)
+            for name, scorer in self.scorers.items()
         }
         return Summary(
             prompts=len(held_out.prompts.ids),

@@ -13,8 +13,16 @@ from lit_align.data.sampling import Response
 from lit_align.errors import UserError
 from lit_align.evaluation.answering import PromptScores, TokenizedPrompts
 from lit_align.evaluation.rows import HeldOutRow, ScoredRow
-from lit_align.evaluation.summary import TRAINING, DataComparison, Diversity, PartSummary, ScorerSummary, Summary
-from lit_align.metrics import distinct_n, self_bleu
+from lit_align.evaluation.summary import (
+    TRAINING,
+    BestOfN,
+    DataComparison,
+    Diversity,
+    PartSummary,
+    ScorerSummary,
+    Summary,
+)
+from lit_align.metrics import best_of_n, best_of_n_kl, distinct_n, self_bleu
 from lit_align.metrics.win_rate import Estimate, compare_rewards, win_rates
 
 METRICS = (
@@ -43,6 +51,11 @@ class Scored(NamedTuple):
         parts = {name: torch.tensor([each.parts[name] for each in scores]) for name in scores[0].parts}
         return cls(torch.tensor([each.rewards for each in scores]), parts)
 
+    def with_more(self, others: "Scored") -> "Scored":
+        """The rewards and parts of these and of other responses to the same prompts."""
+        parts = {name: torch.cat([part, others.parts[name]], 1) for name, part in self.parts.items()}
+        return Scored(torch.cat([self.rewards, others.rewards], 1), parts)
+
 
 @dataclass(frozen=True)
 class ScoredResponses:
@@ -50,6 +63,12 @@ class ScoredResponses:
 
     responses: list[list[Response]]
     scores: dict[str, Scored]
+
+    def with_more(self, others: "ScoredResponses") -> "ScoredResponses":
+        """These and other responses to the same prompts, [P, n + m]."""
+        responses = [[*ours, *theirs] for ours, theirs in zip(self.responses, others.responses, strict=True)]
+        scores = {name: scored.with_more(others.scores[name]) for name, scored in self.scores.items()}
+        return ScoredResponses(responses, scores)
 
     @property
     def lengths(self) -> Tensor:
@@ -142,8 +161,18 @@ class Evaluation:
 
 
 def summarize_scorer(
-    identity: str, name: str, policy: ScoredResponses, start: ScoredResponses, own: ScoredResponses | None
+    identity: str,
+    name: str,
+    policy: ScoredResponses,
+    start: ScoredResponses,
+    own: ScoredResponses | None,
+    samples: ScoredResponses | None = None,
 ) -> ScorerSummary:
+    """The results by one scorer.
+
+    Args:
+        samples: The start's responses of which the best is taken; None leaves best of n out.
+    """
     ours, before = policy.scores[name], start.scores[name]
     against_start = compare_rewards(ours.rewards, before.rewards, policy.lengths, start.lengths)
     data = None
@@ -172,7 +201,16 @@ def summarize_scorer(
         win_rate_length_controlled=against_start.win_rate_length_controlled,
         parts=parts,
         data=data,
+        best_of_n=best_of(samples, name) if samples else {},
     )
+
+
+def best_of(samples: ScoredResponses, name: str) -> dict[str, BestOfN]:
+    """Rewards by one scorer of the best of n = 2, 4, 8, … and all of each prompt's responses, by n."""
+    selecting, values = samples.scores[TRAINING].rewards, samples.scores[name].rewards
+    N = selecting.shape[1]
+    sizes = sorted({N, *(2**k for k in range(1, N.bit_length()))} - {1})
+    return {str(n): BestOfN(best_of_n_kl(n), Estimate.of(best_of_n(selecting, values, n))) for n in sizes}
 
 
 def check_judge_names(names: Sequence[str]) -> None:

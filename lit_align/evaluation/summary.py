@@ -5,15 +5,13 @@ scorer gives is under `scorers.NAME`; `scorers.training` is the scorer that trai
 are left out.
 """
 
-import json
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from lit_align.errors import UserError
-from lit_align.files import write_whole
+from lit_align.files import read_versioned, write_versioned
 from lit_align.metrics.win_rate import Estimate
 
 T = TypeVar("T")
@@ -30,6 +28,14 @@ class PartSummary:
     start: Estimate
     end: Estimate
     data: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """The best of n of the start's responses, selected by the training scorer (`metrics/best_of_n.py`)."""
+
+    kl: float  # from the start, nats per response
+    reward: Estimate
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class ScorerSummary:
     win_rate_length_controlled: Estimate
     parts: dict[str, PartSummary] = field(default_factory=dict)
     data: DataComparison | None = None
+    best_of_n: dict[str, BestOfN] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,27 +150,9 @@ class Summary:
             values[f"{prefix}win_rate_ties_as_wins"] = scorer.win_rate_ties_as_wins
         return values
 
-    def to_json(self) -> str:
-        return json.dumps({"version": VERSION} | _encode(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Parse what `to_json` writes.
-
-        Raises:
-            ValueError: the text is not a summary of this version.
-        """
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
-        version = values.pop("version", None)
-        if version != VERSION:
-            raise ValueError(f"version {version} instead of {VERSION}")
-        return _decode(cls, values, "")
-
     def write(self, folder: str | Path) -> None:
         """Write `summary.json` into a run's folder."""
-        write_whole(Path(folder, "summary.json"), lambda path: path.write_text(self.to_json()))
+        write_versioned(Path(folder, "summary.json"), VERSION, _encode(self))
 
     @classmethod
     def read(cls, folder: str | Path) -> Self | None:
@@ -172,16 +161,9 @@ class Summary:
         Raises:
             UserError: the file cannot be read.
         """
-        path = Path(folder, "summary.json")
-        if not path.exists():
-            return None
-        try:
-            return cls.from_json(path.read_text())
-        except (ValueError, TypeError, AttributeError) as error:  # cut off, or edited
-            raise UserError(
-                f"{path}: this version of lit_align cannot read it ({error}). Write it again: python train.py test "
-                f"--config {Path(folder, 'config.yaml')} --ckpt_path {Path(folder, 'checkpoints', 'last.ckpt')}"
-            ) from error
+        config, checkpoint = Path(folder, "config.yaml"), Path(folder, "checkpoints", "last.ckpt")
+        fix = f"Write it again: python train.py test --config {config} --ckpt_path {checkpoint}"
+        return read_versioned(Path(folder, "summary.json"), VERSION, lambda values: _decode(cls, values, ""), fix)
 
 
 def _encode(value: Any) -> dict[str, Any]:

@@ -67,12 +67,12 @@ class AnchoredObjective(PreferenceObjective):
         self.proximal_target = proximal_target
         self._adapted = False  # in this round
         self.reference_config = from_fields(ReferenceConfig, reference)
-        self.reference: Reference | None = None
         self.refresh_rule: RefreshRule | None = None
         self._checked_first_step = False
 
     def data_needs(self) -> DataNeeds:
-        return DataNeeds(reads_sampler=self.proximal > 0)
+        recorded = self.reference_config.form == "recorded" and self.beta > 0
+        return DataNeeds(reads_sampler=self.proximal > 0, reads_recorded_reference=recorded)
 
     def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
         """Closed form of the batch's mean loss when the policy equals its anchor."""
@@ -126,9 +126,11 @@ class AnchoredObjective(PreferenceObjective):
         self._adapted = False
 
     @property
-    def reference_moves_in_round(self) -> bool:
-        """Whether recorded log π_ref would be out of date before the round ends."""
-        return self.refresh_rule is not None and self.refresh_rule.unit == "step"
+    def recordable_reference(self) -> Reference | None:
+        moves_in_round = self.refresh_rule is not None and self.refresh_rule.unit == "step"
+        if self.reference is None or not self.reference.is_separate or self.beta == 0 or moves_in_round:
+            return None
+        return self.reference
 
     @torch.no_grad()
     def _check_first_step(

@@ -37,6 +37,7 @@ from lit_align.objectives._gradients import gradient_scale
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.accumulation import MicroBatch, StepMeans
 from lit_align.objectives.resumable import ResumableModule
+from lit_align.objectives.saved import SavedObjective
 from lit_align.objectives.schedule import (
     Completed,
     Schedule,
@@ -44,6 +45,7 @@ from lit_align.objectives.schedule import (
     reset_optimization,
 )
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.reference.base import Reference
 from lit_align.reference.build import own_weights
 
 
@@ -99,6 +101,7 @@ class PreferenceObjective(ResumableModule):
             if weight < 0:
                 raise UserError(f"model.{self.text_options[name]}={weight} must be ≥ 0.")
         self.policy: Policy | None = None
+        self.reference: Reference | None = None
         self.metrics = torch.nn.ModuleDict()  # filled when the model is built, when all options are known
         self._step_means = StepMeans()
         self._checked_batch = False
@@ -121,6 +124,11 @@ class PreferenceObjective(ResumableModule):
 
     def after_loss(self, logps: Tensor, anchor_logps: Any, batch: PreferenceBatch) -> None:
         """Hook that is called once per training step, after the loss, with the loss's `logps` and `anchor_logps`."""
+
+    @property
+    def recordable_reference(self) -> Reference | None:
+        """The reference, if the loss reads it and the data may record log π_ref: a separate model, fixed in a round."""
+        return None
 
     # --- the model ---
 
@@ -199,15 +207,15 @@ class PreferenceObjective(ResumableModule):
         if not self._checked_batch:
             check_batch(batch)
             self._checked_batch = True
-        texts = {} if isinstance(batch, PreferenceBatch) else {**batch}
-        self.check_texts(texts.keys() - {"preferences"})
+        streams = {"preferences": batch} if isinstance(batch, PreferenceBatch) else {**batch}
+        preferences = streams.pop("preferences")
+        self.check_texts(streams.keys())
         place = MicroBatch.of(self.trainer, batch_idx)
         if place.is_first:
             self.metrics["train_"].reset()  # type: ignore[operator]
             self._step_means.reset()
-        loss = self._step(batch if isinstance(batch, PreferenceBatch) else texts.pop("preferences"), "train")
-        loss = loss * place.weight()
-        for name, text in texts.items():
+        loss = self._step(preferences, "train") * place.weight()
+        for name, text in streams.items():
             loss = loss + self.text_weights[name] * place.weight(name) * self._text_loss(name, text)
         if not self.trainer.fit_loop._should_accumulate():
             self._log_step()
@@ -300,12 +308,8 @@ class PreferenceObjective(ResumableModule):
         """Seed each step's random generator, which dropout uses, because checkpoints do not hold generator states."""
         if batch_idx == 0 and self.reset_optimizer_each_round:  # not when a run resumes within a round
             reset_optimization(self.trainer, self._learning_rate_factor(0))
-        key = (
-            int(os.environ.get("PL_GLOBAL_SEED", 0)),
-            self.trainer.global_step,
-            batch_idx,
-            self.trainer.global_rank,
-        )
+        seed, step = int(os.environ.get("PL_GLOBAL_SEED", 0)), self.trainer.global_step
+        key = (seed, step, batch_idx, self.trainer.global_rank)
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "little"))
 
     def identity(self) -> provenance.Table:
@@ -317,6 +321,7 @@ class PreferenceObjective(ResumableModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
+        SavedObjective.save(checkpoint, type(self).__name__, self.formula, self.data_needs().output_name)
         checkpoint["warmed_up_at"] = [*self.warmed_up_at]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -341,7 +346,4 @@ class PreferenceObjective(ResumableModule):
         if self.reset_optimizer_each_round:
             yield "optimizer", "restarts each round, with its schedule"
         if self.lora is None and self.policy.dtype.itemsize < 4:
-            yield (
-                "",
-                "half-precision weights are trained directly: updates below 0.4 % of a weight are lost",
-            )
+            yield "", "half-precision weights are trained directly: updates below 0.4 % of a weight are lost"

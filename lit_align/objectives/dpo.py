@@ -21,8 +21,11 @@ optimum π ∝ anchor · exp(r/(β β_r)) has KL weight β β_r.
 Where we differ: TRL's `sigmoid` ignores its `label_smoothing`; here it gives conservative DPO. Smoothing flips soft
 labels with probability ε: w = p(1−ε) + (1−p)ε.
 
+With `length_normalize`, h compares log-ratios per token, the recipe of Tülu 3 and OLMo 2 (`objectives.per_token`): β is
+then about the β of sums times the length of a response, and 5 in these recipes.
+
 Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log(π/anchor)(y), of scale
-β_eff in the PR form.
+β_eff in the PR form, divided by the response's length with `length_normalize`.
 """
 
 import math
@@ -38,7 +41,8 @@ from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_positive, check_shape
 from lit_align.objectives._labels import label_mean
-from lit_align.objectives.anchored import AnchoredObjective, rewards_of
+from lit_align.objectives.anchored import rewards_of
+from lit_align.objectives.per_token import PerTokenObjective
 from lit_align.policy import PolicyConfig
 
 
@@ -87,7 +91,7 @@ def dpo_loss(
     return label_mean(lambda z: -F.logsigmoid(z), margins_B, weights)
 
 
-class DPO(AnchoredObjective):
+class DPO(PerTokenObjective):
     """Direct preference optimization; with `proximal` > 0, PR-DPO.
 
     Args:
@@ -135,6 +139,7 @@ class DPO(AnchoredObjective):
         return replace(super().data_needs(), takes_groups=from_rewards, takes_labels=not from_rewards)
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
+        logps, anchor_logps = self.scaled(logps, batch), self.scaled(anchor_logps, batch)
         if self.reward_temperature is not None:
             return dpo_loss(
                 logps,

@@ -9,25 +9,22 @@ not assume a Bradley–Terry model. Use it when labels are nearly deterministic,
 
 Where we differ: log-probabilities are *summed* over a response, as in the paper's formula, eric-mitchell's
 code, OpenRLHF and turbo-alignment. TRL, HALOs and LLaMA-Factory take the mean per token (TRL reports that
-the paper's experiments did); for that, divide logps and anchor_logps by the response lengths. The two values of
-β are not comparable: for responses of 100 tokens, the mean form requires a margin 100 times as large.
+the paper's experiments did): `length_normalize` does that (`objectives.per_token`). The two values of β are not
+comparable: for responses of 100 tokens, the mean form requires a margin 100 times as large.
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log(π/anchor)(y), of scale
-β_eff in the PR form, divided by the response's length in the mean form.
+β_eff in the PR form, divided by the response's length with `length_normalize`.
 """
 
 from dataclasses import replace
-from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_shape
 from lit_align.objectives._labels import label_mean
-from lit_align.objectives.anchored import AnchoredObjective
-from lit_align.policy import PolicyConfig
+from lit_align.objectives.per_token import PerTokenObjective
 
 
 def ipo_loss(logps: Tensor, anchor_logps: Tensor, *, beta: float, labels: Tensor | None = None) -> Tensor:
@@ -47,38 +44,16 @@ def ipo_loss(logps: Tensor, anchor_logps: Tensor, *, beta: float, labels: Tensor
     return label_mean(lambda h: (h - 1 / (2 * beta)) ** 2, margins_B, labels)
 
 
-class IPO(AnchoredObjective):
-    """Identity preference optimization; with `proximal` > 0, PR-IPO.
-
-    Args:
-        policy: The language model to train.
-        length_normalize: Take the mean log-probability per token instead of the sum, as TRL does; its beta is not
-            comparable to the paper's.
-    """
+class IPO(PerTokenObjective):
+    """Identity preference optimization; with `proximal` > 0, PR-IPO."""
 
     formula = "(Δlog π/anchor − 1/(2β))²"
-
-    def __init__(self, policy: PolicyConfig, *, length_normalize: bool = False, **kwargs: Any):
-        super().__init__(policy, **kwargs)
-        self.save_hyperparameters(ignore=["optimizer"])
-        self.length_normalize = length_normalize
-        if length_normalize:
-            rank_zero_warn(
-                "model.length_normalize=true: this beta is not comparable to the paper's, which is for sums."
-            )
 
     def data_needs(self) -> DataNeeds:
         return replace(super().data_needs(), takes_labels=True)
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
-        if self.length_normalize:
-            lengths = batch.lengths.clamp(min=1)
-            logps, anchor_logps = logps / lengths, anchor_logps / lengths
-        return ipo_loss(logps, anchor_logps, beta=beta, labels=batch.labels)
-
-    def implicit_rewards(self, logps: Tensor, anchor_logps: Tensor, beta: float, lengths: Tensor) -> Tensor:
-        rewards = super().implicit_rewards(logps, anchor_logps, beta, lengths)
-        return rewards / lengths if self.length_normalize else rewards
+        return ipo_loss(self.scaled(logps, batch), self.scaled(anchor_logps, batch), beta=beta, labels=batch.labels)
 
     def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
         return 1 / (2 * beta) ** 2

@@ -10,10 +10,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align import provenance
-from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_state_dict
 from lit_align.policy import LoRAConfig, is_adapter_weight
-from lit_align.position import Position
+from lit_align.position import KEY, Position
 
 # Options that say where the base model is; its weights identify it.
 LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
@@ -32,20 +31,16 @@ class ResumableModule(L.LightningModule):
     """Identifies the weights of the base model; set when the model is built."""
     _resumed_at: Position | None = None
 
-    def data_needs(self) -> DataNeeds:
-        """The needs of the module, as configured, from its data."""
-        return DataNeeds()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the position, and the hyperparameters as plain values that can be read without our classes."""
-        Position.of_run(self.trainer).save(checkpoint)
+        if KEY not in checkpoint:  # `Interruption` may know better
+            Position.of_run(self.trainer).save(checkpoint)
         provenance.save(checkpoint, self.identity())
         hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
             name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
             for name, value in hyperparameters.items()
         }
-        checkpoint["output_name"] = self.data_needs().output_name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is None:  # load_from_checkpoint

@@ -22,21 +22,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from lit_align.errors import UserError, first_line
-from lit_align.loading import (
-    add_adapter,
-    check_vocabulary,
-    enable_checkpointing,
-    gguf_options,
-    load_tokenizer,
-    locate_model,
-    resolve_dtype,
-    turn_off_dropout,
-)
+from lit_align.errors import UserError
+from lit_align.loading import add_adapter, load_weights
 from lit_align.logprobs import PreferenceBatch, enable_prefix_sharing, hidden_states, single_rows
 from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_shape
@@ -67,42 +59,29 @@ class Scored(Policy):
         self.shares_prefix = hasattr(model, "score") and enable_prefix_sharing(model)
         object.__setattr__(self, "adapter", adapter)
 
-    @classmethod
-    def load(
-        cls,
-        config: PolicyConfig,
-        lora: LoRAConfig | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> "Scored":
-        tokenizer = tokenizer or load_tokenizer(config)
+    @staticmethod
+    def load_model(
+        config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase
+    ) -> PreTrainedModel:
+        """The transformers classifier; a new head starts at zero."""
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        where = locate_model(config)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # the warning about a new head is expected
         try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                **where,
-                num_labels=1,
-                dtype=resolve_dtype(config, lora),
-                attn_implementation=config.attention,
-                output_loading_info=True,
-                **gguf_options(where),
+            model, report = load_weights(
+                AutoModelForSequenceClassification, config, lora, num_labels=1, output_loading_info=True
             )
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
         finally:
             logging.set_verbosity(verbosity)
         if "score.weight" in report["missing_keys"]:
             nn.init.zeros_(model.score.weight)
         model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds the last token by it
-        check_vocabulary(tokenizer, model, config)
-        if not config.dropout:
-            turn_off_dropout(model)
-        if config.gradient_checkpointing:
-            enable_checkpointing(model)
-        adapter = add_adapter(model, replace(lora, targets=_with_head(lora.targets)), None) if lora else None
-        return cls(adapter.get_base_model() if adapter else model, tokenizer, adapter).train()  # type: ignore[return-value]
+        return model
+
+    @staticmethod
+    def add_adapter(model: PreTrainedModel, lora: LoRAConfig) -> PeftModel:
+        return add_adapter(model, replace(lora, targets=_with_head(lora.targets)), None)
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """Reward of every response, [B, K] in float32."""

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor
 
 from lit_align.logprobs import PreferenceBatch
@@ -23,17 +24,27 @@ class Reference(ABC):
         """Whether a weight, by its name in the objective, belongs to a reference of this form."""
 
     @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Type of the model's weights."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of its current weights."""
+
+    @property
     def computes_as_policy(self) -> bool:
         """Whether equal weights give exactly the policy's log-probabilities, even after the adapter was trained."""
+        return False
+
+    @property
+    def is_separate(self) -> bool:
+        """Whether it is a model of its own. If it does not move, recorded log-probabilities can replace it."""
         return False
 
     def mix(self, policy: Policy, alpha: float) -> None:
         """reference ← alpha·policy + (1−alpha)·reference."""
         raise ValueError(f"this reference cannot follow the policy: {self}")
-
-    def fingerprint(self) -> str:
-        """A hash of its current weights."""
-        raise NotImplementedError
 
     def present(self) -> AbstractContextManager["Reference"]:
         """Within this context, the reference in memory: itself, or a model loaded for the purpose."""

@@ -53,7 +53,9 @@ def make_reference(
     origin = PolicyConfig(**{**asdict(policy_config), "path": config.path or policy_config.path, "dtype": dtype})
     if config.form == "recorded":
         adapter = lora if config.path is None else None
-        return RecordedReference(lambda: CopiedReference(Policy.load(origin, adapter).to(policy.device)))
+        return RecordedReference(
+            lambda: CopiedReference(Policy.load(origin, adapter).to(policy.device)), getattr(torch, dtype)
+        )
     to = None if config.dtype == "auto" else getattr(torch, config.dtype)
     soft = rule is not None and rule.alpha < 1
     source = policy if config.path is None else Policy.load(origin)

@@ -45,6 +45,10 @@ class CopiedReference(nn.Module, Reference):
     def owns(name: str) -> bool:
         return name.startswith("reference.")
 
+    @property
+    def is_separate(self) -> bool:
+        return True
+
     def adapt_state(self, saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Start a missing accumulator from the weights, and leave out an accumulator that is not needed."""
         model, accumulator = "reference.model.", "reference.accumulator."
@@ -117,15 +121,25 @@ class RecordedReference(Reference):
 
     Args:
         load: Builds the reference on the policy's device, to record log π_ref.
+        dtype: Type of its weights.
     """
 
-    def __init__(self, load: Callable[[], CopiedReference]):
+    def __init__(self, load: Callable[[], CopiedReference], dtype: torch.dtype):
         self.load = load
+        self._dtype = dtype
         self._fingerprint: str | None = None
 
     @staticmethod
     def owns(name: str) -> bool:
         return False
+
+    @property
+    def is_separate(self) -> bool:
+        return True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
 
     @contextmanager
     def present(self) -> Iterator[Reference]:

@@ -47,6 +47,10 @@ class AdapterReference(Reference):
         return is_adapter_weight(name) and AdapterReference.SLOT in name.split(".")
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.policy.dtype
+
+    @property
     def computes_as_policy(self) -> bool:
         return self.blocks <= 1
 
@@ -123,6 +127,10 @@ class DeltaReference(Reference):
     @staticmethod
     def owns(name: str) -> bool:
         return DeltaReference.NAME in name.split(".")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.policy.dtype
 
     @staticmethod
     @torch.no_grad()

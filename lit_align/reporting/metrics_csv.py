@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_align.console import relative
+from lit_align.console import print_line, relative
 from lit_align.errors import UserError, first_line
 from lit_align.files import write_whole
 
@@ -56,7 +56,13 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def resume(self, state: dict[str, Any]) -> None:
         """Continue after the rows of a checkpoint."""
-        self._rows = [*read_metrics(self.path)[: state["rows"]], *filter(None, [state["pending"]])]
+        rows = read_metrics(self.path)[: state["rows"]]
+        if len(rows) < state["rows"]:
+            print_line(
+                f"{relative(self.path)} has {len(rows)} of the {state['rows']} rows that the checkpoint counts; the "
+                "curves lack the others"
+            )
+        self._rows = [*rows, *filter(None, [state["pending"]])]
 
     @rank_zero_only
     def save(self) -> None:

@@ -55,7 +55,8 @@ CAPTIONS = {
     "drift": "How far policy, reference and start are apart. Estimates from few prompts can be below 0.",
     "diversity": "distinct_2: different pairs of words / all. self_bleu: near 1, the responses repeat each other.",
     "frontier": "Reward gained against distance from the start. Numbers count the validations, 0 is the start; the "
-    "diamond is the verdict on the test prompts.",
+    "diamond is the verdict on the test prompts. Crosses: the best of n of the start's responses to them, without "
+    "training.",
     "win_rate": "Share of comparisons with the start's responses that the policy wins, on the validation prompts. "
     "Above 50 %, the policy is better.",
     "seconds": "Wall-clock time of each round by phase.",
@@ -185,8 +186,26 @@ def _draw_frontier(axis: Axes, runs: Sequence[Run], scorer: SharedScorer) -> boo
         drawn = drawn or bool(points)
     if not drawn:
         return False
+    for label, points in _best_of_n(runs, scorer).items():
+        axis.plot(
+            *zip(*points, strict=True), marker="x", markersize=4, linewidth=0.8, linestyle="--", color="0.5",
+            label=label, zorder=0,
+        )  # fmt: skip
     axis.set_ylabel("mean reward", fontsize=8)
     return _styled(axis, f"reward against KL ({scorer.label})", "KL(policy‖start), nats per response")
+
+
+def _best_of_n(runs: Sequence[Run], scorer: SharedScorer) -> dict[str, list[tuple[float, float]]]:
+    """KL and reward of the best of 1, 2, 4, … of the start's responses to the test prompts; equal starts once."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        if (found := scorer.summary(run)) and found.best_of_n:
+            points = [(best.kl, best.reward.value) for best in found.best_of_n.values()]
+            points = [(0.0, found.reward_start.value), *points]
+            if points not in lines.values():
+                of = f" of {label_of(run.name)}" if lines else ""
+                lines[f"best of 1 to {[*found.best_of_n][-1]}{of}, start"] = points
+    return lines
 
 
 def _start_reward(run: Run, name: str) -> float | None:

@@ -161,6 +161,8 @@ def _facts_of(summary: Summary) -> dict[str, tuple[str, str]]:
     for name, scorer in summary.scorers.items():
         for part, values in scorer.parts.items():
             facts[f"{part}, {name}"] = (number(values.start, like=values.end), number(values.end))
+        for n, best in scorer.best_of_n.items():
+            facts[f"reward of the start's best of {n}, {name}, at KL {best.kl:.2f}"] = (number(best.reward), "")
         if scorer.data:
             facts[f"win rate against the data's own responses, {name}"] = (
                 "",

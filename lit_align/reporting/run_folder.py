@@ -74,6 +74,29 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
     return [Run(path, name) for path, name in zip(paths, names, strict=True)]
 
 
+FILES = (
+    "checkpoints",
+    "config*.yaml",
+    "curves.png",
+    "held_out",
+    "hpc_ckpt_*.ckpt",
+    "metrics.csv",
+    "model",
+    "plots",
+    "reference",
+    "report.html",
+    "rounds",
+    "run.json",
+    "summary.json",
+)
+"""What commands write into a run's folder, as patterns."""
+
+
+def run_files(folder: str | Path) -> list[Path]:
+    """The files and folders of the run in a folder, which may hold others, too."""
+    return sorted(path for pattern in FILES for path in Path(folder).glob(pattern))
+
+
 def verdict_file(folder: str | Path) -> Path:
     """The rows of the verdict, the evaluation at the end."""
     return Path(folder, "held_out", "test.parquet")

@@ -1,16 +1,14 @@
-"""`run.json`: the facts in a run's header, and when and how the run was started."""
+"""`run.json`: the facts in a run's header, when and how the run was started, and when it ended."""
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from lit_align.errors import UserError
-from lit_align.files import write_whole
+from lit_align.files import read_versioned, write_versioned
 
 VERSION = 1
 
@@ -27,7 +25,7 @@ class RunStart:
     def now(cls, step: int) -> Self:
         program, *args = sys.argv
         name = ["python", "train.py"] if Path(program).name == "train.py" else [Path(program).name]
-        return cls(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), shlex.join([*name, *args]), step)
+        return cls(_now(), shlex.join([*name, *args]), step)
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,12 @@ class RunRecord:
 
     Args:
         header: Name and text of each line; a line without a name continues the one before.
+        ended: When the run was finished; empty before.
     """
 
     header: list[tuple[str, str]]
     starts: list[RunStart]
+    ended: str = ""
 
     @classmethod
     def read(cls, folder: str | Path) -> Self | None:
@@ -48,24 +48,28 @@ class RunRecord:
         Raises:
             UserError: the file cannot be read.
         """
-        path = Path(folder, "run.json")
-        if not path.exists():
-            return None
-        try:
-            values = json.loads(path.read_text())
-            if values["version"] != VERSION:
-                raise ValueError(f"version {values['version']} instead of {VERSION}")
-            header = [(str(name), str(text)) for name, text in values["header"]]
-            return cls(header, [RunStart(**start) for start in values["starts"]])
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: this version of lit_align cannot read it ({error}). Delete the file.") from error
+        return read_versioned(Path(folder, "run.json"), VERSION, cls._parse, "Delete the file.")
+
+    @classmethod
+    def _parse(cls, values: dict[str, Any]) -> Self:
+        header = [(str(name), str(text)) for name, text in values["header"]]
+        return cls(header, [RunStart(**start) for start in values["starts"]], str(values.get("ended", "")))
 
     def write(self, folder: str | Path) -> None:
-        text = json.dumps({"version": VERSION} | asdict(self), indent=2, ensure_ascii=False) + "\n"
-        write_whole(Path(folder, "run.json"), lambda path: path.write_text(text))
+        write_versioned(Path(folder, "run.json"), VERSION, asdict(self))
 
 
 def record_start(folder: str | Path, header: Sequence[tuple[str, str]], step: int, resumes: bool) -> None:
     """Write `run.json`; a resumed run adds its start to those of the run it continues."""
     before = RunRecord.read(folder) if resumes else None
     RunRecord(list(header), [*(before.starts if before else []), RunStart.now(step)]).write(folder)
+
+
+def record_end(folder: str | Path) -> None:
+    """Write into `run.json` that the run is finished."""
+    if record := RunRecord.read(folder):
+        replace(record, ended=_now()).write(folder)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,6 +1,6 @@
 """Results as printed on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.table import Table
@@ -48,6 +48,8 @@ def print_summary(summary: Summary) -> None:
             rates = (own.win_rate, own.win_rate_length_controlled)
             table.add_row(*_cells(name, own.reward, scorer.reward_end, *rates, truncated=summary.is_truncated))
         print_line(table)
+    for line in best_of_n_lines(summary):
+        print_line(line)
     start, end = summary.diversity_start, summary.diversity_end
     if warning := summary.truncation():
         print_line(Styled(warning, style="yellow"))
@@ -60,6 +62,15 @@ def print_summary(summary: Summary) -> None:
             f"forgetting {name}: {nll.nll_start:.4f} → {nll.nll_end:.4f} nats per token "
             f"({nll.change.low:+.4f} to {nll.change.high:+.4f})"
         )
+
+
+def best_of_n_lines(summary: Summary) -> Iterator[str]:
+    """The rewards of the best of n of the start's responses, for the largest n, and their distance from the start."""
+    largest = {name: [*scorer.best_of_n.items()][-1] for name, scorer in summary.scorers.items() if scorer.best_of_n}
+    for n, best in dict(largest.values()).items():
+        yield f"best of {n} of the start's responses, at KL {best.kl:.2f}, instead of training:"
+    for name, (_, best) in largest.items():
+        yield f"  {name} reward {best.reward.value:.3f}"
 
 
 def results_table(title: str) -> Table:

@@ -67,6 +67,31 @@ def test_a_checkpoint_of_the_best_win_rate_can_be_kept(tiny_model, in_tmp):
     assert best.best_model_score == pytest.approx(max(rates))
 
 
+def test_the_verdict_has_the_best_of_n_of_the_starts_responses(tiny_model, in_tmp, capsys):
+    def verdict(**options: Any) -> Summary:
+        data = on_policy(in_tmp)
+        judged = WinRate("prompts.jsonl", scorer(), judges={"other": scorer()}, responses_per_prompt=2, **options)
+        fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), data, judged)
+        assert judged.evaluation is not None
+        return judged.evaluation.summary
+
+    few = verdict()
+    assert [*few.training.best_of_n] == ["2"]
+    rows = read_held_out(verdict_file("."))
+    best = [max(scored.rewards_start) for row in rows if (scored := row.scored_by("training"))]
+    assert few.training.best_of_n["2"].reward.value == pytest.approx(sum(best) / len(best), rel=1e-6)
+    capsys.readouterr()
+    many = verdict(best_of=8)
+    found = many.scorers["other"].best_of_n
+    assert [*found] == ["2", "4", "8"]
+    assert found == many.training.best_of_n  # the same scorer
+    rewards = [each.reward.value for each in found.values()]
+    assert [many.training.reward_start.value, *rewards] == sorted([many.training.reward_start.value, *rewards])
+    assert "best of 8 of the start's responses, at KL 1.20" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"win_rate.best_of=1 must be at least 2"):
+        WinRate("prompts.jsonl", scorer(), best_of=1)
+
+
 def test_an_interval_without_prompts_to_answer_is_refused(in_tmp):
     write_prompts(in_tmp)
     with pytest.raises(UserError, match=r"win_rate.every=3 rounds has no effect without win_rate.validation"):

@@ -549,10 +549,13 @@ def fit(tiny_model: str) -> Callable[..., None]:
     return lambda *args: main([*FIT, f"--model.policy.path={tiny_model}", *args])
 
 
-def test_the_second_run_overwrites_the_configuration_of_the_first(fit: Callable[..., None]):
+def test_a_fresh_run_moves_the_files_of_the_one_before(fit: Callable[..., None]):
     for beta in (0.4, 0.2):
-        fit(f"--model.beta={beta}", "--trainer.limit_train_batches=1")
-        assert yaml.safe_load(Path("run/config.yaml").read_text())["model"]["init_args"]["beta"] == beta
+        fit(f"--model.beta={beta}", "--trainer.limit_train_batches=1", "--fresh")
+    for folder, beta in {"run-1": 0.4, "run": 0.2}.items():
+        saved = yaml.safe_load(Path(folder, "config.yaml").read_text())
+        assert saved["model"]["init_args"]["beta"] == beta
+        assert "fresh" not in saved
 
 
 @pytest.mark.parametrize("wrong", [["--model.policy.path=/no/such"], ["--reference_refresh.tau=3", CHECKPOINT]])
@@ -573,7 +576,7 @@ def test_validation_leaves_the_configuration_of_training_alone(tiny_model: str):
 def test_the_saved_configuration_is_a_configuration(fit: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
     fit("--trainer.limit_train_batches=1")
     saved = Path("run/config.yaml").read_text()
-    main(["fit", "--config", "run/config.yaml"])
+    main(["fit", "--config", "run/config.yaml", "--fresh"])
     assert Path("run/config.yaml").read_text() == saved
 
 
@@ -596,17 +599,6 @@ def test_the_saved_configuration_leaves_out_the_resumed_checkpoint(fit: Callable
     saved = yaml.safe_load(Path("run/config.yaml").read_text())
     assert saved["trainer"]["max_epochs"] == 2
     assert saved["ckpt_path"] is None
-
-
-def test_a_second_run_in_the_folder_leaves_its_own_last_checkpoint(fit: Callable[..., None]):
-    folder, saving = Path("run/checkpoints"), "--trainer.enable_checkpointing=true"
-    for beta in (0.4, 0.2):
-        fit(f"--model.beta={beta}", saving)
-        assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=4.ckpt", "step=4.ckpt.sha256"]
-        assert torch.load(folder / "last.ckpt", weights_only=True)["hyper_parameters"]["beta"] == beta
-    fit(saving, "--trainer.max_epochs=2", "--ckpt_path=run/checkpoints/last.ckpt")
-    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=8.ckpt", "step=8.ckpt.sha256"]
-    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 8
 
 
 def test_wandb_gets_the_configuration(fit: Callable[..., None]):

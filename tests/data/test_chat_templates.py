@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lit_align.errors import UserError
 TRL = importlib.util.find_spec("trl")
 FOLDER = Path(TRL.origin or "").parent / "chat_templates" if TRL else Path()
 OF_IMAGES = ("idefics3", "llava_next", "smolvlm")  # they read content as a list of parts only
-NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.startswith(OF_IMAGES)) if TRL else []
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja")) if TRL else []
 SPECIAL = re.compile(r"<\|[^|<>\s{}]+\|>|</?s>|<(?:start|end)_of_turn>|<｜[^｜<>]+｜>|<turn\|>|<\|turn>")
 END = re.compile(r"im_end|eot|return|end_of_turn|end▁of▁sentence|END_OF_TURN|turn\|")
 
@@ -62,7 +63,8 @@ CASES = {
     "result of a tool": Row([*HI, CALL, message("tool", "sunny", name="weather")], ("yes", "no"), tools=TOOLS),
 }
 REFUSALS = re.compile(
-    r"leaves out or changes a part of the response|has tools, but the chat template|System role not supported"
+    r"leaves out or changes (a part of the response|the response's `(reasoning_content|tool_calls)`)"
+    r"|has tools, but the chat template|leaves out message \d \((system|tool)\)|System role not supported"
 )
 
 
@@ -79,11 +81,19 @@ def made_of(name: str) -> PreferenceTokenizer:
     return PreferenceTokenizer(tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
 
 
-def whole_of(made: PreferenceTokenizer, row: Row, answer: Any) -> list[int]:
+def as_read_by(name: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, for templates of models of images with their content as parts."""
+    if not name.startswith(OF_IMAGES):
+        return messages
+    return [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+
+
+def whole_of(name: str, made: PreferenceTokenizer, row: Row, answer: Any) -> list[int]:
     """The template's own tokens of the prompt and an answer."""
     assert isinstance(row.prompt, list)
     said = message("assistant", answer) if isinstance(answer, str) else answer
-    text = made.tokenizer.apply_chat_template([*row.prompt, said], tools=row.tools, tokenize=False)
+    messages = as_read_by(name, [*row.prompt, said])
+    text = made.tokenizer.apply_chat_template(messages, tools=row.tools, tokenize=False)
     return list(made.tokenizer(text, add_special_tokens=False).input_ids)
 
 
@@ -98,7 +108,7 @@ def test_tokens_are_those_of_the_template_or_refused(name, case):
         return
     assert found is not None
     for answer, ids in zip(row.responses, found.response_ids, strict=True):
-        whole = whole_of(made, row, answer)
+        whole = whole_of(name, made, row, answer)
         size = len(found.prompt_ids) + len(ids)
         if size <= len(whole):
             assert found.prompt_ids + ids == whole[:size]
@@ -119,7 +129,7 @@ def test_sampling_reads_the_templates_generation_prompt(name):
         if row.tools and "tools" not in made.tokenizer.chat_template:
             continue
         text = made.tokenizer.apply_chat_template(
-            row.prompt, tools=row.tools, add_generation_prompt=True, tokenize=False
+            as_read_by(name, row.prompt), tools=row.tools, add_generation_prompt=True, tokenize=False
         )
         assert made.prompt_ids(row) == made.tokenizer(text, add_special_tokens=False).input_ids
 
@@ -193,10 +203,10 @@ def test_arguments_of_tools_may_be_json_text(name):
     assert made.row(Row(prompt, row.responses, tools=TOOLS)) == made.row(row)
 
 
-def with_template(template: str) -> PreferenceTokenizer:
+def with_template(template: str, args: dict[str, Any] | None = None) -> PreferenceTokenizer:
     tokenizer = byte_tokenizer(chat=False)
     tokenizer.chat_template = template
-    return PreferenceTokenizer(tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+    return PreferenceTokenizer(tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20, template_args=args)
 
 
 def test_a_template_without_generation_prompt_samples_as_trained():
@@ -229,6 +239,100 @@ def test_a_prompt_that_an_answer_rewrites_is_an_error_that_shows_both():
     words = r"rows.jsonl:1: .* renders the prompt otherwise when a response follows:\n  alone: .*\n  with a response: "
     with pytest.raises(UserError, match=words):
         with_template(rewriting).row(Row(HI, ("yes", "no"), source="rows.jsonl:1"))
+
+
+@pytest.mark.parametrize(
+    ("template", "args", "case", "prompt", "response"),
+    [
+        pytest.param(
+            "{% for m in messages %}{% if m.role == 'user' %}[INST] "
+            "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }} {% endif %}"
+            "{{ m.content }}[/INST]{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% endif %}"
+            "{% endfor %}",
+            {},
+            "system",
+            "[INST] Be short. Hi?[/INST]",
+            " yes<|endoftext|>",
+            id="the system message before a last turn of the user alone",
+        ),
+        pytest.param(
+            "{% for m in messages %}{{ m.content }}{{ '<|im_end|>' if m.role == 'assistant' else '<|im_start|>' }}"
+            "{% endfor %}{% if enable_thinking is false %}<think>\n\n</think>\n{% endif %}",
+            {"enable_thinking": False},
+            "plain",
+            "Hi?<|im_start|><think>\n\n</think>\n",
+            "yes<|im_end|>",
+            id="an empty block of thoughts at the end of any chat",
+        ),
+        pytest.param(
+            CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think></think>{% endif"),
+            {},
+            "plain",
+            "<|im_start|>assistant\n<think></think>",
+            "yes<|im_end|>",
+            id="an empty block of thoughts in the generation prompt alone",
+        ),
+        pytest.param(
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+            "<|im_start|>{% if add_generation_prompt %}assistant\n{% endif %}",
+            {},
+            "plain",
+            "<|im_start|>assistant\n",
+            "yes<|im_end|>",
+            id="the next turn opened after any chat",
+        ),
+        pytest.param(
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{{ part.text }}{% endfor %}"
+            "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+            {},
+            "system",
+            "system\nBe short.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n",
+            "yes<|im_end|>",
+            id="contents that are lists of parts",
+        ),
+    ],
+)
+def test_training_reads_the_sampled_prompt_and_the_answer_ends_once(template, args, case, prompt, response):
+    made = with_template(template, args)
+    found = made.row(CASES[case])
+    assert found is not None
+    assert found.prompt_ids == made.prompt_ids(CASES[case])
+    assert made.tokenizer.decode(found.prompt_ids).endswith(prompt)
+    assert made.tokenizer.decode(found.response_ids[0]) == response
+
+
+def test_a_template_that_leaves_out_a_message_is_an_error():
+    users = CHAT_TEMPLATE.replace("%}<|im_start|>{{ m.role", "%}{% if m.role != 'system' %}<|im_start|>{{ m.role")
+    made = with_template(users.replace("{% endfor %}", "{% endif %}{% endfor %}"))
+    words = r"rows.jsonl:3: .*leaves out message 1 \(system\): Be short\.\nPut its text into a user's turn"
+    with pytest.raises(UserError, match=words):
+        made.row(replace(CASES["system"], source="rows.jsonl:3"))
+    with pytest.raises(UserError, match=words):
+        made.prompt_ids(replace(CASES["system"], source="rows.jsonl:3"))
+    assert made.row(CASES["several turns"]) is not None
+
+
+def test_a_prompt_that_differs_in_sampling_and_a_date_are_noted():
+    thinking = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    assert list(with_template(thinking).notes([CASES["plain"]])) == [
+        ("two prompts", "the chat template ends a prompt otherwise for sampling than before this response:"),
+        ("  sampling", "…m_end|>\\n<|im_start|>assistant\\n<think>\\n"),
+        ("  training", "…m_end|>\\n<|im_start|>assistant\\n"),
+    ]
+    dated = "{% if date_string is undefined %}{% set date_string = strftime_now('%d') %}{% endif %}{{ date_string }}"
+    notes = dict(with_template(dated + CHAT_TEMPLATE).notes([Row(HI)]))
+    assert "writes today's date into prompts" in notes["date"]
+    assert not list(with_template(dated + CHAT_TEMPLATE, {"date_string": "1 May"}).notes([CASES["plain"]]))
+    assert not list(with_template(thinking).notes([Row("Hi?", ("yes",))]))
+
+
+def test_a_refused_message_is_named():
+    order = "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    alternate = order + "{{ raise_exception('Roles must alternate user/assistant/...') }}{% endif %}{% endfor %}"
+    two = [*HI, message("assistant", "Hello."), message("assistant", "Again."), message("user", "And?")]
+    words = r"rows.jsonl:1: .* \(user, assistant, assistant, user, assistant\) at message 3: Roles must .*… Change them"
+    with pytest.raises(UserError, match=words):
+        with_template(alternate + CHAT_TEMPLATE).row(Row(two, ("yes", "no"), source="rows.jsonl:1"))
 
 
 def test_a_template_without_system_messages_says_where_to_put_them():

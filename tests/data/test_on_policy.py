@@ -238,44 +238,6 @@ def test_between_rounds_other_settings_resume(tiny_model, in_tmp):
     assert {len(group.response_ids) for group in data.current_round.groups} == {2}
 
 
-class StopSampling(Exception):
-    pass
-
-
-def test_a_run_killed_while_sampling_resumes_in_the_same_pairs(tiny_model, in_tmp, monkeypatch):
-    """Killed after the first batch of the second round; the batch is not sampled again."""
-    from lit_align.data import samplers as code
-
-    sampled: list[int] = []
-    original = code.sample_responses
-
-    def counted(*args: Any) -> Any:
-        if len(sampled) == 3 and stop:
-            raise StopSampling
-        sampled.append(len(args[2]))
-        return original(*args)
-
-    monkeypatch.setattr(code, "sample_responses", counted)
-    stop = False
-    rounds = Rounds()
-    options = {"max_epochs": 2, "enable_checkpointing": True}
-    whole = module_of(tiny_model)
-    fit(whole, on_policy(in_tmp, store="whole"), rounds, ModelCheckpoint("w"), **options)
-    assert len(sampled) == 4
-
-    sampled.clear()
-    stop = True
-    last = ModelCheckpoint("k", save_last=True, save_on_train_epoch_end=True)
-    with pytest.raises(StopSampling):
-        fit(module_of(tiny_model), on_policy(in_tmp, store="killed"), last, **options)
-    stop = False
-    again, resumed = Rounds(), module_of(tiny_model)
-    fit(resumed, on_policy(in_tmp, store="killed"), again, ckpt_path="k/last.ckpt", max_epochs=2)
-    assert len(sampled) == 4  # two batches a round, each sampled once
-    assert again.made[-1] == rounds.made[-1]
-    assert_same(state(whole), state(resumed))
-
-
 def test_the_same_command_again_samples_nothing(tiny_model, in_tmp, monkeypatch):
     first, second = module_of(tiny_model), module_of(tiny_model)
     fit(first, on_policy(in_tmp), max_epochs=2)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_align.data.batches import Example
-from lit_align.data.pairing import AllPairs, BestRandom, BestWorst, Listwise, take, with_labels, with_mismatched
+from lit_align.data.pairing import AllPairs, Best, BestRandom, BestWorst, Listwise, take, with_labels, with_mismatched
 from lit_align.errors import UserError
 
 
@@ -21,6 +21,19 @@ def test_the_best_is_chosen_and_the_worst_rejected_with_their_data():
     (pair,) = BestWorst()([group([0.5, 2.0, -1.0, 1.0])]).examples
     assert pair.response_ids == [[2, 0], [3, 0]]
     assert (pair.rewards, pair.sampler_logps) == ([2.0, -1.0], [-1.0, -2.0])
+
+
+def test_the_best_alone_needs_one_response_and_counts_the_rest():
+    groups = [
+        group([0.5, 2.0, 2.0]),
+        group([1.0, 3.0], [[7, 0], [7, 0]]),
+        group([1.0, 3.0], [[], [0]], texts=["", " "]),
+        group([0.1, 0.2]),
+    ]
+    pairs = Best(threshold=0.3)(groups)
+    assert [example.response_ids for example in pairs.examples] == [[[2, 0]], [[7, 0]]]
+    assert [example.rewards for example in pairs.examples] == [[2.0], [1.0]]
+    assert pairs.counts == {"all responses equal or empty": 1, "below the threshold": 1}
 
 
 def test_every_prompt_becomes_a_pair_or_a_count():

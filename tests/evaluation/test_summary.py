@@ -2,11 +2,21 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lit_align.errors import UserError
-from lit_align.evaluation.summary import DataComparison, Diversity, Forgetting, PartSummary, ScorerSummary, Summary
+from lit_align.evaluation.summary import (
+    BestOfN,
+    DataComparison,
+    Diversity,
+    Forgetting,
+    PartSummary,
+    ScorerSummary,
+    Summary,
+)
 from lit_align.metrics.win_rate import Estimate
 
 RATE = Estimate(0.6, 0.5, 0.7)
@@ -22,6 +32,7 @@ def summary() -> Summary:
         win_rate_length_controlled=Estimate(0.55, 0.4, 0.7),
         parts={"end": PartSummary(RATE, RATE, data=RATE)},
         data=DataComparison(Estimate(3, 2, 4), RATE, 0.5, RATE),
+        best_of_n={"2": BestOfN(0.19, RATE), "4": BestOfN(0.64, RATE)},
     )
     return Summary(
         prompts=8,
@@ -39,6 +50,19 @@ def summary() -> Summary:
     )
 
 
+def written(folder: Path, held: Summary | None = None) -> Any:
+    """The content of summary.json."""
+    (held or summary()).write(folder)
+    return json.loads((folder / "summary.json").read_text())
+
+
+def read(folder: Path, values: object) -> Summary:
+    (folder / "summary.json").write_text(json.dumps(values))
+    held = Summary.read(folder)
+    assert held is not None
+    return held
+
+
 def test_a_summary_is_read_as_it_was_written(tmp_path):
     summary().write(tmp_path)
     assert Summary.read(tmp_path) == summary()
@@ -46,21 +70,21 @@ def test_a_summary_is_read_as_it_was_written(tmp_path):
     assert Summary.read(tmp_path / "nowhere") is None
 
 
-def test_an_estimate_is_three_keys():
-    values = json.loads(summary().to_json())
+def test_an_estimate_is_three_keys(tmp_path):
+    values = written(tmp_path)
     scored = values["scorers"]["low"]
     assert [scored[key] for key in ("win_rate", "win_rate_low", "win_rate_high")] == [0.6, 0.5, 0.7]
     assert values["version"] == 1
 
 
 def test_parts_that_do_not_apply_are_left_out(tmp_path):
-    values = json.loads(summary().to_json())
+    values = written(tmp_path)
     del values["forgetting"], values["length_data"], values["scorers"]["low"]["data"]
-    read = Summary.from_json(json.dumps(values))
-    assert read.forgetting == {}
-    assert read.length_data is None
-    assert read.scorers["low"].data is None
-    assert "forgetting" not in json.loads(read.to_json())
+    held = read(tmp_path, values)
+    assert held.forgetting == {}
+    assert held.length_data is None
+    assert held.scorers["low"].data is None
+    assert "forgetting" not in written(tmp_path, held)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +100,10 @@ def test_parts_that_do_not_apply_are_left_out(tmp_path):
     ],
 )
 def test_other_files_are_refused_by_key(tmp_path, change, said):
-    values = json.loads(summary().to_json())
+    values = written(tmp_path)
     change(values)
-    (tmp_path / "summary.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=rf"summary\.json: .*{said}.*python train\.py test --config"):
-        Summary.read(tmp_path)
+        read(tmp_path, values)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3"])

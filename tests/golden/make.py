@@ -4,18 +4,23 @@
 
 Each case trains a tiny float64 model for 12 steps (3 epochs of 4 batches) at a constant learning rate, without
 accumulation. The model has learned positions and LayerNorm, so that no part of it computes in float32. Kept are the
-loss of each step, and at the end the gradient's norm, the weights' norm, the reference's log-probabilities and the
-logged training metrics. Write the file again only where a change is meant to move the numbers, and say so.
+loss of each step, and at the end the gradient's norm, the weights' norm, the reference's form and log-probabilities,
+and the logged training metrics. Write the file again only where a change is meant to move the numbers, and say so.
 """
+
+# ruff: noqa: E402  # the imports need the path
 
 import functools
 import json
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import lightning as L
 import torch
@@ -41,6 +46,8 @@ class Case(NamedTuple):
     K: int = 2
     refresh: dict[str, Any] | None = None
     lora: bool = False
+    rank: int = 2
+    width: int = 8
     texts: bool = False
 
 
@@ -52,6 +59,7 @@ REFRESHES: dict[str, dict[str, Any] | None] = {
 ANCHORED: dict[str, Case] = {
     "DPO": Case(DPO, {"label_smoothing": 0.1}),
     "DPO robust": Case(DPO, {"label_smoothing": 0.1, "robust": True}),
+    "DPO per token": Case(DPO, {"beta": 0.5, "length_normalize": True}),
     "DPO rewards": Case(DPO, {"reward_temperature": 0.7}, K=4),
     "IPO": Case(IPO, {"beta": 0.3}),
     "IPO per token": Case(IPO, {"beta": 0.3, "length_normalize": True}),
@@ -88,17 +96,20 @@ def cases() -> Iterator[tuple[str, Case]]:
                     proximal = case.options | {"proximal": 0.15}
                     proximal_case = case._replace(lora=lora, refresh=rule, options=proximal)
                     yield f"PR-{name}, {weights}, {refresh}", proximal_case
-        ring = {"alpha": 0.9, "tau": 1}
-        yield f"DPO, {weights}, ring", ANCHORED["DPO"]._replace(lora=lora, refresh=ring)
+        large = {"alpha": 0.9, "tau": 1}
+        yield f"DPO, {weights}, large alpha", ANCHORED["DPO"]._replace(lora=lora, refresh=large)
         rounds = {"alpha": 1.0, "tau": 1, "unit": "round"}
         yield f"SPPO, {weights}, each round", ANCHORED["SPPO"]._replace(lora=lora, refresh=rounds)
+    # eight past adapters, which need less memory than the dense updates of a wider model
+    yield "DPO, LoRA, ring", ANCHORED["DPO"]._replace(lora=True, rank=1, width=32, refresh={"alpha": 0.9, "tau": 1})
 
 
-def write_model(folder: Path, seed: int) -> str:
+def write_model(folder: Path, seed: int, width: int) -> str:
     torch.manual_seed(seed)
     config = OPTConfig(
-        vocab_size=259, hidden_size=8, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=8,
-        max_position_embeddings=16, init_std=0.3, pad_token_id=0, bos_token_id=0, eos_token_id=0, dropout=0.0,
+        vocab_size=259, hidden_size=width, ffn_dim=2 * width, word_embed_proj_dim=width, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=16, init_std=0.3, pad_token_id=0, bos_token_id=0,
+        eos_token_id=0, dropout=0.0,
     )  # fmt: skip
     OPTForCausalLM(config).double().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
@@ -106,10 +117,10 @@ def write_model(folder: Path, seed: int) -> str:
 
 
 @functools.cache
-def models() -> tuple[str, str]:
+def models(width: int) -> tuple[str, str]:
     """Folders of the policy's start and of another model, the reference of proximal forms."""
     folder = Path(tempfile.mkdtemp())
-    return write_model(folder / "start", 0), write_model(folder / "other", 1)
+    return write_model(folder / "start", 0, width), write_model(folder / "other", 1, width)
 
 
 def batches(case: Case, proximal: bool, count: int = BATCHES) -> list[PreferenceBatch]:
@@ -169,14 +180,14 @@ def norm(tensors: list[torch.Tensor]) -> float:
 def trajectory(case: Case) -> dict[str, Any]:
     """Train one case and give what is compared."""
     L.seed_everything(1, verbose=False)
-    start, other = models()
+    start, other = models(case.width)
     options = dict(case.options)
     proximal = bool(options.get("proximal")) or options.get("estimate_baseline", False)
     if proximal:  # of another reference the step-0 check asks nothing
         options["reference"] = ReferenceConfig(path=other)
     module = case.make(
         PolicyConfig(start, dtype="float64"),
-        lora=LoRAConfig(r=2, alpha=4) if case.lora else None,
+        lora=LoRAConfig(r=case.rank, alpha=4) if case.lora else None,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-2 if case.lora else 3e-3),
         schedule="constant",
         **options,
@@ -203,6 +214,7 @@ def trajectory(case: Case) -> dict[str, Any]:
     }
     reference = getattr(module, "reference", None)
     if reference is not None:
+        done["form"] = str(reference)
         done["reference"] = reference.logps(data[0]).double().sum().item()
     return done
 
@@ -211,6 +223,8 @@ def rounded(value: Any) -> Any:
     """12 digits say more than the comparison reads."""
     if isinstance(value, float):
         return float(f"{value:.12g}")
+    if isinstance(value, str):
+        return value
     if isinstance(value, list):
         return [rounded(each) for each in value]
     return {name: rounded(each) for name, each in value.items()}

@@ -19,6 +19,7 @@ def test_a_trajectory_has_not_moved(name):
     now, kept = make.trajectory(CASES[name]), KEPT[name]
     metrics, kept_metrics = now.pop("metrics"), kept.pop("metrics")
     assert now.keys() == kept.keys()
+    assert now.pop("form", None) == kept.pop("form", None), "another form of reference"
     for what in now:
         assert now[what] == pytest.approx(kept[what], rel=1e-9, abs=1e-9), what
     assert metrics == pytest.approx(kept_metrics, rel=1e-6, abs=1e-6, nan_ok=True)

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from torch.testing import assert_close
 
+from lit_align.objectives import DPO
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.cpo import cpo_loss
 from lit_align.objectives.dpo import dpo_loss
@@ -23,6 +24,7 @@ from lit_align.objectives.orpo import log1mexp, orpo_loss
 from lit_align.objectives.reward_model import bradley_terry_loss
 from lit_align.objectives.simpo import simpo_loss
 from lit_align.objectives.sppo import sppo_loss
+from lit_align.policy import PolicyConfig
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 trl = pytest.importorskip("trl", minversion="1.16", reason="the peer whose numbers these are; `make install` has it")
@@ -127,6 +129,13 @@ def test_trls_sigmoid_ignores_label_smoothing(beta, batch):
 def test_robust_dpo_is_trls_robust(beta, epsilon, batch):
     ours = dpo_loss(batch.logps, batch.anchor_logps, beta=beta, label_smoothing=epsilon, robust=True)
     same(ours.mean(), trl_dpo(batch, "robust", beta, label_smoothing=epsilon))
+
+
+@pytest.mark.parametrize("beta", [2.0, 5.0])
+def test_dpo_per_token_is_trls_sigmoid_norm(beta, batch):
+    module = DPO(PolicyConfig("none"), length_normalize=True)
+    ours = module.loss(batch.logps, batch.anchor_logps, beta, SimpleNamespace(lengths=LENGTHS, labels=None))
+    same(ours.mean(), trl_dpo(batch, "sigmoid_norm", beta))
 
 
 @betas

@@ -127,6 +127,14 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
         lambda c: DPO(c, reward_temperature=0.5),
         lambda x, a, n, b: -(soft(b.rewards / 0.5) * soft((x - a) * 0.3 / 0.5).log()).sum(-1),
     ),
+    "DPO, per token": (
+        lambda c: DPO(c, length_normalize=True, label_smoothing=0.1),
+        lambda x, a, n, b: averaged(nll, 0.3 * pair(x / n - a / n), 0.9 * b.labels + 0.1 * (1 - b.labels)),
+    ),
+    "DPO, rewards, per token": (
+        lambda c: DPO(c, length_normalize=True, reward_temperature=0.5),
+        lambda x, a, n, b: -(soft(b.rewards / 0.5) * soft((x - a) / n * 0.3 / 0.5).log()).sum(-1),
+    ),
     "IPO": (lambda c: IPO(c), lambda x, a, n, b: averaged(lambda h: (h - 1 / 0.6) ** 2, pair(x - a), b.labels)),
     "IPO, per token": (
         lambda c: IPO(c, length_normalize=True),
@@ -221,13 +229,6 @@ def test_kto_weighs_both_kinds_against_the_reference_point(random):
     torch.testing.assert_close(module.loss(logps, anchor, 0.3, batch), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_ipo_per_token_warns_that_its_beta_is_another(recwarn):
-    IPO(PolicyConfig("none"))
-    assert not recwarn
-    IPO(PolicyConfig("none"), length_normalize=True)
-    assert "this beta is not comparable" in str(recwarn.pop(UserWarning).message)
-
-
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -280,10 +281,11 @@ def test_the_logged_margin_is_that_of_the_rewards_in_the_loss(tiny_model, in_tmp
     assert float(metrics["train/reward_accuracy"]) == pytest.approx(float((margins > 0).double().mean()))
 
 
-def test_ipo_per_token_logs_margins_per_token(tiny_model, in_tmp):
+@pytest.mark.parametrize("make", [DPO, IPO])
+def test_with_length_normalize_logged_margins_are_per_token(make):
     logged = []
     for length_normalize in (False, True):
-        module = IPO(PolicyConfig(tiny_model), length_normalize=length_normalize)
+        module = make(PolicyConfig("none"), length_normalize=length_normalize)
         logps, lengths = torch.tensor([[-6.0, -9.0]]), torch.tensor([[2, 3]])
         logged.append(module.implicit_rewards(logps, torch.tensor([[-8.0, -6.0]]), 0.5, lengths))
     assert logged[0].tolist() == [[1.0, -1.5]]

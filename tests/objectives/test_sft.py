@@ -1,10 +1,12 @@
+import lightning as L
 import pytest
 import torch
 from tiny import adamw, fit, on_policy, write_pairs
 from torch.testing import assert_close
 
-from lit_align.data import OfflinePairs
+from lit_align.data import Best, OfflinePairs
 from lit_align.errors import UserError
+from lit_align.objectives import DPO
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.sft import SFT
 from lit_align.policy import PolicyConfig
@@ -61,6 +63,27 @@ def test_plain_texts_are_learnt_from_their_first_token(tiny_model, in_tmp):
     assert sorted(batch.lengths[:, 0].tolist()) == [len("another") + 1, len("one text") + 1]
 
 
-def test_rounds_of_its_own_responses_are_refused(tiny_model, in_tmp):
-    with pytest.raises(UserError, match="OnPolicyPairs: SFT learns from a file"):
+def test_on_rounds_it_imitates_the_best_response_of_each_prompt(tiny_model, in_tmp):
+    class Checked(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            assert batch.response_ids.shape[:2] == (batch.size, 1)
+            best = {tuple(group.prompt_ids): max(group.rewards) for group in trainer.datamodule.current_round.groups}
+            prompts = [ids[mask].tolist() for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)]
+            assert batch.rewards[:, 0].tolist() == pytest.approx([best[tuple(ids)] for ids in prompts])
+            seen.append(batch.size)
+
+    seen: list[int] = []
+    module = SFT(PolicyConfig(tiny_model), optimizer=adamw())
+    fit(module, on_policy(in_tmp, pairing=Best(), record_sampler=False), Checked(), max_epochs=2)
+    assert sum(seen) > 0
+    assert module.trainer.callback_metrics["train/loss"].isfinite()
+
+
+def test_a_rule_that_makes_pairs_is_refused(tiny_model, in_tmp):
+    with pytest.raises(UserError, match=r"data.pairing=BestWorst: SFT imitates one response. Use data.pairing=Best"):
         fit(SFT(PolicyConfig(tiny_model)), on_policy(in_tmp))
+
+
+def test_the_best_alone_is_refused_where_responses_are_compared(tiny_model, in_tmp):
+    with pytest.raises(UserError, match=r"data.pairing=Best: DPO compares responses, and this rule keeps one"):
+        fit(DPO(PolicyConfig(tiny_model)), on_policy(in_tmp, pairing=Best()))

@@ -13,7 +13,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "fit": Command("Train a model."),
+    "fit": Command("Train a model, or continue the run in its folder."),
     "validate": Command("Compute the loss and metrics on validation data."),
     "test": Command("Compare a checkpoint with the start on held-out prompts."),
     "predict": Command("Write a checkpoint's responses to given prompts."),

@@ -1,5 +1,10 @@
 """`lit-align chat MODEL [--against START]`: talk to a model."""
 
+import argparse
+from typing import Any
+
+import yaml
+
 from lit_align.cli.arguments import Arguments
 
 
@@ -13,9 +18,33 @@ def run(args: list[str]) -> None:
     )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
+    parser.add_argument(
+        "--template-args",
+        metavar="ARGS",
+        type=_object,
+        default={},
+        help="arguments of the chat template, such as '{enable_thinking: false}' (default: those of the run)",
+    )
+    parser.add_argument("--chat-template", metavar="FILE", help="another chat template than the model's")
+    parser.add_argument("--tokenizer", metavar="NAME", help="another tokenizer than the model's")
+    parser.add_argument("--plain", action="store_true", help="continue what is typed, without the chat template")
     given = parser.parse_args(args)
-    from lit_align.cli.chat import Speaker, chat
+    if given.plain and (given.template_args or given.chat_template):
+        parser.error("--template-args and --chat-template have no effect with --plain. Leave them out")
+    from lit_align.cli.chat import Prompting, Speaker, chat
     from lit_align.data.sampling import Sampling
 
     sampling = Sampling(given.max_new_tokens, given.temperature)
-    chat([Speaker(path, sampling, given.seed) for path in (given.model, given.against) if path])
+    prompting = Prompting(given.template_args, given.chat_template, given.tokenizer, given.plain)
+    chat([Speaker(path, sampling, given.seed, prompting) for path in (given.model, given.against) if path])
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The object that a text spells out in YAML or JSON."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} must be an object such as '{{enable_thinking: false}}'")
+    return value

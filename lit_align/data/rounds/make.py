@@ -22,7 +22,7 @@ from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers import Sampler, SampleRequest
 from lit_align.data.sampling import Sampling, check_stop, sampling_batches
-from lit_align.data.scorers.base import PairwiseScorer, Scorer, compare, score
+from lit_align.data.scorers.base import BaseScorer
 from lit_align.errors import UserError
 from lit_align.policy import Policy
 from lit_align.sharding import gathered
@@ -55,7 +55,7 @@ class RoundMaker:
     responses_per_prompt: int
     prompts_per_batch: int
     record_sampler: bool
-    scorer: Scorer | PairwiseScorer
+    scorer: BaseScorer
 
     @property
     def policy(self) -> Policy:
@@ -122,15 +122,17 @@ class RoundMaker:
     def score(self, samples: Sequence[SampleRow]) -> Loaded[ScoreRow]:
         """The scorer's rewards of each prompt's responses."""
 
-        def score_batch(scorer: Scorer | PairwiseScorer, indices: Sequence[int]) -> list[ScoreRow]:
-            return score_samples(scorer, [samples[i] for i in indices])
+        def score_batch(scorer: BaseScorer, indices: Sequence[int]) -> list[ScoreRow]:
+            some = [samples[i] for i in indices]
+            scored = scorer.score_groups([row.prompt for row in some], [row.responses for row in some])
+            return [ScoreRow(row.source, scorer.identity, *group) for row, group in zip(some, scored, strict=True)]
 
         return self.recorder.load_or_compute(
             "score", self.store.scores(self.scorer.identity), self.batches, self._open_scorer, score_batch
         )
 
     @contextmanager
-    def _open_scorer(self) -> Iterator[Scorer | PairwiseScorer]:
+    def _open_scorer(self) -> Iterator[BaseScorer]:
         try:
             yield self.scorer
         finally:
@@ -180,27 +182,3 @@ class RoundMaker:
         self._check_policy()
         with gathered(self.policy):
             yield self.policy
-
-
-def score_samples(scorer: Scorer | PairwiseScorer, samples: Sequence[SampleRow]) -> list[ScoreRow]:
-    """The scores of each prompt's K responses.
-
-    The score of a response under a pairwise scorer is its mean probability to beat the K−1 others.
-    """
-    prompts, responses = [row.prompt for row in samples], [row.responses for row in samples]
-    if isinstance(scorer, PairwiseScorer):
-        compared = compare(scorer, prompts, responses)
-        means = [[(sum(wins) - 0.5) / (len(P) - 1) for wins in P] for P in compared]  # without the ½ against itself
-        return [
-            ScoreRow(row.source, scorer.identity, scores, preferences=P)
-            for row, scores, P in zip(samples, means, compared, strict=True)
-        ]
-    repeated = [prompt for prompt, group in zip(prompts, responses, strict=True) for _ in group]
-    scores = score(scorer, repeated, [text for group in responses for text in group])
-    rows, start = [], 0
-    for row in samples:
-        place = slice(start, start + len(row.responses))
-        parts = {name: part[place] for name, part in scores.parts.items()}
-        rows.append(ScoreRow(row.source, scorer.identity, scores[place], parts or None))
-        start = place.stop
-    return rows

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from torch import Tensor
@@ -20,9 +21,7 @@ from lit_align.data.rounds.store import Part, RoundStore
 from lit_align.data.sampling import in_order
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
-from lit_align.objectives import AnchoredObjective, PreferenceObjective
-from lit_align.reference.base import Reference
-from lit_align.reference.copied import CopiedReference, RecordedReference
+from lit_align.objectives import PreferenceObjective
 from lit_align.sharding import barrier_with_timeout, gathered
 
 R = TypeVar("R", bound=StoredRow)
@@ -134,11 +133,10 @@ class Recorder:
         return [row.logps for row in self.load_or_compute(name, part, batches, open_model, compute).rows]
 
     def with_reference(self, store: RoundStore, examples: Sequence[Example]) -> list[Example]:
-        """The examples with log π_ref recorded, if the reference does not move while they are trained on."""
-        reference = getattr(self.module, "reference", None)
-        if not self.can_record(reference):
+        """The examples with log π_ref, if it may be recorded; otherwise as they are."""
+        reference = self.module.recordable_reference
+        if reference is None:
             return list(examples)
-        assert isinstance(reference, CopiedReference | RecordedReference)
 
         @contextmanager
         def open_reference() -> Iterator[LogpsFn]:
@@ -148,15 +146,22 @@ class Recorder:
         recorded = self.logps_column("reference", reference.fingerprint(), store, examples, open_reference)
         return [replace(e, reference_logps=logps) for e, logps in zip(examples, recorded, strict=True)]
 
-    def can_record(self, reference: Reference | None) -> bool:
-        """Whether the reference is a second model (an adapter costs nothing to keep) that is fixed in the round."""
-        module = self.module
-        return (
-            isinstance(module, AnchoredObjective)
-            and module.beta > 0
-            and not module.reference_moves_in_round
-            and isinstance(reference, CopiedReference | RecordedReference)
-        )
+    def with_stored_reference(self, folder: Path, examples: Sequence[Example]) -> list[Example]:
+        """The examples with log π_ref, from the folder or computed now.
+
+        Raises:
+            UserError: the folder's numbers are not the reference's.
+        """
+        reference = self.module.recordable_reference
+        assert reference is not None
+        store = RoundStore(folder, 0, {"reference": reference.fingerprint()})
+        recorded = self.with_reference(store, examples)
+        first = recorded[0]
+        with reference.present() as present:
+            (again,) = self.logps(present.logps, [first])
+        bound = 1e-3 if reference.dtype.itemsize >= 4 else 1.0
+        check_cache(first.reference_logps or [], again, bound, str(store.path))
+        return recorded
 
 
 def check_cache(recorded: Sequence[float], recomputed: Sequence[float], bound: float, where: str) -> None:

@@ -27,6 +27,11 @@ def prompts_of_round(prompts: list[T], per_round: PromptsPerRound, index: int, r
     return [prompts[order[i % len(order)]] for i in range(start, start + per_round)]
 
 
+def share_of_round(per_round: PromptsPerRound, rounds: int) -> int | str:
+    """Identifies which prompts a round has; arguments as in `prompts_of_round`."""
+    return f"chunk of {rounds} rounds" if per_round == "chunk" else per_round
+
+
 def check_prompts(prompts: Sequence[object], per_round: PromptsPerRound, rounds: int, path: str) -> None:
     """Check that every round has prompts, and no round has one twice (its samples would be the same).
 

@@ -6,7 +6,7 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -18,6 +18,14 @@ class ScorerError(UserError):
     """A scorer failed. Names the scorer, the first prompt and response concerned, and the fix."""
 
 
+class GroupScores(NamedTuple):
+    """The scores of one prompt's K responses."""
+
+    scores: list[float]  # the rewards, [K]
+    parts: dict[str, list[float]] | None = None
+    preferences: list[list[float]] | None = None  # P(y_i ≻ y_j), [K, K], of a scorer that compares
+
+
 class BaseScorer(ABC):
     """The common part of all scorers: an identity, and loading and freeing of resources."""
 
@@ -25,6 +33,14 @@ class BaseScorer(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Name and version, recorded with each score: it changes whenever the scores may change."""
+
+    @abstractmethod
+    def score_groups(self, prompts: Sequence[Text], groups: Sequence[Sequence[str]]) -> list[GroupScores]:
+        """The checked scores of each prompt's responses.
+
+        Raises:
+            ScorerError: the scorer raises, or returns values that cannot be used.
+        """
 
     def start(self) -> None:  # noqa: B027  # not every scorer has something to load
         """Load what scoring needs; a second call does nothing."""
@@ -42,6 +58,17 @@ class Scorer(BaseScorer):
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
         """The reward of each response to the prompt at the same place, [N]; `Scores` if the rewards have parts."""
 
+    def score_groups(self, prompts: Sequence[Text], groups: Sequence[Sequence[str]]) -> list[GroupScores]:
+        repeated = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
+        rewards = score(self, repeated, [response for group in groups for response in group])
+        scored, start = [], 0
+        for group in groups:
+            place = slice(start, start + len(group))
+            parts = {name: part[place] for name, part in rewards.parts.items()}
+            scored.append(GroupScores(rewards[place], parts or None))
+            start = place.stop
+        return scored
+
 
 class PairwiseScorer(BaseScorer):
     """Compares the responses to a prompt with each other, as a preference model does; it need not be transitive."""
@@ -49,6 +76,14 @@ class PairwiseScorer(BaseScorer):
     @abstractmethod
     def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> Sequence[Any]:
         """P(y_i ≻ y_j) among each prompt's responses, [N, K, K]; the diagonal is not read."""
+
+    def score_groups(self, prompts: Sequence[Text], groups: Sequence[Sequence[str]]) -> list[GroupScores]:
+        """The reward of a response is its mean probability to beat the K−1 others."""
+        scored = []
+        for P in compare(self, prompts, groups):
+            means = [(sum(wins) - 0.5) / (len(P) - 1) for wins in P]  # without the ½ against itself
+            scored.append(GroupScores(means, preferences=P))
+        return scored
 
 
 class Scores(list[float]):

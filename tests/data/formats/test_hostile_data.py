@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import read
+from reading import PAIR, chat, read
 
 from lit_align.data.formats import DataError, Kind, Row, read_rows
 from lit_align.data.formats.columns import TARGETS
@@ -168,3 +168,59 @@ def test_any_damage_to_a_file_is_read_over_or_refused(name: str, data: st.DataOb
             check(read_rows(path, kind="preferences").rows)
         except DataError as error:
             assert_one_paragraph(error)
+
+
+hostile = st.one_of(
+    st.text(),
+    st.sampled_from(["", " ", "\0", "👩‍👩‍👧", "e\u0301", "مرحبا", "\u202eabc", "\u2028", "<|im_end|>", "</s>", "\r\n"]),
+    st.text(alphabet=" \n\n\tab\0\u2028HumanAssistant:", max_size=40),
+)
+
+
+@settings(deadline=None)
+@given(prompt=hostile, chosen=hostile, rejected=hostile)
+def test_text_arrives_unchanged_or_is_counted(prompt: str, chosen: str, rejected: str):
+    rows = read({"prompt": prompt, "chosen": chosen, "rejected": rejected}, PAIR)
+    first = Row(prompt, (chosen, rejected), source="rows.jsonl:1")
+    if chosen.strip() and rejected.strip() and chosen != rejected:
+        assert rows[0] == first
+    assert len(rows) + rows.skipped.total() == 2
+
+
+@settings(deadline=None)
+@given(shared=hostile, chosen=hostile, rejected=hostile)
+def test_prompt_and_response_of_an_implicit_pair_join_to_the_text_read(shared: str, chosen: str, rejected: str):
+    chosen, rejected = f"It {shared}{chosen}", f"It {shared}{rejected}"
+    rows = read({"chosen": chosen, "rejected": rejected}, {"chosen": "x a", "rejected": "x b"})
+    if len(rows) == 2:
+        prompt = rows[0].prompt
+        assert isinstance(prompt, str)
+        assert [prompt + response for response in rows[0].responses] == [chosen, rejected]
+    assert len(rows) + rows.skipped.total() == 2
+
+
+@settings(deadline=None)
+@given(question=hostile, chosen=hostile, rejected=hostile)
+def test_messages_arrive_unchanged_or_are_counted(question: str, chosen: str, rejected: str):
+    rows = read(
+        {"chosen": chat(question, chosen), "rejected": chat(question, rejected)},
+        {"chosen": chat("Q", "a"), "rejected": chat("Q", "b")},
+    )
+    if len(rows) == 2:
+        assert rows[0] == Row(chat(question), (chosen, rejected), source="rows.jsonl:1")
+    assert len(rows) + rows.skipped.total() == 2
+
+
+def test_half_a_surrogate_pair_is_replaced_and_counted(tmp_path: Path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a\\ud83d b", "x": ["\\uDe00"]}\n{"prompt": "\\ud83d\\ude00"}\n')
+    rows = read_rows(file, kind="prompts")
+    assert [row.prompt for row in rows] == ["a� b", "😀"]
+    assert rows.skipped.total() == 2
+    assert "surrogate" in next(iter(rows.skipped))
+
+
+def test_a_hundred_thousand_letters_without_a_space_are_read_at_once():
+    words = "It " + "a" * 100_000 + " " + "a" * 100_000
+    row = read({"chosen": words + "b", "rejected": words + "c"})[0]
+    assert row.prompt == "It " + "a" * 100_000

@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import message_of
+from reading import PAIR, chat, message_of
 
 from lit_align.data.formats import Rows, read_rows
 from lit_align.data.formats.record import Record
@@ -237,3 +237,60 @@ def test_keys_that_only_other_rows_have_are_not_added_to_tool_calls(tmp_path: Pa
     pq.write_table(pa.Table.from_pylist(chats), file)
     read = [row.responses[0]["tool_calls"] for row in read_rows(file, kind="texts")]  # type: ignore[index]
     assert read == [[call] for call in calls]
+
+
+def test_all_sources_give_the_same_rows(tmp_path: Path):
+    rows = [{**PAIR, "prompt": f"Q{i}", "messages": chat(f"Q{i}"), "number": i} for i in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\ufeff" + "\n\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "list.json").write_text("\n " + json.dumps(rows, indent=2))
+    (tmp_path / "lines.json").write_text("\r\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    Dataset.from_list(rows[::-1]).select([2, 1, 0]).save_to_disk(tmp_path / "reordered")
+    DatasetDict(only=Dataset.from_list(rows)).save_to_disk(tmp_path / "splits")
+    sources = {
+        name: [row.source for row in read_rows(tmp_path / name, kind="preferences")]
+        for name in ("rows.jsonl", "list.json", "lines.json", "rows.parquet", "saved", "reordered", "splits")
+    }
+    assert sources.pop("rows.jsonl") == ["rows.jsonl:1", "rows.jsonl:3", "rows.jsonl:5"]  # lines, blank ones too
+    assert sources.pop("splits") == ["splits[only]:1", "splits[only]:2", "splits[only]:3"]
+    assert sources == {name: [f"{name}:{n}" for n in (1, 2, 3)] for name in sources}
+    for name in ("rows.jsonl", "splits", *sources):
+        assert [row.prompt for row in read_rows(str(tmp_path / name), kind="preferences")] == ["Q0", "Q1", "Q2"]
+
+
+def test_a_split_is_chosen_by_name_and_train_is_meant_without_one(tmp_path: Path):
+    folder = tmp_path / "saved"
+    DatasetDict(
+        test=Dataset.from_list([PAIR | {"prompt": "test"}]), train=Dataset.from_list([PAIR | {"prompt": "train"}])
+    ).save_to_disk(folder)
+    assert read_rows(folder, kind="prompts")[0].prompt == "train"
+    assert read_rows(folder, split="test", kind="prompts")[0].source == "saved[test]:1"
+    assert "test, train" in message_of(lambda: read_rows(folder, split="dev", kind="prompts"))
+
+
+def test_a_hub_name_is_loaded_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def load_dataset(*args: object, **kwargs: object) -> Dataset:
+        calls.append((args, kwargs))
+        return Dataset.from_list([PAIR])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    rows = read_rows("openai/summaries:comparisons", split="validation", kind="preferences")
+    assert rows[0].source == "openai/summaries:comparisons[validation]:1"
+    read_rows("openai/summaries", kind="preferences")
+    assert calls == [
+        (("openai/summaries", "comparisons"), {"split": "validation"}),
+        (("openai/summaries", None), {"split": "train"}),
+    ]
+
+
+def test_a_hub_name_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*args: object, **kwargs: object) -> Dataset:
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    message = message_of(lambda: read_rows("nobody/nothing", kind="preferences"))
+    assert "nobody/nothing" in message
+    assert "Couldn't reach the Hub" in message

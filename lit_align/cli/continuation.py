@@ -1,0 +1,210 @@
+"""What `fit` does in a folder that holds a run: the same command continues an unfinished one, and overwrites none.
+
+| the folder holds | the same command | with other options |
+|---|---|---|
+| an unfinished run | resumes from its newest whole checkpoint | is refused, with the list of differences |
+| a finished run | is refused | is refused; a larger `trainer.max_epochs` (`max_steps`, `max_time`) extends the run |
+| a run without a checkpoint | starts from the beginning | starts from the beginning |
+
+`--fresh` moves the run's files beside the folder (`FOLDER-1`, `FOLDER-2`, ...) and starts from nothing. A job that its
+scheduler has started again ignores it: the same script then continues. An explicit `ckpt_path` is taken as it is.
+"""
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_align.checkpoints import newest_whole
+from lit_align.console import print_line, relative
+from lit_align.errors import UserError
+from lit_align.provenance import Table, differences, listed
+from lit_align.reporting.run_folder import run_files
+from lit_align.reporting.run_record import RunRecord
+
+LENGTH = {"trainer.max_epochs", "trainer.max_steps", "trainer.max_time"}
+"""Options by which a run is extended."""
+FREE = LENGTH | {
+    "fresh",
+    "ckpt_path",
+    "checkpoint",
+    "data.batch_size",  # with the number of processes; checkpoints compare the examples of a step
+    "data.wait_minutes",
+    "fsdp_sharding",
+    "model.accept_changes",
+    "model.policy.path",  # checkpoints compare the weights
+    "model.policy.revision",
+    "model.lora.adapter",
+    *(
+        f"trainer.{name}"
+        for name in (
+            "accelerator",
+            "default_root_dir",
+            "detect_anomaly",
+            "devices",
+            "enable_checkpointing",
+            "enable_model_summary",
+            "enable_progress_bar",
+            "log_every_n_steps",
+            "logger",
+            "num_nodes",
+            "num_sanity_val_steps",
+            "plugins",
+            "profiler",
+            "strategy",
+        )
+    ),
+}
+"""Options that may differ when a run is resumed: they change none of its numbers, or its checkpoints check them."""
+
+
+def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: bool) -> Path | None:
+    """The checkpoint from which a `fit` without `ckpt_path` continues the run in its folder; None to start one.
+
+    Args:
+        config: The command's configuration, as plain values.
+        fresh: Whether to set aside the run in the folder.
+
+    Raises:
+        UserError: the folder holds a finished run, or a run with another configuration.
+    """
+    folder = Path(trainer.default_root_dir)
+    if fresh and not _is_started_again():
+        if trainer.is_global_zero:
+            _set_aside(trainer)
+        return None
+    record, newest = RunRecord.read(folder), newest_whole([folder, *checkpoint_folders(trainer)])
+    ended = record is not None and record.ended
+    if newest is None and not ended:
+        if record is not None:
+            print_line(f"{relative(folder)} holds a run without a checkpoint; it starts from the beginning")
+        return None
+    changed = differences(_read(folder / "config.yaml", config), _flat(config))
+    _refuse_changes(folder, newest, changed, config)
+    if newest is None or (ended and not any(map(_extends, changed.items()))):
+        raise _finished(folder, config, newest)
+    print_line(f"resumes {relative(folder)} from {newest.name}, its newest checkpoint (--fresh starts from nothing)")
+    return newest
+
+
+def seed_to_resume(folder: str | Path) -> int | None:
+    """The seed of the run in a folder, which a command with `seed_everything: true` continues; None without one."""
+    return _read(Path(folder, "config.yaml"), {}).get("seed_everything")
+
+
+def check_named_checkpoint(trainer: Trainer, path: str) -> None:
+    """Check that a run that resumes from a named checkpoint overwrites no other, finished run.
+
+    Raises:
+        UserError: the folder holds one, and the checkpoint is not its own.
+    """
+    folder = Path(trainer.default_root_dir)
+    record = RunRecord.read(folder)
+    own = [each.resolve() for each in (folder, *checkpoint_folders(trainer))]
+    if record and record.ended and Path(path).exists() and Path(path).absolute().parent.resolve() not in own:
+        raise UserError(
+            f"trainer.default_root_dir={relative(folder)} holds a finished run, and ckpt_path={path} belongs to "
+            "another. Name another folder."
+        )
+
+
+def checkpoint_folders(trainer: Trainer) -> list[Path]:
+    """Where the run's checkpoints are."""
+    saving = (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint))
+    default = Path(trainer.default_root_dir, "checkpoints")
+    return list(dict.fromkeys([default, *(Path(each.dirpath) for each in saving if each.dirpath)]))
+
+
+def _refuse_changes(folder: Path, newest: Path | None, changed: dict[str, tuple[Any, Any]], config: Any) -> None:
+    accepted: Collection[str] = config["model"].get("init_args", {}).get("accept_changes") or ()
+    refused = {key: values for key, values in changed.items() if key not in FREE and key not in accepted}
+    if refused:
+        resume = f" To resume it with these options, name its checkpoint: --ckpt_path={relative(newest)}"
+        raise UserError(
+            f"trainer.default_root_dir={relative(folder)} holds a run with other options (then → now):\n"
+            f"{listed(refused)}\nGive what it had, or name another folder, or add --fresh, which moves it to "
+            f"{relative(_aside(folder))}." + (resume if newest else "")
+        )
+
+
+def _finished(folder: Path, config: Any, newest: Path | None) -> UserError:
+    trainer = config["trainer"]
+    limits = [f"trainer.{name}={trainer[name]}" for name in ("max_epochs", "max_steps") if (trainer[name] or 0) > 0]
+    extend = f"To extend it, raise {' or '.join(limits)}. " if newest and limits else ""
+    return UserError(
+        f"trainer.default_root_dir={relative(folder)} holds a finished run, which is not overwritten. {extend}To start "
+        f"another, name another folder, or add --fresh, which moves it to {relative(_aside(folder))}."
+    )
+
+
+def _extends(change: tuple[str, tuple[Any, Any]]) -> bool:
+    """Whether a changed option makes the run longer."""
+    key, (then, now) = change
+    if key not in LENGTH:
+        return False
+    if isinstance(then, int) and isinstance(now, int):
+        return now > then >= 0 or (now < 0 <= then)
+    return now is None or isinstance(now, str | dict)
+
+
+def _is_started_again() -> bool:
+    """Whether the scheduler has started this job before: its first start was the fresh one."""
+    return any(int(os.environ.get(name) or 0) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+
+
+def _set_aside(trainer: Trainer) -> None:
+    """Move the files of the run in the folder beside it.
+
+    Raises:
+        UserError: its checkpoints are elsewhere.
+    """
+    folder = Path(trainer.default_root_dir)
+    for elsewhere in checkpoint_folders(trainer)[1:]:
+        if newest_whole([elsewhere]):
+            raise UserError(
+                f"checkpoint.dirpath={relative(elsewhere)} holds checkpoints, which --fresh does not move. Name "
+                "another folder."
+            )
+    files = run_files(folder)
+    if not files:
+        return
+    aside = _aside(folder)
+    aside.mkdir()
+    for path in files:
+        shutil.move(path, aside / path.name)
+    print_line(f"the run in {relative(folder)} is now in {relative(aside)}")
+
+
+def _aside(folder: Path) -> Path:
+    """The folder that a run is set aside in."""
+    number = 1
+    while (aside := folder.absolute().with_name(f"{folder.absolute().name}-{number}")).exists():
+        number += 1
+    return aside
+
+
+def _read(path: Path, config: dict[str, Any]) -> Table:
+    """The configuration of the run in a folder; without one, the given one."""
+    try:
+        return _flat(yaml.safe_load(path.read_text()) if path.exists() else config)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{relative(path)} is damaged. Delete it: checkpoints then check what they can.") from error
+
+
+def _flat(config: dict[str, Any]) -> Table:
+    """Options by their short names, as on the command line: model.beta."""
+    return {key: value for key, value in _flattened(config, "") if key}
+
+
+def _flattened(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict) or key in FREE:
+        yield key, value
+        return
+    for name, inner in value.items():
+        below = key if name in ("class_path", "init_args") else f"{key}.{name}".lstrip(".")
+        yield from _flattened(inner, below)

@@ -1,0 +1,164 @@
+"""A tokenizer's chat template: the messages as text, or one message that says what the template refuses."""
+
+import copy
+import json
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+
+from lit_align.data.formats.messages import ROLES
+from lit_align.data.formats.rows import Message, Row
+from lit_align.errors import UserError, first_line
+
+_REFUSALS = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
+"""How templates refuse messages: by raising an exception, or by reading what is not there."""
+
+
+class ChatTemplate:
+    """Renders messages by a tokenizer's chat template.
+
+    Args:
+        arguments: Arguments of the template (enable_thinking, documents, …); a row's own take precedence.
+    """
+
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None):
+        self.tokenizer = tokenizer
+        self.arguments = dict(arguments or {})
+
+    @property
+    def name(self) -> str:
+        return self.tokenizer.name_or_path
+
+    def check(self, row: Row) -> None:
+        """Check that there is a template, and that it reads the row's tools.
+
+        Raises:
+            UserError: it does not.
+        """
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"{row.source}: the prompt is a chat, but {self.name!r} has no chat template. Set one "
+                "(data.chat_template=FILE), take an instruct model's tokenizer (data.tokenizer), or give prompts of "
+                "plain text."
+            )
+        if row.tools and "tools" not in self.tokenizer.get_chat_template(tools=row.tools):
+            raise UserError(
+                f"{row.source}: the row has tools, but the chat template of {self.name!r} does not read any. Set "
+                "another template (data.chat_template), or take the column out."
+            )
+
+    def render(self, row: Row, messages: list[Message], **options: Any) -> str:
+        """The messages as text.
+
+        Args:
+            row: Its tools and template_args are read, and its source is named.
+            options: Further arguments of the template.
+
+        Raises:
+            UserError: the template refuses them.
+        """
+        try:
+            return self._rendered(row, messages, **options)
+        except _REFUSALS as error:
+            raise self._refusal(row, messages, error) from error
+
+    def _rendered(self, row: Row, messages: list[Message], **options: Any) -> str:
+        """The messages as the template renders them; the template's error if it refuses them."""
+        arguments = {**self.arguments, **row.template_args, **options}
+        refusal: Exception | None = None
+        for chat in _with_arguments(_with_parts(messages, self._roles_in_parts)):
+            try:
+                return str(self.tokenizer.apply_chat_template(chat, tools=row.tools, tokenize=False, **arguments))
+            except _REFUSALS as error:
+                refusal = refusal or error
+        assert refusal is not None
+        raise refusal
+
+    def _refusal(self, row: Row, messages: list[Message], error: Exception) -> UserError:
+        """The error for messages that the template refuses, with the first one at which it does."""
+        which = next((n for n in range(1, len(messages)) if self.refuses(row, messages[:n])), len(messages))
+        roles = ", ".join(str(message["role"]) for message in messages)
+        has_system = messages[0]["role"] in ("system", "developer")
+        change = "Put the system message into the first user's turn" if has_system else "Change them"
+        end = "…" if str(error).rstrip().endswith("...") else "."
+        return UserError(
+            f"{row.source}: the chat template of {self.name!r} refuses the messages ({roles}) at message {which}: "
+            f"{first_line(error)}{end} {change}, or set another template (data.chat_template)."
+        )
+
+    def refuses(self, row: Row, messages: list[Message]) -> bool:
+        """Whether the template refuses the messages."""
+        try:
+            self._rendered(row, messages)
+        except _REFUSALS:
+            return True
+        return False
+
+    def writes_date(self, row: Row, messages: list[Message]) -> bool:
+        """Whether the template writes today's date into the text."""
+        try:
+            self._rendered(row, messages, strftime_now="")  # the function of this name gives the date
+        except TypeError:
+            return True
+        return False
+
+    @cached_property
+    def _roles_in_parts(self) -> frozenset[str]:
+        """The roles whose content the template reads as a list of parts only, as some templates for images do."""
+        texts = {"user": "lit_align's question", "assistant": "lit_align's answer"}
+        chat: list[Message] = [{"role": role, "content": text} for role, text in texts.items()]
+        for roles in (frozenset[str](), frozenset(ROLES.values()), frozenset({"user"})):
+            try:
+                whole = self.tokenizer.apply_chat_template(_with_parts(chat, roles), tokenize=False, **self.arguments)
+            except _REFUSALS:
+                continue
+            if all(text in whole for text in texts.values()):
+                return roles
+        return frozenset()
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """By their number, those of a role (eos_token) and those that are only marked as special (Phi-3's <|end|>).
+
+    They are what `skip_special_tokens` skips.
+    """
+    marked = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return {number: text for number, text in (marked | named).items() if text}
+
+
+def _with_parts(messages: list[Message], roles: Collection[str]) -> list[Message]:
+    """The chat with the texts of some roles as lists of parts."""
+
+    def in_parts(content: str | None) -> Any:
+        return content if content is None else [{"type": "text", "text": content}]
+
+    return [{**each, "content": in_parts(each["content"])} if each["role"] in roles else each for each in messages]
+
+
+def _with_arguments(messages: list[Message]) -> Iterator[list[Message]]:
+    """The chat with the arguments of its calls of tools as objects, as most templates read them; then as JSON text."""
+    if not any(message.get("tool_calls") for message in messages):
+        yield messages
+        return
+    for form in (_parsed, _dumped):
+        chat = copy.deepcopy(messages)
+        for message in chat:
+            for call in message.get("tool_calls") or []:
+                called = call.get("function") or call
+                if "arguments" in called:
+                    called["arguments"] = form(called["arguments"])
+        yield chat
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return arguments
+
+
+def _dumped(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

@@ -1,0 +1,100 @@
+"""The model card of an export: objective, reference, data, the verdict with its intervals, the whole configuration."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_align.evaluation.summary import Summary
+from lit_align.objectives.saved import SavedObjective
+
+
+def model_card(objective: SavedObjective, config: dict[str, Any], run: Path | None, adapter: bool) -> str:
+    """The text of README.md.
+
+    Args:
+        config: The run's configuration; empty if there is none.
+        run: The run's folder, which may hold a summary.
+        adapter: Whether the export is an adapter alone.
+    """
+    name, base = objective.name, objective.policy.path
+    front = {
+        "base_model": base,
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-classification" if objective.scores else "text-generation",
+        "tags": ["lit_align", name],
+    }
+    facts = {
+        "objective": f"{name}: {objective.formula}" if objective.formula else name,
+        "start": base,
+        "beta": _number(objective.beta),
+        "proximal (λ)": _number(objective.proximal),
+        "reference": _reference(objective),
+        "LoRA": str(objective.lora or "no: all weights"),
+        "data": _data(config),
+    }
+    table = ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in facts.items() if value)]
+    lines = ["---", _yaml(front), "---", "", f"# {base} after {name}", "", "Trained with lit_align.", "", *table, ""]
+    lines += [*_verdict(run), *_use(base, objective.scores, adapter)]
+    if config:
+        lines += ["## Configuration", "", "```yaml", _yaml(config), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _yaml(value: dict[str, Any]) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
+
+
+def _reference(objective: SavedObjective) -> str:
+    if objective.reference is None:
+        return "none"
+    return f"{objective.reference.path or 'the start'}, {objective.refresh or 'fixed'}"
+
+
+def _data(config: dict[str, Any]) -> str:
+    data = config.get("data") or {}
+    options = data.get("init_args") or {}
+    parts = [
+        str(data.get("class_path", "")).rpartition(".")[2],
+        str(options.get("prompts") or options.get("train") or ""),
+    ]
+    if scorer := options.get("scorer") or {}:
+        arguments = scorer.get("init_args") or {}
+        parts.append(f"scored by {arguments.get('function') or arguments.get('model') or scorer.get('class_path')}")
+    return ", ".join(filter(None, parts))
+
+
+def _verdict(run: Path | None) -> list[str]:
+    summary = Summary.read(run) if run else None
+    if summary is None:
+        return []
+    lines = [f"## On {summary.prompts} held-out prompts, against the start", "", _cell(summary.sentence()), ""]
+    if summary.is_truncated:
+        lines += [_cell(summary.truncation()), ""]
+    lines += ["| scorer | reward | win rate (95 %) | at equal length |", "|---|---|---|---|"]
+    for name, scorer in summary.scorers.items():
+        rate, equal = scorer.win_rate, scorer.win_rate_length_controlled
+        reward = f"{scorer.reward_start.value:.3f} → {scorer.reward_end.value:.3f}"
+        fair = "n/a" if summary.is_truncated else f"{equal.value:.1%}"
+        interval = f"{rate.value:.1%} ({rate.low:.1%} – {rate.high:.1%})"
+        lines.append(f"| {_cell(name)}: {_cell(scorer.identity)} | {reward} | {interval} | {fair} |")
+    return [*lines, "", f"KL(policy‖start) = {summary.kl_from_start.value:.2f} nats per response.", ""]
+
+
+def _use(base: str, scores: bool, adapter: bool) -> list[str]:
+    """How the exported folder is loaded, as Python."""
+    auto = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
+    imports = ["from peft import PeftModel"] if adapter else []
+    imports += [f"from transformers import {auto}, AutoTokenizer"]
+    loaded = f"PeftModel.from_pretrained({auto}.from_pretrained({base!r}), FOLDER)"
+    model = loaded if adapter else f"{auto}.from_pretrained(FOLDER)"
+    tokenizer = "tokenizer = AutoTokenizer.from_pretrained(FOLDER)"
+    return ["## Use", "", "```python", *imports, "", f"model = {model}", tokenizer, "```", ""]
+
+
+def _cell(value: str) -> str:
+    return " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,99 @@
+"""Chats: their roles, their turns, their calls of tools."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reading import BIRD, CROW, STONE, assistant, first, read, refusal, user
+
+from lit_align.data.formats.messages import ROLES
+
+
+def test_a_chat_trains_on_each_turn_of_the_assistant():
+    chat = {"messages": [*BIRD, *CROW, user("More?"), assistant("Rook")]}
+    rows = read(chat, {"messages": BIRD + STONE}, kind="texts")
+    assert [(row.prompt, row.responses) for row in rows] == [
+        (BIRD, ("Crow",)),
+        ([*BIRD, *CROW, user("More?")], ("Rook",)),
+        (BIRD, ("Stone",)),
+    ]
+    assert rows.description == "chats, chat messages (columns messages); 3 turns of the assistant in 2 chats"
+    last = read(chat, kind="texts", turns="last")
+    assert [row.responses for row in last] == [("Rook",)]
+    assert last.description.endswith("the last turn of the assistant in 1 chat")
+    assert [row.prompt for row in read(chat, kind="prompts")] == [[*BIRD, *CROW, user("More?")]]
+
+
+def test_turns_of_weight_zero_are_read_but_not_trained_on():
+    chat = [*BIRD, assistant("Stone", weight=0), user("Sure?"), assistant("Crow", weight=1)]
+    (row,) = read({"messages": chat}, kind="texts")
+    assert row.prompt == [*BIRD, *STONE, user("Sure?")]
+    assert row.responses == ("Crow",)
+    assert read({"messages": chat[:2]}, {"messages": chat}, kind="texts").skipped == {"rows without a response": 1}
+
+
+TURNS = st.lists(
+    st.tuples(st.sampled_from(["user", "Human", "assistant", "GPT", "tool"]), st.text(), st.booleans()), min_size=1
+)
+
+
+@settings(deadline=None)
+@given(TURNS)
+def test_any_chat_is_read_as_it_is_and_each_assistants_turn_once(turns):
+    messages = [{"role": role, "content": text, "thinking": "hm" if thinks else None} for role, text, thinks in turns]
+    expected = [
+        {"role": ROLES[role.lower()], "content": text} | ({"thinking": "hm"} if thinks else {})
+        for role, text, thinks in turns
+    ]
+    first = {"messages": [*BIRD, *CROW]}
+    trained = [
+        place
+        for place, each in enumerate(expected)
+        if place and each["role"] == "assistant" and (each["content"].strip() or "thinking" in each)
+    ]
+    read_back = read(first, {"messages": messages}, kind="texts").rows[1:]
+    assert [(row.prompt, row.responses[0]) for row in read_back] == [
+        (expected[:place], each if "thinking" in (each := expected[place]) else each["content"]) for place in trained
+    ]
+
+
+def test_roles_are_brought_to_those_of_chat_templates():
+    turns = [("SYSTEM", "s"), ("Human", "h"), ("gpt", "g"), ("prompter", "p"), ("bot", "b"), ("User ", "u")]
+    rows = read({"prompt": [{"from": role, "value": text} for role, text in turns]}, kind="prompts")
+    assert [each["role"] for each in rows[0].prompt] == ["system", "user", "assistant", "user", "assistant", "user"]  # type: ignore[index]
+
+
+def test_an_unknown_role_is_named():
+    message = refusal({"prompt": [{"role": "narrator", "content": "Once"}]}, kind="prompts")
+    assert 'rows.jsonl:1: a message in `prompt` has the role "narrator"' in message
+    assert "user" in message
+
+
+def test_calls_of_sharegpt_become_tool_calls():
+    row = {
+        "conversations": [
+            {"from": "human", "value": "Time?"},
+            {"from": "function_call", "value": '{"name": "clock", "arguments": {"zone": "UTC"}}'},
+            {"from": "observation", "value": "12:00"},
+            {"from": "gpt", "value": "noon"},
+        ],
+        "tools": '[{"name": "clock"}]',
+    }
+    call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+    rows = read(row, kind="texts")
+    assert rows[0].responses == (assistant(None, tool_calls=[call]),)
+    assert rows[1].prompt == [user("Time?"), assistant(None, tool_calls=[call]), {"role": "tool", "content": "12:00"}]
+    assert {str(row.tools) for row in rows} == {"[{'name': 'clock'}]"}
+
+
+def test_parts_of_text_are_joined_and_exchanges_are_split():
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Bi"}, {"type": "text", "text": "rd?"}]}]
+    assert first({"prompt": parts, "chosen": "a", "rejected": "b"}).prompt == BIRD
+    capybara = {"conversation": [{"input": "Bird?", "output": "Crow"}, {"input": "More?", "output": "Rook"}]}
+    assert [row.responses for row in read(capybara, kind="texts")] == [("Crow",), ("Rook",)]
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"role": "user", "content": "Bird?"}', "[{'role': 'user', 'content': 'a'} {'role': 'b'}]"]
+)
+def test_text_that_only_looks_like_messages_is_refused(text: str):
+    assert "not valid JSON" in refusal({"prompt": text, "chosen": "a", "rejected": "b"})
