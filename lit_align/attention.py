@@ -29,6 +29,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Grads = tuple[Tensor, Tensor, Tensor]
+ByQuery = tuple[Tensor, Tensor, Tensor, Tensor]
+ByKey = tuple[Tensor, Tensor]
 Bounds = Sequence[int]
 """Where each segment begins and the last one ends."""
 
@@ -44,7 +46,7 @@ class Segments(Protocol):
     def __init__(self, queries: Bounds, keys: Bounds, causal: bool, device: torch.device): ...
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """The output [T, heads, D] and the log-sum-exp [heads, T].
+        """The output [T, heads, D] and the log-sum-exp [T, heads].
 
         Args:
             query: [T, heads, D]
@@ -52,10 +54,18 @@ class Segments(Protocol):
         """
         ...
 
-    def backward(
-        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
-    ) -> Grads:
-        """Gradients of query, key and value; `out` and `lse` may belong to a softmax over more keys than these."""
+    @staticmethod
+    def prepare(queries: ByQuery, keys: ByKey, scale: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Whatever `backward` needs of the query tokens [T, ...] and of the keys [keys, ...], once for all segments.
+
+        Args:
+            queries: dO, query, O [T, heads, D] and ℓ [T, heads]; O and ℓ may belong to more keys than a segment's.
+            keys: Key and value.
+        """
+        ...
+
+    def backward(self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], scale: float) -> Grads:
+        """Gradients of query, key and value, from the rows of `prepare` that belong to these segments."""
         ...
 
 
@@ -71,14 +81,18 @@ class FlashSegments:
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         flash = torch.ops.aten._flash_attention_forward
         out, lse, *_ = flash(query, key, value, *self.where, 0.0, self.causal, False, scale=scale)
-        return out, lse
+        return out, lse.T
 
-    def backward(
-        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
-    ) -> Grads:
+    @staticmethod
+    def prepare(queries: ByQuery, keys: ByKey, scale: float) -> tuple[ByQuery, ByKey]:
+        grad, query, out, lse = queries
+        return (grad.contiguous(), query, out, lse), keys
+
+    def backward(self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], scale: float) -> Grads:
         flash = torch.ops.aten._flash_attention_backward
+        grad, query, out, lse = queries
+        saved = (grad, query, *keys, out, lse.T.contiguous())
         no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device), torch.empty(0, device=query.device)
-        saved = (grad.contiguous(), query, key, value, out, lse.contiguous())
         return flash(*saved, *self.where, 0.0, self.causal, *no_dropout, scale=scale)
 
 
@@ -88,20 +102,22 @@ class _Block:
 
     queries: slice
     keys: slice
-    places: Tensor | None = None  # [S, longest] in the row, one past its end for padding; instead of the slices
+    places: Tensor | None = None  # [S, longest] in the row, -1 for padding; instead of the slices
 
     def take(self, x: Tensor, where: slice) -> Tensor:
-        """[S, tokens, ...] of a tensor [T, ...], or [T + 1, ...] where padding matters."""
+        """[S, tokens, ...] of a tensor [T, ...], zeros for padding."""
         if self.places is None:
             return x[where][None]
-        return x.index_select(0, self.places.flatten().clamp(max=len(x) - 1)).unflatten(0, self.places.shape)
+        rows = x.index_select(0, self.places.flatten().clamp(min=0)).unflatten(0, self.places.shape)
+        return rows.masked_fill_((self.places < 0).view(*self.places.shape, *[1] * (x.ndim - 1)), 0)
 
     def put(self, x: Tensor, where: slice, rows: Tensor) -> None:
-        """Write rows [S, tokens, ...] to x [T + 1, ...]."""
+        """Write rows [S, tokens, ...] to x [T, ...]."""
         if self.places is None:
             x[where] = rows[0]
         else:
-            x.index_copy_(0, self.places.flatten(), rows.flatten(0, 1))
+            inside = self.places >= 0
+            x.index_copy_(0, self.places[inside], rows[inside])
 
 
 class BlockSegments:
@@ -124,11 +140,12 @@ class BlockSegments:
             longest = short[0][0]
             near = [each for each in short if longest - each[0] <= NEAR]
             short = short[len(near) :]
-            self.blocks.append(_together(near, end=queries[-1]))
+            self.blocks.append(_together(near))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         (T, heads, D), key_heads = query.shape, key.shape[1]
-        out, lse = query.new_empty(T + 1, heads, D), None
+        out = query.new_empty(T, heads, D)
+        lse = query.new_empty(T, heads, dtype=torch.promote_types(query.dtype, torch.float32))
         for block in self.blocks:
             q = _by_key_head(block.take(query, block.queries).unflatten(2, (key_heads, -1)))  # [S·key heads, G, n, D]
             k, v = (
@@ -137,43 +154,40 @@ class BlockSegments:
             )
             flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
             attended, sums = flash(q, k, v, 0.0, self.causal, scale=scale)
-            if lse is None:
-                lse = sums.new_empty(T + 1, heads)
             block.put(out, block.queries, _by_token(attended, key_heads).flatten(2, 3))
             block.put(lse, block.queries, _by_token(sums[..., None], key_heads).flatten(2))
-        assert lse is not None
-        return out[:T], lse[:T].T
+        return out, lse
 
-    def backward(
-        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
-    ) -> Grads:
-        key_heads, D = key.shape[1:]
-        wide = torch.promote_types(query.dtype, torch.float32)
-        delta = (grad.to(wide) * out).sum(-1)
-        # one more column in each product subtracts ℓ and rowsum(dO ∘ O): the scores are never rounded before
-        queries = _with_columns(query, lse.T / -scale).unflatten(1, (key_heads, -1))
-        grads = _with_columns(grad, -delta).unflatten(1, (key_heads, -1))
-        keys, values = (_with_columns(x, None)[:, :, None] for x in (key, value))
-        to_query = query.new_zeros(len(query) + 1, key_heads, queries.shape[2], D)
-        to_key, to_value = (x.new_zeros(len(x) + 1, key_heads, D) for x in (key, value))
+    @staticmethod
+    def prepare(queries: ByQuery, keys: ByKey, scale: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """One more column in each product subtracts ℓ and rowsum(dO ∘ O): scores are not rounded before."""
+        (grad, query, out, lse), key_heads = queries, keys[0].shape[1]
+        delta = (grad.to(lse.dtype) * out).sum(-1)
+        columns = _with_column(query, lse / -scale), _with_column(grad, -delta)
+        by_query = tuple(x.unflatten(1, (key_heads, -1)) for x in columns)
+        return by_query, tuple(_with_column(x, None)[:, :, None] for x in keys)
+
+    def backward(self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], scale: float) -> Grads:
+        query, key = queries[0][..., :-2], keys[0][:, :, 0, :-2]
+        to_query, to_key, to_value = query.new_empty(query.shape), key.new_zeros(key.shape), key.new_zeros(key.shape)
         for block in self.blocks:
-            q, g = (_by_key_head(block.take(x, block.queries)) for x in (queries, grads))
-            k, v = (_by_key_head(block.take(x, block.keys))[:, 0] for x in (keys, values))
+            q, g = (_by_key_head(block.take(x, block.queries)) for x in queries)
+            k, v = (_by_key_head(block.take(x, block.keys))[:, 0] for x in keys)
             dq, dk, dv = _block_backward(q, g, k, v, scale, self.causal)
-            block.put(to_query, block.queries, _by_token(dq, key_heads))
-            block.put(to_key, block.keys, _by_token(dk[:, None], key_heads)[:, :, :, 0].to(key.dtype))
-            block.put(to_value, block.keys, _by_token(dv[:, None], key_heads)[:, :, :, 0].to(key.dtype))
-        return to_query[:-1].flatten(1, 2), to_key[:-1], to_value[:-1]
+            block.put(to_query, block.queries, _by_token(dq, key.shape[1]))
+            for whole, part in (to_key, dk), (to_value, dv):
+                block.put(whole, block.keys, _by_token(part[:, None].to(key.dtype), key.shape[1])[:, :, :, 0])
+        return to_query.flatten(1, 2), to_key, to_value
 
 
-def _together(segments: Sequence[tuple[int, int]], end: int) -> _Block:
-    """One block of causal segments, each (length, start) in a row that ends at `end`; the first is the longest."""
+def _together(segments: Sequence[tuple[int, int]]) -> _Block:
+    """One block of causal segments, each (length, start); the first is the longest."""
     if len(segments) == 1:
         ((length, start),) = segments
         return _Block(slice(start, start + length), slice(start, start + length))
     lengths, starts = (torch.tensor(each)[:, None] for each in zip(*segments, strict=True))
     steps = torch.arange(segments[0][0])
-    return _Block(slice(0), slice(0), torch.where(steps < lengths, starts + steps, end))
+    return _Block(slice(0), slice(0), torch.where(steps < lengths, starts + steps, -1))
 
 
 def _by_key_head(x: Tensor) -> Tensor:
@@ -186,19 +200,11 @@ def _by_token(x: Tensor, key_heads: int) -> Tensor:
     return x.unflatten(0, (-1, key_heads)).permute(0, 3, 1, 2, 4)
 
 
-def _with_columns(x: Tensor, column: Tensor | None) -> Tensor:
-    """x [T, heads, D] with a zero row for padding, and `column` [T, heads] as two more columns, ones if None.
-
-    The second of the two holds what the type of x rounds off in the first.
-    """
-    wider = x.new_zeros(len(x) + 1, x.shape[1], x.shape[2] + 2)
-    wider[:-1, :, :-2] = x
-    if column is None:
-        wider[:-1, :, -2:] = 1
-    else:
-        wider[:-1, :, -2] = column
-        wider[:-1, :, -1] = column - wider[:-1, :, -2]
-    return wider
+def _with_column(x: Tensor, column: Tensor | None) -> Tensor:
+    """x [T, heads, D] and `column` [T, heads], ones if None; it is two columns, for the type of x rounds the first."""
+    high = x.new_ones(x.shape[:2]) if column is None else column.to(x.dtype)
+    low = high if column is None else (column - high).to(x.dtype)
+    return torch.cat([x, high[..., None], low[..., None]], dim=-1)
 
 
 def _block_backward(
@@ -281,9 +287,9 @@ class RowAttention(torch.autograd.Function):
         out, lse = row.own.forward(query, key, value, scale)
         if n < len(query):
             shared, shared_lse = row.shared.forward(query[n:], key[:n], value[:n], scale)
-            share = torch.sigmoid(shared_lse - lse[:, n:]).T[..., None]
+            share = torch.sigmoid(shared_lse - lse[n:])[..., None]
             out[n:] = out[n:].to(share.dtype).lerp_(shared.to(share.dtype), share)
-            lse[:, n:] = torch.logaddexp(lse[:, n:], shared_lse)
+            lse[n:] = torch.logaddexp(lse[n:], shared_lse)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.row, ctx.scale = row, scale
         return out
@@ -292,11 +298,11 @@ class RowAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (grad,), (query, key, value, out, lse) = grads, ctx.saved_tensors
-        n = ctx.row.prompt_tokens
-        to_query, to_key, to_value = ctx.row.own.backward(grad, query, key, value, out, lse, ctx.scale)
+        n, own, shared = ctx.row.prompt_tokens, ctx.row.own, ctx.row.shared
+        queries, keys = own.prepare((grad, query, out, lse), (key, value), ctx.scale)
+        to_query, to_key, to_value = own.backward(queries, keys, ctx.scale)
         if n < len(query):
-            shared = grad[n:], query[n:], key[:n], value[:n], out[n:], lse[:, n:]
-            more = ctx.row.shared.backward(*shared, ctx.scale)
+            more = shared.backward(tuple(x[n:] for x in queries), tuple(x[:n] for x in keys), ctx.scale)
             for whole, part in zip((to_query[n:], to_key[:n], to_value[:n]), more, strict=True):
                 whole += part
         return to_query, to_key, to_value, None, None

@@ -87,15 +87,14 @@ class VarlenKernels:
         cum_k: Tensor, max_q: int, max_k: int, dropout_p: float, causal: bool, *no_dropout: Tensor, scale: float,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         to_query, to_key, to_value = (torch.zeros_like(x) for x in (query, key, value))
-        groups = (KEY_HEADS, HEADS // KEY_HEADS)
         for q, k in zip(self.segments(cum_q), self.segments(cum_k), strict=True):
             wide_k, wide_v = (x[k].repeat_interleave(HEADS // KEY_HEADS, 1) for x in (key, value))
             p = (self.scores(query[q], key[k], causal, scale) - lse[:, q, None]).exp()
             delta = (grad[q] * out[q]).sum(-1).T[..., None]
             slope = p * (torch.einsum("qhd,khd->hqk", grad[q], wide_v) - delta) * scale
             to_query[q] = torch.einsum("hqk,khd->qhd", slope, wide_k)
-            to_key[k] = torch.einsum("hqk,qhd->khd", slope, query[q]).unflatten(1, groups).sum(2)
-            to_value[k] = torch.einsum("hqk,qhd->khd", p, grad[q]).unflatten(1, groups).sum(2)
+            to_key[k] = torch.einsum("hqk,qhd->khd", slope, query[q]).unflatten(1, (KEY_HEADS, -1)).sum(2)
+            to_value[k] = torch.einsum("hqk,qhd->khd", p, grad[q]).unflatten(1, (KEY_HEADS, -1)).sum(2)
         return to_query, to_key, to_value
 
 
@@ -106,14 +105,14 @@ def test_a_row_attends_like_a_plain_softmax(case: str, kernels: Any, monkeypatch
         monkeypatch.setattr(attention.torch.ops, "aten", VarlenKernels())
     lengths = CASES[case]
     ours = outputs_and_gradients(row_attention(lengths, kernels), inputs(lengths))
-    exact = outputs_and_gradients(lambda *leaves: plain(*leaves, lengths), inputs(lengths))
+    exact = outputs_and_gradients(lambda q, k, v: plain(q, k, v, lengths), inputs(lengths))
     torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("sharpness", [1, 3], ids=["", "sharp attention"])
 def test_bfloat16_is_as_exact_as_the_devices_kernel(sharpness: float) -> None:
     lengths = CASES["families longer than a tile"]
-    exact = outputs_and_gradients(lambda *leaves: plain(*leaves, lengths), inputs(lengths, sharpness=sharpness))
+    exact = outputs_and_gradients(lambda q, k, v: plain(q, k, v, lengths), inputs(lengths, sharpness=sharpness))
     ours = outputs_and_gradients(row_attention(lengths), inputs(lengths, torch.bfloat16, sharpness))
 
     def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
