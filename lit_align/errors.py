@@ -1,6 +1,7 @@
 """The error that this package raises on purpose, and how its messages show values and other errors."""
 
 import json
+import math
 
 
 class UserError(ValueError):
@@ -8,6 +9,21 @@ class UserError(ValueError):
 
     The command line prints it as a paragraph and exits with code 2; any other exception keeps its traceback.
     """
+
+
+def check_number(
+    option: str, value: float | None, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+) -> None:
+    """Check a number of an option; None passes.
+
+    Raises:
+        UserError: it is not finite, below `least`, not above `above`, or above `most`.
+    """
+    if value is None or (math.isfinite(value) and least <= value <= most and value > above):
+        return
+    limits = [f"at least {least:g}"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
+    limits += [f"at most {most:g}"] * (most < math.inf)
+    raise UserError(f"{option}={value} must be {' and '.join(limits) or 'a finite number'}. Change it.")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,11 +1,14 @@
 """Files that are written whole or not at all, and JSON files that state their version."""
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+from safetensors import SafetensorError
 
 from lit_align.console import relative
 from lit_align.errors import UserError, first_line
@@ -62,7 +65,29 @@ def read_versioned(path: Path, version: int, parse: Callable[[dict[str, Any]], T
         raise UserError(f"{path}: this version of lit_align cannot read it ({error}). {fix}") from error
 
 
-def unwritable(path: str | Path, error: OSError) -> UserError:
+@contextmanager
+def writing(path: str | Path, option: str = "") -> Iterator[None]:
+    """Turn errors of writing within this context, the system's or safetensors', into a message for the user.
+
+    Args:
+        option: The option or environment variable that names another folder.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error, option) from error
+
+
+def unwritable(path: str | Path, error: Exception, option: str = "") -> UserError:
     """The message for a file that cannot be written."""
-    reason = error.strerror or first_line(error)
-    return UserError(f"{relative(path)} cannot be written: {reason}. Make room, or name another folder.")
+    reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+    another = f"another folder ({option})" if option else "another folder"
+    return UserError(f"{relative(path)} cannot be written: {reason}. Make room, or name {another}.")
+
+
+def digest(*texts: str) -> str:
+    """8 hexadecimal digits that name a file by a text, which may come in pieces."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(text.encode("utf-8", "surrogatepass"))
+    return found.hexdigest()[:8]

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from lit_align.errors import UserError, first_line
+from lit_align.errors import UserError, check_number, first_line
+from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
 
 disable_progress_bar()  # loading weights is quick, and its bar would interrupt ours
 
@@ -38,6 +39,8 @@ class PolicyConfig:
         trust_remote_code: Run code that the model's repository ships.
         tokenizer: Hub name or folder of another tokenizer than the model's; data.tokenizer sets it.
         chat_template: A file, or the text, of another chat template than the tokenizer's; data.chat_template sets it.
+        quantize: nf4 keeps the frozen weights of linear layers in 4 bits under LoRA (QLoRA): a quarter of the memory.
+            Sampling and export merge the adapter into unpacked weights of `dtype`.
     """
 
     path: str
@@ -50,13 +53,17 @@ class PolicyConfig:
     trust_remote_code: bool = False
     tokenizer: str | None = None
     chat_template: str | None = None
+    quantize: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        check_number("model.policy.temperature", self.temperature, above=0)
 
 
 T = TypeVar("T")
 
 
 def from_fields(cls: type[T], value: T | Mapping[str, Any]) -> T:
-    """The dataclass of a mapping of its fields, as checkpoints and command lines hold it; a dataclass itself as it is.
+    """The dataclass of a mapping of its fields, as checkpoints and command lines hold it; a dataclass is returned.
 
     Fields that the class does not know are left out.
     """
@@ -84,6 +91,13 @@ class LoRAConfig:
     targets: str | list[str] = "all-linear"
     rslora: bool = False
     adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("model.lora.r", self.r, least=1)
+        check_number("model.lora.alpha", self.alpha, above=0)
+        check_number("model.lora.dropout", self.dropout, least=0, most=0.99)
+        if not self.targets:
+            raise UserError("model.lora.targets must name at least one layer, or be all-linear. Name one.")
 
 
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
@@ -206,11 +220,35 @@ def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **opt
         UserError: the model does not exist or cannot be read.
     """
     where = locate_model(config)
-    options |= {"dtype": resolve_dtype(config, lora), "attn_implementation": config.attention, **gguf_options(where)}
+    dtype = resolve_dtype(config, lora)
+    options |= {"dtype": dtype, "attn_implementation": config.attention, **gguf_options(where)}
+    if config.quantize is not None:
+        if "gguf_file" in where:
+            raise UserError(
+                f"model.policy.quantize={config.quantize} cannot be used with the GGUF file {config.path!r}: its "
+                "weights are unpacked when it is loaded. Give the model's folder or hub name."
+            )
+        # on the CPU; Lightning moves the packed weights to the device
+        options |= {"quantization_config": quantization_config(dtype), "device_map": {"": "cpu"}}
     try:
-        return kind.from_pretrained(**where, **options)
+        loaded = kind.from_pretrained(**where, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
+    keep_layout(loaded[0] if isinstance(loaded, tuple) else loaded)  # the first forward pass may be next
+    return loaded
+
+
+def check_trainable(model: PreTrainedModel, config: PolicyConfig, lora: LoRAConfig | None) -> None:
+    """Check that quantized weights stay frozen.
+
+    Raises:
+        UserError: there is no adapter to train.
+    """
+    if lora is None and holds_quantized(model):
+        raise UserError(
+            f"model.policy.path={config.path}: weights of 4 bits cannot be trained themselves. Train an adapter (set "
+            "model.lora), or leave model.policy.quantize out."
+        )
 
 
 def turn_off_dropout(model: nn.Module) -> None:

@@ -61,6 +61,10 @@ class PreferenceBatch:
         """The layout of its tokens as one row, computed once for policy and reference."""
         return Packing.of(self.prompt_mask, self.response_mask)
 
+    def pinned(self) -> "PreferenceBatch":
+        """The batch in page-locked memory."""
+        return replace(self, **{n: value.pin_memory() for n, value in vars(self).items() if isinstance(value, Tensor)})
+
     def select(self, rows: slice) -> "PreferenceBatch":
         """The batch of some of its prompts only."""
         tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}

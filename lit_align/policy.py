@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_align.errors import UserError
+from lit_align.files import writing
 from lit_align.loading import (
     LoRAConfig,
     PolicyConfig,
     add_adapter,
+    check_trainable,
     check_vocabulary,
     enable_checkpointing,
     load_tokenizer,
@@ -30,12 +32,13 @@ from lit_align.loading import (
     turn_off_dropout,
 )
 from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
+from lit_align.quantization import scales_of, unpacked
 from lit_align.sharding import fsdp_modules, full_tensor, rank, reshard
 
 __all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "is_adapter_weight", "weights_of"]
 
 CPU_CHUNK_ELEMENTS = 1 << 17
-"""Words that a fingerprint reads at once; so many fit into a processor's cache."""
+"""Words that a fingerprint reads at once, few enough for a processor's cache."""
 
 
 class Policy(nn.Module):
@@ -71,11 +74,10 @@ class Policy(nn.Module):
         Raises:
             UserError: the model or adapter does not exist or cannot be read.
         """
-        if not config.temperature > 0:
-            raise UserError(f"model.policy.temperature={config.temperature} must be above 0.")
         tokenizer = tokenizer or load_tokenizer(config)
         model = cls.load_model(config, lora, tokenizer)
         check_vocabulary(tokenizer, model, config)
+        check_trainable(model, config, lora)
         if not config.dropout:
             turn_off_dropout(model)
         if config.gradient_checkpointing:
@@ -125,7 +127,8 @@ class Policy(nn.Module):
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every weight as if the adapter were merged: W + ΔW, accumulated in float32.
 
-        Names are those of the plain transformers model. Tied weights appear once. Shards stay shards.
+        Names are those of the plain transformers model. Tied weights appear once. Shards stay shards; quantized weights
+        are unpacked.
         """
         for name, parameter in self.model.named_parameters():
             if is_adapter_weight(name):
@@ -133,9 +136,9 @@ class Policy(nn.Module):
             layer = self.model.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
             if ".base_layer." in name and isinstance(layer, LoraLayer) and name.endswith(".weight"):
                 delta = sum(layer.get_delta_weight(slot).float() for slot in layer.active_adapters)  # type: ignore[operator]
-                yield name.replace(".base_layer", ""), parameter.float() + delta
+                yield name.replace(".base_layer", ""), unpacked(parameter).float() + delta
             else:
-                yield name.replace(".base_layer", ""), parameter
+                yield name.replace(".base_layer", ""), unpacked(parameter)
 
     def trainable_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of the trained weights: all of them, or the adapter's factors."""
@@ -149,7 +152,7 @@ class Policy(nn.Module):
     def base_fingerprint(self) -> str:
         """Identifies the present weights of the model without its adapters."""
         reshard(self)
-        return fingerprint((name, weight) for name, weight in self.model.named_parameters() if ".lora_" not in name)
+        return fingerprint(weights_of(self.model))
 
     @torch.no_grad()
     def merged_copy(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -165,6 +168,7 @@ class Policy(nn.Module):
         dtype = dtype or self.dtype
         config = copy.deepcopy(self.model.config)
         config.dtype = dtype
+        vars(config).pop("quantization_config", None)
         with torch.device("meta"):
             plain = type(self.model)(config)
         for name, value in self.full_weights():
@@ -210,11 +214,15 @@ class Policy(nn.Module):
         """Write model and tokenizer in transformers' format, an adapter merged, in the type it was loaded in.
 
         Where the weights are sharded, every process must call it; rank 0 writes.
+
+        Raises:
+            UserError: the folder cannot be written.
         """
         model = self.model if self.adapter is None and not fsdp_modules(self) else self.merged_copy()
         if rank() == 0:
-            model.save_pretrained(folder)
-            self.tokenizer_to_save().save_pretrained(folder)
+            with writing(folder):
+                model.save_pretrained(folder)
+                self.tokenizer_to_save().save_pretrained(folder)
 
     def tokenizer_to_save(self) -> PreTrainedTokenizerBase:
         """The tokenizer that goes with the saved model."""
@@ -226,9 +234,12 @@ def is_adapter_weight(name: str) -> bool:
     return ".lora_" in name
 
 
-def weights_of(model: nn.Module, slot: str) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of the model's own weights and of those of one adapter slot."""
-    return ((n, w) for n, w in model.named_parameters() if not is_adapter_weight(n) or slot in n.split("."))
+def weights_of(model: nn.Module, slot: str | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of the model's own weights, the scales of quantized ones, and the weights of one adapter slot."""
+    for name, weight in model.named_parameters():
+        if not is_adapter_weight(name) or (slot is not None and slot in name.split(".")):
+            yield name, weight
+            yield from scales_of(name, weight)
 
 
 @torch.no_grad()

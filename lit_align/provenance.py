@@ -6,14 +6,17 @@ continue on other machines with the same number of examples per step.
 """
 
 import hashlib
+import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 from lit_align.errors import UserError
+from lit_align.sharding import rank, waiting_group
 
 KEY = "identity"
 BASE_MODEL = "model.policy (its weights)"
@@ -26,12 +29,16 @@ def save(checkpoint: dict[str, Any], table: Table) -> None:
     checkpoint[KEY] = table
 
 
-def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str], *, adapter: bool) -> None:
+def check(
+    checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str], *, adapter: bool, defaults: Table
+) -> None:
     """Check that a checkpoint is of this run.
 
     Args:
         accepted: Options whose change is intended.
         adapter: Whether the checkpoint holds an adapter alone, which belongs to one base model.
+        defaults: Values of options that the checkpoint lacks because an earlier version, which had none of them, wrote
+            it.
 
     Raises:
         UserError: an option differs that is not accepted. Another base model under an adapter is never accepted.
@@ -39,7 +46,7 @@ def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str]
     then = checkpoint.get(KEY)
     if then is None:  # written by another tool
         return
-    changed = differences(then, table)
+    changed = differences({key: defaults[key] for key in table.keys() & defaults.keys()} | then, table)
     if adapter and BASE_MODEL in changed and "model.policy.dtype" not in changed:
         raise UserError(
             "the checkpoint's adapter was trained on a base model with other weights than model.policy.path has now. "
@@ -54,6 +61,26 @@ def check(checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str]
             f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had, or "
             f"accept the changes: --model.accept_changes=[{','.join(sorted(refused))}]"
         )
+
+
+def check_processes(table: Table) -> None:
+    """Check that all processes train the same; a collective.
+
+    Raises:
+        UserError: another process has other options or data; on rank 0, and the others exit.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    tables: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(tables, table, group=waiting_group())
+    for number, other in enumerate(tables):
+        if changed := differences(tables[0], other):
+            if rank() > 0:
+                raise SystemExit(2)
+            raise UserError(
+                f"process {number} differs from process 0 (process 0 → process {number}):\n{listed(changed)}\n"
+                "Give every process the same options and the same files."
+            )
 
 
 def differences(then: Table, now: Table) -> dict[str, tuple[Any, Any]]:
@@ -91,6 +118,15 @@ def of_options(prefix: str, options: Mapping[str, Any], leave_out: Collection[st
     return table
 
 
+def default_options(prefix: str, cls: type) -> Table:
+    """The defaults of a class's options, with those that it passes on to its base classes."""
+    table: Table = {}
+    for each in reversed(cls.__mro__):
+        parameters = inspect.signature(each.__init__).parameters.values()
+        table |= of_options(prefix, {p.name: p.default for p in parameters if p.default is not p.empty})
+    return table
+
+
 def of_optimizer(make: Any) -> Table:
     """Class and options of an optimizer that is still to be made."""
     optimizer = make([torch.nn.Parameter(torch.zeros(1))])
@@ -98,15 +134,23 @@ def of_optimizer(make: Any) -> Table:
     return {"model.optimizer": type(optimizer).__name__} | {f"model.optimizer.{n}": v for n, v in options.items()}
 
 
-def digest_of(tokens: Sequence[Any], sampled: int = 512) -> str:
+SAMPLED = 512
+"""Token sequences that identify a data set are at least this many."""
+
+
+def digest_of(tokens: Sequence[Any], sampled: int = SAMPLED) -> str:
     """Identifies token sequences: their number, their total length, and evenly spaced ones in full.
 
     Args:
         tokens: One nested list of token ids for each example.
     """
     step = max(1, len(tokens) // sampled)
-    text = repr((len(tokens), sum(_length(each) for each in tokens), list(tokens[::step])))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of_sample(len(tokens), sum(_length(each) for each in tokens), list(tokens[::step]))
+
+
+def digest_of_sample(count: int, total: int, sample: list[Any]) -> str:
+    """The same of sequences whose number and total length are known: `sample` are the evenly spaced ones."""
+    return hashlib.sha256(repr((count, total, sample)).encode()).hexdigest()[:16]
 
 
 def _length(nested: Any) -> int:

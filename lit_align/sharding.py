@@ -7,6 +7,7 @@ next reshard, so all code that reads or writes weights calls `reshard` first.
 import functools
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
 
 
 def fsdp_modules(module: object) -> list[FSDPModule]:
@@ -76,19 +77,22 @@ def barrier_with_timeout(what: str, minutes: float) -> None:
     """Wait until every process has called this.
 
     Raises:
-        UserError: some processes have not, within that time; the message names them.
+        UserError: some processes have not, within that time, or have died; the message names them.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
+    started = time.monotonic()
     try:
-        dist.monitored_barrier(_waiting_group(), timedelta(minutes=minutes), wait_all_ranks=True)
+        dist.monitored_barrier(waiting_group(), timedelta(minutes=minutes), wait_all_ranks=True)
     except RuntimeError as error:
-        raise UserError(f"{what}: a process has not arrived within {minutes:g} minutes: {error}") from error
+        waited = time.monotonic() - started >= 60 * minutes
+        how = f"has not arrived within {minutes:g} minutes" if waited else "has died"
+        raise UserError(f"{what}: a process {how}: {first_line(error)}") from error
 
 
 @functools.cache
-def _waiting_group() -> dist.ProcessGroup:
-    """Only gloo reports which processes are missing."""
+def waiting_group() -> dist.ProcessGroup:
+    """A group that waits on the CPU: only gloo reports which processes are missing."""
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)
     return group
@@ -114,7 +118,7 @@ def destroy_process_group() -> None:
 def gathered(module: object) -> Iterator[None]:
     """Within this context, hold all weights in full, so that each process can run the module on its own.
 
-    Every process must enter and leave. Each holds a full copy of the weights meanwhile.
+    Every process must enter and leave. Within the context, each holds a full copy of the weights.
     """
     parts = fsdp_modules(module)
     for part in parts:

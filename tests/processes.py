@@ -1,21 +1,25 @@
 """Real process groups on this machine: a function runs in each of several forked processes."""
 
 import contextlib
+import functools
 import importlib
 import itertools
 import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch import Callback
+from lightning_utilities.core.rank_zero import rank_zero_only
 from tiny import fit
 
 from lit_align.callbacks import FSDPSharding
@@ -50,6 +54,30 @@ def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: fl
     if hung:
         raise TimeoutError(f"processes {hung} did not end within {timeout} s")
     return [value for _, value, _ in outcomes]
+
+
+def endings(processes: int, function: Callable[[], Any], timeout: float = 60) -> tuple[list[int | None], str]:
+    """Call `function()` in each process; returns exit codes by rank, None for one that stays, and all of stderr."""
+    context = multiprocessing.get_context("fork")
+    port = free_port()
+    with tempfile.NamedTemporaryFile() as printed:
+
+        def work(rank: int) -> None:
+            os.dup2(os.open(printed.name, os.O_WRONLY | os.O_APPEND), 2)
+            sys.stderr = os.fdopen(2, "w", buffering=1)
+            join(rank, processes, port)
+            function()
+
+        workers = [context.Process(target=work, args=(rank,)) for rank in range(processes)]
+        for worker in workers:
+            worker.start()
+        deadline = time.monotonic() + timeout
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        codes = [worker.exitcode for worker in workers]
+        for worker in workers:
+            worker.kill()
+        return codes, Path(printed.name).read_text()
 
 
 _places = itertools.count(977 * os.getpid())
@@ -93,8 +121,8 @@ def fork(function: Callable[[], Any], timeout: float = 120) -> int | None:
     return worker.exitcode
 
 
-def die_at(where: str, what: str, call: int) -> None:
-    """Have the process killed when `what` is called for the nth time, once it is under way."""
+def die_at(where: str, what: str, call: int, signum: int = signal.SIGKILL) -> None:
+    """Have the process killed (or stopped) when `what` is called for the nth time, once it is under way."""
     owner: Any = importlib.import_module(where)
     *path, name = what.split(".")
     for part in path:
@@ -105,15 +133,48 @@ def die_at(where: str, what: str, call: int) -> None:
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signum)
         return original(*args, **kwargs)
 
     setattr(owner, name, dying)
 
 
+def patch_calls(functions: Iterable[tuple[str, str]], called: Callable[[], None]) -> None:
+    """Have `called` called before and after each call of some functions, in this process."""
+    for where, what in functions:
+        owner: Any = importlib.import_module(where)
+        *path, name = what.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        setattr(owner, name, _noticed(getattr(owner, name), called))
+
+
+def _noticed(function: Callable[..., Any], called: Callable[[], None]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def noticed(*args: Any, **kwargs: Any) -> Any:
+        called()
+        result = function(*args, **kwargs)
+        called()
+        return result
+
+    return noticed
+
+
 def _work(
     rank: int, processes: int, port: int, path: Path, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
+    join(rank, processes, port)
+    try:
+        outcome = (rank, function(*args), None)
+    except BaseException:
+        outcome = (rank, None, traceback.format_exc())
+    torch.save(outcome, path)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def join(rank: int, processes: int, port: int) -> None:
+    """Make this process one of several, as Lightning finds them in the environment."""
     os.environ |= {
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
@@ -124,11 +185,5 @@ def _work(
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",  # by it Lightning knows that the processes are there
     }
+    rank_zero_only.rank = rank
     torch.set_num_threads(1)
-    try:
-        outcome = (rank, function(*args), None)
-    except BaseException:
-        outcome = (rank, None, traceback.format_exc())
-    torch.save(outcome, path)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

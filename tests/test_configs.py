@@ -19,6 +19,7 @@ from lit_align.callbacks import FSDPSharding, ReferenceRefresh
 from lit_align.cli import AlignCLI, main
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
+from lit_align.objectives.per_token import PerTokenObjective
 from lit_align.reporting.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -151,21 +152,24 @@ def test_every_sampler_and_scorer_goes_over_every_configuration_of_rounds(path, 
 @pytest.mark.parametrize("path", [*SHIPPED, ROOT / "configs/quickstart.yaml"], ids=lambda path: path.stem)
 def test_the_overlays_go_over_each_configuration(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    anchored = issubclass(
-        getattr(objectives, yaml.safe_load(path.read_text())["model"]["class_path"]), AnchoredObjective
+    objective = getattr(objectives, yaml.safe_load(path.read_text())["model"]["class_path"])
+    anchored, per_token = issubclass(objective, AnchoredObjective), issubclass(objective, PerTokenObjective)
+    sets = (
+        ["lora", "fsdp", *(["tr_soft"] if anchored else [])],
+        ["ddp", "qlora", *(["tr_hard"] if anchored else []), *(["per_token"] if per_token else [])],
     )
-    sets = (["lora", "fsdp", *(["tr_soft"] if anchored else [])], ["ddp", *(["tr_hard"] if anchored else [])])
     shipped = {path.stem for path in (ROOT / "configs/overlays").glob("*.yaml")}
-    assert {*sets[0], *sets[1]} == shipped or not anchored, "an overlay is left out"
+    assert {*sets[0], *sets[1]} == shipped or not per_token, "an overlay is left out"
     for names in sets:
         overlays = [f"--config=configs/overlays/{name}.yaml" for name in names]
         cli = AlignCLI([f"--config={path}", *overlays, "--trainer.accelerator=cpu"], run=False)
         kinds = {type(callback) for callback in cli.trainer.callbacks}
         assert (FSDPSharding in kinds) == ("fsdp" in names)
-        assert cli.model.lora is not None or "lora" not in names
+        assert cli.model.lora is not None or not {"lora", "qlora"} & {*names}
+        assert (cli.model.policy_config.quantize == "nf4") == ("qlora" in names)
         if anchored:
             (refresh,) = (c for c in cli.trainer.callbacks if isinstance(c, ReferenceRefresh))
-            assert refresh.rule.alpha == (0.6 if "lora" in names else 1.0)
+            assert refresh.rule.alpha == (0.6 if "tr_soft" in names else 1.0)
             assert refresh.rule.unit == "step", "the configuration may count rounds"
 
 

@@ -1,6 +1,10 @@
 """The line that a phase prints at its end, and texts that are printed unchanged."""
 
+from io import StringIO
 from types import SimpleNamespace
+
+from rich.table import Table
+from rich.text import Text as Styled
 
 from lit_align import console
 
@@ -27,3 +31,34 @@ def test_text_that_looks_like_markup_is_shown_unchanged(capsys):
     with console.phase("[b]", 1, text) as running:
         running.advance(note=text)
     assert capsys.readouterr().out.count(text) == 4
+
+
+ESCAPES = "\x1b[31mred \x9b2J \x1b]0;title\x07 \u202egnirts"
+
+
+def test_no_escape_reaches_the_terminal(capsys):
+    """From lines, fields, tables, progress bars and errors."""
+    table = Table(title=ESCAPES)
+    table.add_column(ESCAPES)
+    table.add_row(Styled(ESCAPES, style="bold"))
+    console.print_line(ESCAPES, Styled(ESCAPES))
+    console.print_line(table)
+    console.print_field(ESCAPES, ESCAPES)
+    with console.phase(ESCAPES, 1, ESCAPES) as running:
+        running.advance(note=ESCAPES)
+    printed = capsys.readouterr().out + console.paragraph(f"error: {ESCAPES}")
+    assert printed.count("red") >= 10
+    assert not console.CONTROLS.search(printed)
+
+
+def test_no_escape_of_a_note_reaches_a_progress_bar(monkeypatch):
+    """On a terminal; the bar's own movements of the cursor are left."""
+    terminal = console.SafeConsole(file=StringIO(), force_terminal=True, width=200, highlight=False)
+    monkeypatch.setattr(console, "console", terminal)
+    with console.phase("sample", 2, "prompts") as running:
+        running.advance(note=ESCAPES)
+    written = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "red" in written
+    assert "\x1b[31mred" not in written
+    assert "\x9b" not in written
+    assert "]0;title\x07" not in written

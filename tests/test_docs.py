@@ -99,7 +99,9 @@ def perform(words: list[str], done: set[tuple[str, ...]]) -> None:
         return
     done.add(tuple(args))
     shipped = [word for word in args if word.startswith("configs/")]
-    args += ["--fresh"] if args[0] == "fit" else []  # each page stands alone, and shares its folders with others
+    args += (
+        ["--fresh"] if args[0] == "fit" and ".help=" not in args[-1] else []
+    )  # each page stands alone, and shares its folders with others
     args += ROUNDS if any("OnPolicyPairs" in (ROOT / path).read_text() for path in shipped) else []
     if "configs/overlays/ddp.yaml" in shipped or "configs/overlays/fsdp.yaml" in shipped:
         run_in(2, lambda: main([*args, "--data.batch_size=2", "--trainer.devices=2"]))

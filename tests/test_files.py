@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch import Trainer
+from matplotlib.figure import Figure
 from processes import fork
 
+from lit_align.callbacks import Predictions
 from lit_align.errors import UserError
-from lit_align.files import write_whole
+from lit_align.files import write_whole, writing
+from lit_align.policy import Policy, PolicyConfig
 
 
 def test_a_full_disk_leaves_the_earlier_file(in_tmp):
@@ -45,3 +48,33 @@ def test_the_metrics_of_a_full_disk_are_one_message(in_tmp, monkeypatch):
     monkeypatch.setattr("lit_align.files.os.replace", full)
     with pytest.raises(UserError, match=r"^run/metrics\.csv cannot be written: No space left on device\."):
         Trainer(logger=logger, accelerator="cpu", enable_checkpointing=False).loggers[0].finalize("success")
+
+
+def test_a_model_a_plot_and_predictions_on_a_full_disk_are_one_message(in_tmp: Path, tiny_model: str):
+    policy = Policy.load(PolicyConfig(tiny_model, dtype="float32"))
+    predictions = Predictions("prompts.jsonl")
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        with pytest.raises(UserError, match=r"^run/model cannot be written: .*File too large"):
+            policy.save(Path("run/model"))
+        with (
+            pytest.raises(UserError, match=r"^run/curves\.png cannot be written: File too large"),
+            writing("run/curves.png"),
+        ):
+            Figure().savefig("run/curves.png", dpi=1000)
+        for name in ("predictions.jsonl", "predictions.parquet"):
+            predictions.out = name
+            with pytest.raises(UserError, match=f"^run/{name} cannot be written: .*File too large"):
+                predictions.write([{"source": "1", "prompt": str(i) * 40} for i in range(2000)], Path("run"))
+        raise SystemExit(7)
+
+    assert fork(limited) == 7
+
+
+def test_a_model_in_a_folder_that_cannot_be_made_is_one_message(in_tmp: Path, tiny_model: str):
+    Path("run").write_text("a file where the folder should be")
+    policy = Policy.load(PolicyConfig(tiny_model, dtype="float32"))
+    with pytest.raises(UserError, match=r"^run/model cannot be written: "):
+        policy.save(Path("run/model"))

@@ -90,3 +90,12 @@ def test_rounds_of_another_scorer_or_other_prompts_do_not_resume(tiny_model, in_
     other.scorer = FunctionScorer(f"{in_tmp / 'rewards2.py'}:reward")
     with pytest.raises(UserError, match=r"data\.scorer: "):
         run(tiny_model, "ckpt/last.ckpt", data=other, max_epochs=2)
+
+
+def test_an_option_that_an_earlier_version_lacked_had_its_default(tiny_model, checkpoint):
+    saved = torch.load(checkpoint, weights_only=True)
+    del saved["identity"]["model.length_normalize"]
+    torch.save(saved, "older.ckpt")
+    run(tiny_model, "older.ckpt", max_epochs=2)
+    with pytest.raises(UserError, match=r"model\.length_normalize: False → True"):
+        run(tiny_model, "older.ckpt", options={"length_normalize": True}, max_epochs=2)

@@ -105,3 +105,29 @@ def fit(module: Any, data: Any, *callbacks: Callback, ckpt_path: str | None = No
     trainer = L.Trainer(**(defaults | options), callbacks=list(callbacks))
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer
+
+
+class Watch(Callback):
+    """Keeps the logged values of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.batches: list[Any] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
+        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def __getitem__(self, name: str) -> list[float]:
+        return [step[name] for step in self.steps]
+
+
+def weights(module: Any) -> dict[str, torch.Tensor]:
+    """A copy of a module's trained weights."""
+    assert module.policy is not None
+    return {name: weight.detach().clone() for name, weight in module.policy.trainable_weights()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are equal to the bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

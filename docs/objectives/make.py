@@ -104,14 +104,14 @@ def cell(words: str) -> str:
 
 
 def commands(kind: type[PreferenceObjective]) -> Iterator[str]:
-    """What runs the configurations that come with an objective."""
+    """The commands that run the configurations of an objective."""
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         if path.stem in (stem(kind), f"pr_{stem(kind)}", f"tr_{stem(kind)}"):
             yield f"python train.py fit --config configs/{path.name}"
 
 
 def main() -> None:
-    """Write the pages, and take away those of objectives that are gone."""
+    """Write the pages, and delete those of removed objectives."""
     made = pages()
     for path in FOLDER.glob("*.md"):
         if path.name not in made:

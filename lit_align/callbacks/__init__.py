@@ -4,6 +4,8 @@ from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.callbacks.drift import Drift
 from lit_align.callbacks.fsdp_sharding import FSDP2Strategy, FSDPSharding
 from lit_align.callbacks.interruption import Interruption
+from lit_align.callbacks.monitor_check import MonitorCheck
+from lit_align.callbacks.peer_watching import PeerWatching
 from lit_align.callbacks.phase_progress import PhaseProgress
 from lit_align.callbacks.predictions import Predictions
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
@@ -18,7 +20,9 @@ __all__ = [
     "FSDP2Strategy",
     "FSDPSharding",
     "Interruption",
+    "MonitorCheck",
     "Order",
+    "PeerWatching",
     "PhaseProgress",
     "Predictions",
     "ReferenceRefresh",

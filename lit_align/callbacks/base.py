@@ -13,6 +13,8 @@ class Order(IntEnum):
 
     PROGRESS = -10
     """Progress bars, which others print below."""
+    REFERENCE = -5
+    """The rule by which the reference moves, before another callback builds the model."""
     DEFAULT = 0
     """Callbacks that change or evaluate the model, and those of other packages."""
     REPORT = 10

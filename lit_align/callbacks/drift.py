@@ -21,6 +21,7 @@ values are means of log ratios that can be below 0.
 
 import math
 from collections.abc import Sequence
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -121,10 +122,9 @@ class Drift(AlignCallback):
             return
         self._measured_at = trainer.global_step
         if isinstance(data, OfflinePairs):
-            by_prompt = {example.source: example for example in data.train_examples}
-            self._measure(
-                module, data, self._sample_fresh(module, data, self._share(list(by_prompt.values()), trainer))
-            )
+            by_prompt = (examples for _, examples in groupby(data.train_examples, lambda example: example.source))
+            first = [next(examples) for examples in islice(by_prompt, self.prompts)]
+            self._measure(module, data, self._sample_fresh(module, data, self._share(first, trainer)))
         if isinstance(data, OnPolicyPairs):
             self._measure_from_sampler(module, data, self._share(data.current_round.groups, trainer))
 
@@ -142,12 +142,12 @@ class Drift(AlignCallback):
         model = policy.merged_copy(torch.bfloat16)
         prompts = [example.prompt_ids for example in examples]
         keys = [("drift", data.seed, example.source) for example in examples]
-        drawn = sample_responses(
+        sampled = sample_responses(
             model, policy.tokenizer, prompts, keys, 1, self.sampling or Sampling(), data.preference_tokenizer.end_ids()
         )
         fresh = [
             Example(example.prompt_ids, [responses[0].ids], example.source)
-            for example, responses in zip(examples, drawn, strict=True)
+            for example, responses in zip(examples, sampled, strict=True)
         ]
         with gathered(policy):
             logps = data.recorder.logps(policy, fresh)

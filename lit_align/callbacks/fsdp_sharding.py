@@ -31,6 +31,7 @@ from lit_align.checkpoints import check_hash, check_shards, forget_hash, write_h
 from lit_align.errors import UserError
 from lit_align.loading import enable_checkpointing
 from lit_align.objectives import PreferenceObjective
+from lit_align.quantization import holds_quantized
 from lit_align.reference.base import Reference
 from lit_align.sharding import fsdp_modules, load_shards
 
@@ -56,6 +57,18 @@ class FSDP2Strategy(ModelParallelStrategy):
             save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
         )
+
+    def setup(self, trainer: Trainer) -> None:
+        """Set up the processes.
+
+        Raises:
+            UserError: nothing shards the module. Every process would train a model of its own.
+        """
+        if not any(isinstance(callback, FSDPSharding) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "trainer.strategy=fsdp2 shards nothing without fsdp_sharding. Use --config configs/overlays/fsdp.yaml."
+            )
+        super().setup(trainer)
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -198,6 +211,12 @@ class FSDPSharding(AlignCallback):
         for net in pl_module.children():
             if isinstance(net, Reference):
                 net.before_sharding()
+            if holds_quantized(net):
+                raise UserError(
+                    "model.policy.quantize=nf4 cannot be sharded: fsdp_sharding would cut packed weights in pieces "
+                    "without their scales. Use strategy=ddp, where each process has all 4-bit weights, or leave "
+                    "quantize out."
+                )
             if fsdp_modules(net) or not any(True for _ in net.parameters()):
                 continue
             models = [part for part in net.modules() if isinstance(part, PreTrainedModel)]

@@ -21,7 +21,7 @@ from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling, sampling_batches
 from lit_align.data.scorers.base import Scorer
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import (
     Answering,
     gather_in_order,
@@ -30,6 +30,7 @@ from lit_align.evaluation.answering import (
     tokenize_prompts,
     tokenizer_of,
 )
+from lit_align.files import write_whole
 from lit_align.objectives import PreferenceObjective
 
 
@@ -66,6 +67,7 @@ class Predictions(AlignCallback):
                 f"predictions: responses_per_prompt={responses_per_prompt} must be at least 1 and at most "
                 f"batch_size={batch_size}."
             )
+        check_number("predictions.seed", seed, least=0)
         self.prompts = prompts
         self.out = out
         self.scorer = scorer
@@ -94,13 +96,14 @@ class Predictions(AlignCallback):
             for row, scored in zip(predicted, scores, strict=True):
                 row["scores"] = scored.rewards
         if trainer.is_global_zero:
-            self._write(predicted, Path(trainer.default_root_dir))
+            self.write(predicted, Path(trainer.default_root_dir))
 
-    def _write(self, rows: list[dict[str, Any]], folder: Path) -> None:
+    def write(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Write one row per prompt."""
         path = Path(self.out) if Path(self.out).parent != Path() else folder / self.out
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows), path)
+            write_whole(path, lambda beside: pq.write_table(pa.Table.from_pylist(rows), beside))
         else:
-            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_whole(path, lambda beside: beside.write_text(lines, encoding="utf-8", errors="replace"))
         print_line(f"responses  {path} ({len(rows)} prompts × {self.responses_per_prompt})")

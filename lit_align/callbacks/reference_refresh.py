@@ -15,7 +15,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lit_align.callbacks.base import AlignCallback, DryRun
+from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_line
 from lit_align.errors import UserError
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
@@ -39,6 +39,7 @@ class ReferenceRefresh(AlignCallback):
     """
 
     option_name = "reference_refresh"
+    order = Order.REFERENCE
     in_dry_run = DryRun.ACT
 
     def __init__(

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import LightningModule, Trainer
@@ -27,12 +27,22 @@ from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_line, relative
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
+from lit_align.quantization import scales_of
 from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
 from lit_align.reporting.run_record import record_end, record_start
 from lit_align.sharding import local_shard
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A data module with lines for the run's header; other projects' need not have any."""
+
+    def describe(self) -> Iterable[tuple[str, str]]:
+        """Label and text of each line."""
+        ...
 
 
 class RunReport(AlignCallback):
@@ -70,8 +80,8 @@ class RunReport(AlignCallback):
         if not isinstance(pl_module, PreferenceObjective):
             return
         lines = list(pl_module.describe())
-        describe_data = getattr(trainer.datamodule, "describe", None)  # type: ignore[attr-defined]
-        lines += list(describe_data()) if describe_data else []
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        lines += data.describe() if isinstance(data, Describes) else []
         self._header = lines
         lines = [*lines, ("memory", memory_line(pl_module)), ("run", trainer.default_root_dir)]
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -193,15 +203,17 @@ def resume_command(trainer: Trainer, path: str | Path | None) -> str:
 
 def memory_line(module: PreferenceObjective) -> str:
     """Memory of the weights, gradients, AdamW's two moments and the reference in this process, without activations."""
-
-    def size(weights: Iterable[Tensor]) -> int:
-        return sum(local_shard(weight).numel() * weight.element_size() for weight in weights)
-
     assert module.policy is not None
-    weights = size(own_weights(module.policy))
-    trained = size(weight for _, weight in module.policy.trainable_weights())
-    second = size(reference_weights(module.policy, module.reference))
+    weights = size_in_bytes(own_weights(module.policy))
+    trained = size_in_bytes(weight for _, weight in module.policy.trainable_weights())
+    second = size_in_bytes(reference_weights(module.policy, module.reference))
     parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
     listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     kept = ", and freed memory stays with the process" if keeps_freed_memory() else ""
     return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top{kept}"
+
+
+def size_in_bytes(weights: Iterable[Tensor]) -> int:
+    """Memory of this process's part of weights, with the scales of quantized ones."""
+    parts = [part for weight in weights for part in (weight, *(scale for _, scale in scales_of("", weight)))]
+    return sum(local_shard(part).numel() * part.element_size() for part in parts)

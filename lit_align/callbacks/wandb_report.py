@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
 from lit_align.data.on_policy import OnPolicyPairs
+from lit_align.errors import check_number
 from lit_align.evaluation.rows import read_held_out
 from lit_align.evaluation.summary import Summary
 from lit_align.reporting.run_folder import held_out_files, metric_of, step_of, verdict_file
@@ -39,6 +40,7 @@ class WandbReport(AlignCallback):
     in_dry_run = DryRun.SKIP
 
     def __init__(self, rows: int = 50, artifacts: bool = False):
+        check_number("wandb_report.rows", rows, least=1)
         self.rows = rows
         self.artifacts = artifacts
         self._refreshes = 0

@@ -1,6 +1,6 @@
 """When held-out prompts are evaluated: during training, at its end, and by `python train.py test`.
 
-What is evaluated, and the metrics that are logged, are in `evaluation/held_out.py`.
+The evaluation and its metrics are in `evaluation/held_out.py`.
 """
 
 import time
@@ -14,7 +14,7 @@ from lit_align.console import print_field
 from lit_align.data.formats.read import read_rows
 from lit_align.data.sampling import Sampling
 from lit_align.data.scorers.base import Scorer
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import sampling_of
 from lit_align.evaluation.held_out import Evaluator
 from lit_align.evaluation.results import Evaluation, check_judge_names
@@ -86,6 +86,7 @@ class WinRate(AlignCallback):
             raise UserError(f"win_rate.every={every} {unit}s has no effect without win_rate.validation.")
         if shown < 0:
             raise UserError(f"win_rate.shown={shown} must be at least 0.")
+        check_number("win_rate.seed", seed, least=0)
         check_judge_names(list(judges or {}))
         self.prompts = prompts
         self.validation = validation

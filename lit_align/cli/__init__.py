@@ -7,6 +7,7 @@ does not wait for them.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -34,6 +35,10 @@ __all__ = ["AlignCLI", "main"]
 __getattr__ = lazy_exports(__name__)
 
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a disk that takes no more; some have no file name."""
+
+
 def main(args: list[str] | None = None) -> None:
     """Run one command.
 
@@ -56,6 +61,10 @@ def main(args: list[str] | None = None) -> None:
         sys.stderr.write(paragraph(f"error: {error}"))
         sys.exit(2)
     except OSError as error:
+        if error.errno in DISK:
+            where = relative(error.filename) if error.filename else "a file"
+            sys.stderr.write(paragraph(f"error: {where} cannot be written: {error.strerror}. Make room."))
+            sys.exit(2)
         if error.filename is None:  # not a file of the user's: a connection, a worker
             raise
         sys.stderr.write(paragraph(f"error: {relative(error.filename)}: {error.strerror}."))

@@ -22,11 +22,10 @@ objectives, sweep over ``config``.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import zipfile
-from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +41,32 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.constants import default_pg_timeout
 
 from lit_align import __version__
-from lit_align.callbacks import Interruption, PhaseProgress, RunReport, WandbReport
+from lit_align.callbacks import Interruption, MonitorCheck, PeerWatching, PhaseProgress, RunReport, WandbReport
 from lit_align.callbacks.base import in_order
 from lit_align.checkpoints import HashedCheckpointIO, check_hash
 from lit_align.cli.classes import NAMED_CALLBACKS
 from lit_align.cli.commands import COMMANDS
+from lit_align.cli.construction import raise_constructor_error
 from lit_align.cli.continuation import check_named_checkpoint, checkpoint_to_resume, seed_to_resume
 from lit_align.cli.parser import (
     AlignParser,
     SaveConfig,
     arguments_in_order,
     own_folder_in_a_sweep,
-    refuse_functions,
     refuse_options_of_another_objective,
 )
 from lit_align.cli.run_lock import hold
 from lit_align.cli.usage import DESCRIPTION
+from lit_align.cli.values import check_values
 from lit_align.console import program, relative
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
-from lit_align.errors import UserError
+from lit_align.data.base import PairsDataModule
+from lit_align.errors import UserError, first_line
+from lit_align.lightning_features import check_features, explained
 from lit_align.objectives import PreferenceObjective
 from lit_align.sharding import destroy_process_group
 
@@ -149,7 +153,7 @@ class AlignCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(arguments_in_order(args))
-        # jsonargparse takes null for "not given" and hands it to a float; for a second look it is a value
+        # jsonargparse takes null for "not given" and passes it to a float; this second check takes it for a value
         set_parsing_settings(unset_sentinel=True)
         try:
             parser.validate(self.config)
@@ -159,7 +163,7 @@ class AlignCLI(LightningCLI):
             set_parsing_settings(unset_sentinel=False)
         if self._given.trainer is None:
             raise UserError("trainer=null must be options (key: value). Leave trainer out to use the defaults.")
-        refuse_functions(self._given)
+        check_values(self._given)
         refuse_options_of_another_objective(self._given, args)
         own_folder_in_a_sweep(self._given)
         if self._given.get("seed_everything") is True and not self._given.get("fresh"):
@@ -204,16 +208,7 @@ class AlignCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:  # a constructor's error is wrapped in the report of a value that fits no type
-            for cause in _causes(error):
-                if isinstance(cause, UserError):
-                    raise cause from None
-                if isinstance(cause, ModuleNotFoundError):
-                    raise UserError(f"a package is missing: {str(cause).splitlines()[0]}") from None
-                if isinstance(cause, TypeError) and re.search(r"__init__\(\) missing \d", str(cause)):
-                    raise UserError(
-                        f"{cause}. Take it in the __init__ of your class, with its annotation, and pass it on; in "
-                        "an objective `policy: PolicyConfig`, and `super().__init__(policy, **kwargs)`."
-                    ) from None
+            raise_constructor_error(error)
             raise
         saving = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
         if self._given.get("ckpt_path") == "last" and not any(
@@ -238,17 +233,22 @@ class AlignCLI(LightningCLI):
                 f"{config['default_root_dir']}. Use: {program()} doctor --config X.yaml"
             )
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header shows it
-        given += [RunReport(), Interruption()]
+        minutes = self.datamodule.wait_minutes if isinstance(self.datamodule, PairsDataModule) else 60.0
+        given += [MonitorCheck(), RunReport(), PeerWatching(minutes), Interruption()]
         if config.get("enable_progress_bar") is not False:
             given.append(PhaseProgress())
         if not any(isinstance(callback, WandbReport) for callback in given):
             given.append(WandbReport())
         try:
             trainer = super()._instantiate_trainer(config, given)
-        except ValueError as error:  # such as an unknown strategy
-            raise UserError(f"trainer: {error}") from error
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none of the user's own
+        except (ValueError, TypeError, ModuleNotFoundError) as error:  # such as an unknown strategy
+            raise UserError(f"trainer: {first_line(error)}.") from error
+        check_features(trainer)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user has set no other
             trainer.strategy.checkpoint_io = HashedCheckpointIO()
+        strategy = trainer.strategy
+        if isinstance(strategy, DDPStrategy | ModelParallelStrategy) and strategy._timeout == default_pg_timeout:
+            strategy._timeout = timedelta(minutes=minutes)  # a timeout of the user's own stays
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
 
@@ -258,15 +258,20 @@ class AlignCLI(LightningCLI):
             return
         with hold(self.trainer.default_root_dir) if self.trainer.is_global_zero else nullcontext():
             self._continue_run()
-            super()._run_subcommand(subcommand)
+            try:
+                super()._run_subcommand(subcommand)
+            except (ValueError, RuntimeError) as error:
+                if message := explained(error):
+                    raise message from error
+                raise
 
     def _continue_run(self) -> None:
         """Resume the run that the folder holds, if there is one and no checkpoint is named."""
-        given = self.config_init.fit
+        given: Any = self.config_init["fit"]
         if given.get("ckpt_path"):
             check_named_checkpoint(self.trainer, given.ckpt_path)
             return
-        config = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
+        config = yaml.safe_load(self._parser("fit").dump(self._given, skip_unset=False))
         path = checkpoint_to_resume(self.trainer, config, fresh=given.fresh)
         given.ckpt_path = None if path is None else str(path)
 
@@ -281,11 +286,3 @@ def _add_fresh(parser: LightningArgumentParser) -> None:
         help="Start from nothing. Without it, a fit continues the unfinished run in its folder, and a finished run is "
         "not overwritten; with it, the files of that run move to FOLDER-1, FOLDER-2, ...",
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what caused it, one after another."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__

@@ -102,7 +102,7 @@ class Speaker:
 
 
 def _template_args_of_run(path: str) -> dict[str, Any]:
-    """The template_args of the run whose model this is; none if it is no run's."""
+    """The template_args of the run that the model belongs to; empty if it does not belong to a run."""
     run = Path(path).resolve().parent
     if Path(path).name != "model" or not (run / "config.yaml").is_file():
         return {}

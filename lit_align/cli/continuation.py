@@ -1,4 +1,4 @@
-"""What `fit` does in a folder that holds a run: the same command continues an unfinished one, and overwrites none.
+"""`fit` in a folder that holds a run: the same command continues an unfinished run and overwrites no finished one.
 
 | the folder holds | the same command | with other options |
 |---|---|---|
@@ -7,7 +7,7 @@
 | a run without a checkpoint | starts from the beginning | starts from the beginning |
 
 `--fresh` moves the run's files beside the folder (`FOLDER-1`, `FOLDER-2`, ...) and starts from nothing. A job that its
-scheduler has started again ignores it: the same script then continues. An explicit `ckpt_path` is taken as it is.
+scheduler restarts ignores it, so that the same script continues. An explicit `ckpt_path` is used as given.
 """
 
 import os
@@ -122,7 +122,11 @@ def checkpoint_folders(trainer: Trainer) -> list[Path]:
 
 def _refuse_changes(folder: Path, newest: Path | None, changed: dict[str, tuple[Any, Any]], config: Any) -> None:
     accepted: Collection[str] = config["model"].get("init_args", {}).get("accept_changes") or ()
-    refused = {key: values for key, values in changed.items() if key not in FREE and key not in accepted}
+    refused = {
+        key: (then, now)
+        for key, (then, now) in changed.items()
+        if key not in FREE and key not in accepted and (then or now)  # an earlier version lacked options that are off
+    }
     if refused:
         resume = f" To resume it with these options, name its checkpoint: --ckpt_path={relative(newest)}"
         raise UserError(

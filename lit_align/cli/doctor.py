@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.padding import Padding
 from rich.text import Text
 
 from lit_align.callbacks import AlignCallback, DryRun, Order, RunReport
 from lit_align.callbacks.base import dry_run_of, in_order
 from lit_align.cli.app import AlignCLI
-from lit_align.console import print_field, print_line, program
+from lit_align.console import print_field, print_line, printable, program
 from lit_align.data import OnPolicyPairs
 from lit_align.data.tokenization import in_place
 from lit_align.logprobs import PreferenceBatch, preferences_of
@@ -39,7 +40,7 @@ class Examination(AlignCallback):
 
     Args:
         checked: Callbacks of which only `setup` runs.
-        scratch: Folder of the rounds; the first process's is used by all.
+        scratch: Folder of the rounds; all processes use the first one's.
         sampled: Most prompts to sample responses for.
     """
 
@@ -75,7 +76,7 @@ class Examination(AlignCallback):
         self.ends.append(time.monotonic())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.strategy.barrier()  # the folder is about to go
+        trainer.strategy.barrier()  # the folder is deleted next
 
     @property
     def seconds(self) -> float:
@@ -96,7 +97,7 @@ def examine(args: list[str]) -> None:
     """Try the start of a run and print the estimate.
 
     Raises:
-        UserError: whatever would stop `fit`.
+        UserError: anything that would stop `fit`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         cli = AlignCLI([*args, f"--trainer.default_root_dir={scratch}"], run=False)
@@ -128,13 +129,18 @@ def examine(args: list[str]) -> None:
 
 def show_example(batch: PreferenceBatch, tokenizer: Any) -> None:
     """Print the first example of a batch, decoded from its tokens: the trained ones are green, the prompt is dim."""
+
+    def show(text: str, style: str) -> None:
+        print_line(Padding(Text(printable(text), style=style), (0, 0, 0, 4)))
+
     prompt_ids = batch.prompt_ids[0][batch.prompt_mask[0]].tolist()
+    prompt = tokenizer.decode(prompt_ids)
     print_line(Text("  one example: prompt, not trained on", style="dim"))
-    print_line(Text(f"    {tokenizer.decode(prompt_ids)[-600:]}│", style="dim"))
+    show(f"{'…' if len(prompt) > 600 else ''}{prompt[-600:]}│", "dim")
     for k in range(batch.response_ids.shape[1]):
         ids = batch.response_ids[0, k][batch.response_mask[0, k]].tolist()
         print_line(Text(f"  response {k}: {len(ids)} tokens, trained on"))
-        print_line(Text(f"   │{in_place(tokenizer, prompt_ids, ids)}│", style="green"))
+        show(f"│{in_place(tokenizer, prompt_ids, ids)}│", "green")
 
 
 def estimate(
@@ -150,7 +156,7 @@ def estimate(
 
     Args:
         seconds: Duration of one training batch.
-        rows: The logged metrics; a round's hold the duration of sampling and scoring, and the number of pairs.
+        rows: The logged metrics; those of a round hold the duration of sampling and scoring, and the number of pairs.
         epochs: trainer.max_epochs.
         prompts_per_round: data.prompts_per_round, where there are rounds.
         sampled: Prompts of the round that was measured.

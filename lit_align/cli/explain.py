@@ -95,7 +95,7 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
         return f"{where}: put the options of a class under init_args:, next to class_path:."
     parent = option.rpartition(".")[0]
     siblings = [key for key in options(cls) if not parent or key.rpartition(".")[0] == parent]
-    if not siblings:  # the option above it does not exist, either
+    if parent and not siblings:  # the option above it does not exist, either
         return unknown_option(where, cls, parent.partition(".")[0], None, parser, see)
     names = dict.fromkeys(key.removeprefix(f"{parent}.").partition(".")[0] for key in siblings)
     listed = f" Options: {', '.join(names)}." if len(names) <= 16 else ""
@@ -114,7 +114,8 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
     if "Got value: " in (line := report.partition("\n")[0]):  # one type, with the value on its line
         tried, value = line.split(". Got value: ", 1)
     value = re.sub(r"^NestedArg\(key='[^']*', val=(.*)\)$", r"\1", value).strip("'\"")
-    value = "null" if value == "None" else value
+    value = value.partition(". Got value: ")[0]
+    value = "null" if value == "None" else _brief(value)
     types = re.findall(r"Expected an? <class '([\w.]+)'>", tried)
     choices = [c.strip(" '\"") for literal in re.findall(r"Literal\[(.*?)\]", tried) for c in literal.split(",")]
     missing = re.search(r"Expected a dot import path string: (\S+)", tried)
@@ -128,6 +129,12 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
         words.insert(0, f"one of {', '.join(choices)}")
     wanted = " or ".join(dict.fromkeys(words)) or " ".join(tried.removeprefix("Expected a").split())
     return f"{where}: '{value}' is not {wanted}.{did_you_mean(value, choices)} {see}"
+
+
+def _brief(value: str) -> str:
+    """A value in one short line; of the options of a class, the class."""
+    named = re.match(r"(?:Namespace\(|\{)'?class_path'?[=:] ?'([^']+)'", value)
+    return named[1].rpartition(".")[2] if named else textwrap.shorten(value, 80, placeholder="…")
 
 
 def below(where: str, cls: Any, key: str) -> str:

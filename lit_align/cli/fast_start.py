@@ -10,7 +10,7 @@ from types import ModuleType
 def without_scipy_signal() -> Iterator[None]:
     """Import torchmetrics without scipy.signal, which would take about 0.8 s of CPU time.
 
-    torchmetrics imports it only to restore `scipy.signal.hamming`, which one audio metric wants; a stub that has the
+    torchmetrics imports it only to restore `scipy.signal.hamming`, which one audio metric uses; a stub that has the
     name satisfies it. Afterwards the stub is gone, and code that needs scipy.signal imports the real one.
     """
     name = "scipy.signal"

@@ -1,4 +1,4 @@
-"""Messages of other packages at a start that nobody can act on, and that are not printed."""
+"""Start-up messages of other packages that nobody can act on; they are not printed."""
 
 import logging
 import re
@@ -7,7 +7,7 @@ import warnings
 # Each with its reason.
 WARNINGS = [
     r"Found \d+ module\(s\) in eval mode",  # the reference is, on purpose
-    r".*does not have many workers",  # batches are cut from memory: a worker would only cost
+    r".*does not have many workers",  # batches come from memory: workers would only cost time
     r".*`tensorboardX` has been removed",  # the CSV logger is wanted
     r"Total length of `list` across ranks is zero",  # validation data are missing on purpose
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch

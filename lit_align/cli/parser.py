@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from pathlib import Path
@@ -26,7 +25,7 @@ from lit_align.objectives import PreferenceObjective
 
 
 class AlignParser(LightningArgumentParser):
-    """A parser whose errors are one paragraph, without the usage in front."""
+    """A parser whose errors are one paragraph, without the usage text."""
 
     _file = ""
 
@@ -47,9 +46,9 @@ class AlignParser(LightningArgumentParser):
 class SaveConfig(AlignCallback, SaveConfigCallback):
     """Writes the configuration to `default_root_dir`: config.yaml for fit, config_test.yaml for test, ...
 
-    It overwrites: Lightning's own writes to the logger's folder, where a second run fails on the first's file. The
-    checkpoint that a fit resumed from and `fresh` are left out: they belong to this run alone and are not settings for
-    the next.
+    It overwrites an earlier file. Lightning's own callback writes to the logger's folder and fails if the file exists.
+    The checkpoint that a fit resumed from and `fresh` are left out: they belong to this run alone and are not settings
+    for the next.
     """
 
     order = Order.LAST
@@ -107,22 +106,6 @@ def own_folder_in_a_sweep(config: Any) -> None:
     root = config.trainer.default_root_dir
     if os.environ.get("WANDB_SWEEP_ID") and run and Path(root).name != run:
         config.trainer.default_root_dir = os.path.join(root, run)
-
-
-def refuse_functions(config: Any, where: str = "") -> None:
-    """Refuse a `class_path` that names a function: to build the configuration would call it, `os.system` for one.
-
-    Raises:
-        UserError: names the key.
-    """
-    for key, value in vars(config).items():
-        for number, entry in enumerate(value if isinstance(value, list) else [value]):
-            below = f"{where}{key}" + (f"[{number}]" if isinstance(value, list) else "")
-            if isinstance(entry, Namespace):
-                path = entry.get("class_path")
-                if isinstance(path, str) and not inspect.isclass(locate(path)):
-                    raise UserError(f"{below}.class_path={path} must be a class. Name a class.")
-                refuse_functions(entry, f"{below}.")
 
 
 def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:

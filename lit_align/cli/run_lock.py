@@ -1,7 +1,7 @@
 """`run.lock`: one run at a time in a folder.
 
-The file names the host and the process that trains. It is deleted when the run ends, also with an error. After a kill
-it stays, and the next run on the same host takes it over, since no such process is there any more.
+The file names the host and the process that trains. It is deleted when the run ends, even with an error. After a kill
+it stays; the next run on the same host takes it over, since that process no longer exists.
 """
 
 import fcntl
@@ -51,7 +51,7 @@ class Holder:
 
     @property
     def may_live(self) -> bool:
-        """Whether the process may be running; of another host nobody knows."""
+        """Whether the process may be running; for another host this is unknown."""
         if self.host != socket.gethostname():
             return True
         started = _start_of(self.pid)
@@ -84,13 +84,13 @@ def hold(folder: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if ours.pid == os.getpid():  # not in a process that was forked meanwhile
+        if ours.pid == os.getpid():  # not in a forked process
             path.unlink(missing_ok=True)
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let one process after another read and write the lock file, where the file system knows such locks."""
+    """Let one process at a time read and write the lock file, if the file system supports such locks."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Data modules, and what they are made of: formats, sampling, scorers, pairing, the store of rounds."""
+"""Data modules and their parts: formats, sampling, scorers, pairing, the store of rounds."""
 
 from typing import TYPE_CHECKING
 

@@ -12,14 +12,16 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_line
 from lit_align.data.batches import Example
-from lit_align.data.examples import Examples, Source, check_pairing, make_examples
-from lit_align.data.formats.rows import Rows, Turns
+from lit_align.data.cache import TokenCache, default_folder
+from lit_align.data.examples import ExampleMaker, Examples, Selection, Source, check_pairing
+from lit_align.data.formats.rows import Kind, Turns
 from lit_align.data.loader import ExampleLoader, Mixture
-from lit_align.data.pairing import BestWorst, PairingRule, with_labels, with_mismatched
+from lit_align.data.pairing import BestWorst, PairingRule
 from lit_align.data.rounds.record import Recorder
+from lit_align.data.table import ExampleTable
 from lit_align.data.texts import TextStreams
 from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer, in_place
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.needs import DataNeeds, needs_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table
@@ -56,7 +58,9 @@ class PairsDataModule(L.LightningDataModule):
         text_batch_size: Texts of each kind per batch and process; None is batch_size.
         group_by_length: Train on batches of examples of similar length, for less padding in attention and less waiting
             between processes. Otherwise the order is random.
-        wait_minutes: How long a process waits for others that compute samples, scores or log-probabilities.
+        wait_minutes: How long a process waits for the others, and how long one may be silent before all end.
+        cache_dir: Folder of tokenized data, which later starts and other processes read. None is $LIT_ALIGN_CACHE, or
+            lit_align in $HF_HOME, $XDG_CACHE_HOME or ~/.cache.
         seed: Seed of the order of examples; None is seed_everything's.
     """
 
@@ -88,6 +92,7 @@ class PairsDataModule(L.LightningDataModule):
         text_batch_size: int | None = None,
         group_by_length: bool = False,
         wait_minutes: float = 60,
+        cache_dir: str | None = None,
         seed: int | None = None,
     ):
         super().__init__()
@@ -101,6 +106,10 @@ class PairsDataModule(L.LightningDataModule):
                 raise UserError(f"data.{name}={value} must be at least 1.")
         if isinstance(validation, float | int):
             _check_share(validation, validation_split, self.trains_on_files, type(self).__name__)
+        for name, path, split in (("validation", validation, validation_split), ("test", test, test_split)):
+            if path is None and split is not None:
+                raise UserError(f"data.{name}_split={split} has no effect without data.{name}. Leave it out.")
+        check_number("data.seed", seed, least=0)
         self.validation = validation
         self.validation_split = validation_split
         self.test = test
@@ -122,9 +131,10 @@ class PairsDataModule(L.LightningDataModule):
         if not wait_minutes > 0:
             raise UserError(f"data.wait_minutes={wait_minutes} must be above 0.")
         self.wait_minutes = wait_minutes
+        self.cache_dir = cache_dir
         self.given_seed = seed
         self._preference_tokenizer: PreferenceTokenizer | None = None
-        self._validation_examples: list[Example] | None = None
+        self._validation_examples: ExampleTable | None = None
 
     def setup(self, stage: str) -> None:
         """Give the trained module the tokenizer and the chat template before it builds its model."""
@@ -169,7 +179,7 @@ class PairsDataModule(L.LightningDataModule):
         assert self.trainer is not None
         return Recorder(self.trainer.lightning_module, self.batch_size, self.wait_minutes)  # type: ignore[arg-type]
 
-    def record_reference(self, examples: list[Example]) -> list[Example]:
+    def record_reference(self, examples: ExampleTable) -> ExampleTable:
         """Examples of a file with log π_ref, if model.reference records it; computed once, kept in the run's folder."""
         assert self.trainer is not None
         if not self.needs.reads_recorded_reference:
@@ -182,19 +192,20 @@ class PairsDataModule(L.LightningDataModule):
                 raise UserError("validate needs pairs to validate on. Name some: --data.validation=PATH.")
             return []
         if self._validation_examples is None:
-            given, kind = self.validation, self.needs.data_kind
-            is_file = isinstance(given, str)
-            rows = self.source(given, self.validation_split).read(kind) if is_file else self.share_of_training()
-            self._validation_examples = self._held_out("validation", str(given), rows)
+            given = self.validation
+            if isinstance(given, str):
+                made = self.tokenize(self.source(given, self.validation_split), self.needs.data_kind)
+            else:
+                made = self.share_of_training()
+            self._validation_examples = self._held_out("validation", str(given), made.examples)
         return self._loader(self._validation_examples, shuffle=False)
 
-    def share_of_training(self) -> Rows:
-        """The rows that `data.validation`, a number, holds out of the training data."""
+    def share_of_training(self) -> Examples:
+        """The pairs that `data.validation`, a number, holds out of the training data."""
         raise NotImplementedError
 
-    def _held_out(self, name: str, path: str, rows: Rows) -> list[Example]:
+    def _held_out(self, name: str, path: str, examples: ExampleTable) -> ExampleTable:
         """The pairs of data.validation or data.test; prints how many of them fill no batch for every process."""
-        examples = self.make_examples(rows, path, BestWorst()).examples
         loader = self._loader(examples, shuffle=False)
         if not len(loader):
             raise UserError(
@@ -211,8 +222,8 @@ class PairsDataModule(L.LightningDataModule):
             if all(type(callback).on_test_end is Callback.on_test_end for callback in callbacks):
                 raise UserError("test: there is nothing to test. Name pairs (--data.test=PATH), or configure win_rate.")
             return range(1)  # a dummy batch: without batches Lightning calls no hook, and `WinRate` needs one
-        rows = self.source(self.test, self.test_split).read(self.needs.data_kind)
-        return self._loader(self._held_out("test", self.test, rows), shuffle=False)
+        made = self.tokenize(self.source(self.test, self.test_split), self.needs.data_kind)
+        return self._loader(self._held_out("test", self.test, made.examples), shuffle=False)
 
     def predict_dataloader(self) -> range:
         callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
@@ -249,15 +260,22 @@ class PairsDataModule(L.LightningDataModule):
         """A file of preferences, read with this module's options."""
         return Source(path, split=split, columns=self.columns, ignore_columns=self.ignore_columns, turns=self.turns)
 
-    def make_examples(self, rows: Rows, path: str, pairing: PairingRule) -> Examples:
-        """Tokenized examples of rows, in the form that the objective needs."""
-        made = make_examples(rows, path, self.needs.data_kind, self.preference_tokenizer, pairing, self.seed)
-        if self.needs.needs_mismatched:
-            made = made._replace(examples=with_mismatched(with_labels(made.examples)))
-        return made
+    def tokenize(
+        self, source: Source, kind: Kind, pairing: PairingRule | None = None, selection: Selection | None = None
+    ) -> Examples:
+        """Tokenized examples of a source, from the cache; made first if they are not there.
+
+        Args:
+            pairing: Chooses from the responses of rows that have rewards; None is the best against the worst.
+            selection: The rows that are meant; None is all rows of the source.
+        """
+        mismatched = self.needs.needs_mismatched and kind != "texts"
+        maker = ExampleMaker(self.preference_tokenizer, pairing or BestWorst(), mismatched, self.seed)
+        cache = TokenCache(Path(self.cache_dir) if self.cache_dir else default_folder())
+        return maker.cached(cache, source.path, kind, selection or Selection(lambda: source.read(kind), [source], {}))
 
     def _loader(
-        self, examples: list[Example], *, shuffle: bool, seed: int | None = None, mixture: Mixture | None = None
+        self, examples: ExampleTable, *, shuffle: bool, seed: int | None = None, mixture: Mixture | None = None
     ) -> ExampleLoader:
         trainer = self.trainer
         assert trainer is not None
@@ -271,10 +289,11 @@ class PairsDataModule(L.LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             mixture=mixture,
+            pins=trainer.strategy.root_device.type == "cuda",
         )
 
     def _training_loader(
-        self, examples: list[Example], seed: int | None = None, mixture: Mixture | None = None
+        self, examples: ExampleTable, seed: int | None = None, mixture: Mixture | None = None
     ) -> ExampleLoader:
         loader = self._loader(examples, shuffle=True, seed=seed, mixture=mixture)
         if not len(loader):
@@ -292,7 +311,7 @@ class PairsDataModule(L.LightningDataModule):
     def read_texts(self) -> None:
         """Read the streams of texts that are trained on together with the preferences."""
         assert self.trainer is not None
-        self.texts.read(self.trainer.lightning_module, self.preference_tokenizer, self.seed)
+        self.texts.read(self.trainer.lightning_module, lambda source: self.tokenize(source, "texts"))
 
     def with_texts(self, loader: ExampleLoader) -> ExampleLoader | CombinedLoader:
         """The loader of the preferences, combined with a loader of equal length for each stream of texts."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
@@ -43,7 +44,7 @@ def collate(examples: Sequence[Example], indices: Sequence[int]) -> PreferenceBa
 
     def column(name: str) -> Tensor | None:
         values = [getattr(example, name) for example in examples]
-        return None if values[0] is None else torch.tensor(values, dtype=torch.float32)
+        return None if values[0] is None else torch.from_numpy(np.array(values, np.float64)).float()
 
     prompt_ids, prompt_mask = _pad([example.prompt_ids for example in examples])
     responses = [ids for example in examples for ids in example.response_ids]
@@ -72,7 +73,7 @@ def record_logps(
 
     Args:
         of: The policy itself, or a reference's `logps`.
-        policy: In eval mode meanwhile; batches go to its device.
+        policy: In eval mode while it computes; batches go to its device.
         batch_size: Examples that are computed at once.
     """
     logps: list[list[float]] = []
@@ -83,8 +84,10 @@ def record_logps(
     return logps
 
 
-def _pad(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+def _pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    ids = np.zeros((len(rows), width), np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
     lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(width) < lengths[:, None]
+    return torch.from_numpy(ids), torch.arange(width) < lengths[:, None]

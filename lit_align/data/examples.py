@@ -1,22 +1,36 @@
 """From the rows of a source to tokenized examples; cut, dropped and unread parts are counted and reported."""
 
-import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
+import numpy as np
+
+from lit_align.console import phase
 from lit_align.data.batches import Example
+from lit_align.data.cache import OPTION, Report, TokenCache, code_version
+from lit_align.data.formats.identity import identity_of
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Kind, Row, Rows, Turns, answer_text
-from lit_align.data.pairing import PairingRule
-from lit_align.data.tokenization import PreferenceTokenizer, listing
+from lit_align.data.pairing import PairingRule, with_mismatched
+from lit_align.data.table import ExampleTable
+from lit_align.data.tokenization import PreferenceTokenizer, TokenizedRow, listing
 from lit_align.errors import UserError
 from lit_align.needs import DataNeeds
-from lit_align.provenance import digest_of
+from lit_align.provenance import SAMPLED, digest_of_sample, of_options
 
+TABLE, HEADER = "examples.arrow", "examples.json"
+ROWS_AT_ONCE = 256
+"""Rows that are tokenized together."""
+SHOWN_FROM = 2000
+"""Rows from which on a progress bar is shown."""
 CHECKED = (8, 56)
 """How many of the first rows, and of the others, are decoded and compared with their text."""
 
@@ -57,67 +71,168 @@ class Source:
             turns=self.turns or "all",
         )
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that names the rows; their weight does not."""
+        path = str(Path(self.path).absolute()) if Path(self.path).exists() else self.path
+        return vars(self) | {"path": path, "weight": None}
+
+    @property
+    def bytes_now(self) -> str:
+        """Identifies the bytes of the source."""
+        return identity_of(self.path, self.split)
+
+
+class Selection(NamedTuple):
+    """Some rows of one or more sources."""
+
+    read: Callable[[], Rows]
+    sources: Sequence[Source]  # those that decide which rows are read
+    options: Mapping[str, Any]  # that decide it too; plain values
+
 
 class Examples(NamedTuple):
     """Tokenized examples of a source, and what the run's header says about them."""
 
-    examples: list[Example]
+    examples: ExampleTable
     line: str
-    unread: tuple[str, ...] = ()  # columns that hold something and are not read
-    notes: tuple[tuple[str, str], ...] = ()  # further lines, such as on the chat template
+    labels: str  # how many responses are desirable and undesirable, if they are labelled
+    unread: tuple[str, ...]  # columns that hold something and are not read
+    notes: tuple[tuple[str, str], ...]  # further lines, such as on the chat template
+    rows: int  # rows that they were made from
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Examples that `save` wrote, and their table beside it."""
+        header = json.loads((folder / HEADER).read_text())
+        notes = tuple((name, text) for name, text in header.pop("notes"))
+        return cls(ExampleTable.open(folder / TABLE), notes=notes, **header)
+
+    def save(self, folder: Path) -> None:
+        """Write all but the table."""
+        header = self._asdict()
+        del header["examples"]
+        (folder / HEADER).write_text(json.dumps(header, ensure_ascii=False))
 
     def describe(self, name: str) -> Iterator[tuple[str, str]]:
         """Lines of the run's header, under a name."""
         yield name, self.line
-        if labels := count_labels(self.examples):
-            yield "labels", labels
+        if self.labels:
+            yield "labels", self.labels
         if self.unread:
             yield "not read", ", ".join(self.unread)
         yield from self.notes
 
 
-def make_examples(
-    rows: Rows, path: str, kind: Kind, tokenizer: PreferenceTokenizer, pairing: PairingRule, seed: int = 0
-) -> Examples:
-    """Tokenize rows and pair their responses.
+@dataclass(frozen=True)
+class ExampleMaker:
+    """Makes the examples of a source from its rows.
 
     Args:
-        path: The source's name, in messages.
+        tokenizer: Turns rows into tokens.
         pairing: Chooses from the responses of rows that have rewards.
+        mismatched: Add labels, and a response to another prompt as one more branch.
         seed: Of the choice of rows whose tokens are compared with their text.
-
-    Raises:
-        UserError: nothing remains, only some rows have rewards or labels, none has rewards that the rule needs, or the
-            tokens of a row do not spell its text.
     """
-    _check_alike(rows)
-    if rows[0].rewards is None and not pairing.is_default:
-        raise UserError(
-            f"data.pairing={type(pairing).__name__} has no effect because the rule chooses by rewards, and the "
-            f"rows of {path}, read as {kind}, have none. Leave it out, or give rewards (columns score_chosen and "
-            "score_rejected, or responses and rewards)."
+
+    tokenizer: PreferenceTokenizer
+    pairing: PairingRule
+    mismatched: bool = False
+    seed: int = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the examples of a source, except for the source and the version of the code."""
+        made = self.tokenizer
+        return of_options("rule", vars(self.pairing)) | {
+            "tokenizer": made.encoder.identity,
+            "template_args": made.renderer.template.arguments,
+            "max_prompt_length": made.max_prompt_length,
+            "max_response_length": made.max_response_length,
+            "long_prompts": made.long_prompts,
+            "wraps_prompts": made.wraps_prompts,
+            "positions": made.positions,
+            "pairing": f"{type(self.pairing).__module__}.{type(self.pairing).__qualname__}",
+            "mismatched": self.mismatched,
+        }
+
+    @property
+    def state(self) -> dict[str, str]:
+        """Versions of the code that makes the examples, and today's date if the chat template reads it."""
+        today = str(date.today()) if "strftime_now" in str(self.tokenizer.tokenizer.chat_template) else ""
+        return {"code": code_version(type(self.pairing)), "today": today}
+
+    def cached(self, cache: TokenCache, path: str, kind: Kind, selection: Selection) -> Examples:
+        """The examples of some rows, from the cache; made first if they are not there.
+
+        Raises:
+            UserError: as for `make`, or the cache cannot be written to.
+        """
+        sources = selection.sources
+        options = (
+            self.identity | dict(selection.options) | {"kind": kind, "sources": [each.options for each in sources]}
         )
-    tokenizer.counts.clear()
-    check_tokens(rows.rows, tokenizer, seed)
-    counts = Counter(rows.skipped)
-    examples: list[Example] = []
-    for row in rows:
-        found, reasons = _pairs_of(row, tokenizer, pairing)
-        examples += found
-        counts.update(reasons)
-    counts.update(tokenizer.counts)
-    sizes = Counter(len(example.response_ids) for example in examples)
-    if len(sizes) > 1:  # a batch is of one K
-        K, most = sizes.most_common(1)[0]
-        counts[f"groups of other than {K} responses"] += sizes.total() - most
-        examples = [example for example in examples if len(example.response_ids) == K]
-    if not examples:
-        raise UserError(f"{path}: no row remains to train on: {listing(counts)}.")
-    names = {"preferences": "groups", "labelled": "labelled responses"}
-    what = "pairs" if len(examples[0].response_ids) == 2 else names.get(kind, "texts")
-    line = f"{len(examples)} {what} from {path}: {rows.description}"
-    line += f"; {listing(counts)}" if counts else ""
-    return Examples(examples, line, rows.unread, tuple(tokenizer.notes(rows.rows[: CHECKED[0]])))
+        state = self.state | {"bytes": [each.bytes_now for each in sources]}
+
+        def make(folder: Path, report: Report) -> None:
+            self.make(selection.read(), path, kind, folder, report).save(folder)
+
+        return Examples.read(cache.load_or_make(path, options, state, make))
+
+    def make(self, rows: Rows, path: str, kind: Kind, folder: Path, report: Report) -> Examples:
+        """Write a table of the examples into a folder; cut, dropped and unread parts are counted.
+
+        Args:
+            path: The source's name, in messages.
+            report: Called with the numbers of rows that are done, and of all, if there are many.
+
+        Raises:
+            UserError: nothing remains, only some rows have rewards or labels, none has rewards that the rule needs, or
+                the tokens of a row do not spell its text.
+        """
+        if rows[0].rewards is None and not self.pairing.is_default:
+            raise UserError(
+                f"data.pairing={type(self.pairing).__name__} has no effect because the rule chooses by rewards, and "
+                f"the rows of {path}, read as {kind}, have none. Leave it out, or give rewards (columns score_chosen "
+                "and score_rejected, or responses and rewards)."
+            )
+        self.tokenizer.counts.clear()
+        check_tokens(rows.rows, self.tokenizer, self.seed)
+        counts = Counter(rows.skipped)
+        table = self._table(self._paired(rows, counts, report), folder)
+        counts.update(self.tokenizer.counts)
+        sizes = table.group_sizes
+        if len(sizes) > 1:  # a batch is of one K
+            K, most = sizes.most_common(1)[0]
+            counts[f"groups of other than {K} responses"] += sizes.total() - most
+            table = self._table((each for each in table if len(each.response_ids) == K), folder)
+        if not table:
+            raise UserError(f"{path}: no row remains to train on: {listing(counts)}.")
+        names = {"preferences": "groups", "labelled": "labelled responses"}
+        what = "pairs" if len(table[0].response_ids) == 2 else names.get(kind, "texts")
+        line = f"{len(table)} {what} from {path}: {rows.description}" + (f"; {listing(counts)}" if counts else "")
+        if self.mismatched:
+            table = self._table(with_mismatched(table), folder)
+        notes = tuple(self.tokenizer.notes(rows.rows[: CHECKED[0]]))
+        return Examples(table, line, count_labels(table), rows.unread, notes, len(rows))
+
+    def _table(self, examples: Iterable[Example], folder: Path) -> ExampleTable:
+        return ExampleTable.write(folder / TABLE, examples, OPTION)
+
+    def _paired(self, rows: Rows, counts: Counter[str], report: Report) -> Iterator[Example]:
+        """The examples of all rows, in batches."""
+        with nullcontext() if len(rows) < SHOWN_FROM else phase("tokenize", len(rows), "rows") as bar:
+            rest, done = _alike(rows), 0
+            while some := list(islice(rest, ROWS_AT_ONCE)):
+                for row, tokens in zip(some, self.tokenizer.rows(some), strict=True):
+                    if tokens is not None:
+                        examples, reasons = _pairs_of(row, tokens, self.pairing)
+                        counts.update(reasons)
+                        yield from examples
+                done += len(some)
+                if bar is not None:
+                    bar.advance(len(some))
+                    report(done, len(rows))
 
 
 def account_of(
@@ -127,7 +242,7 @@ def account_of(
     path: str,
     tokenizer: PreferenceTokenizer,
 ) -> Examples:
-    """What the run's header says about prompts; there are no examples yet.
+    """The prompts' lines in the run's header; there are no examples yet.
 
     Args:
         prompts: Those that are kept of the rows.
@@ -135,7 +250,8 @@ def account_of(
     """
     skipped = rows.skipped + counts
     line = f"{len(prompts)} prompts from {path}: {rows.description}" + (f"; {listing(skipped)}" if skipped else "")
-    return Examples([], line, rows.unread, tuple(tokenizer.notes(row for row, _ in prompts[: CHECKED[0]])))
+    notes = tuple(tokenizer.notes(row for row, _ in prompts[: CHECKED[0]]))
+    return Examples(ExampleTable([]), line, "", rows.unread, notes, len(rows))
 
 
 def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int = 0) -> None:
@@ -151,39 +267,14 @@ def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int 
         tokenizer.check(rows[place])
 
 
-def hold_out(parts: Sequence[Rows], share: float, seed: int) -> tuple[list[Rows], Rows]:
-    """Split the rows of sources into those to train on and a held-out share of the prompts.
-
-    All rows of a prompt are on one side. The choice depends on the prompts and the seed alone.
-
-    Raises:
-        UserError: a source keeps no rows, or none are held out.
-    """
-
-    def key(row: Row) -> str:
-        text = json.dumps(row.prompt, sort_keys=True, default=str)
-        return hashlib.sha256(f"{seed} {text}".encode("utf-8", "surrogatepass")).hexdigest()
-
-    prompts = sorted({key(row) for rows in parts for row in rows})
-    held = set(prompts[: round(share * len(prompts))])
-    train = [replace(rows, rows=[row for row in rows if key(row) not in held]) for rows in parts]
-    others = [row for rows in parts for row in rows if key(row) in held]
-    if not others or not all(train):
-        raise UserError(
-            f"data.validation={share} must leave prompts on both sides, and there are {len(prompts)}. Change the "
-            "share, or name a file."
-        )
-    return train, replace(parts[0], rows=others, skipped=Counter())
-
-
-def check_joinable(sources: Sequence[Source], parts: Sequence[Sequence[Example]]) -> None:
+def check_joinable(sources: Sequence[Source], parts: Sequence[ExampleTable]) -> None:
     """Check that a batch can hold examples of all sources.
 
     Raises:
         UserError: they differ in the number of responses, or only some have rewards or labels.
     """
 
-    def form(examples: Sequence[Example]) -> str:
+    def form(examples: ExampleTable) -> str:
         first = examples[0]
         given = [name for name in ("rewards", "labels") if getattr(first, name) is not None]
         return f"{len(first.response_ids)} responses with {' and '.join(given) or 'no rewards and no labels'}"
@@ -197,25 +288,23 @@ def check_joinable(sources: Sequence[Source], parts: Sequence[Sequence[Example]]
             )
 
 
-def digest_of_examples(examples: Sequence[Example]) -> str:
+def digest_of_examples(table: ExampleTable) -> str:
     """Identifies the tokens of examples."""
-    return digest_of([[example.prompt_ids, *example.response_ids] for example in examples])
+    sample = [[each.prompt_ids, *each.response_ids] for each in table[:: max(1, len(table) // SAMPLED)]]
+    return digest_of_sample(len(table), int(table.lengths.total.sum()), sample)
 
 
-def count_labels(examples: Sequence[Example]) -> str:
+def count_labels(table: ExampleTable) -> str:
     """How many responses are desirable and undesirable, with a warning if only one kind is there; else nothing."""
-    labels = [label for example in examples if isinstance(example.labels, list) for label in example.labels]
-    if not labels:
+    labels = table.numbers("labels")
+    if labels is None:
         return ""
-    good = sum(label > 0.5 for label in labels)
+    good = int((labels > 0.5).sum())
     line = f"{good} desirable, {len(labels) - good} undesirable responses"
     return line if 0 < good < len(labels) else f"{line} (warning: without both there is nothing to tell apart)"
 
 
-def _pairs_of(row: Row, tokenizer: PreferenceTokenizer, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
-    tokens = tokenizer.row(row)
-    if tokens is None:
-        return [], Counter()
+def _pairs_of(row: Row, tokens: TokenizedRow, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
     prompt_ids, responses = tokens
     texts = [answer_text(answer) for answer in row.responses]
     rewards = list(row.rewards) if row.rewards else None
@@ -233,16 +322,18 @@ def _pairs_of(row: Row, tokenizer: PreferenceTokenizer, pairing: PairingRule) ->
     return examples, Counter({"equal after truncation": equal} if equal else {})
 
 
-def _check_alike(rows: Rows) -> None:
-    """Check that all rows have rewards and labels, or none: a batch has a number for each response, or for none."""
+def _alike(rows: Rows) -> Iterator[Row]:
+    """The rows, of which all must have rewards and labels, or none: a batch has them for all its responses, or none."""
+    first = rows[0]
     for row in rows:
         for name in ("rewards", "labels"):
-            has, first_has = (getattr(each, name) is not None for each in (row, rows[0]))
+            has, first_has = (getattr(each, name) is not None for each in (row, first))
             if has != first_has:
                 raise UserError(
-                    f"{row.source}: the row has {name if has else f'no {name}'}, but {rows[0].source} has "
+                    f"{row.source}: the row has {name if has else f'no {name}'}, but {first.source} has "
                     f"{'some' if first_has else 'none'}. Give {name} to every row, or to none."
                 )
+        yield row
 
 
 def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str, *, sampled: bool) -> None:
@@ -282,7 +373,7 @@ def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str, *, sampled:
         )
 
 
-def check_fits(examples: Sequence[Example], positions: int | None) -> None:
+def check_fits(table: ExampleTable, positions: int | None) -> None:
     """Check that the model reads all of each example. A GGUF file says how much it reads only once it is loaded.
 
     Args:
@@ -291,10 +382,10 @@ def check_fits(examples: Sequence[Example], positions: int | None) -> None:
     Raises:
         UserError: an example is longer.
     """
-    for example in examples if positions is not None else ():
-        tokens = len(example.prompt_ids) + max(map(len, example.response_ids))
-        if tokens > positions:  # type: ignore[operator]
-            raise UserError(
-                f"{example.source}: prompt and response have {tokens} tokens, but the model reads {positions}. Lower "
-                f"data.max_prompt_length and data.max_response_length to at most {positions} together."
-            )
+    tokens = table.lengths.prompt + table.lengths.longest
+    if positions is not None and (too_long := np.flatnonzero(tokens > positions)).size:
+        first = int(too_long[0])
+        raise UserError(
+            f"{table[first].source}: prompt and response have {tokens[first]} tokens, but the model reads {positions}. "
+            f"Lower data.max_prompt_length and data.max_response_length to at most {positions} together."
+        )

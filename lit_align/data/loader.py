@@ -1,13 +1,17 @@
 """Batches of examples in a reproducible order; resumes in the middle of an epoch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from lit_align.data.batches import Example, collate
+from lit_align.data.batches import collate
+from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 
@@ -36,17 +40,17 @@ class Mixture:
     def _sizes(self) -> list[int]:
         return [max(1, round(count * weight)) for count, weight in zip(self.counts, self.weights, strict=True)]
 
-    def indices(self, seed: int, epoch: int) -> list[int]:
+    def indices(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Numbers of the examples of an epoch, source by source; in order if each is served equally often."""
-        found: list[int] = []
+        found: list[NDArray[np.int64]] = []
         start = 0
         for count, size in zip(self.counts, self._sizes, strict=True):
-            order = list(range(count))
+            order = np.arange(count)
             if size % count:
-                order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + start)).tolist()
-            found += [start + order[i % count] for i in range(epoch * size, (epoch + 1) * size)]
+                order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + start)).numpy()
+            found.append(start + order[np.arange(epoch * size, (epoch + 1) * size) % count])
             start += count
-        return found
+        return np.concatenate(found)
 
 
 class ExampleLoader:
@@ -64,11 +68,12 @@ class ExampleLoader:
         mixture: How often the examples of each source are served; None is once.
         length: Batches per epoch: the examples are repeated or cut short to fill it. None is one pass through all
             examples.
+        pins: Put batches into page-locked memory, from which a GPU copies faster.
     """
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: ExampleTable,
         batch_size: int,
         *,
         seed: int,
@@ -79,6 +84,7 @@ class ExampleLoader:
         world_size: int = 1,
         mixture: Mixture | None = None,
         length: int | None = None,
+        pins: bool = False,
     ):
         self.examples = examples
         self.batch_size = batch_size
@@ -88,6 +94,7 @@ class ExampleLoader:
         self.epoch = epoch
         self.rank = rank
         self.world_size = world_size
+        self.pins = pins
         self.mixture = mixture or Mixture((len(examples),), (1.0,))
         count = self.mixture.size if len(examples) else 0
         share = count // (batch_size * world_size) * batch_size if world_size > 1 else count
@@ -114,36 +121,54 @@ class ExampleLoader:
         return self._batches(start)
 
     def _batches(self, start: int) -> Iterator[PreferenceBatch]:
-        once = self._batches_once
+        """The batches from one on; each is collated while the one before it is trained on."""
         self._served = start
-        mine: dict[int, list[int]] = {}  # the examples of one passage, in order
+        with ThreadPoolExecutor(1, "collate") as thread:
+            ahead: Future[PreferenceBatch] | None = None
+            for indices in self._indices(start):
+                ready, ahead = ahead, thread.submit(self._collate, indices)
+                if ready is not None:
+                    self._served += 1
+                    yield ready.result()
+            if ahead is not None:
+                self._served += 1
+                yield ahead.result()
+
+    def _indices(self, start: int) -> Iterator[NDArray[np.int64]]:
+        """Numbers of the examples of each batch."""
+        mine: dict[int, NDArray[np.int64]] = {}  # the examples of one passage, in order
         for number in range(start, self.length):
-            passage, place = divmod(number, once)
+            passage, place = divmod(number, self._batches_once)
             if passage not in mine:
                 mine = {passage: self._order(passage)}
-            indices = mine[passage][place * self.batch_size : (place + 1) * self.batch_size]
-            self._served += 1
-            yield collate([self.examples[i] for i in indices], indices)
+            yield mine[passage][place * self.batch_size : (place + 1) * self.batch_size]
 
-    def _order(self, passage: int) -> list[int]:
+    def _collate(self, indices: NDArray[np.int64]) -> PreferenceBatch:
+        places = indices.tolist()
+        batch = collate(self.examples.views(places), places)
+        return batch.pinned() if self.pins else batch
+
+    def _order(self, passage: int) -> NDArray[np.int64]:
         order = self.mixture.indices(self.seed, self.epoch())
         if self.shuffle:
             key = self.seed * 1_000_003 + self.epoch() + passage * 999_999_937
             generator = torch.Generator().manual_seed(key)
-            order = [order[i] for i in torch.randperm(len(order), generator=generator).tolist()]
+            order = order[torch.randperm(len(order), generator=generator).numpy()]
             if self.group_by_length:
                 order = self._grouped(order, generator)
         return order[self.rank :: self.world_size][: self.share]
 
-    def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
+    def _grouped(self, order: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
         size = self.batch_size * self.world_size
         full = len(order) // size * size
-        batches: list[list[int]] = []
+        batches = np.empty((full // size, size), np.int64)
+        tokens = self.examples.lengths.total
         for start in range(0, full, 32 * size):
-            some = sorted(order[start : min(start + 32 * size, full)], key=lambda i: self.examples[i].tokens)
-            batches += [some[first : first + size] for first in range(0, len(some), size)]
-        shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        return [i for batch in shuffled for i in batches[batch]] + order[full:]
+            some = order[start : min(start + 32 * size, full)]
+            some = some[np.argsort(tokens[some], kind="stable")]
+            batches[start // size :][: len(some) // size] = some.reshape(-1, size)
+        shuffled = torch.randperm(len(batches), generator=generator).numpy()
+        return np.concatenate([batches[shuffled].reshape(-1), order[full:]])
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -191,7 +216,7 @@ class ExampleLoader:
     @cached_property
     def _tokens(self) -> int:
         """Number of tokens of all examples, which identifies the data."""
-        return sum(example.tokens for example in self.examples)
+        return int(self.examples.lengths.total.sum())
 
     @property
     def _examples_per_batch(self) -> int:

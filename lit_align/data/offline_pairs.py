@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_line
 from lit_align.data.base import PairsDataModule
-from lit_align.data.batches import Example
-from lit_align.data.examples import Examples, Source, check_fits, check_joinable, digest_of_examples, hold_out
-from lit_align.data.formats.rows import Rows
+from lit_align.data.examples import Examples, Source, check_fits, check_joinable, digest_of_examples
+from lit_align.data.holdout import HeldOutShare
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule
+from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table, of_options
@@ -49,10 +50,9 @@ class OfflinePairs(PairsDataModule):
         self.train_split = train_split
         self.pairing = pairing or BestWorst()
         self._sources = self._train_sources(train)
-        self._rows: list[Rows] = []
-        self._held_out_rows: Rows | None = None
         self._parts: list[Examples] = []
-        self._examples_read: list[Example] | None = None
+        self._held_out_part: Examples | None = None
+        self._examples_read: ExampleTable | None = None
         self._recorded = False
 
     def _train_sources(self, train: str | list[str | Source]) -> list[Source]:
@@ -73,26 +73,30 @@ class OfflinePairs(PairsDataModule):
             self.check_sampler()
             self.check_pairing(self.pairing)
             self.read_texts()
-            self._read()
+            split = self._split
             self._parts = [
-                self.make_examples(rows, source.path, self.pairing)
-                for source, rows in zip(self._sources, self._rows, strict=True)
+                self.tokenize(source, self.needs.data_kind, self.pairing, split and split.train(place))
+                for place, source in enumerate(self._sources)
             ]
+            if split is not None:
+                self._held_out_part = self.share_of_training()
+                split.forget()
             check_joinable(self._sources, [part.examples for part in self._parts])
-            self._examples_read = [example for part in self._parts for example in part.examples]
+            self._examples_read = ExampleTable.joined([part.examples for part in self._parts])
 
-    def _read(self) -> None:
-        """Read the rows of all sources, and hold out the share for validation."""
-        if self._rows:
-            return
-        self._rows = [source.read(self.needs.data_kind) for source in self._sources]
-        if isinstance(self.validation, float):
-            self._rows, self._held_out_rows = hold_out(self._rows, self.validation, self.seed)
+    @cached_property
+    def _split(self) -> HeldOutShare | None:
+        """The rows of all sources without those that are held out for validation, if a share is."""
+        if not isinstance(self.validation, float):
+            return None
+        return HeldOutShare(self._sources, self.needs.data_kind, self.validation, self.seed)
 
-    def share_of_training(self) -> Rows:
-        self._read()
-        assert self._held_out_rows is not None
-        return self._held_out_rows
+    def share_of_training(self) -> Examples:
+        if self._held_out_part is None:
+            assert self._split is not None
+            first = self._sources[0]
+            self._held_out_part = self.tokenize(first, self.needs.data_kind, selection=self._split.held_out())
+        return self._held_out_part
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         assert self._examples_read is not None
@@ -109,7 +113,7 @@ class OfflinePairs(PairsDataModule):
         return self.with_texts(loader)
 
     @property
-    def train_examples(self) -> list[Example]:
+    def train_examples(self) -> ExampleTable:
         """All examples that are trained on."""
         assert self._examples_read is not None
         return self._examples_read
@@ -134,7 +138,7 @@ class OfflinePairs(PairsDataModule):
             weight = "" if source.weight == 1 else f" × {source.weight:g}"
             yield from part.describe(f"data{weight}")
         yield from super().describe()
-        if self._held_out_rows is not None:
-            yield "validation", f"{self.validation:.1%} of the prompts: {len(self._held_out_rows)} rows, not trained on"
+        if self._held_out_part is not None:
+            yield "validation", f"{self.validation:.1%} of the prompts: {self._held_out_part.rows} rows, not trained on"
         if self._examples_read:
             yield from self._describe_example(self._examples_read[0])

@@ -25,12 +25,14 @@ from lit_align.data.pairing import BestWorst, PairingRule, Pairs
 from lit_align.data.rounds.make import CurrentRound, RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
 from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round, share_of_round
-from lit_align.data.rounds.store import RoundStore, digest
+from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers import GenerateSampler, Sampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import PairwiseScorer, Scorer
+from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
+from lit_align.files import digest
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table, digest_of, of_options
 from lit_align.sharding import barrier_with_timeout
@@ -149,7 +151,7 @@ class OnPolicyPairs(PairsDataModule):
         if not self.current_round.examples:
             self._make_round()
         seed = self.seed + self.current_round.index
-        return self.with_texts(self._training_loader(list(self.current_round.examples), seed))
+        return self.with_texts(self._training_loader(self.current_round.examples, seed))
 
     def _is_new_round(self) -> bool:
         """Whether this epoch's round is still to be made. After the last epoch there is none to make."""
@@ -242,7 +244,7 @@ class OnPolicyPairs(PairsDataModule):
         }
 
     def _make_round(self) -> None:
-        """Sample, score, pair and record; what is stored is read."""
+        """Sample, score, pair and record; stored parts are read."""
         assert self.trainer is not None
         begun, maker = self.current_round, self._round_maker()
         check_settings(begun, self._settings(begun.index))
@@ -297,7 +299,7 @@ class OnPolicyPairs(PairsDataModule):
         if index == 0:
             for name, text in self._describe_example(pairs.examples[0]):
                 print_field(name, text)
-        unused = self._training_loader(pairs.examples).dropped
+        unused = self._training_loader(ExampleTable.of(pairs.examples)).dropped
         line = f"{len(pairs.examples)} pairs from {prompts} prompts"
         line += f", {unused} of them in no full batch" if unused else ""
         print_field("pair", line + (f"; {dropped}" if pairs.counts or pairs.partial_drops else ""))

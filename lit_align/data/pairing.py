@@ -8,14 +8,14 @@ import math
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
 from lit_align.data.batches import Example
-from lit_align.data.sampling import stream
+from lit_align.data.sampling import uniform_numbers
 from lit_align.errors import UserError
 from lit_align.objectives import win_probabilities_from_pairwise, win_probabilities_from_rewards
 
@@ -54,7 +54,7 @@ class PairingRule(ABC):
         duplicates: Literal["exact", "normalised"] = "exact",
         max_length: int | None = None,
     ):
-        if not min_margin >= 0:  # nan is not, either
+        if not min_margin >= 0:  # also refuses nan
             raise UserError(f"pairing.min_margin={min_margin} must be at least 0. Raise it.")
         if not reward_temperature > 0:
             raise UserError(f"pairing.reward_temperature={reward_temperature} must be above 0. Raise it.")
@@ -216,8 +216,8 @@ class BestRandom(_RuleOfPairs):
         assert group.rewards is not None
         best, *others = order
         below = [place for place in others if group.rewards[best] - group.rewards[place] > self.min_margin] or others
-        drawn = torch.randint(len(below), (), generator=stream("best/random", group.source, repr(group.response_ids)))
-        return [(best, below[int(drawn)])]
+        (random,) = uniform_numbers(1, "best/random", group.source, repr(group.response_ids)).tolist()
+        return [(best, below[int(random * len(below))])]
 
 
 class AllPairs(_RuleOfPairs):
@@ -253,7 +253,7 @@ class Listwise(PairingRule):
 class Best(PairingRule):
     """Keeps the response of the highest reward alone, for SFT: best-of-K distillation (rejection sampling).
 
-    The sampled policy's best of K has KL log K − (K−1)/K from it at most (`metrics.best_of_n`).
+    The best of K samples has a KL of at most log K − (K−1)/K from the policy that sampled them (`metrics.best_of_n`).
 
     Args:
         threshold: Drop prompts whose best reward is below this; null keeps all.
@@ -306,26 +306,24 @@ def take(group: Example, branches: Sequence[int]) -> Example:
     )
 
 
-def with_labels(examples: Sequence[Example]) -> list[Example]:
-    """Pairs with a label for each response: the chosen one is desirable (1), the other is not (0)."""
-    if any(len(example.response_ids) > 2 for example in examples):
+def with_labels(example: Example) -> Example:
+    """A pair with a label for each response: the chosen one is desirable (1), the other is not (0)."""
+    if len(example.response_ids) > 2:
         raise UserError("data.pairing must make pairs, since labels apply to pairs. Use BestWorst.")
-    return [example if example.labels else replace(example, labels=[1.0, 0.0]) for example in examples]
+    return example if example.labels else replace(example, labels=[1.0, 0.0])
 
 
-def with_mismatched(examples: Sequence[Example]) -> list[Example]:
-    """Add to each example a response to another prompt, as one more branch.
+def with_mismatched(examples: Sequence[Example]) -> Iterator[Example]:
+    """Give each example labels, and a response to another prompt as one more branch.
 
     The response comes from the next example with another prompt. This happens once per data set or round, since a batch
     may hold a single example.
     """
-    if len({tuple(example.prompt_ids) for example in examples}) < 2:
+    if all(example.prompt_ids == examples[0].prompt_ids for example in examples):
         raise UserError("KTO's z0 needs responses to other prompts, but all rows have the same. Add other prompts.")
-    mismatched = []
     for place, example in enumerate(examples):
         other = (place + 1) % len(examples)
         while examples[other].prompt_ids == example.prompt_ids:
             other = (other + 1) % len(examples)
         branch = examples[other].response_ids[place % len(examples[other].response_ids)]
-        mismatched.append(replace(example, response_ids=[*example.response_ids, branch], mismatched=True))
-    return mismatched
+        yield replace(with_labels(example), response_ids=[*example.response_ids, branch], mismatched=True)

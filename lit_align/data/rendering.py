@@ -10,9 +10,10 @@ renderings of all responses begin with:
    whose generation prompt opens a block of thoughts that an answer without thoughts does not have (Nemotron 3).
 3. the part of the prompt as in sampling that all renderings share, if it reaches into the generation prompt.
 
-A template without a generation prompt is sampled from as in 2; spaces before the answer belong to the response. Where
-such a template renders the prompt alone with more than before an answer (Mistral's later ones: the system message), the
-prompt is that text in both, and the response is what follows the prompt in the rendering of both.
+If a template has no generation prompt, sampling uses the prompt of 2, and spaces before the answer belong to the
+response. If such a template writes more into the prompt alone than before an answer (Mistral's later ones: the system
+message), sampling and training use that longer prompt, and the response is the text after the prompt in the rendering
+of both.
 """
 
 import os
@@ -75,7 +76,7 @@ class ChatRenderer:
 
         Raises:
             UserError: the template refuses the messages, leaves out a part of a response, or renders the prompt
-                otherwise with one response than with another.
+                differently with different responses.
         """
         self.template.check(row)
         answers = [self._without_end(answer) for answer in row.responses]
@@ -86,15 +87,21 @@ class ChatRenderer:
         return Rendering(prompt, tuple(self._until_end(whole[start:]) for whole in wholes))
 
     def notes(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-        """What a user of these chats should know of the template: lines of the run's header."""
+        """Lines of the run's header about what the template does with these chats."""
         for row in rows:
             sampled, trained = self.prompt(row), self.rendering(row).prompt if row.responses else ""
             if row.responses and sampled != trained:
                 place = len(os.path.commonprefix([sampled, trained]))  # noqa: RUF071
-                yield "two prompts", "the chat template ends a prompt otherwise for sampling than before this response:"
+                yield "two prompts", "the chat template ends a prompt differently for sampling than for this response:"
                 yield "  sampling", around(sampled, place, 30)
                 yield "  training", around(trained, place, 30)
                 break
+        if not self._ends and (end := re.search(_TAG, self._after_answer)):
+            yield (
+                "turn's end",
+                f"the chat template writes {end.group()}, which the tokenizer does not have as a special token; the "
+                "end-of-sequence token is added",
+            )
         if any(self.template.writes_date(row, _chat(row)) for row in rows):
             yield (
                 "date",
@@ -104,7 +111,7 @@ class ChatRenderer:
 
     @cached_property
     def turn_end(self) -> str:
-        """The special token that ends the assistant's turn; none if the template puts none."""
+        """The special token that ends the assistant's turn; empty if the template has none."""
         ends = self._ends
         return ends[0] if ends else ""
 
@@ -132,7 +139,7 @@ class ChatRenderer:
         different = next(whole for whole in wholes if not whole.startswith(sampled))
         place = len(os.path.commonprefix([sampled, different]))  # noqa: RUF071
         raise UserError(
-            f"{row.source}: the chat template of {self.template.name!r} renders the prompt otherwise when a response "
+            f"{row.source}: the chat template of {self.template.name!r} renders the prompt differently when a response "
             "follows:\n"
             f"  alone:           {around(sampled, place)}\n"
             f"  with a response: {around(different, place)}\n"
@@ -147,8 +154,8 @@ class ChatRenderer:
     def _unopened(self, row: Row) -> str:
         """The prompt as in sampling, by a template without a generation prompt.
 
-        It is the prompt alone, if that ends as before an answer, or with words of the template beyond it (an empty
-        block of thoughts); else the prompt as before an answer.
+        It is the rendering of the prompt alone if that ends as before an answer, or if the template adds words to it
+        (an empty block of thoughts). Otherwise it is the prompt as rendered before an answer.
         """
         alone, header = self.template.render(row, _chat(row)), self._header(row)
         last = (_chat(row)[-1]["content"] or "").strip()
@@ -157,7 +164,7 @@ class ChatRenderer:
         return alone.rstrip(" ") if more == end or is_longer else header
 
     def _ends_with_empty_block(self, sampled: str, header: str, wholes: Sequence[str]) -> bool:
-        """Whether the prompt has an empty block of thoughts in sampling alone, and no answer has a block of its own."""
+        """Whether only the prompt in sampling ends with an empty block of thoughts, and no answer has a block."""
         start = _before_tag(os.path.commonprefix([sampled, header]), sampled)  # noqa: RUF071
         block = sampled[len(start) :].removesuffix(header[len(start) :])
         tags = _EMPTY_BLOCK.fullmatch(block)
@@ -181,10 +188,10 @@ class ChatRenderer:
 
     @cached_property
     def _ends(self) -> tuple[str, str] | None:
-        """The token that ends a turn, and what follows an answer up to and with it.
+        """The token that ends a turn, and the text from an answer's end up to and including it.
 
-        It is the last of the special tokens that follow an answer at once, wherever in the chat the answer is, or else
-        at the chat's end (gpt-oss ends the last turn in a way of its own).
+        It is the last of the special tokens directly after an answer: those that follow both within a chat and at its
+        end, or else those at its end (gpt-oss ends the last turn in its own way).
         """
         last = self._after_answer
         chat = [("user", "a"), ("assistant", MARK), ("user", "b")]
@@ -210,7 +217,7 @@ class ChatRenderer:
         return {found.group() for found in self._specials.finditer(before)} - {self._eos}
 
     def _without_end(self, answer: Answer) -> Answer:
-        """The answer without a turn's end that it spells out itself: the template puts one."""
+        """The answer without an end token that it spells out itself, since the template adds one."""
         return answer.removesuffix(self.turn_end) if isinstance(answer, str) else answer
 
     def _until_end(self, response: str) -> str:
@@ -224,7 +231,7 @@ class ChatRenderer:
         own = [found for found in ends if found.group() == self.turn_end]
         return response[: (own or ends[-1:])[0].end()] if ends else response
 
-    # --- is all of it there? ---
+    # --- completeness ---
 
     def _check_messages(self, row: Row, prompt: str) -> None:
         """Check that the template leaves out no message of the prompt.
@@ -269,7 +276,7 @@ def _chat(row: Row) -> list[Message]:
 
 
 def _joined(messages: list[Message], answer: Answer) -> list[Message]:
-    """The chat with the answer: as one more message, or as what continues the assistant's last one."""
+    """The chat with the answer as one more message, or as the continuation of the assistant's last message."""
     message: Message = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
     if messages[-1]["role"] != "assistant":
         return [*messages, message]

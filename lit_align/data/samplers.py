@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from lit_align.data.sampling import Response, Sampling, cut, sample_responses, stream, without_generation_defaults
+from lit_align.data.sampling import Response, Sampling, cut, sample_responses, seed_of, without_generation_defaults
 from lit_align.errors import UserError
 from lit_align.packing import PACKED
 from lit_align.policy import Policy
@@ -59,7 +59,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
-        """Whether it samples with exactly these weights, bit by bit. Consumes all of them in any case."""
+        """Whether it samples with exactly these weights, bit by bit. It reads all of them, even after a difference."""
 
     @abstractmethod
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
@@ -134,7 +134,7 @@ class ContinuousBatchingSampler(_TransformersSampler):
     """
 
     PAGE = 32
-    """Tokens of one block of the cache; on GPUs 256, as fast attention needs."""
+    """Tokens in a block of the cache; on GPUs 256, which fast attention needs."""
 
     def __init__(self, cache_tokens: int = 1 << 16):
         if cache_tokens < 256:
@@ -152,7 +152,7 @@ class ContinuousBatchingSampler(_TransformersSampler):
 
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
         prompts = [prompt for prompt in request.prompts for _ in range(request.count)]
-        seed = stream("batch", *request.keys).initial_seed() >> 1
+        seed = seed_of("batch", *request.keys) >> 1
         return request.grouped(self._generate(prompts, seed, request.sampling, request.end_ids), policy.tokenizer)
 
     def _generate(
@@ -163,7 +163,7 @@ class ContinuousBatchingSampler(_TransformersSampler):
                 generation_config=_generation_config(sampling, end_ids),
                 continuous_batching_config=self._config(prompts, seed, sampling),
             )
-            # all requests are queued before the first step, so that timing does not decide which go together
+            # all requests are queued before the first step, so that timing does not decide which requests share a step
             names = manager.add_requests(prompts, max_new_tokens=sampling.max_new_tokens)
             manager.warmup()
             manager.start()
@@ -227,8 +227,8 @@ class VLLMSampler(Sampler):
     """vLLM's engine, on the one GPU that also trains. Not run by us, since vLLM was not available; see the README.
 
     The engine is created once, without weights. Each round wakes it, loads the policy's weights in place, empties its
-    prompt cache, and puts it to sleep again, when it holds neither weights nor cache. Each sample has its own seed, but
-    vLLM does not promise equal bytes if a batch is sampled again. Needs `pip install 'lit-align[vllm]'`.
+    prompt cache, and puts it to sleep again; asleep, it holds neither weights nor cache. Each sample has its own seed,
+    but vLLM does not promise equal bytes if a batch is sampled again. Needs `pip install 'lit-align[vllm]'`.
 
     Args:
         memory: Share of the GPU's memory that the engine may use while it samples; the trained model stays in memory.
@@ -299,7 +299,7 @@ class VLLMSampler(Sampler):
             "stop_token_ids": list(request.end_ids),
         }
         seeded = [
-            (prompt, stream(key, k).initial_seed())
+            (prompt, seed_of(key, k))
             for prompt, key in zip(request.prompts, request.keys, strict=True)
             for k in range(request.count)
         ]

@@ -1,9 +1,10 @@
 """Sampling responses: fixed batches, one random stream per sample, so that a crash or another machine changes nothing.
 
 Each sample's uniform numbers come from a generator seeded by (seed, round, prompt, sample) and decide its tokens by
-inverting the distribution function. Prompts are cut into batches, sorted by length, by the round alone. Equal weights,
-type and thread count then give equal bytes, in whatever order and by whatever process the batches are sampled.
-(Equal batches matter: in bfloat16 another batch shape alone moves the logits enough to change every sample.)
+inverting the distribution function. The round alone determines how prompts are sorted by length and cut into batches.
+Equal weights, type and thread count then give equal bytes, regardless of the order of the batches and of the process
+that samples each. (Equal batches matter: in bfloat16 another batch shape alone moves the logits enough to change every
+sample.)
 """
 
 import hashlib
@@ -46,7 +47,7 @@ class Sampling:
     stop: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # "not ≥", since a NaN is not < either
+        # "not ≥" also refuses NaN
         if not self.max_new_tokens >= 1:
             raise UserError(f"sampling.max_new_tokens={self.max_new_tokens} must be at least 1.")
         if not self.temperature >= 0:
@@ -59,7 +60,7 @@ class Sampling:
             name, value = ("top_k", self.top_k) if self.top_k else ("top_p", self.top_p)
             raise UserError(f"sampling.{name}={value} has no effect at temperature=0, the greedy choice. Leave it out.")
         if isinstance(self.stop, str):
-            raise UserError(f"sampling.stop={self.stop!r} is a string: give a list of such, [{self.stop!r}].")
+            raise UserError(f"sampling.stop={self.stop!r} must be a list of strings. Write [{self.stop!r}].")
         if "" in self.stop:
             raise UserError("sampling.stop holds an empty string, at which every response would end. Take it out.")
 
@@ -68,13 +69,13 @@ class Sampling:
 class Response:
     """A sampled response."""
 
-    ids: list[int]  # its tokens, the end token included if it came
+    ids: list[int]  # its tokens, with the end token if there is one
     text: str  # without special tokens, and without the stop string it ended at
     finished: bool  # whether it ended by itself within max_new_tokens
 
 
 def sampling_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Cut prompts into batches of `size`, the longest first (so that memory runs out at once if it will).
+    """Cut prompts into batches of `size`, the longest first, so that a lack of memory shows in the first batch.
 
     Args:
         lengths: Length of each prompt, in tokens.
@@ -113,9 +114,7 @@ def sample_responses(
         UserError: a stop string holds a special token.
     """
     check_stop(sampling.stop, tokenizer)
-    uniforms = torch.stack(
-        [torch.rand(sampling.max_new_tokens, generator=stream(key, k)) for key in keys for k in range(count)]
-    )
+    uniforms = torch.stack([uniform_numbers(sampling.max_new_tokens, key, k) for key in keys for k in range(count)])
     tokens = generate(model, prompts, sampling, uniforms, end_ids, tokenizer)
     responses = [cut(ids, tokenizer, sampling.stop, end_ids) for ids in tokens]
     return [responses[start : start + count] for start in range(0, len(responses), count)]
@@ -124,8 +123,8 @@ def sample_responses(
 def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]) -> Response:
     """Decode a response, cut after the token that completes the first stop string.
 
-    That token is bisected for: a stop string that more tokens do not undo, as they undo half a character (�), is found
-    where trying one token after another would find it, with log2(tokens) decodings.
+    The token is found by bisection, with log2(tokens) decodings. Trying one token after another would find the same,
+    unless a later token changes the end of the text (half a character, �).
     """
 
     def text_of(size: int) -> str:
@@ -151,7 +150,7 @@ def check_positions(positions: int | None, prompts: Sequence[Sequence[int]], sam
         where: The prompts' file, for the message.
 
     Raises:
-        UserError: it has not.
+        UserError: it does not have them.
     """
     longest = max(map(len, prompts))
     if positions is not None and longest + sampling.max_new_tokens > positions:
@@ -176,10 +175,23 @@ def check_stop(stop: Sequence[str], tokenizer: Any) -> None:
             )
 
 
-def stream(*key: Hashable) -> torch.Generator:
-    """The random stream that belongs to a key, such as (seed, round, prompt, sample)."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+def uniform_numbers(count: int, *key: Hashable) -> Tensor:
+    """Uniform numbers in [0, 1) that belong to a key, such as (seed, round, prompt, sample); equal on every platform.
+
+    They come from a hash of the whole key. torch's generator on CPUs would use 32 bits of it, so that two of 200,000
+    responses would often share their numbers.
+
+    Returns:
+        [count], multiples of 2⁻²⁴ in float32.
+    """
+    octets = bytearray(hashlib.shake_256(repr(key).encode()).digest(3 * count))
+    digits = torch.frombuffer(octets, dtype=torch.uint8).view(count, 3)  # to the base of 256
+    return (digits * torch.tensor([2.0**-8, 2.0**-16, 2.0**-24])).sum(-1)
+
+
+def seed_of(*key: Hashable) -> int:
+    """The 63-bit seed that belongs to a key, for engines with generators of their own."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
 
 
 def generate(
@@ -190,7 +202,7 @@ def generate(
     end_ids: Sequence[int],
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[list[int]]:
-    """Draw responses by inverting the model's distribution at given uniform numbers.
+    """Sample responses by inverting the model's distribution function at given uniform numbers.
 
     A prompt's keys and values are computed once for all its responses, where the model's cache can be repeated.
 
@@ -199,12 +211,12 @@ def generate(
         prompts: Token ids of each of n prompts.
         sampling: Filters, the longest response, and stop strings.
         uniforms: [n·count, max_new_tokens] in [0, 1): row i, step t decides token t of response i; the `count`
-            responses of a prompt stand side by side.
+            responses of a prompt are consecutive.
         end_ids: Tokens that end a response.
         tokenizer: Needed for stop strings.
 
     Returns:
-        Token ids of each response, with the end token if it came; after a stop string there is padding.
+        Token ids of each response, with the end token if there is one; padding follows a stop string.
     """
     count = len(uniforms) // len(prompts)
     width = max(map(len, prompts))
@@ -240,7 +252,7 @@ def generate(
 
 
 def _repeated_prefix(model: PreTrainedModel, ids: Tensor, mask: Tensor, count: int) -> Cache | None:
-    """Keys and values of all prompt tokens but the last, each prompt's `count` times; None if it cannot be had."""
+    """Keys and values of all prompt tokens but the last, each prompt's `count` times; None if it cannot be cut."""
     if ids.shape[1] < 2:
         return None
     config = GenerationConfig(max_new_tokens=1, do_sample=False, use_cache=True, return_dict_in_generate=True)
@@ -254,10 +266,10 @@ def _repeated_prefix(model: PreTrainedModel, ids: Tensor, mask: Tensor, count: i
 
 @contextmanager
 def without_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Without the model's own generation settings.
+    """Within this context, take away the model's own generation settings.
 
-    transformers fills in from them whatever a `GenerationConfig` leaves open: a repetition penalty, say, with which
-    many chat models are published; then the samples would not be the policy's.
+    transformers takes from them whatever a `GenerationConfig` leaves open, such as the repetition penalty that many
+    chat models are published with. The samples would then not be the policy's.
     """
     settings = model.generation_config
     model.generation_config = GenerationConfig()
@@ -271,8 +283,8 @@ def without_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
 def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
     """Give the output head contiguous hidden states.
 
-    For the slice of last positions that `generate` takes of a prefill, `linear` on CPU copies the head's weights once
-    for every row: with 128 rows and 49,152 tokens that took four fifths of the prefill's time.
+    `generate` takes the last positions of a prefill as a slice, for which `linear` on CPU copies the head's weights
+    once for every row. With 128 rows and 49,152 tokens that took four fifths of the prefill's time.
     """
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Module)
@@ -284,9 +296,9 @@ def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
 
 
 class _InverseTransform(LogitsProcessor):
-    """Raise above all others the token at which the filtered distribution function first exceeds the uniform number.
+    """Give an infinite score to the token at which the filtered distribution function exceeds the uniform number.
 
-    On CPU some rows at a time, so that what is computed of a whole vocabulary stays in caches: half of it all is saved.
+    On CPUs it processes a few rows at a time, so that intermediate results stay in the cache; that halves the time.
     """
 
     def __init__(self, sampling: Sampling, uniforms: Tensor, prompt_width: int):
@@ -299,7 +311,7 @@ class _InverseTransform(LogitsProcessor):
         rows = len(scores) if scores.is_cuda else max(1, CPU_CHUNK_ELEMENTS // scores.shape[1])
         chunks = zip(scores.split(rows), uniforms.split(rows), strict=True)
         tokens = torch.cat([self._tokens(some, points) for some, points in chunks])
-        return scores.scatter_(1, tokens, torch.inf)  # they are a copy of `generate`'s, for this
+        return scores.scatter_(1, tokens, torch.inf)  # `generate` passes a copy
 
     def _tokens(self, scores: Tensor, uniforms: Tensor) -> Tensor:
         probabilities = filtered_probabilities(scores, self.sampling)

@@ -16,6 +16,9 @@ _REFUSALS = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
 """How templates refuse messages: by raising an exception, or by reading what is not there."""
 
 
+_NO_PARAMETERS = {"type": "object", "properties": {}, "required": []}
+
+
 class ChatTemplate:
     """Renders messages by a tokenizer's chat template.
 
@@ -32,7 +35,7 @@ class ChatTemplate:
         return self.tokenizer.name_or_path
 
     def check(self, row: Row) -> None:
-        """Check that there is a template, and that it reads the row's tools.
+        """Check that there is a template, and that it reads the row's tools and all arguments.
 
         Raises:
             UserError: it does not.
@@ -43,11 +46,29 @@ class ChatTemplate:
                 "(data.chat_template=FILE), take an instruct model's tokenizer (data.tokenizer), or give prompts of "
                 "plain text."
             )
-        if row.tools and "tools" not in self.tokenizer.get_chat_template(tools=row.tools):
+        if row.tools and not self._reads_tools:
             raise UserError(
                 f"{row.source}: the row has tools, but the chat template of {self.name!r} does not read any. Set "
                 "another template (data.chat_template), or take the column out."
             )
+        for name in (*self.arguments, *row.template_args):
+            if name not in self.tokenizer.get_chat_template(tools=row.tools):
+                where = "the row's arguments" if name in row.template_args else "data.template_args"
+                raise UserError(
+                    f"{row.source}: {where} hold {name!r}, which the chat template of {self.name!r} does not read. "
+                    "Take it out, or set another template (data.chat_template)."
+                )
+
+    @cached_property
+    def _reads_tools(self) -> bool:
+        """Whether the template writes the names of tools into the text."""
+        name = "lit_align_tool"
+        tool = {"type": "function", "function": {"name": name, "description": "", "parameters": _NO_PARAMETERS}}
+        probe = Row([], source=self.name, tools=[tool])
+        try:
+            return name in self._rendered(probe, [{"role": "user", "content": "a"}], add_generation_prompt=True)
+        except _REFUSALS:
+            return "tools" in self.tokenizer.get_chat_template(tools=probe.tools)
 
     def render(self, row: Row, messages: list[Message], **options: Any) -> str:
         """The messages as text.

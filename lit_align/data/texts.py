@@ -1,14 +1,12 @@
 """Streams of texts that are trained on together with the preferences."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from lightning import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
-from lit_align.data.examples import Examples, Source, digest_of_examples, make_examples
+from lit_align.data.examples import Examples, Source, digest_of_examples
 from lit_align.data.loader import ExampleLoader
-from lit_align.data.pairing import BestWorst
-from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table
@@ -34,8 +32,11 @@ class TextStreams:
             if self.sources[name].weight != 1:
                 raise UserError(f"data.{name}: weight has no effect on a stream of texts. Set the objective's weight.")
 
-    def read(self, module: object, tokenizer: PreferenceTokenizer, seed: int) -> None:
+    def read(self, module: object, tokenize: Callable[[Source], Examples]) -> None:
         """Read the streams once.
+
+        Args:
+            tokenize: Gives the examples of a source of texts.
 
         Raises:
             UserError: the objective does not weigh them.
@@ -48,8 +49,7 @@ class TextStreams:
             )
         for name, source in self.sources.items():
             if name not in self._read:
-                rows = source.read("texts")
-                self._read[name] = make_examples(rows, source.path, "texts", tokenizer, BestWorst(), seed)
+                self._read[name] = tokenize(source)
 
     def beside(self, loader: ExampleLoader, trainer: Trainer, batch_size: int) -> ExampleLoader | CombinedLoader:
         """The loader of the preferences, together with one of as many batches for each stream.

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from lit_align.data.encoding import Encoder
 from lit_align.data.formats.rows import Row
 from lit_align.data.rendering import ChatRenderer, Rendering, around, squeezed
 from lit_align.data.template import special_tokens
@@ -65,6 +66,8 @@ class PreferenceTokenizer:
         self.wraps_prompts = wraps_prompts
         self.positions = positions
         self.counts: Counter[str] = Counter()
+        self.encoder = Encoder(tokenizer)
+        self._encoded: Mapping[str, list[int]] = {}  # texts of the rows at work
         self._begin = _begin(tokenizer)
         specials = special_tokens(tokenizer)
         self._special_ids = specials.keys()
@@ -99,8 +102,21 @@ class PreferenceTokenizer:
                 the row is longer than the model can read (under the rule `error`).
         """
         row = self._with_wrapped_prompt(row)
+        return self._row(row, self.rendering(row))
+
+    def rows(self, rows: Sequence[Row]) -> Iterator[TokenizedRow | None]:
+        """The same for several rows, whose texts are encoded together: several times as fast."""
+        rows = [self._with_wrapped_prompt(row) for row in rows]
+        renderings = [self.rendering(row) for row in rows]
+        self._encoded = self.encoder.all(renderings)
+        try:
+            yield from map(self._row, rows, renderings)
+        finally:
+            self._encoded = {}
+
+    def _row(self, row: Row, rendering: Rendering) -> TokenizedRow | None:
         self._count_specials(row)
-        tokens = self.tokens(self.rendering(row), plain=isinstance(row.prompt, str))
+        tokens = self.tokens(rendering, plain=isinstance(row.prompt, str))
         if tokens is None:
             self.counts["rows whose tokens span prompt and response, dropped"] += 1
             return None
@@ -147,10 +163,16 @@ class PreferenceTokenizer:
         return Rendering(row.prompt, tuple(texts))
 
     def notes(self, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
-        """Lines of the run's header on how the chat template renders these rows; none for plain text."""
+        """Lines of the run's header on the chat template: how it renders these rows, or that it is not used."""
         wrapped = [self._with_wrapped_prompt(row) for row in rows]
         chats = [row for row in wrapped if not isinstance(row.prompt, str)]
-        return self.renderer.notes(chats) if chats else iter(())
+        if chats:
+            yield from self.renderer.notes(chats)
+        elif self.tokenizer.chat_template and any(row.prompt for row in wrapped):
+            yield (
+                "chat template",
+                "not used, because the prompts are plain text; data.wrap_prompts_as_chat=true makes each a user's turn",
+            )
 
     def _with_wrapped_prompt(self, row: Row) -> Row:
         """The row, with a plain prompt as a chat if `wraps_prompts` is set."""
@@ -193,7 +215,7 @@ class PreferenceTokenizer:
 
     def _encode(self, text: str, begin: Sequence[int]) -> list[int]:
         """Tokens of a text; a beginning-of-sequence token in the text is left out if `begin` has one."""
-        ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        ids = self._encoded.get(text) or self.encoder(text)
         doubled = ids[:1] == list(begin[-1:]) == [self.tokenizer.bos_token_id]
         return ids[1:] if doubled else ids
 
@@ -250,6 +272,7 @@ class PreferenceTokenizer:
         row = self._with_wrapped_prompt(row)
         rendering = self.rendering(row)
         plain = isinstance(row.prompt, str)
+        self.encoder.prove(rendering)
         tokens = self.tokens(rendering, plain=plain)
         if tokens is None:
             return

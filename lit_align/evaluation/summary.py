@@ -167,7 +167,7 @@ class Summary:
 
 
 def _encode(value: Any) -> dict[str, Any]:
-    """A dataclass as a dictionary; estimates as three keys each, without what is None or empty."""
+    """A dataclass as a dictionary; estimates as three keys each. None and empty values are left out."""
     encoded: dict[str, Any] = {}
     for each in fields(value):
         held = getattr(value, each.name)

@@ -90,6 +90,7 @@ class AnchoredObjective(PreferenceObjective):
             )
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self.reference_config.form == "offload" and self.device.type == "cpu":
             raise UserError("model.reference.form=offload has no effect on CPUs. Use form=auto.")
 
@@ -168,7 +169,7 @@ class AnchoredObjective(PreferenceObjective):
             logps,
             batch,
             full_precision=self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision),
-            reason="recorded anchor" if recorded else "live reference that sums otherwise",
+            reason="recorded anchor" if recorded else "live reference that sums in another order",
         )
 
     def _dropout_is_active(self) -> bool:

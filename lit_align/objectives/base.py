@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align import provenance
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.loading import from_fields, load_positions, load_tokenizer, read_template
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
@@ -45,6 +45,7 @@ from lit_align.objectives.schedule import (
     reset_optimization,
 )
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.quantization import size_of
 from lit_align.reference.base import Reference
 from lit_align.reference.build import own_weights
 
@@ -93,13 +94,13 @@ class PreferenceObjective(ResumableModule):
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
         self.optimizer = optimizer
         self.schedule: Schedule = schedule
+        check_number("model.warmup_steps", warmup_steps, least=0)
         self.warmup_steps = warmup_steps
         self.reset_optimizer_each_round = reset_optimizer_each_round
         self.warmed_up_at = Completed(0, 0, 0.0)
         self.text_weights = {"sft": sft_weight, "pretraining": pretraining_weight}
         for name, weight in self.text_weights.items():
-            if weight < 0:
-                raise UserError(f"model.{self.text_options[name]}={weight} must be ≥ 0.")
+            check_number(f"model.{self.text_options[name]}", weight, least=0)
         self.policy: Policy | None = None
         self.reference: Reference | None = None
         self.metrics = torch.nn.ModuleDict()  # filled when the model is built, when all options are known
@@ -335,11 +336,13 @@ class PreferenceObjective(ResumableModule):
         assert self.policy is not None
         yield "objective", f"{type(self).__name__}: {self.formula}"
         trained = sum(weight.numel() for _, weight in self.policy.trainable_weights())
-        total = sum(weight.numel() for weight in own_weights(self.policy))
+        total = sum(map(size_of, own_weights(self.policy)))
         how = (
             f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights" if self.lora else f"{total / 1e6:.0f} M weights"
         )
         yield "policy", f"{self.policy_config.path} ({how}, {str(self.policy.dtype).removeprefix('torch.')})"
+        if self.policy_config.quantize is not None:
+            yield "", f"frozen weights in 4 bits ({self.policy_config.quantize}); sampling and export unpack them"
         if not self.policy.shares_prefix:
             why = self.policy.model.config._attn_implementation
             yield "", f"each prompt is computed once per response: this model cannot share prefixes under {why}"

@@ -16,6 +16,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_align.errors import check_number
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_positive, check_shape
@@ -74,6 +75,7 @@ class CPO(PreferenceObjective):
         self.save_hyperparameters(ignore=["optimizer"])
         check_positive(beta=beta)
         self.beta = beta
+        check_number("model.alpha", alpha, least=0)
         self.alpha = alpha
         self.length_normalize = length_normalize
 

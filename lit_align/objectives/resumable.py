@@ -1,21 +1,30 @@
 """Checkpoints of objectives: the run's position, its identity, and the weights that cannot be loaded from elsewhere."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align import provenance
+from lit_align.lightning_features import check_features
 from lit_align.objectives._checks import check_state_dict
 from lit_align.policy import LoRAConfig, is_adapter_weight
 from lit_align.position import KEY, Position
 
 # Options that say where the base model is; its weights identify it.
 LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
+
+
+@runtime_checkable
+class StatesIdentity(Protocol):
+    """A data module that states what determines its batches; other projects' need not."""
+
+    def identity(self) -> provenance.Table: ...
 
 
 class ResumableModule(L.LightningModule):
@@ -30,6 +39,10 @@ class ResumableModule(L.LightningModule):
     base_fingerprint: str = ""
     """Identifies the weights of the base model; set when the model is built."""
     _resumed_at: Position | None = None
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_features(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the position, and the hyperparameters as plain values that can be read without our classes."""
@@ -46,10 +59,19 @@ class ResumableModule(L.LightningModule):
         if self._trainer is None:  # load_from_checkpoint
             return
         if self.trainer.state.fn == TrainerFn.FITTING:
-            provenance.check(checkpoint, self.identity(), self.accept_changes, adapter=self.lora is not None)
+            provenance.check(
+                checkpoint,
+                self.identity(),
+                self.accept_changes,
+                adapter=self.lora is not None,
+                defaults=provenance.default_options("model", type(self)),
+            )
         self._resumed_at = Position.load(checkpoint)
         if self._resumed_at is not None and "loops" in checkpoint:
             self._resumed_at.write_loops(checkpoint)
+
+    def on_fit_start(self) -> None:
+        provenance.check_processes(self.identity())
 
     def on_train_start(self) -> None:
         if self._resumed_at is not None:
@@ -59,9 +81,24 @@ class ResumableModule(L.LightningModule):
         """Whether a checkpoint holds this weight: under LoRA, weights that the policy's path gives are left out."""
         return self.lora is None or not name.startswith("policy.") or is_adapter_weight(name)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        state = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if self._is_saved(name)}
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:
+        """The weights that a checkpoint holds.
+
+        Args:
+            prefix: Of their names, if the module is part of another one.
+        """
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        for name in [name for name in state if name.startswith(prefix)]:
+            if not self._is_saved(name.removeprefix(prefix)):
+                del state[name]
+        return state
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Give the weights that a checkpoint leaves out their present values, if the module is part of another one."""
+        if prefix:
+            present = super().state_dict(prefix=prefix)
+            state_dict |= {name: value for name, value in present.items() if name not in state_dict}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         self.configure_model()
@@ -77,9 +114,16 @@ class ResumableModule(L.LightningModule):
         """
         check_state_dict(self.state_dict(), state_dict)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy for weight averaging; it shares the optimizer's factory, which may hold the whole configuration."""
+        memo[id(self.optimizer)] = self.optimizer
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
+
     def identity(self) -> provenance.Table:
         """Everything that determines the numbers of the run; a resumed run must have the same."""
-        data = getattr(self.trainer.datamodule, "identity", dict)  # type: ignore[attr-defined]  # a foreign one has none
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         return {
             "model": type(self).__name__,
             provenance.BASE_MODEL: self.base_fingerprint,
@@ -87,5 +131,5 @@ class ResumableModule(L.LightningModule):
             **provenance.of_options("model", dict(self.hparams), leave_out=LOCATIONS),
             **provenance.of_optimizer(self.optimizer),
             **provenance.of_trainer(self.trainer),
-            **data(),
+            **(data.identity() if isinstance(data, StatesIdentity) else {}),
         }

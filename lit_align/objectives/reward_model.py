@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.loading import add_adapter, load_weights
 from lit_align.logprobs import PreferenceBatch, enable_prefix_sharing, hidden_states, single_rows
 from lit_align.needs import DataNeeds
@@ -133,6 +133,8 @@ class RewardModel(PreferenceObjective):
     def __init__(self, policy: PolicyConfig, *, margin: float | Literal["rewards"] = 0.0, **kwargs: Any):
         super().__init__(policy, sft_weight=0.0, pretraining_weight=0.0, **kwargs)  # a reward model has no likelihood
         self.save_hyperparameters(ignore=["optimizer"])
+        if margin != "rewards":
+            check_number("model.margin", margin, least=0)
         self.margin: float | Literal["rewards"] = margin
         temperature = self.policy_config.temperature
         if temperature != 1:

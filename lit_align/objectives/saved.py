@@ -12,7 +12,7 @@ OutputName = Literal["logp", "reward"]
 
 @dataclass(frozen=True)
 class SavedObjective:
-    """What was trained, and how.
+    """The trained objective and its options.
 
     Args:
         name: The objective's class.

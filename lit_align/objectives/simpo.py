@@ -15,6 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_align.errors import check_number
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives._checks import check_positive, check_shape
 from lit_align.objectives.base import PreferenceObjective
@@ -59,6 +60,7 @@ class SimPO(PreferenceObjective):
         self.save_hyperparameters(ignore=["optimizer"])
         check_positive(beta=beta)
         self.beta = beta
+        check_number("model.gamma", gamma, least=0)
         self.gamma = gamma
 
     def loss(self, logps: Tensor, anchor_logps: None, beta: float, batch: PreferenceBatch) -> Tensor:

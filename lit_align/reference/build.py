@@ -51,6 +51,8 @@ def make_reference(
 
     dtype = str(policy.dtype).removeprefix("torch.") if config.dtype == "auto" else config.dtype
     origin = PolicyConfig(**{**asdict(policy_config), "path": config.path or policy_config.path, "dtype": dtype})
+    if config.path is not None:
+        origin.quantize = None
     if config.form == "recorded":
         adapter = lora if config.path is None else None
         return RecordedReference(

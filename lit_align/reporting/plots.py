@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lit_align.evaluation.summary import TRAINING
+from lit_align.files import writing
 from lit_align.metrics.win_rate import rate_interval
 from lit_align.reporting.page import plain
 from lit_align.reporting.paired import SharedScorer, scorers_of
@@ -115,7 +116,8 @@ def plot_curves(folder: str | Path) -> Path | None:
     for axis, draw in zip(axes.flat, drawn, strict=False):
         draw(axis)
     path = run.folder / "curves.png"
-    figure.savefig(path, dpi=120)
+    with writing(path):
+        figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
 

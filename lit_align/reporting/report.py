@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lit_align.errors import UserError
 from lit_align.evaluation.summary import Summary
-from lit_align.files import write_whole
+from lit_align.files import write_whole, writing
 from lit_align.reporting.page import number, page, section, table, text
 from lit_align.reporting.paired import PAIRED_HEAD, SharedScorer, not_compared, paired_rows, scorers_of
 from lit_align.reporting.plots import CAPTIONS, comparison_plots, embedded, run_plots
@@ -32,7 +32,9 @@ def write_report(folder: str | Path) -> Path:
     (run.folder / "plots").mkdir(exist_ok=True)
     figures = []
     for name, figure in run_plots(run):
-        figure.savefig(run.folder / "plots" / f"{name}.png", dpi=150)
+        path = run.folder / "plots" / f"{name}.png"
+        with writing(path):
+            figure.savefig(path, dpi=150)
         figures.append(embedded(figure, name, CAPTIONS[name]))
     about = section("What was run", _about(run))
     configuration = f"<details><summary>config.yaml</summary><pre>{text(run.configuration)}</pre></details>"

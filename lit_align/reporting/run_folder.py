@@ -14,7 +14,7 @@ from lit_align.reporting.run_record import RunRecord
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, as far as it is filled."""
+    """A run's folder. A part that the run has not written is empty or None."""
 
     folder: Path
     name: str
@@ -89,7 +89,7 @@ FILES = (
     "run.json",
     "summary.json",
 )
-"""What commands write into a run's folder, as patterns."""
+"""Patterns of the files that commands write into a run's folder."""
 
 
 def run_files(folder: str | Path) -> list[Path]:

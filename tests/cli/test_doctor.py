@@ -55,7 +55,7 @@ def test_offline_pairs_get_steps_time_memory_and_an_example(tiny_model, in_tmp, 
         "peak memory",
     ):
         assert piece in said
-    assert re.search(r"response 0: \d+ tokens, trained on\n   │ yes \d+.*<\|endoftext\|>│", said)
+    assert re.search(r"response 0: \d+ tokens, trained on\n    │ yes \d+.*<\|endoftext\|>│", said)
     assert "all checks passed: python train.py fit --config=dpo.yaml" in said
     assert not Path("run").exists(), "a dry run leaves no files"
 

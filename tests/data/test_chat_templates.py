@@ -236,7 +236,7 @@ def test_the_space_before_an_answer_belongs_to_the_response(generation_prompt):
 
 def test_a_prompt_that_an_answer_rewrites_is_an_error_that_shows_both():
     rewriting = "{% if messages[-1].role == 'assistant' %}{{ messages[-1].content }} <- {% endif %}" + CHAT_TEMPLATE
-    words = r"rows.jsonl:1: .* renders the prompt otherwise when a response follows:\n  alone: .*\n  with a response: "
+    words = r"rows.jsonl:1: .* renders the prompt differently when a response follows:\n  alone: .*\n  with a resp"
     with pytest.raises(UserError, match=words):
         with_template(rewriting).row(Row(HI, ("yes", "no"), source="rows.jsonl:1"))
 
@@ -315,7 +315,7 @@ def test_a_template_that_leaves_out_a_message_is_an_error():
 def test_a_prompt_that_differs_in_sampling_and_a_date_are_noted():
     thinking = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
     assert list(with_template(thinking).notes([CASES["plain"]])) == [
-        ("two prompts", "the chat template ends a prompt otherwise for sampling than before this response:"),
+        ("two prompts", "the chat template ends a prompt differently for sampling than for this response:"),
         ("  sampling", "…m_end|>\\n<|im_start|>assistant\\n<think>\\n"),
         ("  training", "…m_end|>\\n<|im_start|>assistant\\n"),
     ]
@@ -323,7 +323,36 @@ def test_a_prompt_that_differs_in_sampling_and_a_date_are_noted():
     notes = dict(with_template(dated + CHAT_TEMPLATE).notes([Row(HI)]))
     assert "writes today's date into prompts" in notes["date"]
     assert not list(with_template(dated + CHAT_TEMPLATE, {"date_string": "1 May"}).notes([CASES["plain"]]))
-    assert not list(with_template(thinking).notes([Row("Hi?", ("yes",))]))
+    unknown = with_template(CHAT_TEMPLATE.replace("<|im_end|>", "<|eot|>"))
+    assert dict(unknown.notes([CASES["plain"]]))["turn's end"].startswith("the chat template writes <|eot|>, which")
+
+
+@pytest.mark.parametrize(
+    ("row", "args", "words"),
+    [
+        (
+            CASES["plain"],
+            {"enable_thinkin": False},
+            "data.template_args hold 'enable_thinkin', which the chat template",
+        ),
+        (replace(CASES["plain"], template_args={"documents": []}), {}, "the row's arguments hold 'documents', which"),
+        (CASES["tools"], {}, "the row has tools, but the chat template of '' does not read any"),
+    ],
+)
+def test_what_the_template_does_not_read_is_refused(row, args, words):
+    made = with_template("{# It speaks of tools. #}You have no tools." + CHAT_TEMPLATE, args)
+    with pytest.raises(UserError, match=words):
+        made.row(row)
+
+
+def test_a_chat_template_that_plain_prompts_do_not_use_is_noted():
+    made = with_template(CHAT_TEMPLATE)
+    assert dict(made.notes([Row("Hi?", ("yes",))]))["chat template"].startswith(
+        "not used, because the prompts are plain"
+    )
+    assert not list(made.notes([Row("", ("a text",))]))
+    made.wraps_prompts = True
+    assert not list(made.notes([Row("Hi?", ("yes",))]))
 
 
 def test_a_refused_message_is_named():
@@ -375,7 +404,7 @@ def test_decoded_tokens_are_the_rendering_of_any_template(begin, middle, end, la
     try:
         found = made.row(Row(chat, tuple(answers), source="rows.jsonl:1"))
     except UserError as error:
-        assert "renders the prompt otherwise" in str(error)  # noqa: PT017  # templates that close a prompt by `last`
+        assert "renders the prompt differently" in str(error)  # noqa: PT017  # templates that close a prompt by `last`
         assert last
         assert not opens
         return

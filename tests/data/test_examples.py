@@ -11,8 +11,9 @@ from tiny import adamw, byte_tokenizer, fit
 from transformers import AutoTokenizer
 
 from lit_align.data import OfflinePairs, OnPolicyPairs
-from lit_align.data.examples import Source, check_tokens, hold_out
+from lit_align.data.examples import Source, check_tokens
 from lit_align.data.formats.rows import Row, Rows
+from lit_align.data.holdout import hold_out
 from lit_align.data.tokenization import PreferenceTokenizer, TokenizedRow, in_place
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, KTO
@@ -161,11 +162,11 @@ def test_a_share_of_the_prompts_is_held_out(tiny_model, in_tmp):
     data = OfflinePairs(write(in_tmp / "rows.jsonl", rows), batch_size=2, validation=0.1, seed=3)
     fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), data)
     held = data.share_of_training()
-    assert len({row.prompt for row in held}) == 2
-    assert len(held) == 4
+    assert len({tuple(example.prompt_ids) for example in held.examples}) == 2
+    assert held.rows == len(held.examples) == 4
     trained = {example.source for example in data.train_examples}
     assert len(trained) == 36
-    assert not trained & {row.source for row in held}
+    assert not trained & {example.source for example in held.examples}
     assert dict(data.describe())["validation"] == "10.0% of the prompts: 4 rows, not trained on"
 
 

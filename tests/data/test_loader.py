@@ -5,11 +5,12 @@ import torch
 
 from lit_align.data.batches import Example
 from lit_align.data.loader import ExampleLoader, Mixture
+from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 
 
-def examples(count: int) -> list[Example]:
-    return [Example([i + 1], [[1], [2]], "") for i in range(count)]
+def examples(count: int) -> ExampleTable:
+    return ExampleTable.of(Example([i + 1], [[1], [2]], "") for i in range(count))
 
 
 def order(loader: ExampleLoader) -> list[int]:
@@ -35,7 +36,7 @@ def test_processes_share_the_examples_equally_without_overlap():
 
 def test_length_batches_are_the_same_for_any_number_of_processes():
     lengths = torch.randint(1, 200, (203,), generator=torch.Generator().manual_seed(0)).tolist()
-    some = [Example([1] * length, [[2], [3]], "") for length in lengths]
+    some = ExampleTable.of(Example([1] * length, [[2], [3]], "") for length in lengths)
 
     def batches(size: int, epoch: int = 0, **kwargs: int) -> list[list[int]]:
         loader = ExampleLoader(some, size, seed=1, group_by_length=True, epoch=lambda: epoch, **kwargs)
@@ -98,7 +99,7 @@ def test_more_processes_do_not_repeat_an_epoch_that_was_served_whole():
 def test_resuming_within_an_epoch_needs_the_same_data():
     stopped = ExampleLoader(examples(10), 4, seed=1)
     next(iter(stopped))
-    changed = [*examples(10)[:-1], Example([1], [[1], [2, 3, 4, 5, 6]], "")]
+    changed = ExampleTable.of([*examples(10)[:-1], Example([1], [[1], [2, 3, 4, 5, 6]], "")])
     with pytest.raises(
         UserError, match=r"an epoch over \d+ tokens of data, and now there are \d+: the data have chang"
     ):
@@ -157,3 +158,47 @@ def test_a_mixture_is_the_same_for_any_number_of_processes_and_resumes():
 def test_equal_weights_change_nothing():
     mixed = ExampleLoader(examples(16), 4, seed=1, mixture=Mixture((6, 10), (1.0, 1.0)))
     assert order(mixed) == order(ExampleLoader(examples(16), 4, seed=1))
+
+
+def batches_of_lists(made: list[Example], size: int, rank: int, world: int, epoch: int) -> list[list[int]]:
+    """The order as it is computed from lists: shuffled, grouped by length in stretches of 32 batches, dealt out."""
+    generator = torch.Generator().manual_seed(1 * 1_000_003 + epoch)
+    order = torch.randperm(len(made), generator=generator).tolist()
+    whole = size * world
+    full = len(order) // whole * whole
+    batches: list[list[int]] = []
+    for start in range(0, full, 32 * whole):
+        some = sorted(order[start : min(start + 32 * whole, full)], key=lambda i: made[i].tokens)
+        batches += [some[first : first + whole] for first in range(0, len(some), whole)]
+    order = [i for b in torch.randperm(len(batches), generator=generator).tolist() for i in batches[b]] + order[full:]
+    mine = order[rank::world]
+    mine = mine[: len(made) // whole * size] if world > 1 else mine
+    return [mine[start : start + size] for start in range(0, len(mine), size)]
+
+
+@pytest.mark.parametrize(("size", "rank", "world", "epoch"), [(3, 0, 1, 0), (2, 1, 2, 1), (4, 2, 3, 5), (50, 0, 1, 2)])
+def test_arrays_of_lengths_give_the_batches_that_lists_gave(size, rank, world, epoch):
+    lengths = torch.randint(1, 30, (413,), generator=torch.Generator().manual_seed(epoch)).tolist()
+    made = [Example([1] * length, [[2], [3]], "") for length in lengths]
+    loader = ExampleLoader(
+        ExampleTable.of(made), size, seed=1, group_by_length=True, epoch=lambda: epoch, rank=rank, world_size=world
+    )
+    assert [batch.index.tolist() for batch in loader] == batches_of_lists(made, size, rank, world, epoch)
+
+
+def test_one_batch_is_made_ahead_and_counted_when_it_is_served(monkeypatch):
+    loader = ExampleLoader(examples(10), 2, seed=1)
+    made: list[int] = []
+    collate_one = loader._collate
+    monkeypatch.setattr(loader, "_collate", lambda indices: made.append(1) or collate_one(indices))
+    iterator = iter(loader)
+    next(iterator)
+    iterator.close()  # type: ignore[attr-defined]  # waits for the batch that is being made
+    assert (len(made), loader.state_dict()["served"]) == (2, 1)
+
+
+def test_an_error_of_collation_reaches_the_caller(monkeypatch):
+    loader = ExampleLoader(examples(4), 2, seed=1)
+    monkeypatch.setattr(loader, "_collate", lambda indices: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(iter(loader))

@@ -2,16 +2,23 @@
 
 import json
 import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import run_in
 from tiny import adamw, byte_tokenizer, fit
 
 from lit_align.data import AllPairs, BestWorst, Listwise, OfflinePairs
 from lit_align.data.batches import Example, collate
+from lit_align.data.examples import Source
 from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
@@ -28,7 +35,7 @@ def unscored(**more: Any) -> dict[str, Any]:
 
 def read(
     folder: Path, rows: list[dict[str, Any]], pairing: Any = None, kind: str = "preferences"
-) -> tuple[list[Example], str]:
+) -> tuple[Sequence[Example], str]:
     """The examples that an objective over this kind of rows gets, and the line about them."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = OfflinePairs(str(folder / "rows.jsonl"), pairing=pairing)
@@ -107,3 +114,46 @@ def test_a_row_too_long_for_a_model_loaded_later_is_named(tiny_model, in_tmp, mo
     module = DPO(PolicyConfig(tiny_model), optimizer=adamw())
     with pytest.raises(UserError, match=r"long\.jsonl:2: .* have 602 tokens, but the model reads 512"):
         fit(module, OfflinePairs("long.jsonl", batch_size=1, max_response_length=700))
+
+
+# --- several sources in several processes ---
+
+
+class Served(Callback):
+    """Records which examples each step trains on."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+        self.steps.append(batch.index.tolist())
+
+
+def test_weighted_sources_are_served_alike_by_any_number_of_processes(tiny_model, in_tmp):
+    """6 + 2 · 4 + ½ · 4 examples make 4 steps of 4, of which the fourth part is another in the second epoch."""
+    for name, count in {"a": 6, "b": 4, "c": 4}.items():
+        rows = [{"prompt": f"{name}{i}:", "chosen": " yes", "rejected": " no"} for i in range(count)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def steps(processes: int, ckpt_path: str | None = None) -> list[list[int]]:
+        served = Served()
+        keep = ModelCheckpoint("kept", f"{processes}-{{step}}", every_n_train_steps=6, save_top_k=-1)
+        sources: list[str | Source] = ["a.jsonl", Source("b.jsonl", weight=2), Source("c.jsonl", weight=0.5)]
+        data = OfflinePairs(sources, batch_size=4 // processes, seed=1)
+        strategy = "auto" if processes == 1 else "ddp"
+        options = {"strategy": strategy, "devices": processes, "max_epochs": 2, "enable_checkpointing": True}
+        fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), data, served, keep, ckpt_path=ckpt_path, **options)
+        return served.steps
+
+    def in_two(*args: Any) -> list[list[int]]:
+        first, second = run_in(2, steps, 2, *args)
+        return [mine + other for mine, other in zip(first, second, strict=True)]
+
+    alone, together = steps(1), in_two()
+    assert [sorted(step) for step in together] == [sorted(step) for step in alone]
+    counts = [Counter(index for step in alone[start : start + 4] for index in step) for start in (0, 4)]
+    assert all(each[index] == 1 for each in counts for index in range(6))
+    assert all(each[index] == 2 for each in counts for index in range(6, 10))
+    assert counts[0] + counts[1] == Counter({i: 2 if i < 6 else 4 if i < 10 else 1 for i in range(14)})
+    assert in_two("kept/1-step=6.ckpt") == together[6:]
+    assert steps(1, "kept/2-step=6.ckpt") == alone[6:]

@@ -41,7 +41,7 @@ class Rounds(Callback):
         self.at: list[int] = []
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self.made.append(trainer.datamodule.current_round.examples)
+        self.made.append(list(trainer.datamodule.current_round.examples))
         self.at.append(trainer.datamodule.current_round.step)
 
 
@@ -376,9 +376,12 @@ def test_another_pairing_or_scorer_reuses_the_samples(tiny_model, in_tmp, monkey
     data = on_policy(in_tmp)
     data.scorer = FunctionScorer("length.py:reward")
     fit(module_of(tiny_model), data, rounds)
+    stored = {row.source: row for n in range(2) for row in data.round_store.samples.read(n) or []}
     for example in rounds.made[1]:
-        assert example.texts
-        assert len(example.texts[0]) > len(example.texts[1])
+        row = stored[example.source]
+        texts = [row.responses[row.response_ids.index(ids)] for ids in example.response_ids]
+        assert example.rewards == [float(len(text)) for text in texts]
+        assert len(texts[0]) > len(texts[1])
     assert sorted(path.name for path in Path("rounds").glob("*/samples-*")) == files
     assert len(list(Path("rounds").iterdir())) == 1
 

@@ -90,21 +90,21 @@ def test_win_probabilities_are_against_all_responses_and_itself():
 
 def test_each_example_gets_another_prompts_response_as_last_branch():
     examples = [Example([p], [[p, 1], [p, 2]], "") for p in (1, 1, 2, 3, 1)]
-    made = with_mismatched(examples)
+    made = list(with_mismatched(examples))
     assert [example.response_ids[-1][0] for example in made] == [2, 2, 3, 1, 2]
     assert all(
         example.mismatched and example.response_ids[:2] == e.response_ids
         for example, e in zip(made, examples, strict=True)
     )
     with pytest.raises(UserError, match="all rows have the same"):
-        with_mismatched(examples[:2])
+        list(with_mismatched(examples[:2]))
 
 
 def test_pairs_get_labels_unless_they_have_some():
     pair, single = Example([1], [[1], [2]], ""), Example([1], [[1]], "", labels=[0.0])
-    assert [example.labels for example in with_labels([pair, single])] == [[1.0, 0.0], [0.0]]
+    assert [with_labels(example).labels for example in (pair, single)] == [[1.0, 0.0], [0.0]]
     with pytest.raises(UserError, match="Use BestWorst"):
-        with_labels([Example([1], [[1], [2], [3]], "")])
+        with_labels(Example([1], [[1], [2], [3]], ""))
 
 
 def test_one_real_token_is_not_empty_but_an_end_token_alone_is():

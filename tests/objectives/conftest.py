@@ -1,11 +1,15 @@
-"""An exactly solvable problem, a softmax bandit, and a real optimizer to solve it with."""
+"""Pairs in a file; an exactly solvable problem, a softmax bandit, and a real optimizer to solve it with."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from tiny import write_pairs
 from torch import Tensor
+
+from lit_align.data import OfflinePairs
 
 
 class Bandit(NamedTuple):
@@ -70,3 +74,8 @@ def random() -> Callable[..., Tensor]:
     """Standard normal numbers in float64, the same in every run."""
     generator = torch.Generator().manual_seed(0)
     return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def pairs(in_tmp: Path) -> OfflinePairs:
+    return OfflinePairs(write_pairs(in_tmp), batch_size=4)

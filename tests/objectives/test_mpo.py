@@ -247,8 +247,8 @@ def test_a_text_with_a_likelihood_of_nan_is_named(tiny_model, in_tmp, texts, mon
         (MPO, [], r"model.beta=0.1 has no effect: data.sft is not set. Set it, or use model.beta=0"),
         (MPO, ["sft", "pretraining"], r"data.pretraining has no effect: its weight is 0. Set model.gamma"),
         (DPO, ["sft"], r"data.sft has no effect: its weight is 0. Set model.sft_weight"),
-        (lambda p: DPO(p, sft_weight=-1), [], r"model.sft_weight=-1 must be ≥ 0"),
-        (lambda p: MPO(p, beta=-1), [], r"model.beta=-1 must be ≥ 0"),
+        (lambda p: DPO(p, sft_weight=-1), [], r"model.sft_weight=-1 must be at least 0"),
+        (lambda p: MPO(p, beta=-1), [], r"model.beta=-1 must be at least 0"),
     ],
 )
 def test_a_weight_without_texts_and_texts_without_a_weight_are_refused(tiny_model, in_tmp, texts, make, given, message):

@@ -17,10 +17,12 @@ COMMANDS = {
     "validate": Command("Compute the loss and metrics on validation data."),
     "test": Command("Compare a checkpoint with the start on held-out prompts."),
     "predict": Command("Write a checkpoint's responses to given prompts."),
+    "init": Command("Print a configuration for an objective, a model and data.", "lit_align.cli.commands.init"),
     "doctor": Command("Try the start of a run and estimate the whole.", "lit_align.cli.commands.doctor"),
     "rounds": Command("Show the responses that a run sampled.", "lit_align.cli.commands.rounds"),
     "compare": Command("Put several runs into one report.", "lit_align.cli.commands.compare"),
     "report": Command("Write a run's report again.", "lit_align.cli.commands.report"),
     "export": Command("Write a checkpoint for transformers or peft.", "lit_align.cli.commands.export"),
+    "cache": Command("List or clear tokenized data.", "lit_align.cli.commands.cache"),
     "chat": Command("Talk to one model, or to two at once.", "lit_align.cli.commands.chat"),
 }

@@ -7,18 +7,29 @@ from typing import Any
 
 from lit_align.data.formats.messages import written_out
 from lit_align.data.formats.record import Record
-from lit_align.data.formats.rows import DataError, Message, Row, Text, answer_text, is_empty
+from lit_align.data.formats.rows import DataError, Kind, Message, Row, Text, answer_text, is_empty, listing
 from lit_align.errors import shown
 
 SYSTEM = "system|system_prompt|system_message"
 QUESTIONS = "instruction|question|query|problem|input|context"
 """Columns that hold a prompt if none is named `prompt`."""
 HISTORY = "history"
+ANSWERS = "completion|response|output|answer|solution"
+"""Columns that hold the one response to a prompt."""
 TEMPLATE_ARGS = "chat_template_kwargs|chat_template_args"
 _RENDERING = ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message")
+OTHER_ITEMS = "[…]"
+"""Ends the name of a column with the items of a list that no path of the user's mapping leads to."""
 PREFIX = "prefix|initial_reason_steps"
 
 _MEDIA = re.compile(r"(image|picture|photo|audio|video|sound|speech)s?(_(path|url|file|name|byte)s?)?", re.IGNORECASE)
+
+_OF_JUDGES = re.compile(r"(labell?ing|judge|annotation|grading|scoring)_", re.IGNORECASE)
+_THOUGHTS = re.compile(
+    r"(\w+_)?(thinking|thoughts?|reasoning|rationale|cot|chain_of_thought)(_(trajector(y|ies)|contents?|steps|text))?",
+    re.IGNORECASE,
+)
+"""Names of columns that hold thoughts, which belong before an answer that is imitated."""
 
 _CONTEXT = frozenset(
     """
@@ -140,33 +151,53 @@ def _object(value: Any) -> Any:
         return value
 
 
-# --- what is not read ---
+# --- unread columns ---
 
 
-def check_unread(row: Row, record: Record, *, is_whole: bool) -> None:
+def check_unread(row: Row, record: Record, kind: Kind, *, is_whole: bool) -> None:
     """Report unread columns; stop at a column that may belong to the prompt and is not repeated in the row.
 
     Args:
         is_whole: Whether the row is known to be complete, so that only images and sound can be missing.
 
     Raises:
-        DataError: such a column is not empty.
+        DataError: such a column is not empty; or the row is a text to imitate, and thoughts are in another column.
     """
-    for name, value in record.values.items():
-        if name in record.read or is_empty(value):
-            continue
-        if _MEDIA.fullmatch(name) or _holds_bytes(value):
-            raise DataError(
-                f"{record.source}: `{name}` holds {shown(value)}, but images and sound are not read. Leave the "
-                f"column out with ignore_columns=[{name}] if the text is complete without it."
-            )
-        belongs = name.lower().rpartition(".")[2] in _CONTEXT or _is_chat(value)
+    unread = {name: value for name, value in record.values.items() if name not in record.read and not is_empty(value)}
+    if media := [name for name, value in unread.items() if _MEDIA.fullmatch(name) or _holds_bytes(value)]:
+        holds, columns = ("holds", "column") if len(media) == 1 else ("hold", "columns")
+        raise DataError(
+            f"{record.source}: {listing(f'`{name}`' for name in media)} {holds} {shown(unread[media[0]])}, but images "
+            f"and sound are not read. Leave the {columns} out with ignore_columns=[{listing(media)}] if the text is "
+            "complete without."
+        )
+    for name, value in unread.items():
+        is_chat = _is_chat(value) and not _OF_JUDGES.match(name) and not name.endswith(OTHER_ITEMS)
+        belongs = name.lower().rpartition(".")[2] in _CONTEXT or is_chat
         if belongs and not is_whole and not _is_repeated(value, row):
             raise DataError(
                 f"{record.source}: `{name}` holds {shown(value)}, which may belong to the prompt, but nothing reads "
                 f"it. {_advice(name, value, row, record)}, or leave it out with ignore_columns=[{name}]."
             )
+        if kind == "texts" and not is_whole and _THOUGHTS.fullmatch(name) and not _is_repeated(value, row):
+            raise DataError(
+                f"{record.source}: `{name}` holds {shown(value)}, which may belong to the response, but nothing reads "
+                f"it. {_advice_on_thoughts(name, value, record)} with ignore_columns=[{name}]."
+            )
         record.reading.unread[name] = None
+
+
+def _advice_on_thoughts(name: str, value: object, record: Record) -> str:
+    """How to put thoughts before the answer, if that is possible, or to leave them out."""
+    answer = next((each for each in ANSWERS.split("|") if isinstance(record.values.get(each), str)), None)
+    first = value[0] if isinstance(value, list) and value else value
+    if answer is None or not isinstance(first, str):
+        return "Leave it out"
+    path = f"{name}.0" if isinstance(value, list) else name
+    template = rf"<think>\n{{{path}}}\n</think>\n\n{{{answer}}}"
+    prompt = _prompt_columns(record)
+    before = f"prompt: {prompt[0]}, " if prompt and prompt != ["prompt"] else ""
+    return f"Put it before the answer, for example with columns={{{before}completion: '{template}'}}, or leave it out"
 
 
 def _advice(name: str, value: object, row: Row, record: Record) -> str:
@@ -174,16 +205,22 @@ def _advice(name: str, value: object, row: Row, record: Record) -> str:
         chat = "" if isinstance(row.prompt, list) else ", which makes the prompt a user's turn"
         target = "documents" if name == "documents" else "tools"
         return f"Hand it to the chat template with columns={{{target}: {name}}}{chat}"
-    if isinstance(value, str) and "prompt" in record.reading.mapped:
+    prompt = _prompt_columns(record)
+    if isinstance(value, list):
+        if _is_chat(value) or not (prompt or "prompt" in record.reading.mapped):
+            return f"If it holds earlier turns, read them with columns={{history: {name}}}"
+        name = f"{name}.0"
+    if not isinstance(value, str | list):
+        keys = [key for key, each in value.items() if isinstance(each, str)] if isinstance(value, dict) else []
+        name = f"{name}.{keys[0] if keys else '…'}"
+    if "prompt" in record.reading.mapped:
         return f"Add {{{name}}} to the template in columns={{prompt: …}}"
-    if isinstance(value, str) and (prompt := _prompt_columns(record)):
+    if prompt:
         parts = [*prompt, name] if name.startswith("input") else [name, *prompt]
         return f"Add it to the prompt, for example with columns={{prompt: '{template_of(parts)}'}}"
     if isinstance(value, str) and isinstance(row.prompt, list):
         return f"Read it as the system message with columns={{system: {name}}}"
-    if isinstance(value, str):
-        return f"Read it with columns={{prompt: {name}}}"
-    return f"Read it with columns={{prompt: {name}}}, or a path into it ({name}.0.…)"
+    return f"Read it with columns={{prompt: {name}}}"
 
 
 def _prompt_columns(record: Record) -> list[str]:

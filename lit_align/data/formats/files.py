@@ -62,9 +62,56 @@ def _numbered(path: Path, skipped: Counter[str]) -> Iterator[tuple[int, Any]]:
             yield from enumerate(_loads(file.read(), path.name, 1, skipped), 1)
             return
         file.seek(0)
+        if ".json" in path.suffixes and (row := _one_object(file)) is not None:
+            _check_row(row, path.name)
+            yield 1, without_surrogates(row, skipped)
+            return
+        file.seek(0)
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, _loads(line, path.name, number, skipped)
+
+
+def _one_object(file: BinaryIO) -> dict[str, Any] | None:
+    """The object that a file is as a whole, on one line or several; None if it holds one per line."""
+    first = file.readline()
+    try:
+        if isinstance(json.loads(first), dict) and file.readline().strip():
+            return None
+    except (ValueError, RecursionError):
+        pass
+    file.seek(0)
+    try:
+        value = json.loads(file.read(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError, _RepeatedKey):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _check_row(values: dict[str, Any], name: str) -> None:
+    """Check that an object is one row, not a table by columns nor an object around the rows."""
+    columns = list(values.values())
+    by_place = all(isinstance(each, dict) and each and all(map(str.isdigit, each)) for each in columns)
+    by_column = all(isinstance(each, list) and each and not isinstance(each[0], dict) for each in columns)
+    if len(columns) > 1 and (by_place or by_column) and len({len(each) for each in columns}) == 1:
+        raise DataError(
+            f"{name}: the file holds a table by columns. Write one object per row, with pandas for example by "
+            'to_json(…, orient="records", lines=True).'
+        )
+    for key, each in values.items() if not any(isinstance(each, str) for each in columns) else ():
+        if isinstance(each, list) and each and all(map(_is_row, each)):
+            raise DataError(
+                f"{name}: the file is one object, whose `{key}` seems to hold the rows. Write these alone, as a list "
+                "of objects, or one object per line."
+            )
+
+
+def _is_row(value: object) -> bool:
+    """Whether a value may be a row, and not a message."""
+    return isinstance(value, dict) and value.keys().isdisjoint(_MESSAGE_KEYS)
+
+
+_MESSAGE_KEYS = frozenset({"role", "from", "speaker", "content", "value", "user", "input", "question"})
 
 
 def _whole(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
@@ -137,13 +184,15 @@ def without_surrogates(value: Any, skipped: Counter[str]) -> Any:
 def _read_table(path: Path, skipped: Counter[str]) -> Iterator[Record]:
     """CSV or TSV with the names of the columns in its first line."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
     with _open(path) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        lines = _whole(path, file)
+        rows = csv.reader(())
         try:
-            names = next(_whole(path, rows), [])
+            head = next(lines, "")
+            rows = csv.reader(chain([head], lines), delimiter=_delimiter(path, head), strict=True)
+            names = [name or "(unnamed)" for name in next(rows, [])]
             check_unique(names, path.name)
-            for number, row in enumerate(_whole(path, rows), 1):
+            for number, row in enumerate(rows, 1):
                 if not row:
                     continue
                 if len(row) != len(names):
@@ -158,6 +207,13 @@ def _read_table(path: Path, skipped: Counter[str]) -> Iterator[Record]:
             ) from error
         except csv.Error as error:
             raise DataError(f"{path.name}: line {rows.line_num} is not valid CSV ({first_line(error)}).") from error
+
+
+def _delimiter(path: Path, head: str) -> str:
+    """The separator of the names in the first line: a comma, or in files of spreadsheets a semicolon or a tab."""
+    if ".tsv" in path.suffixes:
+        return "\t"
+    return "," if "," in head else max(",;\t", key=head.count)
 
 
 def check_unique(names: list[str], source: str) -> None:
@@ -208,7 +264,14 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+def _open_zst(path: Path, mode: str) -> BinaryIO:
+    try:
+        return io.BytesIO(pa.input_stream(str(path), compression="zstd").read())
+    except (pa.ArrowException, OSError) as error:
+        raise EOFError(first_line(error)) from error
+
+
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
 _READERS: dict[str, _Reader] = {
     ".jsonl": _read_json,
     ".ndjson": _read_json,

@@ -56,6 +56,11 @@ _EXCHANGES = (
 _WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 
 
+_DIALOGUES = ("messages", "conversations", "conversation", "dialog", "dialogue")
+"""Columns in which a list of texts holds the turns of user and assistant, as in LIMA."""
+_ONE_WRITTEN_OUT = re.compile(r"""\s*\{\s*["'](role|content|from|value)["']\s*:""")
+
+
 class MessageReader:
     """Reads the messages of one column of one row.
 
@@ -71,9 +76,14 @@ class MessageReader:
     def text(self, value: object) -> Text:
         """Plain text, or a chat of at least one message."""
         if isinstance(value, str):
-            return self.chat(self._parsed(value)) if _WRITTEN_OUT.match(value) else value
+            if _WRITTEN_OUT.match(value):
+                return self.chat(self._parsed(value))
+            return self.chat([one]) if (one := _one_message(value)) else value
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
             return self.text(value[0])
+        if self.column in _DIALOGUES and value and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            roles = ("user", "assistant")
+            return [{"role": roles[place % 2], "content": each} for place, each in enumerate(value)]
         if isinstance(value, dict):
             self._check_object(value)
             value = [value]
@@ -101,6 +111,8 @@ class MessageReader:
             return self._exchange(value)
         content_key = next((key for key in _CONTENT_KEYS if value.get(key) is not None), _CONTENT_KEYS[0])
         role, content = value[role_key], value.get(content_key)
+        if any(isinstance(part, dict) and part.get("train") is False for part in value.get("train_detail") or []):
+            raise self._wrong(value["train_detail"], "turns that are trained on as a whole (train: true or false)")
         known = {role_key, content_key, "function_call", *KEPT, *_WEIGHTS}
         self._note({key: each for key, each in value.items() if key not in known})
         if isinstance(role, str) and role.strip().lower() in _CALLS:
@@ -178,6 +190,18 @@ class MessageReader:
 
     def _wrong(self, value: object, needed: str) -> DataError:
         return wrong_value(self.source, self.column, value, needed)
+
+
+def _one_message(text: str) -> dict[str, Any] | None:
+    """The message that a text spells out; None if it is an ordinary text."""
+    if not _ONE_WRITTEN_OUT.match(text):
+        return None
+    try:
+        value = written_out(text)
+    except ValueError:
+        return None
+    is_message = isinstance(value, dict) and any(str(value.get(key)).lower() in ROLES for key in _ROLE_KEYS)
+    return value if is_message and not value.keys().isdisjoint(_CONTENT_KEYS) else None
 
 
 UNTRAINED = "_untrained"

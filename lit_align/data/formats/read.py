@@ -1,18 +1,19 @@
 """Reading of a data set: its layout is detected once, from the first row, and all other rows must fit it."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import chain, islice
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, groupby, islice
 
 from lit_align.data.formats.beside import check_unread, with_columns_beside
-from lit_align.data.formats.columns import check_columns, mapped
+from lit_align.data.formats.columns import TARGETS, check_columns, mapped
 from lit_align.data.formats.layouts import LAYOUTS
-from lit_align.data.formats.layouts.layout import Layout
+from lit_align.data.formats.layouts.layout import DIFFERENT_CHATS, Layout
 from lit_align.data.formats.record import Reading, Record, columns_of
-from lit_align.data.formats.rows import DataError, Kind, Row, Rows, Skip, Turns, listing
+from lit_align.data.formats.rows import DataError, Kind, Row, Rows, Skip, Turns, listing, shortened
 from lit_align.data.formats.select import SELECT
 from lit_align.data.formats.sources import read_records
+from lit_align.data.formats.spool import Spool
 
 SAMPLE = 1000  # rows used to check columns and to interpret numbers
 
@@ -66,34 +67,38 @@ def read_rows(
         for record in chain(sample, records)
     )
     first = next(prepared)
+    _check_first(first)
     layout = _detect(first, kind)
-    parsed = list(_parsed(layout, chain([first], prepared), kind, turns))
+    parsed = Spool(_parsed(layout, chain([first], prepared), kind, turns))
     ignored.check(source)
-    rows = list(SELECT[kind](_alike(parsed, reading), reading.skipped))
+    rows = Spool(_of_one_form(SELECT[kind](_alike(parsed, reading), reading.skipped)))
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
-        raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}.")
-    form = _form(rows[0])
-    for row in rows:
-        if _form(row) != form:
-            raise DataError(
-                f"{row.source}: the prompt is {_form(row)}, but that of {rows[0].source} is {form}. Make all of them "
-                'plain text, or messages like {"role": "user", "content": "…"}.'
-            )
-    description = f"{layout.name}, {form} (columns {listing(_read_first(first))})"
+        hints = [each for reason, each in _SKIP_HINTS.items() if reason in reading.skipped]
+        raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}. {' '.join(hints)}".rstrip())
+    description = f"{layout.name}, {_form(rows[0])} (columns {listing(reading.read)})"
     if kind == "texts" and layout.parse_turns:
-        chats = len({row.source for row in rows})
+        chats = sum(1 for _ in groupby(row.source for row in rows))
         last = "the last turn" if turns == "last" else f"{len(rows)} turns"
         description += f"; {last} of the assistant in {chats} {'chat' if chats == 1 else 'chats'}"
     return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
 
 
-def _read_first(first: Record) -> Iterable[str]:
-    return (name for name in first.values if name in first.read)
-
-
 def _form(row: Row) -> str:
     return "plain text" if isinstance(row.prompt, str) else "chat messages"
+
+
+def _of_one_form(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows, whose prompts must all be plain text, or all chats."""
+    first: Row | None = None
+    for row in rows:
+        first = first or row
+        if _form(row) != _form(first):
+            raise DataError(
+                f"{row.source}: the prompt is {_form(row)}, but that of {first.source} is {_form(first)}. Make all of "
+                'them plain text, or messages like {"role": "user", "content": "…"}.'
+            )
+        yield row
 
 
 class _Ignored:
@@ -131,18 +136,72 @@ def _flat(record: Record) -> Record:
     return replace(record, values=values)
 
 
+@dataclass(frozen=True)
+class _Example:
+    """The suggestion of an error about unknown columns.
+
+    Args:
+        wanted: Name of the rows.
+        mapping: The simplest mapping.
+        others: Other columns that are read.
+    """
+
+    wanted: str
+    mapping: str
+    others: str
+
+
+_EXAMPLES: dict[Kind, _Example] = {
+    "prompts": _Example("prompts", "prompt: …", "messages"),
+    "preferences": _Example(
+        "preferences",
+        "prompt: …, chosen: …, rejected: …",
+        "prompt + response_1 + response_2 + winner; prompt + responses + rewards (or ranks)",
+    ),
+    "labelled": _Example("labelled responses", "prompt: …, completion: …, label: …", "messages + label; pairs"),
+    "texts": _Example("texts", "prompt: …, completion: …", "messages; text; pairs"),
+}
+_HINTS = {
+    "segments": "is not read: its texts are written for one tokenizer, with its special tokens. Give messages instead.",
+    "message_tree_id": "shows that the rows are messages or trees of them. Make a chat (messages: [{role, content}, "
+    "…]) of each path from a first message to an answer.",
+}
+"""Advice on columns of layouts that are not read."""
+
+
 def _detect(first: Record, kind: Kind) -> Layout:
-    fitting = [layout for layout in LAYOUTS if kind in layout.kinds]
-    for layout in fitting:
-        if layout.matches(first):
-            return layout
-    shapes = dict.fromkeys(layout.shape for layout in fitting)
-    wanted = "labelled responses" if kind == "labelled" else kind
+    if hint := next((f"`{name}` {hint}" for name, hint in _HINTS.items() if name in first.values), None):
+        raise DataError(f"{first.source}: {hint}")
+    if (layout := _fitting(first, kind)) is not None:
+        return layout
+    lowered = {name.strip().lower(): name for name in first.values}
+    if _fitting(replace(first, values={name: first.values[lowered[name]] for name in lowered}), kind):
+        changed = ", ".join(
+            f"{name}: {given!r}" for name, given in lowered.items() if name in TARGETS and name != given
+        )
+        raise DataError(
+            f"{first.source}: the names of the columns {shortened(columns_of(first))} differ from those that are read "
+            f"in case or spaces. Set columns={{{changed}}}."
+        )
+    example = _EXAMPLES[kind]
     raise DataError(
-        f"{first.source}: no {wanted} can be read from the columns {columns_of(first)}. Say which is which with "
-        "columns={prompt: …}; templates such as '{question} {context}' and paths such as answers.0.text are possible. "
-        f"These columns are read: {'; '.join(filter(None, shapes))}."
+        f"{first.source}: no {example.wanted} can be read from the columns {shortened(columns_of(first))}. Say which "
+        f"is which with columns={{{example.mapping}}}: names, templates such as '{{question}} {{context}}', or paths "
+        f"such as answers.0.text. These columns are read, too: {example.others}."
     )
+
+
+def _fitting(first: Record, kind: Kind) -> Layout | None:
+    return next((layout for layout in LAYOUTS if kind in layout.kinds and layout.matches(first)), None)
+
+
+def _check_first(first: Record) -> None:
+    """Check that the first row, which decides the layout, has a prompt where others have one."""
+    given = next((each for each in first.reading.sample if each.has("prompt")), None)
+    if given is not None and "prompt" in first.values and not first.has("prompt"):
+        raise DataError(
+            f"{first.source}: `prompt` is null, but {given.source} has one. Fill it in, or take the row out."
+        )
 
 
 def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns) -> Iterator[Row]:
@@ -154,10 +213,17 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
             if not layout.is_whole:
                 rows = [with_columns_beside(row, record, may_become_chat=layout.may_become_chat) for row in rows]
             whole = rows[-1:] or [Row("", source=record.source)]
-            check_unread(whole[0], record, is_whole=layout.is_whole)
+            check_unread(whole[0], record, kind, is_whole=layout.is_whole)
+            record.reading.read |= {name: None for name in record.values if name in record.read}
             yield from rows or whole
         except Skip as reason:
             record.reading.skipped[str(reason)] += 1
+
+
+_SKIP_HINTS = {
+    DIFFERENT_CHATS: "To compare their first answers, name them with columns={response_1: conversation_a.1.content, …}."
+}
+"""Advice on rows that are left out, by the reason."""
 
 
 def _alike(rows: Sequence[Row], reading: Reading) -> Iterator[Row]:

@@ -16,6 +16,7 @@ class Reading:
 
     skipped: Counter[str] = field(default_factory=Counter)  # rows left out or changed, by reason
     unread: dict[str, None] = field(default_factory=dict)  # names of columns and of messages' keys, in order
+    read: dict[str, None] = field(default_factory=dict)  # names of the columns that were read, in order
     sample: Sequence["Record"] = ()  # the first rows
     chat_because_of: str | None = None  # the column that turned plain prompts into chats
     mapped: frozenset[str] = frozenset()  # the columns that the user's mapping makes
@@ -86,13 +87,13 @@ class Record:
         return [self.number(name, each) for each in (value if isinstance(value, list) else [value])]
 
     def number(self, name: str, value: object) -> float:
-        """A number that 32 bits can hold, or its text, as in tables of text."""
+        """A number that 32 bits can hold with room to spare, or its text, as in tables of text."""
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             try:
                 number = float(value)
             except (ValueError, OverflowError):
                 number = math.nan
-            if abs(number) < _LARGEST:
+            if abs(number) < LARGEST:
                 return number
         raise self.wrong(name, value, "a finite number")
 
@@ -117,10 +118,12 @@ class Record:
         return MessageReader(self.source, name, self.reading.unread).text(value)
 
 
-_LARGEST = 3e38
+LARGEST = 1e30
+"""The largest number that is read; differences of such numbers are finite in 32 bits."""
+
 _LABELS = {
-    **dict.fromkeys(("true", "1", "1.0", "desirable"), True),
-    **dict.fromkeys(("false", "0", "0.0", "undesirable"), False),
+    **dict.fromkeys(("true", "1", "1.0", "yes", "good", "desirable"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "bad", "undesirable"), False),
 }
 
 

@@ -1,7 +1,7 @@
 """The types of a data set: rows of a prompt with its responses, and the account of how they were read."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ class Row:
 class Rows:
     """The rows of a data set, and the account of reading them."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     format: str  # name of the detected format
     description: str  # one line for the screen
     skipped: Counter[str]  # rows left out or changed, by reason
@@ -84,3 +84,11 @@ def is_empty(value: object) -> bool:
 
 def listing(names: Iterable[str]) -> str:
     return ", ".join(names)
+
+
+def shortened(names: str, width: int = 160) -> str:
+    """A list of names, cut after `width` characters."""
+    if len(names) <= width:
+        return names
+    kept = names[:width].rpartition(", ")[0]
+    return f"{kept}, … ({names.count(', ') - kept.count(', ')} more)"

@@ -32,6 +32,8 @@ def _select_preferences(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[
         if rewards and rewards[0] < max(rewards):
             skipped["rows whose chosen response has not the highest reward"] += 1
             continue
+        if not row.prompt:
+            skipped["prompts without any text"] += 1
         if len(kept) < len(texts):
             skipped["repeated or empty responses"] += len(texts) - len(kept)
         yield replace(row, responses=tuple(texts[k] for k in kept), rewards=rewards)

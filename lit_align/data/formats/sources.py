@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from lit_align.data.formats.files import FILE_KINDS, find_reader
 from lit_align.data.formats.folders import dataset_records, downloaded_records, is_saved, saved_records
@@ -16,8 +17,8 @@ from lit_align.data.rounds.store import find_rounds, read_rounds
 from lit_align.errors import first_line
 
 _SOURCES = (
-    f"a file ({FILE_KINDS}, or one of these as .gz), a folder of them or one saved by `datasets`, a run's rounds, or "
-    "a hub name"
+    f"a file ({FILE_KINDS}, or one of these as .gz or .zst), a folder of them or one saved by `datasets`, a run's "
+    "rounds, or a hub name"
 )
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 
@@ -44,6 +45,8 @@ def _records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[
         return _hub_records(source, split)
     if not path.is_file():
         raise DataError(f"{source}: there is no such file. Give {_SOURCES}.")
+    if path.suffix in (".zip", ".tar", ".7z", ".tgz"):
+        raise DataError(f"{source}: an archive cannot be read. Unpack it, and give a file or the folder.")
     if reader is None:
         raise DataError(f"{source}: a {path.suffix or 'nameless'} file cannot be read. Give {_SOURCES}.")
     if split is not None:
@@ -75,15 +78,23 @@ def _round_records(path: Path, scorer: str | None) -> Iterator[Record]:
 
 
 def _hub_records(source: str, split: str | None) -> Iterator[Record]:
+    return dataset_records(load_hub(source, split), f"{source}[{split or 'train'}]")
+
+
+def load_hub(source: str, split: str | None) -> Any:
+    """A data set of the hub, as `datasets` gives it.
+
+    Raises:
+        DataError: the hub has none of that name and split.
+    """
     from datasets import load_dataset  # takes seconds to import
 
     name, _, configuration = source.partition(":")
     split = split or "train"
     try:
-        data = load_dataset(name, configuration or None, split=split)
+        return load_dataset(name, configuration or None, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{source}: there is no such file or folder, and the hub gives no data set of that name with "
             f"split={split!r} ({first_line(error)}). Give {_SOURCES}."
         ) from error
-    return dataset_records(data, f"{source}[{split}]")

@@ -12,17 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from lit_align.data.batches import Example
 from lit_align.data.formats.rows import Row
-from lit_align.data.pairing import with_labels, with_mismatched
+from lit_align.data.pairing import with_mismatched
 from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
 from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers import Sampler, SampleRequest
 from lit_align.data.sampling import Sampling, check_stop, sampling_batches
 from lit_align.data.scorers.base import BaseScorer
+from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.policy import Policy
 from lit_align.sharding import gathered
@@ -36,12 +38,12 @@ class CurrentRound:
     step: int  # the optimizer step at which its responses are sampled
     key: dict[str, Any]  # all that determines the samples
     groups: Sequence[Example] = ()  # every prompt with all its K responses; empty until they are made
-    examples: Sequence[Example] = ()  # the examples that are trained on
+    examples: ExampleTable = ExampleTable([])  # noqa: RUF009  # the examples that are trained on; never written
 
 
 @dataclass(frozen=True)
 class RoundMaker:
-    """Makes one round; reads what is stored of it, and computes and stores the rest."""
+    """Makes one round: reads the stored parts, and computes and stores the others."""
 
     round: CurrentRound
     store: RoundStore
@@ -157,25 +159,24 @@ class RoundMaker:
 
     # --- record ---
 
-    def record(self, examples: Sequence[Example], mismatched: bool) -> list[Example]:
+    def record(self, examples: Sequence[Example], mismatched: bool) -> ExampleTable:
         """The examples with everything that training reads.
 
         Args:
             mismatched: Add labels, and a response to another prompt as one more branch, with its log π_s.
         """
-        if mismatched:
-            examples = with_mismatched(with_labels(examples))
-            examples = self._with_sampler_logps(examples) if self.record_sampler else examples
-        return self.recorder.with_reference(self.store, examples)
+        table = ExampleTable.of(with_mismatched(examples) if mismatched else examples)
+        if mismatched and self.record_sampler:
+            table = self._with_sampler_logps(table)
+        return self.recorder.with_reference(self.store, table)
 
-    def _with_sampler_logps(self, examples: Sequence[Example]) -> list[Example]:
+    def _with_sampler_logps(self, table: ExampleTable) -> ExampleTable:
         """Record log π_s of the mismatched responses, which were sampled for other prompts."""
-        alone = [replace(example, response_ids=example.response_ids[-1:]) for example in examples]
+        alone = [replace(example, response_ids=example.response_ids[-1:]) for example in table]
         recorded = self.recorder.logps_column("mismatched", "", self.store, alone, self._open_policy)
-        return [
-            replace(example, sampler_logps=[*(example.sampler_logps or []), *logps])
-            for example, logps in zip(examples, recorded, strict=True)
-        ]
+        own = table.numbers("sampler_logps")
+        assert own is not None
+        return table.with_numbers("sampler_logps", np.hstack([own.reshape(len(table), -1), recorded]))
 
     @contextmanager
     def _open_policy(self) -> Iterator[LogpsFn]:

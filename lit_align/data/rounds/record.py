@@ -6,12 +6,15 @@ are gathered once for all batches.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_align.console import phase, print_field
@@ -19,6 +22,7 @@ from lit_align.data.batches import Example, record_logps
 from lit_align.data.rounds.records import LogpsRow, StoredRow
 from lit_align.data.rounds.store import Part, RoundStore
 from lit_align.data.sampling import in_order
+from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
@@ -113,16 +117,16 @@ class Recorder:
         store: RoundStore,
         examples: Sequence[Example],
         open_model: Callable[[], AbstractContextManager[LogpsFn]],
-    ) -> list[list[float]]:
-        """Log-probabilities of every response of each example, stored under the model, temperature and tokens.
+    ) -> NDArray[np.float64]:
+        """Log-probabilities of all responses, [examples, K], stored under the model, temperature and tokens.
 
         Args:
             name: Shown beside the progress bar; the files' names begin with it.
             identity: Of the model.
         """
         assert self.module.policy is not None
-        tokens = [(example.prompt_ids, example.response_ids) for example in examples]
-        part = store.logps(name, repr((identity, self.module.policy.temperature, tokens)))
+        tokens = (repr((example.prompt_ids, example.response_ids)) for example in examples)
+        part = store.logps(name, f"({identity!r}, {self.module.policy.temperature!r}, [", *_joined(tokens), "])")
         starts = range(0, len(examples), EXAMPLES_PER_FILE)
         batches = [range(start, min(start + EXAMPLES_PER_FILE, len(examples))) for start in starts]
 
@@ -130,13 +134,13 @@ class Recorder:
             some = [examples[i] for i in indices]
             return [LogpsRow(e.source, logps) for e, logps in zip(some, self.logps(model, some), strict=True)]
 
-        return [row.logps for row in self.load_or_compute(name, part, batches, open_model, compute).rows]
+        return np.array([row.logps for row in self.load_or_compute(name, part, batches, open_model, compute).rows])
 
-    def with_reference(self, store: RoundStore, examples: Sequence[Example]) -> list[Example]:
+    def with_reference(self, store: RoundStore, examples: ExampleTable) -> ExampleTable:
         """The examples with log π_ref, if it may be recorded; otherwise as they are."""
         reference = self.module.recordable_reference
         if reference is None:
-            return list(examples)
+            return examples
 
         @contextmanager
         def open_reference() -> Iterator[LogpsFn]:
@@ -144,9 +148,9 @@ class Recorder:
                 yield present.logps
 
         recorded = self.logps_column("reference", reference.fingerprint(), store, examples, open_reference)
-        return [replace(e, reference_logps=logps) for e, logps in zip(examples, recorded, strict=True)]
+        return examples.with_numbers("reference_logps", recorded)
 
-    def with_stored_reference(self, folder: Path, examples: Sequence[Example]) -> list[Example]:
+    def with_stored_reference(self, folder: Path, examples: ExampleTable) -> ExampleTable:
         """The examples with log π_ref, from the folder or computed now.
 
         Raises:
@@ -162,6 +166,11 @@ class Recorder:
         bound = 1e-3 if reference.dtype.itemsize >= 4 else 1.0
         check_cache(first.reference_logps or [], again, bound, str(store.path))
         return recorded
+
+
+def _joined(texts: Iterable[str]) -> Iterator[str]:
+    """The texts with commas between them, one at a time."""
+    return chain.from_iterable((", " if place else "", text) for place, text in enumerate(texts))
 
 
 def check_cache(recorded: Sequence[float], recomputed: Sequence[float], bound: float, where: str) -> None:

@@ -12,7 +12,7 @@ PromptsPerRound = int | Literal["all", "chunk"]
 
 
 def prompts_of_round(prompts: list[T], per_round: PromptsPerRound, index: int, rounds: int, seed: int) -> list[T]:
-    """The prompts of one round: `all` in their own order, others in one random order.
+    """The prompts of one round: with `all` in the file's order, otherwise in one random order.
 
     Args:
         per_round: all; chunk, an equal share for each round; or a number, the next N each round, cycling.

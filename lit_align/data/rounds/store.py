@@ -2,7 +2,7 @@
 
     rounds/
       round_000-3f9a2c1d/           named by what determines its samples: seed, prompts, sampling, policy fingerprint
-        round.json                  the same, to read
+        round.json                  the same, as readable text
         samples-00000.parquet       one sampling batch: a row per prompt with its responses, tokens, log π_s
         scores-<id>-00000.parquet   the scores of one scorer
         reference-<id>-00000.parquet   log π_ref under one reference
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from lit_align.console import print_line
 from lit_align.data.rounds.records import LogpsRow, SampleRow, ScoreRow, StoredRow
 from lit_align.errors import UserError
-from lit_align.files import write_whole
+from lit_align.files import digest, write_whole
 
 R = TypeVar("R", bound=StoredRow)
 
@@ -60,9 +60,9 @@ class RoundStore:
         """The scores of one scorer, given its identity."""
         return Part(self, f"scores-{digest(scorer)}", ScoreRow)
 
-    def logps(self, name: str, model: str) -> "Part[LogpsRow]":
+    def logps(self, name: str, *determined_by: str) -> "Part[LogpsRow]":
         """Log-probabilities under one model, given all that determines them."""
-        return Part(self, f"{name}-{digest(model)}", LogpsRow)
+        return Part(self, f"{name}-{digest(*determined_by)}", LogpsRow)
 
 
 class Part(Generic[R]):
@@ -129,7 +129,7 @@ def read_part(path: Path, row: type[R], place: bytes) -> list[R]:
     """The rows of one file of a round.
 
     Args:
-        place: The round, part and batch that the file must belong to. Files of early versions do not say.
+        place: The round, part and batch that the file must belong to. Files of early versions do not record it.
 
     Raises:
         Damaged: the file cannot be read, or its rows are not those that were written there.
@@ -166,7 +166,7 @@ class StoredRound:
 
 
 def find_rounds(folder: str | Path) -> list[Path]:
-    """The rounds in a run's folder, its `rounds`, or the one round that the folder is; in order, the older first."""
+    """The rounds in a run's folder or its `rounds`, or the folder itself if it is a round; older ones come first."""
     folder = Path(folder)
     if (folder / "round.json").is_file():
         return [folder]
@@ -224,8 +224,3 @@ def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
         for pair in zip(read(samples[batch], SampleRow), scores, strict=False)
     ]
     return StoredRound(path, matching[0], rows, damaged)
-
-
-def digest(text: str) -> str:
-    """8 hexadecimal digits that identify a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

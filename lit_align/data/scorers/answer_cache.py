@@ -13,7 +13,7 @@ from lit_align.errors import UserError
 LOCK_SECONDS = 60.0
 """How long to wait for another process that holds the file locked."""
 NOTICE_SECONDS = 5.0
-"""After so long, a line says what is waited for."""
+"""After this time, a line says what the run waits for."""
 
 COLUMNS = {
     "request": "TEXT PRIMARY KEY",
@@ -86,7 +86,7 @@ class AnswerCache:
                     self._connection.execute(f"CREATE TABLE IF NOT EXISTS answers ({table})")
                     return self._connection.execute(command, values).fetchall()
                 except sqlite3.Error as error:
-                    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bytes tell apart the same kind
+                    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bytes are variants of a kind
                     if kind in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) and self.path.is_file():
                         self._set_aside(error)
                         continue

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from lit_align.data.formats.record import LARGEST
 from lit_align.data.formats.rows import Text
 from lit_align.errors import UserError, shown
 
@@ -238,6 +239,8 @@ def _numbers(values: Any, count: int, what: str, where: str, failed: Failure) ->
         if not math.isfinite(floats[-1]):
             fix = "Return a finite number for every response."
             raise failed(f"gave {excerpt(value)}{where}, which is not finite", fix, place)
+        if abs(floats[-1]) > LARGEST:
+            raise failed(f"gave {excerpt(value)}{where}, which is too large", f"Stay within ±{LARGEST:g}.", place)
     return floats
 
 

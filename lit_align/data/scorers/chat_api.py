@@ -23,13 +23,13 @@ from typing import Any
 from lit_align.console import print_line
 from lit_align.data.scorers.answer_cache import Answer, AnswerCache
 from lit_align.data.scorers.base import excerpt
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 
 ATTEMPTS = 3
 """Attempts to get a readable answer from a judge; each is a longer conversation, hence another request."""
 
 LONGEST_WAIT = 600.0
-"""Longest wait in seconds; a server that requests a longer wait is queried again after it."""
+"""Longest wait in seconds; a server that requests a longer wait is queried again after this time."""
 
 Messages = list[dict[str, str]]
 
@@ -83,8 +83,10 @@ class Endpoint:
                 f"endpoint.base_url={self.base_url!r} must be an address. Give https://HOST/v1, or http://HOST:PORT/v1."
             )
         for name, least in {"concurrency": 1, "retries": 0, "max_tokens": 1, "temperature": 0}.items():
-            if not getattr(self, name) >= least:  # a NaN is neither
+            if not getattr(self, name) >= least:  # also refuses NaN
                 raise UserError(f"endpoint.{name}={getattr(self, name)} must be at least {least}. Raise it.")
+        for name, price in {"price_input": self.price_input, "price_output": self.price_output}.items():
+            check_number(f"endpoint.{name}", price, least=0)
         if not self.timeout > 0:
             raise UserError(f"endpoint.timeout={self.timeout} must be above 0 (seconds). Raise it.")
         self.key()
@@ -187,7 +189,7 @@ class Client:
                 for done in as_completed(pending):
                     answers[pending[done]] = done.result()
             except BaseException:
-                self._stop.set()  # requests under way finish and are kept; no other begins, or waits to be sent again
+                self._stop.set()  # requests under way finish and are cached; none begins or is sent again
                 pool.shutdown(cancel_futures=True)
                 raise
         return [answers[self._key(messages)] for messages in conversations]
@@ -251,7 +253,7 @@ class Client:
         """One request; the answer's text and token counts. Neither they nor errors contain the key.
 
         Raises:
-            RetryableError: it failed in a way that may pass.
+            RetryableError: it failed, perhaps only for now.
             JudgeError: it is refused, or cannot be sent.
         """
         endpoint = self.endpoint
@@ -306,7 +308,7 @@ class Client:
 
 
 class RetryableError(Exception):
-    """A request failed in a way that may pass; `wait` is the pause that the server asks for, in seconds."""
+    """A request failed, perhaps only for now; `wait` is the pause that the server asks for, in seconds."""
 
     def __init__(self, what: str, wait: float | None = None):
         super().__init__(what)
@@ -314,7 +316,7 @@ class RetryableError(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Sends the key to no other address than the given one."""
+    """Follows no redirect, so that the key goes to no other address."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
         return None
@@ -336,7 +338,7 @@ def _pattern_of(key: str) -> re.Pattern[str]:
 
 
 def _tokens(count: Any) -> int:
-    """A server's count of tokens; 0 if it is not a count, since the answer is paid for and matters more."""
+    """A server's count of tokens; 0 if it is not a count, since that must not lose an answer that is paid for."""
     return int(count) if isinstance(count, int | float) and 0 <= count < 2**63 else 0
 
 

@@ -1,4 +1,4 @@
-"""Scorers that call a function of the user's."""
+"""Scorers that call a user's function."""
 
 import hashlib
 import importlib

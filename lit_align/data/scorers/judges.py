@@ -22,7 +22,7 @@ from lit_align.console import print_field
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, excerpt
 from lit_align.data.scorers.chat_api import ATTEMPTS, Client, Endpoint, JudgeError, UsageStats
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 
 SHIPPED = Path(__file__).parent / "templates"
 CRITERIA = ("coherence", "correctness", "helpfulness", "harmlessness")
@@ -44,7 +44,7 @@ class JudgePrompter(Generic[T]):
         return f"{endpoint.model}@{hashlib.sha256(request.encode()).hexdigest()[:8]}"
 
     def ask(self, filled: Sequence[dict[str, str]], parse: Callable[[str], T | None], wanted: str) -> list[T]:
-        """Ask for each filled-in template, remind the judge of the format if necessary, and parse the answers.
+        """Query the judge with each filled-in template, remind it of the format if necessary, and parse the answers.
 
         Args:
             filled: The fields of each template.
@@ -120,6 +120,7 @@ class GradingJudge(Scorer):
             )
         if not lowest < highest:
             raise UserError(f"scorer.lowest={lowest} must be below scorer.highest={highest}. Lower it.")
+        check_number("scorer.unanswered", unanswered, least=lowest, most=highest)
         self.criteria = tuple(criteria)
         self.lowest, self.highest = lowest, highest
         grades = None if unanswered is None else {name: float(unanswered) for name in self.criteria}

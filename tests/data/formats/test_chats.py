@@ -62,6 +62,13 @@ def test_roles_are_brought_to_those_of_chat_templates():
     assert [each["role"] for each in rows[0].prompt] == ["system", "user", "assistant", "user", "assistant", "user"]  # type: ignore[index]
 
 
+def test_a_list_of_texts_is_a_dialogue_of_user_and_assistant():
+    rows = read({"conversations": ["Bird?", "Crow", "More?", "Rook"]}, kind="texts")
+    assert [row.responses for row in rows] == [("Crow",), ("Rook",)]
+    assert rows[1].prompt == [*BIRD, *CROW, user("More?")]
+    assert "needs text, or messages" in refusal({"conversations": []}, kind="texts")
+
+
 def test_an_unknown_role_is_named():
     message = refusal({"prompt": [{"role": "narrator", "content": "Once"}]}, kind="prompts")
     assert 'rows.jsonl:1: a message in `prompt` has the role "narrator"' in message

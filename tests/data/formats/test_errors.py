@@ -1,6 +1,7 @@
 """A row, a line or a source that cannot be read is named with its value."""
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_a_row_that_does_not_fit_is_named_with_its_value(row: Any, words: list[s
     ("row", "kind", "words"),
     [
         ({"prompt": "Q", "responses": ["a", "b"], "rewards": [1]}, "preferences", ["2 responses", "1 numbers"]),
-        ({"prompt": "Q", "completion": "a", "label": "yes"}, "labelled", ["`label`", '"yes"', "true or false"]),
+        ({"prompt": "Q", "completion": "a", "label": "some"}, "labelled", ["`label`", '"some"', "true or false"]),
         (COMPARISON | {"choice": 2}, "preferences", ["`choice`", "2", "0 or 1"]),
         (COMPARISON | {"summaries": [{"text": "a"}]}, "preferences", ["`summaries`", "two"]),
         (COMPARISON | {"info": "post"}, "preferences", ["`info`", "object"]),
@@ -64,9 +65,12 @@ def test_prompts_are_all_text_or_all_chats():
 
 def test_unknown_columns_are_answered_with_the_forms_that_would_do():
     message = message_of(lambda: read({"question": "Q", "better": "a", "worse": "b"}))
-    for word in ("rows.jsonl:1", "question, better, worse", "prompt + chosen + rejected", "chosen + rejected"):
+    for word in ("rows.jsonl:1", "question, better, worse", "columns={prompt: …, chosen: …, rejected: …}", "winner"):
         assert word in message
     assert "label" not in message, "only forms of this kind"
+    many = message_of(lambda: read({f"some_column_{i}": "x" for i in range(99)}))
+    assert "some_column_9, … (89 more)" in many
+    assert len(textwrap.wrap(many, 80)) <= 7
 
 
 def test_a_line_that_is_not_json_is_named(tmp_path: Path):

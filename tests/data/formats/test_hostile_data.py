@@ -184,7 +184,9 @@ def test_text_arrives_unchanged_or_is_counted(prompt: str, chosen: str, rejected
     first = Row(prompt, (chosen, rejected), source="rows.jsonl:1")
     if chosen.strip() and rejected.strip() and chosen != rejected:
         assert rows[0] == first
-    assert len(rows) + rows.skipped.total() == 2
+    left_out = rows.skipped.total() - rows.skipped["prompts without any text"]
+    assert len(rows) + left_out == 2
+    assert rows.skipped["prompts without any text"] == (not prompt and len(rows) == 2)
 
 
 @settings(deadline=None)

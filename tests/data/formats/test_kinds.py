@@ -16,7 +16,9 @@ def test_labels_go_with_chats_and_instructions():
     assert first(flat, kind="labelled") == Row("Bird?", ("Crow",), labels=(True,), source="rows.jsonl:1")
 
 
-@pytest.mark.parametrize(("label", "expected"), [("desirable", True), ("Undesirable", False), ("0.0", False)])
+@pytest.mark.parametrize(
+    ("label", "expected"), [("yes", True), ("bad", False), ("desirable", True), ("Undesirable", False), ("0.0", False)]
+)
 def test_labels_may_be_words(label, expected):
     found = first({"prompt": "Bird?", "completion": "Crow", "label": label}, kind="labelled")
     assert found.labels == (expected,)

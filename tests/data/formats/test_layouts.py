@@ -28,6 +28,11 @@ from lit_align.data.formats import Row
             "chosen": '[{"role": "user", "content": "Bird?"}, {"role": "assistant", "content": "Crow"}]',
             "rejected": "[{'role': 'user', 'content': 'Bird?'}, {'role': 'assistant', 'content': 'Stone'}]",
         },
+        {
+            "prompt": BIRD,
+            "chosen": '{"role": "assistant", "content": "Crow"}',
+            "rejected": "{'from': 'gpt', 'value': 'Stone'}",
+        },
         {"input": {"messages": BIRD}, "preferred_output": CROW, "non_preferred_output": STONE},
         {"messages": BIRD + CROW, "rejected_response": "Stone"},
         {"messages": BIRD + CROW, "rejected_messages": BIRD + STONE},
@@ -43,6 +48,7 @@ from lit_align.data.formats import Row
         "ultrainteract",
         "capital roles",
         "spelled out",
+        "one message spelled out",
         "openai",
         "swift response",
         "swift messages",
@@ -69,6 +75,18 @@ def test_layouts_of_chats_give_the_pair_that_they_mean(row: dict[str, Any]):
         {"question": "Bird?", "answer_a": "Stone", "answer_b": "Crow", "winner": "b"},
         {"question": "Bird?", "answer_a": "Crow", "answer_b": "Stone", "winner": "x-9", "model_a": "x-9"},
         {"question": "Bird?", "answer_a": "Crow", "answer_b": "Stone", "winner": "Crow"},
+        {
+            "question": "Bird?",
+            "answer_a": "Stone",
+            "answer_b": "Crow",
+            "winner": "m-a",
+            "model_a": "m",
+            "model_b": "m-a",
+        },
+        {"prompt": "Bird?", "response_1": "Crow", "response_2": "Stone", "winner": "model_a"},
+        {"prompt": "Bird?", "response_1": "Stone", "response_2": "Crow", "winner": "m", "model_a": "n", "model_b": "m"},
+        {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone", "chosen_score": 9.0},
+        {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone", "labelling_prompt": [user("Judge these")]},
         {"instruction": "Bird?", "input": "", "chosen": "Crow", "rejected": "Stone"},
         {"input": "Bird?", "chosen_response": "Crow", "rejected_response": "Stone"},
         {"query": "Bird?", "response": "Crow", "rejected_response": "Stone"},
@@ -90,6 +108,7 @@ def test_layouts_of_text_give_the_pair_that_they_mean(row: dict[str, Any]):
         {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone", "chosen_rating": -1, "rejected_rating": -2},
         {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone", "rating_chosen": -1, "rating_rejected": -2},
         {"prompt": "Bird?", "responses": '["Stone", "Crow"]', "rewards": "[-2, -1]"},
+        {"instruction": "Bird?", "generations": ["Stone", "Crow"], "score": [-2.0, -1.0]},
     ],
 )
 def test_ratings_become_rewards(row: dict[str, Any]):
@@ -118,10 +137,11 @@ def test_winners_numbers_are_understood_from_the_first_rows_or_refused():
 
 def test_an_instruction_and_its_input_are_one_prompt():
     rows = read(
-        {"instruction": "Translate", "input": "Vogel", "chosen": "bird", "rejected": "fish"},
         {"instruction": "Name a bird", "input": "", "chosen": "Crow", "rejected": "Stone"},
+        {"instruction": "Translate", "input": "Vogel", "chosen": "bird", "rejected": "fish"},
     )
-    assert [row.prompt for row in rows] == ["Translate\nVogel", "Name a bird"]
+    assert [row.prompt for row in rows] == ["Name a bird", "Translate\nVogel"]
+    assert rows.description.endswith("(columns instruction, chosen, rejected, input)")
     text = first({"instruction": "Translate", "input": "Vogel", "output": "bird"}, kind="texts")
     assert text == Row("Translate\nVogel", ("bird",), source="rows.jsonl:1")
 

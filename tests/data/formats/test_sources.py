@@ -44,7 +44,14 @@ def pairs(path: Path) -> Rows:
     return read_rows(path, kind="preferences")
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])
+def zst(content: bytes) -> bytes:
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as stream:
+        stream.write(content)
+    return packed.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".zst"])
 def test_each_kind_of_file_is_read_compressed_or_not(tmp_path: Path, suffix: str):
     files = {
         "rows.jsonl": lines(),
@@ -53,11 +60,47 @@ def test_each_kind_of_file_is_read_compressed_or_not(tmp_path: Path, suffix: str
         "rows.csv": b"\xef\xbb\xbf" + table(tmp_path / "x.csv", ","),
         "rows.tsv": table(tmp_path / "x.tsv", "\t"),
     }
-    compress = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}[suffix]
+    compress = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zst}[suffix]
     for name, content in files.items():
         path = tmp_path / (name + suffix)
         path.write_bytes(compress(content))
         assert prompts(path) == PROMPTS, name
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_file_of_a_spreadsheet_is_read(tmp_path: Path, delimiter: str):
+    table(tmp_path / "rows.csv", delimiter)
+    assert prompts(tmp_path / "rows.csv") == PROMPTS
+
+
+ONE = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+
+
+def test_a_json_file_may_be_one_row_on_several_lines(tmp_path: Path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(ONE, indent=2))
+    assert prompts(path) == ["Q"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"data": [ONE, ONE]}, "whose `data` seems to hold the rows"),
+        ({"train": [ONE], "test": [ONE]}, "whose `train` seems to hold the rows"),
+        ({name: [value, value] for name, value in ONE.items()}, "a table by columns"),
+        ({name: {"0": value, "1": value} for name, value in ONE.items()}, "a table by columns"),
+    ],
+)
+def test_a_json_file_that_is_not_a_list_of_rows_is_refused(tmp_path: Path, content: dict[str, Any], words: str):
+    path = tmp_path / "rows.json"
+    for indent in (None, 1):
+        path.write_text(json.dumps(content, indent=indent))
+        assert words in message_of(lambda: pairs(path))
+
+
+def test_an_archive_must_be_unpacked(tmp_path: Path):
+    (tmp_path / "rows.jsonl.zip").write_bytes(b"PK")
+    assert "Unpack it" in message_of(lambda: pairs(tmp_path / "rows.jsonl.zip"))
 
 
 def test_numbers_lists_and_messages_are_read_from_tables_of_text(tmp_path: Path):

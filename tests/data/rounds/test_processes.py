@@ -1,5 +1,6 @@
 """Rounds that several processes make together: the same bytes as one makes, no hang, and who is missing is named."""
 
+import os
 import re
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from processes import Weights, processes_of, run_in, train
+from processes import Weights, endings, processes_of, run_in, train
 from tiny import adamw, fit, on_policy, write_pairs
 
 from lit_align.callbacks import Drift, ReferenceRefresh
@@ -153,23 +154,47 @@ def test_held_out_pairs_in_no_full_batch_are_counted_or_refused(tiny_model, in_t
     )
 
 
-def late() -> str:
-    if torch.distributed.get_rank() == 1:
-        time.sleep(4)
-        return ""
-    try:
-        barrier_with_timeout("round 1, sample", minutes=1 / 60)
-    except UserError as error:
-        return str(error)
-    return "it waited for nobody"
-
-
 def test_a_process_that_does_not_come_is_named():
     def go() -> str:
         torch.distributed.init_process_group("gloo")
         barrier_with_timeout("setup", minutes=1)
-        return late()
+        if torch.distributed.get_rank() == 1:
+            time.sleep(4)
+            return ""
+        with pytest.raises(UserError) as error:
+            barrier_with_timeout("round 1, sample", minutes=1 / 60)
+        return str(error.value)
 
     message, _ = run_in(2, go)
     assert "round 1, sample: a process has not arrived within 0.0166667 minutes" in message
     assert "1" in message.partition("Ranks")[2], message
+
+
+def test_a_time_is_named_only_when_it_has_passed():
+    def go() -> str:
+        torch.distributed.init_process_group("gloo")
+        barrier_with_timeout("setup", minutes=1)
+        if torch.distributed.get_rank() == 1:
+            os._exit(0)
+        with pytest.raises(UserError, match="round 1, sample: a process has died: ") as error:
+            barrier_with_timeout("round 1, sample", minutes=1)
+        return str(error.value)
+
+    (message,) = run_in(2, go)
+    assert "minutes" not in message
+
+
+def test_other_data_on_a_process_are_one_message(tiny_model, in_tmp):
+    def go() -> None:
+        folder = in_tmp / os.environ["RANK"]
+        folder.mkdir()
+        data = on_policy(folder, store=str(in_tmp / "rounds"), prompts_per_round=4)
+        rows = Path(data.prompts).read_text().splitlines()
+        Path(data.prompts).write_text("\n".join(rows[: 20 + int(os.environ["RANK"])]))
+        fit(DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw()), data, strategy="ddp", devices=2)
+
+    codes, printed = endings(2, go)
+    assert codes == [1, 2], printed
+    said = "UserError: process 1 differs from process 0 (process 0 → process 1):\n  data.prompts: "
+    assert printed.count(said) == 1, printed
+    assert printed.count("Traceback") == 1

@@ -36,6 +36,7 @@ _STRENGTH = ("preference_strength", "overall_preference")
 _TIES = ("draw", "both", "bothbad", "both_bad", "neither", "none", "equal", "same", "")
 _ORDINALS = {"first": "1", "second": "2", "left": "1", "right": "2"}
 _SCORES = ("score", "reward", "rating")
+_NOUNS = "model|response|answer|output|completion|assistant|candidate|option|side|system|conversation|summary"
 _MODELS = ("model_{}", "model{}", "generator_{}")
 
 
@@ -168,14 +169,14 @@ def _named(record: Record, found: Candidates, column: str, value: str) -> int | 
     if value in _ORDINALS or re.fullmatch(r"-?\d+(\.\d+)?", value):
         return _NUMBER
     for place, (name, suffix) in enumerate(zip(found.columns, found.suffixes, strict=True)):
-        letter = "abcdefgh"[place] if found.are_numbered and "winner" in record.reading.mapped else suffix
-        if value == name.lower() or re.fullmatch(rf"(.*[_\s-])?({suffix.lower()}|{letter.lower()})", value):
-            return place
-        for model in (pattern.format(suffix) for pattern in _MODELS):
+        for model in (pattern.format(each) for each in (suffix, "abcdefgh"[place]) for pattern in _MODELS):
             if isinstance(of := record.values.get(model), str) and of.strip().lower() == value:
                 record.read.add(model)
                 return place
-        if isinstance(text := record.values[name], str) and text.strip().lower() == value:
+        if value == name.lower() or record.values[name] == record.values[column]:
+            return place
+    for place, suffix in enumerate(found.suffixes):
+        if re.fullmatch(rf"((the[ _-])?({_NOUNS}|{found.stem})[ _-]?)?({suffix.lower()}|{'abcdefgh'[place]})", value):
             return place
     raise record.wrong(column, record.values[column], f"the name of the better response ({', '.join(found.columns)})")
 
@@ -266,9 +267,7 @@ def _has_prompt(record: Record, found: Candidates) -> bool:
     return whole or record.has("prompt|history") or has_prompt_beside(record)
 
 
-_WON, _SCORED = "prompt + response_1 + response_2 + winner", "prompt + response_1 + response_2 + score_1 + score_2"
-
 LAYOUTS = (
-    Layout("pairs with a winner", (), PAIRS, _won_row, _has_winner, may_become_chat=True, example=_WON),
-    Layout("responses with a score each", (), RANKED, _scored_row, _has_scores, may_become_chat=True, example=_SCORED),
+    Layout("pairs with a winner", (), PAIRS, _won_row, _has_winner, may_become_chat=True),
+    Layout("responses with a score each", (), RANKED, _scored_row, _has_scores, may_become_chat=True),
 )

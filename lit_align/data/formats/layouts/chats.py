@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lit_align.data.formats.beside import QUESTIONS
+from lit_align.data.formats.beside import ANSWERS, QUESTIONS
 from lit_align.data.formats.layouts.layout import (
     CHATS,
     IMITATION,
@@ -17,7 +17,6 @@ from lit_align.data.formats.rows import Kind, Message, Row
 
 _WHOLE_CHATS = CHATS.removesuffix("|trajectory")
 _COMPLETION = "completion|response"
-_OUTPUT = f"{_COMPLETION}|output|answer|solution"
 _LABEL = "label|kto_tag|desirable"
 _LABELLED: frozenset[Kind] = frozenset({"prompts", "labelled"})
 _TEXTS: frozenset[Kind] = frozenset({"texts"})
@@ -33,7 +32,7 @@ def _prompt_row(record: Record) -> Row:
 
 
 def _completion_row(record: Record) -> Row:
-    name, value = record.get(_OUTPUT)
+    name, value = record.get(ANSWERS)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return make_row(record, any_prompt(record), [str(value) if is_number else record.text(name)])
 
@@ -51,7 +50,7 @@ def _chat(record: Record) -> list[Message]:
 
 
 def _chat_row(record: Record) -> Row:
-    """The assistant's last turn as a response to the turns before it; a chat that ends otherwise is a prompt."""
+    """The assistant's last turn as a response to the turns before it; any other chat is a prompt."""
     chat = _chat(record)
     return make_row(record, None, [chat]) if chat[-1]["role"] == "assistant" else make_row(record, chat, [])
 
@@ -85,7 +84,7 @@ LAYOUTS = (
     Layout("labelled chats", (_WHOLE_CHATS, _LABEL), _LABELLED, _labelled_chat_row, _holds_chat),
     Layout(
         "labelled responses",
-        (_ANY_PROMPT, _OUTPUT, _LABEL),
+        (_ANY_PROMPT, ANSWERS, _LABEL),
         _LABELLED,
         _labelled_row,
         _has_prompt,
@@ -95,7 +94,7 @@ LAYOUTS = (
     Layout("chats", (_WHOLE_CHATS,), IMITATION, _chat_row, _holds_chat, parse_turns=_chat_turns),
     Layout(
         "prompts with a response",
-        (_ANY_PROMPT, _OUTPUT),
+        (_ANY_PROMPT, ANSWERS),
         _TEXTS,
         _completion_row,
         _has_prompt,

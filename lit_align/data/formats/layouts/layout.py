@@ -28,7 +28,6 @@ class Layout:
         is_whole: Whether the model reads only these columns: not `system` and `tools`, for example.
         may_become_chat: Whether a plain prompt becomes a user's turn if the row has a system message or a history.
         parse_turns: Converts a record to rows of the kind `texts`, one for each of the assistant's turns.
-        example: Columns that an error message names as an example (default: the first ones of `columns`).
     """
 
     name: str
@@ -39,16 +38,12 @@ class Layout:
     is_whole: bool = False
     may_become_chat: bool = False
     parse_turns: Callable[[Record], list[Row]] | None = None
-    example: str = ""
-
-    @property
-    def shape(self) -> str:
-        """Columns that are read in this layout, as an example."""
-        return self.example or " + ".join(column.split("|")[0] for column in self.columns)
 
     def matches(self, record: Record) -> bool:
         return all(record.has(column) for column in self.columns) and self.condition(record)
 
+
+DIFFERENT_CHATS = "rows whose responses differ before their last turn"
 
 RANKED: frozenset[Kind] = frozenset({"prompts", "preferences", "texts"})
 PAIRS: frozenset[Kind] = frozenset({"prompts", "preferences", "labelled", "texts"})
@@ -96,7 +91,7 @@ def make_row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Ro
         raise Skip("rows whose last turn is not the assistant's")
     shared = chats[0][:-1]
     if any(chat[:-1] != shared for chat in chats):
-        raise Skip("rows whose responses differ before their last turn")
+        raise Skip(DIFFERENT_CHATS)
     whole = _joined(record, without_marks(prompt) if isinstance(prompt, list) else prompt, shared)
     if not whole:
         raise Skip("rows without a prompt")

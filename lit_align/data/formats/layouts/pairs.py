@@ -90,6 +90,9 @@ def _pair(record: Record, prompt: Text | None, answers: list[Text]) -> Row:
     if not (record.has(_CHOSEN_REWARD) or record.has(_REJECTED_REWARD)):
         return row
     if not record.has(_CHOSEN_REWARD) or not record.has(_REJECTED_REWARD):
+        sides = (_CHOSEN_REWARD, _REJECTED_REWARD)
+        if not all(any(each.has(side) for each in record.reading.sample) for side in sides):
+            return row  # the data have numbers for one side alone, which are listed as unread
         name, value = record.get(f"{_CHOSEN_REWARD}|{_REJECTED_REWARD}")
         raise DataError(
             f"{record.source}: `{name}` holds {shown(value)}, but the other side of the pair has no number. Give both "

@@ -31,7 +31,7 @@ def _by_reward(record: Record) -> Row:
 
 
 def _by_rating(record: Record) -> Row:
-    return best_first(record, _row(record), "rating")
+    return best_first(record, _row(record), "rating|score")
 
 
 def _by_rank(record: Record) -> Row:
@@ -95,7 +95,7 @@ def _has_prompt(record: Record) -> bool:
 
 def _has_list_of_ratings(record: Record) -> bool:
     """Whether the ratings are one for each response, as distilabel writes them."""
-    return isinstance(record.values["rating"], list) and _has_prompt(record)
+    return isinstance(record.get("rating|score")[1], list) and _has_prompt(record)
 
 
 _PROMPT = f"prompt|{CHATS}|{QUESTIONS}"
@@ -110,12 +110,11 @@ FOUND = (
     Layout(_BY_REWARD, (_PROMPT, RESPONSES, REWARDS), RANKED, _by_reward, _has_prompt, may_become_chat=True),
     Layout(
         _BY_REWARD,
-        (_PROMPT, RESPONSES, "rating"),
+        (_PROMPT, RESPONSES, "rating|score"),
         RANKED,
         _by_rating,
         _has_list_of_ratings,
         may_become_chat=True,
-        example="prompt + responses + rewards",
     ),
     Layout(_BY_RANK, (_PROMPT, RESPONSES, RANKS), RANKED, _by_rank, _has_prompt, may_become_chat=True),
     Layout(

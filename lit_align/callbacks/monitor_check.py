@@ -1,0 +1,78 @@
+"""Metrics that callbacks monitor: one that is never logged is found at the start, not at the end of an epoch."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from lit_align.callbacks.base import AlignCallback, DryRun
+from lit_align.callbacks.win_rate import WinRate
+from lit_align.data.base import PairsDataModule
+from lit_align.errors import UserError
+from lit_align.objectives import PreferenceObjective
+
+TO_LOGGERS = ("round/", "drift/", "verdict/")
+"""Metrics that are written to loggers only, where no callback reads them."""
+
+
+class MonitorCheck(AlignCallback):
+    """Checks the metrics of `EarlyStopping` and `ModelCheckpoint`: names and validation at the start, `train/*` after
+    the first step.
+    """
+
+    in_dry_run = DryRun.SKIP
+
+    def __init__(self) -> None:
+        self._unchecked: list[tuple[str, str]] = []  # callback, metric
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, PreferenceObjective):
+            return
+        self._unchecked = []
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
+                _check_validation(trainer, pl_module, type(callback).__name__, callback.monitor)
+                if callback.monitor.startswith("train/"):
+                    self._unchecked.append((type(callback).__name__, callback.monitor))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            known = [name for name in trainer.callback_metrics if name.startswith("train/")]
+            for callback, monitor in self._unchecked:
+                if monitor not in known:
+                    raise _unknown(callback, monitor, known)
+            self._unchecked = []
+
+
+def _check_validation(trainer: Trainer, module: PreferenceObjective, callback: str, monitor: str) -> None:
+    """Check that a metric of validation will be logged, and that no metric is monitored that only loggers get."""
+    if monitor.startswith(TO_LOGGERS):
+        raise UserError(f"{callback}: monitor={monitor} must be a metric train/* or val/*. Name one.")
+    if not monitor.startswith("val/"):
+        if not monitor.startswith(("train/", "reference/")) and not _has_own_code(trainer):
+            raise UserError(f"{callback}: monitor={monitor} is never logged. Name a metric train/* or val/*.")
+        return
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    rates = [callback for callback in trainer.callbacks if isinstance(callback, WinRate)]  # type: ignore[attr-defined]
+    pairs = isinstance(data, PairsDataModule) and data.validation is not None and trainer.limit_val_batches != 0
+    prompts = any(rate.validation is not None for rate in rates)
+    if isinstance(data, PairsDataModule) and not (pairs or prompts):
+        raise UserError(
+            f"{callback}: monitor={monitor} is never logged, since there is no validation. Set data.validation (pairs) "
+            "or win_rate.validation (prompts), or monitor a metric train/*."
+        )
+    known = [f"val/{name}" for name in module.metrics["val_"].names]  # type: ignore[operator, union-attr]
+    if pairs and not prompts and monitor not in known:
+        raise _unknown(callback, monitor, known)
+
+
+def _has_own_code(trainer: Trainer) -> bool:
+    """Whether a class of the user's may log metrics of its own."""
+    classes = [type(each).__module__ for each in (trainer.lightning_module, *trainer.callbacks)]  # type: ignore[attr-defined]
+    return not all(module.startswith(("lit_align.", "lightning.")) for module in classes)
+
+
+def _unknown(callback: str, monitor: str, known: list[str]) -> UserError:
+    return UserError(f"{callback}: monitor={monitor} is never logged. Name one of {', '.join(known)}.")

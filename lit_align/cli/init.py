@@ -1,0 +1,247 @@
+"""`lit-align init`: a commented configuration for an objective, a model, data and a machine.
+
+Memory is estimated from bytes per weight: full training keeps weights, gradients and two moments in float32 (16), and
+an anchored objective's reference (4 more); LoRA keeps the model in bfloat16 (2), and in 4 bits under QLoRA (0.6). A
+third is left for activations. `doctor` measures what this estimates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lit_align import objectives
+from lit_align.cli.classes import class_names
+from lit_align.console import program
+from lit_align.data.formats.read import read_rows
+from lit_align.data.tokenization import PreferenceTokenizer
+from lit_align.errors import UserError, first_line
+from lit_align.loading import locate_model
+from lit_align.objectives import PreferenceObjective
+from lit_align.policy import PolicyConfig
+
+SAMPLE = 500
+"""Rows whose lengths are looked up."""
+
+ROWS_TO_HOLD_OUT = 200
+"""Fewest rows of which a share is held out for validation."""
+
+# Options without which an objective cannot learn from pairs in a file, or learns badly.
+PAIRS_OPTIONS = {
+    "SPPO": {"hard_labels: true": "the chosen response wins; in rounds, the scorer gives win probabilities"},
+    "EXO": {"label_smoothing: 0.001": "ε of the target (1−ε, ε)"},
+    "MPO": {
+        "beta: 0.0": "weight of texts in data.sft",
+        "length_normalize: true": "sums differ so much that σ saturates",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run may use."""
+
+    gpus: int
+    memory: float  # GB of each GPU; without GPUs, of the machine
+
+    @classmethod
+    def here(cls) -> Machine:
+        if torch.cuda.is_available():
+            return cls(torch.cuda.device_count(), torch.cuda.get_device_properties(0).total_memory / 1e9)
+        return cls(0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
+
+    def with_options(self, gpus: int | None, memory: float | None) -> Machine:
+        """This machine, or the one that the options name.
+
+        Raises:
+            UserError: an option is not possible.
+        """
+        if gpus is not None and gpus < 0:
+            raise UserError(f"init: --devices={gpus} must be at least 0.")
+        if memory is not None and not 0 < memory < float("inf"):
+            raise UserError(f"init: --memory={memory} must be above 0, in GB.")
+        changes = {"gpus": gpus, "memory": memory}
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the weights are trained so that they fit."""
+
+    lora: bool
+    quantized: bool
+    sharded: bool
+
+    @classmethod
+    def of(cls, weights: float, machine: Machine, anchored: bool) -> Fit:
+        """The first of full training, sharded full training, LoRA and QLoRA that fits.
+
+        Args:
+            weights: Number of the model's weights.
+        """
+        room = machine.memory * 1e9 * 2 / 3
+        full = weights * (20 if anchored else 16)
+        if full <= room:
+            return cls(False, False, False)
+        if machine.gpus > 1 and full / machine.gpus <= room:
+            return cls(False, False, True)
+        return cls(True, quantized=machine.gpus > 0 and 2 * weights > room, sharded=False)
+
+
+def objective_of(name: str) -> type[PreferenceObjective]:
+    """The objective of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = class_names(PreferenceObjective)
+    if name not in names:
+        raise UserError(f"init: there is no objective {name!r}. Known: {', '.join(names)}.")
+    return getattr(objectives, name)
+
+
+def configuration(
+    objective: type[PreferenceObjective],
+    policy: str,
+    data: str | None,
+    prompts: str | None,
+    scorer: str | None,
+    machine: Machine,
+) -> str:
+    """The configuration's text.
+
+    Args:
+        data: Rows to train on; None with `prompts`.
+        prompts: Prompts of rounds, whose responses `scorer` rewards.
+
+    Raises:
+        UserError: the model or the data cannot be read.
+    """
+    weights = count_weights(policy)
+    fit = Fit.of(weights, machine, objective.anchored)
+    source = f"--data {data}" if data else f"--prompts {prompts} --scorer {scorer}"
+    lines = [
+        f"# Made by: {program()} init {objective.__name__} --policy {policy} {source}",
+        f"# Try it: {program()} doctor --config THIS_FILE; train: {program()} fit --config THIS_FILE",
+        *_model(objective, policy, weights, fit, from_file=data is not None),
+        *_data(objective, policy, data, prompts, scorer, machine),
+        *_trainer(objective, machine, fit, rounds=prompts is not None),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def count_weights(policy: str) -> int:
+    """Number of a model's weights, from its configuration alone.
+
+    Raises:
+        UserError: the model does not exist, or it is a GGUF file, whose head comes with its weights.
+    """
+    if policy.endswith(".gguf"):
+        raise UserError(f"init: --policy={policy} must be a folder or a hub name: a GGUF file does not tell its size.")
+    try:
+        config = AutoConfig.from_pretrained(**locate_model(PolicyConfig(policy)))
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise UserError(f"init: --policy={policy} cannot be read: {first_line(error)}.") from error
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _model(
+    objective: type[PreferenceObjective], policy: str, weights: int, fit: Fit, *, from_file: bool
+) -> Iterator[str]:
+    yield "model:"
+    yield _noted(f"  class_path: {objective.__name__}", objective.formula)
+    yield "  init_args:"
+    yield "    policy:"
+    yield _noted(f"      path: {policy}", f"{weights / 1e6:.0f} M weights")
+    if weights > 5e8:
+        yield _noted("      gradient_checkpointing: true", "less memory, a third more time")
+    if fit.quantized:
+        yield _noted("      quantize: nf4", "frozen weights in 4 bits: pip install 'lit-align[quantize]'")
+    if fit.lora:
+        yield _noted("    lora:", "full training would not fit into memory")
+        yield "      r: 16"
+        yield "      alpha: 32"
+    if from_file:
+        for option, note in PAIRS_OPTIONS.get(objective.__name__, {}).items():
+            yield _noted(f"    {option}", note)
+    yield "    optimizer:"
+    yield "      class_path: torch.optim.AdamW"
+    yield "      init_args:"
+    rate = "1.0e-4" if fit.lora else "1.0e-5" if weights < 1e9 else "1.0e-6"
+    yield _noted(f"        lr: {rate}", "the first option to tune, then beta")
+    yield "        weight_decay: 0.0"
+
+
+def _data(
+    objective: type[PreferenceObjective],
+    policy: str,
+    data: str | None,
+    prompts: str | None,
+    scorer: str | None,
+    machine: Machine,
+) -> Iterator[str]:
+    module = objective(PolicyConfig(policy))
+    rows = read_rows(str(data or prompts), kind=module.data_needs().data_kind if data else "prompts")
+    sample = rows.rows[:SAMPLE]
+    tokenizer = PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+    longest = max((len(ids) for _, ids in tokenizer.prompts(sample)[0]), default=1)
+    yield "data:"
+    yield f"  class_path: {'OfflinePairs' if data else 'OnPolicyPairs'}"
+    yield "  init_args:"
+    yield f"    # {len(rows)} rows: {rows.description}"
+    if rows.unread:
+        yield f"    # not read: {', '.join(rows.unread)}"
+    yield f"    {'train' if data else 'prompts'}: {data or prompts}"
+    if data and len(rows) >= ROWS_TO_HOLD_OUT:
+        yield _noted("    validation: 0.05", "a held-out share of the prompts")
+    yield _noted(f"    max_prompt_length: {_limit(longest)}", f"the longest of {len(sample)} has {longest} tokens")
+    if data:
+        answer = max((len(ids) for row in sample for ids in tokenizer.response_ids(row)), default=1)
+        yield _noted(f"    max_response_length: {_limit(answer)}", f"the longest has {answer}")
+    else:
+        yield from _round(objective, str(scorer), min(256, (module.positions or 1 << 20) - longest))
+    yield _noted(f"    batch_size: {8 if machine.gpus else 4}", "prompts for each device and micro-batch")
+
+
+def _round(objective: type[PreferenceObjective], scorer: str, longest: int) -> Iterator[str]:
+    yield "    responses_per_prompt: 4"
+    if objective.__name__ == "SFT":
+        yield "    pairing:"
+        yield _noted("      class_path: Best", "imitate the best response to each prompt")
+    yield "    sampling:"
+    yield _noted(f"      max_new_tokens: {longest}", "longer responses are cut")
+    yield "    scorer:"
+    yield _noted("      class_path: FunctionScorer", "or a reward model, or a language model as judge")
+    yield "      init_args:"
+    yield f"        function: {scorer}"
+
+
+def _trainer(objective: type[PreferenceObjective], machine: Machine, fit: Fit, *, rounds: bool) -> Iterator[str]:
+    yield "trainer:"
+    yield _noted("  max_epochs: 3", "rounds") if rounds else "  max_epochs: 1"
+    yield f"  default_root_dir: runs/{objective.__name__.lower()}"
+    yield "  gradient_clip_val: 1.0"
+    yield _noted("  accumulate_grad_batches: 4", "a step's batch is this × batch_size × devices")
+    yield "  log_every_n_steps: 1"
+    if machine.gpus:
+        yield f"  devices: {machine.gpus}"
+    if machine.gpus > 1:
+        yield f"  strategy: {'fsdp2' if fit.sharded else 'ddp'}"
+    if fit.sharded:
+        yield "fsdp_sharding:"
+        yield _noted("  compute_dtype: bfloat16", "shards and optimizer stay in float32")
+
+
+def _noted(line: str, note: str) -> str:
+    return f"{line:<39} # {note}"
+
+
+def _limit(length: int) -> int:
+    """A limit of length with a little room, a multiple of 64."""
+    return -(-int(length * 1.1) // 64) * 64

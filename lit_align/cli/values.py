@@ -1,0 +1,45 @@
+"""Values that no option takes, of our classes or of other packages'."""
+
+import inspect
+import math
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lit_align.cli.classes import NAMED_CALLBACKS, locate
+from lit_align.errors import UserError
+
+OURS = ("model.", "data.", *(f"{key}." for key in NAMED_CALLBACKS if key != "checkpoint"))
+"""Keys below which an empty text means nothing."""
+
+
+def check_values(config: Any) -> None:
+    """Check the values of a configuration before anything is built.
+
+    Raises:
+        UserError: a class_path names a function, which building the configuration would call (`os.system` for one); a
+            number is not finite; a text is empty.
+    """
+    for key, parent, value in _entries(config):
+        if key.endswith("class_path") and isinstance(value, str) and not inspect.isclass(locate(value)):
+            raise UserError(f"{key}={value} must be a class. Name a class.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} must be a finite number. Change it.")
+        if value == "" and key.startswith(OURS):
+            raise UserError(f"{key} must not be empty. Give a value, or leave the option out.")
+        if isinstance(value, Enum):  # such as the default of `Timer`'s interval, which no YAML can hold
+            parent[key.rpartition(".")[2]] = value.value
+
+
+def _entries(config: Namespace, where: str = "") -> Iterator[tuple[str, Namespace, Any]]:
+    """The key, the parent and the value of each option, entries of lists included."""
+    for key, value in list(vars(config).items()):
+        several = isinstance(value, list | tuple)
+        for number, entry in enumerate(value if several else [value]):
+            below = f"{where}{key}" + (f"[{number}]" if several else "")
+            if isinstance(entry, Namespace):
+                yield from _entries(entry, f"{below}.")
+            else:
+                yield below, config, entry

@@ -1,0 +1,67 @@
+"""The identity of a source's bytes, by which a cache notices that a file has changed."""
+
+import glob
+import hashlib
+import uuid
+from pathlib import Path
+
+from lit_align.data.formats.slices import split_slice
+from lit_align.data.formats.sources import load_hub
+from lit_align.errors import UserError
+
+WHOLE = 1 << 26
+"""Sources of up to this many bytes are hashed whole, which takes a few hundredths of a second."""
+SAMPLES, SAMPLE_BYTES = 16, 1 << 16
+
+
+def identity_of(source: str, split: str | None) -> str:
+    """Identifies the bytes that a source consists of now.
+
+    Up to 64 MB they are all hashed. Of larger sources each file's size, its time of change and evenly spaced samples
+    are: hashing a hundred gigabytes at every start would take minutes, and an edit that changes none of the three
+    does not happen by accident.
+    """
+    name = source if Path(source).exists() else split_slice(source)[0]
+    files = _files(name)
+    if files is None:
+        return _of_hub(name, split)
+    sizes = [path.stat().st_size for path in files]
+    found = hashlib.sha256()
+    for path, size in zip(files, sizes, strict=True):
+        found.update(f"{path.name} {size}\n".encode("utf-8", "surrogatepass"))
+        if sum(sizes) <= WHOLE:
+            found.update(path.read_bytes())
+        else:
+            found.update(f"{path.stat().st_mtime_ns}\n".encode())
+            _add_samples(found, path, size)
+    return found.hexdigest()
+
+
+def _files(name: str) -> list[Path] | None:
+    """The files of a source, in a fixed order; None for a hub name."""
+    folder = name.rpartition(":")[0]
+    for path in (Path(name), Path(folder)) if folder else (Path(name),):
+        if path.is_dir():
+            return sorted(each for each in path.rglob("*") if each.is_file())
+    if Path(name).is_file():
+        return [Path(name)]
+    if glob.has_magic(name):
+        return [Path(each) for each in sorted(glob.glob(name, recursive=True)) if Path(each).is_file()]
+    return None
+
+
+def _add_samples(found: "hashlib._Hash", path: Path, size: int) -> None:
+    with path.open("rb") as file:
+        for number in range(SAMPLES):
+            file.seek(max(0, size - SAMPLE_BYTES) * number // (SAMPLES - 1))
+            found.update(file.read(SAMPLE_BYTES))
+
+
+def _of_hub(name: str, split: str | None) -> str:
+    """The fingerprint that `datasets` gives a data set; without one, an identity that no other start has."""
+    part = split_slice(split or "")[0]
+    try:
+        data = load_hub(name, part or None)
+    except UserError:  # reading the source reports it
+        data = None
+    return getattr(data, "_fingerprint", None) or uuid.uuid4().hex

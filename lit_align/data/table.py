@@ -1,0 +1,241 @@
+"""Tokenized examples in Arrow memory: a file that is mapped rather than read, or a few record batches.
+
+    examples.arrow     prompt      list<int32>
+                       responses   list<list<int32>>
+                       source      binary, UTF-8
+                       rewards, sampler_logps, …   list<double>, where the examples have them
+
+A table of any size costs a process a few numbers per example (`lengths`). Tokens become Python objects only where an
+example is shown; batches are padded from NumPy views of the file.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lit_align.data.batches import Example
+from lit_align.files import writing
+
+CHUNK = 512
+"""Examples of one record batch: this many are Python objects while a table is written."""
+NUMBERS = ("rewards", "labels", "win_probabilities", "sampler_logps", "reference_logps")
+"""Fields of an example that hold a number for each response; `labels` may be one for the example."""
+MISMATCHED = b"lit_align.mismatched"
+TOKENS = pa.list_(pa.int32())
+_UTF8 = ("utf-8", "surrogatepass")  # of names of files that are not UTF-8
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """The lists of an Arrow array, as views."""
+
+    starts: NDArray[np.int32]
+    values: NDArray[Any]
+
+    @classmethod
+    def of(cls, array: pa.ListArray) -> Self:
+        return cls(np.asarray(array.offsets), np.asarray(array.values))
+
+    def __getitem__(self, place: int) -> NDArray[Any]:
+        return self.values[self.starts[place] : self.starts[place + 1]]
+
+
+class _Chunk:
+    """A record batch of examples."""
+
+    def __init__(self, batch: pa.RecordBatch):
+        groups = batch.column("responses")
+        self.batch = batch
+        self.size = batch.num_rows
+        self.prompts = _Lists.of(batch.column("prompt"))
+        self.responses = _Lists.of(groups.values)
+        self.first = np.asarray(groups.offsets)  # the first response of each example
+        self.is_mismatched = MISMATCHED in (batch.schema.metadata or {})
+        self.numbers: dict[str, _Lists] = {}  # of each response
+        self.labels: NDArray[Any] | None = None  # of each example
+        for name in set(batch.schema.names) & set(NUMBERS):
+            column = batch.column(name)
+            if pa.types.is_list(column.type):
+                self.numbers[name] = _Lists.of(column)
+            else:
+                self.labels = np.asarray(column)
+
+    def view(self, place: int) -> Example:
+        """An example whose token ids and numbers are views."""
+        responses = range(self.first[place], self.first[place + 1])
+        numbers: dict[str, Any] = {name: lists[place] for name, lists in self.numbers.items()}
+        if self.labels is not None:
+            numbers["labels"] = self.labels[place]
+        return Example(
+            self.prompts[place],  # type: ignore[arg-type]
+            [self.responses[k] for k in responses],  # type: ignore[misc]
+            self.batch.column("source")[place].as_py().decode(*_UTF8),
+            mismatched=self.is_mismatched,
+            **numbers,
+        )
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths of a table's examples, in tokens."""
+
+    responses: NDArray[np.int64]  # K of each example: not tokens, but how many there are
+    prompt: NDArray[np.int64]
+    total: NDArray[np.int64]  # of the prompt and all responses
+    longest: NDArray[np.int64]  # of the longest response
+
+    @classmethod
+    def of(cls, chunks: Sequence[_Chunk]) -> Self:
+        columns: list[list[NDArray[Any]]] = [[np.zeros(0, np.int64)] for _ in range(4)]
+        for chunk in chunks:
+            prompt, starts = np.diff(chunk.prompts.starts), chunk.responses.starts
+            columns[0].append(np.diff(chunk.first))
+            columns[1].append(prompt)
+            columns[2].append(prompt + np.diff(starts[chunk.first]))
+            columns[3].append(np.maximum.reduceat(np.diff(starts), chunk.first[:-1]))
+        return cls(*(np.concatenate(parts).astype(np.int64) for parts in columns))
+
+
+class ExampleTable(Sequence[Example]):
+    """Examples in Arrow memory. `table[i]` is an `Example` of Python lists; `views` copies nothing.
+
+    Args:
+        batches: None of them empty, all of the same columns.
+        added: Numbers of each response that the batches do not hold, such as log-probabilities, [examples, K].
+    """
+
+    def __init__(self, batches: Sequence[pa.RecordBatch], added: Mapping[str, NDArray[np.float64]] | None = None):
+        self._chunks = [_Chunk(batch) for batch in batches]
+        self._starts = np.cumsum([0, *(chunk.size for chunk in self._chunks)])
+        self._added = dict(added or {})
+        self.lengths = Lengths.of(self._chunks)
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Self:
+        """A table in memory."""
+        return cls(list(_batches(examples)))
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """A table in a file, which is mapped.
+
+        Raises:
+            pa.ArrowException, OSError: the file is damaged or not there.
+        """
+        with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
+            return cls([reader.get_batch(i) for i in range(reader.num_record_batches)])
+
+    @classmethod
+    def write(cls, path: Path, examples: Iterable[Example], option: str = "") -> Self:
+        """Write examples to a file as they come, and open it. A table that is open at that path stays as it is.
+
+        Args:
+            option: The option that names another folder, in messages.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written to.
+        """
+        beside = path.with_name(f"{path.name}.new")
+        writer: pa.RecordBatchFileWriter | None = None
+        with writing(path, option):
+            file = pa.OSFile(str(beside), "wb")
+        with file:
+            for batch in _batches(examples):
+                with writing(path, option):
+                    writer = writer or pa.ipc.new_file(file, batch.schema)
+                    writer.write_batch(batch)
+            with writing(path, option):
+                if writer is not None:
+                    writer.close()
+        with writing(path, option):
+            beside.replace(path)
+        return cls([]) if writer is None else cls.open(path)
+
+    @classmethod
+    def joined(cls, tables: Sequence[Self]) -> Self:
+        """The examples of several tables, one after another."""
+        return cls([chunk.batch for table in tables for chunk in table._chunks])
+
+    def with_numbers(self, name: str, numbers: NDArray[np.float64]) -> "ExampleTable":
+        """The same examples with another number of each response.
+
+        Args:
+            name: One of NUMBERS.
+            numbers: [examples, K].
+        """
+        return ExampleTable([chunk.batch for chunk in self._chunks], self._added | {name: numbers})
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Example]: ...
+    def __getitem__(self, place: int | slice) -> Example | list[Example]:
+        if isinstance(place, slice):
+            return [_in_python(self._view(i)) for i in range(len(self))[place]]
+        return _in_python(self._view(range(len(self))[place]))
+
+    def __iter__(self) -> Iterator[Example]:
+        return (_in_python(self._view(i)) for i in range(len(self)))
+
+    def views(self, places: Iterable[int]) -> list[Example]:
+        """Examples whose token ids and numbers are views of the table, not lists."""
+        return [self._view(place) for place in places]
+
+    def _view(self, place: int) -> Example:
+        number = int(np.searchsorted(self._starts, place, "right")) - 1
+        example = self._chunks[number].view(int(place - self._starts[number]))
+        return replace(example, **{name: numbers[place] for name, numbers in self._added.items()})  # type: ignore[arg-type]
+
+    def numbers(self, name: str) -> NDArray[np.float64] | None:
+        """One of NUMBERS of all examples, one after another; None if the examples do not have it for each response."""
+        if name in self._added:
+            return self._added[name].reshape(-1)
+        if not self._chunks or name not in self._chunks[0].numbers:
+            return None
+        return np.concatenate([chunk.numbers[name].values for chunk in self._chunks])
+
+    @property
+    def group_sizes(self) -> Counter[int]:
+        """How many examples have how many responses."""
+        sizes, counts = np.unique(self.lengths.responses, return_counts=True)
+        return Counter(dict(zip(sizes.tolist(), counts.tolist(), strict=True)))
+
+
+def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
+    """Record batches of examples that all have the same numbers."""
+    rest = iter(examples)
+    while some := list(islice(rest, CHUNK)):
+        first = some[0]
+        columns = {
+            "prompt": pa.array([example.prompt_ids for example in some], TOKENS),
+            "responses": pa.array([example.response_ids for example in some], pa.list_(TOKENS)),
+            "source": pa.array([example.source.encode(*_UTF8) for example in some], pa.binary()),
+        }
+        for name in NUMBERS:
+            value = getattr(first, name)
+            if value is not None:
+                kind = pa.float64() if isinstance(value, float) else pa.list_(pa.float64())
+                columns[name] = pa.array([getattr(example, name) for example in some], kind)
+        metadata = {MISMATCHED: b"1"} if first.mismatched else None
+        schema = pa.schema([(name, column.type) for name, column in columns.items()], metadata)
+        yield pa.record_batch(list(columns.values()), schema=schema)
+
+
+def _in_python(example: Example) -> Example:
+    numbers = {name: value.tolist() for name in NUMBERS if (value := getattr(example, name)) is not None}
+    return replace(
+        example,
+        prompt_ids=example.prompt_ids.tolist(),  # type: ignore[attr-defined]
+        response_ids=[ids.tolist() for ids in example.response_ids],  # type: ignore[attr-defined]
+        **numbers,
+    )

@@ -1,0 +1,52 @@
+"""`lit-align cache`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lit_align.cli.commands import cache as command
+from lit_align.data.cache import Entry, TokenCache, default_folder
+from lit_align.errors import UserError
+
+
+@pytest.fixture
+def entries(in_tmp, monkeypatch) -> list[Entry]:
+    """A cache with two entries."""
+    monkeypatch.setenv("LIT_ALIGN_CACHE", "cache")
+    cache = TokenCache(default_folder())
+    for name in ("data/a.jsonl", "org/b"):
+        cache.load_or_make(name, {}, {}, lambda folder, report: (folder / "x").write_bytes(bytes(1_500_000)))
+    return cache.entries()
+
+
+def test_entries_are_listed_with_their_source_and_size(entries, capsys):
+    command.run([])
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == [entries[0].path.name, "data/a.jsonl", "1.5", "MB"]
+    assert second.split() == [entries[1].path.name, "org/b", "1.5", "MB"]
+
+
+@pytest.mark.parametrize("named", ["its name", "its source"])
+def test_one_entry_is_cleared(entries, named, capsys):
+    command.run(["clear", entries[0].path.name if named == "its name" else "data/a.jsonl"])
+    assert capsys.readouterr().out == "1 of 2 entries deleted, 1.5 MB.\n"
+    assert TokenCache(default_folder()).entries() == entries[1:]
+
+
+def test_all_entries_are_cleared(entries, capsys):
+    command.run(["clear"])
+    command.run(["--folder", "cache"])
+    assert capsys.readouterr().out == "2 of 2 entries deleted, 3.0 MB.\ncache is empty.\n"
+
+
+def test_an_unknown_entry_is_named(entries):
+    with pytest.raises(UserError, match=r"cache has no entry 'c'. Its entries are: a.jsonl-"):
+        command.run(["clear", "c"])
+
+
+def test_what_is_not_an_entry_stays(entries):
+    Path("cache/other").mkdir()
+    Path("cache/other/entry.json").write_text(json.dumps({"made": "by another program"}))
+    command.run(["clear"])
+    assert Path("cache/other/entry.json").exists()

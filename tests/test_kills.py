@@ -1,0 +1,204 @@
+"""Killed with SIGKILL at random moments and run again by the same command, a run leaves the files of the whole run."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import fork, patch_calls
+from tiny import write_pairs, write_prompts
+
+from lit_align.cli import main
+from lit_align.reporting.metrics_csv import read_metrics
+
+# Where a process may die: before or after the n-th of all these calls.
+EVENTS = (
+    ("os", "replace"),
+    ("os", "symlink"),
+    ("torch", "save"),
+    ("pathlib", "Path.unlink"),
+    ("pyarrow.parquet", "write_table"),
+    ("fsspec.implementations.local", "LocalFileOpener.commit"),
+    ("torch.optim", "SGD.step"),
+    ("lit_align.data.samplers", "sample_responses"),
+    ("lit_align.data.scorers.base", "score"),
+    ("lit_align.data.rounds.record", "record_logps"),
+    ("lit_align.evaluation.held_out", "Evaluator.evaluate"),
+    ("lit_align.reporting.metrics_csv", "MetricsCSV.log_metrics"),
+    ("lit_align.callbacks", "Drift.on_train_batch_end"),
+    ("lit_align.callbacks", "ReferenceRefresh.on_train_batch_end"),
+    ("lit_align.callbacks", "RunReport.on_train_epoch_end"),
+)
+EVERY = {
+    "model.policy.path": "model",
+    "model.policy.dtype": "float32",
+    "model.optimizer": "torch.optim.SGD",
+    "model.optimizer.lr": 0.05,
+    "model.optimizer.momentum": 0.9,
+    "model.warmup_steps": 2,
+    "data.batch_size": 2,
+    "trainer.accelerator": "cpu",
+    "trainer.default_root_dir": "run",
+    "trainer.log_every_n_steps": 1,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.enable_progress_bar": False,
+}
+OFFLINE = {"data": "OfflinePairs", "data.train": "pairs.jsonl", "data.validation": "pairs.jsonl"}
+ROUNDS = {
+    "data": "OnPolicyPairs",
+    "data.prompts": "prompts.jsonl",
+    "data.scorer": "FunctionScorer",
+    "data.scorer.function": "rewards.py:reward",
+    "data.prompts_per_round": 6,
+    "data.sampling_batch_size": 8,
+    "data.sampling.max_new_tokens": 4,
+    "trainer.max_epochs": 3,
+    "drift.prompts": 2,
+    "win_rate": "WinRate",
+    "win_rate.prompts": "few.jsonl",
+    "win_rate.validation": "few.jsonl",
+    "win_rate.scorer": "FunctionScorer",
+    "win_rate.scorer.function": "rewards.py:reward",
+    "win_rate.responses_per_prompt": 1,
+}
+STEPS = "checkpoint.every_n_train_steps"
+REFRESH = {"reference_refresh": "ReferenceRefresh", "reference_refresh.alpha": 0.7, "reference_refresh.tau": 1}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "offline, each epoch": OFFLINE | REFRESH | {"model": "DPO", "trainer.max_epochs": 2},
+    "offline, accumulated": OFFLINE
+    | {"model": "IPO", STEPS: 2, "trainer.accumulate_grad_batches": 3, "trainer.max_epochs": 3},
+    "offline, max_steps": OFFLINE
+    | {"model": "SimPO", STEPS: 3, "trainer.max_steps": 9, "trainer.max_epochs": -1, "trainer.val_check_interval": 2},
+    "rounds, each round": ROUNDS | REFRESH | {"model": "DPO"},
+    "rounds, LoRA and λ": ROUNDS
+    | REFRESH
+    | {"model": "DPO", STEPS: 1, "model.lora.r": 1, "model.lora.dropout": 0.2}
+    | {"model.proximal": 0.1, "model.proximal_target": 0.05},
+    "rounds, new optimizers": ROUNDS
+    | {"model": "IPO", STEPS: 2, "model.reset_optimizer_each_round": True, "trainer.accumulate_grad_batches": 2},
+    "rounds, KTO": ROUNDS | REFRESH | {"model": "KTO", STEPS: 2, "reference_refresh.unit": "round"},
+    "rounds, recorded": ROUNDS | {"model": "EXO", STEPS: 3, "model.reference.form": "recorded"},
+}
+
+
+def fit(folder: Path, options: dict[str, Any]) -> None:
+    os.chdir(folder)
+    main(["fit", *(f"--{key}={value}" for key, value in (EVERY | options).items())])
+
+
+def count_events(run: Callable[[], None]) -> int:
+    """The number of events of a run."""
+    total = multiprocessing.get_context("fork").Value("i", 0)
+
+    def counted() -> None:
+        def count() -> None:
+            total.value += 1
+
+        patch_calls(EVENTS, count)
+        run()
+
+    assert fork(counted) == 0
+    return total.value
+
+
+def dying_at(place: int, run: Callable[[], None]) -> Callable[[], None]:
+    """The run, killed at one of its events."""
+
+    def doomed() -> None:
+        passed = 0
+
+        def count() -> None:
+            nonlocal passed
+            passed += 1
+            if passed == place:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        patch_calls(EVENTS, count)
+        run()
+
+    return doomed
+
+
+def plain(value: Any) -> Any:
+    """A checkpoint's contents without measured times and paths."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items() if key not in ("seconds", "dirpath")}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
+
+
+def untimed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if "seconds" not in k and "per_minute" not in k} for row in rows]
+
+
+def artefacts(run: Path) -> dict[str, Any]:
+    """Every file that a run leaves, without measured times."""
+    found: dict[str, Any] = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if path.suffix == ".ckpt":
+            found[name] = plain(torch.load(path, weights_only=True))
+        elif path.name == "metrics.csv":
+            found[name] = untimed(read_metrics(path))
+        elif path.suffix in (".json", ".yaml", ".safetensors", ".parquet") and path.name != "run.json":
+            found[name] = path.read_bytes()
+        elif path.is_file():
+            found[name] = True  # pictures, the report, hashes: that they are there
+    return found
+
+
+@pytest.fixture
+def prepared(tiny_model: str, tmp_path: Path) -> Callable[[str], Path]:
+    """Make a folder with data in which a run starts."""
+
+    def prepare(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model").symlink_to(tiny_model)
+        write_pairs(folder, 9)
+        write_prompts(folder)
+        (folder / "few.jsonl").write_text('{"prompt": "Say"}\n{"prompt": "Tell"}\n')
+        return folder
+
+    return prepare
+
+
+def killed_and_continued(prepared: Callable[[str], Path], options: dict[str, Any], seed: str, kills: int) -> None:
+    """Kill runs, each once or twice, and compare what they leave in the end."""
+    whole = prepared("whole")
+    total = count_events(lambda: fit(whole, options))
+    expected = artefacts(whole / "run")
+    chance, done, attempt = random.Random(seed), 0, 0
+    while done < kills:
+        attempt += 1
+        folder, places = prepared(f"cut{attempt}"), []
+        run = partial(fit, folder, options)
+        code = None
+        while code != 0 and len(places) < 2:
+            places.append(chance.randrange(1, total + 1))
+            code = fork(dying_at(places[-1], run))
+            assert code in (-signal.SIGKILL, 0), places
+            done += code != 0
+        if code != 0:
+            assert fork(run) == 0, places
+        left = artefacts(folder / "run")
+        more = left.keys() - expected.keys()  # a checkpoint that was to be deleted when its successor was written
+        assert all(name.startswith("checkpoints/step=") for name in more), (places, more)
+        assert [name for name in expected if left.get(name) != expected[name]] == [], places
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("variant", "kills"),
+    [("rounds, each round", 2), *(pytest.param(variant, 8, marks=pytest.mark.slow) for variant in VARIANTS)],
+)
+def test_killed_at_random_a_run_leaves_the_files_of_the_whole(prepared, blank_figures, variant, kills):
+    killed_and_continued(prepared, VARIANTS[variant], variant, kills)
