@@ -73,13 +73,13 @@ def _verdict(run: Path | None) -> list[str]:
     if summary is None:
         return []
     lines = [f"## On {summary.prompts} held-out prompts, against the start", "", _cell(summary.sentence()), ""]
-    if summary.is_truncated:
-        lines += [_cell(summary.truncation()), ""]
+    if caution := summary.caution():
+        lines += [_cell(caution), ""]
     lines += ["| scorer | reward | win rate (95 %) | at equal length |", "|---|---|---|---|"]
     for name, scorer in summary.scorers.items():
         rate, equal = scorer.win_rate, scorer.win_rate_length_controlled
         reward = f"{scorer.reward_start.value:.3f} → {scorer.reward_end.value:.3f}"
-        fair = "n/a" if summary.is_truncated else f"{equal.value:.1%}"
+        fair = f"{equal.value:.1%}" if summary.has_equal_lengths else "n/a"
         interval = f"{rate.value:.1%} ({rate.low:.1%} – {rate.high:.1%})"
         lines.append(f"| {_cell(name)}: {_cell(scorer.identity)} | {reward} | {interval} | {fair} |")
     return [*lines, "", f"KL(policy‖start) = {summary.kl_from_start.value:.2f} nats per response.", ""]
