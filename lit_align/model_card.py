@@ -32,6 +32,7 @@ def model_card(objective: SavedObjective, config: dict[str, Any], run: Path | No
         "reference": _reference(objective),
         "LoRA": str(objective.lora or "no: all weights"),
         "data": _data(config),
+        "arguments of the chat template": _template_args(config),
     }
     table = ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in facts.items() if value)]
     lines = ["---", _yaml(front), "---", "", f"# {base} after {name}", "", "Trained with lit_align.", "", *table, ""]
@@ -68,18 +69,24 @@ def _data(config: dict[str, Any]) -> str:
     return ", ".join(filter(None, parts))
 
 
+def _template_args(config: dict[str, Any]) -> str:
+    """Arguments with which the model was trained, and has to be prompted."""
+    arguments = ((config.get("data") or {}).get("init_args") or {}).get("template_args") or {}
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
 def _verdict(run: Path | None) -> list[str]:
     summary = Summary.read(run) if run else None
     if summary is None:
         return []
     lines = [f"## On {summary.prompts} held-out prompts, against the start", "", _cell(summary.sentence()), ""]
-    if summary.is_truncated:
-        lines += [_cell(summary.truncation()), ""]
+    if caution := summary.caution():
+        lines += [_cell(caution), ""]
     lines += ["| scorer | reward | win rate (95 %) | at equal length |", "|---|---|---|---|"]
     for name, scorer in summary.scorers.items():
         rate, equal = scorer.win_rate, scorer.win_rate_length_controlled
         reward = f"{scorer.reward_start.value:.3f} → {scorer.reward_end.value:.3f}"
-        fair = "n/a" if summary.is_truncated else f"{equal.value:.1%}"
+        fair = f"{equal.value:.1%}" if summary.has_equal_lengths else "n/a"
         interval = f"{rate.value:.1%} ({rate.low:.1%} – {rate.high:.1%})"
         lines.append(f"| {_cell(name)}: {_cell(scorer.identity)} | {reward} | {interval} | {fair} |")
     return [*lines, "", f"KL(policy‖start) = {summary.kl_from_start.value:.2f} nats per response.", ""]

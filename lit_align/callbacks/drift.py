@@ -15,8 +15,9 @@ last is measured at its end; λ may follow it (model.proximal_target). With offl
 the measurement, and drift/kl_policy_sampler is not logged.
 
 Expectations are means over `prompts` prompts. Their standard error is a few tenths of a nat: raise `prompts` for closer
-estimates. At a sampling temperature other than 1, or with top_p or top_k, responses are not samples of π, and the
-values are means of log ratios that can be below 0.
+estimates. At a sampling temperature other than the policy's (1), or with top_p or top_k, responses are not samples of
+π: the values are means of log ratios over such responses, not E_π, and the screen says so. They are usually higher
+(0.26 at temperature 0.7 with top_p 0.9 where E_π is 0.16), and can be below 0.
 """
 
 import math
@@ -173,8 +174,12 @@ class Drift(AlignCallback):
             "kl_reference_start": kl_start - kl_reference,
         }
         self._log(module, values)
+        sampling = data.sampling if isinstance(data, OnPolicyPairs) else self.sampling or Sampling()
+        other = sampling.described_for(policy.temperature)
         print_field(
-            "drift", f"KL(policy‖reference) {kl_reference:z.2f}, KL(policy‖start) {kl_start:z.2f} nats per response"
+            "drift",
+            f"KL from reference {kl_reference:z.2f}, from start {kl_start:z.2f} nats per response"
+            + (f", over responses sampled at {other}" if other else ""),
         )
 
     def _measure_from_sampler(self, module: AnchoredObjective, data: OnPolicyPairs, groups: Sequence[Example]) -> None:

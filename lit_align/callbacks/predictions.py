@@ -3,33 +3,38 @@
     python train.py predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt \\
         --predictions.prompts=FILE --predictions.out=responses.jsonl
 
-One row per prompt: source, prompt, responses, and their scores where a scorer is given. Each process answers its share
-of the batches; the result does not depend on the number of processes.
+One row per prompt: source, prompt, responses, and their scores where a scorer is given. With `format`, AlpacaEval or
+MT-Bench reads the file. Each process answers its share of the batches; the result does not depend on the number of
+processes.
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from transformers import PreTrainedModel
 
 from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
-from lit_align.data.sampling import Sampling, sampling_batches
+from lit_align.data.formats.rows import Rows
+from lit_align.data.sampling import Response, Sampling, sampling_batches
 from lit_align.data.scorers.base import Scorer
 from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import (
     Answering,
+    TokenizedPrompts,
     gather_in_order,
     sampling_of,
     score_share,
     tokenize_prompts,
     tokenizer_of,
 )
+from lit_align.evaluation.benchmarks import Benchmark, answers_file, ask, read_questions
 from lit_align.files import write_whole
 from lit_align.objectives import PreferenceObjective
 
@@ -39,7 +44,11 @@ class Predictions(AlignCallback):
 
     Args:
         prompts: A file, a saved data set or a hub name with prompts.
-        out: File to write, .jsonl or .parquet; a name without a folder is written into the run's folder.
+        out: File to write, .jsonl or .parquet (.json for AlpacaEval); a name without a folder is written into the run's
+            folder.
+        format: rows; or the answers of alpaca_eval (from its rows with `instruction`) or mt_bench (from its
+            question.jsonl, turn by turn).
+        name: The model's name in a benchmark's tables; None is the name of the run's folder.
         scorer: Scores each response.
         responses_per_prompt: Responses sampled for each prompt.
         sampling: How responses are sampled; None takes the data module's options.
@@ -54,14 +63,25 @@ class Predictions(AlignCallback):
         prompts: str,
         out: str = "predictions.jsonl",
         *,
+        format: Literal["rows", "alpaca_eval", "mt_bench"] = "rows",
+        name: str | None = None,
         scorer: Scorer | None = None,
         responses_per_prompt: int = 1,
         sampling: Sampling | None = None,
         batch_size: int = 128,
         seed: int = 0,
     ):
-        if Path(out).suffix not in (".jsonl", ".parquet"):
-            raise UserError(f"predictions.out={out!r}: the name must end in .jsonl or .parquet.")
+        endings = {"alpaca_eval": (".json",), "mt_bench": (".jsonl",)}.get(format, (".jsonl", ".parquet"))
+        if Path(out).suffix not in endings:
+            raise UserError(
+                f"predictions.out={out!r}: with format={format}, its name must end in {' or '.join(endings)}."
+            )
+        if format == "rows" and name is not None:
+            raise UserError(f"predictions.name={name} has no effect because format=rows. Leave it out.")
+        if format != "rows" and scorer is not None:
+            raise UserError(
+                f"predictions.scorer has no effect because the file of format={format} has no scores. Leave it out."
+            )
         if responses_per_prompt < 1 or batch_size < responses_per_prompt:
             raise UserError(
                 f"predictions: responses_per_prompt={responses_per_prompt} must be at least 1 and at most "
@@ -70,6 +90,8 @@ class Predictions(AlignCallback):
         check_number("predictions.seed", seed, least=0)
         self.prompts = prompts
         self.out = out
+        self.format = format
+        self.name = name
         self.scorer = scorer
         self.responses_per_prompt = responses_per_prompt
         self.sampling = sampling
@@ -80,12 +102,17 @@ class Predictions(AlignCallback):
         if not isinstance(pl_module, PreferenceObjective) or not pl_module.data_needs().gives_logps:
             raise UserError(f"predict: {type(pl_module).__name__} gives no responses; predict with a language model.")
         assert pl_module.policy is not None
-        rows = read_rows(self.prompts, kind="prompts")
-        prompts = tokenize_prompts(rows, tokenizer_of(pl_module), self.prompts, "predict")
-        answering = Answering(("predict", self.seed), self.responses_per_prompt, self.sampling or sampling_of(trainer))
-        batches = sampling_batches(prompts.lengths, self.batch_size // self.responses_per_prompt)
         model = pl_module.policy.merged_copy(torch.bfloat16)
-        share = answering.respond(pl_module, model, prompts, batches, "predict")
+        folder = Path(trainer.default_root_dir)
+        if self.format != "rows":
+            text = self._answers(self.format, pl_module, model, self.name or folder.resolve().name)
+            if trainer.is_global_zero:
+                self._write_text(text, folder)
+            return
+        rows = read_rows(self.prompts, kind="prompts")
+        prompts, batches, share = self._respond(
+            pl_module, model, rows, ("predict", self.seed), self.responses_per_prompt
+        )
         responses = gather_in_order(trainer, batches, share)
         predicted: list[dict[str, Any]] = [
             {"source": row.source, "prompt": row.prompt, "responses": [response.text for response in group]}
@@ -96,14 +123,47 @@ class Predictions(AlignCallback):
             for row, scored in zip(predicted, scores, strict=True):
                 row["scores"] = scored.rewards
         if trainer.is_global_zero:
-            self.write(predicted, Path(trainer.default_root_dir))
+            self.write(predicted, folder)
+
+    def _respond(
+        self, module: PreferenceObjective, model: PreTrainedModel, rows: Rows, stream: tuple[str, int], count: int
+    ) -> tuple[TokenizedPrompts, list[list[int]], dict[int, list[list[Response]]]]:
+        """The tokenized prompts, their batches, and `count` responses to each prompt of this process's batches."""
+        prompts = tokenize_prompts(rows, tokenizer_of(module), self.prompts, "predict")
+        batches = sampling_batches(prompts.lengths, self.batch_size // count)
+        answering = Answering(stream, count, self.sampling or sampling_of(module.trainer))
+        return prompts, batches, answering.respond(module, model, prompts, batches, "predict")
+
+    def _answers(self, benchmark: Benchmark, module: PreferenceObjective, model: PreTrainedModel, name: str) -> str:
+        """The content of a benchmark's file of answers."""
+
+        def respond(rows: Rows, turn: int, count: int) -> list[list[str]]:
+            prompts, batches, share = self._respond(module, model, rows, (f"predict turn {turn}", self.seed), count)
+            if len(prompts.rows) < len(rows):
+                raise UserError(
+                    f"{self.prompts}: {len(rows) - len(prompts.rows)} questions are too long, and a benchmark needs an "
+                    "answer to each. Raise data.max_prompt_length, or use data.long_prompts=truncate_left."
+                )
+            return [[response.text for response in group] for group in gather_in_order(module.trainer, batches, share)]
+
+        questions = read_questions(self.prompts, benchmark)
+        is_chat = bool(module.tokenizer.chat_template)
+        answers = ask(questions, self.responses_per_prompt, is_chat, respond)
+        return answers_file(questions, answers, benchmark, name)
 
     def write(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Write one row per prompt."""
-        path = Path(self.out) if Path(self.out).parent != Path() else folder / self.out
-        if path.suffix == ".parquet":
-            write_whole(path, lambda beside: pq.write_table(pa.Table.from_pylist(rows), beside))
-        else:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_whole(path, lambda beside: beside.write_text(lines, encoding="utf-8", errors="replace"))
-        print_line(f"responses  {path} ({len(rows)} prompts × {self.responses_per_prompt})")
+        if Path(self.out).suffix == ".jsonl":
+            self._write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), folder)
+            return
+        path = self._path(folder)
+        write_whole(path, lambda beside: pq.write_table(pa.Table.from_pylist(rows), beside))
+        print_line(f"responses  {path}")
+
+    def _write_text(self, text: str, folder: Path) -> None:
+        path = self._path(folder)
+        write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", errors="replace"))
+        print_line(f"responses  {path}")
+
+    def _path(self, folder: Path) -> Path:
+        return Path(self.out) if Path(self.out).parent != Path() else folder / self.out

@@ -64,6 +64,13 @@ class Sampling:
         if "" in self.stop:
             raise UserError("sampling.stop holds an empty string, at which every response would end. Take it out.")
 
+    def described_for(self, temperature: float) -> str:
+        """What makes these samples other than samples of the model at a temperature; empty if nothing does."""
+        parts = [f"temperature {self.temperature:g}"] if self.temperature != temperature else []
+        parts += [f"top_p {self.top_p:g}"] if self.top_p < 1 else []
+        parts += [f"top_k {self.top_k}"] if self.top_k else []
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class Response:

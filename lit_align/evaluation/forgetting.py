@@ -12,7 +12,7 @@ from lit_align.data.batches import Example, record_logps
 from lit_align.data.sampling import sampling_batches
 from lit_align.evaluation.answering import TokenizedPrompts, compute_share, gather_in_order, tokenizer_of
 from lit_align.evaluation.summary import Forgetting
-from lit_align.metrics.win_rate import Estimate, bootstrap_interval
+from lit_align.metrics.win_rate import Estimate, mean_interval
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
 
@@ -36,5 +36,5 @@ def measure_forgetting(
     tokens = torch.tensor([len(example.response_ids[0]) for example in examples], dtype=torch.float64)
     before, after = (nll.sum(0) / tokens.sum()).tolist()
     order = [i for places in batches for i in places]
-    low, high = bootstrap_interval((nll[order, 1] - nll[order, 0]) / tokens.mean())
+    low, high = mean_interval((nll[order, 1] - nll[order, 0]) / tokens.mean())
     return Forgetting(before, after, Estimate(after - before, low, high))

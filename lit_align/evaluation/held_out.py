@@ -46,7 +46,7 @@ from lit_align.evaluation.summary import (
     Forgetting,
     Summary,
 )
-from lit_align.metrics.win_rate import Estimate
+from lit_align.metrics.win_rate import Estimate, length_gap
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
 from lit_align.sharding import gathered
@@ -143,6 +143,7 @@ class Evaluator:
             }
         samples = self._samples_of_start(held_out, name, start, module) if best_of_n else None
         summary = self._summarize(held_out, answers, logps, forgetting, samples)
+        summary = replace(summary, kl_sampling=self.sampling.described_for(policy.temperature) or None)
         return Evaluation(held_out, answers, logps[..., 0], logps[..., 1], summary)
 
     def _prompts(self, path: str, name: str, module: PreferenceObjective) -> TokenizedPrompts:
@@ -243,6 +244,7 @@ class Evaluator:
             kl_from_start=Estimate.of((logps[..., 0] - logps[..., 1]).mean(1)),
             length_start=start.lengths.double().mean().item(),
             length_end=policy.lengths.double().mean().item(),
+            length_gap=length_gap(policy.lengths, start.lengths),
             finished_start=start.finished,
             finished_end=policy.finished,
             length_data=own.lengths.double().mean().item() if own else None,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lit_align.files import read_versioned, write_versioned
-from lit_align.metrics.win_rate import Estimate
+from lit_align.metrics.win_rate import GREATEST_GAP, Estimate
 
 T = TypeVar("T")
 
@@ -96,6 +96,8 @@ class Summary:
     diversity_end: Diversity
     scorers: dict[str, ScorerSummary]
     length_data: float | None = None
+    length_gap: float | None = None  # to the start's responses, in standard deviations
+    kl_sampling: str | None = None  # of the responses that give kl_from_start, where they are not samples of π
     forgetting: dict[str, Forgetting] = field(default_factory=dict)
 
     @property
@@ -122,10 +124,23 @@ class Summary:
             f"the start's (95 % interval {rate.low:.1%} to {rate.high:.1%}), by {self.training.identity}. {meaning}"
         )
 
-    def truncation(self) -> str:
-        """A warning about truncated responses; empty if most ended by themselves."""
-        if not self.is_truncated:
+    @property
+    def has_equal_lengths(self) -> bool:
+        """Whether there are enough pairs of about equal length for a win rate at equal length."""
+        return not self.is_truncated and abs(self.length_gap or 0.0) <= GREATEST_GAP
+
+    def caution(self) -> str:
+        """A warning about truncated responses, or about responses of other lengths; empty if neither applies."""
+        if self.has_equal_lengths:
             return ""
+        if not self.is_truncated:
+            assert self.length_gap is not None
+            longer = "longer" if self.length_gap > 0 else "shorter"
+            return (
+                f"The policy's responses are {longer} than the start's by {abs(self.length_gap):.1f} standard "
+                "deviations of the difference: few pairs are of equal length, and a win rate at equal length cannot be "
+                "given."
+            )
         return (
             f"Only {self.finished_start:.0%} of the start's and {self.finished_end:.0%} of the policy's responses "
             "ended by themselves; the others were cut at sampling.max_new_tokens. Their rewards are for cut texts, and "

@@ -6,8 +6,14 @@ For a prompt with n responses of the policy (rewards r) and m of the other model
     ties as wins        mean over the n × m pairs of  1[r_i ≥ s_j]         (the PRPO paper's rule; ½ becomes 62.5 % for
                                                                             n = 4 when both are the same responses)
 
-and then the mean over prompts. Intervals are percentile bootstraps over prompts: prompts, not pairs, are resampled,
-since responses to one prompt are not independent. A rate of 0 or 1 on all prompts gets Clopper and Pearson's interval.
+and then the mean over prompts. Prompts, not pairs, are the independent units of all intervals. The interval of a mean
+reward is a percentile bootstrap over prompts, widened by Student's t for few prompts. That of a win rate p is Wilson's,
+where the number of trials is the one that would give the variance between prompts:
+
+    n = p(1 − p) / (s²/P),      s²: variance of the prompts' win rates,      z → t of P − 1 degrees of freedom
+
+so that it keeps its width near 0 and 1, where a bootstrap collapses. A rate of exactly 0 or 1 gets Clopper and
+Pearson's interval of P trials.
 
 **Length-controlled win rate.** Judges tend to prefer long responses, so a policy can win by length alone. As in
 AlpacaEval 2 (Dubois et al., arXiv 2404.04475), a logistic regression explains the outcome w ∈ {0, ½, 1} of each pair by
@@ -18,7 +24,9 @@ a constant and the difference in length,
 the win rate at equal lengths. AlpacaEval has a third term, the difficulty of each prompt, estimated from many models'
 answers; it is left out here, where only two models are compared. Lengths are in tokens. The interval is σ(θ ± 1.96·se),
 with the sandwich error of θ clustered by prompt. The method adjusts for all that length explains in these data: it
-cannot distinguish a length that the judge prefers from a length that the content needs.
+cannot distinguish a length that the judge prefers from a length that the content needs. Where the mean difference is
+beyond 1.5 of its standard deviations (`length_gap`), few pairs are of equal length, θ is an extrapolation, and its
+interval covers the truth too rarely: it is then not shown.
 """
 
 import math
@@ -32,6 +40,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 BOOTSTRAP_CHUNK = 1 << 22
 """Number of values that a bootstrap resamples at once."""
+GREATEST_GAP = 1.5
+"""The largest `length_gap` at which a win rate at equal length is shown."""
 RIDGE = 1e-6
 """Keeps θ finite if every pair is won: σ(θ) is at most 0.99999."""
 
@@ -71,17 +81,44 @@ def bootstrap_interval(
 
 
 def rate_interval(values: Tensor) -> tuple[float, float]:
-    """95 % interval of the mean of independent rates in [0, 1], [P].
+    """95 % interval of the mean of independent rates in [0, 1], [P]: Wilson's, with the variance between them."""
+    P, p = len(values), values.double().mean().item()
+    if p in (0.0, 1.0):
+        bound = 0.025 ** (1 / P)
+        return (bound, 1.0) if p else (0.0, 1 - bound)
+    binomial = p * (1 - p)
+    variance = values.double().var().item() / P if P > 1 else binomial  # of p
+    t2 = student_t(P - 1) ** 2
+    share = t2 * variance / binomial  # t²/n
+    center = (p + share / 2) / (1 + share)
+    reach = math.sqrt(t2 * variance + share**2 / 4) / (1 + share)
+    return max(0.0, center - reach), min(1.0, center + reach)
 
-    If all rates are 1, or all are 0, resampling gives an interval of width 0. The bound is then Clopper and Pearson's
-    for P trials: the rate at which all P would be 1 with probability 2.5 %.
+
+def student_t(degrees: float) -> float:
+    """97.5 % quantile of Student's t by its expansion at the normal one; within 1 % from 3 degrees of freedom on."""
+    z, v = 1.959963985, max(degrees, 1)
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / v**power for power, term in enumerate(terms, 1))
+
+
+def mean_interval(values: Tensor) -> tuple[float, float]:
+    """95 % interval of the mean of independent values, [P]: the bootstrap's, as wide as few values need it."""
+    P, mean = len(values), values.double().mean().item()
+    low, high = bootstrap_interval(values)
+    wider = student_t(P - 1) / student_t(math.inf) * math.sqrt(P / max(P - 1, 1))
+    return mean + wider * (low - mean), mean + wider * (high - mean)
+
+
+def length_gap(lengths: Tensor, other_lengths: Tensor) -> float:
+    """Mean difference in length over all pairs, in its standard deviations.
+
+    Args:
+        lengths: [P, n], lengths of the policy's responses.
+        other_lengths: [P, m], lengths of the other model's responses.
     """
-    P = len(values)
-    if bool((values == 1).all()):
-        return 0.025 ** (1 / P), 1.0
-    if bool((values == 0).all()):
-        return 0.0, 1 - 0.025 ** (1 / P)
-    return bootstrap_interval(values)
+    difference = (lengths[:, :, None] - other_lengths[:, None, :]).double()
+    return (difference.mean() / difference.std(correction=0).clamp(min=0.5)).item()
 
 
 def length_controlled_win_rate(wins: Tensor, lengths: Tensor, other_lengths: Tensor) -> tuple[float, float, float]:
@@ -130,8 +167,8 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor) -> "Estimate":
-        """Mean of the prompts' values, [P], with its bootstrap interval."""
-        return cls(values.double().mean().item(), *bootstrap_interval(values))
+        """Mean of the prompts' values, [P], with its interval (`mean_interval`)."""
+        return cls(values.double().mean().item(), *mean_interval(values))
 
     @classmethod
     def of_rates(cls, values: Tensor) -> "Estimate":

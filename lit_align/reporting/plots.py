@@ -53,7 +53,9 @@ CAPTIONS = {
     "not a KL.",
     "reward": "Mean reward of unselected responses. round: to the training prompts, sampled as each round begins. "
     "val: to the held-out prompts; at step 0, of the start.",
-    "drift": "How far policy, reference and start are apart. Estimates from few prompts can be below 0.",
+    "drift": "How far policy, reference and start are apart. Estimates from few prompts can be below 0. "
+    "Where responses are sampled at another temperature than 1, or with top_p or top_k, these are means of log-ratios "
+    "over such responses, not a KL.",
     "diversity": "distinct_2: different pairs of words / all. self_bleu: near 1, the responses repeat each other.",
     "frontier": "Reward gained against distance from the start. Numbers count the validations, 0 is the start; the "
     "diamond is the verdict on the test prompts. Crosses: the best of n of the start's responses to them, without "

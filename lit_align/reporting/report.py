@@ -45,7 +45,7 @@ def write_report(folder: str | Path) -> Path:
     ]
     verdict = ""
     if run.summary:
-        sentences = [run.summary.sentence(), run.summary.truncation()]
+        sentences = [run.summary.sentence(), run.summary.caution()]
         body = "".join(f"<p>{text(sentence)}</p>" for sentence in filter(None, sentences))
         verdict = section("Verdict on held-out prompts", body + _verdict([run], scorers_of([run])) + _facts([run]))
     path = run.folder / "report.html"
@@ -122,8 +122,8 @@ def _verdict(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> str:
                 continue
             row = [f"{scorer.label}\n{found.identity}", *([run.name] if len(runs) > 1 else [])]
             row += [number(found.reward_start, like=found.reward_end), number(found.reward_end)]
-            truncated = run.summary is not None and run.summary.is_truncated
-            equal = "n/a" if truncated else number(found.win_rate_length_controlled, percent=True)
+            is_equal = run.summary is None or run.summary.has_equal_lengths
+            equal = number(found.win_rate_length_controlled, percent=True) if is_equal else "n/a"
             row += [number(found.win_rate, percent=True), equal]
             rows.append([*row, f"{found.win_rate_ties_as_wins:.1%}"])
     note = (

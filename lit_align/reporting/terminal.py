@@ -38,7 +38,7 @@ def print_summary(summary: Summary) -> None:
     table = results_table(f"Against the start, on {summary.prompts} held-out prompts")
     for name, scorer in summary.scorers.items():
         rates = (scorer.win_rate, scorer.win_rate_length_controlled)
-        table.add_row(*_cells(name, scorer.reward_start, scorer.reward_end, *rates, truncated=summary.is_truncated))
+        table.add_row(*_cells(name, scorer.reward_start, scorer.reward_end, *rates, is_equal=summary.has_equal_lengths))
     print_line()
     print_line(table)
     data = {name: (scorer, scorer.data) for name, scorer in summary.scorers.items() if scorer.data}
@@ -46,15 +46,16 @@ def print_summary(summary: Summary) -> None:
         table = results_table("Against the data set's own responses")
         for name, (scorer, own) in data.items():
             rates = (own.win_rate, own.win_rate_length_controlled)
-            table.add_row(*_cells(name, own.reward, scorer.reward_end, *rates, truncated=summary.is_truncated))
+            table.add_row(*_cells(name, own.reward, scorer.reward_end, *rates, is_equal=summary.has_equal_lengths))
         print_line(table)
     for line in best_of_n_lines(summary):
         print_line(line)
     start, end = summary.diversity_start, summary.diversity_end
-    if warning := summary.truncation():
+    if warning := summary.caution():
         print_line(Styled(warning, style="yellow"))
         print_line()
-    print_line(f"KL(policy‖start) {summary.kl_from_start.value:.2f} nats per response")
+    sampled = f", over responses sampled at {summary.kl_sampling}" if summary.kl_sampling else ""
+    print_line(f"KL(policy‖start) {summary.kl_from_start.value:.2f} nats per response{sampled}")
     print_line(f"length {summary.length_start:.1f} → {summary.length_end:.1f} tokens")
     print_line(f"distinct pairs of words {start.distinct_2:.1%} → {end.distinct_2:.1%}")
     for name, nll in summary.forgetting.items():
@@ -83,10 +84,10 @@ def results_table(title: str) -> Table:
 
 
 def _cells(
-    name: str, before: Estimate, after: Estimate, win_rate: Estimate, equal: Estimate, *, truncated: bool
+    name: str, before: Estimate, after: Estimate, win_rate: Estimate, equal: Estimate, *, is_equal: bool
 ) -> list[str]:
     interval = f"{win_rate.value:.1%} ({win_rate.low:.1%} – {win_rate.high:.1%})"
-    return [name, f"{before.value:.3f} → {after.value:.3f}", interval, "n/a" if truncated else f"{equal.value:.1%}"]
+    return [name, f"{before.value:.3f} → {after.value:.3f}", interval, f"{equal.value:.1%}" if is_equal else "n/a"]
 
 
 def _last_line(prompt: Text) -> str:
@@ -108,8 +109,8 @@ def print_comparison(runs: Sequence[Run]) -> None:
         for run in runs:
             if (found := scorer.summary(run)) and run.summary:
                 name, rates = f"{run.name}, {scorer.label}", (found.win_rate, found.win_rate_length_controlled)
-                truncated = run.summary.is_truncated
-                table.add_row(*_cells(name, found.reward_start, found.reward_end, *rates, truncated=truncated))
+                is_equal = run.summary.has_equal_lengths
+                table.add_row(*_cells(name, found.reward_start, found.reward_end, *rates, is_equal=is_equal))
     print_line()
     print_line(table)
     table = Table(title="Prompt by prompt", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

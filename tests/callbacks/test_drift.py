@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lit_align.callbacks import Drift
 from lit_align.data import AllPairs, OfflinePairs
+from lit_align.data.sampling import Sampling
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, SimPO
 from lit_align.policy import PolicyConfig
@@ -59,7 +60,8 @@ def test_a_policy_with_dropout_that_has_not_moved_has_not_drifted(in_tmp):
     assert row["drift/kl_policy_reference"] == pytest.approx(0, abs=1e-4)
 
 
-def test_offline_pairs_are_measured_once_per_prompt(tiny_model, in_tmp):
+def test_offline_pairs_are_measured_once_per_prompt(tiny_model, in_tmp, capsys):
+    """Samples that are not of π are named as such."""
     sampled = []
 
     class Asked(Drift):
@@ -70,7 +72,11 @@ def test_offline_pairs_are_measured_once_per_prompt(tiny_model, in_tmp):
     row = {"responses": ["a", "bb", "ccc", "dddd"], "rewards": [1.0, 2.0, 3.0, 4.0]}
     Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"p{i}", **row}) + "\n" for i in range(8)))
     fit(DPO(PolicyConfig(tiny_model)), OfflinePairs("rows.jsonl", pairing=AllPairs()), Asked(prompts=6))
-    assert sampled == [[f"rows.jsonl:{line}" for line in range(1, 7)]]
+    assert " nats per response\n" in capsys.readouterr().out
+    filtered = Asked(prompts=6, sampling=Sampling(temperature=0.7, top_p=0.9))
+    fit(DPO(PolicyConfig(tiny_model)), OfflinePairs("rows.jsonl", pairing=AllPairs()), filtered)
+    assert " nats per response, over responses sampled at temperature 0.7, top_p 0.9\n" in capsys.readouterr().out
+    assert sampled == 2 * [[f"rows.jsonl:{line}" for line in range(1, 7)]]
 
 
 def test_without_an_anchor_no_drift_and_no_sampler_is_recorded(tiny_model, in_tmp):

@@ -132,7 +132,14 @@ def test_the_verdict_in_words_is_as_sure_as_its_interval(rate, said):
 @pytest.mark.parametrize(("start", "end", "warns"), [(0.5, 0.5, False), (0.9, 0.49, True), (0.49, 0.9, True)])
 def test_truncation_is_flagged_below_half_finished(start, end, warns):
     changed = replace(summary(), finished_start=start, finished_end=end)
-    assert bool(changed.truncation()) == changed.is_truncated == warns
+    assert ("cut at sampling.max_new_tokens" in changed.caution()) == changed.is_truncated == warns
+
+
+@pytest.mark.parametrize(("gap", "said"), [(1.5, ""), (1.8, "longer than the start's by 1.8"), (-2.4, "shorter")])
+def test_a_win_rate_at_equal_length_needs_pairs_of_equal_length(gap, said):
+    changed = replace(summary(), length_gap=gap)
+    assert said in changed.caution()
+    assert changed.has_equal_lengths == (not said)
 
 
 def test_flat_names_of_judges_do_not_hide_others():

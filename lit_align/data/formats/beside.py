@@ -18,6 +18,8 @@ ANSWERS = "completion|response|output|answer|solution"
 """Columns that hold the one response to a prompt."""
 TEMPLATE_ARGS = "chat_template_kwargs|chat_template_args"
 _RENDERING = ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message")
+OTHER_ITEMS = "[…]"
+"""Ends the name of a column with the items of a list that no path of the user's mapping leads to."""
 PREFIX = "prefix|initial_reason_steps"
 
 _MEDIA = re.compile(r"(image|picture|photo|audio|video|sound|speech)s?(_(path|url|file|name|byte)s?)?", re.IGNORECASE)
@@ -170,7 +172,8 @@ def check_unread(row: Row, record: Record, kind: Kind, *, is_whole: bool) -> Non
             "complete without."
         )
     for name, value in unread.items():
-        belongs = name.lower().rpartition(".")[2] in _CONTEXT or (_is_chat(value) and not _OF_JUDGES.match(name))
+        is_chat = _is_chat(value) and not _OF_JUDGES.match(name) and not name.endswith(OTHER_ITEMS)
+        belongs = name.lower().rpartition(".")[2] in _CONTEXT or is_chat
         if belongs and not is_whole and not _is_repeated(value, row):
             raise DataError(
                 f"{record.source}: `{name}` holds {shown(value)}, which may belong to the prompt, but nothing reads "

@@ -10,6 +10,7 @@ from dataclasses import replace
 from string import Formatter
 from typing import Any
 
+from lit_align.data.formats.beside import OTHER_ITEMS
 from lit_align.data.formats.messages import written_out
 from lit_align.data.formats.record import Reading, Record
 from lit_align.data.formats.rows import DataError, is_empty, listing
@@ -69,8 +70,8 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Record, Reading], Record]:
     def apply(record: Record, reading: Reading) -> Record:
         used = {path if path in record.values else _steps(path)[0] for path in paths}
         rest = {name: value for name, value in record.values.items() if name not in used and name not in values}
-        for name in used - {path for path in paths if path in record.values}:
-            rest |= _siblings(name, record.values.get(name), paths)
+        for name in (name for name in record.values if name in used and name not in paths):
+            rest |= _siblings(name, record.values[name], paths)
         made = {target: value(record) for target, value in values.items()}
         return replace(record, values=made | rest, reading=reading, read=set())
 
@@ -78,10 +79,13 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Record, Reading], Record]:
 
 
 def _siblings(name: str, value: Any, paths: Collection[str]) -> dict[str, Any]:
-    """Values of an object that no path leads to, as columns such as info.context."""
+    """Values of an object that no path leads to, as columns such as info.context; those of a list as one column."""
+    followed = {_steps(path)[1] for path in paths if _steps(path)[0] == name and len(_steps(path)) > 1}
+    if isinstance(value, list):
+        places = {int(step) % len(value) for step in followed if re.fullmatch(r"-?\d+", step)} if value else set()
+        return {f"{name}{OTHER_ITEMS}": [each for place, each in enumerate(value) if place not in places]}
     if not isinstance(value, Mapping):
         return {}
-    followed = {_steps(path)[1] for path in paths if _steps(path)[0] == name and len(_steps(path)) > 1}
     return {f"{name}.{key}": each for key, each in value.items() if key not in followed}
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from reading import BIRD, CROW, STONE, assistant, first, refusal, user
+from reading import BIRD, CROW, STONE, assistant, first, read, refusal, user
 
 THOUGHT = {"question": "1+1?", "solution": "2", "thinking_trajectories": ["One and one."]}
 PAIR = {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone"}
@@ -44,6 +44,14 @@ MULTI = {"conversation_a": BIRD + CROW + BIRD + CROW, "conversation_b": BIRD + S
 )
 def test_a_refusal_says_what_to_do(row: dict[str, Any], kind: Any, words: str):
     assert words in refusal(row, kind=kind)
+
+
+def test_the_first_answers_of_chats_are_compared_as_the_message_says():
+    first_turns = {"prompt": "conversation_a.0.content", "winner": "winner"}
+    answers = {"response_1": "conversation_a.1.content", "response_2": "conversation_b.1.content"}
+    rows = read(MULTI, columns=first_turns | answers)
+    assert (rows[0].prompt, rows[0].responses) == ("Bird?", ("Crow", "Stone"))
+    assert rows.unread == ("conversation_a[…]", "conversation_b[…]")
 
 
 def test_parts_of_a_turn_cannot_be_left_out():

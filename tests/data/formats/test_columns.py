@@ -143,6 +143,14 @@ def test_unmapped_fields_of_an_object_are_not_lost():
     assert read(row, columns=columns, ignore_columns=["info.context", "info.id"]).unread == ()
 
 
+def test_items_of_a_list_that_no_path_leads_to_are_listed():
+    row = {"q": "Q", "answers": [{"text": "a"}, {"text": "b"}, {"text": "c"}]}
+    columns = {"prompt": "q", "chosen": "answers.0.text", "rejected": "answers.-1.text"}
+    rows = read(row, columns=columns)
+    assert (rows[0].responses, rows.unread) == (("a", "c"), ("answers[…]",))
+    assert read(row | {"answers": row["answers"][:2]}, columns=columns).unread == ()
+
+
 def test_the_columns_that_a_message_suggests_read_the_row():
     row = {"prompt": "Who?", "context": "By Ann.", "input": "", "response": "Ann"}
     assert r"columns={prompt: '{context}\n{prompt}'}" in refusal(row, kind="texts")

@@ -1,0 +1,81 @@
+"""Answers in the files of AlpacaEval and MT-Bench."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+from tiny import write_pairs
+
+from lit_align.callbacks import Predictions
+from lit_align.data import OfflinePairs, Sampling
+from lit_align.errors import UserError
+from lit_align.objectives import DPO
+from lit_align.policy import PolicyConfig
+
+
+def predict(model: str, folder: Path, questions: list[dict], **options) -> str:
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    predictions = Predictions("questions.jsonl", sampling=Sampling(max_new_tokens=6), **options)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[predictions], default_root_dir="run"
+    )
+    trainer.predict(DPO(PolicyConfig(model)), OfflinePairs(write_pairs(folder)))
+    return Path("run", options["out"]).read_text()
+
+
+def test_alpaca_evals_file_has_each_instruction_with_its_answer(tiny_model, in_tmp):
+    questions = [{"instruction": f"Say {i}.", "output": "", "dataset": "helpful_base"} for i in range(3)]
+    rows = json.loads(predict(tiny_model, in_tmp, questions, out="a.json", format="alpaca_eval", name="mine"))
+    assert [row["instruction"] for row in rows] == ["Say 0.", "Say 1.", "Say 2."]
+    assert all(row.keys() == {"instruction", "output", "generator", "dataset"} for row in rows)
+    assert {row["generator"] for row in rows} == {"mine"}
+    assert any(row["output"] for row in rows)
+
+
+def test_mt_benchs_second_turn_follows_the_models_own_answer(tiny_model, in_tmp, monkeypatch):
+    from lit_align.callbacks import predictions
+
+    asked = []
+    tokenize = predictions.tokenize_prompts
+
+    def spy(rows, *args):
+        asked.extend(row.prompt for row in rows)
+        return tokenize(rows, *args)
+
+    monkeypatch.setattr(predictions, "tokenize_prompts", spy)
+    questions = [
+        {"question_id": 81, "category": "writing", "turns": ["Write.", "Shorter."]},
+        {"question_id": 82, "category": "math", "turns": ["Add."]},
+    ]
+    text = predict(tiny_model, in_tmp, questions, out="m.jsonl", format="mt_bench", responses_per_prompt=2)
+    first, second = map(json.loads, text.splitlines())
+    assert (first["question_id"], first["model_id"]) == (81, "run")
+    assert [choice["index"] for choice in first["choices"]] == [0, 1]
+    assert [len(choice["turns"]) for choice in first["choices"]] == [2, 2]
+    assert [len(choice["turns"]) for choice in second["choices"]] == [1, 1]
+    chats = [chat for chat in asked if len(chat) == 3]
+    assert [chat[1] for chat in chats] == [
+        {"role": "assistant", "content": choice["turns"][0]} for choice in first["choices"]
+    ]
+    assert [chat[2]["content"] for chat in chats] == ["Shorter.", "Shorter."]
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "message"),
+    [
+        ({"out": "a.json", "format": "alpaca_eval"}, [{"prompt": "x"}], "questions.jsonl:1: the row has no text `inst"),
+        ({"out": "a.jsonl", "format": "mt_bench"}, [{"turns": "x"}], "questions.jsonl:1: the row has no list of texts"),
+        ({"out": "a.jsonl", "format": "mt_bench"}, [{"turns": ["x"]}], "the row has no `question_id`"),
+    ],
+)
+def test_other_rows_are_named(tiny_model, in_tmp, options, rows, message):
+    with pytest.raises(UserError, match=message):
+        predict(tiny_model, in_tmp, rows, **options)
+
+
+def test_options_without_effect_are_refused():
+    with pytest.raises(UserError, match=r"format=alpaca_eval, its name must end in \.json\."):
+        Predictions("p.jsonl", format="alpaca_eval")
+    with pytest.raises(UserError, match=r"predictions.name=x has no effect because format=rows"):
+        Predictions("p.jsonl", name="x")
