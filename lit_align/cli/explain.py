@@ -41,6 +41,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                 if cls is None:
                     reason = message[found.end() :].strip().partition("\n")[0]
                     return f"{where}: cannot import '{text}' ({reason}). {known(base)}"
+                if not inspect.isclass(cls):
+                    return f"{where}.class_path={text} must be a class. Name a class."
             case "argument" if not (cls or text.startswith("-")):
                 return f"'{text}' is not an option: options are written --key=value. {see}"
             case "option" | "extra" | "argument":
