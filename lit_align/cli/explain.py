@@ -100,7 +100,7 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
     if parent and not siblings:  # the option above it does not exist, either
         return unknown_option(where, cls, parent.partition(".")[0], None, parser, see)
     names = dict.fromkeys(key.removeprefix(f"{parent}.").partition(".")[0] for key in siblings)
-    listed = f" Options: {', '.join(names)}." if len(names) <= 16 else ""
+    listed = f" Options: {', '.join(names)}." if len(names) <= 20 else ""
     hint = did_you_mean(option, siblings)
     return f"{below(where, cls, option)}: {name(cls)} has no option '{option}'.{hint}{listed} {see}"
 
