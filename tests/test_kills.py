@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from processes import fork, patch_calls
+from processes import die_at, endings, fork, patch_calls
+from safetensors.torch import load_file
 from tiny import write_pairs, write_prompts
 
 from lit_align.cli import main
@@ -214,3 +215,34 @@ def killed_and_continued(prepared: Callable[[str], Path], options: dict[str, Any
 )
 def test_killed_at_random_a_run_leaves_the_files_of_the_whole(prepared, blank_figures, variant, kills):
     killed_and_continued(prepared, VARIANTS[variant], variant, kills)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["offline", "rounds"])
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_killed_run_continues_on_another_number_of_processes(prepared, blank_figures, data, first):
+    """Killed on two processes and resumed on one, and the reverse: the whole run, but for the order of sums."""
+    options = (OFFLINE if data == "offline" else ROUNDS | {"trainer.max_epochs": 2}) | REFRESH | {"model": "DPO"}
+    options |= {STEPS: 1, "data.train": "pairs16.jsonl"} if data == "offline" else {STEPS: 1}
+
+    def start(folder: Path, processes: int, step: int | None = None) -> list[int | None]:
+        def run() -> None:
+            if step and int(os.environ.get("RANK", 0)) == processes - 1:
+                die_at("torch.optim", "SGD.step", step)
+            several = {"trainer.strategy": "ddp", "trainer.devices": 2} if processes == 2 else {}
+            fit(folder, options | several | {"data.batch_size": 4 // processes})
+
+        return endings(processes, run)[0] if processes > 1 else [fork(run)]
+
+    whole, cut = prepared("whole"), prepared("cut")
+    for folder in (whole, cut):
+        write_pairs(folder, 16)
+        (folder / "pairs.jsonl").rename(folder / "pairs16.jsonl")
+        write_pairs(folder, 8)
+    assert start(whole, 1) == [0]
+    assert start(cut, first, step=3) == ([1, -signal.SIGKILL] if first == 2 else [-signal.SIGKILL])
+    assert set(start(cut, 3 - first)) == {0}
+    expected, left = (load_file(folder / "run/model/model.safetensors") for folder in (whole, cut))
+    assert max((left[name] - weight).abs().max().item() for name, weight in expected.items()) < 1e-4
+    steps = [[row["step"] for row in read_metrics(folder / "run/metrics.csv")] for folder in (whole, cut)]
+    assert steps[0] == steps[1]
