@@ -16,8 +16,8 @@ from lit_align.policy import LoRAConfig, PolicyConfig
 LORA = LoRAConfig(r=1, alpha=2, dropout=0.2)
 # What is being done when the process dies, and at which call of it.
 MOMENTS = {
-    "sampling in the first round": ("lit_align.data.samplers", "sample_responses", 2),
-    "sampling in the second round": ("lit_align.data.samplers", "sample_responses", 6),
+    "sampling in the first round": ("lit_align.data.samplers.generate", "sample_responses", 2),
+    "sampling in the second round": ("lit_align.data.samplers.generate", "sample_responses", 6),
     "scoring": ("lit_align.data.scorers.base", "score", 3),
     "writing a part of a round": ("lit_align.data.rounds.store", "os.replace", 9),
     "recording log-probabilities": ("lit_align.data.rounds.record", "record_logps", 2),

@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy, write_pairs, write_prompts
 
 from lit_align.callbacks import Drift, Interruption, ReferenceRefresh, RunReport, WinRate
-from lit_align.data import FunctionScorer, OfflinePairs, samplers
+from lit_align.data import FunctionScorer, OfflinePairs
+from lit_align.data.samplers import generate
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
 from lit_align.reporting.metrics_csv import read_metrics
@@ -45,8 +46,8 @@ class Killing:
                     raise Killed
             return sample(*args, **kwargs)
 
-        sample = samplers.sample_responses
-        monkeypatch.setattr(samplers, "sample_responses", draw)
+        sample = generate.sample_responses
+        monkeypatch.setattr(generate, "sample_responses", draw)
 
 
 class Account(Callback):

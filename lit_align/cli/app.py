@@ -61,7 +61,7 @@ from lit_align.cli.parser import (
 )
 from lit_align.cli.run_lock import hold
 from lit_align.cli.usage import DESCRIPTION
-from lit_align.cli.values import check_values
+from lit_align.cli.values import check_groups, check_values
 from lit_align.console import program, relative
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
 from lit_align.data.base import PairsDataModule
@@ -209,6 +209,7 @@ class AlignCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # a constructor's error is wrapped in the report of a value that fits no type
             raise_constructor_error(error)
+            check_groups(self._given)
             raise
         saving = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
         if self._given.get("ckpt_path") == "last" and not any(

@@ -8,8 +8,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from lit_align.cli.classes import NAMED_CALLBACKS, locate
-from lit_align.errors import UserError
+from lit_align.cli.classes import NAMED_CALLBACKS, locate, options
+from lit_align.errors import UserError, shown
 
 OURS = ("model.", "data.", *(f"{key}." for key in NAMED_CALLBACKS if key != "checkpoint"))
 """Keys below which an empty text means nothing."""
@@ -31,6 +31,19 @@ def check_values(config: Any) -> None:
             raise UserError(f"{key} must not be empty. Give a value, or leave the option out.")
         if isinstance(value, Enum):  # such as the default of `Timer`'s interval, which no YAML can hold
             parent[key.rpartition(".")[2]] = value.value
+
+
+def check_groups(config: Any) -> None:
+    """Check that options of a dataclass are not one value, which jsonargparse lets pass.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, _, value in _entries(config):
+        above, _, name = key.rpartition(".init_args.")
+        cls = locate(str(config.get(f"{above}.class_path"))) if above else None
+        if cls is not None and value is not None and any(option.startswith(f"{name}.") for option in options(cls)):
+            raise UserError(f"{key}={shown(value)} must be options (key: value). Give them, or leave it out.")
 
 
 def _entries(config: Namespace, where: str = "") -> Iterator[tuple[str, Namespace, Any]]:

@@ -26,7 +26,8 @@ from lit_align.data.rounds.make import CurrentRound, RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
 from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round, share_of_round
 from lit_align.data.rounds.store import RoundStore
-from lit_align.data.samplers import GenerateSampler, Sampler
+from lit_align.data.samplers.base import Sampler
+from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.table import ExampleTable

@@ -16,7 +16,7 @@ from lit_align.policy import PolicyConfig
 MINUTES = 0.25  # a loaded machine lets a thread wait for seconds
 KILLED, STOPPED = signal.SIGKILL, signal.SIGSTOP
 MOMENTS = {
-    "sampling": ("lit_align.data.samplers", "sample_responses", 2),
+    "sampling": ("lit_align.data.samplers.generate", "sample_responses", 2),
     "scoring": ("lit_align.data.scorers.base", "score", 2),
     "a training step": ("torch.optim", "AdamW.step", 2),
     "a refresh": ("lit_align.reference.copied", "CopiedReference.mix", 1),

@@ -119,10 +119,12 @@ def fails(in_tmp: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch, capsys
         ("--model.lora.targets=[]", "model.lora.targets must name at least one layer"),
         ("--model.warmup_steps=-1", "model.warmup_steps=-1 must be at least 0"),
         ("--trainer.callbacks=EarlyStopping", "trainer.callbacks: 'EarlyStopping' is not a list"),
+        ("--config=group.yaml", "model.init_args.reference=3 must be options (key: value)"),
         ("--trainer.max_time=abc", "is not a valid duration"),
     ],
 )
 def test_the_command_line_names_the_key_and_what_it_must_be(fails, option: str, message: str):
+    Path("group.yaml").write_text("model: {class_path: DPO, init_args: {reference: 3}}")
     assert message in fails(option)
 
 

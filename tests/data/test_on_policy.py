@@ -241,7 +241,7 @@ def test_between_rounds_other_settings_resume(tiny_model, in_tmp):
 def test_the_same_command_again_samples_nothing(tiny_model, in_tmp, monkeypatch):
     first, second = module_of(tiny_model), module_of(tiny_model)
     fit(first, on_policy(in_tmp), max_epochs=2)
-    monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)
+    monkeypatch.setattr("lit_align.data.samplers.generate.sample_responses", None)
     fit(second, on_policy(in_tmp), max_epochs=2)
     assert_same(state(first), state(second))
 
@@ -359,7 +359,7 @@ def test_a_failing_scorer_stops_the_round_and_samples_are_kept(tiny_model, in_tm
     good, data.scorer = data.scorer, FunctionScorer("bad.py:reward")
     with pytest.raises(UserError, match=r"scorer bad.py:reward"):
         fit(module_of(tiny_model), data)
-    monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)  # nothing is sampled again
+    monkeypatch.setattr("lit_align.data.samplers.generate.sample_responses", None)  # nothing is sampled again
     again: OnPolicyPairs = on_policy(in_tmp)
     again.scorer = good
     fit(module_of(tiny_model), again)
@@ -368,7 +368,7 @@ def test_a_failing_scorer_stops_the_round_and_samples_are_kept(tiny_model, in_tm
 def test_another_pairing_or_scorer_reuses_the_samples(tiny_model, in_tmp, monkeypatch):
     fit(module_of(tiny_model), on_policy(in_tmp))
     files = sorted(path.name for path in Path("rounds").glob("*/samples-*"))
-    monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)
+    monkeypatch.setattr("lit_align.data.samplers.generate.sample_responses", None)
     rounds = Rounds()
     fit(module_of(tiny_model), on_policy(in_tmp, pairing=AllPairs()), rounds)
     assert len(rounds.made[0]) > 8
@@ -388,7 +388,7 @@ def test_another_pairing_or_scorer_reuses_the_samples(tiny_model, in_tmp, monkey
 
 @pytest.mark.parametrize("part", ["samples", "scores"])
 def test_only_the_damaged_batch_is_computed_again(tiny_model, in_tmp, monkeypatch, capsys, part):
-    from lit_align.data import samplers as code
+    from lit_align.data.samplers import generate as code
 
     whole, again = Rounds(), Rounds()
     fit(module_of(tiny_model), on_policy(in_tmp), whole)

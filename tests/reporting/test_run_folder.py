@@ -56,3 +56,11 @@ def test_a_table_with_a_flipped_byte_reads_or_is_named(in_tmp, capsys, place):
         main(["report", "run"])
     except SystemExit:
         assert capsys.readouterr().err.startswith("error: run/held_out/test.parquet")
+
+
+def test_a_configuration_of_bytes_is_shown_as_it_is(in_tmp):
+    Path("run").mkdir()
+    Path("run/metrics.csv").write_text(METRICS)
+    Path("run/config.yaml").write_bytes(b"\xff\xfe<script>")
+    main(["report", "run"])
+    assert "\ufffd\ufffd&lt;script&gt;" in Path("run/report.html").read_text()

@@ -21,7 +21,7 @@ from lit_align.data.pairing import with_mismatched
 from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
 from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
-from lit_align.data.samplers import Sampler, SampleRequest
+from lit_align.data.samplers.base import Sampler, SampleRequest
 from lit_align.data.sampling import Sampling, check_stop, sampling_batches
 from lit_align.data.scorers.base import BaseScorer
 from lit_align.data.table import ExampleTable

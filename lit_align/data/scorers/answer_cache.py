@@ -79,8 +79,8 @@ class AnswerCache:
     def _execute(self, command: str, *values: Any) -> list[Any]:
         """Run one command; wait for a lock, and replace a damaged file."""
         table = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+        started, noticed = time.monotonic(), False  # threads that wait for each other wait for the same lock
         with self._lock:
-            started, noticed = time.monotonic(), False
             while True:
                 try:
                     self._connection.execute(f"CREATE TABLE IF NOT EXISTS answers ({table})")

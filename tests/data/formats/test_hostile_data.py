@@ -154,10 +154,10 @@ def _contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.csv", "rows.parquet"])
-@settings(deadline=None, max_examples=60)
-@given(data=st.data())
-def test_any_damage_to_a_file_is_read_over_or_refused(name: str, data: st.DataObject):
+FILES = ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.csv", "rows.parquet"]
+
+
+def damage_and_read(name: str, data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
         content = bytearray(_contents(Path(folder))[name])
         start = data.draw(st.integers(0, len(content) - 1))
@@ -168,6 +168,21 @@ def test_any_damage_to_a_file_is_read_over_or_refused(name: str, data: st.DataOb
             check(read_rows(path, kind="preferences").rows)
         except DataError as error:
             assert_one_paragraph(error)
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_damage_to_a_file_is_read_over_or_refused(name: str, data: st.DataObject):
+    damage_and_read(name, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+@settings(deadline=None, max_examples=400)
+@given(data=st.data())
+def test_much_damage_to_a_file_is_read_over_or_refused(name: str, data: st.DataObject):
+    damage_and_read(name, data)
 
 
 hostile = st.one_of(

@@ -6,6 +6,7 @@ import sqlite3
 import struct
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -17,6 +18,7 @@ import pytest
 from judge_server import KEY, endpoint, graded_by_length, grades, in_turn
 
 from lit_align.data import Endpoint, GradingJudge
+from lit_align.data.scorers.answer_cache import Answer, AnswerCache
 from lit_align.data.scorers.base import score
 from lit_align.data.scorers.chat_api import JudgeError, _retry_after
 from lit_align.errors import UserError
@@ -229,6 +231,22 @@ def test_a_folder_or_a_locked_file_is_not_set_aside(serve, in_tmp, monkeypatch, 
     assert Path("runs/precious.txt").read_text() == "mine"
     assert score(GradingJudge(endpoint(server)), ["q"], ["a"]) == [2.0]
     assert len(server.requests) == 1
+
+
+def test_threads_that_wait_for_a_lock_give_up_together(in_tmp, monkeypatch, capsys):
+    """A lock that comes during the requests ends them in the time of one wait, however many there are."""
+    cache = AnswerCache("judge.sqlite")
+    monkeypatch.setattr("lit_align.data.scorers.answer_cache.LOCK_SECONDS", 0.5)
+    monkeypatch.setattr("lit_align.data.scorers.answer_cache.NOTICE_SECONDS", 0.1)
+    lock = sqlite3.connect("judge.sqlite", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    started = time.monotonic()
+    with ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(cache.put, str(n), "judge", Answer("10", 1, 1, 0.1)) for n in range(6)]
+    assert time.monotonic() - started < 2.5
+    assert all("is locked" in str(each.exception()) for each in waiting)
+    assert "locked by another process; waiting" in capsys.readouterr().out
+    lock.close()
 
 
 # --- the cache ---

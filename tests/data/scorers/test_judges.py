@@ -191,7 +191,7 @@ def test_a_round_resumes_where_its_judge_went_down(serve, tiny_model, in_tmp, mo
     answered = set(calls[:20])
     calls.clear()
     server.answer = lambda messages: calls.append(messages[0]["content"]) or graded_by_length(messages)
-    monkeypatch.setattr("lit_align.data.samplers.sample_responses", None)
+    monkeypatch.setattr("lit_align.data.samplers.generate.sample_responses", None)
     again = on_policy(in_tmp)
     again.scorer = GradingJudge(endpoint(server))
     fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), again)

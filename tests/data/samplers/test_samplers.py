@@ -12,7 +12,8 @@ from tiny import adamw, fit, on_policy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_align.data import ContinuousBatchingSampler, GenerateSampler, Sampler, SampleRequest, Sampling, VLLMSampler
-from lit_align.data.samplers import check_weights, weight_sums
+from lit_align.data.samplers.base import check_weights
+from lit_align.data.samplers.weights import weight_sums
 from lit_align.data.sampling import Response
 from lit_align.errors import UserError
 from lit_align.objectives import DPO

@@ -1,0 +1,1 @@
+"""Samplers: transformers' `generate` and continuous batching, and vLLM."""

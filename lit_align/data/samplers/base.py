@@ -1,0 +1,84 @@
+"""The contract of samplers: engines that sample a round's responses with the policy's current weights.
+
+Before a round's first response, each proves bit by bit that its weights are the policy's (`check_weights`). No sampler
+influences log π_s: the policy itself computes it from the sampled tokens.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_align.data.sampling import Response, Sampling, cut
+from lit_align.errors import UserError
+from lit_align.policy import Policy
+from lit_align.sharding import full_tensor
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One batch of prompts, and how to sample the responses to them."""
+
+    prompts: Sequence[list[int]]  # token ids of each prompt
+    keys: Sequence[Hashable]  # identifies each prompt's random streams
+    count: int  # responses to each prompt
+    sampling: Sampling
+    end_ids: Sequence[int]  # tokens that end a response
+
+    def grouped(self, tokens: Sequence[list[int]], tokenizer: Any) -> list[list[Response]]:
+        """The responses of each prompt, decoded and cut at stop strings, from the tokens of all responses in order."""
+        responses = [cut(ids, tokenizer, self.sampling.stop, self.end_ids) for ids in tokens]
+        return [responses[start : start + self.count] for start in range(0, len(responses), self.count)]
+
+
+class Sampler(ABC):
+    """Samples responses. A round loads the policy's weights, samples all its batches, and frees what it can."""
+
+    @property
+    def identity(self) -> str:
+        """All that determines the samples except weights, prompts and `Sampling`; part of a round's key."""
+        return type(self).__name__
+
+    @abstractmethod
+    def load(self, policy: Policy, dtype: torch.dtype) -> None:
+        """Take the policy's current weights, in this type; if they are sharded, every process calls it."""
+
+    @abstractmethod
+    def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
+        """Whether it samples with exactly these weights, bit by bit. It reads all of them, even after a difference."""
+
+    @abstractmethod
+    def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
+        """The responses to each prompt of one batch; the policy's tokenizer decodes them."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Free memory that training could use; called after a round is sampled, or fails."""
+
+    @contextmanager
+    def ready(self, policy: Policy, dtype: torch.dtype) -> Iterator[None]:
+        """Within this context, sample with the policy's current weights."""
+        try:
+            self.load(policy, dtype)
+            check_weights(self, policy, dtype)
+            yield
+        finally:
+            self.release()
+
+
+@torch.no_grad()
+def check_weights(sampler: Sampler, policy: Policy, dtype: torch.dtype) -> None:
+    """Check that a sampler samples with the policy's weights.
+
+    Raises:
+        UserError: it has other weights.
+    """
+    if not sampler.weights_match((name, full_tensor(value).to(dtype)) for name, value in policy.full_weights()):
+        raise UserError(
+            f"data.sampler={type(sampler).__name__} does not have the policy's weights, so its samples would be "
+            "another model's. This engine does not support this model. Use GenerateSampler."
+        )

@@ -1,0 +1,53 @@
+"""`GenerateSampler`: transformers' `generate`, a batch of prompts at once."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_align.data.samplers.base import Sampler, SampleRequest
+from lit_align.data.samplers.weights import same_bits
+from lit_align.data.sampling import Response, sample_responses
+from lit_align.policy import Policy
+
+
+class CopySampler(Sampler):
+    """A sampler that runs a copy of the policy in transformers."""
+
+    _model: PreTrainedModel | None = None
+
+    def load(self, policy: Policy, dtype: torch.dtype) -> None:
+        self._model = policy.merged_copy(dtype)
+
+    def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
+        own = dict(self.model.named_parameters())
+        same = [name in own and same_bits(own.pop(name), weight) for name, weight in weights]
+        return all(same) and not own
+
+    def release(self) -> None:
+        self._model = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        assert self._model is not None, "call load before sample"
+        return self._model
+
+
+class GenerateSampler(CopySampler):
+    """transformers' `generate`: a batch continues until its last response has ended.
+
+    Each sample has its own random stream: equal weights and batches give equal bytes, regardless of which process
+    samples them, and how often.
+    """
+
+    def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
+        return sample_responses(
+            self.model,
+            policy.tokenizer,
+            request.prompts,
+            request.keys,
+            request.count,
+            request.sampling,
+            request.end_ids,
+        )
