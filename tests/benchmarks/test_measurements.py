@@ -25,7 +25,7 @@ def run(tiny_model, in_tmp, monkeypatch):
         return rows
 
     yield run
-    for name in ("turns", "step", "round", "refresh", "proximal", "floor"):
+    for name in ("turns", "step", "round", "refresh", "proximal", "floor", "flops"):
         sys.modules.pop(name, None)
 
 
