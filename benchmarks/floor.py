@@ -18,9 +18,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from flops import useful_flops
 from step import LENGTHS, ours, write_batch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from turns import quiet, write
 
 PARTS = {
@@ -64,18 +65,6 @@ class Stopwatch:
             part = next(part for part, names in PARTS.items() if re.search(names, each.key))
             seconds[part] += each.self_cpu_time_total
         return {part: seconds[part] / seconds.total() for part in PARTS}
-
-
-def useful_flops(model: PreTrainedModel, batch: int, prompt: int, response: int, responses: int, live: bool) -> float:
-    """Floating-point operations that no step can do without."""
-    config: PretrainedConfig = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    body = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
-    tokens, scored = prompt + responses * response, responses * response
-    seen = prompt * (prompt + 1) / 2 + responses * (response * prompt + response * (response + 1) / 2)
-    attention = 4 * config.hidden_size * config.num_hidden_layers * seen
-    forward = 2 * body * tokens + 2 * config.hidden_size * config.vocab_size * scored + attention
-    return batch * forward * (4 if live else 3)
 
 
 def matmul_rate(layers: Iterable[torch.nn.Linear], tokens: int) -> float:

@@ -2,6 +2,9 @@
 
 So all sides meet the same machine under the same load, and each has its own peak of memory. A step is measured in CPU
 seconds, which other programs disturb little, and in wall-clock seconds. Ratios are medians over turns.
+
+All sides keep freed memory, as our command line does (`lit_align/allocation.py`); LIT_ALIGN_KEEP_MEMORY=0 measures them
+without.
 """
 
 import contextlib
@@ -22,6 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from lit_align.allocation import SWITCH, keep_freed_memory
 
 
 class Turn:
@@ -104,6 +109,7 @@ def take_turns(sides: dict[str, Callable[[Turn], Any]], turns: int, *, warmup: i
 
 
 def _run(side: Callable[[Turn], Any], line: Connection, threads: int) -> None:
+    keep_freed_memory()
     import torch
 
     torch.set_num_threads(threads)
@@ -148,6 +154,7 @@ def write(out: Path, rows: list[dict[str, Any]], **about: Any) -> None:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
+        "keeps freed memory": os.environ.get(SWITCH) != "0",
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()

@@ -2,13 +2,12 @@
 
 The row holds the tokens of all prompts, then those of all responses. A prompt's tokens see the earlier tokens of the
 prompt. A response's tokens see the prompt and the earlier tokens of the same response; their positions continue from
-the prompt's end. Every layer except attention runs on the row as it is. Attention runs over prompts and over responses
-separately, each padded among its kind. Over prompts it is causal, by the device's own kernel or one block of tokens at
-a time; over responses it has a mask of response × (prompt + response). A mask of the whole row is never formed, and
-only attention pads a prompt to the longest one.
+the prompt's end. Every layer except attention runs on the row as it is, and so does attention (`attention.py`).
 
-Query heads that share keys and values are stacked as more queries of one head (`_grouped`), so that keys and values
-need not be repeated for each of them.
+Attention dropout, and sliding windows that do not reach the whole of a sequence, take another way: attention over
+prompts and over responses separately, each padded among its kind, under masks. So do types and head sizes for which the
+device has no kernel. Query heads that share keys and values are then stacked as more queries of one head (`_grouped`),
+so that keys and values need not be repeated for each of them.
 
 This is an attention implementation of transformers (`PACKED`), for all models that use its attention interface and take
 position ids. In generation it computes the steps of one token and leaves everything else to `sdpa`.
@@ -26,6 +25,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from lit_align.attention import Row, RowAttention
 
 PACKED = "lit_align_packed"
 FUSED_ATTENTION_DEVICES = {"cuda"}
@@ -45,6 +46,7 @@ class Packing:
     positions: Tensor  # [T]
     prompt_mask: Tensor  # [B, P] bool
     responses: tuple[int, int]  # K, R
+    row: Row
     windows: set[int | None] = field(default_factory=set)  # sliding windows that layers use
     _masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
@@ -71,7 +73,13 @@ class Packing:
         prompt_positions = torch.arange(prompt_mask.shape[1], device=mask.device).expand(prompt_mask.shape)
         response_positions = prompt_mask.sum(-1)[:, None, None] + torch.arange(R, device=mask.device).expand(1, K, R)
         positions = torch.cat([prompt_positions.flatten(), response_positions.flatten()])[inverse]
-        return cls(places, inverse, positions, prompt_mask, (K, R))
+        row = Row.of(prompt_mask.sum(-1), response_mask.sum(-1))
+        return cls(places, inverse, positions, prompt_mask, (K, R), row)
+
+    def covers(self, query: Tensor, value: Tensor, window: int | None, dropout: float = 0.0, **kwargs: Any) -> bool:
+        """Whether `RowAttention` computes this layer: it has no dropout, and no window that ends within a sequence."""
+        longest = self.prompt_mask.shape[1] + self.responses[1]
+        return not dropout and (window is None or window >= longest) and self.row.covers(query, value)
 
     def masks(self, window: int | None, groups: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """Masks that are added to scores: of prompts, [P, P], and of responses, [N, 1, groups·R, P+R]. The first is
@@ -190,7 +198,6 @@ def packed_attention(
     Returns:
         [1, T, heads, head size], and None for the attention weights.
     """
-    groups = query.shape[1] // key.shape[1]
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary positions leave them in float32
     if packing is None:
         if query.shape[2] == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
@@ -199,7 +206,19 @@ def packed_attention(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
         )
     packing.windows.add(sliding_window)
-    causal, added = packing.masks(sliding_window, groups, query.dtype)
+    if packing.covers(query, value, sliding_window, **kwargs):
+        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        by_token = (x[0].transpose(0, 1) for x in (query, key, value))
+        return RowAttention.apply(*by_token, packing.row, scale)[None], None  # type: ignore[index]
+    return _masked_attention(module, query, key, value, packing, sliding_window, **kwargs), None
+
+
+def _masked_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, **kwargs: Any
+) -> Tensor:
+    """Attention of a packed row over padded prompts and responses, under masks, [1, T, heads, head size]."""
+    groups = query.shape[1] // key.shape[1]
+    causal, added = packing.masks(window, groups, query.dtype)
     (B, P), (K, R) = packing.prompt_mask.shape, packing.responses
 
     def spread(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +253,7 @@ def packed_attention(
     responses = _grouped(query_r, keys, values, added, **kwargs)
     whole = torch.cat([prompts.flatten(0, 1).flatten(1), responses.flatten(0, 1).flatten(1)])  # [B·P + N·R, heads·size]
     row = _Move.apply(whole, packing.inverse, packing.places)
-    return row.view(1, len(row), *prompts.shape[2:]), None  # type: ignore[union-attr]
+    return row.view(1, len(row), *prompts.shape[2:])  # type: ignore[union-attr]
 
 
 AttentionInterface.register(PACKED, packed_attention)  # type: ignore[arg-type]

@@ -11,10 +11,12 @@ PACKAGE = ROOT / "lit_align"
 
 # A file imports from its own layer and from those before it, never from a later one.
 LAYERS = [
+    "allocation",
     "lazy",
     "errors",
     "console",
     "files",
+    "attention",
     "packing",
     "logprobs",
     "sharding",
@@ -35,6 +37,7 @@ LAYERS = [
     "reporting",
     "model_card",
     "export",
+    "hub",
     "callbacks",
     "cli",
 ]

@@ -8,7 +8,7 @@ from architectures import MODELS, build
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_align import logprobs, packing
+from lit_align import attention, logprobs, packing
 from lit_align.data.batches import Example, collate
 from lit_align.loading import add_adapter, enable_checkpointing, turn_off_dropout
 from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
@@ -69,6 +69,8 @@ def test_gradients_equal_the_definition(
 ) -> None:
     monkeypatch.setitem(logprobs.LOGITS_CHUNK_BYTES, "cpu", 5 * 61 * 8)
     monkeypatch.setattr(packing, "PROMPT_BLOCK", 5)
+    monkeypatch.setattr(attention, "TILE", 5)
+    monkeypatch.setattr(attention, "SHORT", 6)
     model, examples = build(name), random_examples(branches=branches)
     if lora:
         model = add_adapter(model, LoRAConfig(r=2)).double().get_base_model()
@@ -92,14 +94,30 @@ def test_gradients_equal_the_definition(
 
 @pytest.mark.parametrize("kernels", [set(), {"cpu"}], ids=["", "the device's kernels"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral (window)"])
-def test_float32_gradients_are_within_rounding(name: str, kernels: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_gradients_under_masks_are_within_rounding(
+    name: str, kernels: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packing, "FUSED_ATTENTION_DEVICES", kernels)
+    monkeypatch.setattr(packing.Packing, "covers", lambda *args, **kwargs: False)
     model, examples = build(name, torch.float32), random_examples()
     _, single = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
     assert enable_prefix_sharing(model)
     _, packed = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
     for weight, gradient in packed.items():
         assert (gradient - single[weight]).norm() <= 1e-5 * single[weight].norm() + 1e-9, weight
+
+
+def test_only_dropout_and_windows_within_a_sequence_need_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("mistral (window)")  # of 5
+    assert enable_prefix_sharing(model)
+    long, short = (collate([Example([5, 6, 7], [[3] * n, [4]], "")], [0]) for n in (3, 2))
+    monkeypatch.setattr(packing.Packing, "masks", lambda self, *args: 1 / 0)
+    response_logps(model, short)
+    with pytest.raises(ZeroDivisionError):
+        response_logps(model, long)
+    model.train().model.layers[0].self_attn.attention_dropout = 0.1
+    with pytest.raises(ZeroDivisionError):
+        response_logps(model, short)
 
 
 @pytest.mark.parametrize("sharpness", [1, 3], ids=["", "sharp attention"])

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from lit_align.allocation import keeps_freed_memory
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_line, relative
 from lit_align.logprobs import preferences_of
@@ -208,7 +209,8 @@ def memory_line(module: PreferenceObjective) -> str:
     second = size_in_bytes(reference_weights(module.policy, module.reference))
     parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
     listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
-    return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top"
+    kept = ", and freed memory stays with the process" if keeps_freed_memory() else ""
+    return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top{kept}"
 
 
 def size_in_bytes(weights: Iterable[Tensor]) -> int:

@@ -20,6 +20,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # turns: some microseconds
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from lit_align.allocation import keep_freed_memory
 from lit_align.cli.commands import COMMANDS
 from lit_align.cli.noise import quiet
 from lit_align.cli.usage import top_level_help
@@ -50,6 +51,7 @@ def main(args: list[str] | None = None) -> None:
         if args and args[0] in ("-h", "--help"):
             sys.stdout.write(top_level_help())
             sys.exit(0)
+        keep_freed_memory()
         command = COMMANDS.get(args[0]) if args else None
         if command is not None and command.module:
             import_module(command.module).run(args[1:])

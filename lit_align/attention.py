@@ -1,0 +1,308 @@
+"""Attention over a packed row, without masks, padding or repeated keys.
+
+The row holds all prompts and then all responses, those to one prompt side by side. It needs two attentions:
+
+    own:     each prompt and each response over its own tokens, causal
+    shared:  all responses to a prompt over that prompt, not causal
+
+Each gives an output o and the log-sum-exp ℓ of its scores. A response's two outputs are merged by their shares of the
+whole softmax, exp(ℓ_own − ℓ) and exp(ℓ_shared − ℓ), with ℓ = log(exp ℓ_own + exp ℓ_shared). In the backward pass
+
+    P = exp(scale·q kᵀ − ℓ),   dS = P ∘ (dO vᵀ − rowsum(dO ∘ O)),   dq = scale·dS k,   dk = scale·dSᵀ q,   dv = Pᵀ dO
+
+holds for any subset of the keys, as long as O and ℓ are those of all keys. So both backward kernels are given the
+merged O and ℓ, and their gradients add up to the exact one.
+
+The kernels are `FlashSegments` on GPUs and `BlockSegments` on CPUs. The tests hold both to a plain softmax in float64,
+the first with CUDA's operators replaced by their definition.
+
+Shapes: T tokens of the row, D head size; keys and values may have fewer heads, each for a group of G query heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Grads = tuple[Tensor, Tensor, Tensor]
+ByQuery = tuple[Tensor, Tensor, Tensor, Tensor]
+ByKey = tuple[Tensor, Tensor]
+Bounds = Sequence[int]
+"""Where each segment begins and the last one ends."""
+
+TILE = 256
+"""Queries whose scores a CPU's backward pass forms at once."""
+SHORT, NEAR = 128, 16
+"""Causal segments of up to SHORT tokens are computed together if their lengths differ by at most NEAR."""
+
+
+class Segments(Protocol):
+    """Attention in which segment i of the queries sees segment i of the keys."""
+
+    def __init__(self, queries: Bounds, keys: Bounds, causal: bool, device: torch.device): ...
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """The output [T, heads, D] and the log-sum-exp [T, heads].
+
+        Args:
+            query: [T, heads, D]
+            key: [keys, key heads, D]; value likewise.
+        """
+        ...
+
+    @staticmethod
+    def prepare(queries: ByQuery, keys: ByKey, scale: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Whatever `backward` needs of the query tokens [T, ...] and of the keys [keys, ...], once for all segments.
+
+        Args:
+            queries: dO, query, O [T, heads, D] and ℓ [T, heads]; O and ℓ may belong to more keys than a segment's.
+            keys: Key and value.
+        """
+        ...
+
+    def backward(self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], scale: float) -> Grads:
+        """Gradients of query, key and value, from the rows of `prepare` that belong to these segments."""
+        ...
+
+
+class FlashSegments:
+    """The variable-length flash kernels of CUDA devices."""
+
+    def __init__(self, queries: Bounds, keys: Bounds, causal: bool, device: torch.device):
+        bounds = (torch.tensor(each, dtype=torch.int32, device=device) for each in (queries, keys))
+        longest = (max(map(int.__sub__, each[1:], each)) for each in (queries, keys))
+        self.where = (*bounds, *longest)
+        self.causal = causal
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        flash = torch.ops.aten._flash_attention_forward
+        out, lse, *_ = flash(query, key, value, *self.where, 0.0, self.causal, False, scale=scale)
+        return out, lse.T
+
+    @staticmethod
+    def prepare(queries: ByQuery, keys: ByKey, scale: float) -> tuple[ByQuery, ByKey]:
+        grad, query, out, lse = queries
+        return (grad.contiguous(), query, out, lse), keys
+
+    def backward(self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], scale: float) -> Grads:
+        flash = torch.ops.aten._flash_attention_backward
+        grad, query, out, lse = queries
+        saved = (grad, query, *keys, out, lse.T.contiguous())
+        no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device), torch.empty(0, device=query.device)
+        return flash(*saved, *self.where, 0.0, self.causal, *no_dropout, scale=scale)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Segments of a row that are computed together: one, as it is, or several short ones, padded to the longest."""
+
+    queries: slice
+    keys: slice
+    places: Tensor | None = None  # [S, longest] in the row, -1 for padding; instead of the slices
+
+    def take(self, x: Tensor, where: slice) -> Tensor:
+        """[S, tokens, ...] of a tensor [T, ...], zeros for padding."""
+        if self.places is None:
+            return x[where][None]
+        rows = x.index_select(0, self.places.flatten().clamp(min=0)).unflatten(0, self.places.shape)
+        return rows.masked_fill_((self.places < 0).view(*self.places.shape, *[1] * (x.ndim - 1)), 0)
+
+    def put(self, x: Tensor, where: slice, rows: Tensor) -> None:
+        """Write rows [S, tokens, ...] to x [T, ...]."""
+        if self.places is None:
+            x[where] = rows[0]
+        else:
+            inside = self.places >= 0
+            x.index_copy_(0, self.places[inside], rows[inside])
+
+
+class BlockSegments:
+    """The CPU's flash kernel forward; backward, plain matrix products over the scores of one block at a time.
+
+    The backward kernel of CPUs works in products too small to be fast: it took 1.4 to 7 times as long.
+    """
+
+    def __init__(self, queries: Bounds, keys: Bounds, causal: bool, device: torch.device):
+        self.causal = causal
+        self.blocks: list[_Block] = []
+        short: list[tuple[int, int]] = []  # length and start
+        for start, end, first, last in zip(queries, queries[1:], keys, keys[1:], strict=False):
+            if causal and end - start <= SHORT:
+                short.append((end - start, start))
+            elif end > start:
+                self.blocks.append(_Block(slice(start, end), slice(first, last)))
+        short = sorted((each for each in short if each[0]), reverse=True)
+        while short:
+            longest = short[0][0]
+            near = [each for each in short if longest - each[0] <= NEAR]
+            short = short[len(near) :]
+            self.blocks.append(_together(near))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        (T, heads, D), key_heads = query.shape, key.shape[1]
+        out = query.new_empty(T, heads, D)
+        lse = query.new_empty(T, heads, dtype=torch.promote_types(query.dtype, torch.float32))
+        for block in self.blocks:
+            q = _by_key_head(block.take(query, block.queries).unflatten(2, (key_heads, -1)))  # [S·key heads, G, n, D]
+            k, v = (
+                _by_key_head(block.take(x, block.keys)[:, :, :, None]).expand(-1, q.shape[1], -1, -1)
+                for x in (key, value)
+            )
+            flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            attended, sums = flash(q, k, v, 0.0, self.causal, scale=scale)
+            block.put(out, block.queries, _by_token(attended, key_heads).flatten(2, 3))
+            block.put(lse, block.queries, _by_token(sums[..., None], key_heads).flatten(2))
+        return out, lse
+
+    @staticmethod
+    def prepare(queries: ByQuery, keys: ByKey, scale: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """One more column in each product subtracts ℓ and rowsum(dO ∘ O): scores are not rounded before."""
+        (grad, query, out, lse), key_heads = queries, keys[0].shape[1]
+        delta = (grad.to(lse.dtype) * out).sum(-1)
+        columns = _with_column(query, lse / -scale), _with_column(grad, -delta)
+        by_query = tuple(x.unflatten(1, (key_heads, -1)) for x in columns)
+        return by_query, tuple(_with_column(x, None)[:, :, None] for x in keys)
+
+    def backward(self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], scale: float) -> Grads:
+        query, key = queries[0][..., :-2], keys[0][:, :, 0, :-2]
+        to_query, to_key, to_value = query.new_empty(query.shape), key.new_zeros(key.shape), key.new_zeros(key.shape)
+        for block in self.blocks:
+            q, g = (_by_key_head(block.take(x, block.queries)) for x in queries)
+            k, v = (_by_key_head(block.take(x, block.keys))[:, 0] for x in keys)
+            dq, dk, dv = _block_backward(q, g, k, v, scale, self.causal)
+            block.put(to_query, block.queries, _by_token(dq, key.shape[1]))
+            for whole, part in (to_key, dk), (to_value, dv):
+                block.put(whole, block.keys, _by_token(part[:, None].to(key.dtype), key.shape[1])[:, :, :, 0])
+        return to_query.flatten(1, 2), to_key, to_value
+
+
+def _together(segments: Sequence[tuple[int, int]]) -> _Block:
+    """One block of causal segments, each (length, start); the first is the longest."""
+    if len(segments) == 1:
+        ((length, start),) = segments
+        return _Block(slice(start, start + length), slice(start, start + length))
+    lengths, starts = (torch.tensor(each)[:, None] for each in zip(*segments, strict=True))
+    steps = torch.arange(segments[0][0])
+    return _Block(slice(0), slice(0), torch.where(steps < lengths, starts + steps, -1))
+
+
+def _by_key_head(x: Tensor) -> Tensor:
+    """[S, n, key heads, G, D] as [S·key heads, G, n, D]."""
+    return x.permute(0, 2, 3, 1, 4).flatten(0, 1)
+
+
+def _by_token(x: Tensor, key_heads: int) -> Tensor:
+    """[S·key heads, G, n, D] as [S, n, key heads, G, D]."""
+    return x.unflatten(0, (-1, key_heads)).permute(0, 3, 1, 2, 4)
+
+
+def _with_column(x: Tensor, column: Tensor | None) -> Tensor:
+    """x [T, heads, D] and `column` [T, heads], ones if None; it is two columns, for the type of x rounds the first."""
+    high = x.new_ones(x.shape[:2]) if column is None else column.to(x.dtype)
+    low = high if column is None else (column - high).to(x.dtype)
+    return torch.cat([x, high[..., None], low[..., None]], dim=-1)
+
+
+def _block_backward(
+    query: Tensor, grad: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values of one block, a tile of queries at a time.
+
+    Args:
+        query: [heads, G, n, D + 2], with columns that subtract the log-sum-exp; `grad` likewise, with dO and ΔO.
+        key: [heads, m, D + 2]; value likewise.
+
+    Returns:
+        [heads, G, n, D] in the type of the query, and twice [heads, m, D] in at least float32.
+    """
+    heads, G, n, width = query.shape
+    D, wide = width - 2, torch.promote_types(query.dtype, torch.float32)
+    to_query = query.new_empty(heads, G, n, D)
+    to_key, to_value = (torch.zeros(heads, key.shape[1], D, dtype=wide, device=key.device) for _ in range(2))
+    for start in range(0, n, TILE):
+        rows = slice(start, min(start + TILE, n))
+        q, g = (x[:, :, rows].flatten(1, 2) for x in (query, grad))  # [heads, G·rows, D + 2]
+        m = rows.stop if causal else key.shape[1]
+        k, v = key[:, :m], value[:, :m]
+        scores = torch.baddbmm(q.new_empty(heads, q.shape[1], m), q, k.mT, beta=0, alpha=scale)
+        if causal:
+            size = rows.stop - start
+            future = torch.full((size, size), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
+            scores.unflatten(1, (G, size))[..., start:] += future
+        probabilities = scores.exp_()
+        slope = torch.bmm(g, v.mT).mul_(probabilities)
+        to_query[:, :, rows] = torch.bmm(slope, k[..., :D]).mul_(scale).unflatten(1, (G, -1))
+        to_key[:, :m] += torch.bmm(slope.mT, q[..., :D])
+        to_value[:, :m] += torch.bmm(probabilities.mT, g[..., :D])
+    return to_query, to_key.mul_(scale), to_value
+
+
+@dataclass(frozen=True)
+class Row:
+    """The two attentions of a packed row."""
+
+    own: Segments
+    shared: Segments
+    prompt_tokens: int  # of all prompts, which the row begins with
+
+    @classmethod
+    def of(cls, prompt_lengths: Tensor, response_lengths: Tensor, kernels: type[Segments] | None = None) -> "Row":
+        """Lay out a row.
+
+        Args:
+            prompt_lengths: [B]
+            response_lengths: [B, K]
+            kernels: The device's by default.
+        """
+        device, B = prompt_lengths.device, len(prompt_lengths)
+        kernels = kernels or (FlashSegments if device.type == "cuda" else BlockSegments)
+        lengths = torch.cat([prompt_lengths, response_lengths.flatten()]).tolist()
+        own = [0, *accumulate(lengths)]
+        prompts, responses = own[: B + 1], own[B :: response_lengths.shape[1]]
+        return cls(
+            kernels(own, own, True, device),
+            kernels([end - prompts[-1] for end in responses], prompts, False, device),
+            prompts[-1],
+        )
+
+    def covers(self, query: Tensor, value: Tensor) -> bool:
+        """Whether the device has kernels for these heads and this type."""
+        if query.shape[-1] != value.shape[-1]:
+            return False  # values of another size than keys
+        if query.is_cuda:
+            return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256 and not query.shape[-1] % 8
+        return query.device.type == "cpu"
+
+
+class RowAttention(torch.autograd.Function):
+    """Attention of a packed row: query [T, heads, D], key and value [T, key heads, D]; the output is like the query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, row: Row, scale: float) -> Tensor:
+        n = row.prompt_tokens
+        out, lse = row.own.forward(query, key, value, scale)
+        if n < len(query):
+            shared, shared_lse = row.shared.forward(query[n:], key[:n], value[:n], scale)
+            share = torch.sigmoid(shared_lse - lse[n:])[..., None]
+            out[n:] = out[n:].to(share.dtype).lerp_(shared.to(share.dtype), share)
+            lse[n:] = torch.logaddexp(lse[n:], shared_lse)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.row, ctx.scale = row, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (grad,), (query, key, value, out, lse) = grads, ctx.saved_tensors
+        n, own, shared = ctx.row.prompt_tokens, ctx.row.own, ctx.row.shared
+        queries, keys = own.prepare((grad, query, out, lse), (key, value), ctx.scale)
+        to_query, to_key, to_value = own.backward(queries, keys, ctx.scale)
+        if n < len(query):
+            more = shared.backward(tuple(x[n:] for x in queries), tuple(x[:n] for x in keys), ctx.scale)
+            for whole, part in zip((to_query[n:], to_key[:n], to_value[:n]), more, strict=True):
+                whole += part
+        return to_query, to_key, to_value, None, None
