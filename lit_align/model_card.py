@@ -32,6 +32,7 @@ def model_card(objective: SavedObjective, config: dict[str, Any], run: Path | No
         "reference": _reference(objective),
         "LoRA": str(objective.lora or "no: all weights"),
         "data": _data(config),
+        "arguments of the chat template": _template_args(config),
     }
     table = ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in facts.items() if value)]
     lines = ["---", _yaml(front), "---", "", f"# {base} after {name}", "", "Trained with lit_align.", "", *table, ""]
@@ -66,6 +67,12 @@ def _data(config: dict[str, Any]) -> str:
         arguments = scorer.get("init_args") or {}
         parts.append(f"scored by {arguments.get('function') or arguments.get('model') or scorer.get('class_path')}")
     return ", ".join(filter(None, parts))
+
+
+def _template_args(config: dict[str, Any]) -> str:
+    """Arguments with which the model was trained, and has to be prompted."""
+    arguments = ((config.get("data") or {}).get("init_args") or {}).get("template_args") or {}
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def _verdict(run: Path | None) -> list[str]:

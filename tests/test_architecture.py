@@ -37,6 +37,7 @@ LAYERS = [
     "reporting",
     "model_card",
     "export",
+    "hub",
     "callbacks",
     "cli",
 ]

@@ -25,7 +25,9 @@ from lit_align.data import OfflinePairs
 from lit_align.data.sampling import Response, Sampling
 from lit_align.errors import UserError
 from lit_align.export import export, load_policy
+from lit_align.model_card import model_card
 from lit_align.objectives import DPO, RewardModel
+from lit_align.objectives.saved import SavedObjective
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.sharding import gathered
 
@@ -189,6 +191,13 @@ def test_the_card_states_the_formula_of_an_objective_of_ones_own(tiny_model, in_
     fit(Own(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp))).save_checkpoint("own.ckpt")
     export("own.ckpt", "exported")
     assert "| objective | Own: −log σ(own) |" in Path("exported/README.md").read_text()
+
+
+def test_the_card_states_the_arguments_of_the_chat_template():
+    objective = SavedObjective("DPO", "−log σ", "logp", PolicyConfig("base"), None, 0.1, 0.0, None, None)
+    config = {"data": {"init_args": {"template_args": {"enable_thinking": False}}}}
+    assert "| arguments of the chat template | enable_thinking=False |" in model_card(objective, config, None, False)
+    assert "arguments of the chat template" not in model_card(objective, {}, None, False)
 
 
 @pytest.mark.parametrize(

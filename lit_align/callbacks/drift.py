@@ -178,7 +178,7 @@ class Drift(AlignCallback):
         other = sampling.described_for(policy.temperature)
         print_field(
             "drift",
-            f"KL(policy‖reference) {kl_reference:z.2f}, KL(policy‖start) {kl_start:z.2f} nats per response"
+            f"KL from reference {kl_reference:z.2f}, from start {kl_start:z.2f} nats per response"
             + (f", over responses sampled at {other}" if other else ""),
         )
 

@@ -89,7 +89,8 @@ def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: boo
     if newest is None or (ended and not any(map(_extends, changed.items()))):
         raise _finished(folder, config, newest)
     print_line(f"resumes {relative(folder)} from {newest.name}, its newest checkpoint (--fresh starts from nothing)")
-    return newest
+    last = newest.with_name("last.ckpt")  # by this name, for Lightning never deletes the file that a run resumed from
+    return last if last.is_symlink() and last.resolve() == newest.resolve() else newest
 
 
 def seed_to_resume(folder: str | Path) -> int | None:

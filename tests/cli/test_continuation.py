@@ -119,6 +119,8 @@ def test_the_same_command_resumes_a_killed_run(fit: Fit, runs: Path, monkeypatch
     said = fit(*fresh)
     assert said.count("resumes run from step=4.ckpt, its newest checkpoint (--fresh starts from nothing)\n") == 1
     assert weights("run") == weights(runs / "finished")
+    kept, expected = ({p.name for p in folder.glob("checkpoints/*")} for folder in (Path("run"), runs / "finished"))
+    assert kept == expected, "the checkpoint that it resumed from is deleted as any other"
     steps = [row["step"] for row in read_metrics("run/metrics.csv")]
     assert steps == [row["step"] for row in read_metrics(runs / "finished" / "metrics.csv")]
 

@@ -1,6 +1,7 @@
 """Answers of a judge, cached in SQLite, so that even an interrupted run never pays twice for a request."""
 
 import os
+import socket
 import sqlite3
 import threading
 import time
@@ -25,6 +26,9 @@ COLUMNS = {
 }
 
 
+CLAIM_COLUMNS = {"request": "TEXT PRIMARY KEY", "expires": "REAL", "host": "TEXT", "pid": "INTEGER"}
+
+
 class Answer(NamedTuple):
     """A judge's answer."""
 
@@ -37,7 +41,8 @@ class Answer(NamedTuple):
 class AnswerCache:
     """Answers on disk, by the digest of their request; threads and processes share the file.
 
-    Each answer is committed as it comes. A damaged file is set aside and a new one started.
+    Each answer is committed as it comes. A request is claimed before it is sent, so that processes that start together
+    send it once. A damaged file is set aside and a new one started.
 
     Raises:
         UserError: the file cannot be opened, read or written, or is another database.
@@ -64,6 +69,24 @@ class AnswerCache:
         )
         return Answer(*found[0]) if found else None
 
+    def claim(self, request: str, seconds: float) -> bool:
+        """Claim a request for this process, which then sends it; False if another process has claimed it.
+
+        Args:
+            seconds: After this time, or when its process has ended, the claim no longer holds.
+        """
+        now = time.time()
+        for expires, host, pid in self._execute("SELECT expires, host, pid FROM claims WHERE request = ?", request):
+            if expires > now and (host != socket.gethostname() or _is_running(pid)):
+                return False
+            self._execute("DELETE FROM claims WHERE request = ? AND expires = ?", request, expires)
+        mine = (request, now + seconds, socket.gethostname(), os.getpid())
+        return bool(self._execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?) RETURNING request", *mine))
+
+    def release(self, request: str) -> None:
+        """Give up the claim of a request."""
+        self._execute("DELETE FROM claims WHERE request = ?", request)
+
     def put(self, request: str, model: str, answer: Answer) -> None:
         self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", request, model, *answer)
 
@@ -78,12 +101,14 @@ class AnswerCache:
 
     def _execute(self, command: str, *values: Any) -> list[Any]:
         """Run one command; wait for a lock, and replace a damaged file."""
-        table = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+        tables = {"answers": COLUMNS, "claims": CLAIM_COLUMNS}
         started, noticed = time.monotonic(), False  # threads that wait for each other wait for the same lock
         with self._lock:
             while True:
                 try:
-                    self._connection.execute(f"CREATE TABLE IF NOT EXISTS answers ({table})")
+                    for table, columns in tables.items():
+                        columns = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+                        self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
                     return self._connection.execute(command, values).fetchall()
                 except sqlite3.Error as error:
                     kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bytes are variants of a kind
@@ -110,3 +135,14 @@ class AnswerCache:
             f"endpoint.cache={str(self.path)!r} cannot be {verb} ({error}). Name a new file or an existing cache, in a "
             "folder with free space that you may write to. If another process holds it locked, wait for it to end."
         )
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True

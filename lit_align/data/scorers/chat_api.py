@@ -30,6 +30,8 @@ ATTEMPTS = 3
 
 LONGEST_WAIT = 600.0
 """Longest wait in seconds; a server that requests a longer wait is queried again after this time."""
+CLAIM_SECONDS = 10.0
+"""How much longer than its timeout a request stays claimed by a process."""
 
 Messages = list[dict[str, str]]
 
@@ -208,6 +210,26 @@ class Client:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _ask(self, key: str, messages: Messages) -> str:
+        """The answer to a conversation; another process's, if that one sends the request."""
+        while True:
+            if claimed := self.cache.claim(key, self.endpoint.timeout + CLAIM_SECONDS):
+                try:
+                    answer = self.cache.get(key)  # it may have come before the claim
+                    text = answer.text if answer else self._send(key, messages)
+                finally:
+                    self.cache.release(key)
+            else:
+                answer = self.cache.get(key)
+                text = answer.text if answer else ""
+            if answer:
+                with self._lock:
+                    self.usage.cached += 1
+            if claimed or answer:
+                return text
+            if self._stop.wait(0.1):
+                raise JudgeError("another request has failed")
+
+    def _send(self, key: str, messages: Messages) -> str:
         started = time.monotonic()
         text, usage = self._post_with_retries(messages, started)
         answer = Answer(
@@ -245,7 +267,7 @@ class Client:
         return JudgeError(
             f"the judge {self.endpoint.model} at {self.endpoint.base_url} gave no answer in {attempts} attempts and "
             f"{seconds:.0f} s; the last: {last}. All responses and answers so far are kept. To resume, run the same "
-            "command again, after the first round with --ckpt_path; raise endpoint.retries or endpoint.timeout to try "
+            "command again; raise endpoint.retries or endpoint.timeout to try "
             "longer."
         )
 

@@ -1,6 +1,7 @@
 """The client of chat endpoints: retries, the key, and the cache, against a real HTTP server."""
 
 import json
+import os
 import socket
 import sqlite3
 import struct
@@ -16,11 +17,12 @@ from typing import Any
 
 import pytest
 from judge_server import KEY, endpoint, graded_by_length, grades, in_turn
+from processes import fork
 
 from lit_align.data import Endpoint, GradingJudge
 from lit_align.data.scorers.answer_cache import Answer, AnswerCache
 from lit_align.data.scorers.base import score
-from lit_align.data.scorers.chat_api import JudgeError, _retry_after
+from lit_align.data.scorers.chat_api import Client, JudgeError, _retry_after
 from lit_align.errors import UserError
 
 
@@ -36,6 +38,31 @@ def test_equal_requests_are_paid_for_once(serve, in_tmp, capsys):
     assert len(server.requests) == 2
     again.release()
     assert "0 calls · 1 answers from judge.sqlite" in capsys.readouterr().out
+
+
+def test_processes_that_start_together_pay_once(serve, in_tmp):
+    """Two judges with connections of their own ask the same at once; the claim of a process that died does not hold."""
+
+    def slowly(messages: list[dict[str, str]]) -> str:
+        time.sleep(0.2)
+        return graded_by_length(messages)
+
+    def grade(judge: GradingJudge) -> list[float]:
+        return list(score(judge, ["q"] * 4, ["a", "bb", "ccc", "dddd"]))
+
+    def die_while_sending() -> None:
+        Client._post = lambda self, body: os._exit(0)  # type: ignore[method-assign]
+        grade(GradingJudge(endpoint(server)))
+
+    server = serve(slowly)
+    assert fork(die_while_sending) == 0
+    judges = [GradingJudge(endpoint(server)) for _ in range(2)]
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(grade, judges))
+    assert both == [[2.0, 3.0, 4.0, 5.0]] * 2
+    assert len(server.requests) == 4
+    for judge in judges:
+        judge.release()
 
 
 def test_two_servers_share_no_answers(serve, in_tmp):
