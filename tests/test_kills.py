@@ -28,7 +28,7 @@ EVENTS = (
     ("pyarrow.parquet", "write_table"),
     ("fsspec.implementations.local", "LocalFileOpener.commit"),
     ("torch.optim", "SGD.step"),
-    ("lit_align.data.samplers", "sample_responses"),
+    ("lit_align.data.samplers.generate", "sample_responses"),
     ("lit_align.data.scorers.base", "score"),
     ("lit_align.data.rounds.record", "record_logps"),
     ("lit_align.evaluation.held_out", "Evaluator.evaluate"),
