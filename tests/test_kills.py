@@ -155,7 +155,7 @@ def artefacts(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if path.name.startswith("."):  # was being written beside its place
+        if path.name.startswith(".") or path.name == "last.ckpt":  # a file half written; a link, or a later copy
             continue
         if path.suffix == ".ckpt":
             found[name] = plain(torch.load(path, weights_only=True))
