@@ -56,8 +56,26 @@ class HashedCheckpointIO(TorchCheckpointIO):
             raise unwritable(path, error) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint whose hash fits.
+
+        Raises:
+            UserError: it is damaged, not of a run, would run code, or cannot be read.
+        """
         check_hash(path)
-        return super().load_checkpoint(path, *args, **kwargs)
+        try:
+            checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"ckpt_path={relative(path)} holds more than weights and plain values, which could run code, or is "
+                "damaged. Name a checkpoint that a run wrote."
+            ) from error
+        except (OSError, EOFError, ImportError, KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"ckpt_path={relative(path)} cannot be loaded: {first_line(error)}. Name another."
+            ) from error
+        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+            raise UserError(f"ckpt_path={relative(path)} is not a checkpoint of a run. Name one that a run wrote.")
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         super().remove_checkpoint(path)

@@ -21,6 +21,8 @@ from lit_align.export import export
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
 
+EMPTY: dict[str, Any] = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
+
 
 def train(model: str, *args: str) -> None:
     options = {
@@ -77,24 +79,24 @@ def test_a_flipped_bit_is_named_and_the_checkpoint_before_offered(tiny_model, in
 
 def test_the_hash_goes_with_its_checkpoint(in_tmp):
     files = HashedCheckpointIO()
-    files.save_checkpoint({"weight": torch.ones(3)}, "kept/a.ckpt")
+    files.save_checkpoint(EMPTY | {"weight": torch.ones(3)}, "kept/a.ckpt")
     assert sorted(os.listdir("kept")) == ["a.ckpt", "a.ckpt.sha256"]
-    files.save_checkpoint({"weight": torch.zeros(3)}, "kept/a.ckpt")
+    files.save_checkpoint(EMPTY | {"weight": torch.zeros(3)}, "kept/a.ckpt")
     assert files.load_checkpoint("kept/a.ckpt")["weight"].sum() == 0
     files.remove_checkpoint("kept/a.ckpt")
     assert os.listdir("kept") == []
 
 
 def test_a_checkpoint_without_a_hash_loads(in_tmp):
-    torch.save({"weight": torch.ones(3)}, "other.ckpt")
+    torch.save(EMPTY | {"weight": torch.ones(3)}, "other.ckpt")
     assert HashedCheckpointIO().load_checkpoint("other.ckpt")["weight"].sum() == 3
 
 
 def test_a_kill_between_checkpoint_and_hash_leaves_no_wrong_hash(in_tmp, monkeypatch):
     files = HashedCheckpointIO()
-    files.save_checkpoint({"step": 1}, "a.ckpt")
+    files.save_checkpoint(EMPTY | {"step": 1}, "a.ckpt")
     monkeypatch.setattr("lit_align.checkpoints.write_hash", lambda path: None)
-    files.save_checkpoint({"step": 2}, "a.ckpt")
+    files.save_checkpoint(EMPTY | {"step": 2}, "a.ckpt")
     assert files.load_checkpoint("a.ckpt")["step"] == 2
 
 
@@ -123,6 +125,37 @@ def train_in_shards(model: str, ckpt_path: str | None = None) -> None:
     options |= {"ckpt_path": ckpt_path, "max_epochs": 2 if ckpt_path else 1, "enable_checkpointing": not ckpt_path}
     data = OfflinePairs("pairs.jsonl", batch_size=2)
     fit(module, data, *([] if ckpt_path else [saving]), FSDPSharding(), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda whole: [1, 2], "is not a checkpoint of a run"),
+        (lambda whole: whole["state_dict"], "is not a checkpoint of a run"),
+        (lambda whole: {"code": Hostile()}, "holds more than weights and plain values, which could run code"),
+        (lambda whole: without(whole, "optimizer_states"), "holds weights, but not the state of the optimizer"),
+        (lambda whole: without(whole, "loops"), "holds weights, but not the state of the optimizer"),
+        (lambda whole: without(whole, "reference"), "is not of an objective with a reference"),
+    ],
+    ids=["list", "weights", "code", "no optimizer", "no loops", "no reference"],
+)
+def test_a_foreign_or_incomplete_checkpoint_is_one_message(tiny_model, in_tmp, change, message):
+    pairs = write_pairs(in_tmp)
+
+    def resume(ckpt_path: str | None = None) -> Any:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
+        options: dict[str, Any] = {"plugins": [HashedCheckpointIO()], "max_epochs": 2 if ckpt_path else 1}
+        return fit(module, OfflinePairs(pairs, batch_size=4), ckpt_path=ckpt_path, **options)
+
+    resume().save_checkpoint("whole.ckpt")
+    torch.save(change(torch.load("whole.ckpt", weights_only=True)), "changed.ckpt")
+    with pytest.raises(UserError, match=message):
+        resume("changed.ckpt")
+    assert not Path("executed").exists()
+
+
+def without(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in checkpoint.items() if key != name}
 
 
 def test_shards_with_code_are_refused_and_others_resume(tiny_model, in_tmp):

@@ -41,6 +41,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                 if cls is None:
                     reason = message[found.end() :].strip().partition("\n")[0]
                     return f"{where}: cannot import '{text}' ({reason}). {known(base)}"
+                if not inspect.isclass(cls):
+                    return f"{where}.class_path={text} must be a class. Name a class."
             case "argument" if not (cls or text.startswith("-")):
                 return f"'{text}' is not an option: options are written --key=value. {see}"
             case "option" | "extra" | "argument":
@@ -98,7 +100,7 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
     if parent and not siblings:  # the option above it does not exist, either
         return unknown_option(where, cls, parent.partition(".")[0], None, parser, see)
     names = dict.fromkeys(key.removeprefix(f"{parent}.").partition(".")[0] for key in siblings)
-    listed = f" Options: {', '.join(names)}." if len(names) <= 16 else ""
+    listed = f" Options: {', '.join(names)}." if len(names) <= 20 else ""
     hint = did_you_mean(option, siblings)
     return f"{below(where, cls, option)}: {name(cls)} has no option '{option}'.{hint}{listed} {see}"
 

@@ -14,7 +14,7 @@ PATTERNS = {
     "option": r"(?:Group '(?P<group>[^']*)'|Subcommand '\w+') does not accept option '(?P<option>[^']+)'",
     "extra": r"Option '(?P<extra>[^']+)' is not accepted",
     "argument": r"unrecognized arguments: (?P<argument>\S+)",
-    "required": r"arguments are required: (?P<required>[^\n]+)",
+    "required": r"arguments are required: (?P<required>(?:(?!\. Got value)[^\n])+)",
     "other": r"Import path (?P<other>\S+) does not correspond to a subclass",
     "unnamed": r"(?P<unnamed>Not a valid subclass)",
     "made": r"Expected '(?P<made>[^']+)' to be a (?:function that returns|subclass of) <class '(?P<of>\w+)'>",

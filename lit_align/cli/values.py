@@ -40,16 +40,24 @@ def check_groups(config: Any) -> None:
         UserError: names the key.
     """
     for key, _, value in _entries(config):
-        above, _, name = key.rpartition(".init_args.")
+        above, _, name = key.partition("[")[0].rpartition(".init_args.")
         cls = locate(str(config.get(f"{above}.class_path"))) if above else None
-        if cls is not None and value is not None and any(option.startswith(f"{name}.") for option in options(cls)):
+        if cls is None or not any(option.startswith(f"{name}.") for option in options(cls)):
+            continue
+        if value is not None or not _takes_null(cls, name):
             raise UserError(f"{key}={shown(value)} must be options (key: value). Give them, or leave it out.")
+
+
+def _takes_null(cls: type, option: str) -> bool:
+    """Whether null is the default of an option, of a class or of its bases."""
+    signatures = [inspect.signature(base.__init__) for base in cls.__mro__ if "__init__" in vars(base)]
+    return any(each.parameters[option].default is None for each in signatures if option in each.parameters)
 
 
 def _entries(config: Namespace, where: str = "") -> Iterator[tuple[str, Namespace, Any]]:
     """The key, the parent and the value of each option, entries of lists included."""
     for key, value in list(vars(config).items()):
-        several = isinstance(value, list | tuple)
+        several = isinstance(value, list | tuple) and len(value) > 0
         for number, entry in enumerate(value if several else [value]):
             below = f"{where}{key}" + (f"[{number}]" if several else "")
             if isinstance(entry, Namespace):

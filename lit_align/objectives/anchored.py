@@ -197,6 +197,10 @@ class AnchoredObjective(PreferenceObjective):
         checkpoint["adapted"] = self._adapted
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "reference" not in checkpoint:
+            raise UserError(
+                "the checkpoint is not of an objective with a reference. Name one that a run of this objective wrote."
+            )
         super().on_load_checkpoint(checkpoint)
         if self.proximal_target is not None:
             self.proximal = checkpoint.get("proximal", self.proximal)

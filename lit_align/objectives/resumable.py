@@ -11,6 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align import provenance
+from lit_align.errors import UserError
 from lit_align.lightning_features import check_features
 from lit_align.objectives._checks import check_state_dict
 from lit_align.policy import LoRAConfig, is_adapter_weight
@@ -59,6 +60,12 @@ class ResumableModule(L.LightningModule):
         if self._trainer is None:  # load_from_checkpoint
             return
         if self.trainer.state.fn == TrainerFn.FITTING:
+            whole = {"loops", "optimizer_states", "lr_schedulers"} <= checkpoint.keys()
+            if "state_dict" in checkpoint and not whole:  # a sharded strategy loads these itself
+                raise UserError(
+                    "the checkpoint holds weights, but not the state of the optimizer, so no run can resume from it. "
+                    "Name another, and save with checkpoint.save_weights_only=false."
+                )
             provenance.check(
                 checkpoint,
                 self.identity(),

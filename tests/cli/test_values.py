@@ -119,6 +119,7 @@ def fails(in_tmp: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch, capsys
         ("--model.lora.targets=[]", "model.lora.targets must name at least one layer"),
         ("--model.warmup_steps=-1", "model.warmup_steps=-1 must be at least 0"),
         ("--trainer.callbacks=EarlyStopping", "trainer.callbacks: 'EarlyStopping' is not a list"),
+        ("--model.reference=null", "model.init_args.reference=null must be options (key: value)"),
         ("--config=group.yaml", "model.init_args.reference=3 must be options (key: value)"),
         ("--trainer.max_time=abc", "is not a valid duration"),
     ],

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -88,7 +89,7 @@ ROW = st.one_of(
 )
 
 
-def check(rows: list[Row]) -> None:
+def check(rows: Sequence[Row]) -> None:
     """A row that is read keeps the promises of its type."""
     for row in rows:
         assert isinstance(row.prompt, str) or all(
