@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM
 from turns import quiet, write
 
 PARTS = {
-    "matrix products": r"aten::(mm|addmm|bmm|baddbmm)$",
-    "attention": r"attention",
+    "linear layers": r"aten::(mm|addmm)$",
+    "attention": r"[aA]ttention|aten::(bmm|baddbmm|exp_)$",
     "softmax and loss": r"softmax|nll|cross_entropy|logsumexp|gather",
     "copies and casts": r"aten::(copy_|cat|index|index_select|clone|_to_copy|embedding.*|index_put.*|.*scatter.*)$",
     "optimizer and clipping": r"aten::(lerp_|addcmul_|addcdiv_|sqrt|linalg_vector_norm|_foreach_.*|_fused_adam.*)$",

@@ -62,7 +62,7 @@ class Bench:
     def policy(self, dtype: torch.dtype = torch.bfloat16, layers: int | None = None) -> Policy:
         """A policy of random weights, the same at each call."""
         torch.manual_seed(0)
-        size = SIZES["tiny" if self.tiny else "1b"] | ({"num_hidden_layers": layers} if layers else {})
+        size: Any = SIZES["tiny" if self.tiny else "1b"] | ({"num_hidden_layers": layers} if layers else {})
         config = LlamaConfig(**size, max_position_embeddings=16384)
         config._attn_implementation = "sdpa"
         with torch.device(self.device):

@@ -38,6 +38,8 @@ TILE = 256
 """Queries whose scores a CPU's backward pass forms at once."""
 SHORT, NEAR = 128, 16
 """Causal segments of up to SHORT tokens are computed together if their lengths differ by at most NEAR."""
+SCORES = 1 << 17
+"""Most scores of one head in such a block, so that they stay in caches."""
 
 
 class Segments(Protocol):
@@ -102,28 +104,29 @@ class _Block:
 
     queries: slice
     keys: slice
-    places: Tensor | None = None  # [S, longest] in the row, -1 for padding; instead of the slices
+    places: Tensor | None = None  # [S, longest] in the row, 0 for padding; instead of the slices
+    inside: Tensor | None = None  # which of all S · longest are tokens, and which padding
+    outside: Tensor | None = None
 
     def take(self, x: Tensor, where: slice) -> Tensor:
         """[S, tokens, ...] of a tensor [T, ...], zeros for padding."""
-        if self.places is None:
+        if self.places is None or self.outside is None:
             return x[where][None]
-        rows = x.index_select(0, self.places.flatten().clamp(min=0)).unflatten(0, self.places.shape)
-        return rows.masked_fill_((self.places < 0).view(*self.places.shape, *[1] * (x.ndim - 1)), 0)
+        return x.index_select(0, self.places.flatten()).index_fill_(0, self.outside, 0).unflatten(0, self.places.shape)
 
     def put(self, x: Tensor, where: slice, rows: Tensor) -> None:
         """Write rows [S, tokens, ...] to x [T, ...]."""
-        if self.places is None:
+        if self.places is None or self.inside is None:
             x[where] = rows[0]
         else:
-            inside = self.places >= 0
-            x.index_copy_(0, self.places[inside], rows[inside])
+            x.index_copy_(0, self.places.flatten()[self.inside], rows.flatten(0, 1).index_select(0, self.inside))
 
 
 class BlockSegments:
     """The CPU's flash kernel forward; backward, plain matrix products over the scores of one block at a time.
 
-    The backward kernel of CPUs works in products too small to be fast: it took 1.4 to 7 times as long.
+    The kernel shares keys among heads since torch 2.9. Its backward pass works in products too small to be fast: it
+    took 1.4 to 7 times as long.
     """
 
     def __init__(self, queries: Bounds, keys: Bounds, causal: bool, device: torch.device):
@@ -138,24 +141,20 @@ class BlockSegments:
         short = sorted((each for each in short if each[0]), reverse=True)
         while short:
             longest = short[0][0]
-            near = [each for each in short if longest - each[0] <= NEAR]
+            near = [each for each in short if longest - each[0] <= NEAR][: max(1, SCORES // longest**2)]
             short = short[len(near) :]
             self.blocks.append(_together(near))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        (T, heads, D), key_heads = query.shape, key.shape[1]
-        out = query.new_empty(T, heads, D)
-        lse = query.new_empty(T, heads, dtype=torch.promote_types(query.dtype, torch.float32))
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out = query.new_empty(query.shape)
+        lse = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
         for block in self.blocks:
-            q = _by_key_head(block.take(query, block.queries).unflatten(2, (key_heads, -1)))  # [S·key heads, G, n, D]
-            k, v = (
-                _by_key_head(block.take(x, block.keys)[:, :, :, None]).expand(-1, q.shape[1], -1, -1)
-                for x in (key, value)
-            )
-            flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            q = block.take(query, block.queries).transpose(1, 2)
+            k, v = (block.take(x, block.keys).transpose(1, 2) for x in (key, value))
             attended, sums = flash(q, k, v, 0.0, self.causal, scale=scale)
-            block.put(out, block.queries, _by_token(attended, key_heads).flatten(2, 3))
-            block.put(lse, block.queries, _by_token(sums[..., None], key_heads).flatten(2))
+            block.put(out, block.queries, attended.transpose(1, 2))
+            block.put(lse, block.queries, sums.transpose(1, 2))
         return out, lse
 
     @staticmethod
@@ -187,7 +186,9 @@ def _together(segments: Sequence[tuple[int, int]]) -> _Block:
         return _Block(slice(start, start + length), slice(start, start + length))
     lengths, starts = (torch.tensor(each)[:, None] for each in zip(*segments, strict=True))
     steps = torch.arange(segments[0][0])
-    return _Block(slice(0), slice(0), torch.where(steps < lengths, starts + steps, -1))
+    real = steps < lengths
+    inside, outside = (each.flatten().nonzero()[:, 0] for each in (real, ~real))
+    return _Block(slice(0), slice(0), torch.where(real, starts + steps, 0), inside, outside)
 
 
 def _by_key_head(x: Tensor) -> Tensor:

@@ -185,5 +185,5 @@ def join(rank: int, processes: int, port: int) -> None:
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",  # by it Lightning knows that the processes are there
     }
-    rank_zero_only.rank = rank
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]
     torch.set_num_threads(1)

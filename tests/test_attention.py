@@ -19,6 +19,7 @@ CASES: dict[str, Lengths] = {
     "prompts around a tile": ([TILE - 1, TILE, TILE + 1], [[2], [1], [3]]),
     "responses around a tile": ([3, 2], [[TILE - 1, TILE], [TILE + 1, 1]]),
     "families longer than a tile": ([20], [[100, 90, 95, 110, 30]]),
+    "more short responses than one block holds": ([4], [[90, 85] * 10]),
     "many short responses": ([6, 11], [[3, 5, 8, 2, 9, 1, 4, 4], [7, 7, 7, 7, 20, 20, 40, 41]]),
 }
 

@@ -8,7 +8,7 @@ from rich.text import Text as Styled
 from lit_align.console import console, print_line, printable
 from lit_align.data.formats.rows import Text
 from lit_align.data.rounds.records import SampleRow, ScoreRow, part_means
-from lit_align.data.rounds.store import StoredRound, read_rounds
+from lit_align.data.rounds.store import StoredBatch, StoredRound, read_rounds
 from lit_align.errors import UserError
 
 
@@ -48,9 +48,9 @@ def summary(rounds: Sequence[StoredRound]) -> Table:
     for column in ("round", "prompts", "responses", "reward", "best", "worst", "finished", "folder"):
         made.add_column(column, justify="left" if column == "folder" else "right")
     for stored in rounds:
-        rewards = [scored.scores for _, scored in stored.rows]
+        rewards = [scored.scores for scored in stored.scores]
         numbers = [_mean(_flat(rewards)), _mean(map(max, rewards)), _mean(map(min, rewards))]
-        finished = _mean(_flat(sample.finished for sample, _ in stored.rows))
+        finished = _mean(_flat(row for batch in stored.batches for row in batch.finished()))
         counts = [stored.number, len(rewards), sum(map(len, rewards))]
         made.add_row(*map(str, counts), *(f"{n:.3f}" for n in numbers), f"{finished:.0%}", stored.path.name)
     return made
@@ -58,7 +58,7 @@ def summary(rounds: Sequence[StoredRound]) -> Table:
 
 def heading(stored: StoredRound) -> list[str]:
     """The lines above a round's table: counts, mean reward and its parts, the scorer."""
-    scores = [scored for _, scored in stored.rows]
+    scores = stored.scores
     rewards = _flat(scored.scores for scored in scores)
     return [
         f"round {stored.number} · {len(scores)} prompts · {len(rewards)} responses · mean reward "
@@ -71,14 +71,11 @@ def heading(stored: StoredRound) -> list[str]:
 def table(stored: StoredRound, count: int) -> Table:
     """The best and the worst response to each of `count` prompts, the widest margins first."""
 
-    def margin(pair: tuple[SampleRow, ScoreRow]) -> float:
-        return max(pair[1].scores) - min(pair[1].scores)
-
     width = max(20, (console.width - 4) // 3)
     made = Table(pad_edge=False, show_lines=True)
     for column in ("prompt", "best", "worst"):
         made.add_column(column, overflow="fold", ratio=1, max_width=width)
-    for sample, scored in sorted(stored.rows, key=margin, reverse=True)[:count]:
+    for sample, scored in widest(stored, count):
         places = sorted(range(len(scored.scores)), key=lambda place: -scored.scores[place])
         cells = [Styled(one_line(_words(sample.prompt), 6 * width, end=True))]
         for place in (places[0], places[-1]):
@@ -86,6 +83,19 @@ def table(stored: StoredRound, count: int) -> Table:
             cells.append(cell.append(one_line(sample.responses[place], 6 * width), style="not bold"))
         made.add_row(*cells)
     return made
+
+
+def widest(stored: StoredRound, count: int) -> list[tuple[SampleRow, ScoreRow]]:
+    """The rows with the widest margins; only the batches that hold them are read."""
+
+    def margin(place: tuple[StoredBatch, int]) -> float:
+        scores = place[0].scores[place[1]].scores
+        return max(scores) - min(scores)
+
+    places = [(batch, row) for batch in stored.batches for row in range(len(batch.scores))]
+    chosen = sorted(places, key=margin, reverse=True)[:count]
+    rows = {batch.file: batch.rows() for batch, _ in chosen}
+    return [rows[batch.file][row] for batch, row in chosen if rows[batch.file]]
 
 
 def one_line(text: str, width: int, end: bool = False) -> str:

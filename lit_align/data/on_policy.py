@@ -252,14 +252,14 @@ class OnPolicyPairs(PairsDataModule):
         print_line(f"round {begun.index + 1}" + (f" of {self._rounds}" if self._rounds > 0 else ""))
 
         sampled = maker.sample()
-        scored = maker.score(sampled.rows)
-        groups = maker.group(sampled.rows, scored.rows)
-        pairs = self.pairing(groups)
+        scored = maker.score(sampled)
+        groups = maker.group(sampled, scored)
+        pairs = maker.pair(self.pairing, groups)
         unused = self._check_pairs(pairs, len(groups))
         examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)
         self._round = replace(begun, groups=groups, examples=examples)
 
-        metrics = round_metrics(begun.index, sampled, scored, pairs, unused)
+        metrics = round_metrics(begun.index, sampled, scored, groups, pairs, unused)
         if begun.index == self._logged:  # before the checkpoint
             return
         for logger in self.trainer.loggers:  # `self.log` cannot be used while Lightning asks for a loader
@@ -285,7 +285,7 @@ class OnPolicyPairs(PairsDataModule):
             scorer=self.scorer,
         )
 
-    def _check_pairs(self, pairs: Pairs, prompts: int) -> int:
+    def _check_pairs(self, pairs: Pairs[ExampleTable], prompts: int) -> int:
         """Print what the pairing rule gave; the number of pairs that fill no batch for every process.
 
         Raises:
@@ -300,7 +300,7 @@ class OnPolicyPairs(PairsDataModule):
         if index == 0:
             for name, text in self._describe_example(pairs.examples[0]):
                 print_field(name, text)
-        unused = self._training_loader(ExampleTable.of(pairs.examples)).dropped
+        unused = self._training_loader(pairs.examples).dropped
         line = f"{len(pairs.examples)} pairs from {prompts} prompts"
         line += f", {unused} of them in no full batch" if unused else ""
         print_field("pair", line + (f"; {dropped}" if pairs.counts or pairs.partial_drops else ""))

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -19,12 +19,14 @@ from lit_align.data.sampling import uniform_numbers
 from lit_align.errors import UserError
 from lit_align.objectives import win_probabilities_from_pairwise, win_probabilities_from_rewards
 
+E = TypeVar("E", bound=Sequence[Example], covariant=True)
+
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Generic[E]):
     """The examples that a rule selects from groups, and counts of what it drops."""
 
-    examples: list[Example]
+    examples: E
     counts: Counter[str]  # prompts dropped, by reason
     partial_drops: Counter[str] = field(default_factory=Counter)  # responses and pairs dropped from prompts that stay
 
@@ -85,10 +87,13 @@ class PairingRule(ABC):
         """Whether it is the default rule with default options."""
         return type(self) is BestWorst and vars(self) == vars(BestWorst())
 
-    def __call__(self, groups: Sequence[Example]) -> Pairs:
-        examples: list[Example] = []
+    def __call__(self, groups: Sequence[Example]) -> Pairs[list[Example]]:
         counts: Counter[str] = Counter()
         partial_drops: Counter[str] = Counter()
+        return Pairs(list(self.select(groups, counts, partial_drops)), counts, partial_drops)
+
+    def select(self, groups: Sequence[Example], counts: Counter[str], partial_drops: Counter[str]) -> Iterator[Example]:
+        """The examples that the rule selects, one group after another; what it drops is counted as in `Pairs`."""
         for whole in groups:
             group = self._with_win_probabilities(whole)
             distinct = self._distinct(group, partial_drops)
@@ -103,8 +108,7 @@ class PairingRule(ABC):
             chosen, reason = self.choose(group, partial_drops)
             if reason:
                 counts[reason] += 1
-            examples += [replace(example, preferences=None) for example in chosen]
-        return Pairs(examples, counts, partial_drops)
+            yield from (replace(example, preferences=None) for example in chosen)
 
     def _with_win_probabilities(self, group: Example) -> Example:
         """Win probabilities against all K sampled responses, before any is dropped."""
@@ -236,9 +240,9 @@ class Listwise(PairingRule):
     gives_groups = True
     _size = 0
 
-    def __call__(self, groups: Sequence[Example]) -> Pairs:
+    def select(self, groups: Sequence[Example], counts: Counter[str], partial_drops: Counter[str]) -> Iterator[Example]:
         self._size = max(len(group.response_ids) for group in groups)
-        return super().__call__(groups)
+        yield from super().select(groups, counts, partial_drops)
 
     def choose(self, group: Example, partial_drops: Counter[str]) -> tuple[list[Example], str]:
         assert group.rewards is not None

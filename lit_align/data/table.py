@@ -4,11 +4,13 @@
                        responses   list<list<int32>>
                        source      binary, UTF-8
                        rewards, sampler_logps, …   list<double>, where the examples have them
+                       texts, preferences          of groups that a pairing rule chooses from
 
 A table of any size costs a process a few numbers per example (`lengths`). Tokens become Python objects only where an
 example is shown; batches are padded from NumPy views of the file.
 """
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,6 +62,7 @@ class _Chunk:
         self.is_mismatched = MISMATCHED in (batch.schema.metadata or {})
         self.numbers: dict[str, _Lists] = {}  # of each response
         self.labels: NDArray[Any] | None = None  # of each example
+        self.others = [name for name in ("texts", "preferences") if name in batch.schema.names]
         for name in set(batch.schema.names) & set(NUMBERS):
             column = batch.column(name)
             if pa.types.is_list(column.type):
@@ -73,6 +76,8 @@ class _Chunk:
         numbers: dict[str, Any] = {name: lists[place] for name, lists in self.numbers.items()}
         if self.labels is not None:
             numbers["labels"] = self.labels[place]
+        for name in self.others:
+            numbers[name] = self.batch.column(name)[place].as_py()
         return Example(
             self.prompts[place],  # type: ignore[arg-type]
             [self.responses[k] for k in responses],  # type: ignore[misc]
@@ -102,6 +107,10 @@ class Lengths:
             columns[3].append(np.maximum.reduceat(np.diff(starts), chunk.first[:-1]))
         return cls(*(np.concatenate(parts).astype(np.int64) for parts in columns))
 
+    def take(self, places: NDArray[np.int64]) -> Self:
+        """The lengths of some examples."""
+        return replace(self, **{name: values[places] for name, values in vars(self).items()})
+
 
 class ExampleTable(Sequence[Example]):
     """Examples in Arrow memory. `table[i]` is an `Example` of Python lists; `views` copies nothing.
@@ -109,13 +118,20 @@ class ExampleTable(Sequence[Example]):
     Args:
         batches: None of them empty, all of the same columns.
         added: Numbers of each response that the batches do not hold, such as log-probabilities, [examples, K].
+        order: Places in the batches of the table's examples; None is all, one after another.
     """
 
-    def __init__(self, batches: Sequence[pa.RecordBatch], added: Mapping[str, NDArray[np.float64]] | None = None):
+    def __init__(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        added: Mapping[str, NDArray[np.float64]] | None = None,
+        order: NDArray[np.int64] | None = None,
+    ):
         self._chunks = [_Chunk(batch) for batch in batches]
         self._starts = np.cumsum([0, *(chunk.size for chunk in self._chunks)])
         self._added = dict(added or {})
-        self.lengths = Lengths.of(self._chunks)
+        self._order = np.arange(self._starts[-1]) if order is None else order
+        self.lengths = Lengths.of(self._chunks).take(self._order)
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Self:
@@ -133,11 +149,12 @@ class ExampleTable(Sequence[Example]):
             return cls([reader.get_batch(i) for i in range(reader.num_record_batches)])
 
     @classmethod
-    def write(cls, path: Path, examples: Iterable[Example], option: str = "") -> Self:
+    def write(cls, path: Path, examples: Iterable[Example], option: str = "", *, whole: bool = False) -> Self:
         """Write examples to a file as they come, and open it. A table that is open at that path stays as it is.
 
         Args:
             option: The option that names another folder, in messages.
+            whole: Keep texts and preferences too.
 
         Raises:
             UserError: the disk is full, or the folder cannot be written to.
@@ -147,7 +164,7 @@ class ExampleTable(Sequence[Example]):
         with writing(path, option):
             file = pa.OSFile(str(beside), "wb")
         with file:
-            for batch in _batches(examples):
+            for batch in _batches(examples, whole):
                 with writing(path, option):
                     writer = writer or pa.ipc.new_file(file, batch.schema)
                     writer.write_batch(batch)
@@ -157,6 +174,16 @@ class ExampleTable(Sequence[Example]):
         with writing(path, option):
             beside.replace(path)
         return cls([]) if writer is None else cls.open(path)
+
+    @classmethod
+    def temporary(cls, examples: Iterable[Example], *, whole: bool = False) -> Self:
+        """A table in a file that the system deletes with the process.
+
+        Args:
+            whole: Keep texts and preferences too, from which a pairing rule chooses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return cls.write(Path(folder, "examples.arrow"), examples, "TMPDIR", whole=whole)
 
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> Self:
@@ -170,10 +197,15 @@ class ExampleTable(Sequence[Example]):
             name: One of NUMBERS.
             numbers: [examples, K].
         """
-        return ExampleTable([chunk.batch for chunk in self._chunks], self._added | {name: numbers})
+        return ExampleTable([chunk.batch for chunk in self._chunks], self._added | {name: numbers}, self._order)
+
+    def reordered(self, order: NDArray[np.int64]) -> "ExampleTable":
+        """The examples at some places, in that order."""
+        added = {name: numbers[order] for name, numbers in self._added.items()}
+        return ExampleTable([chunk.batch for chunk in self._chunks], added, self._order[order])
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._order)
 
     @overload
     def __getitem__(self, place: int) -> Example: ...
@@ -192,17 +224,22 @@ class ExampleTable(Sequence[Example]):
         return [self._view(place) for place in places]
 
     def _view(self, place: int) -> Example:
-        number = int(np.searchsorted(self._starts, place, "right")) - 1
-        example = self._chunks[number].view(int(place - self._starts[number]))
+        stored = self._order[place]
+        number = int(np.searchsorted(self._starts, stored, "right")) - 1
+        example = self._chunks[number].view(int(stored - self._starts[number]))
         return replace(example, **{name: numbers[place] for name, numbers in self._added.items()})  # type: ignore[arg-type]
 
     def numbers(self, name: str) -> NDArray[np.float64] | None:
-        """One of NUMBERS of all examples, one after another; None if the examples do not have it for each response."""
+        """One of NUMBERS of all examples, one after another; None if the examples do not have it for each response.
+
+        All examples must have the same number of responses.
+        """
         if name in self._added:
             return self._added[name].reshape(-1)
         if not self._chunks or name not in self._chunks[0].numbers:
             return None
-        return np.concatenate([chunk.numbers[name].values for chunk in self._chunks])
+        values = np.concatenate([chunk.numbers[name].values for chunk in self._chunks])
+        return values.reshape(self._starts[-1], -1)[self._order].reshape(-1)
 
     @property
     def group_sizes(self) -> Counter[int]:
@@ -211,7 +248,7 @@ class ExampleTable(Sequence[Example]):
         return Counter(dict(zip(sizes.tolist(), counts.tolist(), strict=True)))
 
 
-def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
+def _batches(examples: Iterable[Example], whole: bool = False) -> Iterator[pa.RecordBatch]:
     """Record batches of examples that all have the same numbers."""
     rest = iter(examples)
     while some := list(islice(rest, CHUNK)):
@@ -226,6 +263,10 @@ def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
             if value is not None:
                 kind = pa.float64() if isinstance(value, float) else pa.list_(pa.float64())
                 columns[name] = pa.array([getattr(example, name) for example in some], kind)
+        if whole and first.texts is not None:
+            columns["texts"] = pa.array([example.texts for example in some], pa.list_(pa.string()))
+        if whole and first.preferences is not None:
+            columns["preferences"] = pa.array([e.preferences for e in some], pa.list_(pa.list_(pa.float64())))
         metadata = {MISMATCHED: b"1"} if first.mismatched else None
         schema = pa.schema([(name, column.type) for name, column in columns.items()], metadata)
         yield pa.record_batch(list(columns.values()), schema=schema)

@@ -72,3 +72,15 @@ def test_refreshes_are_measured_against_a_step(run):
 def test_the_proximal_step_is_measured_against_the_plain_one(run):
     (row,) = run("proximal", "--lengths=hh")
     assert_measured(row["iterative"], row["proximal"])
+
+
+@pytest.mark.slow
+def test_reading_of_pairs_is_measured_against_trls_and_the_tokenizers(tiny_model, in_tmp, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("PYTHONPATH", f"{FOLDER.parent}:{FOLDER}")
+    program = importlib.import_module("data")
+    (row,) = program.main(["--pairs", "16", f"--model={tiny_model}", "--out=out.json"])
+    assert row.keys() == {"pairs", "tokenizer", "first", "second", "two", "trl"}
+    assert min(row[side]["seconds"] for side in program.SIDES) > 0
+    assert min(row[side]["peak_bytes"] for side in program.SIDES) > 1e8
+    sys.modules.pop("data", None)

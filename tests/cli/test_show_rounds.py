@@ -59,3 +59,18 @@ def test_a_wrong_option_is_one_paragraph(tmp_path, capsys, args, words):
     with pytest.raises(SystemExit):
         main(["rounds", "show", str(tmp_path), *args])
     assert re.search(words, capsys.readouterr().err)
+
+
+def test_only_the_samples_that_are_shown_are_read(tmp_path, capsys):
+    stored(tmp_path)
+    (folder,) = tmp_path.glob("round_*")
+    made = RoundStore(tmp_path, 0, {"index": 0})
+    made.samples.write(1, [SampleRow("p.jsonl:3", "Far", [1], ["near", "far"], [[1], [2]], [True, False], None)])
+    made.scores("vader").write(1, [ScoreRow("p.jsonl:3", "vader", [9.0, -9.0])])
+    (folder / "samples-00000.parquet").write_bytes(b"damaged")
+    main(["rounds", "show", str(tmp_path), "--rows=1"])
+    said = capsys.readouterr().out
+    assert "+9.000 near" in said
+    assert "cannot be read" not in said
+    main(["rounds", "show", str(tmp_path)])
+    assert "cannot be read" in capsys.readouterr().out

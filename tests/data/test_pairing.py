@@ -1,6 +1,7 @@
 """Pairing rules: the responses that are trained on, and the reasons for leaving others out."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -98,6 +99,13 @@ def test_each_example_gets_another_prompts_response_as_last_branch():
     )
     with pytest.raises(UserError, match="all rows have the same"):
         list(with_mismatched(examples[:2]))
+
+
+def test_a_rule_reads_one_group_after_another():
+    groups = (group([1.0, 0.0], [[n], [0]]) for n in range(1, 9))
+    first = next(BestWorst().select(groups, Counter(), Counter()))  # type: ignore[arg-type]
+    assert first.response_ids == [[1], [0]]
+    assert sum(1 for _ in groups) == 7
 
 
 def test_pairs_get_labels_unless_they_have_some():

@@ -72,7 +72,7 @@ def _glob_records(pattern: str, split: str | None, skipped: Counter[str]) -> Ite
 def _round_records(path: Path, scorer: str | None) -> Iterator[Record]:
     """Rounds that were sampled on-policy: prompts, responses as text, and the rewards of one scorer."""
     for stored in read_rounds(path, scorer):
-        for sample, scored in stored.rows:
+        for sample, scored in stored.rows():
             values = {"prompt": sample.prompt, "responses": sample.responses, "rewards": scored.scores}
             yield Record(values, f"{stored.path.name}/{sample.source}")
 

@@ -7,9 +7,12 @@ pair     which of the K responses are trained on                      `pairing.p
 record   labels, mismatched responses and log π_ref, if needed        Example, log-probabilities stored
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ import torch
 
 from lit_align.data.batches import Example
 from lit_align.data.formats.rows import Row
-from lit_align.data.pairing import with_mismatched
+from lit_align.data.pairing import PairingRule, Pairs, with_mismatched
 from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
 from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
@@ -37,7 +40,7 @@ class CurrentRound:
     index: int  # from 0
     step: int  # the optimizer step at which its responses are sampled
     key: dict[str, Any]  # all that determines the samples
-    groups: Sequence[Example] = ()  # every prompt with all its K responses; empty until they are made
+    groups: ExampleTable = ExampleTable([])  # noqa: RUF009  # every prompt with its K responses; empty until made
     examples: ExampleTable = ExampleTable([])  # noqa: RUF009  # the examples that are trained on; never written
 
 
@@ -65,7 +68,7 @@ class RoundMaker:
         assert policy is not None
         return policy
 
-    @property
+    @cached_property
     def batches(self) -> list[list[int]]:
         """Indices of the prompts that are sampled, scored and stored together."""
         return sampling_batches([len(ids) for _, ids in self.prompts], self.prompts_per_batch)
@@ -85,7 +88,8 @@ class RoundMaker:
         with self.sampler.ready(self.policy, self.sampling_dtype), gathered(self.policy):
             yield self.sampler
 
-    def _sample_batch(self, sampler: Sampler, indices: Sequence[int]) -> list[SampleRow]:
+    def _sample_batch(self, sampler: Sampler, number: int) -> list[SampleRow]:
+        indices = self.batches[number]
         rows = [self.prompts[i][0] for i in indices]
         prompt_ids = [self.prompts[i][1] for i in indices]
         keys = [(self.seed, self.round.index, row.source) for row in rows]
@@ -121,11 +125,11 @@ class RoundMaker:
 
     # --- score ---
 
-    def score(self, samples: Sequence[SampleRow]) -> Loaded[ScoreRow]:
+    def score(self, samples: Loaded[SampleRow]) -> Loaded[ScoreRow]:
         """The scorer's rewards of each prompt's responses."""
 
-        def score_batch(scorer: BaseScorer, indices: Sequence[int]) -> list[ScoreRow]:
-            some = [samples[i] for i in indices]
+        def score_batch(scorer: BaseScorer, number: int) -> list[ScoreRow]:
+            some = samples.batch(number)
             scored = scorer.score_groups([row.prompt for row in some], [row.responses for row in some])
             return [ScoreRow(row.source, scorer.identity, *group) for row, group in zip(some, scored, strict=True)]
 
@@ -142,30 +146,40 @@ class RoundMaker:
 
     # --- group ---
 
-    def group(self, samples: Sequence[SampleRow], scores: Sequence[ScoreRow]) -> list[Example]:
-        """Each prompt with its K responses and all that is known of them."""
-        return [
+    def group(self, samples: Loaded[SampleRow], scores: Loaded[ScoreRow]) -> ExampleTable:
+        """Each prompt with its K responses and all that is known of them, in the order of the prompts."""
+        groups = (
             Example(
-                prompt_ids=ids,
+                prompt_ids=self.prompts[place][1],
                 response_ids=sampled.response_ids,
-                source=row.source,
+                source=self.prompts[place][0].source,
                 rewards=scored.scores,
                 sampler_logps=sampled.sampler_logps,
                 texts=sampled.responses,
                 preferences=scored.preferences,
             )
-            for (row, ids), sampled, scored in zip(self.prompts, samples, scores, strict=True)
-        ]
+            for place, sampled, scored in zip(chain.from_iterable(self.batches), samples, scores, strict=True)
+        )
+        return ExampleTable.temporary(groups, whole=True).reordered(samples.order)
+
+    # --- pair ---
+
+    def pair(self, rule: PairingRule, groups: ExampleTable) -> Pairs[ExampleTable]:
+        """The examples that a rule selects from the groups."""
+        counts: Counter[str] = Counter()
+        partial_drops: Counter[str] = Counter()
+        selected = ExampleTable.temporary(rule.select(groups, counts, partial_drops))
+        return Pairs(selected, counts, partial_drops)
 
     # --- record ---
 
-    def record(self, examples: Sequence[Example], mismatched: bool) -> ExampleTable:
+    def record(self, examples: ExampleTable, mismatched: bool) -> ExampleTable:
         """The examples with everything that training reads.
 
         Args:
             mismatched: Add labels, and a response to another prompt as one more branch, with its log π_s.
         """
-        table = ExampleTable.of(with_mismatched(examples) if mismatched else examples)
+        table = ExampleTable.temporary(with_mismatched(examples)) if mismatched else examples
         if mismatched and self.record_sampler:
             table = self._with_sampler_logps(table)
         return self.recorder.with_reference(self.store, table)

@@ -24,30 +24,39 @@ import torch
 from lit_align.data.pairing import Pairs
 from lit_align.data.rounds.record import Loaded
 from lit_align.data.rounds.records import SampleRow, ScoreRow, part_means
+from lit_align.data.table import ExampleTable
 
 
 def round_metrics(
-    index: int, sampled: Loaded[SampleRow], scored: Loaded[ScoreRow], pairs: Pairs, in_no_full_batch: int
+    index: int,
+    sampled: Loaded[SampleRow],
+    scored: Loaded[ScoreRow],
+    groups: ExampleTable,
+    pairs: Pairs[ExampleTable],
+    in_no_full_batch: int,
 ) -> dict[str, float]:
     """The metrics of a round.
 
     Args:
+        groups: Every prompt with all its responses.
         in_no_full_batch: Pairs left over because they do not fill a batch on every process.
     """
-    rewards = torch.tensor([row.scores for row in scored.rows])
-    finished = torch.tensor([row.finished for row in sampled.rows])
-    lengths = [len(ids) for row in sampled.rows for ids in row.response_ids]
+    numbers = groups.numbers("rewards")
+    assert numbers is not None
+    rewards = torch.from_numpy(numbers).float().view(len(groups), -1)
+    finished = torch.cat([torch.tensor(sampled.part.column(n, "finished")) for n in range(len(sampled.batches))])
+    responses = int((groups.lengths.total - groups.lengths.prompt).sum())
     values = {
         "round": float(index),
         "round/reward": rewards.mean().item(),
         "round/reward_best": rewards.amax(1).mean().item(),
         "round/reward_worst": rewards.amin(1).mean().item(),
-        "round/length": sum(lengths) / len(lengths),
+        "round/length": responses / rewards.numel(),
         "round/finished": finished.float().mean().item(),
         "round/pairs": float(len(pairs.examples) - in_no_full_batch),
         "round/dropped": float(sum(pairs.counts.values())),
     }
-    for name, value in part_means(scored.rows).items():
+    for name, value in part_means(list(scored)).items():
         values[f"round/reward_{name}"] = value
     for reason, count in (pairs.counts + pairs.partial_drops + Counter({"in no full batch": in_no_full_batch})).items():
         values[f"round/dropped_{reason.replace(' ', '_')}"] = float(count)

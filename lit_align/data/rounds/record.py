@@ -21,7 +21,6 @@ from lit_align.console import phase, print_field
 from lit_align.data.batches import Example, record_logps
 from lit_align.data.rounds.records import LogpsRow, StoredRow
 from lit_align.data.rounds.store import Part, RoundStore
-from lit_align.data.sampling import in_order
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
@@ -30,8 +29,8 @@ from lit_align.sharding import barrier_with_timeout, gathered
 
 R = TypeVar("R", bound=StoredRow)
 M = TypeVar("M")
-BatchFn = Callable[[M, Sequence[int]], list[R]]
-"""Computes the rows of one batch, given the opened model and the indices of the batch's prompts."""
+BatchFn = Callable[[M, int], list[R]]
+"""Computes the rows of one batch, given the opened model and the batch's number."""
 LogpsFn = Callable[[PreferenceBatch], Tensor]
 """Log-probabilities of a batch's responses: a policy, or a reference's `logps`."""
 
@@ -41,11 +40,28 @@ EXAMPLES_PER_FILE = 64
 
 @dataclass(frozen=True)
 class Loaded(Generic[R]):
-    """All rows of a part, and what it took to have them."""
+    """A part that is stored whole, and what it took to have it. Its rows are read batch by batch."""
 
-    rows: list[R]  # one per prompt, in the order of the prompts
+    part: Part[R]
+    batches: Sequence[Sequence[int]]  # indices of the prompts of each batch
     seconds: float
     computed: int  # prompts that were not stored before
+
+    def batch(self, number: int) -> list[R]:
+        """The rows of one batch."""
+        rows = self.part.read(number)
+        if rows is None:
+            raise RuntimeError(f"{self.part.file(number)} is missing; do all processes share the folder?")
+        return rows
+
+    def __iter__(self) -> Iterator[R]:
+        """All rows, batch by batch."""
+        return chain.from_iterable(map(self.batch, range(len(self.batches))))
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """The place of each prompt's row when all rows are read batch by batch."""
+        return np.argsort(np.concatenate([np.asarray(indices) for indices in self.batches]))
 
 
 class Recorder:
@@ -70,7 +86,7 @@ class Recorder:
         open_model: Callable[[], AbstractContextManager[M]],
         compute: BatchFn[M, R],
     ) -> Loaded[R]:
-        """Read the batches that are stored; compute and store the others.
+        """Check the batches that are stored; compute and store the others.
 
         Args:
             name: Shown beside the progress bar.
@@ -83,7 +99,7 @@ class Recorder:
         trainer = self.module.trainer
         where = f"{part.store.path.name}, {name}"
         total = sum(map(len, batches))
-        missing = [number for number in range(len(batches)) if part.read(number) is None]
+        missing = [number for number in range(len(batches)) if not part.is_stored(number)]
         to_do = sum(len(batches[number]) for number in missing)
         barrier_with_timeout(where, self.wait_minutes)  # all have looked before any writes
         if missing:
@@ -91,18 +107,12 @@ class Recorder:
             with open_model() as model, phase(name, total, f"prompts{before}", done=total - to_do) as bar:
                 for number in missing:
                     if number % trainer.world_size == trainer.global_rank:
-                        part.write(number, compute(model, batches[number]))
+                        part.write(number, compute(model, number))
                     bar.advance(len(batches[number]))
         else:
             print_field(name, f"{total} prompts, stored before in {part.store.path}")
         barrier_with_timeout(where, self.wait_minutes)
-        rows: dict[int, list[R]] = {}
-        for number in range(len(batches)):
-            read = part.read(number)
-            if read is None:
-                raise RuntimeError(f"{part.file(number)} is missing; do all processes share the folder?")
-            rows[number] = read
-        return Loaded(in_order(batches, rows), time.monotonic() - started, to_do)
+        return Loaded(part, batches, time.monotonic() - started, to_do)
 
     def logps(self, model: LogpsFn, examples: Sequence[Example]) -> list[list[float]]:
         """Log-probabilities of every response of each example, in the precision that training has."""
@@ -130,11 +140,11 @@ class Recorder:
         starts = range(0, len(examples), EXAMPLES_PER_FILE)
         batches = [range(start, min(start + EXAMPLES_PER_FILE, len(examples))) for start in starts]
 
-        def compute(model: LogpsFn, indices: Sequence[int]) -> list[LogpsRow]:
-            some = [examples[i] for i in indices]
+        def compute(model: LogpsFn, number: int) -> list[LogpsRow]:
+            some = examples[batches[number].start : batches[number].stop]
             return [LogpsRow(e.source, logps) for e, logps in zip(some, self.logps(model, some), strict=True)]
 
-        return np.array([row.logps for row in self.load_or_compute(name, part, batches, open_model, compute).rows])
+        return np.array([row.logps for row in self.load_or_compute(name, part, batches, open_model, compute)])
 
     def with_reference(self, store: RoundStore, examples: ExampleTable) -> ExampleTable:
         """The examples with log π_ref, if it may be recorded; otherwise as they are."""

@@ -8,7 +8,7 @@
         reference-<id>-00000.parquet   log π_ref under one reference
 
 The rows are those of `records.py`. A sampling batch is the unit of writing and resuming. A file is written under
-another name and renamed, so that no file is ever incomplete. Each file carries a checksum of its rows and the round,
+another name and renamed, so that no file is ever incomplete. Each file carries a checksum of its values and the round,
 part and batch that they belong to; a damaged or misplaced file is reported, set aside, and computed again.
 
 A round's folder, or a folder of rounds, is also a data set of prompts with ranked responses (`read_rounds`).
@@ -18,11 +18,12 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -82,13 +83,25 @@ class Part(Generic[R]):
     def file(self, batch: int) -> Path:
         return self.store.path / f"{self.name}-{batch:05d}.parquet"
 
+    def is_stored(self, batch: int) -> bool:
+        """Whether the rows of one batch are stored. A damaged file is set aside."""
+        return self._table(batch) is not None
+
     def read(self, batch: int) -> list[R] | None:
         """The rows of one batch; None if they are not stored. A damaged file is set aside."""
+        table = self._table(batch)
+        return None if table is None else self.row.from_arrow(table)
+
+    def column(self, batch: int, name: str) -> list[Any]:
+        """One column of a batch that is stored."""
+        return pq.read_table(self.file(batch), columns=[name]).column(0).to_pylist()
+
+    def _table(self, batch: int) -> pa.Table | None:
         path = self.file(batch)
         if not path.exists():
             return None
         try:
-            return read_part(path, self.row, self._place(batch))
+            return read_table(path, self.row, self._place(batch))
         except Damaged as error:
             aside = path.with_suffix(".damaged")
             print_line(f"  {path} cannot be read ({error}); it is set aside as {aside.name} and computed again.")
@@ -99,8 +112,7 @@ class Part(Generic[R]):
     def write(self, batch: int, rows: Sequence[R]) -> None:
         """Store the rows of one batch."""
         table = self.row.to_arrow(rows)
-        metadata = {CHECKSUM: _checksum(table.to_pylist()), PLACE: self._place(batch)}
-        table = table.replace_schema_metadata(metadata)
+        table = table.replace_schema_metadata({CHECKSUM: checksum(table), PLACE: self._place(batch)})
         write_whole(self.file(batch), lambda path: pq.write_table(table, path))
 
     def _place(self, batch: int) -> bytes:
@@ -111,13 +123,48 @@ class Damaged(Exception):
     """A file that cannot be read, or whose rows are not those that were written there."""
 
 
-CHECKSUM = b"lit_align.sha256"
+CHECKSUM = b"lit_align.sha256_of_buffers"
+OLD_CHECKSUM = b"lit_align.sha256"  # of the rows as JSON
 PLACE = b"lit_align.place"
 
 
-def _checksum(rows: list[dict[str, Any]]) -> bytes:
-    text = json.dumps(rows, sort_keys=True)  # a float's repr is exact
-    return hashlib.sha256(text.encode()).hexdigest().encode()
+def checksum(table: pa.Table) -> bytes:
+    """Identifies the values of a table, regardless of how its memory is laid out."""
+    found = hashlib.sha256()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        _add_values(found, name, column.combine_chunks())
+    return found.hexdigest().encode()
+
+
+def _add_values(found: "hashlib._Hash", name: str, array: pa.Array) -> None:
+    kind = array.type if array.type.num_fields == 0 else ""  # Parquet renames the fields of lists
+    found.update(f"{name} {kind} {len(array)}\n".encode())
+    found.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+    if pa.types.is_struct(array.type):
+        for place in range(array.type.num_fields):
+            _add_values(found, array.type.field(place).name, array.field(place))
+    elif pa.types.is_list(array.type):
+        found.update(array.value_lengths().fill_null(0).to_numpy().tobytes())
+        _add_values(found, name, array.flatten())
+    elif pa.types.is_string(array.type):
+        found.update(json.dumps(array.to_pylist()).encode())
+    else:
+        found.update(array.drop_null().to_numpy(zero_copy_only=False).tobytes())
+
+
+def _is_intact(table: pa.Table) -> bool:
+    """Whether the rows match their checksum.
+
+    Raises:
+        Damaged: there is none.
+    """
+    metadata = table.schema.metadata or {}
+    if CHECKSUM in metadata:
+        return metadata[CHECKSUM] == checksum(table)
+    if OLD_CHECKSUM not in metadata:
+        raise Damaged("it has no checksum")
+    text = json.dumps(table.to_pylist(), sort_keys=True)  # a float's repr is exact
+    return metadata[OLD_CHECKSUM] == hashlib.sha256(text.encode()).hexdigest().encode()
 
 
 def _place(round_id: str, name: str) -> bytes:
@@ -126,10 +173,16 @@ def _place(round_id: str, name: str) -> bytes:
 
 
 def read_part(path: Path, row: type[R], place: bytes) -> list[R]:
-    """The rows of one file of a round.
+    """The rows of one file of a round; see `read_table`."""
+    return row.from_arrow(read_table(path, row, place))
+
+
+def read_table(path: Path, row: type[R], place: bytes) -> pa.Table:
+    """One file of a round.
 
     Args:
-        place: The round, part and batch that the file must belong to. Files of early versions do not record it.
+        row: The type of its rows.
+        place: The round, part and batch that the file must belong to. Files of early versions do not say.
 
     Raises:
         Damaged: the file cannot be read, or its rows are not those that were written there.
@@ -139,25 +192,54 @@ def read_part(path: Path, row: type[R], place: bytes) -> list[R]:
     try:
         table = pq.read_table(path)
         metadata = table.schema.metadata or {}
-        if CHECKSUM not in metadata:
-            raise Damaged("it has no checksum")
-        if metadata[CHECKSUM] != _checksum(table.to_pylist()):
+        if not _is_intact(table):
             raise Damaged("its rows do not match their checksum")
         if metadata.get(PLACE, place) != place:
             raise Damaged(f"it belongs to {metadata[PLACE].decode(errors='replace')}")
-        return row.from_arrow(table)
+        row.from_arrow(table[:1])
+        return table
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
         raise Damaged((str(error) or type(error).__name__).partition("\n")[0]) from error
 
 
 @dataclass(frozen=True)
+class StoredBatch:
+    """The scores of one batch, and the file of its samples."""
+
+    file: Path
+    place: bytes
+    scores: list[ScoreRow]
+
+    def rows(self) -> list[tuple[SampleRow, ScoreRow]]:
+        """Each prompt's samples with their scores; none if the file is damaged, which is reported."""
+        samples = _read_or_report(self.file, SampleRow, self.place)
+        return list(zip(samples, self.scores, strict=False))
+
+    def finished(self) -> list[list[bool]]:
+        """Whether each response ended by itself. The rest of the file is not read; a damaged one has none."""
+        try:
+            return pq.read_table(self.file, columns=["finished"]).column(0).to_pylist()
+        except (pa.ArrowException, OSError, ValueError):
+            return []
+
+
+@dataclass(frozen=True)
 class StoredRound:
-    """A round as it is found on disk: its samples, each with its scores by one scorer."""
+    """A round as it is found on disk. Its scores by one scorer are in memory, its samples are read batch by batch."""
 
     path: Path
     scorer: str
-    rows: list[tuple[SampleRow, ScoreRow]]
-    damaged: list[Path]  # files left out
+    batches: list[StoredBatch]
+
+    @property
+    def scores(self) -> list[ScoreRow]:
+        """The scores of each prompt's responses."""
+        return [row for batch in self.batches for row in batch.scores]
+
+    def rows(self) -> Iterator[tuple[SampleRow, ScoreRow]]:
+        """Each prompt's samples with their scores; those of damaged files are left out."""
+        for batch in self.batches:
+            yield from batch.rows()
 
     @property
     def number(self) -> int:
@@ -193,22 +275,12 @@ def read_rounds(folder: str | Path, scorer: str | None = None) -> list[StoredRou
 
 
 def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
-    damaged: list[Path] = []
     round_id = path.name.rpartition("-")[2]
-
-    def read(file: Path, row: type[R]) -> list[R]:
-        try:
-            return read_part(file, row, _place(round_id, file.stem))
-        except Damaged as error:
-            print_line(f"  {file} cannot be read ({error}); it is left out. Resume the run to compute it again.")
-            damaged.append(file)
-            return []
-
     samples = {file.stem.rpartition("-")[2]: file for file in sorted(path.glob("samples-*.parquet"))}
     scored: dict[str, dict[str, list[ScoreRow]]] = {}  # by scorer and batch
     for file in sorted(path.glob("scores-*.parquet")):
         batch = file.stem.rpartition("-")[2]
-        if batch in samples and (rows := read(file, ScoreRow)):
+        if batch in samples and (rows := _read_or_report(file, ScoreRow, _place(round_id, file.stem))):
             scored.setdefault(rows[0].scorer, {})[batch] = rows
     if not scored:
         print_line(f"  {path} has not been scored yet; it is left out.")
@@ -218,9 +290,16 @@ def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
         found = "several scorers" if matching else f"no scorer {scorer!r}"
         names = "; ".join(sorted(scored))
         raise UserError(f"{path} has {found}. Name one by a part of its name (split, --scorer): {names}.")
-    rows = [
-        pair
-        for batch, scores in scored[matching[0]].items()
-        for pair in zip(read(samples[batch], SampleRow), scores, strict=False)
+    batches = [
+        StoredBatch(samples[batch], _place(round_id, samples[batch].stem), rows)
+        for batch, rows in scored[matching[0]].items()
     ]
-    return StoredRound(path, matching[0], rows, damaged)
+    return StoredRound(path, matching[0], batches)
+
+
+def _read_or_report(file: Path, row: type[R], place: bytes) -> list[R]:
+    try:
+        return read_part(file, row, place)
+    except Damaged as error:
+        print_line(f"  {file} cannot be read ({error}); it is left out. Resume the run to compute it again.")
+        return []

@@ -12,7 +12,7 @@ import pytest
 
 from lit_align.data.formats.read import read_rows
 from lit_align.data.rounds.records import LogpsRow, SampleRow, ScoreRow
-from lit_align.data.rounds.store import RoundStore, find_rounds, read_rounds
+from lit_align.data.rounds.store import RoundStore, checksum, find_rounds, read_rounds
 from lit_align.errors import UserError
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "rounds_80641ec"
@@ -102,7 +102,7 @@ def turn_text_into_binary(file: Path) -> None:
         (copy_another_round, "it belongs to .*/samples-00000"),
         (remove_the_checksum, "it has no checksum"),
         (change_a_row, "its rows do not match their checksum"),
-        (turn_text_into_binary, "not JSON serializable"),
+        (turn_text_into_binary, "do not match their checksum"),
     ],
 )
 def test_a_damaged_or_misplaced_file_is_reported_and_set_aside(tmp_path, capsys, damage, reason):
@@ -146,6 +146,25 @@ def test_a_flipped_bit_changes_no_row_unnoticed(tmp_path):
     assert set_aside > 100
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_a_checksum_is_of_the_values_alone(name):
+    """Chunks and buffers of a table may be laid out in several ways; another value gives another checksum."""
+    table = type(ROWS[name][0]).to_arrow([*ROWS[name]] * 3)
+    chunked = pa.concat_tables([table[:1], table[1:]])
+    assert checksum(chunked) == checksum(table) != checksum(table[1:])
+    renamed = table.rename_columns([f"{column}_" for column in table.column_names])
+    assert checksum(renamed) != checksum(table)
+
+
+def test_equal_values_at_other_places_have_another_checksum():
+    tokens = [[[1, 2], [3]], [[1], [2, 3]], [[1, 2, 3], []], [[1, 2], [4]]]
+    tables = [SampleRow.to_arrow([replace(SAMPLE, response_ids=ids)]) for ids in tokens]
+    texts = [("a", "b"), ("ab", ""), ("", "ab")]
+    tables += [SampleRow.to_arrow([replace(SAMPLE, responses=list(pair))]) for pair in texts]
+    tables += [SampleRow.to_arrow([replace(SAMPLE, sampler_logps=logps)]) for logps in (None, [], [0.0], [-0.0])]
+    assert len({checksum(table) for table in tables}) == len(tables)
+
+
 # --- rounds of earlier versions ---
 
 
@@ -169,7 +188,7 @@ def test_a_round_of_an_earlier_version_is_read(tmp_path):
     logps = LogpsRow.from_arrow(pq.read_table(path / "reference-1c866465-00000.parquet"))
     assert [row.logps for row in logps] == [row["reference_logps"] for row in tables("reference-*")]
     (stored,) = read_rounds(tmp_path)
-    assert stored.rows == list(zip(samples, scores, strict=True))
+    assert list(stored.rows()) == list(zip(samples, scores, strict=True))
     assert [row.rewards for row in read_rows(tmp_path, kind="preferences")]
 
 
