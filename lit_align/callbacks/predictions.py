@@ -90,7 +90,7 @@ class Predictions(AlignCallback):
         check_number("predictions.seed", seed, least=0)
         self.prompts = prompts
         self.out = out
-        self.format = format
+        self.format: Literal["rows", "alpaca_eval", "mt_bench"] = format
         self.name = name
         self.scorer = scorer
         self.responses_per_prompt = responses_per_prompt

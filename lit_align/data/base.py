@@ -96,14 +96,12 @@ class PairsDataModule(L.LightningDataModule):
         seed: int | None = None,
     ):
         super().__init__()
-        for name, value in {
-            "batch_size": batch_size,
-            "max_prompt_length": max_prompt_length,
-            "max_response_length": max_response_length,
-            "text_batch_size": text_batch_size,
-        }.items():
-            if value is not None and not value >= 1:  # also refuses nan
-                raise UserError(f"data.{name}={value} must be at least 1.")
+        _check_sizes(
+            batch_size=batch_size,
+            max_prompt_length=max_prompt_length,
+            max_response_length=max_response_length,
+            text_batch_size=text_batch_size,
+        )
         if isinstance(validation, float | int):
             _check_share(validation, validation_split, self.trains_on_files, type(self).__name__)
         for name, path, split in (("validation", validation, validation_split), ("test", test, test_split)):
@@ -157,19 +155,13 @@ class PairsDataModule(L.LightningDataModule):
         if self._preference_tokenizer is None:
             assert self.trainer is not None
             module = self.trainer.lightning_module
-            wraps, has_template = self.wrap_prompts_as_chat, bool(self.tokenizer.chat_template)
-            if wraps is True and not has_template:
-                raise UserError(
-                    "data.wrap_prompts_as_chat=true needs a chat template, and the tokenizer has none. Set one "
-                    "(data.chat_template)."
-                )
             self._preference_tokenizer = PreferenceTokenizer(
                 self.tokenizer,
                 max_prompt_length=self.max_prompt_length,
                 max_response_length=self.max_response_length,
                 long_prompts=self.long_prompts,
                 template_args=self.template_args,
-                wraps_prompts=self.needs.wraps_prompt_as_chat and has_template if wraps == "auto" else wraps,
+                wraps_prompts=_wraps_prompts(self.wrap_prompts_as_chat, self.tokenizer, self.needs),
                 positions=module.positions if isinstance(module, PreferenceObjective) else None,
             )
         return self._preference_tokenizer
@@ -242,20 +234,6 @@ class PairsDataModule(L.LightningDataModule):
         """Whether training examples carry log π_s."""
         return False
 
-    def check_sampler(self) -> None:
-        """Check that training examples carry log π_s if the objective reads it.
-
-        Raises:
-            UserError: they do not.
-        """
-        assert self.trainer is not None
-        if self.needs.reads_sampler and not self.records_sampler:
-            raise UserError(
-                f"{type(self.trainer.lightning_module).__name__}, as configured, reads log π_s of each response "
-                f"(model.proximal, SPPO's model.estimate_baseline), which {type(self).__name__} as configured "
-                "does not record. Use OnPolicyPairs with record_sampler=true, or leave these options out."
-            )
-
     def source(self, path: str, split: str | None = None) -> Source:
         """A file of preferences, read with this module's options."""
         return Source(path, split=split, columns=self.columns, ignore_columns=self.ignore_columns, turns=self.turns)
@@ -303,10 +281,24 @@ class PairsDataModule(L.LightningDataModule):
             )
         return loader
 
-    def check_pairing(self, pairing: PairingRule, *, sampled: bool = False) -> None:
-        """Check that the objective can train on the rule's examples; raise a UserError if not (`check_pairing`)."""
+    def check_needs(self, pairing: PairingRule, *, sampled: bool = False) -> None:
+        """Check that the examples of a pairing rule have what the objective reads, log π_s included.
+
+        Args:
+            sampled: The rule selects from a round's responses.
+
+        Raises:
+            UserError: they do not.
+        """
         assert self.trainer is not None
-        check_pairing(pairing, self.needs, type(self.trainer.lightning_module).__name__, sampled=sampled)
+        name = type(self.trainer.lightning_module).__name__
+        if self.needs.reads_sampler and not self.records_sampler:
+            raise UserError(
+                f"{name}, as configured, reads log π_s of each response (model.proximal, SPPO's "
+                f"model.estimate_baseline), which {type(self).__name__} as configured does not record. Use "
+                "OnPolicyPairs with record_sampler=true, or leave these options out."
+            )
+        check_pairing(pairing, self.needs, name, sampled=sampled)
 
     def read_texts(self) -> None:
         """Read the streams of texts that are trained on together with the preferences."""
@@ -335,19 +327,38 @@ class PairsDataModule(L.LightningDataModule):
         """Lines of the run's header."""
         yield from self.texts.describe()
 
-    def _describe_example(self, example: Example) -> Iterator[tuple[str, str]]:
-        """One decoded example, special tokens included, exactly as the model reads it."""
-        K = len(example.response_ids) - example.mismatched
-        several = ["chosen", "rejected"] if K == 2 else [f"response {k}" for k in range(K)]
-        names = [*(several if K > 1 else ["response"]), "mismatched"]
-        yield "prompt", f"{_shown(self.tokenizer.decode(example.prompt_ids))}│"
-        for name, ids in zip(names, example.response_ids, strict=False):
-            yield name, f"│{_shown(in_place(self.tokenizer, example.prompt_ids, ids))}│"
+
+def describe_example(tokenizer: Any, example: Example) -> Iterator[tuple[str, str]]:
+    """Header lines with one decoded example, special tokens included, exactly as the model reads it."""
+    K = len(example.response_ids) - example.mismatched
+    several = ["chosen", "rejected"] if K == 2 else [f"response {k}" for k in range(K)]
+    names = [*(several if K > 1 else ["response"]), "mismatched"]
+    yield "prompt", f"{_shown(tokenizer.decode(example.prompt_ids))}│"
+    for name, ids in zip(names, example.response_ids, strict=False):
+        yield name, f"│{_shown(in_place(tokenizer, example.prompt_ids, ids))}│"
 
 
 def _shown(text: str, width: int = 300) -> str:
     text = text.replace("\n", "⏎")
     return text if len(text) <= width else f"{text[: width // 2]} … {text[-width // 2 :]}"
+
+
+def _wraps_prompts(given: Literal["auto"] | bool, tokenizer: Any, needs: DataNeeds) -> bool:
+    """Whether plain prompts become a user's turn of a chat."""
+    if given == "auto":
+        return needs.wraps_prompt_as_chat and bool(tokenizer.chat_template)
+    if given and not tokenizer.chat_template:
+        raise UserError(
+            "data.wrap_prompts_as_chat=true needs a chat template, and the tokenizer has none. Set one "
+            "(data.chat_template)."
+        )
+    return given
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, value in sizes.items():
+        if value is not None and not value >= 1:  # also refuses nan
+            raise UserError(f"data.{name}={value} must be at least 1.")
 
 
 def _check_share(share: float, split: str | None, trains_on_files: bool, name: str) -> None:

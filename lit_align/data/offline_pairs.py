@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_line
-from lit_align.data.base import PairsDataModule
+from lit_align.data.base import PairsDataModule, describe_example
 from lit_align.data.examples import Examples, Source, check_fits, check_joinable, digest_of_examples
 from lit_align.data.holdout import HeldOutShare
 from lit_align.data.loader import ExampleLoader, Mixture
@@ -70,8 +70,7 @@ class OfflinePairs(PairsDataModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self._examples_read is None:
-            self.check_sampler()
-            self.check_pairing(self.pairing)
+            self.check_needs(self.pairing)
             self.read_texts()
             split = self._split
             self._parts = [
@@ -141,4 +140,4 @@ class OfflinePairs(PairsDataModule):
         if self._held_out_part is not None:
             yield "validation", f"{self.validation:.1%} of the prompts: {self._held_out_part.rows} rows, not trained on"
         if self._examples_read:
-            yield from self._describe_example(self._examples_read[0])
+            yield from describe_example(self.tokenizer, self._examples_read[0])

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_field, print_line
-from lit_align.data.base import PairsDataModule
+from lit_align.data.base import PairsDataModule, describe_example
 from lit_align.data.examples import Examples, Source, account_of
 from lit_align.data.formats.rows import Row
 from lit_align.data.loader import ExampleLoader
@@ -132,8 +132,7 @@ class OnPolicyPairs(PairsDataModule):
                 f"data.class_path=OnPolicyPairs: {type(self.trainer.lightning_module).__name__} learns from a file, "
                 "not from its own responses. Use OfflinePairs."
             )
-        self.check_sampler()
-        self.check_pairing(self.pairing, sampled=True)
+        self.check_needs(self.pairing, sampled=True)
         self.read_texts()
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if self.prompts_per_round == "chunk" and self._rounds < 1:
@@ -277,6 +276,7 @@ class OnPolicyPairs(PairsDataModule):
             sampler=self.sampler,
             sampling=self.sampling,
             sampling_dtype=torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype,
+            longest=max(len(ids) for _, ids in self._prompts) + self.sampling.max_new_tokens,
             end_ids=self.preference_tokenizer.end_ids(),
             seed=self.seed,
             responses_per_prompt=self.responses_per_prompt,
@@ -298,7 +298,7 @@ class OnPolicyPairs(PairsDataModule):
         if not pairs.examples:
             raise UserError(f"round {index + 1} gives no pair to train on: of {prompts} prompts, {dropped}.")
         if index == 0:
-            for name, text in self._describe_example(pairs.examples[0]):
+            for name, text in describe_example(self.tokenizer, pairs.examples[0]):
                 print_field(name, text)
         unused = self._training_loader(pairs.examples).dropped
         line = f"{len(pairs.examples)} pairs from {prompts} prompts"

@@ -55,6 +55,7 @@ class RoundMaker:
     sampler: Sampler
     sampling: Sampling
     sampling_dtype: torch.dtype
+    longest: int  # most tokens of a prompt and its response, in all rounds
     end_ids: list[int]
     seed: int
     responses_per_prompt: int
@@ -85,7 +86,7 @@ class RoundMaker:
     def _open_sampler(self) -> Iterator[Sampler]:
         self._check_policy()
         check_stop(self.sampling.stop, self.policy.tokenizer)
-        with self.sampler.ready(self.policy, self.sampling_dtype), gathered(self.policy):
+        with self.sampler.ready(self.policy, self.sampling_dtype, self.longest), gathered(self.policy):
             yield self.sampler
 
     def _sample_batch(self, sampler: Sampler, number: int) -> list[SampleRow]:

@@ -44,8 +44,13 @@ class Sampler(ABC):
         return type(self).__name__
 
     @abstractmethod
-    def load(self, policy: Policy, dtype: torch.dtype) -> None:
-        """Take the policy's current weights, in this type; if they are sharded, every process calls it."""
+    def load(self, policy: Policy, dtype: torch.dtype, longest: int) -> None:
+        """Take the policy's current weights; if they are sharded, every process calls it.
+
+        Args:
+            dtype: Type of the weights.
+            longest: Most tokens of a prompt and its response together, in all rounds.
+        """
 
     @abstractmethod
     def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
@@ -60,10 +65,10 @@ class Sampler(ABC):
         """Free memory that training could use; called after a round is sampled, or fails."""
 
     @contextmanager
-    def ready(self, policy: Policy, dtype: torch.dtype) -> Iterator[None]:
+    def ready(self, policy: Policy, dtype: torch.dtype, longest: int) -> Iterator[None]:
         """Within this context, sample with the policy's current weights."""
         try:
-            self.load(policy, dtype)
+            self.load(policy, dtype, longest)
             check_weights(self, policy, dtype)
             yield
         finally:

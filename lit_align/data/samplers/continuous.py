@@ -39,8 +39,8 @@ class ContinuousBatchingSampler(CopySampler):
     def identity(self) -> str:
         return f"ContinuousBatchingSampler of {self.cache_tokens} tokens"
 
-    def load(self, policy: Policy, dtype: torch.dtype) -> None:
-        super().load(policy, dtype)
+    def load(self, policy: Policy, dtype: torch.dtype, longest: int) -> None:
+        super().load(policy, dtype, longest)
         if self.model.config._attn_implementation == PACKED:  # transformers has no paged version of it
             self.model.set_attn_implementation("sdpa")
 

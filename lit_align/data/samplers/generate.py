@@ -17,7 +17,7 @@ class CopySampler(Sampler):
 
     _model: PreTrainedModel | None = None
 
-    def load(self, policy: Policy, dtype: torch.dtype) -> None:
+    def load(self, policy: Policy, dtype: torch.dtype, longest: int) -> None:
         self._model = policy.merged_copy(dtype)
 
     def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:

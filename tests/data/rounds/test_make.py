@@ -25,6 +25,7 @@ def made(folder: Any, count: int) -> tuple[RoundMaker, Loaded[SampleRow], Loaded
         sampler=nothing,
         sampling=Sampling(),
         sampling_dtype=nothing,
+        longest=75,
         end_ids=[],
         seed=0,
         responses_per_prompt=2,

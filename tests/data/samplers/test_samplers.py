@@ -1,17 +1,13 @@
 """Samplers: the same responses from every engine where the choice is greedy, and always with the policy's weights."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny import adamw, fit, on_policy
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from lit_align.data import ContinuousBatchingSampler, GenerateSampler, Sampler, SampleRequest, Sampling, VLLMSampler
+from lit_align.data import ContinuousBatchingSampler, GenerateSampler, Sampler, SampleRequest, Sampling
 from lit_align.data.samplers.base import check_weights
 from lit_align.data.samplers.weights import weight_sums
 from lit_align.data.sampling import Response
@@ -21,6 +17,7 @@ from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 
 PROMPTS = [list(range(70, 150)), [80], list(range(70, 150)), [90, 91, 92]]  # two share pages of the cache
 END = [0, 5]
+LONGEST = 400
 ENGINES = {"generate": GenerateSampler, "continuous": ContinuousBatchingSampler}
 
 
@@ -33,7 +30,7 @@ def sample(
     sampler: Sampler, policy: Policy, keys: str = "abcd", count: int = 2, end: list[int] = END, **sampling: Any
 ) -> list[list[Response]]:
     options = Sampling(**({"max_new_tokens": 20} | sampling))
-    with sampler.ready(policy, torch.float32):
+    with sampler.ready(policy, torch.float32, LONGEST):
         return sampler.sample(policy, SampleRequest(PROMPTS, list(keys), count, options, end))
 
 
@@ -60,7 +57,7 @@ def test_continuous_batching_follows_the_filtered_distribution(policy):
     """Frequencies of the first token against the model's own, with temperature and top-k; 4 standard errors."""
     rows, sampler = 400, ContinuousBatchingSampler()
     sampling = Sampling(max_new_tokens=1, temperature=0.7, top_k=5)
-    with sampler.ready(policy, torch.float32):
+    with sampler.ready(policy, torch.float32, LONGEST):
         sampled = sampler.sample(policy, SampleRequest([PROMPTS[1]], ["a"], rows, sampling, END))
     with torch.no_grad():
         logits = policy.model(torch.tensor([PROMPTS[1]])).logits[0, -1] / 0.7
@@ -102,7 +99,7 @@ def test_a_cache_too_small_for_one_response_is_refused(policy):
 
 def test_a_failure_in_continuous_batching_stops_the_round(policy, monkeypatch):
     sampler = ContinuousBatchingSampler()
-    sampler.load(policy, torch.float32)
+    sampler.load(policy, torch.float32, LONGEST)
     monkeypatch.setattr(sampler.model.model, "forward", None)
     with pytest.raises(UserError, match=r"continuous batching failed: .*Use GenerateSampler"):
         sampler.sample(policy, SampleRequest(PROMPTS, "abcd", 1, Sampling(max_new_tokens=2), END))
@@ -124,7 +121,7 @@ def test_the_sums_of_weights_change_with_a_single_bit():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_copy_matches_the_policy_until_the_policy_moves(tiny_model, lora, dtype):
     policy, sampler = Policy.load(PolicyConfig(tiny_model, dtype="float32"), lora), GenerateSampler()
-    sampler.load(policy, dtype)
+    sampler.load(policy, dtype, LONGEST)
     check_weights(sampler, policy, dtype)
     with torch.no_grad():
         for _, weight in policy.trainable_weights():
@@ -136,7 +133,7 @@ def test_a_copy_matches_the_policy_until_the_policy_moves(tiny_model, lora, dtyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_copy_that_differs_in_one_bit_is_refused(policy, dtype):
     sampler = GenerateSampler()
-    sampler.load(policy, dtype)
+    sampler.load(policy, dtype, LONGEST)
     weight = sampler.model.model.norm.weight
     weight.data.view(torch.uint8)[0] ^= 1
     with pytest.raises(UserError, match="GenerateSampler does not have the policy's weights"):
@@ -148,9 +145,9 @@ def test_a_copy_that_differs_in_one_bit_is_refused(policy, dtype):
 class Stale(GenerateSampler):
     """Keeps the weights of its first round."""
 
-    def load(self, policy: Policy, dtype: torch.dtype) -> None:
+    def load(self, policy: Policy, dtype: torch.dtype, longest: int) -> None:
         if self._model is None:
-            super().load(policy, dtype)
+            super().load(policy, dtype, longest)
 
     def release(self) -> None:
         pass
@@ -176,105 +173,3 @@ def test_continuous_batching_samples_a_round_in_the_same_bytes(tiny_model, in_tm
         data = on_policy(in_tmp, sampler=ContinuousBatchingSampler(), store=store)
         fit(DPO(PolicyConfig(tiny_model), proximal=0.1, optimizer=adamw()), data)
     assert files("first") == files("second")
-
-
-# --- vLLM: what it says where it cannot be had, and our side of it against a stand-in with its interface ---
-
-
-def test_without_vllm_or_a_gpu_there_is_one_sentence(monkeypatch):
-    if importlib.util.find_spec("vllm") is None:
-        with pytest.raises(
-            UserError, match=r"needs vllm, which is not installed. Run pip install 'lit-align\[vllm\]', or use"
-        ):
-            VLLMSampler()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match=r"needs a CUDA GPU, and there is none. Instead use ContinuousBatchingSampler"):
-        VLLMSampler()
-    with pytest.raises(UserError, match=r"memory=1.5 must be in \(0, 1\)"):
-        VLLMSampler(1.5)
-
-
-class StandIn:
-    """Answers as `vllm.LLM` is documented to, using its own transformers model."""
-
-    renews = True
-
-    def __init__(self, model: str, **options: Any):
-        assert options["load_format"] == "dummy"
-        assert options["enable_sleep_mode"]
-        self.model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.float32)
-        self.model.load_weights = self._take
-        self.awake = {"weights", "kv_cache"}
-        self.prefixes_are_fresh = True
-        self.seeds: list[int] = []
-
-    def _take(self, weights: list[tuple[str, torch.Tensor]]) -> None:
-        assert "weights" in self.awake
-        if self.renews:
-            self.model.load_state_dict(dict(weights), strict=False)
-        self.prefixes_are_fresh = False
-
-    def sleep(self, level: int) -> None:
-        assert level == 2
-        self.awake.clear()
-        with torch.no_grad():
-            for weight in self.model.parameters():
-                weight.zero_()
-
-    def wake_up(self, tags: list[str]) -> None:
-        self.awake |= set(tags)
-
-    def reset_prefix_cache(self) -> None:
-        self.prefixes_are_fresh = True
-
-    def apply_model(self, function: Any) -> list[Any]:
-        return [function(self.model)]
-
-    def generate(self, prompts: list[dict[str, list[int]]], parameters: list[Any], use_tqdm: bool) -> list[Any]:
-        assert self.awake == {"weights", "kv_cache"}
-        assert self.prefixes_are_fresh
-        self.seeds += [each.seed for each in parameters]
-        outputs = []
-        for prompt, options in zip(prompts, parameters, strict=True):
-            assert options.temperature == 0
-            ids = torch.tensor([prompt["prompt_token_ids"]])
-            made = self.model.generate(
-                ids,
-                do_sample=False,
-                max_new_tokens=options.max_tokens,
-                eos_token_id=options.stop_token_ids,
-                pad_token_id=0,
-            )
-            outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=made[0, ids.shape[1] :].tolist())]))
-        return outputs
-
-
-@pytest.fixture
-def vllm_stand_in(monkeypatch):
-    module = SimpleNamespace(LLM=StandIn, SamplingParams=SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "vllm", module)  # type: ignore[arg-type]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    sampler = VLLMSampler()
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    return sampler
-
-
-def test_an_engine_asleep_between_rounds_wakes_with_the_new_weights(tiny_model, vllm_stand_in):
-    policy = Policy.load(PolicyConfig(tiny_model))
-    for _ in range(2):
-        expected = sample(GenerateSampler(), policy, temperature=0)
-        assert sample(vllm_stand_in, policy, temperature=0) == expected
-        assert not vllm_stand_in._engine.awake
-        with torch.no_grad():
-            for weight in policy.parameters():
-                weight.mul_(1.1)
-    assert len(set(vllm_stand_in._engine.seeds)) == 8
-
-
-def test_an_engine_that_ignores_the_weights_samples_nothing(policy, vllm_stand_in, monkeypatch):
-    monkeypatch.setattr(StandIn, "renews", False)
-    with pytest.raises(UserError, match="VLLMSampler does not have the policy's weights"):
-        sample(vllm_stand_in, policy, temperature=0)
-    assert not vllm_stand_in._engine.awake

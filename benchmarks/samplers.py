@@ -1,0 +1,48 @@
+"""Speed of a sampler: 32 prompts × 4 responses × 48 tokens from SmolLM2 in bfloat16, after one batch to warm up.
+
+Run each sampler in its own environment, since vLLM brings other versions:
+
+    .venv/bin/python benchmarks/samplers.py GenerateSampler
+    .venv-vllm/bin/python benchmarks/samplers.py VLLMSampler
+"""
+
+import argparse
+import time
+
+import torch
+
+from lit_align import data
+from lit_align.data import SampleRequest, Sampling
+from lit_align.policy import Policy, PolicyConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sampler", choices=["GenerateSampler", "ContinuousBatchingSampler", "VLLMSampler"])
+    parser.add_argument("--model", default="data/quickstart/model")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=float, default=0.1, help="share of the machine's memory for VLLMSampler")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    policy = Policy.load(PolicyConfig(options.model))
+    prompts = [policy.tokenizer.encode(f"Write one sentence about the number {i}:") for i in range(32)]
+    end_ids = [policy.tokenizer.eos_token_id]
+    request = SampleRequest(prompts, range(32), 4, Sampling(max_new_tokens=48), end_ids)  # type: ignore[arg-type]
+    longest = max(map(len, prompts)) + 48
+    sampler = data.VLLMSampler(options.memory) if options.sampler == "VLLMSampler" else getattr(data, options.sampler)()
+    with sampler.ready(policy, torch.bfloat16, longest):
+        sampler.sample(policy, request)
+    start = time.perf_counter()
+    with sampler.ready(policy, torch.bfloat16, longest):
+        print(f"new weights and their check: {time.perf_counter() - start:.2f} s")
+        for _ in range(options.repeats):
+            start = time.perf_counter()
+            responses = [response for group in sampler.sample(policy, request) for response in group]
+            tokens = sum(len(response.ids) for response in responses)
+            print(f"{tokens} tokens: {tokens / (time.perf_counter() - start):.0f} per second")
+
+
+if __name__ == "__main__":
+    main()

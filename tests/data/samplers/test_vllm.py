@@ -1,0 +1,55 @@
+"""`VLLMSampler` without vLLM: what it says, what its process is given, and how weights travel and are proved."""
+
+import importlib.util
+from multiprocessing import Pipe
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lit_align.data import VLLMSampler
+from lit_align.data.samplers.vllm import engine_environment
+from lit_align.data.samplers.vllm_engine import multiplies_by_its_weight, received_weights, send_weight
+from lit_align.errors import UserError
+
+
+def test_a_share_of_the_memory_is_between_0_and_1():
+    with pytest.raises(UserError, match=r"data.sampler.memory=1.5 must be in \(0, 1\)"):
+        VLLMSampler(1.5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_the_message_says_what_to_install():
+    with pytest.raises(UserError, match=r"not installed. Run pip install 'lit-align\[vllm\]', without a GPU pip"):
+        VLLMSampler()
+
+
+def test_the_engine_gets_the_policys_gpu_and_no_process_group():
+    ours = {"CUDA_VISIBLE_DEVICES": "3,5", "RANK": "1", "MASTER_ADDR": "x", "HOME": "y"}
+    theirs = engine_environment(ours, torch.device("cuda", 1))
+    assert theirs["CUDA_VISIBLE_DEVICES"] == "5"
+    assert theirs["HOME"] == "y"
+    assert not {"RANK", "MASTER_ADDR"} & set(theirs)
+    assert engine_environment({}, torch.device("cuda", 1))["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in engine_environment({}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_travel_to_another_process_unchanged(dtype):
+    sent = {"a": torch.randn(3, 4).to(dtype), "b": torch.randn(4, 3).to(dtype).T, "c": torch.ones((), dtype=dtype)}
+    near, far = Pipe()
+    for name, weight in sent.items():
+        send_weight(near, name, weight)
+    near.send(None)
+    received = dict(received_weights(far))
+    assert received.keys() == sent.keys()
+    assert all(torch.equal(received[name], weight) for name, weight in sent.items())
+
+
+def test_a_layer_that_multiplies_by_an_old_copy_is_found():
+    weight = torch.randn(8, 200).bfloat16()
+    old = weight.clone()
+    layer = SimpleNamespace(weight=weight, cpu_linear=lambda x, weight, bias: x @ old.T)
+    assert multiplies_by_its_weight(layer)
+    weight[3, 199] += 1
+    assert not multiplies_by_its_weight(layer)
