@@ -223,7 +223,7 @@ def test_killed_at_random_a_run_leaves_the_files_of_the_whole(prepared, blank_fi
 def test_a_killed_run_continues_on_another_number_of_processes(prepared, blank_figures, data, first):
     """Killed on two processes and resumed on one, and the reverse: the whole run, but for the order of sums."""
     options = (OFFLINE if data == "offline" else ROUNDS) | REFRESH | {"model": "DPO", "trainer.max_epochs": 2}
-    options |= {STEPS: 1, "data.train": "pairs16.jsonl"} if data == "offline" else {STEPS: 1}
+    options |= {STEPS: 1} | ({"data.train": "pairs16.jsonl"} if data == "offline" else {"data.prompts_per_round": 8})
 
     def start(folder: Path, processes: int, step: int | None = None) -> list[int | None]:
         def run() -> None:
