@@ -119,8 +119,23 @@ def test_offline_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, ev
         assert all(torch.equal(resumed[name], weight) for name, weight in weights.items()), (first, second)
 
 
-@pytest.mark.parametrize("every", [{"every_n_train_steps": 2}, {"every_n_train_steps": 3}, {}], ids=str)
-@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize(
+    ("every", "reset"),
+    [
+        ({"every_n_train_steps": 3}, True),
+        ({}, False),
+        *(
+            pytest.param(every, reset, marks=pytest.mark.slow)
+            for every, reset in [
+                ({"every_n_train_steps": 2}, False),
+                ({"every_n_train_steps": 2}, True),
+                ({"every_n_train_steps": 3}, False),
+                ({}, True),
+            ]
+        ),
+    ],
+    ids=str,
+)
 def test_on_policy_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, monkeypatch, every, reset):
     """Killed in steps and in sampling, with λ set each round and a reference that moves by step."""
     target = {"proximal": 0.1, "proximal_target": 0.05, "reset_optimizer_each_round": reset}

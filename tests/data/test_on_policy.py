@@ -304,7 +304,7 @@ def test_impossible_rounds_are_refused_before_sampling(tiny_model, in_tmp, optio
 
 def test_a_round_without_pairs_says_why(tiny_model, in_tmp):
     with pytest.raises(UserError, match="round 1 gives no pair to train on: of 8 prompts, 8 margin too small"):
-        fit(module_of(tiny_model), on_policy(in_tmp, pairing=BestWorst(min_margin=1000)))
+        fit(module_of(tiny_model), on_policy(in_tmp, pairing=BestWorst(min_margin=900)))
 
 
 def test_the_pace_of_a_phase_counts_only_computed_prompts(tiny_model, in_tmp):
@@ -321,7 +321,7 @@ def test_the_pace_of_a_phase_counts_only_computed_prompts(tiny_model, in_tmp):
 
 
 def test_the_counts_of_a_round_are_printed(tiny_model, in_tmp, capsys):
-    fit(module_of(tiny_model), on_policy(in_tmp, pairing=BestWorst(min_margin=12)))
+    fit(module_of(tiny_model), on_policy(in_tmp, pairing=BestWorst(min_margin=9)))
     said = capsys.readouterr().out
     assert "round 1 of 1" in said
     assert "8/8 prompts" in said
