@@ -178,8 +178,7 @@ class Drift(AlignCallback):
         other = sampling.described_for(policy.temperature)
         print_field(
             "drift",
-            f"KL from reference {kl_reference:z.2f}, from start {kl_start:z.2f} nats per response"
-            + (f", over responses sampled at {other}" if other else ""),
+            f"KL from reference {kl_reference:z.2f}, start {kl_start:z.2f} nats" + (f", at {other}" if other else ""),
         )
 
     def _measure_from_sampler(self, module: AnchoredObjective, data: OnPolicyPairs, groups: Sequence[Example]) -> None:

@@ -72,10 +72,10 @@ def test_offline_pairs_are_measured_once_per_prompt(tiny_model, in_tmp, capsys):
     row = {"responses": ["a", "bb", "ccc", "dddd"], "rewards": [1.0, 2.0, 3.0, 4.0]}
     Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"p{i}", **row}) + "\n" for i in range(8)))
     fit(DPO(PolicyConfig(tiny_model)), OfflinePairs("rows.jsonl", pairing=AllPairs()), Asked(prompts=6))
-    assert " nats per response\n" in capsys.readouterr().out
+    assert " nats\n" in capsys.readouterr().out
     filtered = Asked(prompts=6, sampling=Sampling(temperature=0.7, top_p=0.9))
     fit(DPO(PolicyConfig(tiny_model)), OfflinePairs("rows.jsonl", pairing=AllPairs()), filtered)
-    assert " nats per response, over responses sampled at temperature 0.7, top_p 0.9\n" in capsys.readouterr().out
+    assert " nats, at temperature 0.7, top_p 0.9\n" in capsys.readouterr().out
     assert sampled == 2 * [[f"rows.jsonl:{line}" for line in range(1, 7)]]
 
 
