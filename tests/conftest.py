@@ -35,6 +35,13 @@ def _token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["LIT_ALIGN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what launchers of processes leave in the environment: a later test would wait for their processes."""
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save figures without drawing them, which takes longer than a tiny run itself."""

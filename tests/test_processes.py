@@ -47,6 +47,9 @@ def test_the_command_line_trains_in_two_processes(tiny_model, tmp_path, data, ov
         "--trainer.log_every_n_steps=1",
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    assert not {"LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"} & environment.keys(), (
+        "it has to start its own processes"
+    )
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = read_metrics(run / "metrics.csv")
