@@ -40,7 +40,7 @@ class SafeConsole(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
-# Texts of models, data and paths are no markup.
+# Brackets in texts of models, data and paths are printed as they are.
 console = SafeConsole(highlight=False, markup=False, emoji=False)
 
 
