@@ -13,6 +13,7 @@ pairs is what a start costs by itself: the model, the libraries.
 
     python benchmarks/data.py                       # the table of docs/speed.md: 100, 10,000 and 160,000 pairs
     python benchmarks/data.py --pairs 100 4000      # minutes
+    python benchmarks/data.py --pairs 100 1000000 --words 24 6 --sides first second     # many short pairs
 """
 
 import argparse
@@ -23,7 +24,7 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,7 +32,8 @@ from typing import Any
 
 from turns import quiet, write
 
-PROMPT_WORDS, RESPONSE_WORDS = 320, 60
+WORDS = (320, 60)
+"""Of a prompt and of a response."""
 SIDES = ("tokenizer", "first", "second", "two", "trl")
 
 
@@ -168,28 +170,33 @@ def _quietly(side: Callable[..., None], sender: Connection) -> None:
         side(sender.send)
 
 
-def write_pairs(path: Path, model: str, count: int) -> str:
-    """Write pairs of random words, of about 445 tokens each."""
+def write_pairs(path: Path, model: str, count: int, words: Sequence[int]) -> str:
+    """Write pairs of random words, of about a token each.
+
+    Args:
+        words: Of each prompt and of each response.
+    """
     from transformers import AutoTokenizer
 
     vocabulary = AutoTokenizer.from_pretrained(model).get_vocab()
-    words = sorted(f" {word[1:]}" for word in vocabulary if word[:1] == "Ġ" and word[1:].isalpha()) or [" a", " bird"]
+    choices = sorted(f" {word[1:]}" for word in vocabulary if word[:1] == "Ġ" and word[1:].isalpha()) or [" a", " bird"]
     draw = random.Random(0)
+    in_prompt, in_response = words
 
     def text(length: int) -> str:
-        return "".join(draw.choices(words, k=length))
+        return "".join(draw.choices(choices, k=length))
 
     with path.open("w") as file:
         for _ in range(count):
-            row = {"prompt": text(PROMPT_WORDS), "chosen": text(RESPONSE_WORDS), "rejected": text(RESPONSE_WORDS)}
+            row = {"prompt": text(in_prompt), "chosen": text(in_response), "rejected": text(in_response)}
             file.write(json.dumps(row) + "\n")
     return str(path)
 
 
-def measure(sides: list[str], model: str, count: int) -> dict[str, dict[str, float]]:
+def measure(sides: list[str], model: str, count: int, words: Sequence[int]) -> dict[str, dict[str, float]]:
     """Every side once on the same file."""
     with tempfile.TemporaryDirectory() as folder:
-        data = write_pairs(Path(folder, "pairs.jsonl"), model, count)
+        data = write_pairs(Path(folder, "pairs.jsonl"), model, count, words)
         start = partial(ours, model=model, data=data)
         runs = {
             "tokenizer": partial(run, partial(tokenizer_alone, model=model, data=data)),
@@ -204,6 +211,7 @@ def measure(sides: list[str], model: str, count: int) -> dict[str, dict[str, flo
 def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[100, 10_000, 160_000])
+    parser.add_argument("--words", type=int, nargs=2, default=list(WORDS), help="of each prompt, of each response")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--model", default="data/quickstart/model")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/data.json"))
@@ -213,12 +221,12 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     print(f"{'pairs':>9}  {'side':<10}{'wall':>9}{'CPU':>9}{'peak':>10}{'at the first batch':>20}")
     for count in options.pairs:
-        measured = measure(options.sides, options.model, count)
+        measured = measure(options.sides, options.model, count, options.words)
         rows.append({"pairs": count} | measured)
         for side, of in measured.items():
             memory = f"{of['peak_bytes'] / 1e6:>7.0f} MB{of['bytes'] / 1e6:>17.0f} MB"
             print(f"{count:>9,}  {side:<10}{of['seconds']:>7.1f} s{of['cpu_seconds']:>7.1f} s{memory}", flush=True)
-    write(options.out, rows, model=options.model)
+    write(options.out, rows, model=options.model, words=options.words)
     return rows
 
 

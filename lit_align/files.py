@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,9 +85,17 @@ def unwritable(path: str | Path, error: Exception, option: str = "") -> UserErro
     return UserError(f"{relative(path)} cannot be written: {reason}. Make room, or name {another}.")
 
 
-def digest(*texts: str) -> str:
+def digest(text: str | Iterable[str]) -> str:
     """8 hexadecimal digits that name a file by a text, which may come in pieces."""
     found = hashlib.sha256()
-    for text in texts:
-        found.update(text.encode("utf-8", "surrogatepass"))
+    for piece in [text] if isinstance(text, str) else text:
+        found.update(piece.encode("utf-8", "surrogatepass"))
     return found.hexdigest()[:8]
+
+
+def repr_in_pieces(values: Iterable[object]) -> Iterator[str]:
+    """The text that `repr` gives of a list of these values."""
+    yield "["
+    for place, value in enumerate(values):
+        yield f"{', ' if place else ''}{value!r}"
+    yield "]"

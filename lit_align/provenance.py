@@ -7,7 +7,7 @@ continue on other machines with the same number of examples per step.
 
 import hashlib
 import inspect
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -138,23 +138,9 @@ SAMPLED = 512
 """Token sequences that identify a data set are at least this many."""
 
 
-def digest_of(tokens: Sequence[Any], sampled: int = SAMPLED) -> str:
-    """Identifies token sequences: their number, their total length, and evenly spaced ones in full.
-
-    Args:
-        tokens: One nested list of token ids for each example.
-    """
-    step = max(1, len(tokens) // sampled)
-    return digest_of_sample(len(tokens), sum(_length(each) for each in tokens), list(tokens[::step]))
-
-
 def digest_of_sample(count: int, total: int, sample: list[Any]) -> str:
-    """The same of sequences whose number and total length are known: `sample` are the evenly spaced ones."""
+    """Identifies token sequences by their number, their total length, and evenly spaced ones in full."""
     return hashlib.sha256(repr((count, total, sample)).encode()).hexdigest()[:16]
-
-
-def _length(nested: Any) -> int:
-    return sum(map(_length, nested)) if isinstance(nested, Iterable) else 1
 
 
 def _plain(value: Any) -> Any:

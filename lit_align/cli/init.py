@@ -190,7 +190,7 @@ def _data(
     rows = read_rows(str(data or prompts), kind=module.data_needs().data_kind if data else "prompts")
     sample = rows.rows[:SAMPLE]
     tokenizer = PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
-    longest = max((len(ids) for _, ids in tokenizer.prompts(sample)[0]), default=1)
+    longest = max((len(ids) for _, ids in tokenizer.prompts(sample)), default=1)
     yield "data:"
     yield f"  class_path: {'OfflinePairs' if data else 'OnPolicyPairs'}"
     yield "  init_args:"

@@ -1,14 +1,16 @@
 """``lit-align rounds show RUN --round 2``: the best and the worst response to each prompt of a round."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text as Styled
 
 from lit_align.console import console, print_line, printable
 from lit_align.data.formats.rows import Text
-from lit_align.data.rounds.records import SampleRow, ScoreRow, part_means
-from lit_align.data.rounds.store import StoredBatch, StoredRound, read_rounds
+from lit_align.data.rounds.records import SampleRow
+from lit_align.data.rounds.stored import StoredRound, read_rounds
 from lit_align.errors import UserError
 
 
@@ -48,23 +50,23 @@ def summary(rounds: Sequence[StoredRound]) -> Table:
     for column in ("round", "prompts", "responses", "reward", "best", "worst", "finished", "folder"):
         made.add_column(column, justify="left" if column == "folder" else "right")
     for stored in rounds:
-        rewards = [scored.scores for scored in stored.scores]
-        numbers = [_mean(_flat(rewards)), _mean(map(max, rewards)), _mean(map(min, rewards))]
-        finished = _mean(_flat(row for batch in stored.batches for row in batch.finished()))
-        counts = [stored.number, len(rewards), sum(map(len, rewards))]
+        rewards = stored.numbers.rewards
+        numbers = [rewards.mean(), rewards.max(1).mean(), rewards.min(1).mean()]
+        known = stored.numbers.finished[~np.isnan(stored.numbers.finished)]
+        finished = known.mean() if known.size else math.nan
+        counts = [stored.number, len(rewards), rewards.size]
         made.add_row(*map(str, counts), *(f"{n:.3f}" for n in numbers), f"{finished:.0%}", stored.path.name)
     return made
 
 
 def heading(stored: StoredRound) -> list[str]:
     """The lines above a round's table: counts, mean reward and its parts, the scorer."""
-    scores = stored.scores
-    rewards = _flat(scored.scores for scored in scores)
+    rewards = stored.numbers.rewards
     return [
-        f"round {stored.number} · {len(scores)} prompts · {len(rewards)} responses · mean reward "
-        f"{_mean(rewards):.3f} · {stored.path}",
-        f"scorer {stored.scorer}",
-        *(f"  mean {name} {mean:.3f}" for name, mean in part_means(scores).items()),
+        f"round {stored.number} · {len(rewards)} prompts · {rewards.size} responses · mean reward "
+        f"{rewards.mean():.3f} · {stored.path}",
+        f"scorer {stored.numbers.scorer}",
+        *(f"  mean {name} {mean:.3f}" for name, mean in stored.numbers.part_means.items()),
     ]
 
 
@@ -75,27 +77,23 @@ def table(stored: StoredRound, count: int) -> Table:
     made = Table(pad_edge=False, show_lines=True)
     for column in ("prompt", "best", "worst"):
         made.add_column(column, overflow="fold", ratio=1, max_width=width)
-    for sample, scored in widest(stored, count):
-        places = sorted(range(len(scored.scores)), key=lambda place: -scored.scores[place])
+    for sample, rewards in widest(stored, count):
+        places = sorted(range(len(rewards)), key=lambda place: -rewards[place])
         cells = [Styled(one_line(_words(sample.prompt), 6 * width, end=True))]
         for place in (places[0], places[-1]):
-            cell = Styled(f"{scored.scores[place]:+.3f} ", style="bold")
+            cell = Styled(f"{rewards[place]:+.3f} ", style="bold")
             cells.append(cell.append(one_line(sample.responses[place], 6 * width), style="not bold"))
         made.add_row(*cells)
     return made
 
 
-def widest(stored: StoredRound, count: int) -> list[tuple[SampleRow, ScoreRow]]:
-    """The rows with the widest margins; only the batches that hold them are read."""
-
-    def margin(place: tuple[StoredBatch, int]) -> float:
-        scores = place[0].scores[place[1]].scores
-        return max(scores) - min(scores)
-
-    places = [(batch, row) for batch in stored.batches for row in range(len(batch.scores))]
-    chosen = sorted(places, key=margin, reverse=True)[:count]
-    rows = {batch.file: batch.rows() for batch, _ in chosen}
-    return [rows[batch.file][row] for batch, row in chosen if rows[batch.file]]
+def widest(stored: StoredRound, count: int) -> list[tuple[SampleRow, list[float]]]:
+    """The rows with the widest margins, with their rewards; only the batches that hold them are read."""
+    batch, rewards = stored.numbers.batch, stored.numbers.rewards
+    places = np.argsort(rewards.min(1) - rewards.max(1), kind="stable")[:count].tolist()
+    rows = {number: stored.batch(number) for number in dict.fromkeys(batch[places].tolist())}
+    within = [(int(batch[place]), place - int(np.argmax(batch == batch[place]))) for place in places]
+    return [rows[number][row] for number, row in within if rows[number]]
 
 
 def one_line(text: str, width: int, end: bool = False) -> str:
@@ -114,12 +112,3 @@ def _words(prompt: Text) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-
-
-def _flat(lists: Iterable[Sequence[float]]) -> list[float]:
-    return [value for values in lists for value in values]
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values) if values else float("nan")

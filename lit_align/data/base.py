@@ -249,8 +249,13 @@ class PairsDataModule(L.LightningDataModule):
         """
         mismatched = self.needs.needs_mismatched and kind != "texts"
         maker = ExampleMaker(self.preference_tokenizer, pairing or BestWorst(), mismatched, self.seed)
-        cache = TokenCache(Path(self.cache_dir) if self.cache_dir else default_folder())
-        return maker.cached(cache, source.path, kind, selection or Selection(lambda: source.read(kind), [source], {}))
+        selection = selection or Selection(lambda: source.read(kind), [source], {})
+        return maker.cached(self.cache, source.path, kind, selection)
+
+    @property
+    def cache(self) -> TokenCache:
+        """Where tokenized data is kept."""
+        return TokenCache(Path(self.cache_dir) if self.cache_dir else default_folder())
 
     def _loader(
         self, examples: ExampleTable, *, shuffle: bool, seed: int | None = None, mixture: Mixture | None = None

@@ -8,6 +8,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
+from lit_align.data.formats.rows import Text
 from lit_align.logprobs import PreferenceBatch
 from lit_align.policy import Policy
 
@@ -25,6 +26,8 @@ class Example:
     labels: float | list[float] | None = None
     win_probabilities: list[float] | None = None
     mismatched: bool = False
+    # of prompts to sample from, which have no responses yet
+    prompt: Text | None = None
     # of groups that a pairing rule chooses from
     texts: list[str] | None = None
     preferences: list[list[float]] | None = None  # P(y_i ≻ y_j), [K, K]

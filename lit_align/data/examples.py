@@ -4,7 +4,6 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import islice
@@ -21,14 +20,12 @@ from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Kind, Row, Rows, Turns, answer_text
 from lit_align.data.pairing import PairingRule, with_mismatched
 from lit_align.data.table import ExampleTable
-from lit_align.data.tokenization import PreferenceTokenizer, TokenizedRow, listing
+from lit_align.data.tokenization import ROWS_AT_ONCE, PreferenceTokenizer, TokenizedRow, listing
 from lit_align.errors import UserError
 from lit_align.needs import DataNeeds
 from lit_align.provenance import SAMPLED, digest_of_sample, of_options
 
 TABLE, HEADER = "examples.arrow", "examples.json"
-ROWS_AT_ONCE = 256
-"""Rows that are tokenized together."""
 SHOWN_FROM = 2000
 """Rows from which on a progress bar is shown."""
 CHECKED = (8, 56)
@@ -143,24 +140,12 @@ class ExampleMaker:
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides the examples of a source, except for the source and the version of the code."""
-        made = self.tokenizer
-        return of_options("rule", vars(self.pairing)) | {
-            "tokenizer": made.encoder.identity,
-            "template_args": made.renderer.template.arguments,
-            "max_prompt_length": made.max_prompt_length,
-            "max_response_length": made.max_response_length,
-            "long_prompts": made.long_prompts,
-            "wraps_prompts": made.wraps_prompts,
-            "positions": made.positions,
-            "pairing": f"{type(self.pairing).__module__}.{type(self.pairing).__qualname__}",
+        rule = type(self.pairing)
+        return self.tokenizer.options | {
+            **of_options("rule", vars(self.pairing)),
+            "pairing": f"{rule.__module__}.{rule.__qualname__}",
             "mismatched": self.mismatched,
         }
-
-    @property
-    def state(self) -> dict[str, str]:
-        """Versions of the code that makes the examples, and today's date if the chat template reads it."""
-        today = str(date.today()) if "strftime_now" in str(self.tokenizer.tokenizer.chat_template) else ""
-        return {"code": code_version(type(self.pairing)), "today": today}
 
     def cached(self, cache: TokenCache, path: str, kind: Kind, selection: Selection) -> Examples:
         """The examples of some rows, from the cache; made first if they are not there.
@@ -168,16 +153,12 @@ class ExampleMaker:
         Raises:
             UserError: as for `make`, or the cache cannot be written to.
         """
-        sources = selection.sources
-        options = (
-            self.identity | dict(selection.options) | {"kind": kind, "sources": [each.options for each in sources]}
-        )
-        state = self.state | {"bytes": [each.bytes_now for each in sources]}
 
-        def make(folder: Path, report: Report) -> None:
-            self.make(selection.read(), path, kind, folder, report).save(folder)
+        def make(folder: Path, report: Report) -> Examples:
+            return self.make(selection.read(), path, kind, folder, report)
 
-        return Examples.read(cache.load_or_make(path, options, state, make))
+        options = self.identity | dict(selection.options) | {"kind": kind}
+        return cached(cache, path, selection.sources, options, self.tokenizer, type(self.pairing), make)
 
     def make(self, rows: Rows, path: str, kind: Kind, folder: Path, report: Report) -> Examples:
         """Write a table of the examples into a folder; cut, dropped and unread parts are counted.
@@ -221,37 +202,50 @@ class ExampleMaker:
 
     def _paired(self, rows: Rows, counts: Counter[str], report: Report) -> Iterator[Example]:
         """The examples of all rows, in batches."""
-        with nullcontext() if len(rows) < SHOWN_FROM else phase("tokenize", len(rows), "rows") as bar:
-            rest, done = _alike(rows), 0
-            while some := list(islice(rest, ROWS_AT_ONCE)):
-                for row, tokens in zip(some, self.tokenizer.rows(some), strict=True):
-                    if tokens is not None:
-                        examples, reasons = _pairs_of(row, tokens, self.pairing)
-                        counts.update(reasons)
-                        yield from examples
-                done += len(some)
-                if bar is not None:
-                    bar.advance(len(some))
-                    report(done, len(rows))
+        rest = _alike(shown(rows, report))
+        while some := list(islice(rest, ROWS_AT_ONCE)):
+            for row, tokens in zip(some, self.tokenizer.rows(some), strict=True):
+                if tokens is not None:
+                    examples, reasons = _pairs_of(row, tokens, self.pairing)
+                    counts.update(reasons)
+                    yield from examples
 
 
-def account_of(
-    rows: Rows,
-    prompts: Sequence[tuple[Row, list[int]]],
-    counts: Counter[str],
+def shown(rows: Rows, report: Report) -> Iterator[Row]:
+    """The rows; if there are many, a bar shows how many of them are done, and they are reported."""
+    if len(rows) < SHOWN_FROM:
+        yield from rows
+        return
+    with phase("tokenize", len(rows), "rows") as bar:
+        for done, row in enumerate(rows, 1):
+            yield row
+            if done % ROWS_AT_ONCE == 0 or done == len(rows):
+                bar.advance(done - bar.done)
+                report(done, len(rows))
+
+
+def cached(
+    cache: TokenCache,
     path: str,
+    sources: Sequence[Source],
+    options: Mapping[str, Any],
     tokenizer: PreferenceTokenizer,
+    rule: type,
+    make: Callable[[Path, Report], Examples],
 ) -> Examples:
-    """The prompts' lines in the run's header; there are no examples yet.
+    """Examples from the cache; made first if they are not there, or if the sources or the code have changed since.
 
     Args:
-        prompts: Those that are kept of the rows.
-        counts: Prompts that were dropped or cut, by reason.
+        path: Name of the sources.
+        options: Everything else that decides the examples; plain values.
+        rule: A class whose code decides them, too.
     """
-    skipped = rows.skipped + counts
-    line = f"{len(prompts)} prompts from {path}: {rows.description}" + (f"; {listing(skipped)}" if skipped else "")
-    notes = tuple(tokenizer.notes(row for row, _ in prompts[: CHECKED[0]]))
-    return Examples(ExampleTable([]), line, "", rows.unread, notes, len(rows))
+    today = str(date.today()) if "strftime_now" in str(tokenizer.tokenizer.chat_template) else ""
+    state = {"code": code_version(rule), "today": today, "bytes": [each.bytes_now for each in sources]}
+    options = {**options, "sources": [each.options for each in sources]}
+    return Examples.read(
+        cache.load_or_make(path, options, state, lambda folder, report: make(folder, report).save(folder))
+    )
 
 
 def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int = 0) -> None:
@@ -322,10 +316,11 @@ def _pairs_of(row: Row, tokens: TokenizedRow, pairing: PairingRule) -> tuple[lis
     return examples, Counter({"equal after truncation": equal} if equal else {})
 
 
-def _alike(rows: Rows) -> Iterator[Row]:
+def _alike(rows: Iterable[Row]) -> Iterator[Row]:
     """The rows, of which all must have rewards and labels, or none: a batch has them for all its responses, or none."""
-    first = rows[0]
+    first: Row | None = None
     for row in rows:
+        first = first or row
         for name in ("rewards", "labels"):
             has, first_has = (getattr(each, name) is not None for each in (row, first))
             if has != first_has:

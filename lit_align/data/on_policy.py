@@ -18,13 +18,14 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_field, print_line
 from lit_align.data.base import PairsDataModule, describe_example
-from lit_align.data.examples import Examples, Source, account_of
-from lit_align.data.formats.rows import Row
+from lit_align.data.examples import Examples, Source
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs
+from lit_align.data.prompts import digest_of_prompts, identity_of_prompts, read_prompts
+from lit_align.data.rounds.groups import groups_of
 from lit_align.data.rounds.make import CurrentRound, RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
-from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round, share_of_round
+from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, places_of_round, share_of_round
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.generate import GenerateSampler
@@ -33,9 +34,8 @@ from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
-from lit_align.files import digest
 from lit_align.objectives import PreferenceObjective
-from lit_align.provenance import Table, digest_of, of_options
+from lit_align.provenance import Table, of_options
 from lit_align.sharding import barrier_with_timeout
 
 
@@ -103,7 +103,6 @@ class OnPolicyPairs(PairsDataModule):
         self._round: CurrentRound | None = None
         self._logged: int | None = None  # the round whose metrics are in the log that a resumed run continues
         self._epoch: int | None = None  # the epoch that the current round belongs to
-        self._prompts: list[tuple[Row, list[int]]] = []
         self._read: Examples | None = None
 
     # --- Lightning ---
@@ -121,7 +120,7 @@ class OnPolicyPairs(PairsDataModule):
         if stage != "fit":
             return
         self._epoch = None  # a round of an earlier fit is not this one's
-        if self._prompts:
+        if self._read is not None:
             return
         if not isinstance(self.trainer.lightning_module, PreferenceObjective):
             raise UserError(
@@ -138,12 +137,9 @@ class OnPolicyPairs(PairsDataModule):
         if self.prompts_per_round == "chunk" and self._rounds < 1:
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
         barrier_with_timeout("setup", self.wait_minutes)
-        rows = self.source(self.prompts, self.prompts_split).read("prompts")
-        self._prompts, counts = self.preference_tokenizer.prompts(rows)
-        if not self._prompts:
-            raise UserError(f"{self.prompts}: no prompt remains: {listing(counts)}. Give other prompts.")
-        check_prompts(self._prompts, self.prompts_per_round, self._rounds, self.prompts)
-        self._read = account_of(rows, self._prompts, counts, self.prompts, self.preference_tokenizer)
+        source = self.source(self.prompts, self.prompts_split)
+        self._read = read_prompts(source, self.preference_tokenizer, self.cache)
+        check_prompts(self.prompt_count, self.prompts_per_round, self._rounds, self.prompts)
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         if self._is_new_round():
@@ -206,11 +202,16 @@ class OnPolicyPairs(PairsDataModule):
     @property
     def prompt_count(self) -> int:
         """How many prompts there are, in all rounds together."""
-        return len(self._prompts)
+        return len(self._all_prompts)
 
-    def prompts_of_round(self, index: int) -> list[tuple[Row, list[int]]]:
-        """The prompts of one round with their tokens; see prompts_per_round."""
-        return prompts_of_round(self._prompts, self.prompts_per_round, index, self._rounds, self.seed)
+    def prompts_of_round(self, index: int) -> ExampleTable:
+        """The prompts of one round, without responses; see prompts_per_round."""
+        places = places_of_round(self.prompt_count, self.prompts_per_round, index, self._rounds, self.seed)
+        return self._all_prompts.reordered(places)
+
+    @property
+    def _all_prompts(self) -> ExampleTable:
+        return ExampleTable([]) if self._read is None else self._read.examples
 
     @property
     def _rounds(self) -> int:
@@ -240,7 +241,7 @@ class OnPolicyPairs(PairsDataModule):
             "sampling_dtype": self.sampling_dtype,
             "record_sampler": self.record_sampler,
             "policy.temperature": self.module.policy_config.temperature,  # of log π_s
-            "prompts": digest(repr([ids for _, ids in self.prompts_of_round(index)])),
+            "prompts": digest_of_prompts(self.prompts_of_round(index)),
         }
 
     def _make_round(self) -> None:
@@ -252,13 +253,15 @@ class OnPolicyPairs(PairsDataModule):
 
         sampled = maker.sample()
         scored = maker.score(sampled)
-        groups = maker.group(sampled, scored)
+        groups, numbers = groups_of(sampled, scored)
+        if self.trainer.is_global_zero:
+            numbers.keep_in(maker.store.path)
         pairs = maker.pair(self.pairing, groups)
         unused = self._check_pairs(pairs, len(groups))
         examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)
         self._round = replace(begun, groups=groups, examples=examples)
 
-        metrics = round_metrics(begun.index, sampled, scored, groups, pairs, unused)
+        metrics = round_metrics(begun.index, sampled, scored, groups, numbers, pairs, unused)
         if begun.index == self._logged:  # before the checkpoint
             return
         for logger in self.trainer.loggers:  # `self.log` cannot be used while Lightning asks for a loader
@@ -267,7 +270,8 @@ class OnPolicyPairs(PairsDataModule):
     def _round_maker(self) -> RoundMaker:
         policy = self.module.policy
         assert policy is not None
-        check_positions(policy.positions, [ids for _, ids in self._prompts], self.sampling, self.prompts)
+        longest = int(self._all_prompts.lengths.prompt.max())
+        check_positions(policy.positions, longest, self.sampling, self.prompts)
         return RoundMaker(
             round=self.current_round,
             store=self.round_store,
@@ -276,7 +280,7 @@ class OnPolicyPairs(PairsDataModule):
             sampler=self.sampler,
             sampling=self.sampling,
             sampling_dtype=torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype,
-            longest=max(len(ids) for _, ids in self._prompts) + self.sampling.max_new_tokens,
+            longest=longest + self.sampling.max_new_tokens,
             end_ids=self.preference_tokenizer.end_ids(),
             seed=self.seed,
             responses_per_prompt=self.responses_per_prompt,
@@ -308,7 +312,7 @@ class OnPolicyPairs(PairsDataModule):
 
     def identity(self) -> Table:
         own = {
-            "data.prompts": digest_of([ids for _, ids in self._prompts]),
+            "data.prompts": identity_of_prompts(self._all_prompts),
             "data.prompts_per_round": share_of_round(self.prompts_per_round, self._rounds),
             "data.responses_per_prompt": self.responses_per_prompt,
             "data.sampler": self.sampler.identity,

@@ -148,18 +148,17 @@ def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[i
     return Response(ids[:size], text[: min(text.find(string) for string in stop if string in text)], finished=True)
 
 
-def check_positions(positions: int | None, prompts: Sequence[Sequence[int]], sampling: Sampling, where: str) -> None:
+def check_positions(positions: int | None, longest: int, sampling: Sampling, where: str) -> None:
     """Check that a model has places for the longest prompt and its responses.
 
     Args:
         positions: How many tokens the model can read, if it says so.
-        prompts: Token ids of each prompt.
+        longest: Tokens of the longest prompt.
         where: The prompts' file, for the message.
 
     Raises:
         UserError: it does not have them.
     """
-    longest = max(map(len, prompts))
     if positions is not None and longest + sampling.max_new_tokens > positions:
         raise UserError(
             f"sampling.max_new_tokens={sampling.max_new_tokens} must be at most {positions - longest}: the model has "

@@ -10,6 +10,7 @@ A table of any size costs a process a few numbers per example (`lengths`). Token
 example is shown; batches are padded from NumPy views of the file.
 """
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ CHUNK = 512
 """Examples of one record batch: this many are Python objects while a table is written."""
 NUMBERS = ("rewards", "labels", "win_probabilities", "sampler_logps", "reference_logps")
 """Fields of an example that hold a number for each response; `labels` may be one for the example."""
+OTHERS = ("texts", "preferences")
+"""Fields of a group from which a pairing rule chooses."""
 MISMATCHED = b"lit_align.mismatched"
 TOKENS = pa.list_(pa.int32())
 _UTF8 = ("utf-8", "surrogatepass")  # of names of files that are not UTF-8
@@ -62,7 +65,7 @@ class _Chunk:
         self.is_mismatched = MISMATCHED in (batch.schema.metadata or {})
         self.numbers: dict[str, _Lists] = {}  # of each response
         self.labels: NDArray[Any] | None = None  # of each example
-        self.others = [name for name in ("texts", "preferences") if name in batch.schema.names]
+        self.others = [name for name in OTHERS if name in batch.schema.names]
         for name in set(batch.schema.names) & set(NUMBERS):
             column = batch.column(name)
             if pa.types.is_list(column.type):
@@ -78,6 +81,8 @@ class _Chunk:
             numbers["labels"] = self.labels[place]
         for name in self.others:
             numbers[name] = self.batch.column(name)[place].as_py()
+        if "text" in self.batch.schema.names:
+            numbers["prompt"] = json.loads(self.batch.column("text")[place].as_py())
         return Example(
             self.prompts[place],  # type: ignore[arg-type]
             [self.responses[k] for k in responses],  # type: ignore[misc]
@@ -104,7 +109,9 @@ class Lengths:
             columns[0].append(np.diff(chunk.first))
             columns[1].append(prompt)
             columns[2].append(prompt + np.diff(starts[chunk.first]))
-            columns[3].append(np.maximum.reduceat(np.diff(starts), chunk.first[:-1]))
+            responses = np.diff(starts)
+            has_some = len(responses) > 0  # prompts to sample from have none
+            columns[3].append(np.maximum.reduceat(responses, chunk.first[:-1]) if has_some else 0 * prompt)
         return cls(*(np.concatenate(parts).astype(np.int64) for parts in columns))
 
     def take(self, places: NDArray[np.int64]) -> Self:
@@ -149,22 +156,26 @@ class ExampleTable(Sequence[Example]):
             return cls([reader.get_batch(i) for i in range(reader.num_record_batches)])
 
     @classmethod
-    def write(cls, path: Path, examples: Iterable[Example], option: str = "", *, whole: bool = False) -> Self:
+    def write(cls, path: Path, examples: Iterable[Example], option: str = "") -> Self:
         """Write examples to a file as they come, and open it. A table that is open at that path stays as it is.
 
         Args:
             option: The option that names another folder, in messages.
-            whole: Keep texts and preferences too.
 
         Raises:
             UserError: the disk is full, or the folder cannot be written to.
         """
+        return cls.write_batches(path, _batches(examples), option)
+
+    @classmethod
+    def write_batches(cls, path: Path, batches: Iterable[pa.RecordBatch], option: str = "") -> Self:
+        """The same with the record batches of examples."""
         beside = path.with_name(f"{path.name}.new")
         writer: pa.RecordBatchFileWriter | None = None
         with writing(path, option):
             file = pa.OSFile(str(beside), "wb")
         with file:
-            for batch in _batches(examples, whole):
+            for batch in batches:
                 with writing(path, option):
                     writer = writer or pa.ipc.new_file(file, batch.schema)
                     writer.write_batch(batch)
@@ -176,14 +187,15 @@ class ExampleTable(Sequence[Example]):
         return cls([]) if writer is None else cls.open(path)
 
     @classmethod
-    def temporary(cls, examples: Iterable[Example], *, whole: bool = False) -> Self:
-        """A table in a file that the system deletes with the process.
+    def temporary(cls, examples: Iterable[Example]) -> Self:
+        """A table in a file that the system deletes with the process."""
+        return cls.temporary_of_batches(_batches(examples))
 
-        Args:
-            whole: Keep texts and preferences too, from which a pairing rule chooses.
-        """
+    @classmethod
+    def temporary_of_batches(cls, batches: Iterable[pa.RecordBatch]) -> Self:
+        """The same with the record batches of examples."""
         with tempfile.TemporaryDirectory() as folder:
-            return cls.write(Path(folder, "examples.arrow"), examples, "TMPDIR", whole=whole)
+            return cls.write_batches(Path(folder, "examples.arrow"), batches, "TMPDIR")
 
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> Self:
@@ -248,7 +260,7 @@ class ExampleTable(Sequence[Example]):
         return Counter(dict(zip(sizes.tolist(), counts.tolist(), strict=True)))
 
 
-def _batches(examples: Iterable[Example], whole: bool = False) -> Iterator[pa.RecordBatch]:
+def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
     """Record batches of examples that all have the same numbers."""
     rest = iter(examples)
     while some := list(islice(rest, CHUNK)):
@@ -263,10 +275,8 @@ def _batches(examples: Iterable[Example], whole: bool = False) -> Iterator[pa.Re
             if value is not None:
                 kind = pa.float64() if isinstance(value, float) else pa.list_(pa.float64())
                 columns[name] = pa.array([getattr(example, name) for example in some], kind)
-        if whole and first.texts is not None:
-            columns["texts"] = pa.array([example.texts for example in some], pa.list_(pa.string()))
-        if whole and first.preferences is not None:
-            columns["preferences"] = pa.array([e.preferences for e in some], pa.list_(pa.list_(pa.float64())))
+        if first.prompt is not None:
+            columns["text"] = pa.array([json.dumps(example.prompt) for example in some], pa.string())
         metadata = {MISMATCHED: b"1"} if first.mismatched else None
         schema = pa.schema([(name, column.type) for name, column in columns.items()], metadata)
         yield pa.record_batch(list(columns.values()), schema=schema)

@@ -12,8 +12,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +27,10 @@ from lit_align.data.template import special_tokens
 from lit_align.errors import UserError
 
 LongPrompts = Literal["error", "drop", "truncate_left"]
+
+
+ROWS_AT_ONCE = 256
+"""Rows that are tokenized together."""
 
 
 class TokenizedRow(NamedTuple):
@@ -73,6 +79,19 @@ class PreferenceTokenizer:
         self._special_ids = specials.keys()
         self._special = re.compile("|".join(map(re.escape, specials.values())) or r"(?!)")
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that decides the tokens of a row, except for the version of the code; plain values."""
+        return {
+            "tokenizer": self.encoder.identity,
+            "template_args": self.renderer.template.arguments,
+            "max_prompt_length": self.max_prompt_length,
+            "max_response_length": self.max_response_length,
+            "long_prompts": self.long_prompts,
+            "wraps_prompts": self.wraps_prompts,
+            "positions": self.positions,
+        }
+
     # --- a row ---
 
     def prompt_ids(self, row: Row) -> list[int] | None:
@@ -88,11 +107,16 @@ class PreferenceTokenizer:
         _, ids = self._opening(row.prompt if isinstance(row.prompt, str) else self.renderer.prompt(row), plain)
         return self._limited(ids, self.max_prompt_length, f"max_prompt_length={self.max_prompt_length}", row)
 
-    def prompts(self, rows: Iterable[Row]) -> tuple[list[tuple[Row, list[int]]], Counter[str]]:
-        """The rows that are kept, with the tokens of their prompts, and counts of dropped, cut and noted rows."""
+    def prompts(self, rows: Iterable[Row]) -> Iterator[tuple[Row, list[int]]]:
+        """The rows that are kept, with the tokens of their prompts, in batches; `counts` begins anew."""
         self.counts.clear()
-        encoded = [(row, self.prompt_ids(row)) for row in rows]
-        return [(row, ids) for row, ids in encoded if ids is not None], self.counts.copy()
+        rest = iter(rows)
+        while some := list(islice(rest, ROWS_AT_ONCE)):
+            wrapped = map(self._with_wrapped_prompt, some)
+            texts = [row.prompt if isinstance(row.prompt, str) else self.renderer.prompt(row) for row in wrapped]
+            with self._encoding(Rendering(text, ()) for text in texts):
+                encoded = [(row, self.prompt_ids(row)) for row in some]
+            yield from ((row, ids) for row, ids in encoded if ids is not None)
 
     def row(self, row: Row) -> TokenizedRow | None:
         """Tokens of the prompt and its responses, end tokens included unless cut; None if the row is dropped.
@@ -108,9 +132,15 @@ class PreferenceTokenizer:
         """The same for several rows, whose texts are encoded together: several times as fast."""
         rows = [self._with_wrapped_prompt(row) for row in rows]
         renderings = [self.rendering(row) for row in rows]
-        self._encoded = self.encoder.all(renderings)
-        try:
+        with self._encoding(renderings):
             yield from map(self._row, rows, renderings)
+
+    @contextmanager
+    def _encoding(self, renderings: Iterable[Rendering]) -> Iterator[None]:
+        """Encode texts together; within this context each is looked up."""
+        self._encoded = self.encoder.all(list(renderings))
+        try:
+            yield
         finally:
             self._encoded = {}
 

@@ -67,8 +67,8 @@ def tokenize_prompts(rows: Rows, tokenizer: PreferenceTokenizer, path: str, name
     Raises:
         UserError: no prompt is left.
     """
-    kept, counts = tokenizer.prompts(rows)
-    counts = rows.skipped + counts
+    kept = list(tokenizer.prompts(rows))
+    counts = rows.skipped + tokenizer.counts
     if not kept:
         raise UserError(f"{path}: no prompt is left: {listing(counts)}.")
     if counts:

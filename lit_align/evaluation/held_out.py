@@ -103,7 +103,8 @@ class Evaluator:
     def check_prompts(self, path: str, name: str, module: PreferenceObjective) -> None:
         """Raise a `UserError` if the policy has too few positions for a prompt of the file and its response."""
         assert module.policy is not None
-        check_positions(module.policy.positions, self._prompts(path, name, module).ids, self.sampling, path)
+        longest = max(self._prompts(path, name, module).lengths)
+        check_positions(module.policy.positions, longest, self.sampling, path)
 
     def check_texts(self, path: str, module: PreferenceObjective) -> None:
         """Raise a `UserError` if the texts of the file cannot be read."""

@@ -13,7 +13,7 @@ from lit_align.data.formats.folders import dataset_records, downloaded_records, 
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError
 from lit_align.data.formats.slices import sliced, split_slice
-from lit_align.data.rounds.store import find_rounds, read_rounds
+from lit_align.data.rounds.stored import find_rounds, read_rounds
 from lit_align.errors import first_line
 
 _SOURCES = (
@@ -72,8 +72,8 @@ def _glob_records(pattern: str, split: str | None, skipped: Counter[str]) -> Ite
 def _round_records(path: Path, scorer: str | None) -> Iterator[Record]:
     """Rounds that were sampled on-policy: prompts, responses as text, and the rewards of one scorer."""
     for stored in read_rounds(path, scorer):
-        for sample, scored in stored.rows():
-            values = {"prompt": sample.prompt, "responses": sample.responses, "rewards": scored.scores}
+        for sample, rewards in stored.rows():
+            values = {"prompt": sample.prompt, "responses": sample.responses, "rewards": rewards}
             yield Record(values, f"{stored.path.name}/{sample.source}")
 
 

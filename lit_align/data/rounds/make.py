@@ -2,7 +2,7 @@
 
 sample   K responses to each prompt, with log π_s                     SampleRow, stored
 score    a reward for each response, or their comparisons             ScoreRow, stored
-group    the K responses with their rewards, all in one place         Example
+group    the K responses with their rewards, all in one place         Example, `groups.py`
 pair     which of the K responses are trained on                      `pairing.py`
 record   labels, mismatched responses and log π_ref, if needed        Example, log-probabilities stored
 """
@@ -10,22 +10,20 @@ record   labels, mismatched responses and log π_ref, if needed        Example, 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
 from lit_align.data.batches import Example
-from lit_align.data.formats.rows import Row
 from lit_align.data.pairing import PairingRule, Pairs, with_mismatched
 from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
 from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler, SampleRequest
-from lit_align.data.sampling import Sampling, check_stop, sampling_batches
+from lit_align.data.sampling import Response, Sampling, check_stop, sampling_batches
 from lit_align.data.scorers.base import BaseScorer
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
@@ -51,7 +49,7 @@ class RoundMaker:
     round: CurrentRound
     store: RoundStore
     recorder: Recorder
-    prompts: Sequence[tuple[Row, list[int]]]  # each with its tokens
+    prompts: ExampleTable  # without responses
     sampler: Sampler
     sampling: Sampling
     sampling_dtype: torch.dtype
@@ -72,7 +70,7 @@ class RoundMaker:
     @cached_property
     def batches(self) -> list[list[int]]:
         """Indices of the prompts that are sampled, scored and stored together."""
-        return sampling_batches([len(ids) for _, ids in self.prompts], self.prompts_per_batch)
+        return sampling_batches(self.prompts.lengths.prompt.tolist(), self.prompts_per_batch)
 
     # --- sample ---
 
@@ -90,30 +88,21 @@ class RoundMaker:
             yield self.sampler
 
     def _sample_batch(self, sampler: Sampler, number: int) -> list[SampleRow]:
-        indices = self.batches[number]
-        rows = [self.prompts[i][0] for i in indices]
-        prompt_ids = [self.prompts[i][1] for i in indices]
-        keys = [(self.seed, self.round.index, row.source) for row in rows]
-        request = SampleRequest(prompt_ids, keys, self.responses_per_prompt, self.sampling, self.end_ids)
+        prompts = [self.prompts[place] for place in self.batches[number]]
+        request = SampleRequest(
+            prompts=[prompt.prompt_ids for prompt in prompts],
+            keys=[(self.seed, self.round.index, prompt.source) for prompt in prompts],
+            count=self.responses_per_prompt,
+            sampling=self.sampling,
+            end_ids=self.end_ids,
+        )
         sampled = sampler.sample(self.policy, request)
-        response_ids = [[response.ids for response in responses] for responses in sampled]
         examples = [
-            Example(prompt, responses, row.source)
-            for prompt, responses, row in zip(prompt_ids, response_ids, rows, strict=True)
+            Example(prompt.prompt_ids, [response.ids for response in responses], prompt.source)
+            for prompt, responses in zip(prompts, sampled, strict=True)
         ]
         logps = self.recorder.logps(self.policy, examples) if self.record_sampler else [None] * len(examples)
-        return [
-            SampleRow(
-                source=row.source,
-                prompt=row.prompt,
-                prompt_ids=example.prompt_ids,
-                responses=[response.text for response in responses],
-                response_ids=example.response_ids,
-                finished=[response.finished for response in responses],
-                sampler_logps=sampler_logps,
-            )
-            for row, example, responses, sampler_logps in zip(rows, examples, sampled, logps, strict=True)
-        ]
+        return [_sample_row(*each) for each in zip(prompts, sampled, logps, strict=True)]
 
     def _check_policy(self) -> None:
         """Check that the policy is still the one that this round was sampled from."""
@@ -145,24 +134,6 @@ class RoundMaker:
         finally:
             self.scorer.release()
 
-    # --- group ---
-
-    def group(self, samples: Loaded[SampleRow], scores: Loaded[ScoreRow]) -> ExampleTable:
-        """Each prompt with its K responses and all that is known of them, in the order of the prompts."""
-        groups = (
-            Example(
-                prompt_ids=self.prompts[place][1],
-                response_ids=sampled.response_ids,
-                source=self.prompts[place][0].source,
-                rewards=scored.scores,
-                sampler_logps=sampled.sampler_logps,
-                texts=sampled.responses,
-                preferences=scored.preferences,
-            )
-            for place, sampled, scored in zip(chain.from_iterable(self.batches), samples, scores, strict=True)
-        )
-        return ExampleTable.temporary(groups, whole=True).reordered(samples.order)
-
     # --- pair ---
 
     def pair(self, rule: PairingRule, groups: ExampleTable) -> Pairs[ExampleTable]:
@@ -187,7 +158,9 @@ class RoundMaker:
 
     def _with_sampler_logps(self, table: ExampleTable) -> ExampleTable:
         """Record log π_s of the mismatched responses, which were sampled for other prompts."""
-        alone = [replace(example, response_ids=example.response_ids[-1:]) for example in table]
+        alone = ExampleTable.temporary(
+            Example(example.prompt_ids, example.response_ids[-1:], example.source) for example in table
+        )
         recorded = self.recorder.logps_column("mismatched", "", self.store, alone, self._open_policy)
         own = table.numbers("sampler_logps")
         assert own is not None
@@ -198,3 +171,16 @@ class RoundMaker:
         self._check_policy()
         with gathered(self.policy):
             yield self.policy
+
+
+def _sample_row(prompt: Example, responses: Sequence[Response], sampler_logps: list[float] | None) -> SampleRow:
+    assert prompt.prompt is not None
+    return SampleRow(
+        source=prompt.source,
+        prompt=prompt.prompt,
+        prompt_ids=prompt.prompt_ids,
+        responses=[response.text for response in responses],
+        response_ids=[response.ids for response in responses],
+        finished=[response.finished for response in responses],
+        sampler_logps=sampler_logps,
+    )

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from lit_align.data.pairing import Pairs
+from lit_align.data.rounds.numbers import RoundNumbers
 from lit_align.data.rounds.record import Loaded
-from lit_align.data.rounds.records import SampleRow, ScoreRow, part_means
+from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.table import ExampleTable
 
 
@@ -32,6 +33,7 @@ def round_metrics(
     sampled: Loaded[SampleRow],
     scored: Loaded[ScoreRow],
     groups: ExampleTable,
+    numbers: RoundNumbers,
     pairs: Pairs[ExampleTable],
     in_no_full_batch: int,
 ) -> dict[str, float]:
@@ -39,12 +41,12 @@ def round_metrics(
 
     Args:
         groups: Every prompt with all its responses.
+        numbers: Of all responses.
         in_no_full_batch: Pairs left over because they do not fill a batch on every process.
     """
-    numbers = groups.numbers("rewards")
-    assert numbers is not None
-    rewards = torch.from_numpy(numbers).float().view(len(groups), -1)
-    finished = torch.cat([torch.tensor(sampled.part.column(n, "finished")) for n in range(len(sampled.batches))])
+    by_prompt = groups.numbers("rewards")
+    assert by_prompt is not None
+    rewards = torch.from_numpy(by_prompt).float().view(len(groups), -1)
     responses = int((groups.lengths.total - groups.lengths.prompt).sum())
     values = {
         "round": float(index),
@@ -52,11 +54,11 @@ def round_metrics(
         "round/reward_best": rewards.amax(1).mean().item(),
         "round/reward_worst": rewards.amin(1).mean().item(),
         "round/length": responses / rewards.numel(),
-        "round/finished": finished.float().mean().item(),
+        "round/finished": torch.from_numpy(numbers.finished).float().mean().item(),
         "round/pairs": float(len(pairs.examples) - in_no_full_batch),
         "round/dropped": float(sum(pairs.counts.values())),
     }
-    for name, value in part_means(list(scored)).items():
+    for name, value in numbers.part_means.items():
         values[f"round/reward_{name}"] = value
     for reason, count in (pairs.counts + pairs.partial_drops + Counter({"in no full batch": in_no_full_batch})).items():
         values[f"round/dropped_{reason.replace(' ', '_')}"] = float(count)

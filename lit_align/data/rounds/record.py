@@ -6,7 +6,7 @@ are gathered once for all batches.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from lit_align.data.rounds.records import LogpsRow, StoredRow
 from lit_align.data.rounds.store import Part, RoundStore
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
+from lit_align.files import repr_in_pieces
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
 from lit_align.sharding import barrier_with_timeout, gathered
@@ -49,10 +51,14 @@ class Loaded(Generic[R]):
 
     def batch(self, number: int) -> list[R]:
         """The rows of one batch."""
-        rows = self.part.read(number)
-        if rows is None:
+        return self.part.row.from_arrow(self.table(number))
+
+    def table(self, number: int) -> pa.Table:
+        """The same as an Arrow table."""
+        table = self.part.table(number)
+        if table is None:
             raise RuntimeError(f"{self.part.file(number)} is missing; do all processes share the folder?")
-        return rows
+        return table
 
     def __iter__(self) -> Iterator[R]:
         """All rows, batch by batch."""
@@ -135,8 +141,9 @@ class Recorder:
             identity: Of the model.
         """
         assert self.module.policy is not None
-        tokens = (repr((example.prompt_ids, example.response_ids)) for example in examples)
-        part = store.logps(name, f"({identity!r}, {self.module.policy.temperature!r}, [", *_joined(tokens), "])")
+        tokens = repr_in_pieces((example.prompt_ids, example.response_ids) for example in examples)
+        model = f"({identity!r}, {self.module.policy.temperature!r}, "
+        part = store.logps(name, chain([model], tokens, [")"]))
         starts = range(0, len(examples), EXAMPLES_PER_FILE)
         batches = [range(start, min(start + EXAMPLES_PER_FILE, len(examples))) for start in starts]
 
@@ -144,7 +151,8 @@ class Recorder:
             some = examples[batches[number].start : batches[number].stop]
             return [LogpsRow(e.source, logps) for e, logps in zip(some, self.logps(model, some), strict=True)]
 
-        return np.array([row.logps for row in self.load_or_compute(name, part, batches, open_model, compute)])
+        rows = self.load_or_compute(name, part, batches, open_model, compute)
+        return np.fromiter(chain.from_iterable(row.logps for row in rows), np.float64).reshape(len(examples), -1)
 
     def with_reference(self, store: RoundStore, examples: ExampleTable) -> ExampleTable:
         """The examples with log π_ref, if it may be recorded; otherwise as they are."""
@@ -176,11 +184,6 @@ class Recorder:
         bound = 1e-3 if reference.dtype.itemsize >= 4 else 1.0
         check_cache(first.reference_logps or [], again, bound, str(store.path))
         return recorded
-
-
-def _joined(texts: Iterable[str]) -> Iterator[str]:
-    """The texts with commas between them, one at a time."""
-    return chain.from_iterable((", " if place else "", text) for place, text in enumerate(texts))
 
 
 def check_cache(recorded: Sequence[float], recomputed: Sequence[float], bound: float, where: str) -> None:

@@ -1,10 +1,8 @@
 """The rows of a stored round: each type has one Arrow schema, with which it is written and read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from statistics import fmean
 from typing import ClassVar, Protocol, Self
 
 import pyarrow as pa
@@ -123,9 +121,3 @@ class LogpsRow:
         # before the column had this name it was named after the model: reference_logps, mismatched_logps
         old = {name: "logps" for name in table.column_names if name.endswith("_logps")}
         return [cls(**row) for row in table.rename_columns([old.get(n, n) for n in table.column_names]).to_pylist()]
-
-
-def part_means(scores: Sequence[ScoreRow]) -> Mapping[str, float]:
-    """The mean of each part of the scores, over all responses."""
-    names = (scores[0].parts or {}) if scores else {}
-    return {name: fmean(chain.from_iterable((row.parts or {})[name] for row in scores)) for name in names}

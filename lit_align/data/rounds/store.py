@@ -11,15 +11,14 @@ The rows are those of `records.py`. A sampling batch is the unit of writing and 
 another name and renamed, so that no file is ever incomplete. Each file carries a checksum of its values and the round,
 part and batch that they belong to; a damaged or misplaced file is reported, set aside, and computed again.
 
-A round's folder, or a folder of rounds, is also a data set of prompts with ranked responses (`read_rounds`).
+A round's folder, or a folder of rounds, is also a data set of prompts with ranked responses (`stored.py`).
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -29,7 +28,6 @@ import pyarrow.parquet as pq
 
 from lit_align.console import print_line
 from lit_align.data.rounds.records import LogpsRow, SampleRow, ScoreRow, StoredRow
-from lit_align.errors import UserError
 from lit_align.files import digest, write_whole
 
 R = TypeVar("R", bound=StoredRow)
@@ -61,9 +59,9 @@ class RoundStore:
         """The scores of one scorer, given its identity."""
         return Part(self, f"scores-{digest(scorer)}", ScoreRow)
 
-    def logps(self, name: str, *determined_by: str) -> "Part[LogpsRow]":
-        """Log-probabilities under one model, given all that determines them."""
-        return Part(self, f"{name}-{digest(*determined_by)}", LogpsRow)
+    def logps(self, name: str, determined_by: str | Iterable[str]) -> "Part[LogpsRow]":
+        """Log-probabilities under one model, given a text of all that determines them, which may come in pieces."""
+        return Part(self, f"{name}-{digest(determined_by)}", LogpsRow)
 
 
 class Part(Generic[R]):
@@ -85,18 +83,15 @@ class Part(Generic[R]):
 
     def is_stored(self, batch: int) -> bool:
         """Whether the rows of one batch are stored. A damaged file is set aside."""
-        return self._table(batch) is not None
+        return self.table(batch) is not None
 
     def read(self, batch: int) -> list[R] | None:
         """The rows of one batch; None if they are not stored. A damaged file is set aside."""
-        table = self._table(batch)
+        table = self.table(batch)
         return None if table is None else self.row.from_arrow(table)
 
-    def column(self, batch: int, name: str) -> list[Any]:
-        """One column of a batch that is stored."""
-        return pq.read_table(self.file(batch), columns=[name]).column(0).to_pylist()
-
-    def _table(self, batch: int) -> pa.Table | None:
+    def table(self, batch: int) -> pa.Table | None:
+        """The same as an Arrow table."""
         path = self.file(batch)
         if not path.exists():
             return None
@@ -116,7 +111,7 @@ class Part(Generic[R]):
         write_whole(self.file(batch), lambda path: pq.write_table(table, path))
 
     def _place(self, batch: int) -> bytes:
-        return _place(self.store.id, f"{self.name}-{batch:05d}")
+        return place_of(self.store.id, f"{self.name}-{batch:05d}")
 
 
 class Damaged(Exception):
@@ -167,14 +162,9 @@ def _is_intact(table: pa.Table) -> bool:
     return metadata[OLD_CHECKSUM] == hashlib.sha256(text.encode()).hexdigest().encode()
 
 
-def _place(round_id: str, name: str) -> bytes:
+def place_of(round_id: str, name: str) -> bytes:
     """The round, part and batch that a file belongs to."""
     return f"{round_id}/{name}".encode()
-
-
-def read_part(path: Path, row: type[R], place: bytes) -> list[R]:
-    """The rows of one file of a round; see `read_table`."""
-    return row.from_arrow(read_table(path, row, place))
 
 
 def read_table(path: Path, row: type[R], place: bytes) -> pa.Table:
@@ -200,106 +190,3 @@ def read_table(path: Path, row: type[R], place: bytes) -> pa.Table:
         return table
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
         raise Damaged((str(error) or type(error).__name__).partition("\n")[0]) from error
-
-
-@dataclass(frozen=True)
-class StoredBatch:
-    """The scores of one batch, and the file of its samples."""
-
-    file: Path
-    place: bytes
-    scores: list[ScoreRow]
-
-    def rows(self) -> list[tuple[SampleRow, ScoreRow]]:
-        """Each prompt's samples with their scores; none if the file is damaged, which is reported."""
-        samples = _read_or_report(self.file, SampleRow, self.place)
-        return list(zip(samples, self.scores, strict=False))
-
-    def finished(self) -> list[list[bool]]:
-        """Whether each response ended by itself. The rest of the file is not read; a damaged one has none."""
-        try:
-            return pq.read_table(self.file, columns=["finished"]).column(0).to_pylist()
-        except (pa.ArrowException, OSError, ValueError):
-            return []
-
-
-@dataclass(frozen=True)
-class StoredRound:
-    """A round as it is found on disk. Its scores by one scorer are in memory, its samples are read batch by batch."""
-
-    path: Path
-    scorer: str
-    batches: list[StoredBatch]
-
-    @property
-    def scores(self) -> list[ScoreRow]:
-        """The scores of each prompt's responses."""
-        return [row for batch in self.batches for row in batch.scores]
-
-    def rows(self) -> Iterator[tuple[SampleRow, ScoreRow]]:
-        """Each prompt's samples with their scores; those of damaged files are left out."""
-        for batch in self.batches:
-            yield from batch.rows()
-
-    @property
-    def number(self) -> int:
-        """Counted from 1, as on the screen."""
-        return int(self.path.name.partition("_")[2].partition("-")[0]) + 1
-
-
-def find_rounds(folder: str | Path) -> list[Path]:
-    """The rounds in a run's folder or its `rounds`, or the folder itself if it is a round; older ones come first."""
-    folder = Path(folder)
-    if (folder / "round.json").is_file():
-        return [folder]
-    found = [path.parent for place in (folder, folder / "rounds") for path in place.glob("round_*-*/round.json")]
-    return sorted(found, key=lambda path: (path.name.partition("-")[0], (path / "round.json").stat().st_mtime_ns))
-
-
-def read_rounds(folder: str | Path, scorer: str | None = None) -> list[StoredRound]:
-    """All samples and scores of the rounds in a folder; batches that are damaged or not yet scored are left out.
-
-    Args:
-        scorer: Identity of the scorer, or a part of it, where several scored a round.
-
-    Raises:
-        UserError: no round has been scored, or `scorer` does not select exactly one of several scorers.
-    """
-    paths = find_rounds(folder)
-    if not paths:
-        raise UserError(f"{folder}: there are no rounds. Give a run's folder, its `rounds`, or one of these.")
-    rounds = [stored for path in paths if (stored := _read_round(path, scorer))]
-    if not rounds:
-        raise UserError(f"{folder}: no round has been scored yet. Resume the run.")
-    return rounds
-
-
-def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
-    round_id = path.name.rpartition("-")[2]
-    samples = {file.stem.rpartition("-")[2]: file for file in sorted(path.glob("samples-*.parquet"))}
-    scored: dict[str, dict[str, list[ScoreRow]]] = {}  # by scorer and batch
-    for file in sorted(path.glob("scores-*.parquet")):
-        batch = file.stem.rpartition("-")[2]
-        if batch in samples and (rows := _read_or_report(file, ScoreRow, _place(round_id, file.stem))):
-            scored.setdefault(rows[0].scorer, {})[batch] = rows
-    if not scored:
-        print_line(f"  {path} has not been scored yet; it is left out.")
-        return None
-    matching = [name for name in scored if scorer is None or scorer in name]
-    if len(matching) != 1:
-        found = "several scorers" if matching else f"no scorer {scorer!r}"
-        names = "; ".join(sorted(scored))
-        raise UserError(f"{path} has {found}. Name one by a part of its name (split, --scorer): {names}.")
-    batches = [
-        StoredBatch(samples[batch], _place(round_id, samples[batch].stem), rows)
-        for batch, rows in scored[matching[0]].items()
-    ]
-    return StoredRound(path, matching[0], batches)
-
-
-def _read_or_report(file: Path, row: type[R], place: bytes) -> list[R]:
-    try:
-        return read_part(file, row, place)
-    except Damaged as error:
-        print_line(f"  {file} cannot be read ({error}); it is left out. Resume the run to compute it again.")
-        return []

@@ -5,23 +5,25 @@ from types import SimpleNamespace
 from typing import Any
 
 from lit_align.data import BestWorst
-from lit_align.data.formats.rows import Row
+from lit_align.data.batches import Example
+from lit_align.data.rounds.groups import groups_of
 from lit_align.data.rounds.make import CurrentRound, RoundMaker
 from lit_align.data.rounds.record import Loaded
 from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.sampling import Sampling
+from lit_align.data.table import ExampleTable
 
 
 def made(folder: Any, count: int) -> tuple[RoundMaker, Loaded[SampleRow], Loaded[ScoreRow]]:
     """A maker of a round whose samples and scores are stored; prompts of different lengths in batches of 8."""
-    prompts = [(Row(f"p{i}", source=f"p:{i}"), [7] * (1 + i * 5 % 11)) for i in range(count)]
+    prompts = [Example([7] * (1 + i * 5 % 11), [], f"p:{i}", prompt=f"p{i}") for i in range(count)]
     nothing: Any = SimpleNamespace()
     maker = RoundMaker(
         round=CurrentRound(0, 0, {}),
         store=RoundStore(folder, 0, {"count": count}),
         recorder=nothing,
-        prompts=prompts,
+        prompts=ExampleTable.of(prompts),
         sampler=nothing,
         sampling=Sampling(),
         sampling_dtype=nothing,
@@ -36,7 +38,7 @@ def made(folder: Any, count: int) -> tuple[RoundMaker, Loaded[SampleRow], Loaded
     samples, scores = maker.store.samples, maker.store.scores("s")
     for number, places in enumerate(maker.batches):
         rows = [
-            SampleRow(f"p:{i}", f"p{i}", prompts[i][1], [f"a{i}", f"b{i}"], [[i], [i, 1]], [True] * 2, [-1.0, -2.0])
+            SampleRow(f"p:{i}", f"p{i}", prompts[i].prompt_ids, [f"a{i}", f"b{i}"], [[i], [i, 1]], [True] * 2, [-1.0, -2.0])
             for i in places
         ]
         samples.write(number, rows)
@@ -47,9 +49,9 @@ def made(folder: Any, count: int) -> tuple[RoundMaker, Loaded[SampleRow], Loaded
 def test_groups_are_in_the_order_of_the_prompts(tmp_path):
     maker, samples, scores = made(tmp_path, 30)
     assert [place for places in maker.batches for place in places] != list(range(30))
-    groups = maker.group(samples, scores)
+    groups, _ = groups_of(samples, scores)
     assert [group.source for group in groups] == [f"p:{i}" for i in range(30)]
-    assert groups[17].prompt_ids == maker.prompts[17][1]
+    assert groups[17].prompt_ids == maker.prompts[17].prompt_ids
     assert (groups[17].texts, groups[17].response_ids) == (["a17", "b17"], [[17], [17, 1]])
     pairs = maker.pair(BestWorst(), groups)
     assert list(pairs.examples)[17].response_ids == [[17, 1], [17]]
@@ -60,7 +62,7 @@ def test_a_round_takes_no_objects_for_its_responses(tmp_path):
     def blocks(count: int) -> int:
         maker, samples, scores = made(tmp_path / str(count), count)
         before = sys.getallocatedblocks()
-        groups = maker.group(samples, scores)
+        groups, _ = groups_of(samples, scores)
         pairs = maker.pair(BestWorst(), groups)
         assert len(pairs.examples) == count
         return sys.getallocatedblocks() - before

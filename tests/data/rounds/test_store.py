@@ -12,7 +12,8 @@ import pytest
 
 from lit_align.data.formats.read import read_rows
 from lit_align.data.rounds.records import LogpsRow, SampleRow, ScoreRow
-from lit_align.data.rounds.store import RoundStore, checksum, find_rounds, read_rounds
+from lit_align.data.rounds.store import RoundStore, checksum
+from lit_align.data.rounds.stored import find_rounds, read_rounds
 from lit_align.errors import UserError
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "rounds_80641ec"
@@ -188,7 +189,7 @@ def test_a_round_of_an_earlier_version_is_read(tmp_path):
     logps = LogpsRow.from_arrow(pq.read_table(path / "reference-1c866465-00000.parquet"))
     assert [row.logps for row in logps] == [row["reference_logps"] for row in tables("reference-*")]
     (stored,) = read_rounds(tmp_path)
-    assert list(stored.rows()) == list(zip(samples, scores, strict=True))
+    assert list(stored.rows()) == [(sample, scored.scores) for sample, scored in zip(samples, scores, strict=True)]
     assert [row.rewards for row in read_rows(tmp_path, kind="preferences")]
 
 

@@ -1,0 +1,54 @@
+"""The prompts of a source, tokenized once: examples without responses, from which rounds are sampled."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lit_align.data.batches import Example
+from lit_align.data.cache import OPTION, Report, TokenCache
+from lit_align.data.examples import CHECKED, TABLE, Examples, Source, cached, shown
+from lit_align.data.formats.rows import Rows
+from lit_align.data.table import ExampleTable
+from lit_align.data.tokenization import PreferenceTokenizer, listing
+from lit_align.errors import UserError
+from lit_align.files import digest, repr_in_pieces
+from lit_align.provenance import SAMPLED, digest_of_sample
+
+
+def read_prompts(source: Source, tokenizer: PreferenceTokenizer, cache: TokenCache) -> Examples:
+    """The prompts of a source, from the cache; tokenized first if they are not there.
+
+    Raises:
+        UserError: the source cannot be read, no prompt remains, or the cache cannot be written to.
+    """
+
+    def make(folder: Path, report: Report) -> Examples:
+        return _make(source.read("prompts"), source.path, tokenizer, folder, report)
+
+    options = tokenizer.options | {"kind": "prompts"}
+    return cached(cache, source.path, [source], options, tokenizer, PreferenceTokenizer, make)
+
+
+def _make(rows: Rows, path: str, tokenizer: PreferenceTokenizer, folder: Path, report: Report) -> Examples:
+    table = ExampleTable.write(folder / TABLE, _tokenized(rows, tokenizer, report), OPTION)
+    counts = rows.skipped + tokenizer.counts
+    if not table:
+        raise UserError(f"{path}: no prompt remains: {listing(tokenizer.counts)}. Give other prompts.")
+    line = f"{len(table)} prompts from {path}: {rows.description}" + (f"; {listing(counts)}" if counts else "")
+    notes = tuple(tokenizer.notes(rows.rows[: CHECKED[0]]))
+    return Examples(table, line, "", rows.unread, notes, len(rows))
+
+
+def _tokenized(rows: Rows, tokenizer: PreferenceTokenizer, report: Report) -> Iterator[Example]:
+    for row, ids in tokenizer.prompts(shown(rows, report)):
+        yield Example(ids, [], row.source, prompt=row.prompt)
+
+
+def digest_of_prompts(table: ExampleTable) -> str:
+    """Identifies all tokens of prompts, in their order."""
+    return digest(repr_in_pieces(prompt.prompt_ids for prompt in table))
+
+
+def identity_of_prompts(table: ExampleTable) -> str:
+    """Identifies prompts by their number, their total length and evenly spaced ones."""
+    sample = [prompt.prompt_ids for prompt in table[:: max(1, len(table) // SAMPLED)]]
+    return digest_of_sample(len(table), int(table.lengths.prompt.sum()), sample)
