@@ -28,13 +28,13 @@ from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import (
     Answering,
     TokenizedPrompts,
-    gather_in_order,
     sampling_of,
     score_share,
     tokenize_prompts,
     tokenizer_of,
 )
 from lit_align.evaluation.benchmarks import Benchmark, answers_file, ask, read_questions
+from lit_align.evaluation.shares import Share, gather_in_order
 from lit_align.files import write_whole
 from lit_align.objectives import PreferenceObjective
 
@@ -127,7 +127,7 @@ class Predictions(AlignCallback):
 
     def _respond(
         self, module: PreferenceObjective, model: PreTrainedModel, rows: Rows, stream: tuple[str, int], count: int
-    ) -> tuple[TokenizedPrompts, list[list[int]], dict[int, list[list[Response]]]]:
+    ) -> tuple[TokenizedPrompts, list[list[int]], Share[list[Response]]]:
         """The tokenized prompts, their batches, and `count` responses to each prompt of this process's batches."""
         prompts = tokenize_prompts(rows, tokenizer_of(module), self.prompts, "predict")
         batches = sampling_batches(prompts.lengths, self.batch_size // count)

@@ -103,11 +103,12 @@ class Examples(NamedTuple):
         """Examples that `save` wrote, and their table beside it."""
         header = json.loads((folder / HEADER).read_text())
         notes = tuple((name, text) for name, text in header.pop("notes"))
-        return cls(ExampleTable.open(folder / TABLE), notes=notes, **header)
+        table = ExampleTable.open(folder / TABLE, header.pop("digest"))
+        return cls(table, notes=notes, **header)
 
     def save(self, folder: Path) -> None:
         """Write all but the table."""
-        header = self._asdict()
+        header = self._asdict() | {"digest": self.examples.digest_of_tokens()}
         del header["examples"]
         (folder / HEADER).write_text(json.dumps(header, ensure_ascii=False))
 

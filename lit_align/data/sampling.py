@@ -9,7 +9,7 @@ sample.)
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,12 +92,6 @@ def sampling_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def in_order(batches: Sequence[Sequence[int]], rows: Mapping[int, Sequence[Any]]) -> list[Any]:
-    """Rows of batches, by the batch's number, as one list in the order of the prompts."""
-    placed = [pair for number, places in enumerate(batches) for pair in zip(places, rows[number], strict=True)]
-    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
 
 
 def sample_responses(

@@ -10,6 +10,7 @@ A table of any size costs a process a few numbers per example (`lengths`). Token
 example is shown; batches are padded from NumPy views of the file.
 """
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -126,6 +127,7 @@ class ExampleTable(Sequence[Example]):
         batches: None of them empty, all of the same columns.
         added: Numbers of each response that the batches do not hold, such as log-probabilities, [examples, K].
         order: Places in the batches of the table's examples; None is all, one after another.
+        digest: Identifies the tokens of all examples, where that is known: it is kept with a file.
     """
 
     def __init__(
@@ -133,12 +135,14 @@ class ExampleTable(Sequence[Example]):
         batches: Sequence[pa.RecordBatch],
         added: Mapping[str, NDArray[np.float64]] | None = None,
         order: NDArray[np.int64] | None = None,
+        digest: str | None = None,
     ):
         self._chunks = [_Chunk(batch) for batch in batches]
         self._starts = np.cumsum([0, *(chunk.size for chunk in self._chunks)])
         self._added = dict(added or {})
         self._order = np.arange(self._starts[-1]) if order is None else order
         self.lengths = Lengths.of(self._chunks).take(self._order)
+        self.digest = digest
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Self:
@@ -146,14 +150,17 @@ class ExampleTable(Sequence[Example]):
         return cls(list(_batches(examples)))
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, digest: str | None = None) -> Self:
         """A table in a file, which is mapped.
+
+        Args:
+            digest: As for the class.
 
         Raises:
             pa.ArrowException, OSError: the file is damaged or not there.
         """
         with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
-            return cls([reader.get_batch(i) for i in range(reader.num_record_batches)])
+            return cls([reader.get_batch(i) for i in range(reader.num_record_batches)], digest=digest)
 
     @classmethod
     def write(cls, path: Path, examples: Iterable[Example], option: str = "") -> Self:
@@ -200,7 +207,9 @@ class ExampleTable(Sequence[Example]):
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> Self:
         """The examples of several tables, one after another."""
-        return cls([chunk.batch for table in tables for chunk in table._chunks])
+        digests = [table.digest for table in tables]
+        digest = None if None in digests else " ".join(map(str, digests))
+        return cls([chunk.batch for table in tables for chunk in table._chunks], digest=digest)
 
     def with_numbers(self, name: str, numbers: NDArray[np.float64]) -> "ExampleTable":
         """The same examples with another number of each response.
@@ -209,7 +218,8 @@ class ExampleTable(Sequence[Example]):
             name: One of NUMBERS.
             numbers: [examples, K].
         """
-        return ExampleTable([chunk.batch for chunk in self._chunks], self._added | {name: numbers}, self._order)
+        batches = [chunk.batch for chunk in self._chunks]
+        return ExampleTable(batches, self._added | {name: numbers}, self._order, self.digest)
 
     def reordered(self, order: NDArray[np.int64]) -> "ExampleTable":
         """The examples at some places, in that order."""
@@ -252,6 +262,16 @@ class ExampleTable(Sequence[Example]):
             return None
         values = np.concatenate([chunk.numbers[name].values for chunk in self._chunks])
         return values.reshape(self._starts[-1], -1)[self._order].reshape(-1)
+
+    def digest_of_tokens(self) -> str:
+        """Identifies the tokens of all examples in the batches, one after another."""
+        found = hashlib.sha256()
+        for chunk in self._chunks:
+            for lists in (chunk.prompts, chunk.responses):
+                found.update(np.diff(lists.starts).tobytes())
+                found.update(lists.values[lists.starts[0] : lists.starts[-1]].tobytes())
+            found.update(np.diff(chunk.first).tobytes())
+        return found.hexdigest()
 
     @property
     def group_sizes(self) -> Counter[int]:

@@ -4,25 +4,23 @@ The batches depend on the prompts alone. Each process computes its share of them
 numbers do not depend on how many processes there are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-import torch.distributed as dist
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel
 
-from lit_align.console import phase, print_field
+from lit_align.console import print_field
 from lit_align.data.base import PairsDataModule
 from lit_align.data.formats.rows import Row, Rows
+from lit_align.data.formats.spool import Spool
 from lit_align.data.on_policy import OnPolicyPairs
-from lit_align.data.sampling import Response, Sampling, in_order, sample_responses
+from lit_align.data.sampling import Response, Sampling, sample_responses
 from lit_align.data.scorers.base import Scorer, score
 from lit_align.data.tokenization import PreferenceTokenizer, listing
 from lit_align.errors import UserError
+from lit_align.evaluation.shares import Share, compute_share
 from lit_align.objectives import PreferenceObjective
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,9 @@ class TokenizedPrompts:
 
     name: str  # of the phase, on the terminal
     path: str
-    rows: list[Row]
-    ids: list[list[int]]
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(ids) for ids in self.ids]
+    rows: Sequence[Row]
+    ids: Sequence[list[int]]
+    lengths: list[int]
 
 
 @dataclass(frozen=True)
@@ -67,35 +62,14 @@ def tokenize_prompts(rows: Rows, tokenizer: PreferenceTokenizer, path: str, name
     Raises:
         UserError: no prompt is left.
     """
-    kept = list(tokenizer.prompts(rows))
+    kept = Spool(tokenizer.prompts(rows))
     counts = rows.skipped + tokenizer.counts
     if not kept:
         raise UserError(f"{path}: no prompt is left: {listing(counts)}.")
     if counts:
         print_field(name, f"{len(kept)} prompts from {path}; {listing(counts)}")
-    return TokenizedPrompts(name, path, [row for row, _ in kept], [ids for _, ids in kept])
-
-
-def compute_share(
-    trainer: Trainer, batches: Sequence[Sequence[int]], name: str, compute: Callable[[Sequence[int]], list[T]]
-) -> dict[int, list[T]]:
-    """`compute` of the places of each of this process's batches, by the batch's number."""
-    computed = {}
-    with phase(name, sum(map(len, batches)), "prompts") as bar:
-        for number, places in enumerate(batches):
-            if number % trainer.world_size == trainer.global_rank:
-                computed[number] = compute(places)
-            bar.advance(len(places))
-    return computed
-
-
-def gather_in_order(trainer: Trainer, batches: Sequence[Sequence[int]], share: dict[int, list[T]]) -> list[T]:
-    """The results of all processes as one list, in the order of the prompts, on every process."""
-    if trainer.world_size > 1:
-        shares: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(shares, share)
-        share = {number: batch for each in shares for number, batch in each.items()}
-    return in_order(batches, share)
+    ids = Spool(ids for _, ids in kept)
+    return TokenizedPrompts(name, path, Spool(row for row, _ in kept), ids, list(map(len, ids)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +92,7 @@ class Answering:
         prompts: TokenizedPrompts,
         batches: Sequence[Sequence[int]],
         name: str,
-    ) -> dict[int, list[list[Response]]]:
+    ) -> Share[list[Response]]:
         """n responses to each prompt of this process's batches."""
         end_ids = tokenizer_of(module).end_ids()
 
@@ -134,18 +108,21 @@ def score_share(
     scorer: Scorer,
     prompts: TokenizedPrompts,
     batches: Sequence[Sequence[int]],
-    responses: dict[int, list[list[Response]]],
-) -> dict[int, list[PromptScores]]:
+    responses: Mapping[int, Sequence[list[Response]]],
+) -> Share[PromptScores]:
     """The scorer's rewards of the responses to each prompt of this process's batches; then releases the scorer."""
-    scored = {}
-    for number, groups in responses.items():
-        texts = [prompts.rows[i].prompt for i, group in zip(batches[number], groups, strict=True) for _ in group]
-        scores = score(scorer, texts, [response.text for group in groups for response in group])
-        ends = [sum(map(len, groups[: k + 1])) for k in range(len(groups))]
-        places = [slice(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
-        scored[number] = [
-            PromptScores(scores[place], {name: values[place] for name, values in scores.parts.items()})
-            for place in places
-        ]
+
+    def scored() -> Iterator[list[PromptScores]]:
+        for number, groups in responses.items():
+            texts = [prompts.rows[i].prompt for i, group in zip(batches[number], groups, strict=True) for _ in group]
+            scores = score(scorer, texts, [response.text for group in groups for response in group])
+            ends = [sum(map(len, groups[: k + 1])) for k in range(len(groups))]
+            places = [slice(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
+            yield [
+                PromptScores(scores[place], {name: values[place] for name, values in scores.parts.items()})
+                for place in places
+            ]
+
+    share = Share(list(responses), scored())
     scorer.release()
-    return scored
+    return share

@@ -10,7 +10,9 @@ import torch
 
 from lit_align.data.batches import Example, record_logps
 from lit_align.data.sampling import sampling_batches
-from lit_align.evaluation.answering import TokenizedPrompts, compute_share, gather_in_order, tokenizer_of
+from lit_align.data.table import ExampleTable
+from lit_align.evaluation.answering import TokenizedPrompts, tokenizer_of
+from lit_align.evaluation.shares import compute_share, gather_in_order
 from lit_align.evaluation.summary import Forgetting
 from lit_align.metrics.win_rate import Estimate, mean_interval
 from lit_align.objectives import PreferenceObjective
@@ -22,18 +24,18 @@ def measure_forgetting(
 ) -> Forgetting:
     """Compare the texts' likelihood under the start and the policy; all processes call it together."""
     tokenizer = tokenizer_of(module)
-    tokenized = [(row, tokenizer.row(row)) for row in texts.rows]
-    examples = [Example(*tokens, row.source) for row, tokens in tokenized if tokens is not None]
-    batches = sampling_batches([example.tokens for example in examples], batch_size)
+    tokenized = ((row, tokenizer.row(row)) for row in texts.rows)
+    examples = ExampleTable.temporary(Example(*tokens, row.source) for row, tokens in tokenized if tokens is not None)
+    batches = sampling_batches(examples.lengths.total.tolist(), batch_size)
 
     def measure(places: Sequence[int]) -> list[tuple[float, float]]:
-        some = [examples[i] for i in places]
+        some = examples.views(places)
         both = (record_logps(model, model, some, len(some)) for model in (start, policy))
         return [(-before[0], -after[0]) for before, after in zip(*both, strict=True)]
 
     share = compute_share(module.trainer, batches, "forgetting", measure)
-    nll = torch.tensor(gather_in_order(module.trainer, batches, share), dtype=torch.float64)
-    tokens = torch.tensor([len(example.response_ids[0]) for example in examples], dtype=torch.float64)
+    nll = torch.tensor(list(gather_in_order(module.trainer, batches, share)), dtype=torch.float64)
+    tokens = torch.from_numpy(examples.lengths.longest).double()  # there is one response
     before, after = (nll.sum(0) / tokens.sum()).tolist()
     order = [i for places in batches for i in places]
     low, high = mean_interval((nll[order, 1] - nll[order, 0]) / tokens.mean())

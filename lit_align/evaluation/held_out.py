@@ -19,8 +19,9 @@ At the end of training the results are written to `summary.json` (`summary.py`),
 (`rows.py`).
 """
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,24 +29,21 @@ from torch import Tensor
 
 from lit_align.data.batches import Example, record_logps
 from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import Rows, answer_text
+from lit_align.data.formats.rows import Row, Rows, answer_text
+from lit_align.data.formats.spool import Spool
 from lit_align.data.sampling import Response, Sampling, check_positions, sampling_batches
 from lit_align.data.scorers.base import Scorer
 from lit_align.evaluation.answering import (
     Answering,
     TokenizedPrompts,
-    compute_share,
-    gather_in_order,
     score_share,
     tokenize_prompts,
     tokenizer_of,
 )
 from lit_align.evaluation.forgetting import measure_forgetting
 from lit_align.evaluation.results import Evaluation, HeldOutPrompts, Scored, ScoredResponses, summarize_scorer
-from lit_align.evaluation.summary import (
-    Forgetting,
-    Summary,
-)
+from lit_align.evaluation.shares import Share, compute_share, gather_in_order
+from lit_align.evaluation.summary import Forgetting, Summary
 from lit_align.metrics.win_rate import Estimate, length_gap
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
@@ -97,8 +95,7 @@ class Evaluator:
         if not self.own_responses:
             return read_rows(path, kind="prompts")
         rows = read_rows(path, kind="texts", turns="last")
-        first = {json.dumps(row.prompt): row for row in reversed(rows.rows)}
-        return replace(rows, rows=list(first.values())[::-1])
+        return replace(rows, rows=Spool(_first_of_each_prompt(rows)))
 
     def check_prompts(self, path: str, name: str, module: PreferenceObjective) -> None:
         """Raise a `UserError` if the policy has too few positions for a prompt of the file and its response."""
@@ -183,18 +180,19 @@ class Evaluator:
 
     def _samples_of_start(
         self, held_out: HeldOutPrompts, name: str, start: Policy, module: PreferenceObjective
-    ) -> ScoredResponses:
-        """The start's responses, with more of them if best of n needs more."""
+    ) -> dict[str, Scored]:
+        """The start's rewards by scorer, with those of more responses if best of n needs more."""
         if self.answering_more is None:
-            return held_out.start
+            return held_out.start.scores
         prompts, model = held_out.prompts, start.merged_copy(torch.bfloat16)
         batches = sampling_batches(prompts.lengths, max(1, self.batch_size // self.answering_more.count))
         more = self.answering_more.respond(module, model, prompts, batches, f"{name} best of n")
-        return held_out.start.with_more(self._scored(more, prompts, batches, module))
+        scored = self._scored(more, prompts, batches, module).scores
+        return {key: each.with_more(scored[key]) for key, each in held_out.start.scores.items()}
 
     def _scored(
         self,
-        responses: dict[int, list[list[Response]]],
+        responses: Share[list[Response]],
         prompts: TokenizedPrompts,
         batches: list[list[int]],
         module: PreferenceObjective,
@@ -207,7 +205,7 @@ class Evaluator:
 
     def _logps(
         self,
-        responses: dict[int, list[list[Response]]],
+        responses: Share[list[Response]],
         held_out: HeldOutPrompts,
         policy: Policy,
         start: Policy,
@@ -224,7 +222,7 @@ class Evaluator:
             ]
             both = (record_logps(model, model, examples, size) for model in (policy, start))
             share[number] = [list(zip(ours, theirs, strict=True)) for ours, theirs in zip(*both, strict=True)]
-        return torch.tensor(gather_in_order(module.trainer, held_out.batches, share))
+        return torch.tensor(list(gather_in_order(module.trainer, held_out.batches, share)))
 
     def _summarize(
         self,
@@ -232,7 +230,7 @@ class Evaluator:
         policy: ScoredResponses,
         logps: Tensor,
         forgetting: dict[str, Forgetting],
-        samples: ScoredResponses | None,
+        samples: Mapping[str, Scored] | None,
     ) -> Summary:
         start, own = held_out.start, held_out.own
         scorers = {
@@ -254,3 +252,12 @@ class Evaluator:
             scorers=scorers,
             forgetting=forgetting,
         )
+
+
+def _first_of_each_prompt(rows: Iterable[Row]) -> Iterator[Row]:
+    seen: set[bytes] = set()
+    for row in rows:
+        key = hashlib.sha256(json.dumps(row.prompt).encode()).digest()
+        if key not in seen:
+            seen.add(key)
+            yield row

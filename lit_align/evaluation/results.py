@@ -1,8 +1,9 @@
 """Contents of an evaluation: responses with their rewards, log-probabilities, and the summary."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -61,16 +62,10 @@ class Scored(NamedTuple):
 class ScoredResponses:
     """Responses to P prompts, n each, with their rewards by scorer."""
 
-    responses: list[list[Response]]
+    responses: Sequence[list[Response]]
     scores: dict[str, Scored]
 
-    def with_more(self, others: "ScoredResponses") -> "ScoredResponses":
-        """These and other responses to the same prompts, [P, n + m]."""
-        responses = [[*ours, *theirs] for ours, theirs in zip(self.responses, others.responses, strict=True)]
-        scores = {name: scored.with_more(others.scores[name]) for name, scored in self.scores.items()}
-        return ScoredResponses(responses, scores)
-
-    @property
+    @cached_property
     def lengths(self) -> Tensor:
         """Tokens of each response, [P, n]."""
         return torch.tensor([[len(response.ids) for response in group] for group in self.responses])
@@ -81,14 +76,12 @@ class ScoredResponses:
         finished = [response.finished for group in self.responses for response in group]
         return sum(finished) / len(finished)
 
-    @property
-    def texts(self) -> list[str]:
-        return [response.text for group in self.responses for response in group]
+    def texts(self) -> Iterator[str]:
+        return (response.text for group in self.responses for response in group)
 
     @property
     def diversity(self) -> Diversity:
-        texts = self.texts
-        return Diversity(distinct_n(texts, 1), distinct_n(texts, 2), self_bleu(texts))
+        return Diversity(distinct_n(self.texts(), 1), distinct_n(self.texts(), 2), self_bleu(self.texts()))
 
 
 @dataclass(frozen=True)
@@ -123,9 +116,9 @@ class Evaluation:
         diversity = summary.diversity_end
         return values | {"distinct_2": diversity.distinct_2, "self_bleu": diversity.self_bleu}
 
-    def rows(self) -> list[HeldOutRow]:
+    def rows(self) -> Iterator[HeldOutRow]:
         """One row per prompt."""
-        return [self._row(place, row) for place, row in enumerate(self.held_out.prompts.rows)]
+        return (self._row(place, row) for place, row in enumerate(self.held_out.prompts.rows))
 
     def _row(self, place: int, row: Row) -> HeldOutRow:
         ours, start = self.policy.responses[place], self.held_out.start.responses[place]
@@ -166,12 +159,12 @@ def summarize_scorer(
     policy: ScoredResponses,
     start: ScoredResponses,
     own: ScoredResponses | None,
-    samples: ScoredResponses | None = None,
+    samples: Mapping[str, Scored] | None = None,
 ) -> ScorerSummary:
     """The results by one scorer.
 
     Args:
-        samples: The start's responses of which the best is taken; None leaves best of n out.
+        samples: The start's rewards, by scorer, of which the best is taken; None leaves best of n out.
     """
     ours, before = policy.scores[name], start.scores[name]
     against_start = compare_rewards(ours.rewards, before.rewards, policy.lengths, start.lengths)
@@ -205,9 +198,9 @@ def summarize_scorer(
     )
 
 
-def best_of(samples: ScoredResponses, name: str) -> dict[str, BestOfN]:
+def best_of(samples: Mapping[str, Scored], name: str) -> dict[str, BestOfN]:
     """Rewards by one scorer of the best of n = 2, 4, 8, … and all of each prompt's responses, by n."""
-    selecting, values = samples.scores[TRAINING].rewards, samples.scores[name].rewards
+    selecting, values = samples[TRAINING].rewards, samples[name].rewards
     N = selecting.shape[1]
     sizes = sorted({N, *(2**k for k in range(1, N.bit_length()))} - {1})
     return {str(n): BestOfN(best_of_n_kl(n), Estimate.of(best_of_n(selecting, values, n))) for n in sizes}

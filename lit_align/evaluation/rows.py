@@ -1,7 +1,8 @@
 """`held_out/*.parquet`: one row per held-out prompt, with all responses and the rewards of all scorers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 from lit_align.errors import UserError, first_line
 from lit_align.files import write_whole
 
+ROWS_AT_ONCE = 256
+"""Rows that are written together."""
 SCORER = pa.struct(
     {
         "name": pa.string(),
@@ -96,9 +99,16 @@ class HeldOutRow:
         return cls(**{**values, "scorers": scorers})  # type: ignore[arg-type]
 
 
-def write_held_out(path: Path, rows: Sequence[HeldOutRow]) -> None:
-    table = pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA)
-    write_whole(path, lambda beside: pq.write_table(table, beside))
+def write_held_out(path: Path, rows: Iterable[HeldOutRow]) -> None:
+    """Write the rows as they come."""
+
+    def write(beside: Path) -> None:
+        rest = iter(rows)
+        with pq.ParquetWriter(beside, SCHEMA) as writer:
+            while some := [asdict(row) for row in islice(rest, ROWS_AT_ONCE)]:
+                writer.write_table(pa.Table.from_pylist(some, SCHEMA))
+
+    write_whole(path, write)
 
 
 def read_held_out(path: Path) -> list[HeldOutRow]:

@@ -2,7 +2,9 @@
 
 import glob
 import hashlib
+import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from lit_align.data.formats.slices import split_slice
@@ -12,28 +14,33 @@ from lit_align.errors import UserError
 WHOLE = 1 << 26
 """Sources of up to this many bytes are hashed whole, which takes a few hundredths of a second."""
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
+"""Of each file of a larger source."""
+SAMPLED_FILES = 32
+"""Sources of more files are not sampled."""
 
 
 def identity_of(source: str, split: str | None) -> str:
     """Identifies the bytes that a source consists of now.
 
     Up to 64 MB they are all hashed. Of larger sources each file's size, its time of change and evenly spaced samples
-    are: hashing a hundred gigabytes at every start would take minutes, and an edit that changes none of the three
-    does not happen by accident.
+    are; of many files, size and time alone. Hashing a hundred gigabytes at every start would take minutes, and an edit
+    that changes none of these does not happen by accident. Hidden files are no part of a folder.
     """
     name = source if Path(source).exists() else split_slice(source)[0]
     files = _files(name)
     if files is None:
         return _of_hub(name, split)
-    sizes = [path.stat().st_size for path in files]
+    states = [path.stat() for path in files]
+    is_small = sum(state.st_size for state in states) <= WHOLE
     found = hashlib.sha256()
-    for path, size in zip(files, sizes, strict=True):
-        found.update(f"{path.name} {size}\n".encode("utf-8", "surrogatepass"))
-        if sum(sizes) <= WHOLE:
+    for path, state in zip(files, states, strict=True):
+        found.update(f"{path.name} {state.st_size}\n".encode("utf-8", "surrogatepass"))
+        if is_small:
             found.update(path.read_bytes())
         else:
-            found.update(f"{path.stat().st_mtime_ns}\n".encode())
-            _add_samples(found, path, size)
+            found.update(f"{state.st_mtime_ns}\n".encode())
+            if len(files) <= SAMPLED_FILES:
+                _add_samples(found, path, state.st_size)
     return found.hexdigest()
 
 
@@ -42,12 +49,19 @@ def _files(name: str) -> list[Path] | None:
     folder = name.rpartition(":")[0]
     for path in (Path(name), Path(folder)) if folder else (Path(name),):
         if path.is_dir():
-            return sorted(each for each in path.rglob("*") if each.is_file())
+            return sorted(_visible(path))
     if Path(name).is_file():
         return [Path(name)]
     if glob.has_magic(name):
         return [Path(each) for each in sorted(glob.glob(name, recursive=True)) if Path(each).is_file()]
     return None
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """The files in a folder and those below it, without hidden ones."""
+    for path, folders, names in os.walk(folder):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        yield from (Path(path, name) for name in names if not name.startswith("."))
 
 
 def _add_samples(found: "hashlib._Hash", path: Path, size: int) -> None:

@@ -7,6 +7,7 @@ from itertools import islice
 
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError
+from lit_align.data.formats.spool import Spool
 
 _SLICE = re.compile(r"(?P<name>.*)\[(?P<bounds>[^\[\]]*:[^\[\]]*)\]", re.DOTALL)
 _BOUND = re.compile(r"\s*(-?\d+(\.\d+)?)(%?)\s*")
@@ -29,8 +30,9 @@ def sliced(records: Iterator[Record], bounds: str | None) -> Iterator[Record]:
     first, _, last = bounds.partition(":")
     if not first.strip() and re.fullmatch(r"\s*\d+\s*", last):
         return islice(records, int(last))
-    rows = list(records)
-    return iter(rows[_place(first, len(rows), bounds, 0) : _place(last, len(rows), bounds, len(rows))])
+    rows = Spool(records)
+    places = range(len(rows))[_place(first, len(rows), bounds, 0) : _place(last, len(rows), bounds, len(rows))]
+    return map(rows.__getitem__, places)
 
 
 def _place(bound: str, count: int, bounds: str, empty: int) -> int:

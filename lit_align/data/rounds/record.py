@@ -131,7 +131,7 @@ class Recorder:
         name: str,
         identity: str,
         store: RoundStore,
-        examples: Sequence[Example],
+        examples: ExampleTable,
         open_model: Callable[[], AbstractContextManager[LogpsFn]],
     ) -> NDArray[np.float64]:
         """Log-probabilities of all responses, [examples, K], stored under the model, temperature and tokens.
@@ -141,9 +141,13 @@ class Recorder:
             identity: Of the model.
         """
         assert self.module.policy is not None
-        tokens = repr_in_pieces((example.prompt_ids, example.response_ids) for example in examples)
         model = f"({identity!r}, {self.module.policy.temperature!r}, "
-        part = store.logps(name, chain([model], tokens, [")"]))
+
+        def determined_by() -> Iterator[str]:
+            tokens = repr_in_pieces((example.prompt_ids, example.response_ids) for example in examples)
+            return chain([model], tokens, [")"])
+
+        part = store.logps(name, determined_by, known_as=examples.digest and f"{model}{examples.digest}")
         starts = range(0, len(examples), EXAMPLES_PER_FILE)
         batches = [range(start, min(start + EXAMPLES_PER_FILE, len(examples))) for start in starts]
 

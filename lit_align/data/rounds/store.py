@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -59,9 +59,23 @@ class RoundStore:
         """The scores of one scorer, given its identity."""
         return Part(self, f"scores-{digest(scorer)}", ScoreRow)
 
-    def logps(self, name: str, determined_by: str | Iterable[str]) -> "Part[LogpsRow]":
-        """Log-probabilities under one model, given a text of all that determines them, which may come in pieces."""
-        return Part(self, f"{name}-{digest(determined_by)}", LogpsRow)
+    def logps(
+        self, name: str, determined_by: Callable[[], Iterable[str]], known_as: str | None = None
+    ) -> "Part[LogpsRow]":
+        """Log-probabilities under one model.
+
+        Args:
+            determined_by: Gives a text, in pieces, of all that determines them.
+            known_as: Determines that text, and is shorter. The digest of the text is then remembered under it, since
+                the tokens of a large data set take seconds to read.
+        """
+        if known_as is None:
+            return Part(self, f"{name}-{digest(determined_by())}", LogpsRow)
+        remembered = self.path / f"{name}-{digest(known_as)}.name"
+        if not remembered.exists():
+            found = digest(determined_by())
+            write_whole(remembered, lambda path: path.write_text(found))
+        return Part(self, f"{name}-{remembered.read_text()}", LogpsRow)
 
 
 class Part(Generic[R]):

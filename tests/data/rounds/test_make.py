@@ -38,7 +38,9 @@ def made(folder: Any, count: int) -> tuple[RoundMaker, Loaded[SampleRow], Loaded
     samples, scores = maker.store.samples, maker.store.scores("s")
     for number, places in enumerate(maker.batches):
         rows = [
-            SampleRow(f"p:{i}", f"p{i}", prompts[i].prompt_ids, [f"a{i}", f"b{i}"], [[i], [i, 1]], [True] * 2, [-1.0, -2.0])
+            SampleRow(
+                f"p:{i}", f"p{i}", prompts[i].prompt_ids, [f"a{i}", f"b{i}"], [[i], [i, 1]], [True] * 2, [-1.0, -2.0]
+            )
             for i in places
         ]
         samples.write(number, rows)

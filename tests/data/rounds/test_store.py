@@ -35,7 +35,7 @@ ROWS = {
 def test_rows_are_read_as_they_were_written(tmp_path, name):
     rows = ROWS[name]
     store = RoundStore(tmp_path, 0, {"seed": 1})
-    parts = {SampleRow: store.samples, ScoreRow: store.scores("s@1"), LogpsRow: store.logps("reference", "r")}
+    parts = {SampleRow: store.samples, ScoreRow: store.scores("s@1"), LogpsRow: store.logps("reference", lambda: "r")}
     part = parts[type(rows[0])]
     assert part.read(0) is None
     part.write(0, rows)
