@@ -6,7 +6,8 @@ Every side is a real start in a process of its own, one after another:
     first       fits with an empty cache, until the first batch
     second      the same again
     two         two starts at once with an empty cache: one tokenizes, the other waits
-    TRL         makes a DPOTrainer of the same file, and the first batch
+    collate     makes 400 batches of 4 pairs from the mapped file of the first start; seconds are those of one batch
+    trl         makes a DPOTrainer of the same file, and the first batch
 
 Memory is what belongs to the process alone (RssAnon): its peak, and what is left at the first batch. A row with few
 pairs is what a start costs by itself: the model, the libraries.
@@ -34,7 +35,7 @@ from turns import quiet, write
 
 WORDS = (320, 60)
 """Of a prompt and of a response."""
-SIDES = ("tokenizer", "first", "second", "two", "trl")
+SIDES = ("tokenizer", "first", "second", "two", "collate", "trl")
 
 
 class Meter:
@@ -115,6 +116,19 @@ def ours(report: Callable[[dict[str, float]], None], *, model: str, data: str, c
             use_distributed_sampler=False,
         )
         trainer.fit(module, datamodule=pairs)
+
+
+def collation(report: Callable[[dict[str, float]], None], *, cache: str) -> None:
+    from lit_align.data.loader import ExampleLoader
+    from lit_align.data.table import ExampleTable
+
+    (path,) = Path(cache).glob("*/examples.arrow")
+    loader = ExampleLoader(ExampleTable.open(path), 4, seed=0, length=400)
+    meter = Meter()
+    for _ in loader:
+        pass
+    measured = meter.read()
+    report(measured | {name: measured[name] / len(loader) for name in ("seconds", "cpu_seconds")})
 
 
 def trls(report: Callable[[dict[str, float]], None], *, model: str, data: str, folder: str) -> None:
@@ -203,6 +217,7 @@ def measure(sides: list[str], model: str, count: int, words: Sequence[int]) -> d
             "first": partial(run, partial(start, cache=f"{folder}/cache")),
             "second": partial(run, partial(start, cache=f"{folder}/cache")),
             "two": partial(run, partial(start, cache=f"{folder}/cache_of_two"), 2),
+            "collate": partial(run, partial(collation, cache=f"{folder}/cache")),
             "trl": partial(run, partial(trls, model=model, data=data, folder=f"{folder}/trl")),
         }
         return {side: runs[side]() for side in sides}
@@ -225,7 +240,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
         rows.append({"pairs": count} | measured)
         for side, of in measured.items():
             memory = f"{of['peak_bytes'] / 1e6:>7.0f} MB{of['bytes'] / 1e6:>17.0f} MB"
-            print(f"{count:>9,}  {side:<10}{of['seconds']:>7.1f} s{of['cpu_seconds']:>7.1f} s{memory}", flush=True)
+            print(f"{count:>9,}  {side:<10}{of['seconds']:>7.4g} s{of['cpu_seconds']:>7.3g} s{memory}", flush=True)
     write(options.out, rows, model=options.model, words=options.words)
     return rows
 

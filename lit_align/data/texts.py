@@ -67,6 +67,7 @@ class TextStreams:
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
                 length=len(loader),
+                pins=loader.pins,
             )
             if not loaders[name].share:
                 raise UserError(
