@@ -309,8 +309,7 @@ def count_labels(table: ExampleTable) -> str:
 
 def describe_weights(table: ExampleTable) -> Iterator[tuple[str, str]]:
     """The header's line on the weights of examples, if they have any."""
-    weights = table.weights
-    if weights is not None:
+    if (weights := table.weights) is not None:
         yield "weights", f"{weights.min():g} to {weights.max():g}, {weights.mean():.4g} in the mean (column weight)"
 
 
