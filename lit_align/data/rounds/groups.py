@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pyarrow as pa
 
 from lit_align.data.rounds.numbers import NumbersBuilder, RoundNumbers
@@ -38,7 +39,8 @@ def _group(samples: pa.Table, scores: pa.Table) -> pa.Table:
     stored = dict(zip(samples.column_names, samples.columns, strict=True))
     stored |= dict(zip(scores.column_names, scores.columns, strict=True))
     known = {name: column for name in GROUPS if (column := stored.get(name)) is not None and not column.null_count}
-    return pa.table({GROUPS[name][0]: column.cast(GROUPS[name][1]) for name, column in known.items()})
+    columns = {GROUPS[name][0]: column.cast(GROUPS[name][1]) for name, column in known.items()}
+    return pa.table(columns | {"weight": np.ones(len(samples))})
 
 
 def _merged(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
