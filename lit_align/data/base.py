@@ -12,8 +12,9 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_line
 from lit_align.data.batches import Example
-from lit_align.data.cache import TokenCache, default_folder
-from lit_align.data.examples import ExampleMaker, Examples, Selection, Source, check_pairing
+from lit_align.data.cache import TokenCache
+from lit_align.data.checks import check_pairing
+from lit_align.data.examples import ExampleMaker, Examples, Selection, Source
 from lit_align.data.formats.rows import Kind, Turns
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule
@@ -250,12 +251,7 @@ class PairsDataModule(L.LightningDataModule):
         mismatched = self.needs.needs_mismatched and kind != "texts"
         maker = ExampleMaker(self.preference_tokenizer, pairing or BestWorst(), mismatched, self.seed)
         selection = selection or Selection(lambda: source.read(kind), [source], {})
-        return maker.cached(self.cache, source.path, kind, selection)
-
-    @property
-    def cache(self) -> TokenCache:
-        """Where tokenized data is kept."""
-        return TokenCache(Path(self.cache_dir) if self.cache_dir else default_folder())
+        return maker.cached(TokenCache.at(self.cache_dir), source.path, kind, selection)
 
     def _loader(
         self, examples: ExampleTable, *, shuffle: bool, seed: int | None = None, mixture: Mixture | None = None

@@ -96,6 +96,11 @@ class TokenCache:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    @classmethod
+    def at(cls, folder: str | None) -> "TokenCache":
+        """The cache in a folder; None is the default one."""
+        return cls(Path(folder) if folder else default_folder())
+
     def load_or_make(self, source: str, options: Mapping[str, Any], state: Mapping[str, Any], make: Make) -> Path:
         """The folder of an entry, which one process makes if it is not there yet.
 

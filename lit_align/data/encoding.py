@@ -15,8 +15,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain, product
 from typing import Any
@@ -36,9 +37,19 @@ class Encoder:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
+        self._encoded: Mapping[str, list[int]] = {}  # texts of the rows at work
 
     def __call__(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return self._encoded.get(text) or list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    @contextmanager
+    def together(self, renderings: Iterable[Rendering]) -> Iterator[None]:
+        """Encode the texts of all these at once: several times as fast as one at a time, within this context."""
+        self._encoded = self.all(list(renderings))
+        try:
+            yield
+        finally:
+            self._encoded = {}
 
     def all(self, renderings: Sequence[Rendering]) -> dict[str, list[int]]:
         """The tokens of each prompt, and of each prompt with a response after it."""

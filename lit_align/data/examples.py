@@ -11,8 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import numpy as np
-
 from lit_align.console import phase
 from lit_align.data.batches import Example
 from lit_align.data.cache import OPTION, Report, TokenCache, code_version
@@ -23,7 +21,6 @@ from lit_align.data.pairing import PairingRule, with_mismatched
 from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import ROWS_AT_ONCE, PreferenceTokenizer, TokenizedRow, listing
 from lit_align.errors import UserError
-from lit_align.needs import DataNeeds
 from lit_align.provenance import SAMPLED, digest_of_sample, of_options
 
 TABLE, HEADER = "examples.arrow", "examples.json"
@@ -139,16 +136,6 @@ class ExampleMaker:
     mismatched: bool = False
     seed: int = 0
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides the examples of a source, except for the source and the version of the code."""
-        rule = type(self.pairing)
-        return self.tokenizer.options | {
-            **of_options("rule", vars(self.pairing)),
-            "pairing": f"{rule.__module__}.{rule.__qualname__}",
-            "mismatched": self.mismatched,
-        }
-
     def cached(self, cache: TokenCache, path: str, kind: Kind, selection: Selection) -> Examples:
         """The examples of some rows, from the cache; made first if they are not there.
 
@@ -159,8 +146,14 @@ class ExampleMaker:
         def make(folder: Path, report: Report) -> Examples:
             return self.make(selection.read(), path, kind, folder, report)
 
-        options = self.identity | dict(selection.options) | {"kind": kind}
-        return cached(cache, path, selection.sources, options, self.tokenizer, type(self.pairing), make)
+        rule = type(self.pairing)
+        options = of_options("rule", vars(self.pairing)) | {
+            "pairing": f"{rule.__module__}.{rule.__qualname__}",
+            "mismatched": self.mismatched,
+            "kind": kind,
+            **selection.options,
+        }
+        return cached(cache, path, selection.sources, options, self.tokenizer, rule, make)
 
     def make(self, rows: Rows, path: str, kind: Kind, folder: Path, report: Report) -> Examples:
         """Write a table of the examples into a folder; cut, dropped and unread parts are counted.
@@ -239,15 +232,27 @@ def cached(
 
     Args:
         path: Name of the sources.
-        options: Everything else that decides the examples; plain values.
+        options: What decides the examples beside sources and tokenizer; plain values.
         rule: A class whose code decides them, too.
     """
     today = str(date.today()) if "strftime_now" in str(tokenizer.tokenizer.chat_template) else ""
     state = {"code": code_version(rule), "today": today, "bytes": [each.bytes_now for each in sources]}
-    options = {**options, "sources": [each.options for each in sources]}
+    options = {**options, **_options_of(tokenizer), "sources": [each.options for each in sources]}
     return Examples.read(
         cache.load_or_make(path, options, state, lambda folder, report: make(folder, report).save(folder))
     )
+
+
+def _options_of(tokenizer: PreferenceTokenizer) -> dict[str, Any]:
+    return {
+        "tokenizer": tokenizer.encoder.identity,
+        "template_args": tokenizer.renderer.template.arguments,
+        "max_prompt_length": tokenizer.max_prompt_length,
+        "max_response_length": tokenizer.max_response_length,
+        "long_prompts": tokenizer.long_prompts,
+        "wraps_prompts": tokenizer.wraps_prompts,
+        "positions": tokenizer.positions,
+    }
 
 
 def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int = 0) -> None:
@@ -261,27 +266,6 @@ def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int 
     sample = random.Random(seed).sample(others, min(more, len(others)))
     for place in [*range(min(first, len(rows))), *sample]:
         tokenizer.check(rows[place])
-
-
-def check_joinable(sources: Sequence[Source], parts: Sequence[ExampleTable]) -> None:
-    """Check that a batch can hold examples of all sources.
-
-    Raises:
-        UserError: they differ in the number of responses, or only some have rewards or labels.
-    """
-
-    def form(examples: ExampleTable) -> str:
-        first = examples[0]
-        given = [name for name in ("rewards", "labels") if getattr(first, name) is not None]
-        return f"{len(first.response_ids)} responses with {' and '.join(given) or 'no rewards and no labels'}"
-
-    forms = [form(examples) for examples in parts]
-    for source, other in zip(sources, forms, strict=True):
-        if other != forms[0]:
-            raise UserError(
-                f"data.train: examples of {source.path} have {other}, those of {sources[0].path} have {forms[0]}. "
-                "Give sources of one form."
-            )
 
 
 def digest_of_examples(table: ExampleTable) -> str:
@@ -339,58 +323,3 @@ def _alike(rows: Iterable[Row]) -> Iterator[Row]:
                     f"{'some' if first_has else 'none'}. Give {name} to every row, or to none."
                 )
         yield row
-
-
-def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str, *, sampled: bool) -> None:
-    """Check that an objective can train on a pairing rule's examples.
-
-    Args:
-        name: The objective's, in messages.
-        sampled: The rule selects from a round's responses; rows of texts need no selection.
-
-    Raises:
-        UserError: it needs the other kind.
-    """
-    if needs.data_kind == "texts" and sampled and not pairing.gives_texts:
-        raise UserError(
-            f"data.pairing={type(pairing).__name__}: {name} imitates one response. Use data.pairing=Best, the best of "
-            "each prompt's responses."
-        )
-    if pairing.gives_texts and needs.data_kind != "texts":
-        raise UserError(
-            f"data.pairing={type(pairing).__name__}: {name} compares responses, and this rule keeps one. Use "
-            "BestWorst, or SFT, which imitates one response."
-        )
-    if pairing.gives_groups and not needs.takes_groups:
-        raise UserError(
-            f"data.pairing={type(pairing).__name__}: {name}, as configured, compares two responses. Use "
-            "BestWorst, or learn from rewards (model.reward_temperature of DPO and EXO)."
-        )
-    if pairing.gives_labels and not needs.takes_labels:
-        raise UserError(
-            f"data.pairing={type(pairing).__name__}: soft labels (labels=soft, ties=half) have no effect on {name}, "
-            "as configured. Leave them out, or use DPO, IPO, CPO, ORPO or MPO."
-        )
-    if needs.needs_whole_groups and not pairing.gives_groups:
-        raise UserError(
-            f"data.pairing={type(pairing).__name__}: {name}'s constant is estimated from all responses that were "
-            "sampled. Take Listwise, or leave model.estimate_baseline out."
-        )
-
-
-def check_fits(table: ExampleTable, positions: int | None) -> None:
-    """Check that the model reads all of each example. A GGUF file says how much it reads only once it is loaded.
-
-    Args:
-        positions: The model's maximum number of tokens, prompt and response together; None without a limit.
-
-    Raises:
-        UserError: an example is longer.
-    """
-    tokens = table.lengths.prompt + table.lengths.longest
-    if positions is not None and (too_long := np.flatnonzero(tokens > positions)).size:
-        first = int(too_long[0])
-        raise UserError(
-            f"{table[first].source}: prompt and response have {tokens[first]} tokens, but the model reads {positions}. "
-            f"Lower data.max_prompt_length and data.max_response_length to at most {positions} together."
-        )

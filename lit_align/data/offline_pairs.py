@@ -9,7 +9,8 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_line
 from lit_align.data.base import PairsDataModule, describe_example
-from lit_align.data.examples import Examples, Source, check_fits, check_joinable, digest_of_examples
+from lit_align.data.checks import check_fits, check_joinable
+from lit_align.data.examples import Examples, Source, digest_of_examples
 from lit_align.data.holdout import HeldOutShare
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule

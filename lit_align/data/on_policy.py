@@ -18,11 +18,11 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.console import print_field, print_line
 from lit_align.data.base import PairsDataModule, describe_example
+from lit_align.data.cache import TokenCache
 from lit_align.data.examples import Examples, Source
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs
 from lit_align.data.prompts import digest_of_prompts, identity_of_prompts, read_prompts
-from lit_align.data.rounds.groups import groups_of
 from lit_align.data.rounds.make import CurrentRound, RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
 from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, places_of_round, share_of_round
@@ -138,7 +138,7 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
         barrier_with_timeout("setup", self.wait_minutes)
         source = self.source(self.prompts, self.prompts_split)
-        self._read = read_prompts(source, self.preference_tokenizer, self.cache)
+        self._read = read_prompts(source, self.preference_tokenizer, TokenCache.at(self.cache_dir))
         check_prompts(self.prompt_count, self.prompts_per_round, self._rounds, self.prompts)
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
@@ -253,9 +253,7 @@ class OnPolicyPairs(PairsDataModule):
 
         sampled = maker.sample()
         scored = maker.score(sampled)
-        groups, numbers = groups_of(sampled, scored)
-        if self.trainer.is_global_zero:
-            numbers.keep_in(maker.store.path)
+        groups, numbers = maker.group(sampled, scored)
         pairs = maker.pair(self.pairing, groups)
         unused = self._check_pairs(pairs, len(groups))
         examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)

@@ -24,11 +24,11 @@ def read_prompts(source: Source, tokenizer: PreferenceTokenizer, cache: TokenCac
     def make(folder: Path, report: Report) -> Examples:
         return _make(source.read("prompts"), source.path, tokenizer, folder, report)
 
-    options = tokenizer.options | {"kind": "prompts"}
-    return cached(cache, source.path, [source], options, tokenizer, PreferenceTokenizer, make)
+    return cached(cache, source.path, [source], {"kind": "prompts"}, tokenizer, PreferenceTokenizer, make)
 
 
 def _make(rows: Rows, path: str, tokenizer: PreferenceTokenizer, folder: Path, report: Report) -> Examples:
+    tokenizer.counts.clear()
     table = ExampleTable.write(folder / TABLE, _tokenized(rows, tokenizer, report), OPTION)
     counts = rows.skipped + tokenizer.counts
     if not table:

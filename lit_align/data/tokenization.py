@@ -12,7 +12,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -73,24 +72,10 @@ class PreferenceTokenizer:
         self.positions = positions
         self.counts: Counter[str] = Counter()
         self.encoder = Encoder(tokenizer)
-        self._encoded: Mapping[str, list[int]] = {}  # texts of the rows at work
         self._begin = _begin(tokenizer)
         specials = special_tokens(tokenizer)
         self._special_ids = specials.keys()
         self._special = re.compile("|".join(map(re.escape, specials.values())) or r"(?!)")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """All that decides the tokens of a row, except for the version of the code; plain values."""
-        return {
-            "tokenizer": self.encoder.identity,
-            "template_args": self.renderer.template.arguments,
-            "max_prompt_length": self.max_prompt_length,
-            "max_response_length": self.max_response_length,
-            "long_prompts": self.long_prompts,
-            "wraps_prompts": self.wraps_prompts,
-            "positions": self.positions,
-        }
 
     # --- a row ---
 
@@ -103,20 +88,19 @@ class PreferenceTokenizer:
         """
         row = self._with_wrapped_prompt(row)
         self._count_specials(row)
-        plain = isinstance(row.prompt, str)
-        _, ids = self._opening(row.prompt if isinstance(row.prompt, str) else self.renderer.prompt(row), plain)
+        _, ids = self._opening(self._prompt_text(row), isinstance(row.prompt, str))
         return self._limited(ids, self.max_prompt_length, f"max_prompt_length={self.max_prompt_length}", row)
 
     def prompts(self, rows: Iterable[Row]) -> Iterator[tuple[Row, list[int]]]:
-        """The rows that are kept, with the tokens of their prompts, in batches; `counts` begins anew."""
-        self.counts.clear()
+        """The rows that are kept, with the tokens of their prompts; texts are encoded together, as in `rows`."""
         rest = iter(rows)
         while some := list(islice(rest, ROWS_AT_ONCE)):
-            wrapped = map(self._with_wrapped_prompt, some)
-            texts = [row.prompt if isinstance(row.prompt, str) else self.renderer.prompt(row) for row in wrapped]
-            with self._encoding(Rendering(text, ()) for text in texts):
-                encoded = [(row, self.prompt_ids(row)) for row in some]
-            yield from ((row, ids) for row, ids in encoded if ids is not None)
+            with self.encoder.together(Rendering(self._prompt_text(row), ()) for row in some):
+                yield from ((row, ids) for row in some if (ids := self.prompt_ids(row)) is not None)
+
+    def _prompt_text(self, row: Row) -> str:
+        row = self._with_wrapped_prompt(row)
+        return row.prompt if isinstance(row.prompt, str) else self.renderer.prompt(row)
 
     def row(self, row: Row) -> TokenizedRow | None:
         """Tokens of the prompt and its responses, end tokens included unless cut; None if the row is dropped.
@@ -132,17 +116,8 @@ class PreferenceTokenizer:
         """The same for several rows, whose texts are encoded together: several times as fast."""
         rows = [self._with_wrapped_prompt(row) for row in rows]
         renderings = [self.rendering(row) for row in rows]
-        with self._encoding(renderings):
+        with self.encoder.together(renderings):
             yield from map(self._row, rows, renderings)
-
-    @contextmanager
-    def _encoding(self, renderings: Iterable[Rendering]) -> Iterator[None]:
-        """Encode texts together; within this context each is looked up."""
-        self._encoded = self.encoder.all(list(renderings))
-        try:
-            yield
-        finally:
-            self._encoded = {}
 
     def _row(self, row: Row, rendering: Rendering) -> TokenizedRow | None:
         self._count_specials(row)
@@ -245,7 +220,7 @@ class PreferenceTokenizer:
 
     def _encode(self, text: str, begin: Sequence[int]) -> list[int]:
         """Tokens of a text; a beginning-of-sequence token in the text is left out if `begin` has one."""
-        ids = self._encoded.get(text) or self.encoder(text)
+        ids = self.encoder(text)
         doubled = ids[:1] == list(begin[-1:]) == [self.tokenizer.bos_token_id]
         return ids[1:] if doubled else ids
 

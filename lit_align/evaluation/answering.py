@@ -62,6 +62,7 @@ def tokenize_prompts(rows: Rows, tokenizer: PreferenceTokenizer, path: str, name
     Raises:
         UserError: no prompt is left.
     """
+    tokenizer.counts.clear()
     kept = Spool(tokenizer.prompts(rows))
     counts = rows.skipped + tokenizer.counts
     if not kept:

@@ -19,6 +19,8 @@ import torch
 
 from lit_align.data.batches import Example
 from lit_align.data.pairing import PairingRule, Pairs, with_mismatched
+from lit_align.data.rounds.groups import groups_of
+from lit_align.data.rounds.numbers import RoundNumbers
 from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
 from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
@@ -133,6 +135,15 @@ class RoundMaker:
             yield self.scorer
         finally:
             self.scorer.release()
+
+    # --- group ---
+
+    def group(self, samples: Loaded[SampleRow], scores: Loaded[ScoreRow]) -> tuple[ExampleTable, RoundNumbers]:
+        """All groups, in the order of the prompts, and their numbers, which are kept beside the round's files."""
+        groups, numbers = groups_of(samples, scores)
+        if self.recorder.module.trainer.is_global_zero:
+            numbers.keep_in(self.store.path)
+        return groups, numbers
 
     # --- pair ---
 
