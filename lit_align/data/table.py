@@ -5,6 +5,7 @@
                        source      binary, UTF-8
                        weight      double
                        rewards, sampler_logps, …   list<double>, where the examples have them
+                       text                        of prompts to sample from, which have no responses: as JSON
                        texts, preferences          of groups that a pairing rule chooses from
 
 A table of any size costs a process a few numbers per example (`lengths`). Tokens become Python objects only where an
@@ -210,7 +211,12 @@ class ExampleTable(Sequence[Example]):
         """The examples of several tables, one after another."""
         digests = [table.digest for table in tables]
         digest = None if None in digests else " ".join(map(str, digests))
-        return cls([chunk.batch for table in tables for chunk in table._chunks], digest=digest)
+        return cls([batch for table in tables for batch in table.batches], digest=digest)
+
+    @property
+    def batches(self) -> list[pa.RecordBatch]:
+        """The record batches."""
+        return [chunk.batch for chunk in self._chunks]
 
     def with_numbers(self, name: str, numbers: NDArray[np.float64]) -> "ExampleTable":
         """The same examples with another number of each response.
@@ -219,13 +225,12 @@ class ExampleTable(Sequence[Example]):
             name: One of NUMBERS.
             numbers: [examples, K].
         """
-        batches = [chunk.batch for chunk in self._chunks]
-        return ExampleTable(batches, self._added | {name: numbers}, self._order, self.digest)
+        return ExampleTable(self.batches, self._added | {name: numbers}, self._order, self.digest)
 
     def reordered(self, order: NDArray[np.int64]) -> "ExampleTable":
         """The examples at some places, in that order."""
         added = {name: numbers[order] for name, numbers in self._added.items()}
-        return ExampleTable([chunk.batch for chunk in self._chunks], added, self._order[order])
+        return ExampleTable(self.batches, added, self._order[order])
 
     def __len__(self) -> int:
         return len(self._order)

@@ -94,6 +94,33 @@ def test_a_table_can_be_written_from_the_one_in_its_place(tmp_path):
     assert len(ExampleTable.write(path, [])) == 0
 
 
+def test_a_digest_is_of_all_tokens_and_stays_with_the_table():
+    made = [Example([1], [[2], [3]], "a"), Example([4], [[5, 6], []], "b")]
+    others = [
+        [Example([1, 2], [[], [3]], "a"), made[1]],
+        [made[0], Example([4], [[5], [6]], "b")],
+        made[::-1],
+        made[:1],
+    ]
+    digests = {ExampleTable.of(each).digest_of_tokens() for each in [made, *others]}
+    assert len(digests) == 5
+    table = ExampleTable.of([Example(*vars(each).values()) for each in made])
+    assert table.digest_of_tokens() in digests
+    kept = [ExampleTable(table.batches, digest=name) for name in "xy"]
+    assert kept[0].with_numbers("rewards", np.zeros((2, 2))).digest == "x"
+    assert ExampleTable.joined(kept).digest == "x y"
+    assert kept[0].reordered(np.array([1, 0])).digest is None
+    assert ExampleTable.joined([kept[0], table]).digest is None
+
+
+def test_prompts_have_no_responses(tmp_path):
+    chat = [{"role": "user", "content": "ü\udcff"}]
+    made = [Example([1, 2], [], "a", prompt=chat), Example([3], [], "b", prompt="plain")]
+    table = ExampleTable.write(tmp_path / "prompts.arrow", made)
+    assert list(table) == made
+    assert (table.lengths.prompt.tolist(), table.lengths.longest.tolist()) == ([2, 1], [0, 0])
+
+
 def test_a_full_disk_is_named(tmp_path):
     """A limit of the size of files fails like a full disk, in the middle of writing."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

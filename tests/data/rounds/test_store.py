@@ -55,6 +55,14 @@ def test_equal_keys_share_a_folder_and_different_keys_do_not(tmp_path):
     assert json.loads((first.path / "round.json").read_text()) == {"seed": 1, "policy": "ab"}
 
 
+def test_what_determines_logps_is_read_once_if_it_has_a_shorter_name(tmp_path):
+    store = RoundStore(tmp_path, 0, {})
+    name = store.logps("reference", lambda: ["tok", "ens"]).name
+    assert store.logps("reference", lambda: "tokens", "digest").name == name
+    assert store.logps("reference", lambda: pytest.fail("read again"), "digest").name == name
+    assert store.logps("reference", lambda: "others", "another digest").name != name
+
+
 # --- damage ---
 
 
