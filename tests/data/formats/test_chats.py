@@ -31,6 +31,19 @@ def test_turns_of_weight_zero_are_read_but_not_trained_on():
     assert read({"messages": chat[:2]}, {"messages": chat}, kind="texts").skipped == {"rows without a response": 1}
 
 
+def test_the_segments_that_are_labelled_are_trained_on():
+    texts = [("[A]", False), ("Bird?", False), (" Crow", True), (".", True), ("\n", False), (" ", True)]
+    parts = [{"text": text, "label": label} for text, label in texts]
+    rows = read({"segments": parts}, {"segments": [{"text": "a", "label": 0, "id": 7}]}, kind="texts")
+    assert [(row.prompt, row.responses[0]) for row in rows] == [("[A]Bird?", " Crow."), ("[A]Bird? Crow.\n", " ")]
+    assert all(row.is_verbatim for row in rows)
+    assert rows.description.endswith("plain text (columns segments); 2 trained segments in 1 text")
+    assert (rows.skipped, rows.unread) == ({"rows without a response": 1}, ("segments[].id",))
+    assert "turns=last has no effect on segments" in refusal({"segments": parts}, kind="texts", turns="last")
+    assert "needs segments like" in refusal({"segments": [{"text": "a"}]}, kind="texts")
+    assert "needs true or false" in refusal({"segments": [{"text": "a", "label": "maybe"}]}, kind="texts")
+
+
 TURNS = st.lists(
     st.tuples(st.sampled_from(["user", "Human", "assistant", "GPT", "tool"]), st.text(), st.booleans()), min_size=1
 )

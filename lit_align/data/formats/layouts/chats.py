@@ -1,6 +1,7 @@
 """Prompts with one response, labelled responses, chats, prompts, texts."""
 
 from dataclasses import replace
+from itertools import groupby
 
 from lit_align.data.formats.beside import ANSWERS, QUESTIONS
 from lit_align.data.formats.layouts.layout import (
@@ -69,6 +70,26 @@ def _holds_chat(record: Record) -> bool:
     return not isinstance(value, str) or value.lstrip().startswith("[") or record.has("messages")
 
 
+def _segment_rows(record: Record) -> list[Row]:
+    """One row for each run of segments labelled true, with all that comes before it."""
+    name, segments = record.items("segments")
+    rows, before = [], ""
+    for is_trained, run in groupby(segments, key=lambda segment: _segment(record, name, segment).label("label")):
+        text = "".join(_segment(record, name, segment).string("text") for segment in run)
+        if is_trained and text:
+            rows.append(Row(before, (text,), source=record.source, is_verbatim=True))
+        before += text
+    return rows
+
+
+def _segment(record: Record, name: str, value: object) -> Record:
+    """A segment as a record of its own."""
+    if not isinstance(value, dict) or not {"label", "text"} <= value.keys():
+        raise record.wrong(name, value, 'segments like {"label": true, "text": "…"}')
+    record.reading.unread |= {f"{name}[].{key}": None for key in value if key not in ("label", "text")}
+    return Record(value, record.source, record.reading)
+
+
 def _labelled_chat_row(record: Record) -> Row:
     return replace(_chat_row(record), labels=(record.label(_LABEL),))
 
@@ -80,6 +101,16 @@ def _has_prompt(record: Record) -> bool:
 _ANY_PROMPT = f"prompt|{QUESTIONS}"
 
 LAYOUTS = (
+    Layout(
+        "segments of texts",
+        ("segments",),
+        _TEXTS,
+        lambda record: _segment_rows(record)[-1],
+        lambda record: isinstance(record.values["segments"], list | str),
+        is_whole=True,
+        parse_turns=_segment_rows,
+        turns="trained segments",
+    ),
     Layout("labelled responses", ("prompt", _COMPLETION, _LABEL), _LABELLED, _labelled_row),
     Layout("labelled chats", (_WHOLE_CHATS, _LABEL), _LABELLED, _labelled_chat_row, _holds_chat),
     Layout(
