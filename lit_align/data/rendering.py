@@ -88,7 +88,7 @@ class ChatRenderer:
         """
         messages = _chat(row)
         self.template.check(row)
-        if messages[-1]["role"] == "assistant":
+        if _continues(row):
             prompt = self.template.render(row, messages, continue_final_message=True)
         elif self._opens_turns:
             prompt = self.template.render(row, messages, add_generation_prompt=True)
@@ -106,13 +106,13 @@ class ChatRenderer:
         """
         self.template.check(row)
         answers = [self._without_end(answer) for answer in row.responses]
-        wholes = [self.template.render(row, _joined(_chat(row), answer)) for answer in answers]
+        wholes = [self.template.render(row, _joined(row, answer)) for answer in answers]
         sampled = self.prompt(row)
         prompt, start, end = self._common_prompt(row, sampled, wholes)
         for answer, whole in zip(answers, wholes, strict=True):
             self._check_complete(row, answer, whole, start)
         responses = tuple(self._until_end(whole[start:]) for whole in wholes)
-        if _chat(row)[-1]["role"] == "assistant":
+        if _continues(row):
             return Rendering(prompt, responses)
         return Rendering(prompt, responses, Form.CHAT, end, "" if end is PromptEnd.GENERATION else sampled)
 
@@ -158,7 +158,7 @@ class ChatRenderer:
 
         if all_begin_with(sampled):
             return sampled, len(sampled), PromptEnd.GENERATION
-        if _chat(row)[-1]["role"] != "assistant":
+        if not _continues(row):
             header = self._header(row)
             if all_begin_with(header):
                 if self._opens_turns and not self._ends_with_empty_block(sampled, header, wholes):
@@ -181,7 +181,7 @@ class ChatRenderer:
 
     def _header(self, row: Row) -> str:
         """The prompt as rendered before an answer, without the spaces that begin the answer."""
-        before, mark, whole = self.template.render(row, _joined(_chat(row), MARK)).rpartition(MARK)
+        before, mark, whole = self.template.render(row, _joined(row, MARK)).rpartition(MARK)
         return before.rstrip(" ") if mark else whole  # a template that leaves answers out
 
     def _unopened(self, row: Row) -> str:
@@ -199,9 +199,13 @@ class ChatRenderer:
     def _ends_with_empty_block(self, sampled: str, header: str, wholes: Sequence[str]) -> bool:
         """Whether only the prompt in sampling ends with an empty block of thoughts, and no answer has a block."""
         start = _before_tag(os.path.commonprefix([sampled, header]), sampled)  # noqa: RUF071
-        block = sampled[len(start) :].removesuffix(header[len(start) :])
-        tags = _EMPTY_BLOCK.fullmatch(block)
-        return bool(tags) and not any(whole[len(header) :].lstrip().startswith(tags[1]) for whole in wholes)
+        rest = header[len(start) :]
+        tags = _EMPTY_BLOCK.fullmatch(sampled[len(start) :].removesuffix(rest))
+        return (
+            bool(tags)
+            and tags[1] not in rest
+            and not any(whole[len(header) :].lstrip().startswith(tags[1]) for whole in wholes)
+        )
 
     @cached_property
     def _opens_turns(self) -> bool:
@@ -217,7 +221,7 @@ class ChatRenderer:
     def _after_answer(self) -> str:
         """The text that follows the last answer of a chat."""
         probe = Row([{"role": "user", "content": "a"}], source=self.template.name)
-        return self.template.render(probe, _joined(_chat(probe), MARK)).rpartition(MARK)[2]
+        return self.template.render(probe, _joined(probe, MARK)).rpartition(MARK)[2]
 
     @cached_property
     def _ends(self) -> tuple[str, str] | None:
@@ -308,10 +312,16 @@ def _chat(row: Row) -> list[Message]:
     return row.prompt
 
 
-def _joined(messages: list[Message], answer: Answer) -> list[Message]:
+def _continues(row: Row) -> bool:
+    """Whether the responses continue the assistant's message with which the prompt ends."""
+    return _chat(row)[-1]["role"] == "assistant" and not row.is_new_turn
+
+
+def _joined(row: Row, answer: Answer) -> list[Message]:
     """The chat with the answer as one more message, or as the continuation of the assistant's last message."""
+    messages = _chat(row)
     message: Message = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
-    if messages[-1]["role"] != "assistant":
+    if not _continues(row):
         return [*messages, message]
     begun = messages[-1]
     content = (begun["content"] or "") + (message["content"] or "")

@@ -59,12 +59,14 @@ CASES = {
     "thoughts in the text": Row(HI, ("<think>\nhm\n</think>\n\nyes", "<think>\nwell\n</think>\n\nno")),
     "thoughts in one": Row(HI, ("<think>\nhm\n</think>\n\nyes", "no")),
     "several turns": Row([*HI, message("assistant", "Hello."), message("user", "And?")], ("yes", "no")),
+    "a second message": Row([*HI, message("assistant", "Hello.")], ("yes", "no"), is_new_turn=True),
     "system": Row([message("system", "Be short."), *HI], ("yes", "no")),
     "tools": Row(HI, (CALL, "no"), tools=TOOLS),
     "result of a tool": Row([*HI, CALL, message("tool", "sunny", name="weather")], ("yes", "no"), tools=TOOLS),
 }
 REFUSALS = re.compile(
     r"leaves out or changes (a part of the response|the response's `(reasoning_content|tool_calls)`)"
+    r"|(alternat|assistant) at message 2|must alternate"
     r"|has tools, but the chat template|leaves out message \d \((system|tool)\)|System role not supported"
 )
 

@@ -63,6 +63,14 @@ def test_sampling_reads_the_prompt_that_training_reads(tiny_model, tmp_path, row
     assert ("sampling prompt" in lines) == (end == ANSWER)
 
 
+def test_a_template_may_open_the_turn_itself_in_another_way(tiny_model, tmp_path):
+    """Two tags that differ are no empty block of thoughts if the first one opens the turn."""
+    spaced = THINKING.replace("%}<|im_start|>assistant\n<think>", "%} <|im_start|>assistant\n<think>")
+    start(dpo(tiny_model), data := pairs(tmp_path, PLAIN, chat_template=spaced))
+    assert sampled(data).endswith(f"<|im_end|>\n<|im_start|>{ANSWER}")
+    assert data.tokenizer.decode(data.train_examples[0].prompt_ids) == sampled(data)
+
+
 def test_the_prompt_is_saved_with_model_and_checkpoint(tiny_model, tmp_path, in_tmp):
     fit(module := dpo(tiny_model), data := pairs(tmp_path, PLAIN), max_steps=1)
     assert module.policy is not None

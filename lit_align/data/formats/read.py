@@ -4,11 +4,13 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
+from typing import Any
 
 from lit_align.data.formats.beside import check_unread, with_columns_beside
 from lit_align.data.formats.columns import TARGETS, check_columns, mapped
 from lit_align.data.formats.layouts import LAYOUTS
-from lit_align.data.formats.layouts.layout import TURNS, Layout
+from lit_align.data.formats.layouts.layout import CHATS, TURNS, Layout
+from lit_align.data.formats.layouts.ranked import RESPONSES
 from lit_align.data.formats.record import Reading, Record, columns_of
 from lit_align.data.formats.rows import DataError, Kind, Row, Rows, Skip, Turns, listing, shortened
 from lit_align.data.formats.select import SELECT
@@ -78,7 +80,7 @@ def read_rows(
         counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
         raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}.")
     description = f"{layout.name}, {_form(rows[0])} (columns {listing(reading.read)})"
-    if kind == "texts" and layout.parse_turns:
+    if kind == "texts" and layout.parse_turns and (rows[0].is_verbatim or not isinstance(rows[0].prompt, str)):
         description += f"; {_count_turns(layout, rows, turns)}"
     return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
 
@@ -133,15 +135,33 @@ class _Ignored:
 
 
 def _flat(record: Record) -> Record:
-    """The record with the fields of an object that holds a chat (OpenAI's `input: {messages: …}`) as columns."""
-    if not any(isinstance(value, dict) and "messages" in value for value in record.values.values()):
+    """The record with objects that hold a chat or several responses in the form of the layouts.
+
+    The fields of an object with messages (OpenAI's `input: {messages: …}`) become columns. Lists side by side in an
+    object, as `datasets` writes a sequence of objects, become a list of objects.
+    """
+    objects = {name: value for name, value in record.values.items() if isinstance(value, dict)}
+    if not objects:
         return record
     values = dict(record.values)
-    for name, value in record.values.items():
-        if isinstance(value, dict) and "messages" in value and "messages" not in values:
+    for name, value in objects.items():
+        if "messages" in value and "messages" not in values:
             del values[name]
             values |= {key if key in ("messages", "tools") else f"{name}.{key}": each for key, each in value.items()}
+        elif name in _SEQUENCES:
+            values[name] = _transposed(value)
     return replace(record, values=values)
+
+
+_SEQUENCES = frozenset(f"{CHATS}|{RESPONSES}".split("|"))
+
+
+def _transposed(value: dict[str, Any]) -> Any:
+    """A list of objects, if the value is an object of lists of the same length."""
+    lists = list(value.values())
+    if not lists or not all(isinstance(each, list) and len(each) == len(lists[0]) for each in lists):
+        return value
+    return [dict(zip(value, each, strict=True)) for each in zip(*lists, strict=True)]
 
 
 @dataclass(frozen=True)

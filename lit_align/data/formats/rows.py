@@ -39,6 +39,7 @@ class Row:
     source: str = ""  # "file.jsonl:17" or "name[split]:17"; rows are counted from 1
     tools: list[dict[str, Any]] | None = None  # the functions that the chat template may offer
     template_args: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the chat template
+    is_new_turn: bool = False  # the responses are messages of their own, also after an assistant's message
     is_verbatim: bool = False  # the text spells out its special tokens: none is added at its beginning and end
 
 

@@ -103,7 +103,12 @@ def make_row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Ro
     whole = _joined(record, without_marks(prompt) if isinstance(prompt, list) else prompt, shared)
     if not whole:
         raise Skip("rows without a prompt")
-    return Row(whole, tuple(as_answer(chat[-1]) for chat in chats), source=record.source)
+    responses = tuple(as_answer(chat[-1]) for chat in chats)
+    return Row(whole, responses, source=record.source, is_new_turn=ends_with_assistant(shared))
+
+
+def ends_with_assistant(chat: list[Message]) -> bool:
+    return bool(chat) and chat[-1]["role"] == "assistant"
 
 
 def _joined(record: Record, prompt: Text | None, shared: list[Message]) -> list[Message]:
@@ -124,6 +129,11 @@ def _joined(record: Record, prompt: Text | None, shared: list[Message]) -> list[
         return [rest[0], *prompt, *rest[1:]]
     if rest and rest[0]["role"] == prompt[-1]["role"] == "user":
         raise _two_beginnings(record, "a user's turn, as the prompt's end is")
+    if rest and rest[0]["role"] == prompt[-1]["role"] == "assistant":
+        raise DataError(
+            f"{record.source}: the prompt ends with the assistant's message, which the response continues, so the "
+            "response must be one message. Begin the response with the whole prompt, or end the prompt before it."
+        )
     return [*prompt, *rest]
 
 
