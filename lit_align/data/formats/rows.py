@@ -41,6 +41,7 @@ class Row:
     template_args: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the chat template
     is_new_turn: bool = False  # the responses are messages of their own, also after an assistant's message
     is_verbatim: bool = False  # the text spells out its special tokens: none is added at its beginning and end
+    weight: float = 1.0  # in the loss and in all means
 
 
 @dataclass(frozen=True)
