@@ -12,10 +12,10 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.batches import Example
 from lit_align.data.cache import TokenCache, default_folder
-from lit_align.data.examples import ExampleMaker, Examples, Selection, Source, check_pairing
+from lit_align.data.examples import ExampleMaker, Examples, Selection, Source
 from lit_align.data.formats.rows import Kind, Turns
 from lit_align.data.loader import ExampleLoader, Mixture
-from lit_align.data.pairing import BestWorst, PairingRule
+from lit_align.data.pairing import BestWorst, PairingRule, check_pairing
 from lit_align.data.rounds.record import Recorder
 from lit_align.data.table import ExampleTable
 from lit_align.data.texts import TextStreams
