@@ -20,6 +20,8 @@ from torch.distributed.tensor import DTensor
 
 from lit_align.errors import UserError, first_line
 
+WAITING = "lit_align: waiting"
+
 
 def fsdp_modules(module: object) -> list[FSDPModule]:
     """The parts of a module that FSDP2 gathers one at a time; none if it is not sharded, or not a module."""
@@ -92,10 +94,31 @@ def barrier_with_timeout(what: str, minutes: float) -> None:
 
 @functools.cache
 def waiting_group() -> dist.ProcessGroup:
-    """A group that waits on the CPU: only gloo reports which processes are missing."""
-    group = dist.new_group(backend="gloo")
+    """A group that waits on the CPU: only gloo reports which processes are missing.
+
+    Raises:
+        UserError: a process does not join it within the timeout of the other operations.
+    """
+    timeout = dist.distributed_c10d._get_default_store().timeout
+    try:
+        group = dist.new_group(backend="gloo", timeout=timeout, group_desc=WAITING)
+    except RuntimeError as error:
+        raise UserError(
+            f"a process has not joined within {timeout.total_seconds() / 60:g} minutes ({first_line(error)}). Look at "
+            "its output, then start again."
+        ) from error
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+def joined_operations() -> int:
+    """Number of operations of all processes that this one has joined, without those of `waiting_group`.
+
+    Its barriers name missing processes themselves, and count more on rank 0.
+    """
+    groups = [*dist.distributed_c10d._world.pg_map]  # a copy: another thread may make a group
+    counted = (each for each in groups if each.size() == dist.get_world_size() and each.group_desc != WAITING)
+    return sum(each._get_sequence_number_for_group() for each in counted)
 
 
 def destroy_process_group() -> None:

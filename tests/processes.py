@@ -123,20 +123,25 @@ def fork(function: Callable[[], Any], timeout: float = 120) -> int | None:
 
 def die_at(where: str, what: str, call: int, signum: int = signal.SIGKILL) -> None:
     """Have the process killed (or stopped) when `what` is called for the nth time, once it is under way."""
+    act_at(where, what, call, lambda: os.kill(os.getpid(), signum))
+
+
+def act_at(where: str, what: str, call: int, act: Callable[[], object]) -> None:
+    """Have something done when `what` is called for the nth time, before it begins."""
     owner: Any = importlib.import_module(where)
     *path, name = what.split(".")
     for part in path:
         owner = getattr(owner, part)
     original, calls = getattr(owner, name), 0
 
-    def dying(*args: Any, **kwargs: Any) -> Any:
+    def acting(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), signum)
+            act()
         return original(*args, **kwargs)
 
-    setattr(owner, name, dying)
+    setattr(owner, name, acting)
 
 
 def patch_calls(functions: Iterable[tuple[str, str]], called: Callable[[], None]) -> None:

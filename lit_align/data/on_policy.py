@@ -164,7 +164,7 @@ class OnPolicyPairs(PairsDataModule):
         return {"rounds_made": self.rounds_made, "made_at": step, "epoch": self._epoch, "key": key}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rounds_made = state_dict["rounds_made"]
+        self.rounds_made = int(state_dict["rounds_made"])
         step, key = state_dict["made_at"], state_dict["key"]
         self._epoch = state_dict["epoch"]
         self._logged = key.get("round")
