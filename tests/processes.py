@@ -56,7 +56,7 @@ def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: fl
     return [value for _, value, _ in outcomes]
 
 
-def endings(processes: int, function: Callable[[], Any], timeout: float = 60) -> tuple[list[int | None], str]:
+def endings(processes: int, function: Callable[[], Any], timeout: float = 180) -> tuple[list[int | None], str]:
     """Call `function()` in each process; returns exit codes by rank, None for one that stays, and all of stderr."""
     context = multiprocessing.get_context("fork")
     port = free_port()
@@ -113,11 +113,18 @@ def farthest(some: Weights, other: Weights) -> float:
     return max((some[name] - other[name]).abs().max().item() for name in some)
 
 
-def fork(function: Callable[[], Any], timeout: float = 120) -> int | None:
-    """Exit code of a process that runs a function; the negative signal, if one killed it."""
+def fork(function: Callable[[], Any], timeout: float = 300) -> int | None:
+    """Exit code of a process that runs a function; the negative signal, if one killed it.
+
+    Raises:
+        TimeoutError: it does not end in time.
+    """
     worker = multiprocessing.get_context("fork").Process(target=function)
     worker.start()
     worker.join(timeout)
+    if worker.is_alive():
+        worker.kill()
+        raise TimeoutError(f"the process did not end within {timeout} s")
     return worker.exitcode
 
 

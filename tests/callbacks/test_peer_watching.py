@@ -50,10 +50,8 @@ def test_a_lost_process_ends_both_with_one_message(tiny_model, in_tmp, moment, s
             die_at(*MOMENTS[moment], signum)
         train(tiny_model, in_tmp)
 
-    started = time.monotonic()
     codes, printed = endings(2, run)
     assert codes == ([-KILLED, 1] if who == 0 else [1, -KILLED]), printed
-    assert time.monotonic() - started < 58
     messages = [line for line in printed.splitlines() if line.startswith("error: ")]
     how = "has died" if signum == KILLED else "has not responded for 0.25 minutes and is ended"
     assert len(messages) == 1, printed
