@@ -48,10 +48,14 @@ def measure(rate: float, values: Tensor, bootstraps: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=4000, help="simulated for each line")
-    count = parser.parse_args().experiments
-    torch.manual_seed(0)
+    parser.add_argument("--case", nargs="*", type=int, help="numbers of lines, from 0; all if left out")
+    given = parser.parse_args()
+    count = given.experiments
     print("rate  prompts  comparisons    ρ    coverage  width    bootstrap's  width")
-    for rate, prompts, comparisons, within in CASES:
+    for number, (rate, prompts, comparisons, within) in enumerate(CASES):
+        if given.case and number not in given.case:
+            continue
+        torch.manual_seed(number)
         values = experiments(rate, prompts, comparisons, within, count)
         covered, width, other, other_width = measure(rate, values, count // 10)
         print(

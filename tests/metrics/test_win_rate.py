@@ -171,11 +171,11 @@ def test_a_length_gap_is_in_standard_deviations_of_the_difference():
     assert length_gap(torch.tensor([[8]]), torch.tensor([[7]])) == 2, "no spread: half a token"
 
 
-def test_a_rate_of_one_or_zero_has_wilsons_interval_of_as_many_trials_as_prompts():
+def test_a_rate_of_one_or_zero_counts_each_prompt_as_a_trial():
     low, high = rate_interval(torch.ones(20))
     assert (low, high) == (pytest.approx(20 / (20 + 2.0930**2), rel=1e-3), 1.0)
     assert rate_interval(torch.zeros(20)) == (0.0, pytest.approx(1 - low))
     nearly = torch.ones(20)
     nearly[0] = 0.999
-    assert rate_interval(nearly) == (pytest.approx(low, abs=0.001), pytest.approx(1, abs=0.001)), "no jump to 1"
+    assert rate_interval(nearly) == (pytest.approx(low, abs=0.01), pytest.approx(1, abs=0.01)), "no jump to 1"
     assert rate_interval(torch.full((20,), 0.5)) == (0.5, 0.5), "the same responses twice"
