@@ -16,7 +16,7 @@ Shapes as in `logprobs.py`; T is the row's length, N = B·K.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,18 @@ class Packing:
         return self._masks[window, groups, dtype]
 
 
+class SharedCache(Protocol):
+    """Keys and values of every layer, of prompts and of the responses to them (`decoding.py`)."""
+
+    def add_prompts(self, key: Tensor, value: Tensor) -> None:
+        """Keep one layer's keys and values of all prompts, [1, key heads, tokens, D]."""
+        ...
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """The next layer's attention of the present token of each response, [1, A, heads, D]."""
+        ...
+
+
 class _Move(torch.autograd.Function):
     """Rows of x at given places, zeros where a place is past its end; the backward pass uses the inverse places."""
 
@@ -186,19 +198,26 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     packing: Packing | None = None,
+    shared_cache: SharedCache | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed row; without `packing`, of any other input as `sdpa` computes it.
+    """Attention of a packed row, or of a row of new tokens after a cache; else of any input, as `sdpa` computes it.
 
     Args:
         query: [1, heads, T, head size]; key and value likewise, perhaps with fewer heads.
+        packing: The layout of a packed row.
+        shared_cache: Keeps the keys and values of a packed row of prompts; without `packing`, the row's tokens follow
+            those in the cache.
         sliding_window: Positions that a token of this layer sees.
 
     Returns:
         [1, T, heads, head size], and None for the attention weights.
     """
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary positions leave them in float32
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    if packing is None and shared_cache is not None:
+        return shared_cache.attend(query, key, value, scale), None
     if packing is None:
         if query.shape[2] == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
             return _grouped(query, key, value, attention_mask, **kwargs), None
@@ -206,8 +225,9 @@ def packed_attention(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
         )
     packing.windows.add(sliding_window)
+    if shared_cache is not None:
+        shared_cache.add_prompts(key, value)
     if packing.covers(query, value, sliding_window, **kwargs):
-        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         by_token = (x[0].transpose(0, 1) for x in (query, key, value))
         return RowAttention.apply(*by_token, packing.row, scale)[None], None  # type: ignore[index]
     return _masked_attention(module, query, key, value, packing, sliding_window, **kwargs), None
@@ -269,12 +289,19 @@ def packed_hidden(model: PreTrainedModel, prompt_ids: Tensor, response_ids: Tens
         response_ids: [B, K, R]
     """
     row_ids = torch.cat([prompt_ids.flatten(), response_ids.flatten()])[packing.inverse]
-    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=row_ids.device)  # four dimensions are left as they are
+    return row_hidden(model, row_ids, packing.positions, packing=packing)
+
+
+def row_hidden(model: PreTrainedModel, ids: Tensor, positions: Tensor, **attention: Any) -> Tensor:
+    """The decoder's output for a row of tokens, [T, H].
+
+    Args:
+        model: With attention implementation `PACKED`.
+        ids: [T]; positions likewise.
+        attention: `packing` or `shared_cache` of `packed_attention`, or both.
+    """
+    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)  # four dimensions are left as they are
     output = model.base_model(
-        input_ids=row_ids[None],
-        attention_mask=no_mask,
-        position_ids=packing.positions[None],
-        packing=packing,
-        use_cache=False,
+        input_ids=ids[None], attention_mask=no_mask, position_ids=positions[None], use_cache=False, **attention
     )
     return output.last_hidden_state[0]

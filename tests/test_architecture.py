@@ -19,6 +19,7 @@ LAYERS = [
     "attention",
     "packing",
     "logprobs",
+    "decoding",
     "sharding",
     "lightning_features",
     "peers",
