@@ -6,8 +6,11 @@ the prompt's end. Every layer except attention runs on the row as it is, and so 
 
 Attention dropout, and sliding windows that do not reach the whole of a sequence, take another way: attention over
 prompts and over responses separately, each padded among its kind, under masks. So do types and head sizes for which the
-device has no kernel. Query heads that share keys and values are then stacked as more queries of one head (`_grouped`),
-so that keys and values need not be repeated for each of them.
+device has no kernel, and on CPUs short rows (`Packing.covers`). Scores that are capped, biased (ALiBi) or have sinks
+take neither way, since such models need eager attention, or `enable_prefix_sharing` finds that their output differs.
+
+Under masks, query heads that share keys and values are stacked as more queries of one head (`_grouped`), so that keys
+and values need not be repeated for each of them.
 
 This is an attention implementation of transformers (`PACKED`), for all models that use its attention interface and take
 position ids. In generation it computes the steps of one token and leaves everything else to `sdpa`.
@@ -32,6 +35,8 @@ PACKED = "lit_align_packed"
 FUSED_ATTENTION_DEVICES = {"cuda"}
 """Devices whose own fused attention is the fastest. On others, attention over a prompt runs one block of tokens at a
 time, and its backward pass forms all scores of a block at once."""
+MASKED_REACH = {"cpu": 256}
+"""Most tokens of a prompt and its response together for which masks are faster than `RowAttention`, by device."""
 PROMPT_BLOCK = 256
 """Prompt tokens in a block, which sees the keys up to its own. Processing a whole prompt at once would waste half the
 work on masked positions."""
@@ -77,9 +82,15 @@ class Packing:
         return cls(places, inverse, positions, prompt_mask, (K, R), row)
 
     def covers(self, query: Tensor, value: Tensor, window: int | None, dropout: float = 0.0, **kwargs: Any) -> bool:
-        """Whether `RowAttention` computes this layer: it has no dropout, and no window that ends within a sequence."""
-        longest = self.prompt_mask.shape[1] + self.responses[1]
-        return not dropout and (window is None or window >= longest) and self.row.covers(query, value)
+        """Whether `RowAttention` computes this layer.
+
+        It does not if the layer has dropout, or a window that ends within a sequence, if the device has no kernel for
+        it, or where masks are faster.
+        """
+        P, (_, R) = self.prompt_mask.shape[1], self.responses
+        if dropout or (window is not None and window < P + R) or not self.row.covers(query, value):
+            return False
+        return R == 0 or P + R > MASKED_REACH.get(query.device.type, 0)
 
     def masks(self, window: int | None, groups: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """Masks that are added to scores: of prompts, [P, P], and of responses, [N, 1, groups·R, P+R]. The first is
