@@ -9,7 +9,6 @@ units, V vocabulary, D head size, G query heads that share keys and values.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,9 +162,7 @@ class SharedCache:
         return out, lse
 
 
-def _attention(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Output [batch, heads, tokens, D] and log-sum-exp [batch, heads, tokens] of the CPU's flash kernel."""
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return flash(query, keys, values, 0.0, False, attn_mask=mask, scale=scale)

@@ -90,7 +90,7 @@ class Packing:
         P, (_, R) = self.prompt_mask.shape[1], self.responses
         if dropout or (window is not None and window < P + R) or not self.row.covers(query, value):
             return False
-        return R == 0 or P + R > MASKED_REACH.get(query.device.type, 0)
+        return R == 0 or MASKED_REACH.get(query.device.type, 0) < P + R
 
     def masks(self, window: int | None, groups: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """Masks that are added to scores: of prompts, [P, P], and of responses, [N, 1, groups·R, P+R]. The first is

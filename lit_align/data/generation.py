@@ -82,16 +82,16 @@ def generate(
         tokens = decode(model, prompts, count, sampling.max_new_tokens, choose, have_ended)
         if tokens is not None:
             return tokens
-    return _generate(model, prompts, sampling, uniforms, end_ids, tokenizer)
+    return generate_with_transformers(model, prompts, sampling, uniforms, end_ids, tokenizer)
 
 
-def _generate(
+def generate_with_transformers(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     uniforms: Tensor,
     end_ids: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[list[int]]:
     """`generate` by transformers; a prompt is computed once where the model's cache can be repeated."""
     count = len(uniforms) // len(prompts)
