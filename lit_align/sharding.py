@@ -8,9 +8,10 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lit_align.errors import UserError, first_line
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def fsdp_modules(module: object) -> list[FSDPModule]:
@@ -88,6 +92,54 @@ def barrier_with_timeout(what: str, minutes: float) -> None:
         waited = time.monotonic() - started >= 60 * minutes
         how = f"has not arrived within {minutes:g} minutes" if waited else "has died"
         raise UserError(f"{what}: a process {how}: {first_line(error)}") from error
+
+
+def on_first(function: Callable[[], T]) -> T:
+    """Rank 0 calls the function; every process returns its result, or raises its `UserError`."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return function()
+    outcome: list[Any] = [None, None]  # result, error
+    if rank() == 0:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, group=waiting_group())
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def first_with_all(items: Iterator[S], function: Callable[[Iterator[S]], T]) -> T:
+    """Rank 0 calls the function with items that all processes make together, such as gathered weights.
+
+    Every process reads all items, and returns the result or raises its `UserError`.
+    """
+
+    def call() -> T:
+        try:
+            return function(items)
+        finally:
+            drain(items)
+
+    if rank() > 0:
+        drain(items)
+    return on_first(call)
+
+
+def drain(items: Iterable[object]) -> None:
+    """Read what is left: another process waits until it is read."""
+    for _ in items:
+        pass
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' numbers. A collective: every process must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    number = torch.tensor(value)
+    dist.all_reduce(number, dist.ReduceOp.MAX, group=waiting_group())
+    return int(number)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ the pairs that it had.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from lit_align.data.rounds.metrics import round_metrics
 from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round, share_of_round
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler
+from lit_align.data.samplers.fastest import fastest_sampler
 from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import PairwiseScorer, Scorer
@@ -51,7 +53,8 @@ class OnPolicyPairs(PairsDataModule):
             PRPO; or a number N, the next N prompts each round, cycling when exhausted.
         responses_per_prompt: Number K of responses to each prompt.
         sampling: Temperature, length and filters of sampling.
-        sampler: The engine that samples; None is transformers' generate.
+        sampler: The engine that samples. None is transformers' generate; auto is the fastest that is installed, which
+            is shown when the run starts.
         sampling_batch_size: Responses sampled at once. It determines the samples to the bit, so keep it when resuming.
         sampling_dtype: Type of the weights while sampling: bfloat16 is fastest, policy is the policy's own.
         record_sampler: Compute log π_s of every response. Proximal anchors, SPPO's estimated baseline and drift read
@@ -69,7 +72,7 @@ class OnPolicyPairs(PairsDataModule):
         prompts_per_round: int | Literal["all", "chunk"] = "all",
         responses_per_prompt: int = 4,
         sampling: Sampling = Sampling(),  # noqa: B008  # read, never written
-        sampler: Sampler | None = None,
+        sampler: Sampler | Literal["auto"] | None = None,
         sampling_batch_size: int = 128,
         sampling_dtype: Literal["bfloat16", "policy"] = "bfloat16",
         record_sampler: bool = True,
@@ -93,7 +96,7 @@ class OnPolicyPairs(PairsDataModule):
         self.prompts_per_round: PromptsPerRound = prompts_per_round
         self.responses_per_prompt = responses_per_prompt
         self.sampling = sampling
-        self.sampler = sampler or GenerateSampler()
+        self._given_sampler = sampler or GenerateSampler()
         self.sampling_batch_size = sampling_batch_size
         self.sampling_dtype = sampling_dtype
         self.record_sampler = record_sampler
@@ -171,6 +174,12 @@ class OnPolicyPairs(PairsDataModule):
         self._round = None if step is None else CurrentRound(key["round"], step, key)
 
     # --- what others read ---
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The engine that samples."""
+        assert self.trainer is not None
+        return fastest_sampler(self.trainer.world_size) if self._given_sampler == "auto" else self._given_sampler
 
     @property
     def records_sampler(self) -> bool:

@@ -15,7 +15,7 @@ from tiny import write_pairs, write_prompts
 from lit_align import callbacks, data, objectives
 from lit_align.cli import main
 from lit_align.data.examples import Source
-from lit_align.data.scorers.chat_api import Endpoint
+from lit_align.data.scorers.endpoint import Endpoint
 from lit_align.errors import UserError
 from lit_align.policy import LoRAConfig, PolicyConfig
 

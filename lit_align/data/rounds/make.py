@@ -9,7 +9,7 @@ record   labels, mismatched responses and log π_ref, if needed        Example, 
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -79,15 +79,19 @@ class RoundMaker:
     def sample(self) -> Loaded[SampleRow]:
         """K responses to each prompt, with log π_s."""
         return self.recorder.load_or_compute(
-            "sample", self.store.samples, self.batches, self._open_sampler, self._sample_batch
+            "sample", self.store.samples, self.batches, self._open_sampler, self._sample_batch, self._sample_nothing
         )
 
     @contextmanager
     def _open_sampler(self) -> Iterator[Sampler]:
         self._check_policy()
         check_stop(self.sampling.stop, self.policy.tokenizer)
-        with self.sampler.ready(self.policy, self.sampling_dtype, self.longest), gathered(self.policy):
+        with self.sampler.ready(self.policy, self.sampling_dtype, self.longest), self._whole_policy():
             yield self.sampler
+
+    def _whole_policy(self) -> AbstractContextManager[None]:
+        """Each process holds all weights, unless the sampler spares it that."""
+        return nullcontext() if self.sampler.streams_weights else gathered(self.policy)
 
     def _sample_batch(self, sampler: Sampler, number: int) -> list[SampleRow]:
         indices = self.batches[number]
@@ -95,13 +99,13 @@ class RoundMaker:
         prompt_ids = [self.prompts[i][1] for i in indices]
         keys = [(self.seed, self.round.index, row.source) for row in rows]
         request = SampleRequest(prompt_ids, keys, self.responses_per_prompt, self.sampling, self.end_ids)
-        sampled = sampler.sample(self.policy, request)
+        sampled = sampler.sample_in_turn(self.policy, request)
         response_ids = [[response.ids for response in responses] for responses in sampled]
         examples = [
             Example(prompt, responses, row.source)
             for prompt, responses, row in zip(prompt_ids, response_ids, rows, strict=True)
         ]
-        logps = self.recorder.logps(self.policy, examples) if self.record_sampler else [None] * len(examples)
+        logps = self._sampler_logps(examples) if self.record_sampler else [None] * len(examples)
         return [
             SampleRow(
                 source=row.source,
@@ -114,6 +118,16 @@ class RoundMaker:
             )
             for row, example, responses, sampler_logps in zip(rows, examples, sampled, logps, strict=True)
         ]
+
+    def _sample_nothing(self, sampler: Sampler) -> None:
+        """Take part in what other processes compute of their batches."""
+        if sampler.streams_weights:
+            sampler.sample_in_turn(self.policy, None)
+            if self.record_sampler:
+                self._sampler_logps([])
+
+    def _sampler_logps(self, examples: Sequence[Example]) -> list[list[float]]:
+        return self.recorder.logps(self.policy, examples, together=self.sampler.streams_weights)
 
     def _check_policy(self) -> None:
         """Check that the policy is still the one that this round was sampled from."""

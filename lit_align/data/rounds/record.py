@@ -25,7 +25,7 @@ from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
-from lit_align.sharding import barrier_with_timeout, gathered
+from lit_align.sharding import barrier_with_timeout, gathered, largest
 
 R = TypeVar("R", bound=StoredRow)
 M = TypeVar("M")
@@ -85,6 +85,7 @@ class Recorder:
         batches: Sequence[Sequence[int]],
         open_model: Callable[[], AbstractContextManager[M]],
         compute: BatchFn[M, R],
+        idle: Callable[[M], object] | None = None,
     ) -> Loaded[R]:
         """Check the batches that are stored; compute and store the others.
 
@@ -94,6 +95,7 @@ class Recorder:
             open_model: Loads what `compute` needs, and frees it afterwards. Called if any batch is missing, and then by
                 all processes, since sharded weights take all of them.
             compute: Gives the rows of one batch.
+            idle: Called in a process that has no batch while others have one, if all must compute at the same time.
         """
         started = time.monotonic()
         trainer = self.module.trainer
@@ -105,20 +107,29 @@ class Recorder:
         if missing:
             before = f" ({total - to_do} stored before)" if to_do < total else ""
             with open_model() as model, phase(name, total, f"prompts{before}", done=total - to_do) as bar:
-                for number in missing:
-                    if number % trainer.world_size == trainer.global_rank:
+                for start in range(0, len(missing), trainer.world_size):
+                    turn = missing[start : start + trainer.world_size]  # a batch for each process
+                    if trainer.global_rank < len(turn):
+                        number = turn[trainer.global_rank]
                         part.write(number, compute(model, number))
-                    bar.advance(len(batches[number]))
+                    elif idle is not None:
+                        idle(model)
+                    bar.advance(sum(len(batches[number]) for number in turn))
         else:
             print_field(name, f"{total} prompts, stored before in {part.store.path}")
         barrier_with_timeout(where, self.wait_minutes)
         return Loaded(part, batches, time.monotonic() - started, to_do)
 
-    def logps(self, model: LogpsFn, examples: Sequence[Example]) -> list[list[float]]:
-        """Log-probabilities of every response of each example, in the precision that training has."""
+    def logps(self, model: LogpsFn, examples: Sequence[Example], together: bool = False) -> list[list[float]]:
+        """Log-probabilities of every response of each example, in the precision that training has.
+
+        Args:
+            together: The model is sharded: every process calls this at the same time, also without examples.
+        """
         assert self.module.policy is not None
+        passes = largest(-(-len(examples) // self.batch_size)) if together else 0
         with self.module.trainer.precision_plugin.forward_context():
-            return record_logps(model, self.module.policy, examples, self.batch_size)
+            return record_logps(model, self.module.policy, examples, self.batch_size, passes)
 
     def logps_column(
         self,

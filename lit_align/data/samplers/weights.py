@@ -1,6 +1,6 @@
 """Comparing weights bit by bit."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,17 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
 
 
-def weight_sums(weights: Iterable[Tensor]) -> tuple[int, int]:
+Sums = tuple[int, int]
+"""Σ b and Σ b² over the bits of weights, modulo 2⁶⁴."""
+
+
+def add_sums(parts: Iterable[Sequence[int]]) -> Sums:
+    """The sums of a whole model from those of its parts."""
+    totals, squares = zip(*parts, strict=True)
+    return sum(totals) % 2**64, sum(squares) % 2**64
+
+
+def weight_sums(weights: Iterable[Tensor]) -> Sums:
     """Σ b and Σ b² over the bits of all weights, read as integers, modulo 2⁶⁴.
 
     Exact, and independent of how an engine stacks weights, orders their rows, or pads them with zeros.
