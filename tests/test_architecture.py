@@ -16,6 +16,7 @@ LAYERS = [
     "errors",
     "console",
     "files",
+    "running",
     "attention",
     "packing",
     "logprobs",
