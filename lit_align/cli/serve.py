@@ -10,7 +10,6 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,7 +101,7 @@ def architecture_of(policy: PolicyConfig) -> PretrainedConfig:
 
 def server_command(
     sampler: VLLMServerSampler, folder: Path, dtype: torch.dtype, longest: int, *, on_cpu: bool
-) -> tuple[Mapping[str, str], list[str]]:
+) -> tuple[dict[str, str], list[str]]:
     """The environment variables and the command that start the server.
 
     Args:
@@ -132,4 +131,13 @@ def server_command(
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *flags]
     environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if on_cpu and sampler.tensor_parallel > 1:
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = cores_of_workers(sampler.tensor_parallel)
     return environment, command
+
+
+def cores_of_workers(workers: int) -> str:
+    """The cores of each worker, in vLLM's notation; by itself vLLM needs a NUMA node for each."""
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [cores[worker::workers] or [cores[worker % len(cores)]] for worker in range(workers)]
+    return "|".join(",".join(map(str, share)) for share in shares)

@@ -25,6 +25,7 @@ from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule, Pairs
 from lit_align.data.rounds.make import CurrentRound, RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
+from lit_align.data.rounds.record import Recorder
 from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round, share_of_round
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler
@@ -96,7 +97,7 @@ class OnPolicyPairs(PairsDataModule):
         self.prompts_per_round: PromptsPerRound = prompts_per_round
         self.responses_per_prompt = responses_per_prompt
         self.sampling = sampling
-        self._given_sampler = sampler or GenerateSampler()
+        self._given_sampler: Sampler | Literal["auto"] = sampler or GenerateSampler()
         self.sampling_batch_size = sampling_batch_size
         self.sampling_dtype = sampling_dtype
         self.record_sampler = record_sampler
@@ -178,8 +179,13 @@ class OnPolicyPairs(PairsDataModule):
     @cached_property
     def sampler(self) -> Sampler:
         """The engine that samples."""
+        given = self._given_sampler
+        return given if isinstance(given, Sampler) else fastest_sampler(self.module.trainer.world_size)
+
+    @property
+    def recorder(self) -> Recorder:
         assert self.trainer is not None
-        return fastest_sampler(self.trainer.world_size) if self._given_sampler == "auto" else self._given_sampler
+        return Recorder(self.module, self.batch_size, self.wait_minutes, on_shards=self.sampler.streams_weights)
 
     @property
     def records_sampler(self) -> bool:
@@ -263,7 +269,9 @@ class OnPolicyPairs(PairsDataModule):
         scored = maker.score(sampled)
         groups = maker.group(sampled, scored)
         pairs = maker.pair(self.pairing, groups)
-        unused = self._check_pairs(pairs, len(groups))
+        check_pairs(pairs, len(groups), begun.index)
+        unused = self._training_loader(pairs.examples).dropped
+        print_pairs(pairs, len(groups), unused, example_of=self.tokenizer if begun.index == 0 else None)
         examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)
         self._round = replace(begun, groups=groups, examples=examples)
 
@@ -293,27 +301,6 @@ class OnPolicyPairs(PairsDataModule):
             record_sampler=self.record_sampler,
             scorer=self.scorer,
         )
-
-    def _check_pairs(self, pairs: Pairs[ExampleTable], prompts: int) -> int:
-        """Print what the pairing rule gave; the number of pairs that fill no batch for every process.
-
-        Raises:
-            UserError: there is nothing to train on.
-        """
-        index = self.current_round.index
-        dropped = listing(pairs.counts) + (
-            f"; taken out: {listing(pairs.partial_drops)}" if pairs.partial_drops else ""
-        )
-        if not pairs.examples:
-            raise UserError(f"round {index + 1} gives no pair to train on: of {prompts} prompts, {dropped}.")
-        if index == 0:
-            for name, text in describe_example(self.tokenizer, pairs.examples[0]):
-                print_field(name, text)
-        unused = self._training_loader(pairs.examples).dropped
-        line = f"{len(pairs.examples)} pairs from {prompts} prompts"
-        line += f", {unused} of them in no full batch" if unused else ""
-        print_field("pair", line + (f"; {dropped}" if pairs.counts or pairs.partial_drops else ""))
-        return unused
 
     def identity(self) -> Table:
         own = {
@@ -346,6 +333,35 @@ class OnPolicyPairs(PairsDataModule):
             f"{self.sampler.identity}, weights in {dtype}{'' if self.record_sampler else '; log π_s not recorded'}",
         )
         yield "scorer", self.scorer.identity
+
+
+def check_pairs(pairs: Pairs[ExampleTable], prompts: int, index: int) -> None:
+    """Check that a round gives something to train on.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not pairs.examples:
+        raise UserError(f"round {index + 1} gives no pair to train on: of {prompts} prompts, {_dropped(pairs)}.")
+
+
+def print_pairs(pairs: Pairs[ExampleTable], prompts: int, unused: int, example_of: Any) -> None:
+    """Print what the pairing rule gave.
+
+    Args:
+        unused: Pairs that fill no batch for every process.
+        example_of: The tokenizer that decodes the first pair; None prints no example.
+    """
+    if example_of is not None:
+        for name, text in describe_example(example_of, pairs.examples[0]):
+            print_field(name, text)
+    line = f"{len(pairs.examples)} pairs from {prompts} prompts"
+    line += f", {unused} of them in no full batch" if unused else ""
+    print_field("pair", line + (f"; {_dropped(pairs)}" if pairs.counts or pairs.partial_drops else ""))
+
+
+def _dropped(pairs: Pairs[ExampleTable]) -> str:
+    return listing(pairs.counts) + (f"; taken out: {listing(pairs.partial_drops)}" if pairs.partial_drops else "")
 
 
 def check_file_pairs(module: PreferenceObjective, option: str, source: Source, instead: str) -> None:

@@ -31,7 +31,7 @@ ZERO_ALLOWED = {
     *("alpha of CPO", "beta of MPO", "gamma", "margin", "min_margin", "proximal", "label_smoothing", "dropout"),
     *("pretraining_weight", "sft_weight", "price_input", "price_output", "retries", "seed", "shown", "threshold"),
     *("temperature of Sampling", "temperature of Endpoint", "top_k", "unanswered of PairwiseJudge", "warmup_steps"),
-    "lowest",
+    *("lowest", "wait_minutes of VLLMServerSampler"),
 }
 
 

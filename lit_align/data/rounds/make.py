@@ -9,7 +9,7 @@ record   labels, mismatched responses and log π_ref, if needed        Example, 
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -30,7 +30,6 @@ from lit_align.data.scorers.base import BaseScorer
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.policy import Policy
-from lit_align.sharding import gathered
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,9 @@ class RoundMaker:
     def _open_sampler(self) -> Iterator[Sampler]:
         self._check_policy()
         check_stop(self.sampling.stop, self.policy.tokenizer)
-        with self.sampler.ready(self.policy, self.sampling_dtype, self.longest), self._whole_policy():
+        ready = self.sampler.ready(self.policy, self.sampling_dtype, self.longest)
+        with ready, self.recorder.able_to_compute(self.policy):
             yield self.sampler
-
-    def _whole_policy(self) -> AbstractContextManager[None]:
-        """Each process holds all weights, unless the sampler spares it that."""
-        return nullcontext() if self.sampler.streams_weights else gathered(self.policy)
 
     def _sample_batch(self, sampler: Sampler, number: int) -> list[SampleRow]:
         indices = self.batches[number]
@@ -105,7 +101,7 @@ class RoundMaker:
             Example(prompt, responses, row.source)
             for prompt, responses, row in zip(prompt_ids, response_ids, rows, strict=True)
         ]
-        logps = self._sampler_logps(examples) if self.record_sampler else [None] * len(examples)
+        logps = self.recorder.logps(self.policy, examples) if self.record_sampler else [None] * len(examples)
         return [
             SampleRow(
                 source=row.source,
@@ -124,10 +120,7 @@ class RoundMaker:
         if sampler.streams_weights:
             sampler.sample_in_turn(self.policy, None)
             if self.record_sampler:
-                self._sampler_logps([])
-
-    def _sampler_logps(self, examples: Sequence[Example]) -> list[list[float]]:
-        return self.recorder.logps(self.policy, examples, together=self.sampler.streams_weights)
+                self.recorder.logps(self.policy, [])
 
     def _check_policy(self) -> None:
         """Check that the policy is still the one that this round was sampled from."""
@@ -210,5 +203,5 @@ class RoundMaker:
     @contextmanager
     def _open_policy(self) -> Iterator[LogpsFn]:
         self._check_policy()
-        with gathered(self.policy):
+        with self.recorder.able_to_compute(self.policy):
             yield self.policy

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
 
 TIMEOUT = timedelta(minutes=5)
 """How long either side waits for the other to send or receive one weight."""
@@ -44,7 +45,7 @@ class Sender:
 
     def __init__(self, host: str, receivers: int, device: torch.device):
         self.device = device
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
         backend = "nccl" if device.type == "cuda" else "gloo"
         self.transfer = Transfer(host, self._store.port, 1 + receivers, backend)
 
@@ -80,7 +81,7 @@ def receive(transfer: Transfer, rank: int, device: torch.device) -> Iterator[tup
     Raises:
         RuntimeError: the sender has failed or died.
     """
-    store = dist.TCPStore(transfer.host, transfer.port, is_master=False, timeout=TIMEOUT)
+    store = TCPStore(transfer.host, transfer.port, is_master=False, timeout=TIMEOUT)
     store.set(f"receiver {rank}", "")
     group = _join(store, transfer, rank, address_towards(transfer.host, transfer.port))
     for number in itertools.count():
@@ -100,13 +101,13 @@ def address_towards(host: str, port: int) -> str:
         return connection.getsockname()[0]
 
 
-def _join(store: dist.Store, transfer: Transfer, rank: int, address: str) -> Any:
+def _join(store: TCPStore, transfer: Transfer, rank: int, address: str) -> Any:
     """A group of its own, beside the process's default group if it has one."""
     if transfer.backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = TIMEOUT
         return dist.ProcessGroupNCCL(store, rank, transfer.processes, options)
-    options = dist.ProcessGroupGloo._Options()
+    options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # the stubs have another name
     options._timeout = TIMEOUT
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
     return dist.ProcessGroupGloo(store, rank, transfer.processes, options)

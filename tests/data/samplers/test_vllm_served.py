@@ -89,7 +89,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """A tied Llama whose heads are large enough for vLLM's attention; two workers have copies of its keys and values."""
+    """A tied Llama whose heads are large enough for vLLM's attention; two workers have copies of keys and values."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     config = llama_config(hidden_size=128, tie_word_embeddings=True, num_key_value_heads=1)
