@@ -148,7 +148,17 @@ class VLLMServerSampler(Sampler):
             asked = pool.submit(self.client.call, "policy_sums")
             ours = weight_sums(weight for _, weight in weights)
         theirs = asked.result()
+        self._check_token()  # nobody has sent others meanwhile
         return None not in theirs and add_sums(theirs) == ours
+
+    def _check_token(self) -> None:
+        """Check that the server has had no other weights since it took these.
+
+        Raises:
+            EngineLost: it has, or has restarted.
+        """
+        if set(self.client.call("policy_token")) != {self._token}:
+            raise EngineLost(f"{self.client.name} has other weights than this round's (does another run use it?)")
 
     def _wait(self, client: VLLMClient) -> None:
         """Wait until the server answers.
@@ -177,13 +187,13 @@ class VLLMServerSampler(Sampler):
         again = self._complete([seeded[i] for i in wrong], replace(options, stop=[]))
         for i, response in zip(wrong, again, strict=True):
             responses[i] = response
-        if set(self.client.call("policy_token")) != {self._token}:
-            raise EngineLost(f"{self.client.name} has other weights than this round's")
+        self._check_token()
         return request.grouped([response.ids for response in responses], policy.tokenizer)
 
     def sample_in_turn(self, policy: Policy, request: SampleRequest | None) -> list[list[Response]]:
         assert self._prepared_for is not None, "call prepare before sampling"
         responses: list[list[Response]] | None = None
+        lost: EngineLost | None = None
         for _ in range(ATTEMPTS):
             lost = None
             try:
@@ -196,7 +206,10 @@ class VLLMServerSampler(Sampler):
                 return responses
             print_line(f"  {lost or f'{self.client.name} was lost by another process'}; sampling waits for it.")
             self.prepare(policy, *self._prepared_for)
-        raise UserError(f"{self.client.name} was lost {ATTEMPTS} times in one batch. Look at its own messages.")
+        raise UserError(
+            f"{self.client.name} was lost {ATTEMPTS} times in one batch{f'; {lost}' if lost else ''}. Look at its "
+            "own messages, then repeat the command: the responses sampled so far are kept."
+        )
 
     def _complete(self, seeded: Sequence[tuple[list[int], int]], options: GenerateOptions) -> list[Completion]:
         client, fields = self.client, options.arguments()

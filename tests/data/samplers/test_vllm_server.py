@@ -60,8 +60,15 @@ def test_each_refresh_samples_with_the_new_weights(tiny_model, server, lora):
 def test_the_server_is_paused_until_its_weights_are_proved(tiny_model, server):
     sample(VLLMServerSampler(server.url), Policy.load(PolicyConfig(tiny_model)))
     calls = [call for call in server.calls if call not in ("/v1/completions", "policy_worker")]
-    proof = ["/pause", "policy_receive", "policy_sums", "/reset_prefix_cache", "/resume"]
-    assert calls == [*proof, "policy_token"]
+    assert calls == [
+        "/pause",
+        "policy_receive",
+        "policy_sums",
+        "policy_token",
+        "/reset_prefix_cache",
+        "/resume",
+        "policy_token",
+    ]
 
 
 def test_one_changed_bit_is_noticed(tiny_model, server):
