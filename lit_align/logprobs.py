@@ -44,6 +44,7 @@ class PreferenceBatch:
     rewards: Tensor | None = None  # [B, K] float32
     labels: Tensor | None = None  # [B] probability that branch 0 wins, or [B, K] 1 = desirable (KTO)
     win_probabilities: Tensor | None = None  # [B, K] P(y ≻ π_s)
+    weights: Tensor | None = None  # [B] float32, of each prompt in the loss and in all means; None is 1
     mismatched: bool = False
 
     @property

@@ -23,6 +23,7 @@ class Example:
     sampler_logps: list[float] | None = None
     rewards: list[float] | None = None
     labels: float | list[float] | None = None
+    weight: float = 1.0  # in the loss and in all means
     win_probabilities: list[float] | None = None
     mismatched: bool = False
     # of groups that a pairing rule chooses from
@@ -65,6 +66,7 @@ def collate(examples: Sequence[Example], indices: Sequence[int]) -> PreferenceBa
         rewards=column("rewards"),
         labels=column("labels"),
         win_probabilities=column("win_probabilities"),
+        weights=column("weight"),
         mismatched=examples[0].mismatched,
     )
 

@@ -1,5 +1,6 @@
 """From the rows of a source to tokenized examples; cut, dropped and unread parts are counted and reported."""
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -213,7 +214,7 @@ class ExampleMaker:
         line = f"{len(table)} {what} from {path}: {rows.description}" + (f"; {listing(counts)}" if counts else "")
         if self.mismatched:
             table = self._table(with_mismatched(table), folder)
-        notes = tuple(self.tokenizer.notes(rows.rows[: CHECKED[0]]))
+        notes = (*describe_weights(table), *self.tokenizer.notes(rows.rows[: CHECKED[0]]))
         return Examples(table, line, count_labels(table), rows.unread, notes, len(rows))
 
     def _table(self, examples: Iterable[Example], folder: Path) -> ExampleTable:
@@ -289,8 +290,10 @@ def check_joinable(sources: Sequence[Source], parts: Sequence[ExampleTable]) -> 
 
 
 def digest_of_examples(table: ExampleTable) -> str:
-    """Identifies the tokens of examples."""
-    sample = [[each.prompt_ids, *each.response_ids] for each in table[:: max(1, len(table) // SAMPLED)]]
+    """Identifies the tokens and weights of examples."""
+    sample: list[Any] = [[each.prompt_ids, *each.response_ids] for each in table[:: max(1, len(table) // SAMPLED)]]
+    if table.weights is not None:
+        sample.append(hashlib.sha256(table.weights.tobytes()).hexdigest())
     return digest_of_sample(len(table), int(table.lengths.total.sum()), sample)
 
 
@@ -304,11 +307,17 @@ def count_labels(table: ExampleTable) -> str:
     return line if 0 < good < len(labels) else f"{line} (warning: without both there is nothing to tell apart)"
 
 
+def describe_weights(table: ExampleTable) -> Iterator[tuple[str, str]]:
+    """The header's line on the weights of examples, if they have any."""
+    if (weights := table.weights) is not None:
+        yield "weights", f"{weights.min():g} to {weights.max():g}, {weights.mean():.4g} in the mean (column weight)"
+
+
 def _pairs_of(row: Row, tokens: TokenizedRow, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
     prompt_ids, responses = tokens
     texts = [answer_text(answer) for answer in row.responses]
     rewards = list(row.rewards) if row.rewards else None
-    group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=texts)
+    group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=texts, weight=row.weight)
     if len(responses) == 1:
         labels = [float(label) for label in row.labels] if row.labels else None
         return [replace(group, labels=labels)], Counter()
@@ -318,7 +327,7 @@ def _pairs_of(row: Row, tokens: TokenizedRow, pairing: PairingRule) -> tuple[lis
     chosen, *rejected = responses
     different = [ids for ids in rejected if ids != chosen]
     equal = len(rejected) - len(different)
-    examples = [Example(prompt_ids, [chosen, ids], row.source) for ids in different]
+    examples = [Example(prompt_ids, [chosen, ids], row.source, weight=row.weight) for ids in different]
     return examples, Counter({"equal after truncation": equal} if equal else {})
 
 

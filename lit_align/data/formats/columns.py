@@ -32,6 +32,7 @@ TARGETS = {
     "response_2": "the other one",
     "winner": "which of the two is better",
     "label": "whether the response is desirable",
+    "weight": "the weight of the row in the loss and in all means",
     "system": "the system message",
     "history": "earlier turns",
     "prefix": "the beginning of the response, given with the prompt",

@@ -9,7 +9,7 @@ from lit_align.data.formats.beside import check_unread, with_columns_beside
 from lit_align.data.formats.columns import TARGETS, check_columns, mapped
 from lit_align.data.formats.layouts import LAYOUTS
 from lit_align.data.formats.layouts.layout import DIFFERENT_CHATS, Layout
-from lit_align.data.formats.record import Reading, Record, columns_of
+from lit_align.data.formats.record import LARGEST, Reading, Record, columns_of
 from lit_align.data.formats.rows import DataError, Kind, Row, Rows, Skip, Turns, listing, shortened
 from lit_align.data.formats.select import SELECT
 from lit_align.data.formats.sources import read_records
@@ -205,19 +205,42 @@ def _check_first(first: Record) -> None:
 
 
 def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns) -> Iterator[Row]:
+    first: Record | None = None
     for record in records:
+        first = first or record
         try:
             rows = layout.parse_turns(record) if kind == "texts" and layout.parse_turns else [layout.parse(record)]
             if turns == "last":
                 rows = rows[-1:]
             if not layout.is_whole:
                 rows = [with_columns_beside(row, record, may_become_chat=layout.may_become_chat) for row in rows]
+            if kind != "prompts" and (weight := _weight(record, first)) is not None:
+                rows = [replace(row, weight=weight) for row in rows]
             whole = rows[-1:] or [Row("", source=record.source)]
             check_unread(whole[0], record, kind, is_whole=layout.is_whole)
             record.reading.read |= {name: None for name in record.values if name in record.read}
             yield from rows or whole
         except Skip as reason:
             record.reading.skipped[str(reason)] += 1
+
+
+def _weight(record: Record, first: Record) -> float | None:
+    """The weight of a row; either all rows have one, or none has."""
+    has, first_has = (each.has("weight") for each in (record, first))
+    if has != first_has:
+        raise DataError(
+            f"{record.source}: the row has {'a' if has else 'no'} weight, but {first.source} has "
+            f"{'one' if first_has else 'none'}. Give a weight to every row, or to none."
+        )
+    if not has:
+        return None
+    name, value = record.get("weight")
+    weight = record.number(name, value)
+    if weight < 0 or 0 < weight < 1 / LARGEST:
+        raise record.wrong(name, value, f"0 or a number from {1 / LARGEST:g} to {LARGEST:g}")
+    if weight == 0:
+        raise Skip("rows of weight 0")
+    return weight
 
 
 _SKIP_HINTS = {

@@ -39,6 +39,7 @@ class Row:
     source: str = ""  # "file.jsonl:17" or "name[split]:17"; rows are counted from 1
     tools: list[dict[str, Any]] | None = None  # the functions that the chat template may offer
     template_args: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the chat template
+    weight: float = 1.0  # in the loss and in all means
 
 
 @dataclass(frozen=True)
