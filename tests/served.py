@@ -15,6 +15,7 @@ from processes import train
 from tiny import adamw, on_policy
 from transformers import AutoModelForCausalLM
 
+from lit_align import __version__
 from lit_align.data import Sampling, VLLMServerSampler
 from lit_align.data.samplers.transfer import Transfer, receive
 from lit_align.data.samplers.weights import weight_sums
@@ -82,7 +83,8 @@ class LoopbackServer:
         return {"choices": [{"token_ids": ids, "stop_reason": None}]}
 
     def policy_worker(self) -> dict[str, Any]:
-        return {"dtype": "float32", "longest": self.longest, "workers": 1, "other_parallelism": False}
+        sizes = {"longest": self.longest, "workers": 1, "other_parallelism": False}
+        return {"version": __version__, "dtype": "float32", **sizes}
 
     def policy_receive(self, transfer: dict[str, Any], token: str) -> None:
         self.token = None
@@ -133,9 +135,19 @@ class LoopbackServer:
         return Handler
 
 
-def run(model: str, folder: Path, url: str, strategy: str, lr: float, lora: LoRAConfig | None) -> dict[str, Any]:
+def run(
+    model: str,
+    folder: Path,
+    url: str,
+    strategy: str,
+    lr: float,
+    lora: LoRAConfig | None = None,
+    objective: Any = DPO,
+    **options: Any,
+) -> dict[str, Any]:
+    """Two rounds of 9 prompts in batches of 2; gives the weights."""
     folder.mkdir(exist_ok=True)
-    module = DPO(PolicyConfig(model, dtype="float32"), lora=lora, proximal=0.1, optimizer=adamw(lr))
+    module = objective(PolicyConfig(model, dtype="float32"), lora=lora, proximal=0.1, optimizer=adamw(lr), **options)
     data = on_policy(
         folder,
         sampler=VLLMServerSampler(url),
@@ -148,6 +160,9 @@ def run(model: str, folder: Path, url: str, strategy: str, lr: float, lora: LoRA
     return train(module, data, strategy=strategy, max_epochs=2, default_root_dir=folder)
 
 
-def stored(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    names = {path: re.sub("-[0-9a-f]{8}/", "/", str(path.relative_to(folder))) for path in folder.glob("*/*/samples*")}
-    return {name: pq.read_table(path).to_pylist() for path, name in names.items()}
+def stored(folder: Path, part: str = "samples") -> dict[str, list[dict[str, Any]]]:
+    """The rows of one part of all rounds, by round and file."""
+    files = sorted(folder.glob(f"rounds/*/{part}*"))
+    return {
+        re.sub("-[0-9a-f]{8}", "", str(file.relative_to(folder))): pq.read_table(file).to_pylist() for file in files
+    }

@@ -20,6 +20,7 @@ RESTART = "Start it with lit-align serve and this configuration"
 class WorkerState:
     """How a server computes; all its workers agree."""
 
+    version: str  # of lit_align
     dtype: str
     longest: int  # most tokens of a prompt and its response
     workers: int

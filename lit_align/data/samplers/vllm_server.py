@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from lit_align import __version__
 from lit_align.console import print_line
 from lit_align.data.samplers.base import EngineLost, Sampler, SampleRequest, whole_weights
 from lit_align.data.samplers.transfer import Sender, address_towards
@@ -249,7 +250,9 @@ def check_server(client: VLLMClient, state: WorkerState, dtype: torch.dtype, lon
         UserError: it has another type, or too short a context, or more than tensor parallelism.
     """
     wanted = str(dtype).removeprefix("torch.")
-    if state.dtype != wanted:
+    if state.version != __version__:
+        problem = f"has lit_align {state.version}, and this is {__version__}"
+    elif state.dtype != wanted:
         problem = f"computes in {state.dtype}, and data.sampling_dtype asks for {wanted}"
     elif state.longest < longest:
         problem = f"takes {state.longest} tokens, and the longest prompt and its response have {longest}"

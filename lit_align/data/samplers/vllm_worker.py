@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from vllm.platforms import current_platform  # type: ignore[import-not-found]
 
+from lit_align import __version__
 from lit_align.data.samplers.transfer import Transfer, receive
 from lit_align.data.samplers.vllm_weights import ModelWeights, check_supported
 from lit_align.errors import first_line
@@ -31,6 +32,7 @@ class PolicyReceiver:
         """What the training process must know of this worker."""
         parallel = self.vllm_config.parallel_config
         return {
+            "version": __version__,
             "dtype": str(self.vllm_config.model_config.dtype).removeprefix("torch."),
             "longest": self.vllm_config.model_config.max_model_len,
             "workers": parallel.tensor_parallel_size,

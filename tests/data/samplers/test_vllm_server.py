@@ -16,8 +16,9 @@ from lit_align.data import GenerateSampler, Sampler, SampleRequest, Sampling, VL
 from lit_align.data.samplers.base import check_weights
 from lit_align.data.sampling import Response
 from lit_align.errors import UserError
-from lit_align.objectives import DPO
+from lit_align.objectives import DPO, KTO
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.reference.config import ReferenceConfig
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = [list(range(70, 150)), [80], [90, 91, 92]]
@@ -190,9 +191,19 @@ def test_sharded_processes_sample_what_one_process_samples(tiny_model, server, i
             assert row == other
 
 
-def test_sharded_processes_train_on_served_rounds(tiny_model, server, in_tmp):
-    first, second = run_in(2, lambda: run(tiny_model, in_tmp / "two", server.url, "fsdp2", 1e-3, None))
+def test_sharded_processes_record_what_one_process_records(tiny_model, server, in_tmp):
+    """log π_s of mismatched responses, and log π_ref, which all processes compute together."""
+    options = {"objective": KTO, "reference": ReferenceConfig(form="recorded")}
+    run(tiny_model, in_tmp / "one", server.url, "auto", 0.0, **options)
+    first, second = run_in(2, lambda: run(tiny_model, in_tmp / "two", server.url, "fsdp2", 0.0, **options))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    for name in ("mismatched", "reference"):
+        one, two = stored(in_tmp / "one", name), stored(in_tmp / "two", name)
+        assert len(one) == 2
+        for rows, others in zip(one.values(), two.values(), strict=True):
+            assert [row["source"] for row in rows] == [row["source"] for row in others]
+            for row, other in zip(rows, others, strict=True):
+                assert row["logps"] == pytest.approx(other["logps"], abs=1e-4)
 
 
 # --- serve ---
