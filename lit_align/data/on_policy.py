@@ -143,11 +143,12 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
         barrier_with_timeout("setup", self.wait_minutes)
         rows = self.source(self.prompts, self.prompts_split).read("prompts")
-        self._prompts, counts = self.preference_tokenizer.prompts(rows)
+        self.settle_sampling_prompt(self.texts.examples, sampled=rows.rows)
+        self._prompts, counts = self.prompt_tokenizer.prompts(rows)
         if not self._prompts:
             raise UserError(f"{self.prompts}: no prompt remains: {listing(counts)}. Give other prompts.")
         check_prompts(self._prompts, self.prompts_per_round, self._rounds, self.prompts)
-        self._read = account_of(rows, self._prompts, counts, self.prompts, self.preference_tokenizer)
+        self._read = account_of(rows, self._prompts, counts, self.prompts, self.prompt_tokenizer)
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         if self._is_new_round():
@@ -159,15 +160,16 @@ class OnPolicyPairs(PairsDataModule):
 
     def _is_new_round(self) -> bool:
         """Whether this epoch's round is still to be made. After the last epoch there is none to make."""
-        assert self.trainer is not None
-        epoch = self.trainer.current_epoch
+        epoch = self.module.current_epoch
         return self._epoch != epoch and not (self._epoch is not None and 0 < self._rounds <= epoch)
 
     def state_dict(self) -> dict[str, Any]:
         step, key = (None, {}) if self._round is None else (self._round.step, self._round.key)
-        return {"rounds_made": self.rounds_made, "made_at": step, "epoch": self._epoch, "key": key}
+        own = {"rounds_made": self.rounds_made, "made_at": step, "epoch": self._epoch, "key": key}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         self.rounds_made = state_dict["rounds_made"]
         step, key = state_dict["made_at"], state_dict["key"]
         self._epoch = state_dict["epoch"]

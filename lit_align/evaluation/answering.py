@@ -51,7 +51,7 @@ def tokenizer_of(module: PreferenceObjective) -> PreferenceTokenizer:
     """The tokenizer of the data module, if it is one of lit_align's; else one without limits of length."""
     data = module.trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, PairsDataModule):
-        return data.preference_tokenizer
+        return data.prompt_tokenizer
     return PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
 
 
