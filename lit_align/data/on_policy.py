@@ -17,14 +17,15 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 
-from lit_align.console import print_field, print_line
-from lit_align.data.base import PairsDataModule, describe_example
+from lit_align.console import print_line
+from lit_align.data.base import PairsDataModule
 from lit_align.data.examples import Examples, Source, account_of
 from lit_align.data.formats.rows import Row
 from lit_align.data.loader import ExampleLoader
-from lit_align.data.pairing import BestWorst, PairingRule, Pairs
+from lit_align.data.pairing import BestWorst, PairingRule
 from lit_align.data.rounds.make import CurrentRound, RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
+from lit_align.data.rounds.outcome import check_pairs, print_pairs
 from lit_align.data.rounds.record import Recorder
 from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round, share_of_round
 from lit_align.data.rounds.store import RoundStore
@@ -33,7 +34,6 @@ from lit_align.data.samplers.fastest import fastest_sampler
 from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import PairwiseScorer, Scorer
-from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
 from lit_align.files import digest
@@ -335,35 +335,6 @@ class OnPolicyPairs(PairsDataModule):
             f"{self.sampler.identity}, weights in {dtype}{'' if self.record_sampler else '; log π_s not recorded'}",
         )
         yield "scorer", self.scorer.identity
-
-
-def check_pairs(pairs: Pairs[ExampleTable], prompts: int, index: int) -> None:
-    """Check that a round gives something to train on.
-
-    Raises:
-        UserError: it does not.
-    """
-    if not pairs.examples:
-        raise UserError(f"round {index + 1} gives no pair to train on: of {prompts} prompts, {_dropped(pairs)}.")
-
-
-def print_pairs(pairs: Pairs[ExampleTable], prompts: int, unused: int, example_of: Any) -> None:
-    """Print what the pairing rule gave.
-
-    Args:
-        unused: Pairs that fill no batch for every process.
-        example_of: The tokenizer that decodes the first pair; None prints no example.
-    """
-    if example_of is not None:
-        for name, text in describe_example(example_of, pairs.examples[0]):
-            print_field(name, text)
-    line = f"{len(pairs.examples)} pairs from {prompts} prompts"
-    line += f", {unused} of them in no full batch" if unused else ""
-    print_field("pair", line + (f"; {_dropped(pairs)}" if pairs.counts or pairs.partial_drops else ""))
-
-
-def _dropped(pairs: Pairs[ExampleTable]) -> str:
-    return listing(pairs.counts) + (f"; taken out: {listing(pairs.partial_drops)}" if pairs.partial_drops else "")
 
 
 def check_file_pairs(module: PreferenceObjective, option: str, source: Source, instead: str) -> None:
