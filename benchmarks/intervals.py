@@ -1,8 +1,8 @@
 """Coverage and width of a win rate's 95 % interval: `python benchmarks/intervals.py`, some minutes on a CPU.
 
 Each line is a true rate, a number of prompts, a number of comparisons for each prompt, and their correlation ρ within a
-prompt. The prompts' own rates have a beta distribution with that mean and ρ. Printed are the shares of the simulated
-experiments whose interval holds the true rate, and the mean widths: for `rate_interval`, and for the percentile bootstrap.
+prompt. The prompts' own rates have a beta distribution with that mean and ρ. Printed are the share of the simulated
+experiments whose interval holds the true rate, and the mean width: for `rate_interval`, and for the percentile bootstrap.
 """
 
 import argparse

@@ -188,8 +188,8 @@ class PeerWatch:
         speaks = lost is self._this or self._this.rank == (1 if lost.rank == 0 else 0)
         last = f" It was last in: {lost.report.doing}." if lost.report.doing else ""
         text = (
-            f"error: process {lost.rank} (id {lost.pid} on {lost.host}) {how}, and the run ends in all processes.{last} "
-            "Look at its output, then resume with the same command.\n"
+            f"error: process {lost.rank} (id {lost.pid} on {lost.host}) {how}, and the run ends in all processes."
+            f"{last} Look at its output, then resume with the same command.\n"
         )
         leave(text if speaks else "")
 

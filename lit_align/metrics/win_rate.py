@@ -12,11 +12,10 @@ where the number of trials is the one that would give the variance between promp
 
     n = P/r,     r = (P·s² + c) / (P·p(1 − p) + c),     c = (1 − 2p)²/16,     z → t of P − 1 degrees of freedom
 
-where s² is the variance of the prompts' win rates. r is what one prompt's responses have in common: with c = 0, it is the
-share of the variance p(1 − p) of a single comparison that lies between prompts, from 0 (a prompt has many independent
-comparisons) to 1 (all its comparisons agree, P trials). Near 0 and 1 the few prompts that differ decide s², which is
-mostly too small, so c draws r to 1; at p = ½ it is 0. The interval so keeps its width where a bootstrap collapses, and
-coverage near 95 % (`benchmarks/intervals.py`).
+where s² is the variance of the prompts' win rates. With c = 0, r is the share of a comparison's variance p(1 − p) that is
+between prompts: near 0 if each prompt has many independent comparisons, 1 if all comparisons of a prompt agree (n = P).
+Near p = 0 and 1, the few prompts that differ decide s², which is mostly too small: c moves r toward 1 there. It is 0 at
+p = ½. So the interval keeps its width where a bootstrap collapses (`benchmarks/intervals.py` measures its coverage).
 
 **Length-controlled win rate.** Judges tend to prefer long responses, so a policy can win by length alone. As in
 AlpacaEval 2 (Dubois et al., arXiv 2404.04475), a logistic regression explains the outcome w ∈ {0, ½, 1} of each pair by

@@ -134,7 +134,13 @@ def intervals() -> Any:
 
 @pytest.mark.parametrize(
     ("rate", "prompts", "within", "widest"),
-    [(0.9, 16, 0.3, 0.2), (0.95, 16, 0.0, 0.09), (0.95, 16, 0.3, 0.17), (0.97, 64, 0.3, 0.055), (0.99, 128, 0.3, 0.024)],
+    [
+        (0.9, 16, 0.3, 0.2),
+        (0.95, 16, 0.0, 0.09),
+        (0.95, 16, 0.3, 0.17),
+        (0.97, 64, 0.3, 0.055),
+        (0.99, 128, 0.3, 0.024),
+    ],
 )
 def test_the_interval_of_a_rate_covers_where_few_prompts_differ(intervals, rate, prompts, within, widest):
     """16 comparisons a prompt; Wilson's interval with the prompts' variance as it is covers in 86 to 94 of 100 runs."""
