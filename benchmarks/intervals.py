@@ -2,7 +2,7 @@
 
 Each line is a true rate, a number of prompts, a number of comparisons for each prompt, and their correlation ρ within a
 prompt. The prompts' own rates have a beta distribution with that mean and ρ. Printed are the share of the simulated
-experiments whose interval holds the true rate, and the mean width, for `rate_interval` and for the percentile bootstrap.
+experiments whose interval holds the true rate, and the mean width (`rate_interval`, percentile bootstrap).
 """
 
 import argparse

@@ -13,7 +13,7 @@ where the number of trials is the one that would give the variance between promp
     n = P/r,     r = (P·s² + c) / (P·p(1 − p) + c),     c = (1 − 2p)²/16,     z → t of P − 1 degrees of freedom
 
 where s² is the variance of the prompts' win rates. With c = 0, r is the share of a comparison's variance p(1 − p) that
-is between prompts: near 0 if each prompt has many independent comparisons, 1 if all comparisons of a prompt agree (n = P).
+is between prompts: near 0 if each prompt has many independent comparisons, 1 if those of a prompt all agree (n = P).
 Near p = 0 and 1, the few prompts that differ decide s², which is mostly too small: c moves r toward 1 there. It is 0 at
 p = ½. So the interval keeps its width where a bootstrap collapses (`benchmarks/intervals.py` measures its coverage).
 
