@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own; without all of Lightning
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -85,6 +86,9 @@ class Phase:
         done: Units that an interrupted run finished before.
     """
 
+    running: ClassVar[list["Phase"]] = []
+    """The phases that have not ended, the innermost last."""
+
     def __init__(self, name: str, total: int, unit: str, done: int = 0):
         self.name, self.total, self.unit = name, total, unit
         self.done = self.before = done
@@ -103,6 +107,7 @@ class Phase:
         )
         self._task = self._bar.add_task(name, total=total, completed=done, note="")
         self._bar.start()
+        self.running.append(self)
 
     def advance(self, by: int = 1, note: str = "") -> None:
         """Count `by` units as done; `note` is shown after the bar."""
@@ -110,9 +115,14 @@ class Phase:
         self.note = note or self.note
         self._bar.update(self._task, advance=by, note=self.note)
 
+    def stop(self) -> None:
+        """Remove the bar."""
+        self._bar.stop()
+        self.running.remove(self)
+
     def finish(self, note: str = "") -> None:
         """Replace the bar by one line."""
-        self._bar.stop()
+        self.stop()
         seconds = time.monotonic() - self.started
         pace = f" · {60 * (self.done - self.before) / seconds:.0f} a minute" if seconds >= 0.1 else ""
         after = f" · {note or self.note}" if note or self.note else ""
@@ -126,6 +136,6 @@ def phase(name: str, total: int, unit: str, done: int = 0) -> Iterator[Phase]:
     try:
         yield running
     except BaseException:
-        running._bar.stop()
+        running.stop()
         raise
     running.finish()

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -18,8 +17,9 @@ from lit_align.data.formats.identity import identity_of
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Kind, Row, Rows, Turns, answer_text
 from lit_align.data.pairing import PairingRule, with_mismatched
+from lit_align.data.sampling_prompt import SeenEnd
 from lit_align.data.table import ExampleTable
-from lit_align.data.tokenization import ROWS_AT_ONCE, PreferenceTokenizer, TokenizedRow, listing
+from lit_align.data.tokenization import ROWS_AT_ONCE, PreferenceTokenizer, TokenizedRow, listing, notes_on
 from lit_align.errors import UserError
 from lit_align.provenance import SAMPLED, digest_of_sample, of_options
 
@@ -95,6 +95,7 @@ class Examples(NamedTuple):
     unread: tuple[str, ...]  # columns that hold something and are not read
     notes: tuple[tuple[str, str], ...]  # further lines, such as on the chat template
     rows: int  # rows that they were made from
+    prompt_ends: tuple[SeenEnd, ...] = ()  # the ways in which the chat template ends their prompts
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -102,7 +103,8 @@ class Examples(NamedTuple):
         header = json.loads((folder / HEADER).read_text())
         notes = tuple((name, text) for name, text in header.pop("notes"))
         table = ExampleTable.open(folder / TABLE, header.pop("digest"))
-        return cls(table, notes=notes, **header)
+        ends = tuple(SeenEnd(*each) for each in header.pop("prompt_ends"))
+        return cls(table, notes=notes, prompt_ends=ends, **header)
 
     def save(self, folder: Path) -> None:
         """Write all but the table."""
@@ -173,6 +175,7 @@ class ExampleMaker:
                 "and score_rejected, or responses and rewards)."
             )
         self.tokenizer.counts.clear()
+        self.tokenizer.prompt_ends.clear()
         check_tokens(rows.rows, self.tokenizer, self.seed)
         counts = Counter(rows.skipped)
         table = self._table(self._paired(rows, counts, report), folder)
@@ -189,8 +192,9 @@ class ExampleMaker:
         line = f"{len(table)} {what} from {path}: {rows.description}" + (f"; {listing(counts)}" if counts else "")
         if self.mismatched:
             table = self._table(with_mismatched(table), folder)
-        notes = (*describe_weights(table), *self.tokenizer.notes(rows.rows[: CHECKED[0]]))
-        return Examples(table, line, count_labels(table), rows.unread, notes, len(rows))
+        notes = (*describe_weights(table), *notes_on(self.tokenizer, rows.rows[: CHECKED[0]]))
+        ends = tuple(self.tokenizer.prompt_ends.values())
+        return Examples(table, line, count_labels(table), rows.unread, notes, len(rows), ends)
 
     def _table(self, examples: Iterable[Example], folder: Path) -> ExampleTable:
         return ExampleTable.write(folder / TABLE, examples, OPTION)
@@ -235,7 +239,7 @@ def cached(
         options: What decides the examples beside sources and tokenizer; plain values.
         rule: A class whose code decides them, too.
     """
-    today = str(date.today()) if "strftime_now" in str(tokenizer.tokenizer.chat_template) else ""
+    today = tokenizer.renderer.template.today
     state = {"code": code_version(rule), "today": today, "bytes": [each.bytes_now for each in sources]}
     options = {**options, **_options_of(tokenizer), "sources": [each.options for each in sources]}
     return Examples.read(

@@ -8,7 +8,7 @@ from lit_align.data.cache import OPTION, Report, TokenCache
 from lit_align.data.examples import CHECKED, TABLE, Examples, Source, cached, shown
 from lit_align.data.formats.rows import Rows
 from lit_align.data.table import ExampleTable
-from lit_align.data.tokenization import PreferenceTokenizer, listing
+from lit_align.data.tokenization import PreferenceTokenizer, listing, notes_on
 from lit_align.errors import UserError
 from lit_align.files import digest, repr_in_pieces
 from lit_align.provenance import SAMPLED, digest_of_sample
@@ -34,7 +34,7 @@ def _make(rows: Rows, path: str, tokenizer: PreferenceTokenizer, folder: Path, r
     if not table:
         raise UserError(f"{path}: no prompt remains: {listing(tokenizer.counts)}. Give other prompts.")
     line = f"{len(table)} prompts from {path}: {rows.description}" + (f"; {listing(counts)}" if counts else "")
-    notes = tuple(tokenizer.notes(rows.rows[: CHECKED[0]]))
+    notes = tuple(notes_on(tokenizer, rows.rows[: CHECKED[0]]))
     return Examples(table, line, "", rows.unread, notes, len(rows))
 
 
