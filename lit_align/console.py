@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own; without all of Lightning
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -175,12 +175,16 @@ class Phase:
         done: Units that an interrupted run finished before.
     """
 
+    running: ClassVar[list["Phase"]] = []
+    """The phases that have not ended, the innermost last."""
+
     def __init__(self, name: str, total: int, unit: str, done: int = 0):
         self.name, self.total, self.unit = name, total, unit
         self.done = self.before = done
         self.note = ""
         self.started = time.monotonic()
         self._bar = make_bar(name, total, done)
+        self.running.append(self)
 
     def advance(self, by: int = 1, note: str = "") -> None:
         """Count `by` units as done; `note` is shown after the bar."""
@@ -188,16 +192,17 @@ class Phase:
         self.note = note or self.note
         self._bar.show(self.done, self.note)
 
+    def stop(self, line: str = "") -> None:
+        """Remove the bar, or replace it by a line."""
+        self._bar.stop(line)
+        self.running.remove(self)
+
     def finish(self, note: str = "") -> None:
         """Replace the bar by one line."""
         seconds = time.monotonic() - self.started
         pace = f" · {60 * (self.done - self.before) / seconds:.0f} a minute" if seconds >= 0.1 else ""
         after = f" · {note or self.note}" if note or self.note else ""
-        self._bar.stop(_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{after}"))
-
-    def abandon(self) -> None:
-        """Remove the bar."""
-        self._bar.stop()
+        self.stop(_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{after}"))
 
 
 @contextmanager
@@ -207,6 +212,6 @@ def phase(name: str, total: int, unit: str, done: int = 0) -> Iterator[Phase]:
     try:
         yield running
     except BaseException:
-        running.abandon()
+        running.stop()
         raise
     running.finish()

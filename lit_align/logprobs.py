@@ -174,12 +174,10 @@ def enable_prefix_sharing(model: PreTrainedModel) -> bool:
 
 def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits)[target] of M tokens, [M], from their hidden states [M, H], chunk by chunk."""
-    head = model.get_output_embeddings()
-    assert head is not None
     config = model.config.get_text_config()
 
     def chunk_logps(hidden_chunk: Tensor, target_chunk: Tensor) -> Tensor:
-        logits = _finish_logits(head(hidden_chunk), config)
+        logits = next_token_logits(model, hidden_chunk)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if temperature == 1 else logits / temperature
         return -cross_entropy(logits, target_chunk, reduction="none")
@@ -190,6 +188,13 @@ def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temper
     if torch.is_grad_enabled():
         return torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in chunks])  # type: ignore[arg-type]
     return torch.cat([chunk_logps(h, t) for h, t in chunks])
+
+
+def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The model's logits, [M, V], from the decoder's output for M tokens, [M, H]."""
+    head = model.get_output_embeddings()
+    assert head is not None
+    return _finish_logits(head(hidden), model.config.get_text_config())
 
 
 def _finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:

@@ -20,6 +20,7 @@ LAYERS = [
     "attention",
     "packing",
     "logprobs",
+    "decoding",
     "sharding",
     "lightning_features",
     "peers",

@@ -17,6 +17,12 @@ from lit_align.policy import LoRAConfig
 CANNOT_SHARE = ("gemma2 (soft-capped)", "bloom (ALiBi)")
 
 
+@pytest.fixture(autouse=True)
+def short_rows_without_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short rows, as these tests have them, attend like long ones."""
+    monkeypatch.setattr(packing, "MASKED_REACH", {})
+
+
 def random_examples(seed: int = 0, count: int = 3, branches: int = 2) -> list[Example]:
     generator = torch.Generator().manual_seed(seed)
 
@@ -69,7 +75,7 @@ def test_gradients_equal_the_definition(
 ) -> None:
     monkeypatch.setitem(logprobs.LOGITS_CHUNK_BYTES, "cpu", 5 * 61 * 8)
     monkeypatch.setattr(packing, "PROMPT_BLOCK", 5)
-    monkeypatch.setattr(attention, "TILE", 5)
+    monkeypatch.setattr(attention, "TILE_SCORES", 100)
     monkeypatch.setattr(attention, "SHORT", 6)
     model, examples = build(name), random_examples(branches=branches)
     if lora:
@@ -118,6 +124,20 @@ def test_only_dropout_and_windows_within_a_sequence_need_masks(monkeypatch: pyte
     model.train().model.layers[0].self_attn.attention_dropout = 0.1
     with pytest.raises(ZeroDivisionError):
         response_logps(model, short)
+
+
+def test_short_rows_take_masks_where_these_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    assert enable_prefix_sharing(model)
+    monkeypatch.setattr(packing, "MASKED_REACH", {"cpu": 5})
+    long, short = (collate([Example([5, 6, 7], [[3] * n, [4]], "")], [0]) for n in (3, 2))
+    expected = response_logps(model, short)
+    monkeypatch.setattr(packing.Packing, "masks", lambda self, *args: 1 / 0)
+    response_logps(model, long)
+    with pytest.raises(ZeroDivisionError):
+        response_logps(model, short)
+    monkeypatch.setattr(packing, "MASKED_REACH", {"cuda": 5})
+    torch.testing.assert_close(response_logps(model, short), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("sharpness", [1, 3], ids=["", "sharp attention"])

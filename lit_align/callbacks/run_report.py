@@ -116,7 +116,7 @@ class RunReport(AlignCallback):
         return {"seconds": self._seconds, "trained": self._trained}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seconds, self._trained = state_dict["seconds"], state_dict["trained"]
+        self._seconds, self._trained = float(state_dict["seconds"]), int(state_dict["trained"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the metrics, too: a killed run that resumes from the checkpoint has all rows before it."""

@@ -20,6 +20,7 @@ TARGETS = {
     "prompt": "the prompt, text or messages",
     "messages": "a whole chat",
     "text": "a text without a prompt",
+    "segments": "parts of a text, each with a label: whether it is trained on",
     "completion": "the one response",
     "chosen": "the better response",
     "rejected": "the worse response, or several",

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_align.data.generation import sample_responses
 from lit_align.data.samplers.base import Sampler, SampleRequest
 from lit_align.data.samplers.weights import same_bits
-from lit_align.data.sampling import Response, sample_responses
+from lit_align.data.sampling import Response
 from lit_align.policy import Policy
 
 
