@@ -73,7 +73,7 @@ class Drift(AlignCallback):
         return {"measured_at": self._measured_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._measured_at = state_dict["measured_at"]
+        self._measured_at = int(state_dict["measured_at"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _data(trainer)

@@ -170,7 +170,7 @@ class OnPolicyPairs(PairsDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.rounds_made = state_dict["rounds_made"]
+        self.rounds_made = int(state_dict["rounds_made"])
         step, key = state_dict["made_at"], state_dict["key"]
         self._epoch = state_dict["epoch"]
         self._logged = key.get("round")
