@@ -51,7 +51,7 @@ class OnPolicyPairs(PairsDataModule):
             PRPO; or a number N, the next N prompts each round, cycling when exhausted.
         responses_per_prompt: Number K of responses to each prompt.
         sampling: Temperature, length and filters of sampling.
-        sampler: The engine that samples; None is transformers' generate.
+        sampler: The engine that samples; None is GenerateSampler.
         sampling_batch_size: Responses sampled at once. It determines the samples to the bit, so keep it when resuming.
         sampling_dtype: Type of the weights while sampling: bfloat16 is fastest, policy is the policy's own.
         record_sampler: Compute log π_s of every response. Proximal anchors, SPPO's estimated baseline and drift read
