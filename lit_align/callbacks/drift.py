@@ -73,7 +73,7 @@ class Drift(AlignCallback):
         return {"measured_at": self._measured_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._measured_at = state_dict["measured_at"]
+        self._measured_at = int(state_dict["measured_at"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _data(trainer)
@@ -185,7 +185,7 @@ class Drift(AlignCallback):
     def _measure_from_sampler(self, module: AnchoredObjective, data: OnPolicyPairs, groups: Sequence[Example]) -> None:
         policy = module.policy
         assert policy is not None
-        with gathered(policy):
+        with data.recorder.able_to_compute(policy):
             logps = torch.tensor(data.recorder.logps(policy, groups))
         kl = kl_from_sampler(logps, torch.tensor([group.sampler_logps for group in groups])).item()
         self._log(module, {"kl_policy_sampler": kl})

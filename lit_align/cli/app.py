@@ -261,8 +261,10 @@ class AlignCLI(LightningCLI):
             self._continue_run()
             try:
                 super()._run_subcommand(subcommand)
-            except (ValueError, RuntimeError) as error:
-                if message := explained(error):
+            except UserError:
+                raise
+            except Exception as error:
+                if message := explained(error, self.config_init["fit"].get("ckpt_path")):
                     raise message from error
                 raise
 

@@ -36,6 +36,10 @@ class Example:
         return len(self.prompt_ids) + sum(map(len, self.response_ids))
 
 
+FILLER = Example([0], [[0]], "filler")
+"""What a process computes while others compute examples."""
+
+
 def collate(examples: Sequence[Example], indices: Sequence[int]) -> PreferenceBatch:
     """Put examples of equal K into a batch; padding is on the right.
 
@@ -69,7 +73,11 @@ def collate(examples: Sequence[Example], indices: Sequence[int]) -> PreferenceBa
 
 @torch.no_grad()
 def record_logps(
-    of: Callable[[PreferenceBatch], Tensor], policy: Policy, examples: Sequence[Example], batch_size: int
+    of: Callable[[PreferenceBatch], Tensor],
+    policy: Policy,
+    examples: Sequence[Example],
+    batch_size: int,
+    passes: int = 0,
 ) -> list[list[float]]:
     """Log-probabilities of every response of each example.
 
@@ -77,12 +85,16 @@ def record_logps(
         of: The policy itself, or a reference's `logps`.
         policy: In eval mode while it computes; batches go to its device.
         batch_size: Examples that are computed at once.
+        passes: Compute at least so many times: a pass through sharded weights takes all processes.
     """
     logps: list[list[float]] = []
+    starts = range(0, len(examples), batch_size)
     with policy.evaluating():
-        for start in range(0, len(examples), batch_size):
+        for start in starts:
             some = examples[start : start + batch_size]
             logps += of(move_data_to_device(collate(some, range(len(some))), policy.device)).tolist()
+        for _ in range(passes - len(starts)):
+            of(move_data_to_device(collate([FILLER], [0]), policy.device))
     return logps
 
 

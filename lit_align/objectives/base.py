@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align import provenance
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError, check_number, check_types
 from lit_align.loading import from_fields, load_positions, load_tokenizer, read_template
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
@@ -327,7 +327,7 @@ class PreferenceObjective(ResumableModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.warmed_up_at = Completed(*checkpoint.get("warmed_up_at", self.warmed_up_at))
+        self.warmed_up_at = check_types(Completed(*checkpoint.get("warmed_up_at", self.warmed_up_at)))
 
     # --- the run's header ---
 

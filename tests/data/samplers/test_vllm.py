@@ -9,7 +9,8 @@ import torch
 
 from lit_align.data import VLLMSampler
 from lit_align.data.samplers.vllm import engine_environment
-from lit_align.data.samplers.vllm_engine import multiplies_by_its_weight, received_weights, send_weight
+from lit_align.data.samplers.vllm_engine import received_weights, send_weight
+from lit_align.data.samplers.vllm_weights import multiplies_by_its_weight
 from lit_align.errors import UserError
 
 
