@@ -130,7 +130,7 @@ class NotebookBar:
     """A bar in the output of a notebook's cell: text that is replaced at most twice a second."""
 
     def __init__(self, name: str, total: int, done: int):
-        from IPython.display import display  # it is there, since a notebook runs in it
+        from IPython.display import display  # type: ignore[reportMissingImports]  # a notebook runs in it
 
         self.name, self.total = name, total
         self._shown_at = time.monotonic()
