@@ -130,7 +130,7 @@ def _own_options(cell: Cell, setting: Setting) -> Iterator[dict[str, Any]]:
     if arm.data == "rounds":
         yield {"data": {"init_args": {"scorer": scorer}}}
     else:
-        yield {"data": {"init_args": {"train": f"{WORK}/samples/seed{cell.seed}", "train_split": proxy}}}
+        yield {"data": {"init_args": {"train": f"{WORK}/samples/seed{cell.seed}/{proxy}.jsonl"}}}
     yield {"win_rate": {"prompts": cell.prompts, "seed": cell.seed, "scorer": scorer}}
     if cell.trial is None:
         forgetting = {name: f"{WORK}/data/{name}_held_out.jsonl" for name in ("news", "tweets")}

@@ -56,14 +56,14 @@ class Frontier:
         return (1 - share) * self.values[after - 1] + share * self.values[after]
 
 
-def at_equal_kl(a: Frontier | None, b: Frontier | None) -> tuple[Array, float]:
-    """The difference of A and B by prompt, [P], at the greatest KL that both reach, and that KL.
+def at_equal_kl(a: Frontier | None, b: Frontier | None, share: float = 1.0) -> tuple[Array, float]:
+    """The difference of A and B by prompt, [P], at a share of the greatest KL that both reach, and that KL.
 
     A run that failed (None) has the value of the start, which whoever trained it would keep.
     """
     if a is None and b is None:
         raise ValueError("both runs failed")
-    kl = min(run.reach for run in (a, b) if run is not None)
+    kl = share * min(run.reach for run in (a, b) if run is not None)
     start = (a or b).values[0]  # type: ignore[union-attr]
     ours, theirs = (start if run is None else run.at(kl) for run in (a, b))
     return ours - theirs, kl

@@ -78,11 +78,15 @@ class Study:
     def complete(self, seeds: int) -> bool:
         return all((cell.arm.name, cell.seed) in self.counted for cell in counted_cells(self.arms, seeds))
 
-    def differences(self, pairs: Sequence[Pair]) -> tuple[Array, list[float]]:
-        """Gold wins at equal KL, A − B, the mean over pairs, [S, P]; and the KLs, by seed and pair."""
+    def differences(self, pairs: Sequence[Pair], share: float = 1.0) -> tuple[Array, list[float]]:
+        """Gold wins at equal KL, A − B, the mean over pairs, [S, P]; and the KLs, by seed and pair.
+
+        Args:
+            share: Of the greatest KL that both runs reach.
+        """
         runs, rows, kls = self.frontiers["wins"], [], []
         for seed in self.seeds_of(pairs):
-            found = [_difference(runs.get((a, seed)), runs.get((b, seed))) for a, b in pairs]
+            found = [_difference(runs.get((a, seed)), runs.get((b, seed)), share) for a, b in pairs]
             present = [each for each, _ in found if each is not None]
             prompts = len(present[0]) if present else 1
             rows.append(np.mean([np.zeros(prompts) if each is None else each for each, _ in found], axis=0))
@@ -101,18 +105,25 @@ class Study:
         return change["end"] - change["start"] if change else 0.0
 
 
-def _difference(a: Frontier | None, b: Frontier | None) -> tuple[Array | None, float]:
-    return at_equal_kl(a, b) if a or b else (None, 0.0)
+def _difference(a: Frontier | None, b: Frontier | None, share: float) -> tuple[Array | None, float]:
+    return at_equal_kl(a, b, share) if a or b else (None, 0.0)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A hypothesis with its test; the p-value is None while the study is open."""
+    """A hypothesis with its test.
+
+    Args:
+        at_half: The mean difference at half the KL, where both runs are interpolated.
+        kl: Mean over seeds and pairs.
+        p: Not corrected; not to be shown while the study is open.
+    """
 
     name: str
     claim: str
     test: MeanTest
     bootstrap: tuple[float, float]
+    at_half: float
     kl: float
     p: float
 
@@ -124,7 +135,8 @@ def findings(study: Study) -> list[Finding]:
         differences, kls = study.differences(pairs)
         if len(differences) > 1:
             test = MeanTest.of(differences)
-            found.append(Finding(name, claim, test, bootstrap_interval(differences), fmean(kls), test.p))
+            at_half = float(study.differences(pairs, 0.5)[0].mean())
+            found.append(Finding(name, claim, test, bootstrap_interval(differences), at_half, fmean(kls), test.p))
     return found
 
 

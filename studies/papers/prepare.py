@@ -7,7 +7,7 @@ It needs `data/quickstart/` (`make install`) and writes into `runs/study/`; what
     sft/            the start: SmolLM2-135M after one epoch on review sentences
     proxy_large/    the training scorer: a reward model on the start, from 380 pairs of rated sentences
     proxy_small/    the same from the first 60 of these pairs, in as many steps
-    samples/seedS/  the start's responses to the training prompts, scored by both proxies, for arms on offline pairs
+    samples/seedS/  the start's responses to the training prompts, and each proxy's pairs of the best and the worst
 
 At the end it writes `prepared.json` into the folder of results: the size and hash of every part of the data, hashes of
 the models, and how well gold judge and proxies rank held-out sentences.
@@ -21,11 +21,12 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.quickstart import Snippet, download_snippets, fit_judge, opening_of, read_snippets
+from lit_align.data.formats.read import read_rows
 from lit_align.reporting.metrics_csv import read_metrics
 from studies.papers.cells import SEEDS, TUNING_SEED
 
@@ -43,9 +44,6 @@ SMALL, SMALL_EPOCHS = 60, 6  # pairs of the small proxy, and passes over them: a
 TEXTS = {"news": 400, "news_held_out": 100}  # sentences of editorials
 TWEETS = 100
 MIN_DIFFERENCE = 1.0  # of the ratings of a preference pair
-
-Rows = Sequence[dict[str, Any]]
-
 
 # --- the data ---
 
@@ -100,7 +98,7 @@ def make_data(folder: Path) -> None:
         random.Random(SEED).shuffle(texts)
     imitated = list(imitation(parts["sft"]))
     first = IMITATED["sft"]
-    files: dict[str, Rows] = {
+    files: dict[str, Sequence[dict[str, Any]]] = {
         **prompts(rest),
         "preferences": list(preferences(parts["preferences"])),
         "preferences_validation": list(preferences(parts["preferences_validation"])),
@@ -111,7 +109,11 @@ def make_data(folder: Path) -> None:
         "tweets_held_out": tweets[:TWEETS],
     }
     for name, rows in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_rows(folder / f"{name}.jsonl", rows)
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 # --- the models ---
@@ -135,12 +137,21 @@ def make_proxy(folder: Path, pairs: str = "", epochs: int = 1) -> None:
 
 
 def make_samples(folder: Path, seed: int) -> None:
-    """Sample and score by one proxy, then score the stored samples by the other."""
+    """Sample and score by one proxy, then score the stored samples by the other; write the pairs of each."""
     for proxy in ("proxy_large", "proxy_small"):
         run = folder / "run"
         options = [f"--seed_everything={seed}", f"--data.store={folder}", f"--data.scorer.model={WORK}/{proxy}/model"]
         fit("samples", run, *options)
         shutil.rmtree(run)
+        write_rows(folder / f"{proxy}.jsonl", best_and_worst(folder, proxy))
+
+
+def best_and_worst(store: Path, proxy: str) -> Iterator[dict[str, Any]]:
+    """Each prompt's response of the highest reward and that of the lowest, from the stored samples."""
+    for row in read_rows(str(store), split=proxy, kind="preferences").rows:
+        assert row.rewards is not None
+        if row.rewards[0] > row.rewards[-1]:
+            yield {"prompt": row.prompt, "chosen": row.responses[0], "rejected": row.responses[-1]}
 
 
 # --- all steps ---
@@ -179,7 +190,7 @@ def digest(path: Path) -> str:
 
 def summary() -> dict[str, Any]:
     """What was prepared, for the record."""
-    files = sorted((WORK / "data").glob("*.jsonl"))
+    files = [*sorted((WORK / "data").glob("*.jsonl")), *sorted((WORK / "samples").glob("*/*.jsonl"))]
     accuracy = {
         name: [
             row["val/reward_accuracy"]
@@ -191,7 +202,10 @@ def summary() -> dict[str, Any]:
     models = {name: WORK / name / "model/model.safetensors" for name in ("sft", "proxy_large", "proxy_small")}
     models["gold"] = WORK / "gold/model.safetensors"
     return {
-        "data": {file.stem: {"rows": len(file.read_text().splitlines()), "sha256": digest(file)} for file in files},
+        "data": {
+            str(file.relative_to(WORK)): {"rows": len(file.read_text().splitlines()), "sha256": digest(file)}
+            for file in files
+        },
         "models": {name: digest(path) for name, path in sorted(models.items())},
         "gold": json.loads((WORK / "gold/metrics.json").read_text()),
         "proxy_accuracy": {name: values[-1] for name, values in accuracy.items()},

@@ -11,7 +11,7 @@ from typing import IO
 import pytest
 import torch
 import yaml
-from tiny import byte_tokenizer, llama_config, write_prompts
+from tiny import byte_tokenizer, llama_config, write_pairs, write_prompts
 from transformers import LlamaForSequenceClassification
 
 from lit_align.cli import AlignCLI, main
@@ -40,14 +40,9 @@ def prepared(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path(write_prompts(study / "data", count)).rename(study / f"data/{name}.jsonl")
     for name in ("sft", "news", "news_held_out", "tweets_held_out"):
         (study / f"data/{name}.jsonl").write_text('{"text": "A text."}\n{"text": "Another text."}\n')
-    before = Path.cwd()
-    os.chdir(root)
-    try:
-        options = [f"--data.store={STUDY}/samples/seed1", "--trainer.default_root_dir=run", "--seed_everything=1"]
-        options += [f"--data.scorer.model={STUDY}/proxy_large/model"]
-        main(["fit", f"--config={cells.HERE}/samples.yaml", *options])
-    finally:
-        os.chdir(before)
+    samples = study / "samples/seed1"
+    samples.mkdir(parents=True)
+    Path(write_pairs(samples)).rename(samples / "proxy_large.jsonl")
     return root
 
 
