@@ -54,8 +54,8 @@ test: .venv/installed  ## check format, lint and types, and run the tests; a few
 
 VLLM_BIN := .venv-vllm/bin
 
-test-vllm: .venv-vllm/installed  ## run the tests of VLLMSampler with vLLM on this CPU, in an environment of its own
-	$(VLLM_BIN)/python -m pytest tests/data/samplers/test_vllm_engine.py
+test-vllm: .venv-vllm/installed  ## run the tests of the vLLM samplers with vLLM on this CPU, in an environment of its own
+	$(VLLM_BIN)/python -m pytest tests/data/samplers/test_vllm_engine.py tests/data/samplers/test_vllm_served.py
 
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv .venv-vllm

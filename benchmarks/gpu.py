@@ -30,7 +30,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from lit_align.data.sampling import Sampling, generate
+from lit_align.data.generation import generate
+from lit_align.data.sampling import Sampling
 from lit_align.logprobs import PreferenceBatch, response_logps
 from lit_align.packing import PACKED
 from lit_align.policy import Policy

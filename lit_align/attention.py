@@ -19,7 +19,8 @@ the first with CUDA's operators replaced by their definition.
 Shapes: T tokens of the row, D head size; keys and values may have fewer heads, each for a group of G query heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -34,8 +35,8 @@ ByKey = tuple[Tensor, Tensor]
 Bounds = Sequence[int]
 """Where each segment begins and the last one ends."""
 
-TILE = 256
-"""Queries whose scores a CPU's backward pass forms at once."""
+TILE_SCORES = 1 << 19
+"""Scores that a CPU's backward pass forms at once, so that they stay in caches."""
 SHORT, NEAR = 128, 16
 """Causal segments of up to SHORT tokens are computed together if their lengths differ by at most NEAR."""
 SCORES = 1 << 17
@@ -126,7 +127,8 @@ class BlockSegments:
     """The CPU's flash kernel forward; backward, plain matrix products over the scores of one block at a time.
 
     The kernel shares keys among heads since torch 2.9. Its backward pass works in products too small to be fast: it
-    took 1.4 to 7 times as long.
+    took 1.4 to 7 times as long. Ours keeps scores and probabilities in float32 and rounds only the factors of products
+    to bfloat16, which loses nothing of queries, keys and values in that type.
     """
 
     def __init__(self, queries: Bounds, keys: Bounds, causal: bool, device: torch.device):
@@ -159,24 +161,40 @@ class BlockSegments:
 
     @staticmethod
     def prepare(queries: ByQuery, keys: ByKey, scale: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """One more column in each product subtracts ℓ and rowsum(dO ∘ O): scores are not rounded before."""
-        (grad, query, out, lse), key_heads = queries, keys[0].shape[1]
-        delta = (grad.to(lse.dtype) * out).sum(-1)
-        columns = _with_column(query, lse / -scale), _with_column(grad, -delta)
-        by_query = tuple(x.unflatten(1, (key_heads, -1)) for x in columns)
-        return by_query, tuple(_with_column(x, None)[:, :, None] for x in keys)
+        grad, query, out, lse = queries
+        grad = grad.to(lse.dtype)
+        delta = (grad * out).sum(-1)
+        by_query = tuple(x.unflatten(1, (keys[0].shape[1], -1)) for x in (query.to(lse.dtype), grad, lse, delta))
+        return by_query, tuple(x.to(lse.dtype) for x in keys)
 
     def backward(self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], scale: float) -> Grads:
-        query, key = queries[0][..., :-2], keys[0][:, :, 0, :-2]
-        to_query, to_key, to_value = query.new_empty(query.shape), key.new_zeros(key.shape), key.new_zeros(key.shape)
+        (query, *_), (key, _) = queries, keys
+        to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(key)
         for block in self.blocks:
-            q, g = (_by_key_head(block.take(x, block.queries)) for x in queries)
-            k, v = (_by_key_head(block.take(x, block.keys))[:, 0] for x in keys)
-            dq, dk, dv = _block_backward(q, g, k, v, scale, self.causal)
+            q, g = (_by_key_head(block.take(x, block.queries)) for x in queries[:2])
+            lse, delta = (_by_key_head(block.take(x, block.queries)[..., None]) for x in queries[2:])
+            k, v = (_by_key_head(block.take(x, block.keys)[:, :, :, None])[:, 0] for x in keys)
+            dq, dk, dv = _block_backward((q, g, lse, delta), k, v, scale, self.causal)
             block.put(to_query, block.queries, _by_token(dq, key.shape[1]))
             for whole, part in (to_key, dk), (to_value, dv):
-                block.put(whole, block.keys, _by_token(part[:, None].to(key.dtype), key.shape[1])[:, :, :, 0])
+                block.put(whole, block.keys, _by_token(part[:, None], key.shape[1])[:, :, :, 0])
         return to_query.flatten(1, 2), to_key, to_value
+
+
+@contextmanager
+def _products_in(dtype: torch.dtype) -> Iterator[None]:
+    """Within this context, CPUs that multiply bfloat16 round the factors of float32 products to it, if `dtype` is it.
+
+    The sums stay in float32.
+    """
+    matmul: Any = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    if dtype == torch.bfloat16:
+        matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _together(segments: Sequence[tuple[int, int]]) -> _Block:
@@ -201,32 +219,21 @@ def _by_token(x: Tensor, key_heads: int) -> Tensor:
     return x.unflatten(0, (-1, key_heads)).permute(0, 3, 1, 2, 4)
 
 
-def _with_column(x: Tensor, column: Tensor | None) -> Tensor:
-    """x [T, heads, D] and `column` [T, heads], ones if None; it is two columns, for the type of x rounds the first."""
-    high = x.new_ones(x.shape[:2]) if column is None else column.to(x.dtype)
-    low = high if column is None else (column - high).to(x.dtype)
-    return torch.cat([x, high[..., None], low[..., None]], dim=-1)
-
-
 def _block_backward(
-    query: Tensor, grad: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool
+    queries: tuple[Tensor, ...], key: Tensor, value: Tensor, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values of one block, a tile of queries at a time.
+    """Gradients of queries [heads, G, n, D], keys and values [heads, m, D] of one block, a tile of queries at a time.
 
     Args:
-        query: [heads, G, n, D + 2], with columns that subtract the log-sum-exp; `grad` likewise, with dO and ΔO.
-        key: [heads, m, D + 2]; value likewise.
-
-    Returns:
-        [heads, G, n, D] in the type of the query, and twice [heads, m, D] in at least float32.
+        queries: Query and dO [heads, G, n, D], log-sum-exp and rowsum(dO ∘ O) [heads, G, n, 1].
+        key: [heads, m, D]; value likewise.
     """
-    heads, G, n, width = query.shape
-    D, wide = width - 2, torch.promote_types(query.dtype, torch.float32)
-    to_query = query.new_empty(heads, G, n, D)
-    to_key, to_value = (torch.zeros(heads, key.shape[1], D, dtype=wide, device=key.device) for _ in range(2))
-    for start in range(0, n, TILE):
-        rows = slice(start, min(start + TILE, n))
-        q, g = (x[:, :, rows].flatten(1, 2) for x in (query, grad))  # [heads, G·rows, D + 2]
+    to_query, to_key, to_value = torch.empty_like(queries[0]), torch.zeros_like(key), torch.zeros_like(key)
+    heads, G, n, _ = to_query.shape
+    step = max(1, TILE_SCORES // (heads * G * key.shape[1]))
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        q, g, lse, delta = (x[:, :, rows].flatten(1, 2) for x in queries)
         m = rows.stop if causal else key.shape[1]
         k, v = key[:, :m], value[:, :m]
         scores = torch.baddbmm(q.new_empty(heads, q.shape[1], m), q, k.mT, beta=0, alpha=scale)
@@ -234,12 +241,12 @@ def _block_backward(
             size = rows.stop - start
             future = torch.full((size, size), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
             scores.unflatten(1, (G, size))[..., start:] += future
-        probabilities = scores.exp_()
-        slope = torch.bmm(g, v.mT).mul_(probabilities)
-        to_query[:, :, rows] = torch.bmm(slope, k[..., :D]).mul_(scale).unflatten(1, (G, -1))
-        to_key[:, :m] += torch.bmm(slope.mT, q[..., :D])
-        to_value[:, :m] += torch.bmm(probabilities.mT, g[..., :D])
-    return to_query, to_key.mul_(scale), to_value
+        probabilities = scores.sub_(lse).exp_()
+        slope = torch.bmm(g, v.mT).sub_(delta).mul_(probabilities)
+        to_query[:, :, rows] = torch.bmm(slope, k).mul_(scale).unflatten(1, (G, -1))
+        to_key[:, :m].baddbmm_(slope.mT, q, alpha=scale)
+        to_value[:, :m].baddbmm_(probabilities.mT, g)
+    return to_query, to_key, to_value
 
 
 @dataclass(frozen=True)
@@ -291,6 +298,7 @@ class RowAttention(torch.autograd.Function):
             share = torch.sigmoid(shared_lse - lse[n:])[..., None]
             out[n:] = out[n:].to(share.dtype).lerp_(shared.to(share.dtype), share)
             lse[n:] = torch.logaddexp(lse[n:], shared_lse)
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.row, ctx.scale = row, scale
         return out
@@ -301,9 +309,10 @@ class RowAttention(torch.autograd.Function):
         (grad,), (query, key, value, out, lse) = grads, ctx.saved_tensors
         n, own, shared = ctx.row.prompt_tokens, ctx.row.own, ctx.row.shared
         queries, keys = own.prepare((grad, query, out, lse), (key, value), ctx.scale)
-        to_query, to_key, to_value = own.backward(queries, keys, ctx.scale)
-        if n < len(query):
-            more = shared.backward(tuple(x[n:] for x in queries), tuple(x[:n] for x in keys), ctx.scale)
-            for whole, part in zip((to_query[n:], to_key[:n], to_value[:n]), more, strict=True):
-                whole += part
-        return to_query, to_key, to_value, None, None
+        with _products_in(query.dtype):
+            to_query, to_key, to_value = own.backward(queries, keys, ctx.scale)
+            if n < len(query):
+                more = shared.backward(tuple(x[n:] for x in queries), tuple(x[:n] for x in keys), ctx.scale)
+                for whole, part in zip((to_query[n:], to_key[:n], to_value[:n]), more, strict=True):
+                    whole += part
+        return *(x.to(query.dtype) for x in (to_query, to_key, to_value)), None, None

@@ -2,6 +2,9 @@
 
 import json
 import math
+from typing import TypeVar, get_type_hints
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -24,6 +27,18 @@ def check_number(
     limits = [f"at least {least:g}"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
     limits += [f"at most {most:g}"] * (most < math.inf)
     raise UserError(f"{option}={value} must be {' and '.join(limits) or 'a finite number'}. Change it.")
+
+
+def check_types(record: T) -> T:
+    """Check that the fields of a dataclass or a named tuple that was read from a file have their types.
+
+    Raises:
+        TypeError: names the first field that has not.
+    """
+    for name, expected in get_type_hints(type(record)).items():
+        if not isinstance(getattr(record, name), expected):
+            raise TypeError(f"{name} is {shown(getattr(record, name))}")
+    return record
 
 
 def first_line(error: BaseException) -> str:

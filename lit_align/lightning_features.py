@@ -5,9 +5,11 @@ callbacks and options of Lightning work (`tests/test_lightning_features.py`).
 """
 
 import re
+import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
@@ -24,7 +26,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, first_line
 
 REFUSED_CALLBACKS: dict[type[Callback], str] = {
     StochasticWeightAveraging: "copies the module before its policy is loaded, and so averages nothing. Use "
@@ -97,8 +99,17 @@ ERRORS = {
     r"Early stopping conditioned on metric `([^`]*)` which is not available": (
         "EarlyStopping: monitor={} is never logged. Name a metric train/* or val/*."
     ),
+    r"Timed out after (\d+) seconds waiting for clients. (\d+)/(\d+) clients joined": (
+        "only {1} of {2} processes have started within {0} seconds. Look at the output of the others, then start again."
+    ),
+    r"The client socket has timed out after (\d+)ms while trying to connect to \(([^)]*)\)": (
+        "process 0 at {1} has not started within {0} ms. Look at its output, then start again."
+    ),
 }
 """Errors that Lightning's loops raise once they know the data, with our message."""
+
+RESTORING = {"_restore_modules_and_callbacks", "restore_training_state"}
+"""Functions of Lightning in which each part of a run takes its state from a checkpoint."""
 
 
 def check_features(trainer: Trainer) -> None:
@@ -134,11 +145,17 @@ def check_features(trainer: Trainer) -> None:
         )
 
 
-def explained(error: Exception) -> UserError | None:
-    """An error of Lightning's loops as a message for the user; None for an unknown one."""
+def explained(error: Exception, ckpt_path: str | None) -> UserError | None:
+    """An error of Lightning's loops, or of loading a checkpoint, as a message for the user; None for an unknown one."""
     for pattern, message in ERRORS.items():
         if found := re.search(pattern, str(error)):
             return UserError(message.format(*found.groups()))
+    passed = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if ckpt_path and not passed.isdisjoint(RESTORING) and not isinstance(error, MisconfigurationException):
+        return UserError(
+            f"ckpt_path={ckpt_path} cannot be resumed from ({type(error).__name__}: {first_line(error)}): an entry is "
+            "missing or has another form than a run writes. Name a checkpoint that a run wrote."
+        )
     return None
 
 

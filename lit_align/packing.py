@@ -6,8 +6,11 @@ the prompt's end. Every layer except attention runs on the row as it is, and so 
 
 Attention dropout, and sliding windows that do not reach the whole of a sequence, take another way: attention over
 prompts and over responses separately, each padded among its kind, under masks. So do types and head sizes for which the
-device has no kernel. Query heads that share keys and values are then stacked as more queries of one head (`_grouped`),
-so that keys and values need not be repeated for each of them.
+device has no kernel, and on CPUs short rows (`Packing.covers`). Scores that are capped, biased (ALiBi) or have sinks
+take neither way, since such models need eager attention, or `enable_prefix_sharing` finds that their output differs.
+
+Under masks, query heads that share keys and values are stacked as more queries of one head (`_grouped`), so that keys
+and values need not be repeated for each of them.
 
 This is an attention implementation of transformers (`PACKED`), for all models that use its attention interface and take
 position ids. In generation it computes the steps of one token and leaves everything else to `sdpa`.
@@ -16,7 +19,7 @@ Shapes as in `logprobs.py`; T is the row's length, N = B·K.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +35,8 @@ PACKED = "lit_align_packed"
 FUSED_ATTENTION_DEVICES = {"cuda"}
 """Devices whose own fused attention is the fastest. On others, attention over a prompt runs one block of tokens at a
 time, and its backward pass forms all scores of a block at once."""
+MASKED_REACH = {"cpu": 256}
+"""Most tokens of a prompt and its response together for which masks are faster than `RowAttention`, by device."""
 PROMPT_BLOCK = 256
 """Prompt tokens in a block, which sees the keys up to its own. Processing a whole prompt at once would waste half the
 work on masked positions."""
@@ -77,9 +82,15 @@ class Packing:
         return cls(places, inverse, positions, prompt_mask, (K, R), row)
 
     def covers(self, query: Tensor, value: Tensor, window: int | None, dropout: float = 0.0, **kwargs: Any) -> bool:
-        """Whether `RowAttention` computes this layer: it has no dropout, and no window that ends within a sequence."""
-        longest = self.prompt_mask.shape[1] + self.responses[1]
-        return not dropout and (window is None or window >= longest) and self.row.covers(query, value)
+        """Whether `RowAttention` computes this layer.
+
+        It does not if the layer has dropout, or a window that ends within a sequence, if the device has no kernel for
+        it, or where masks are faster.
+        """
+        P, (_, R) = self.prompt_mask.shape[1], self.responses
+        if dropout or (window is not None and window < P + R) or not self.row.covers(query, value):
+            return False
+        return R == 0 or MASKED_REACH.get(query.device.type, 0) < P + R
 
     def masks(self, window: int | None, groups: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """Masks that are added to scores: of prompts, [P, P], and of responses, [N, 1, groups·R, P+R]. The first is
@@ -111,6 +122,18 @@ class Packing:
                 added(seen).repeat_interleave(K, 0).repeat(1, groups, 1)[:, None],
             )
         return self._masks[window, groups, dtype]
+
+
+class SharedCache(Protocol):
+    """Keys and values of every layer, of prompts and of the responses to them (`decoding.py`)."""
+
+    def add_prompts(self, key: Tensor, value: Tensor) -> None:
+        """Keep one layer's keys and values of all prompts, [1, key heads, tokens, D]."""
+        ...
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """The next layer's attention of the present token of each response, [1, A, heads, D]."""
+        ...
 
 
 class _Move(torch.autograd.Function):
@@ -186,19 +209,26 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     packing: Packing | None = None,
+    shared_cache: SharedCache | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed row; without `packing`, of any other input as `sdpa` computes it.
+    """Attention of a packed row, or of a row of new tokens after a cache; else of any input, as `sdpa` computes it.
 
     Args:
         query: [1, heads, T, head size]; key and value likewise, perhaps with fewer heads.
+        packing: The layout of a packed row.
+        shared_cache: Keeps the keys and values of a packed row of prompts; without `packing`, the row's tokens follow
+            those in the cache.
         sliding_window: Positions that a token of this layer sees.
 
     Returns:
         [1, T, heads, head size], and None for the attention weights.
     """
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary positions leave them in float32
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    if packing is None and shared_cache is not None:
+        return shared_cache.attend(query, key, value, scale), None
     if packing is None:
         if query.shape[2] == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
             return _grouped(query, key, value, attention_mask, **kwargs), None
@@ -206,8 +236,9 @@ def packed_attention(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
         )
     packing.windows.add(sliding_window)
+    if shared_cache is not None:
+        shared_cache.add_prompts(key, value)
     if packing.covers(query, value, sliding_window, **kwargs):
-        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         by_token = (x[0].transpose(0, 1) for x in (query, key, value))
         return RowAttention.apply(*by_token, packing.row, scale)[None], None  # type: ignore[index]
     return _masked_attention(module, query, key, value, packing, sliding_window, **kwargs), None
@@ -269,12 +300,19 @@ def packed_hidden(model: PreTrainedModel, prompt_ids: Tensor, response_ids: Tens
         response_ids: [B, K, R]
     """
     row_ids = torch.cat([prompt_ids.flatten(), response_ids.flatten()])[packing.inverse]
-    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=row_ids.device)  # four dimensions are left as they are
+    return row_hidden(model, row_ids, packing.positions, packing=packing)
+
+
+def row_hidden(model: PreTrainedModel, ids: Tensor, positions: Tensor, **attention: Any) -> Tensor:
+    """The decoder's output for a row of tokens, [T, H].
+
+    Args:
+        model: With attention implementation `PACKED`.
+        ids: [T]; positions likewise.
+        attention: `packing` or `shared_cache` of `packed_attention`, or both.
+    """
+    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)  # four dimensions are left as they are
     output = model.base_model(
-        input_ids=row_ids[None],
-        attention_mask=no_mask,
-        position_ids=packing.positions[None],
-        packing=packing,
-        use_cache=False,
+        input_ids=ids[None], attention_mask=no_mask, position_ids=positions[None], use_cache=False, **attention
     )
     return output.last_hidden_state[0]

@@ -1,9 +1,10 @@
 """Processes of a run watch each other: when one dies or hangs, all end, with one message that names its rank.
 
-Rank 0 holds a connection to each other rank, and both ends send a byte every second. A connection that closes without
-a farewell belongs to a process that has died. Silence for longer than the limit belongs to one that hangs, such as a
-stopped one. A thread does this, since the main thread may wait in a collective operation that the lost process never
-joins. An operation that the main thread of a living process never joins ends by the process group's own timeout.
+Rank 0 holds a connection to each other rank, and both ends send a beat every second: how many collective operations the
+process has joined, and what its main thread does. A connection that closes without a farewell belongs to a process that
+has died. Silence for longer than the limit belongs to one that is stopped, or whose Python does not run. A process that
+lives hangs, too, if for as long it does not join an operation that another process has joined. A thread notices all
+this, since the main thread may wait in such an operation.
 """
 
 import json
@@ -13,53 +14,93 @@ import select
 import signal
 import socket
 import sys
+import sysconfig
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch.distributed as dist
 
-from lit_align.sharding import waiting_group
+from lit_align.console import relative
+from lit_align.errors import UserError
+from lit_align.sharding import joined_operations, waiting_group
 
 BEAT, FAREWELL, FAILURE = b".", b"-", b"!"
 SECONDS_BETWEEN = 1.0
+SECONDS_AHEAD = 3.0
+"""A hanging process is ended this long before an operation that waits for it ends by itself, without naming a rank."""
 SECONDS_TO_CONNECT = 60.0
+PACKAGE = str(Path(__file__).parent)
+LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of a process.
+
+    Args:
+        joined: Number of collective operations that it has joined.
+        doing: Phase of the run, and the line that its main thread executes.
+    """
+
+    joined: int = 0
+    doing: str = ""
+
+
+@dataclass
+class Process:
+    """A process of the run, with its latest report."""
+
+    rank: int
+    host: str
+    pid: int
+    report: Report = Report()
+
+    @classmethod
+    def this(cls) -> "Process":
+        return cls(dist.get_rank(), socket.gethostname(), os.getpid())
 
 
 @dataclass
 class Peer:
     """Another process, and the connection to it."""
 
-    rank: int
-    host: str
-    pid: int
+    process: Process
     connection: socket.socket
     heard: float  # when it last sent anything
+    begun: bytes = b""  # of a message whose end has not arrived
 
     def send(self, message: bytes) -> None:
         with suppress(OSError):  # one that has died is noticed when it is read from
-            self.connection.send(message, socket.MSG_DONTWAIT)
+            self.connection.send(message + b"\n", socket.MSG_DONTWAIT)
 
-    def read(self) -> bytes:
-        """The message that it has sent; empty if it has died."""
+    def read(self) -> list[bytes] | None:
+        """The messages that have arrived; None if it has died."""
         try:
-            return self.connection.recv(4096)
+            received = self.connection.recv(4096)
         except OSError:
-            return b""
+            return None
+        *messages, self.begun = (self.begun + received).split(b"\n")
+        return messages if received else None
 
 
 class PeerWatch:
     """Watches the other processes of this run, until `close`. Every process must make one at the same time.
 
     Args:
-        minutes: Silence after which a process counts as hanging.
+        minutes: How long a process may be silent, or keep others waiting, before it counts as hanging.
+        phase: Names the phase of the run. A thread calls it.
     """
 
-    def __init__(self, minutes: float):
+    def __init__(self, minutes: float, phase: Callable[[], str]):
         self.minutes = minutes
-        self.rank = dist.get_rank()
+        self.phase = phase
+        self._this = Process.this()
         self._peers = connect()
+        self._late: dict[tuple[int, int], float] = {}  # rank and its operations → since when others wait for the next
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
@@ -78,6 +119,11 @@ class PeerWatch:
         """Give the thread time to notice a lost process, of which an error of this one may be a consequence."""
         self._closed.wait(2 * SECONDS_BETWEEN)
 
+    @property
+    def _patience(self) -> float:
+        """Seconds after which a process hangs."""
+        return 60 * self.minutes - min(SECONDS_AHEAD, 6 * self.minutes)
+
     def _watch(self) -> None:
         beaten = 0.0
         while not self._closed.is_set() and self._peers:
@@ -87,37 +133,63 @@ class PeerWatch:
             for peer in (by_connection[connection] for connection in readable):
                 self._hear(peer, peer.read(), now)
             for peer in self._peers:
-                if now - peer.heard > 60 * self.minutes:
-                    self._end(peer, f"has not responded for {self.minutes:g} minutes and is ended", hangs=True)
+                if now - peer.heard > self._patience:
+                    self._end(peer.process, f"has not responded for {self.minutes:g} minutes and is ended", hangs=True)
             if now - beaten >= SECONDS_BETWEEN:
                 beaten = now
-                for peer in self._peers:
-                    peer.send(BEAT)
+                self._beat()
+                if self._this.rank == 0:  # which hears all of them
+                    self._end_late(now)
 
-    def _hear(self, peer: Peer, message: bytes, now: float) -> None:
+    def _beat(self) -> None:
+        report = Report(joined_operations(), f"{self.phase()}, {line_of_main_thread()}")
+        said = b"" if report == self._this.report else json.dumps([report.joined, report.doing]).encode()
+        self._this.report = report
+        for peer in self._peers:
+            peer.send(BEAT + said)
+
+    def _hear(self, peer: Peer, messages: list[bytes] | None, now: float) -> None:
+        if messages is None:
+            self._end(peer.process, "has died")
+            return
         peer.heard = now
-        if FAILURE in message and peer.rank == 0:  # which has said why
-            leave("")
-        elif FAILURE in message:
-            self._end(peer, "has ended with an error")
-        elif FAREWELL in message:
-            self._peers = [each for each in self._peers if each is not peer]
-        elif not message:
-            self._end(peer, "has died")
+        for message in messages:
+            kind, said = message[:1], message[1:]
+            if kind == BEAT and said:
+                peer.process.report = Report(*json.loads(said))
+            elif kind == FAREWELL:
+                self._peers = [each for each in self._peers if each is not peer]
+            elif kind == FAILURE and peer.process.rank == 0:  # which has said why
+                leave("")
+            elif kind == FAILURE:
+                self._end(peer.process, "has ended with an error")
 
-    def _end(self, peer: Peer, how: str, *, hangs: bool = False) -> None:
+    def _end_late(self, now: float) -> None:
+        """End a process that lives, and that others have been waiting for too long."""
+        heard = [peer.process for peer in self._peers if now - peer.heard < 5 * SECONDS_BETWEEN]
+        processes = [self._this, *heard]
+        most = max(process.report.joined for process in processes)
+        late = {(each.rank, each.report.joined): each for each in processes if each.report.joined < most}
+        self._late = {key: self._late.get(key, now) for key in late}
+        for key, process in late.items():
+            if now - self._late[key] > self._patience:
+                how = f"has kept the others waiting for {self.minutes:g} minutes and is ended"
+                self._end(process, how, hangs=True)
+
+    def _end(self, lost: Process, how: str, *, hangs: bool = False) -> None:
         """End this process, a hanging one of this machine, and the others."""
         if self._closed.is_set():
             return
-        if hangs and peer.host == socket.gethostname():
+        if hangs and lost is not self._this and lost.host == self._this.host:
             with suppress(OSError):
-                os.kill(peer.pid, signal.SIGKILL)
+                os.kill(lost.pid, signal.SIGKILL)
         for each in self._peers:
             each.send(FAILURE)
-        speaks = self.rank == (1 if peer.rank == 0 else 0)
+        speaks = lost is self._this or self._this.rank == (1 if lost.rank == 0 else 0)
+        last = f" It was last in: {lost.report.doing}." if lost.report.doing else ""
         text = (
-            f"error: process {peer.rank} (id {peer.pid} on {peer.host}) {how}, and the run ends in all processes. "
-            "Look at its output, then resume with the same command.\n"
+            f"error: process {lost.rank} (id {lost.pid} on {lost.host}) {how}, and the run ends in all processes."
+            f"{last} Look at its output, then resume with the same command.\n"
         )
         leave(text if speaks else "")
 
@@ -130,11 +202,23 @@ def leave(text: str) -> None:
     os._exit(1)
 
 
+def line_of_main_thread() -> str:
+    """The line that the main thread executes, of this package or of the user's: rewards.py:3 in reward."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(PACKAGE) or not path.startswith(("<", *LIBRARIES)):
+            return f"{relative(path)}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "code of other packages"
+
+
 def connect() -> list[Peer]:
     """Connect rank 0 with every other rank.
 
     Raises:
         OSError: a process cannot be reached.
+        UserError: a process does not connect.
     """
     address = os.environ["MASTER_ADDR"]
     with socket.create_server(("localhost" if address in ("localhost", "127.0.0.1") else "", 0)) as server:
@@ -149,10 +233,21 @@ def connect() -> list[Peer]:
 
 
 def accept(server: socket.socket, token: str, count: int) -> list[Peer]:
-    """Accept connections of processes that know the token."""
+    """Accept connections of processes that know the token.
+
+    Raises:
+        UserError: some do not connect; the message names their ranks.
+    """
     peers: list[Peer] = []
     while len(peers) < count:
-        connection, _ = server.accept()
+        try:
+            connection, _ = server.accept()
+        except TimeoutError as error:
+            missing = sorted({*range(1, count + 1)} - {peer.process.rank for peer in peers})
+            raise UserError(
+                f"process {', '.join(map(str, missing))} has not connected within {SECONDS_TO_CONNECT:g} seconds. Look "
+                "at its output, then start again."
+            ) from error
         connection.settimeout(SECONDS_TO_CONNECT)
         with suppress(OSError, ValueError):
             peers.append(greet(connection, token))
@@ -166,8 +261,9 @@ def greet(connection: socket.socket, token: str) -> Peer:
         OSError: the other side does not answer.
         ValueError: it does not know the token.
     """
-    ours = {"token": token, "rank": dist.get_rank(), "host": socket.gethostname(), "pid": os.getpid()}
-    connection.sendall(json.dumps(ours).encode() + b"\n")
+    ours = Process.this()
+    said = {"token": token, "rank": ours.rank, "host": ours.host, "pid": ours.pid}
+    connection.sendall(json.dumps(said).encode() + b"\n")
     line = b""
     while not line.endswith(b"\n"):  # byte by byte: what follows belongs to the watch
         byte = connection.recv(1)
@@ -177,4 +273,4 @@ def greet(connection: socket.socket, token: str) -> Peer:
     theirs = json.loads(line)
     if not secrets.compare_digest(theirs["token"], token):
         raise ValueError("another token")
-    return Peer(theirs["rank"], theirs["host"], theirs["pid"], connection, time.monotonic())
+    return Peer(Process(theirs["rank"], theirs["host"], theirs["pid"]), connection, time.monotonic())

@@ -11,6 +11,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lit_align.errors import check_types
+
 KEY = "position"
 
 
@@ -58,9 +60,13 @@ class Position:
         checkpoint[KEY] = asdict(self)
 
     @classmethod
-    def load(cls, checkpoint: dict[str, Any]) -> "Position | None":
-        """The position that a checkpoint records; None where it records none."""
-        return cls(**checkpoint[KEY]) if KEY in checkpoint else None
+    def load(cls, checkpoint: dict[str, Any]) -> "Position":
+        """The position that a checkpoint records.
+
+        Raises:
+            TypeError: the record has other fields, or a field another type.
+        """
+        return check_types(cls(**checkpoint[KEY]))
 
     def write_loops(self, checkpoint: dict[str, Any]) -> None:
         """Write the counters of Lightning's loops that belong to this position into a loaded checkpoint."""
@@ -90,6 +96,25 @@ class Position:
         if not self.batches:
             trainer.fit_loop._restarting = False
             trainer.fit_loop.epoch_loop.restarting = False
+
+
+def end_when_over(trainer: Trainer) -> None:
+    """Let a run that resumes after its last step pass the hooks of a run's start and end.
+
+    Lightning's loop passes none where nothing is left to train, so that no callback would evaluate or average.
+    """
+    loop = trainer.fit_loop
+    train = loop.run
+
+    def run() -> None:
+        loop.setup_data()
+        if loop.skip:
+            loop.on_run_start()
+            loop.on_run_end()
+        else:
+            train()
+
+    loop.run = run  # type: ignore[method-assign]
 
 
 def _counts(number: int) -> dict[str, int]:

@@ -29,12 +29,12 @@ def save(checkpoint: dict[str, Any], table: Table) -> None:
     checkpoint[KEY] = table
 
 
-def check(
-    checkpoint: Mapping[str, Any], table: Table, accepted: Collection[str], *, adapter: bool, defaults: Table
-) -> None:
+def check(then: Table, table: Table, accepted: Collection[str], *, adapter: bool, defaults: Table) -> None:
     """Check that a checkpoint is of this run.
 
     Args:
+        then: The checkpoint's table.
+        table: This run's table.
         accepted: Options whose change is intended.
         adapter: Whether the checkpoint holds an adapter alone, which belongs to one base model.
         defaults: Values of options that the checkpoint lacks because an earlier version, which had none of them, wrote
@@ -43,9 +43,6 @@ def check(
     Raises:
         UserError: an option differs that is not accepted. Another base model under an adapter is never accepted.
     """
-    then = checkpoint.get(KEY)
-    if then is None:  # written by another tool
-        return
     changed = differences({key: defaults[key] for key in table.keys() & defaults.keys()} | then, table)
     if adapter and BASE_MODEL in changed and "model.policy.dtype" not in changed:
         raise UserError(

@@ -8,9 +8,10 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lit_align.errors import UserError, first_line
+
+S = TypeVar("S")
+T = TypeVar("T")
+BARRIERS = "lit_align: barriers"
 
 
 def fsdp_modules(module: object) -> list[FSDPModule]:
@@ -81,21 +86,102 @@ def barrier_with_timeout(what: str, minutes: float) -> None:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    started = time.monotonic()
+    group, started = _barrier_group(), time.monotonic()
     try:
-        dist.monitored_barrier(waiting_group(), timedelta(minutes=minutes), wait_all_ranks=True)
+        dist.monitored_barrier(group, timedelta(minutes=minutes), wait_all_ranks=True)
     except RuntimeError as error:
         waited = time.monotonic() - started >= 60 * minutes
         how = f"has not arrived within {minutes:g} minutes" if waited else "has died"
         raise UserError(f"{what}: a process {how}: {first_line(error)}") from error
 
 
+def on_first(function: Callable[[], T]) -> T:
+    """Rank 0 calls the function; every process returns its result, or raises its `UserError`."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return function()
+    outcome: list[Any] = [None, None]  # result, error
+    if rank() == 0:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, group=waiting_group())
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def first_with_all(items: Iterator[S], function: Callable[[Iterator[S]], T]) -> T:
+    """Rank 0 calls the function with items that all processes make together, such as gathered weights.
+
+    Every process reads all items, and returns the result or raises its `UserError`.
+    """
+
+    def call() -> T:
+        try:
+            return function(items)
+        finally:
+            drain(items)
+
+    if rank() > 0:
+        drain(items)
+    return on_first(call)
+
+
+def drain(items: Iterable[object]) -> None:
+    """Read what is left: another process waits until it is read."""
+    for _ in items:
+        pass
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' numbers. A collective: every process must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    number = torch.tensor(value)
+    dist.all_reduce(number, dist.ReduceOp.MAX, group=waiting_group())
+    return int(number)
+
+
 @functools.cache
 def waiting_group() -> dist.ProcessGroup:
-    """A group that waits on the CPU: only gloo reports which processes are missing."""
-    group = dist.new_group(backend="gloo")
+    """A group that waits on the CPU, for objects of Python."""
+    return _gloo_group("lit_align: objects")
+
+
+@functools.cache
+def _barrier_group() -> dist.ProcessGroup:
+    """A group for barriers alone: only gloo reports which processes are missing."""
+    return _gloo_group(BARRIERS)
+
+
+def _gloo_group(name: str) -> dist.ProcessGroup:
+    """A group of all processes on the CPU.
+
+    Raises:
+        UserError: a process does not join it within the timeout of the other operations.
+    """
+    store: Any = dist.distributed_c10d._get_default_store()  # torch's stubs lack some attributes
+    timeout = store.timeout
+    try:
+        group = dist.new_group(backend="gloo", timeout=timeout, group_desc=name)
+    except RuntimeError as error:
+        raise UserError(
+            f"a process has not joined within {timeout.total_seconds() / 60:g} minutes ({first_line(error)}). Look at "
+            "its output, then start again."
+        ) from error
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+def joined_operations() -> int:
+    """Number of operations of all processes that this one has joined.
+
+    Barriers are not counted: they report missing processes themselves, and take more operations on rank 0.
+    """
+    groups: list[Any] = [*dist.distributed_c10d._world.pg_map]  # a copy: another thread may make a group
+    counted = (each for each in groups if each.size() == dist.get_world_size() and each.group_desc != BARRIERS)
+    return sum(each._get_sequence_number_for_group() for each in counted)
 
 
 def destroy_process_group() -> None:

@@ -56,7 +56,7 @@ def run_in(processes: int, function: Callable[..., Any], *args: Any, timeout: fl
     return [value for _, value, _ in outcomes]
 
 
-def endings(processes: int, function: Callable[[], Any], timeout: float = 60) -> tuple[list[int | None], str]:
+def endings(processes: int, function: Callable[[], Any], timeout: float = 180) -> tuple[list[int | None], str]:
     """Call `function()` in each process; returns exit codes by rank, None for one that stays, and all of stderr."""
     context = multiprocessing.get_context("fork")
     port = free_port()
@@ -113,30 +113,42 @@ def farthest(some: Weights, other: Weights) -> float:
     return max((some[name] - other[name]).abs().max().item() for name in some)
 
 
-def fork(function: Callable[[], Any], timeout: float = 120) -> int | None:
-    """Exit code of a process that runs a function; the negative signal, if one killed it."""
+def fork(function: Callable[[], Any], timeout: float = 300) -> int | None:
+    """Exit code of a process that runs a function; the negative signal, if one killed it.
+
+    Raises:
+        TimeoutError: it does not end in time.
+    """
     worker = multiprocessing.get_context("fork").Process(target=function)
     worker.start()
     worker.join(timeout)
+    if worker.is_alive():
+        worker.kill()
+        raise TimeoutError(f"the process did not end within {timeout} s")
     return worker.exitcode
 
 
 def die_at(where: str, what: str, call: int, signum: int = signal.SIGKILL) -> None:
     """Have the process killed (or stopped) when `what` is called for the nth time, once it is under way."""
+    act_at(where, what, call, lambda: os.kill(os.getpid(), signum))
+
+
+def act_at(where: str, what: str, call: int, act: Callable[[], object]) -> None:
+    """Have something done when `what` is called for the nth time, before it begins."""
     owner: Any = importlib.import_module(where)
     *path, name = what.split(".")
     for part in path:
         owner = getattr(owner, part)
     original, calls = getattr(owner, name), 0
 
-    def dying(*args: Any, **kwargs: Any) -> Any:
+    def acting(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), signum)
+            act()
         return original(*args, **kwargs)
 
-    setattr(owner, name, dying)
+    setattr(owner, name, acting)
 
 
 def patch_calls(functions: Iterable[tuple[str, str]], called: Callable[[], None]) -> None:

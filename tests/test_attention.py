@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lit_align import attention
-from lit_align.attention import TILE, BlockSegments, FlashSegments, Row, RowAttention, Segments
+from lit_align.attention import BlockSegments, FlashSegments, Row, RowAttention, Segments
 
 HEADS, KEY_HEADS, SIZE, SCALE = 6, 2, 8, 0.4
+TILE = 160  # tokens of a segment that is just one tile; longer than `SHORT`
 Lengths = tuple[list[int], list[list[int]]]  # of prompts, and of the responses to each
 CASES: dict[str, Lengths] = {
     "one token each": ([1], [[1]]),
@@ -22,6 +23,11 @@ CASES: dict[str, Lengths] = {
     "more short responses than one block holds": ([4], [[90, 85] * 10]),
     "many short responses": ([6, 11], [[3, 5, 8, 2, 9, 1, 4, 4], [7, 7, 7, 7, 20, 20, 40, 41]]),
 }
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "TILE_SCORES", HEADS * TILE**2)
 
 
 def inputs(lengths: Lengths, dtype: torch.dtype = torch.float64, sharpness: float = 1) -> list[Tensor]:
@@ -132,7 +138,7 @@ def test_bfloat16_is_as_exact_as_the_devices_kernel(sharpness: float) -> None:
 
     theirs = outputs_and_gradients(kernel, inputs(lengths, torch.bfloat16, sharpness))
     for our, their, true in zip(ours, theirs, exact, strict=True):
-        assert (our - true).norm() < 1.5 * (their - true).norm() < 0.03 * true.norm()
+        assert (our - true).norm() < 1.1 * (their - true).norm() < 0.03 * true.norm()
 
 
 def test_short_responses_are_computed_together() -> None:

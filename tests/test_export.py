@@ -299,20 +299,26 @@ def test_an_interrupted_answer_leaves_the_chat_as_it_was(tiny_model, capsys, mon
 THINKING = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n{{ thinks }}{% endif")
 
 
+OPENED = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
 @pytest.mark.parametrize(
-    ("options", "prompt"),
+    ("options", "expected"),
     [
-        ([], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nof the run"),
-        (["--template-args={thinks: given}"], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\ngiven"),
-        (["--chat-template={{ messages[0].content }}?{{ thinks }}"], "hi?of the run"),
-        (["--plain"], "hi"),
+        ([], [f"{OPENED}of A"]),
+        (["--template-args={thinks: given}"], [f"{OPENED}given"]),
+        (["--chat-template={{ messages[0].content }}?{{ thinks }}"], ["hi?of A"]),
+        (["--plain"], ["hi"]),
+        (["--against=B", "--template-args={thinks: given}"], [f"{OPENED}given", f"{OPENED}of B"]),
+        (["--against=B", "--against-template-args={thinks: given}"], [f"{OPENED}of A", f"{OPENED}given"]),
     ],
 )
-def test_a_chat_prompts_as_its_run_was_trained(tiny_model, tmp_path, monkeypatch, options, prompt):
-    shutil.copytree(tiny_model, tmp_path / "model")
-    (tmp_path / "model" / "chat_template.jinja").write_text(THINKING)
-    config = {"model": {}, "data": {"init_args": {"template_args": {"thinks": "of the run"}}}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+def test_a_chat_prompts_as_its_run_was_trained(tiny_model, in_tmp, monkeypatch, options, expected):
+    for run in ("A", "B"):
+        shutil.copytree(tiny_model, f"{run}/model")
+        Path(run, "model", "chat_template.jinja").write_text(THINKING)
+        config = {"model": {}, "data": {"init_args": {"template_args": {"thinks": f"of {run}"}}}}
+        Path(run, "config.yaml").write_text(yaml.safe_dump(config))
     prompts = []
 
     def record(model: Any, tokenizer: Any, ids: list[list[int]], *args: Any) -> list[list[Response]]:
@@ -321,11 +327,13 @@ def test_a_chat_prompts_as_its_run_was_trained(tiny_model, tmp_path, monkeypatch
 
     monkeypatch.setattr(lit_align.cli.chat, "sample_responses", record)
     monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
-    main(["chat", str(tmp_path), *options])
-    assert prompts == [prompt]
+    main(["chat", "A", *options])
+    assert prompts == expected
 
 
-@pytest.mark.parametrize("options", [["--template-args=3"], ["--plain", "--chat-template=a.jinja"]])
+@pytest.mark.parametrize(
+    "options", [["--template-args=3"], ["--plain", "--chat-template=a.jinja"], ["--against-template-args={a: 1}"]]
+)
 def test_options_of_a_chat_that_cannot_be_are_refused(tiny_model, options, capsys):
     with pytest.raises(SystemExit):
         main(["chat", tiny_model, *options])

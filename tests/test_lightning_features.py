@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.profilers import PassThroughProfiler
-from tiny import adamw, fit, on_policy, write_pairs
+from tiny import adamw, fit, on_policy, same, weights, write_pairs
 
 from lit_align.callbacks import FSDP2Strategy, MonitorCheck, ReferenceRefresh
 from lit_align.cli import main
@@ -221,6 +221,29 @@ def test_an_averaged_run_resumes_as_the_whole_one(
     averaged = dict(whole.policy.trainable_weights())  # type: ignore[union-attr]
     for name, weight in again.policy.trainable_weights():  # type: ignore[union-attr]
         assert torch.equal(weight, averaged[name]), name
+
+
+def test_an_averaged_run_that_dies_in_its_verdict_judges_the_average(tiny_model: str, in_tmp: Path):
+    judged: list[dict[str, torch.Tensor]] = []
+
+    def judge(trainer: Trainer, module: LightningModule) -> None:
+        judged.append(weights(module))
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+
+    def train(**options: Any) -> None:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
+        saving = callbacks.ModelCheckpoint("ckpt", save_last=True, enable_version_counter=False)
+        last = [callbacks.LambdaCallback(on_train_end=judge), saving]
+        data = OfflinePairs(write_pairs(in_tmp), batch_size=4, seed=1)
+        fit(module, data, callbacks.EMAWeightAveraging(decay=0.5), *last, enable_checkpointing=True, **options)
+
+    train()
+    with pytest.raises(SystemExit):  # Lightning's, after a KeyboardInterrupt
+        train()
+    train(ckpt_path="ckpt/last.ckpt")
+    assert len(judged) == 3
+    assert same(judged[2], judged[0])
 
 
 # --- metrics that are monitored ---

@@ -17,6 +17,12 @@ from lit_align.policy import LoRAConfig
 CANNOT_SHARE = ("gemma2 (soft-capped)", "bloom (ALiBi)")
 
 
+@pytest.fixture(autouse=True)
+def short_rows_without_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short rows, as these tests have them, attend like long ones."""
+    monkeypatch.setattr(packing, "MASKED_REACH", {})
+
+
 def random_examples(seed: int = 0, count: int = 3, branches: int = 2) -> list[Example]:
     generator = torch.Generator().manual_seed(seed)
 
@@ -68,8 +74,9 @@ def test_gradients_equal_the_definition(
     name: str, lora: bool, recomputed: bool, branches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(logprobs.LOGITS_CHUNK_BYTES, "cpu", 5 * 61 * 8)
+    monkeypatch.setitem(logprobs.KEPT_BYTES, "cpu", 11 * 61 * 8)
     monkeypatch.setattr(packing, "PROMPT_BLOCK", 5)
-    monkeypatch.setattr(attention, "TILE", 5)
+    monkeypatch.setattr(attention, "TILE_SCORES", 100)
     monkeypatch.setattr(attention, "SHORT", 6)
     model, examples = build(name), random_examples(branches=branches)
     if lora:
@@ -118,6 +125,20 @@ def test_only_dropout_and_windows_within_a_sequence_need_masks(monkeypatch: pyte
     model.train().model.layers[0].self_attn.attention_dropout = 0.1
     with pytest.raises(ZeroDivisionError):
         response_logps(model, short)
+
+
+def test_short_rows_take_masks_where_these_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    assert enable_prefix_sharing(model)
+    monkeypatch.setattr(packing, "MASKED_REACH", {"cpu": 5})
+    long, short = (collate([Example([5, 6, 7], [[3] * n, [4]], "")], [0]) for n in (3, 2))
+    expected = response_logps(model, short)
+    monkeypatch.setattr(packing.Packing, "masks", lambda self, *args: 1 / 0)
+    response_logps(model, long)
+    with pytest.raises(ZeroDivisionError):
+        response_logps(model, short)
+    monkeypatch.setattr(packing, "MASKED_REACH", {"cuda": 5})
+    torch.testing.assert_close(response_logps(model, short), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("sharpness", [1, 3], ids=["", "sharp attention"])
@@ -263,3 +284,32 @@ def test_the_tempered_policys_logits_are_divided(packed: bool):
     expected = logits.log_softmax(-1)[range(3), [7, 8, 9]].sum()
     assert not packed or enable_prefix_sharing(model)
     torch.testing.assert_close(response_logps(model, batch, temperature=0.8)[0, 0], expected)
+
+
+def test_bfloat16_gradients_of_the_head_are_as_exact_as_autograds(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate(random_examples(count=20, branches=4), range(20))
+    _, exact = logps_and_gradients(model := build("llama"), response_logps(model, batch))
+
+    def off() -> list[Tensor]:
+        model = build("llama", torch.bfloat16)
+        _, gradients = logps_and_gradients(model, response_logps(model, batch))
+        return [(gradient - exact[name]).norm() / exact[name].norm() for name, gradient in gradients.items()]
+
+    ours = off()
+    monkeypatch.setattr(logprobs, "_plain_head", lambda *args: None)
+    assert all(our < 1.05 * their < 0.1 for our, their in zip(ours, off(), strict=True))
+
+
+def test_what_the_head_keeps_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(logprobs.LOGITS_CHUNK_BYTES, "cpu", 2 * 61 * 8)
+    monkeypatch.setitem(logprobs.KEPT_BYTES, "cpu", 4 * 61 * 8)
+    kept: list[int] = []
+
+    def keep(saved: Tensor) -> Tensor:
+        kept.extend([len(saved)] if saved.shape[1:] == (61,) else [])
+        return saved
+
+    batch = collate([Example([5, 6], [[7, 8, 9, 3, 2], [4, 3, 2, 1]], "")], [0])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        response_logps(build("llama"), batch)
+    assert kept == [4]

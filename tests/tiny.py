@@ -1,6 +1,7 @@
 """Builders of tiny real models and tokenizers for the tests."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ def write_pairs(folder: Path, count: int = 8) -> str:
     return str(folder / "pairs.jsonl")
 
 
+def give_weights(path: str, weights: Sequence[float] = tuple(0.3 * (1 + 5 * i % 8) for i in range(20))) -> None:
+    """Give the rows of a file weights, unequal ones by default."""
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    weighted = [row | {"weight": weight} for row, weight in zip(rows, weights, strict=False)]
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in weighted))
+
+
 def on_policy(folder: Path, **options: Any) -> OnPolicyPairs:
     """Rounds over `write_prompts`' prompts, 8 each."""
     defaults = {
@@ -120,6 +128,17 @@ class Watch(Callback):
 
     def __getitem__(self, name: str) -> list[float]:
         return [step[name] for step in self.steps]
+
+
+class Steps(Callback):
+    """Keeps what is logged of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step > len(self.logged):
+            self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 def weights(module: Any) -> dict[str, torch.Tensor]:

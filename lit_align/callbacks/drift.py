@@ -32,9 +32,10 @@ from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_field
 from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
+from lit_align.data.generation import sample_responses
 from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
-from lit_align.data.sampling import Sampling, sample_responses
+from lit_align.data.sampling import Sampling
 from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import AnchoredObjective
@@ -72,7 +73,7 @@ class Drift(AlignCallback):
         return {"measured_at": self._measured_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._measured_at = state_dict["measured_at"]
+        self._measured_at = int(state_dict["measured_at"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _data(trainer)
@@ -163,7 +164,7 @@ class Drift(AlignCallback):
         assert policy is not None
         assert reference is not None
         ours = torch.tensor([example.sampler_logps for example in examples])
-        start = Policy.load(module.policy_config, module.lora, module.tokenizer).to(policy.device).eval()
+        start = Policy.load_start(module.policy_config, module.lora, module.tokenizer).to(policy.device).eval()
         from_start = ours - torch.tensor(data.recorder.logps(start, examples))
         with gathered(policy), reference.present() as present, gathered(present):
             from_reference = ours - torch.tensor(data.recorder.logps(present.logps, examples))
@@ -184,7 +185,7 @@ class Drift(AlignCallback):
     def _measure_from_sampler(self, module: AnchoredObjective, data: OnPolicyPairs, groups: Sequence[Example]) -> None:
         policy = module.policy
         assert policy is not None
-        with gathered(policy):
+        with data.recorder.able_to_compute(policy):
             logps = torch.tensor(data.recorder.logps(policy, groups))
         kl = kl_from_sampler(logps, torch.tensor([group.sampler_logps for group in groups])).item()
         self._log(module, {"kl_policy_sampler": kl})

@@ -153,6 +153,10 @@ class FSDPSharding(AlignCallback):
         activation_checkpointing: bool = False,
         cpu_offload: bool = False,
     ):
+        if blocks is not None and not blocks:
+            raise UserError(
+                "fsdp_sharding.blocks=[] must name classes. Leave it out to take those that transformers names."
+            )
         self.blocks = blocks
         self.compute_dtype = compute_dtype
         self.activation_checkpointing = activation_checkpointing

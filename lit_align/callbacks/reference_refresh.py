@@ -115,5 +115,5 @@ class ReferenceRefresh(AlignCallback):
         return {"count": self.count, "last_step": self.last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.count = state_dict["count"]
-        self.last_step = state_dict["last_step"]
+        self.count = int(state_dict["count"])
+        self.last_step = int(state_dict["last_step"])

@@ -155,11 +155,6 @@ class WinRate(AlignCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._conclude(trainer, pl_module)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Conclude a run that was killed after its last epoch: resumed, it has nothing to train and no end of it."""
-        if self.evaluation is None:
-            self._conclude(trainer, pl_module)
-
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._conclude(trainer, pl_module)
 

@@ -17,7 +17,8 @@ from rich.text import Text as Styled
 
 from lit_align.console import print_line
 from lit_align.data.formats.rows import Message, Row
-from lit_align.data.sampling import Sampling, sample_responses
+from lit_align.data.generation import sample_responses
+from lit_align.data.sampling import Sampling
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError
 from lit_align.export import configuration_of

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from lit_align.data.samplers.continuous import ContinuousBatchingSampler
     from lit_align.data.samplers.generate import GenerateSampler
     from lit_align.data.samplers.vllm import VLLMSampler
+    from lit_align.data.samplers.vllm_server import VLLMServerSampler
     from lit_align.data.sampling import Sampling
     from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores
-    from lit_align.data.scorers.chat_api import Endpoint
     from lit_align.data.scorers.classifier import SequenceClassificationScorer
+    from lit_align.data.scorers.endpoint import Endpoint
     from lit_align.data.scorers.ensemble import EnsembleScorer
     from lit_align.data.scorers.function import FunctionScorer, PairwiseFunctionScorer
     from lit_align.data.scorers.judges import GradingJudge, PairwiseJudge
@@ -45,6 +46,7 @@ __all__ = [
     "Scores",
     "SequenceClassificationScorer",
     "VLLMSampler",
+    "VLLMServerSampler",
 ]
 
 __getattr__ = lazy_exports(__name__)

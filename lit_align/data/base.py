@@ -1,11 +1,10 @@
-"""The base class of data modules: tokenization, held-out pairs, streams of texts, loaders that resume."""
+"""The base class of data modules: held-out pairs, streams of texts, loaders that resume."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import lightning as L
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
@@ -13,22 +12,21 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.batches import Example
 from lit_align.data.cache import TokenCache, default_folder
-from lit_align.data.examples import ExampleMaker, Examples, Selection, Source, check_pairing
+from lit_align.data.examples import ExampleMaker, Examples, Selection, Source
 from lit_align.data.formats.rows import Kind, Turns
 from lit_align.data.loader import ExampleLoader, Mixture
-from lit_align.data.pairing import BestWorst, PairingRule
+from lit_align.data.pairing import BestWorst, PairingRule, check_pairing
 from lit_align.data.rounds.record import Recorder
 from lit_align.data.table import ExampleTable
 from lit_align.data.texts import TextStreams
-from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer, in_place
+from lit_align.data.tokenization import in_place
+from lit_align.data.tokenizing import TokenizingDataModule, check_sizes
 from lit_align.errors import UserError, check_number
-from lit_align.needs import DataNeeds, needs_of
-from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table
 
 
-class PairsDataModule(L.LightningDataModule):
-    """Base class of the data modules: tokenization, validation pairs, loaders that resume.
+class PairsDataModule(TokenizingDataModule):
+    """Base class of the data modules: validation pairs, streams of texts, loaders that resume.
 
     Args:
         validation: Preference pairs whose loss and margins are logged as val/...; the same sources as for training. A
@@ -37,18 +35,10 @@ class PairsDataModule(L.LightningDataModule):
         test: Preference pairs whose loss and margins `python train.py test` reports as test/....
         test_split: Split of a saved or hub data set.
         batch_size: Prompts per batch and process.
-        max_prompt_length: Longest prompt, in tokens.
-        max_response_length: Longest response, in tokens, its end token included; longer ones are cut and counted.
-        long_prompts: Treatment of a longer prompt, and of a row longer than the model's context: an error, drop the
-            row, or cut the prompt's beginning (truncate_left).
         columns: Source of each column: a column's name, a dotted path (answers.0.text), or a template
             ("{instruction}\n{input}"). For training, validation and test.
         ignore_columns: Columns that are left out although they may belong to the prompt.
         turns: In chats to imitate, train on all of the assistant's turns or only on the last.
-        chat_template: Chat template in place of the tokenizer's: a file, or its text. It is saved with the model.
-        template_args: Arguments of the chat template, such as enable_thinking; a row's own take precedence.
-        tokenizer: Hub name or folder of a tokenizer in place of the model's. It is saved with the model.
-        wrap_prompts_as_chat: Turn plain prompts into a user's turn. auto: if the objective needs it (RewardModel).
         sft: Texts to imitate, trained on together with the preferences: one batch per batch of preferences, repeated if
             needed. Their weight is the objective's. Prompts with a response, chats, preferences (the better response),
             or plain texts. A path, or a source with its own columns.
@@ -75,16 +65,9 @@ class PairsDataModule(L.LightningDataModule):
         test: str | None = None,
         test_split: str | None = None,
         batch_size: int = 8,
-        max_prompt_length: int = 512,
-        max_response_length: int = 512,
-        long_prompts: LongPrompts = "error",
         columns: dict[str, str] | None = None,
         ignore_columns: list[str] | None = None,
         turns: Turns = "all",
-        chat_template: str | None = None,
-        template_args: dict[str, Any] | None = None,
-        tokenizer: str | None = None,
-        wrap_prompts_as_chat: Literal["auto"] | bool = "auto",
         sft: str | Source | None = None,
         sft_split: str | None = None,
         pretraining: str | Source | None = None,
@@ -94,14 +77,10 @@ class PairsDataModule(L.LightningDataModule):
         wait_minutes: float = 60,
         cache_dir: str | None = None,
         seed: int | None = None,
+        **kwargs: Any,
     ):
-        super().__init__()
-        _check_sizes(
-            batch_size=batch_size,
-            max_prompt_length=max_prompt_length,
-            max_response_length=max_response_length,
-            text_batch_size=text_batch_size,
-        )
+        super().__init__(**kwargs)
+        check_sizes(batch_size=batch_size, text_batch_size=text_batch_size)
         if isinstance(validation, float | int):
             _check_share(validation, validation_split, self.trains_on_files, type(self).__name__)
         for name, path, split in (("validation", validation, validation_split), ("test", test, test_split)):
@@ -113,16 +92,9 @@ class PairsDataModule(L.LightningDataModule):
         self.test = test
         self.test_split = test_split
         self.batch_size = batch_size
-        self.max_prompt_length = max_prompt_length
-        self.max_response_length = max_response_length
-        self.long_prompts: LongPrompts = long_prompts
         self.columns = columns
         self.ignore_columns = ignore_columns
         self.turns: Turns = turns
-        self.chat_template = chat_template
-        self.template_args = template_args or {}
-        self.tokenizer_path = tokenizer
-        self.wrap_prompts_as_chat: Literal["auto"] | bool = wrap_prompts_as_chat
         self.texts = TextStreams({"sft": (sft, sft_split), "pretraining": (pretraining, pretraining_split)})
         self.text_batch_size = text_batch_size
         self.group_by_length = group_by_length
@@ -131,40 +103,11 @@ class PairsDataModule(L.LightningDataModule):
         self.wait_minutes = wait_minutes
         self.cache_dir = cache_dir
         self.given_seed = seed
-        self._preference_tokenizer: PreferenceTokenizer | None = None
         self._validation_examples: ExampleTable | None = None
-
-    def setup(self, stage: str) -> None:
-        """Give the trained module the tokenizer and the chat template before it builds its model."""
-        assert self.trainer is not None
-        _set_tokenizer(self.trainer.lightning_module, self.tokenizer_path, self.chat_template)
 
     @property
     def seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.given_seed is None else self.given_seed
-
-    @property
-    def tokenizer(self) -> Any:
-        """The policy's tokenizer."""
-        assert self.trainer is not None
-        return self.trainer.lightning_module.tokenizer
-
-    @property
-    def preference_tokenizer(self) -> PreferenceTokenizer:
-        """Turns rows into tokens according to this run's options."""
-        if self._preference_tokenizer is None:
-            assert self.trainer is not None
-            module = self.trainer.lightning_module
-            self._preference_tokenizer = PreferenceTokenizer(
-                self.tokenizer,
-                max_prompt_length=self.max_prompt_length,
-                max_response_length=self.max_response_length,
-                long_prompts=self.long_prompts,
-                template_args=self.template_args,
-                wraps_prompts=_wraps_prompts(self.wrap_prompts_as_chat, self.tokenizer, self.needs),
-                positions=module.positions if isinstance(module, PreferenceObjective) else None,
-            )
-        return self._preference_tokenizer
 
     @property
     def recorder(self) -> Recorder:
@@ -222,12 +165,6 @@ class PairsDataModule(L.LightningDataModule):
         if all(type(callback).on_predict_end is Callback.on_predict_end for callback in callbacks):
             raise UserError("predict needs prompts to answer. Name some: --predictions.prompts=PATH.")
         return range(1)  # a dummy batch: without batches Lightning calls no hook, and `Predictions` needs one
-
-    @property
-    def needs(self) -> DataNeeds:
-        """The needs of the trained module from its data."""
-        assert self.trainer is not None
-        return needs_of(self.trainer.lightning_module)
 
     @property
     def records_sampler(self) -> bool:
@@ -326,6 +263,7 @@ class PairsDataModule(L.LightningDataModule):
     def describe(self) -> Iterator[tuple[str, str]]:
         """Lines of the run's header."""
         yield from self.texts.describe()
+        yield from super().describe()
 
 
 def describe_example(tokenizer: Any, example: Example) -> Iterator[tuple[str, str]]:
@@ -343,24 +281,6 @@ def _shown(text: str, width: int = 300) -> str:
     return text if len(text) <= width else f"{text[: width // 2]} … {text[-width // 2 :]}"
 
 
-def _wraps_prompts(given: Literal["auto"] | bool, tokenizer: Any, needs: DataNeeds) -> bool:
-    """Whether plain prompts become a user's turn of a chat."""
-    if given == "auto":
-        return needs.wraps_prompt_as_chat and bool(tokenizer.chat_template)
-    if given and not tokenizer.chat_template:
-        raise UserError(
-            "data.wrap_prompts_as_chat=true needs a chat template, and the tokenizer has none. Set one "
-            "(data.chat_template)."
-        )
-    return given
-
-
-def _check_sizes(**sizes: int | None) -> None:
-    for name, value in sizes.items():
-        if value is not None and not value >= 1:  # also refuses nan
-            raise UserError(f"data.{name}={value} must be at least 1.")
-
-
 def _check_share(share: float, split: str | None, trains_on_files: bool, name: str) -> None:
     """Check that a share of the training data can be held out."""
     if not trains_on_files:
@@ -372,15 +292,3 @@ def _check_share(share: float, split: str | None, trains_on_files: bool, name: s
         raise UserError(f"data.validation={share} must be above 0 and below 1, or a file. Change it.")
     if split is not None:
         raise UserError(f"data.validation_split={split} has no effect on a share. Leave it out.")
-
-
-def _set_tokenizer(module: object, path: str | None, chat_template: str | None) -> None:
-    """Give a module another tokenizer or chat template, if one is given."""
-    if path is None and chat_template is None:
-        return
-    if not isinstance(module, PreferenceObjective):
-        raise UserError(
-            f"data.{'chat_template' if path is None else 'tokenizer'} has no effect on {type(module).__name__}, which "
-            "loads its own tokenizer. Set it there."
-        )
-    module.use_tokenizer(path, chat_template)

@@ -23,6 +23,7 @@ class Example:
     sampler_logps: list[float] | None = None
     rewards: list[float] | None = None
     labels: float | list[float] | None = None
+    weight: float = 1.0  # in the loss and in all means
     win_probabilities: list[float] | None = None
     mismatched: bool = False
     # of groups that a pairing rule chooses from
@@ -33,6 +34,10 @@ class Example:
     def tokens(self) -> int:
         """Tokens of the prompt and all its responses."""
         return len(self.prompt_ids) + sum(map(len, self.response_ids))
+
+
+FILLER = Example([0], [[0]], "filler")
+"""What a process computes while others compute examples."""
 
 
 def collate(examples: Sequence[Example], indices: Sequence[int]) -> PreferenceBatch:
@@ -61,13 +66,18 @@ def collate(examples: Sequence[Example], indices: Sequence[int]) -> PreferenceBa
         rewards=column("rewards"),
         labels=column("labels"),
         win_probabilities=column("win_probabilities"),
+        weights=column("weight"),
         mismatched=examples[0].mismatched,
     )
 
 
 @torch.no_grad()
 def record_logps(
-    of: Callable[[PreferenceBatch], Tensor], policy: Policy, examples: Sequence[Example], batch_size: int
+    of: Callable[[PreferenceBatch], Tensor],
+    policy: Policy,
+    examples: Sequence[Example],
+    batch_size: int,
+    passes: int = 0,
 ) -> list[list[float]]:
     """Log-probabilities of every response of each example.
 
@@ -75,12 +85,16 @@ def record_logps(
         of: The policy itself, or a reference's `logps`.
         policy: In eval mode while it computes; batches go to its device.
         batch_size: Examples that are computed at once.
+        passes: Compute at least so many times: a pass through sharded weights takes all processes.
     """
     logps: list[list[float]] = []
+    starts = range(0, len(examples), batch_size)
     with policy.evaluating():
-        for start in range(0, len(examples), batch_size):
+        for start in starts:
             some = examples[start : start + batch_size]
             logps += of(move_data_to_device(collate(some, range(len(some))), policy.device)).tolist()
+        for _ in range(passes - len(starts)):
+            of(move_data_to_device(collate([FILLER], [0]), policy.device))
     return logps
 
 

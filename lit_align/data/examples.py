@@ -1,12 +1,12 @@
 """From the rows of a source to tokenized examples; cut, dropped and unread parts are counted and reported."""
 
+import hashlib
 import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -20,10 +20,10 @@ from lit_align.data.formats.identity import identity_of
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Kind, Row, Rows, Turns, answer_text
 from lit_align.data.pairing import PairingRule, with_mismatched
+from lit_align.data.sampling_prompt import SeenEnd
 from lit_align.data.table import ExampleTable
-from lit_align.data.tokenization import PreferenceTokenizer, TokenizedRow, listing
+from lit_align.data.tokenization import PreferenceTokenizer, TokenizedRow, listing, notes_on
 from lit_align.errors import UserError
-from lit_align.needs import DataNeeds
 from lit_align.provenance import SAMPLED, digest_of_sample, of_options
 
 TABLE, HEADER = "examples.arrow", "examples.json"
@@ -100,13 +100,15 @@ class Examples(NamedTuple):
     unread: tuple[str, ...]  # columns that hold something and are not read
     notes: tuple[tuple[str, str], ...]  # further lines, such as on the chat template
     rows: int  # rows that they were made from
+    prompt_ends: tuple[SeenEnd, ...] = ()  # the ways in which the chat template ends their prompts
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Examples that `save` wrote, and their table beside it."""
         header = json.loads((folder / HEADER).read_text())
         notes = tuple((name, text) for name, text in header.pop("notes"))
-        return cls(ExampleTable.open(folder / TABLE), notes=notes, **header)
+        ends = tuple(SeenEnd(*each) for each in header.pop("prompt_ends"))
+        return cls(ExampleTable.open(folder / TABLE), notes=notes, prompt_ends=ends, **header)
 
     def save(self, folder: Path) -> None:
         """Write all but the table."""
@@ -159,8 +161,7 @@ class ExampleMaker:
     @property
     def state(self) -> dict[str, str]:
         """Versions of the code that makes the examples, and today's date if the chat template reads it."""
-        today = str(date.today()) if "strftime_now" in str(self.tokenizer.tokenizer.chat_template) else ""
-        return {"code": code_version(type(self.pairing)), "today": today}
+        return {"code": code_version(type(self.pairing)), "today": self.tokenizer.renderer.template.today}
 
     def cached(self, cache: TokenCache, path: str, kind: Kind, selection: Selection) -> Examples:
         """The examples of some rows, from the cache; made first if they are not there.
@@ -197,6 +198,7 @@ class ExampleMaker:
                 "and score_rejected, or responses and rewards)."
             )
         self.tokenizer.counts.clear()
+        self.tokenizer.prompt_ends.clear()
         check_tokens(rows.rows, self.tokenizer, self.seed)
         counts = Counter(rows.skipped)
         table = self._table(self._paired(rows, counts, report), folder)
@@ -213,8 +215,9 @@ class ExampleMaker:
         line = f"{len(table)} {what} from {path}: {rows.description}" + (f"; {listing(counts)}" if counts else "")
         if self.mismatched:
             table = self._table(with_mismatched(table), folder)
-        notes = tuple(self.tokenizer.notes(rows.rows[: CHECKED[0]]))
-        return Examples(table, line, count_labels(table), rows.unread, notes, len(rows))
+        notes = (*describe_weights(table), *notes_on(self.tokenizer, rows.rows[: CHECKED[0]]))
+        ends = tuple(self.tokenizer.prompt_ends.values())
+        return Examples(table, line, count_labels(table), rows.unread, notes, len(rows), ends)
 
     def _table(self, examples: Iterable[Example], folder: Path) -> ExampleTable:
         return ExampleTable.write(folder / TABLE, examples, OPTION)
@@ -250,7 +253,7 @@ def account_of(
     """
     skipped = rows.skipped + counts
     line = f"{len(prompts)} prompts from {path}: {rows.description}" + (f"; {listing(skipped)}" if skipped else "")
-    notes = tuple(tokenizer.notes(row for row, _ in prompts[: CHECKED[0]]))
+    notes = tuple(notes_on(tokenizer, [row for row, _ in prompts[: CHECKED[0]]]))
     return Examples(ExampleTable([]), line, "", rows.unread, notes, len(rows))
 
 
@@ -289,8 +292,10 @@ def check_joinable(sources: Sequence[Source], parts: Sequence[ExampleTable]) -> 
 
 
 def digest_of_examples(table: ExampleTable) -> str:
-    """Identifies the tokens of examples."""
-    sample = [[each.prompt_ids, *each.response_ids] for each in table[:: max(1, len(table) // SAMPLED)]]
+    """Identifies the tokens and weights of examples."""
+    sample: list[Any] = [[each.prompt_ids, *each.response_ids] for each in table[:: max(1, len(table) // SAMPLED)]]
+    if table.weights is not None:
+        sample.append(hashlib.sha256(table.weights.tobytes()).hexdigest())
     return digest_of_sample(len(table), int(table.lengths.total.sum()), sample)
 
 
@@ -304,11 +309,17 @@ def count_labels(table: ExampleTable) -> str:
     return line if 0 < good < len(labels) else f"{line} (warning: without both there is nothing to tell apart)"
 
 
+def describe_weights(table: ExampleTable) -> Iterator[tuple[str, str]]:
+    """The header's line on the weights of examples, if they have any."""
+    if (weights := table.weights) is not None:
+        yield "weights", f"{weights.min():g} to {weights.max():g}, {weights.mean():.4g} in the mean (column weight)"
+
+
 def _pairs_of(row: Row, tokens: TokenizedRow, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
     prompt_ids, responses = tokens
     texts = [answer_text(answer) for answer in row.responses]
     rewards = list(row.rewards) if row.rewards else None
-    group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=texts)
+    group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=texts, weight=row.weight)
     if len(responses) == 1:
         labels = [float(label) for label in row.labels] if row.labels else None
         return [replace(group, labels=labels)], Counter()
@@ -318,7 +329,7 @@ def _pairs_of(row: Row, tokens: TokenizedRow, pairing: PairingRule) -> tuple[lis
     chosen, *rejected = responses
     different = [ids for ids in rejected if ids != chosen]
     equal = len(rejected) - len(different)
-    examples = [Example(prompt_ids, [chosen, ids], row.source) for ids in different]
+    examples = [Example(prompt_ids, [chosen, ids], row.source, weight=row.weight) for ids in different]
     return examples, Counter({"equal after truncation": equal} if equal else {})
 
 
@@ -334,43 +345,6 @@ def _alike(rows: Rows) -> Iterator[Row]:
                     f"{'some' if first_has else 'none'}. Give {name} to every row, or to none."
                 )
         yield row
-
-
-def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str, *, sampled: bool) -> None:
-    """Check that an objective can train on a pairing rule's examples.
-
-    Args:
-        name: The objective's, in messages.
-        sampled: The rule selects from a round's responses; rows of texts need no selection.
-
-    Raises:
-        UserError: it needs the other kind.
-    """
-    if needs.data_kind == "texts" and sampled and not pairing.gives_texts:
-        raise UserError(
-            f"data.pairing={type(pairing).__name__}: {name} imitates one response. Use data.pairing=Best, the best of "
-            "each prompt's responses."
-        )
-    if pairing.gives_texts and needs.data_kind != "texts":
-        raise UserError(
-            f"data.pairing={type(pairing).__name__}: {name} compares responses, and this rule keeps one. Use "
-            "BestWorst, or SFT, which imitates one response."
-        )
-    if pairing.gives_groups and not needs.takes_groups:
-        raise UserError(
-            f"data.pairing={type(pairing).__name__}: {name}, as configured, compares two responses. Use "
-            "BestWorst, or learn from rewards (model.reward_temperature of DPO and EXO)."
-        )
-    if pairing.gives_labels and not needs.takes_labels:
-        raise UserError(
-            f"data.pairing={type(pairing).__name__}: soft labels (labels=soft, ties=half) have no effect on {name}, "
-            "as configured. Leave them out, or use DPO, IPO, CPO, ORPO or MPO."
-        )
-    if needs.needs_whole_groups and not pairing.gives_groups:
-        raise UserError(
-            f"data.pairing={type(pairing).__name__}: {name}'s constant is estimated from all responses that were "
-            "sampled. Take Listwise, or leave model.estimate_baseline out."
-        )
 
 
 def check_fits(table: ExampleTable, positions: int | None) -> None:

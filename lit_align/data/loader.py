@@ -103,13 +103,34 @@ class ExampleLoader:
         self.dropped = count - share * world_size
         self._served = 0
         self._resume_at = 0
+        self._summed: tuple[tuple[int, int], NDArray[np.float64]] = (-1, -1), np.empty((0, 0))
 
     def __len__(self) -> int:
         return self.length
 
-    def size_of(self, batch: int) -> int:
-        """Examples of one of the epoch's batches, on this process."""
-        return min(self.batch_size, self.share - batch % self._batches_once * self.batch_size)
+    def weight_of(self, batch: int) -> float:
+        """The sum of the weights of the examples of one of the epoch's batches, on this process."""
+        passage, place = divmod(batch, self._batches_once)
+        if self.examples.weights is None:
+            return min(self.batch_size, self.share - place * self.batch_size)
+        return self._batch_weights(passage, self.examples.weights)[self.rank, place].item()
+
+    def mean_weight_of(self, batch: int) -> float:
+        """The mean of `weight_of` over all processes."""
+        if self.examples.weights is None:
+            return self.weight_of(batch)
+        passage, place = divmod(batch, self._batches_once)
+        return self._batch_weights(passage, self.examples.weights)[:, place].mean().item()
+
+    def _batch_weights(self, passage: int, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of the weights of each batch, [processes, batches]."""
+        key = (self.epoch(), passage)
+        if key != self._summed[0]:
+            served = weights[self._order(passage)][: self.share * self.world_size]
+            starts = range(0, self.share, self.batch_size)
+            sums = [np.add.reduceat(served[rank :: self.world_size], starts) for rank in range(self.world_size)]
+            self._summed = key, np.stack(sums)
+        return self._summed[1]
 
     @property
     def _batches_once(self) -> int:
@@ -140,7 +161,7 @@ class ExampleLoader:
         for number in range(start, self.length):
             passage, place = divmod(number, self._batches_once)
             if passage not in mine:
-                mine = {passage: self._order(passage)}
+                mine = {passage: self._order(passage)[self.rank :: self.world_size][: self.share]}
             yield mine[passage][place * self.batch_size : (place + 1) * self.batch_size]
 
     def _collate(self, indices: NDArray[np.int64]) -> PreferenceBatch:
@@ -149,6 +170,7 @@ class ExampleLoader:
         return batch.pinned() if self.pins else batch
 
     def _order(self, passage: int) -> NDArray[np.int64]:
+        """Numbers of the examples of all processes, which take turns."""
         order = self.mixture.indices(self.seed, self.epoch())
         if self.shuffle:
             key = self.seed * 1_000_003 + self.epoch() + passage * 999_999_937
@@ -156,7 +178,7 @@ class ExampleLoader:
             order = order[torch.randperm(len(order), generator=generator).numpy()]
             if self.group_by_length:
                 order = self._grouped(order, generator)
-        return order[self.rank :: self.world_size][: self.share]
+        return order
 
     def _grouped(self, order: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
         size = self.batch_size * self.world_size

@@ -82,6 +82,8 @@ class OfflinePairs(PairsDataModule):
                 split.forget()
             check_joinable(self._sources, [part.examples for part in self._parts])
             self._examples_read = ExampleTable.joined([part.examples for part in self._parts])
+        if stage == "fit":
+            self.settle_sampling_prompt([*self._parts, *self.texts.examples])
 
     @cached_property
     def _split(self) -> HeldOutShare | None:

@@ -10,27 +10,30 @@ the pairs that it had.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 
-from lit_align.console import print_field, print_line
-from lit_align.data.base import PairsDataModule, describe_example
+from lit_align.console import print_line
+from lit_align.data.base import PairsDataModule
 from lit_align.data.examples import Examples, Source, account_of
 from lit_align.data.formats.rows import Row
 from lit_align.data.loader import ExampleLoader
-from lit_align.data.pairing import BestWorst, PairingRule, Pairs
+from lit_align.data.pairing import BestWorst, PairingRule
 from lit_align.data.rounds.make import CurrentRound, RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
+from lit_align.data.rounds.outcome import check_pairs, print_pairs
+from lit_align.data.rounds.record import Recorder
 from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, prompts_of_round, share_of_round
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler
+from lit_align.data.samplers.fastest import fastest_sampler
 from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import PairwiseScorer, Scorer
-from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import listing
 from lit_align.errors import UserError
 from lit_align.files import digest
@@ -51,7 +54,8 @@ class OnPolicyPairs(PairsDataModule):
             PRPO; or a number N, the next N prompts each round, cycling when exhausted.
         responses_per_prompt: Number K of responses to each prompt.
         sampling: Temperature, length and filters of sampling.
-        sampler: The engine that samples; None is transformers' generate.
+        sampler: The engine that samples. None is GenerateSampler; auto is the fastest that is installed, which
+            is shown when the run starts.
         sampling_batch_size: Responses sampled at once. It determines the samples to the bit, so keep it when resuming.
         sampling_dtype: Type of the weights while sampling: bfloat16 is fastest, policy is the policy's own.
         record_sampler: Compute log π_s of every response. Proximal anchors, SPPO's estimated baseline and drift read
@@ -69,7 +73,7 @@ class OnPolicyPairs(PairsDataModule):
         prompts_per_round: int | Literal["all", "chunk"] = "all",
         responses_per_prompt: int = 4,
         sampling: Sampling = Sampling(),  # noqa: B008  # read, never written
-        sampler: Sampler | None = None,
+        sampler: Sampler | Literal["auto"] | None = None,
         sampling_batch_size: int = 128,
         sampling_dtype: Literal["bfloat16", "policy"] = "bfloat16",
         record_sampler: bool = True,
@@ -93,7 +97,7 @@ class OnPolicyPairs(PairsDataModule):
         self.prompts_per_round: PromptsPerRound = prompts_per_round
         self.responses_per_prompt = responses_per_prompt
         self.sampling = sampling
-        self.sampler = sampler or GenerateSampler()
+        self._given_sampler: Sampler | Literal["auto"] = sampler or GenerateSampler()
         self.sampling_batch_size = sampling_batch_size
         self.sampling_dtype = sampling_dtype
         self.record_sampler = record_sampler
@@ -139,11 +143,12 @@ class OnPolicyPairs(PairsDataModule):
             raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
         barrier_with_timeout("setup", self.wait_minutes)
         rows = self.source(self.prompts, self.prompts_split).read("prompts")
-        self._prompts, counts = self.preference_tokenizer.prompts(rows)
+        self.settle_sampling_prompt(self.texts.examples, sampled=rows.rows)
+        self._prompts, counts = self.prompt_tokenizer.prompts(rows)
         if not self._prompts:
             raise UserError(f"{self.prompts}: no prompt remains: {listing(counts)}. Give other prompts.")
         check_prompts(self._prompts, self.prompts_per_round, self._rounds, self.prompts)
-        self._read = account_of(rows, self._prompts, counts, self.prompts, self.preference_tokenizer)
+        self._read = account_of(rows, self._prompts, counts, self.prompts, self.prompt_tokenizer)
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         if self._is_new_round():
@@ -155,22 +160,34 @@ class OnPolicyPairs(PairsDataModule):
 
     def _is_new_round(self) -> bool:
         """Whether this epoch's round is still to be made. After the last epoch there is none to make."""
-        assert self.trainer is not None
-        epoch = self.trainer.current_epoch
+        epoch = self.module.current_epoch
         return self._epoch != epoch and not (self._epoch is not None and 0 < self._rounds <= epoch)
 
     def state_dict(self) -> dict[str, Any]:
         step, key = (None, {}) if self._round is None else (self._round.step, self._round.key)
-        return {"rounds_made": self.rounds_made, "made_at": step, "epoch": self._epoch, "key": key}
+        own = {"rounds_made": self.rounds_made, "made_at": step, "epoch": self._epoch, "key": key}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rounds_made = state_dict["rounds_made"]
+        super().load_state_dict(state_dict)
+        self.rounds_made = int(state_dict["rounds_made"])
         step, key = state_dict["made_at"], state_dict["key"]
         self._epoch = state_dict["epoch"]
         self._logged = key.get("round")
         self._round = None if step is None else CurrentRound(key["round"], step, key)
 
     # --- what others read ---
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The engine that samples."""
+        given = self._given_sampler
+        return given if isinstance(given, Sampler) else fastest_sampler(self.module.trainer.world_size)
+
+    @property
+    def recorder(self) -> Recorder:
+        assert self.trainer is not None
+        return Recorder(self.module, self.batch_size, self.wait_minutes, on_shards=self.sampler.streams_weights)
 
     @property
     def records_sampler(self) -> bool:
@@ -254,7 +271,9 @@ class OnPolicyPairs(PairsDataModule):
         scored = maker.score(sampled)
         groups = maker.group(sampled, scored)
         pairs = maker.pair(self.pairing, groups)
-        unused = self._check_pairs(pairs, len(groups))
+        check_pairs(pairs, len(groups), begun.index)
+        unused = self._training_loader(pairs.examples).dropped
+        print_pairs(pairs, len(groups), unused, example_of=self.tokenizer if begun.index == 0 else None)
         examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)
         self._round = replace(begun, groups=groups, examples=examples)
 
@@ -284,27 +303,6 @@ class OnPolicyPairs(PairsDataModule):
             record_sampler=self.record_sampler,
             scorer=self.scorer,
         )
-
-    def _check_pairs(self, pairs: Pairs[ExampleTable], prompts: int) -> int:
-        """Print what the pairing rule gave; the number of pairs that fill no batch for every process.
-
-        Raises:
-            UserError: there is nothing to train on.
-        """
-        index = self.current_round.index
-        dropped = listing(pairs.counts) + (
-            f"; taken out: {listing(pairs.partial_drops)}" if pairs.partial_drops else ""
-        )
-        if not pairs.examples:
-            raise UserError(f"round {index + 1} gives no pair to train on: of {prompts} prompts, {dropped}.")
-        if index == 0:
-            for name, text in describe_example(self.tokenizer, pairs.examples[0]):
-                print_field(name, text)
-        unused = self._training_loader(pairs.examples).dropped
-        line = f"{len(pairs.examples)} pairs from {prompts} prompts"
-        line += f", {unused} of them in no full batch" if unused else ""
-        print_field("pair", line + (f"; {dropped}" if pairs.counts or pairs.partial_drops else ""))
-        return unused
 
     def identity(self) -> Table:
         own = {

@@ -17,6 +17,7 @@ import torch
 from lit_align.data.batches import Example
 from lit_align.data.sampling import uniform_numbers
 from lit_align.errors import UserError
+from lit_align.needs import DataNeeds
 from lit_align.objectives import win_probabilities_from_pairwise, win_probabilities_from_rewards
 
 E = TypeVar("E", bound=Sequence[Example], covariant=True)
@@ -331,3 +332,40 @@ def with_mismatched(examples: Sequence[Example]) -> Iterator[Example]:
             other = (other + 1) % len(examples)
         branch = examples[other].response_ids[place % len(examples[other].response_ids)]
         yield replace(with_labels(example), response_ids=[*example.response_ids, branch], mismatched=True)
+
+
+def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str, *, sampled: bool) -> None:
+    """Check that an objective can train on a pairing rule's examples.
+
+    Args:
+        name: The objective's, in messages.
+        sampled: The rule selects from a round's responses; rows of texts need no selection.
+
+    Raises:
+        UserError: it needs the other kind.
+    """
+    if needs.data_kind == "texts" and sampled and not pairing.gives_texts:
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name} imitates one response. Use data.pairing=Best, the best of "
+            "each prompt's responses."
+        )
+    if pairing.gives_texts and needs.data_kind != "texts":
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name} compares responses, and this rule keeps one. Use "
+            "BestWorst, or SFT, which imitates one response."
+        )
+    if pairing.gives_groups and not needs.takes_groups:
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name}, as configured, compares two responses. Use "
+            "BestWorst, or learn from rewards (model.reward_temperature of DPO and EXO)."
+        )
+    if pairing.gives_labels and not needs.takes_labels:
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: soft labels (labels=soft, ties=half) have no effect on {name}, "
+            "as configured. Leave them out, or use DPO, IPO, CPO, ORPO or MPO."
+        )
+    if needs.needs_whole_groups and not pairing.gives_groups:
+        raise UserError(
+            f"data.pairing={type(pairing).__name__}: {name}'s constant is estimated from all responses that were "
+            "sampled. Take Listwise, or leave model.estimate_baseline out."
+        )

@@ -19,15 +19,14 @@ of both.
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum, StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from lit_align.data.formats.rows import Answer, Message, Row
-from lit_align.data.template import ChatTemplate, special_tokens
+from lit_align.data.template import MARK, ChatTemplate, special_tokens
 from lit_align.errors import UserError
 
-MARK = "lit_align"
-"""Placeholder for a response, used to find the template's own text around it."""
 THOUGHTS = ("thinking", "reasoning_content", "reasoning")
 """Keys of an assistant's message that hold thoughts."""
 _TAG = r"<[^<>\s]+>|\[[^\[\]\s]+\]"
@@ -35,11 +34,38 @@ _EMPTY_BLOCK = re.compile(rf"\s*({_TAG})\s*\w*\s*(?:{_TAG})\s*")
 """A block of thoughts without any, such as <think></think>."""
 
 
+class PromptEnd(StrEnum):
+    """How a chat's prompt ends in training."""
+
+    GENERATION = "generation"
+    """As in sampling: with the template's generation prompt."""
+    ANSWER = "answer"
+    """As the template renders it before an answer."""
+    SHARED = "shared"
+    """Before the place where its responses begin in different ways."""
+
+
+class Form(Enum):
+    """Which special tokens a text has and which are added."""
+
+    CHAT = "chat"
+    """The text has those of the chat template; the token that ends a turn is added if it is missing."""
+    PLAIN = "plain"
+    """The tokenizer's own are put at the beginning and the end."""
+    VERBATIM = "verbatim"
+    """None is added."""
+
+
 class Rendering(NamedTuple):
     """A prompt and its responses as text; prompt + response is the rendering of both."""
 
     prompt: str
     responses: tuple[str, ...]
+    form: Form = Form.CHAT
+    end: PromptEnd | None = None
+    """None for plain text, and where the response continues a message."""
+    generation_prompt: str = ""
+    """The prompt as in sampling, if that of training ends in another way."""
 
 
 class ChatRenderer:
@@ -62,7 +88,7 @@ class ChatRenderer:
         """
         messages = _chat(row)
         self.template.check(row)
-        if messages[-1]["role"] == "assistant":
+        if _continues(row):
             prompt = self.template.render(row, messages, continue_final_message=True)
         elif self._opens_turns:
             prompt = self.template.render(row, messages, add_generation_prompt=True)
@@ -80,22 +106,18 @@ class ChatRenderer:
         """
         self.template.check(row)
         answers = [self._without_end(answer) for answer in row.responses]
-        wholes = [self.template.render(row, _joined(_chat(row), answer)) for answer in answers]
-        prompt, start = self._common_prompt(row, wholes)
+        wholes = [self.template.render(row, _joined(row, answer)) for answer in answers]
+        sampled = self.prompt(row)
+        prompt, start, end = self._common_prompt(row, sampled, wholes)
         for answer, whole in zip(answers, wholes, strict=True):
             self._check_complete(row, answer, whole, start)
-        return Rendering(prompt, tuple(self._until_end(whole[start:]) for whole in wholes))
+        responses = tuple(self._until_end(whole[start:]) for whole in wholes)
+        if _continues(row):
+            return Rendering(prompt, responses)
+        return Rendering(prompt, responses, Form.CHAT, end, "" if end is PromptEnd.GENERATION else sampled)
 
     def notes(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         """Lines of the run's header about what the template does with these chats."""
-        for row in rows:
-            sampled, trained = self.prompt(row), self.rendering(row).prompt if row.responses else ""
-            if row.responses and sampled != trained:
-                place = len(os.path.commonprefix([sampled, trained]))  # noqa: RUF071
-                yield "two prompts", "the chat template ends a prompt differently for sampling than for this response:"
-                yield "  sampling", around(sampled, place, 30)
-                yield "  training", around(trained, place, 30)
-                break
         if not self._ends and (end := re.search(_TAG, self._after_answer)):
             yield (
                 "turn's end",
@@ -106,8 +128,14 @@ class ChatRenderer:
             yield (
                 "date",
                 "the chat template writes today's date into prompts, so a run cannot be resumed on another day, unless "
-                "data.template_args sets it (date_string)",
+                "data.template_args={strftime_now: 2026-11-26} sets the date",
             )
+
+    @cached_property
+    def ends_alike(self) -> bool:
+        """Whether the template ends a prompt before an answer without thoughts as in sampling."""
+        probe = Row([{"role": "user", "content": "a"}], (MARK,), source=self.template.name)
+        return self.rendering(probe).end is PromptEnd.GENERATION
 
     @cached_property
     def turn_end(self) -> str:
@@ -117,25 +145,30 @@ class ChatRenderer:
 
     # --- where the prompt ends ---
 
-    def _common_prompt(self, row: Row, wholes: Sequence[str]) -> tuple[str, int]:
-        """The prompt, and where the response begins in the renderings of both."""
+    def _common_prompt(self, row: Row, sampled: str, wholes: Sequence[str]) -> tuple[str, int, PromptEnd]:
+        """The prompt, where the response begins in the renderings of both, and how the prompt ends.
+
+        Args:
+            sampled: The prompt as in sampling.
+            wholes: The renderings of prompt and response.
+        """
 
         def all_begin_with(text: str) -> bool:
             return all(whole.startswith(text) for whole in wholes)
 
-        sampled = self.prompt(row)
         if all_begin_with(sampled):
-            return sampled, len(sampled)
-        if _chat(row)[-1]["role"] != "assistant":
+            return sampled, len(sampled), PromptEnd.GENERATION
+        if not _continues(row):
             header = self._header(row)
             if all_begin_with(header):
-                is_open = self._opens_turns and not self._ends_with_empty_block(sampled, header, wholes)
-                return header if is_open else sampled, len(header)
+                if self._opens_turns and not self._ends_with_empty_block(sampled, header, wholes):
+                    return header, len(header), PromptEnd.ANSWER
+                return sampled, len(header), PromptEnd.GENERATION
             common = _before_tag(os.path.commonprefix([sampled, *wholes]), sampled)  # noqa: RUF071
             closed = self.template.render(row, _chat(row))
             opened_at = len(os.path.commonprefix([sampled, closed]))  # noqa: RUF071
             if len(common) >= opened_at:
-                return common, len(common)
+                return common, len(common), PromptEnd.SHARED
         different = next(whole for whole in wholes if not whole.startswith(sampled))
         place = len(os.path.commonprefix([sampled, different]))  # noqa: RUF071
         raise UserError(
@@ -148,7 +181,7 @@ class ChatRenderer:
 
     def _header(self, row: Row) -> str:
         """The prompt as rendered before an answer, without the spaces that begin the answer."""
-        before, mark, whole = self.template.render(row, _joined(_chat(row), MARK)).rpartition(MARK)
+        before, mark, whole = self.template.render(row, _joined(row, MARK)).rpartition(MARK)
         return before.rstrip(" ") if mark else whole  # a template that leaves answers out
 
     def _unopened(self, row: Row) -> str:
@@ -166,9 +199,13 @@ class ChatRenderer:
     def _ends_with_empty_block(self, sampled: str, header: str, wholes: Sequence[str]) -> bool:
         """Whether only the prompt in sampling ends with an empty block of thoughts, and no answer has a block."""
         start = _before_tag(os.path.commonprefix([sampled, header]), sampled)  # noqa: RUF071
-        block = sampled[len(start) :].removesuffix(header[len(start) :])
-        tags = _EMPTY_BLOCK.fullmatch(block)
-        return bool(tags) and not any(whole[len(header) :].lstrip().startswith(tags[1]) for whole in wholes)
+        rest = header[len(start) :]
+        tags = _EMPTY_BLOCK.fullmatch(sampled[len(start) :].removesuffix(rest))
+        return (
+            bool(tags)
+            and tags[1] not in rest
+            and not any(whole[len(header) :].lstrip().startswith(tags[1]) for whole in wholes)
+        )
 
     @cached_property
     def _opens_turns(self) -> bool:
@@ -184,7 +221,7 @@ class ChatRenderer:
     def _after_answer(self) -> str:
         """The text that follows the last answer of a chat."""
         probe = Row([{"role": "user", "content": "a"}], source=self.template.name)
-        return self.template.render(probe, _joined(_chat(probe), MARK)).rpartition(MARK)[2]
+        return self.template.render(probe, _joined(probe, MARK)).rpartition(MARK)[2]
 
     @cached_property
     def _ends(self) -> tuple[str, str] | None:
@@ -275,10 +312,16 @@ def _chat(row: Row) -> list[Message]:
     return row.prompt
 
 
-def _joined(messages: list[Message], answer: Answer) -> list[Message]:
+def _continues(row: Row) -> bool:
+    """Whether the responses continue the assistant's message with which the prompt ends."""
+    return _chat(row)[-1]["role"] == "assistant" and not row.is_new_turn
+
+
+def _joined(row: Row, answer: Answer) -> list[Message]:
     """The chat with the answer as one more message, or as the continuation of the assistant's last message."""
+    messages = _chat(row)
     message: Message = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
-    if messages[-1]["role"] != "assistant":
+    if not _continues(row):
         return [*messages, message]
     begun = messages[-1]
     content = (begun["content"] or "") + (message["content"] or "")

@@ -3,6 +3,7 @@
     examples.arrow     prompt      list<int32>
                        responses   list<list<int32>>
                        source      binary, UTF-8
+                       weight      double
                        rewards, sampler_logps, …   list<double>, where the examples have them
                        texts, preferences          of groups that a pairing rule chooses from
 
@@ -14,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, overload
@@ -27,8 +29,8 @@ from lit_align.files import writing
 
 CHUNK = 512
 """Examples of one record batch: this many are Python objects while a table is written."""
-NUMBERS = ("rewards", "labels", "win_probabilities", "sampler_logps", "reference_logps")
-"""Fields of an example that hold a number for each response; `labels` may be one for the example."""
+NUMBERS = ("rewards", "labels", "win_probabilities", "sampler_logps", "reference_logps", "weight")
+"""Fields of an example that hold a number for each response; `labels` may be one for the example, `weight` is."""
 MISMATCHED = b"lit_align.mismatched"
 TOKENS = pa.list_(pa.int32())
 _UTF8 = ("utf-8", "surrogatepass")  # of names of files that are not UTF-8
@@ -61,21 +63,20 @@ class _Chunk:
         self.first = np.asarray(groups.offsets)  # the first response of each example
         self.is_mismatched = MISMATCHED in (batch.schema.metadata or {})
         self.numbers: dict[str, _Lists] = {}  # of each response
-        self.labels: NDArray[Any] | None = None  # of each example
+        self.singles: dict[str, NDArray[Any]] = {}  # of each example
         self.others = [name for name in ("texts", "preferences") if name in batch.schema.names]
         for name in set(batch.schema.names) & set(NUMBERS):
             column = batch.column(name)
             if pa.types.is_list(column.type):
                 self.numbers[name] = _Lists.of(column)
             else:
-                self.labels = np.asarray(column)
+                self.singles[name] = np.asarray(column)
 
     def view(self, place: int) -> Example:
         """An example whose token ids and numbers are views."""
         responses = range(self.first[place], self.first[place + 1])
         numbers: dict[str, Any] = {name: lists[place] for name, lists in self.numbers.items()}
-        if self.labels is not None:
-            numbers["labels"] = self.labels[place]
+        numbers |= {name: values[place] for name, values in self.singles.items()}
         for name in self.others:
             numbers[name] = self.batch.column(name)[place].as_py()
         return Example(
@@ -241,6 +242,14 @@ class ExampleTable(Sequence[Example]):
         values = np.concatenate([chunk.numbers[name].values for chunk in self._chunks])
         return values.reshape(self._starts[-1], -1)[self._order].reshape(-1)
 
+    @cached_property
+    def weights(self) -> NDArray[np.float64] | None:
+        """The weight of each example, as batches hold it: rounded to 32 bits. None if all are 1."""
+        if all((chunk.singles["weight"] == 1).all() for chunk in self._chunks):
+            return None
+        weights = np.concatenate([chunk.singles["weight"] for chunk in self._chunks])[self._order]
+        return weights.astype(np.float32).astype(np.float64)
+
     @property
     def group_sizes(self) -> Counter[int]:
         """How many examples have how many responses."""
@@ -261,7 +270,7 @@ def _batches(examples: Iterable[Example], whole: bool = False) -> Iterator[pa.Re
         for name in NUMBERS:
             value = getattr(first, name)
             if value is not None:
-                kind = pa.float64() if isinstance(value, float) else pa.list_(pa.float64())
+                kind = pa.float64() if isinstance(value, int | float) else pa.list_(pa.float64())
                 columns[name] = pa.array([getattr(example, name) for example in some], kind)
         if whole and first.texts is not None:
             columns["texts"] = pa.array([example.texts for example in some], pa.list_(pa.string()))

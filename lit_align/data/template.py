@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,33 @@ from lit_align.errors import UserError, first_line
 _REFUSALS = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
 """How templates refuse messages: by raising an exception, or by reading what is not there."""
 
+
+CLOCK = "strftime_now"
+"""The function by which templates write today's date; as an argument, the date that it gives (2026-11-26)."""
+_WITH_DATE = """\
+{% macro strftime_now(format) %}
+{% set written = namespace(text=format) %}
+{% for part, value in lit_align_date.items() %}
+{% set written.text = written.text.replace(part, value) %}
+{% endfor %}
+{{ written.text }}
+{%- endmacro %}
+"""
+"""Put before a template, it gives strftime_now the date in lit_align_date: transformers lets no function pass."""
+_PARTS_OF_DATES = (*"aAbBcdeFGHIjmMpSuUVwWxXyYzZ", "-d", "-m", "-H", "-I", "-M", "-S", "-j")
+MARK = "lit_align"
+"""Placeholder for a response, used to find the template's own text around it."""
+
+_BEFORE_ANSWER = """\
+{{% set lit_align_opens = add_generation_prompt %}}
+{{% if lit_align_opens %}}
+{{% set messages = messages + {answer} %}}
+{{% set add_generation_prompt = false %}}
+{{% endif %}}
+{{% set lit_align_chat %}}
+{template}{{{{ '' }}}}{{% endset %}}
+{{{{ lit_align_chat.rpartition('{mark}')[0].rstrip(' ') if lit_align_opens else lit_align_chat }}}}"""
+"""A template around another one, which renders its generation prompt as it renders a chat before an answer."""
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "required": []}
 
@@ -29,6 +57,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None):
         self.tokenizer = tokenizer
         self.arguments = dict(arguments or {})
+        self._started = datetime.now()
+        _moment(self.arguments.get(CLOCK))
 
     @property
     def name(self) -> str:
@@ -51,6 +81,7 @@ class ChatTemplate:
                 f"{row.source}: the row has tools, but the chat template of {self.name!r} does not read any. Set "
                 "another template (data.chat_template), or take the column out."
             )
+        _moment(row.template_args.get(CLOCK))
         for name in (*self.arguments, *row.template_args):
             if name not in self.tokenizer.get_chat_template(tools=row.tools):
                 where = "the row's arguments" if name in row.template_args else "data.template_args"
@@ -87,15 +118,23 @@ class ChatTemplate:
 
     def _rendered(self, row: Row, messages: list[Message], **options: Any) -> str:
         """The messages as the template renders them; the template's error if it refuses them."""
-        arguments = {**self.arguments, **row.template_args, **options}
         refusal: Exception | None = None
         for chat in _with_arguments(_with_parts(messages, self._roles_in_parts)):
             try:
-                return str(self.tokenizer.apply_chat_template(chat, tools=row.tools, tokenize=False, **arguments))
+                return self._applied(chat, row.tools, {**self.arguments, **row.template_args, **options})
             except _REFUSALS as error:
                 refusal = refusal or error
         assert refusal is not None
         raise refusal
+
+    def _applied(self, chat: list[Message], tools: Any, arguments: dict[str, Any]) -> str:
+        """The template's text; its function strftime_now gives the date of the arguments, or of the process's start."""
+        template = self.tokenizer.get_chat_template(tools=tools)
+        if CLOCK in template:
+            day = _moment(arguments.pop(CLOCK, None)) or self._started
+            arguments["chat_template"] = _WITH_DATE + template
+            arguments["lit_align_date"] = {f"%{part}": day.strftime(f"%{part}") for part in _PARTS_OF_DATES}
+        return str(self.tokenizer.apply_chat_template(chat, tools=tools, tokenize=False, **arguments))
 
     def _refusal(self, row: Row, messages: list[Message], error: Exception) -> UserError:
         """The error for messages that the template refuses, with the first one at which it does."""
@@ -117,13 +156,41 @@ class ChatTemplate:
             return True
         return False
 
+    @property
+    def before_answer(self) -> str:
+        """The template, changed so that its generation prompt is all that it renders before an answer.
+
+        The spaces that begin the answer are left out. All other renderings stay the same.
+        """
+        return _BEFORE_ANSWER.format(
+            answer=_with_parts([{"role": "assistant", "content": MARK}], self._roles_in_parts),
+            template=self._text.removesuffix("\n"),  # as jinja2 reads it
+            mark=MARK,
+        )
+
+    @property
+    def _text(self) -> str:
+        """The template as one text; some tokenizers have another one for chats with tools."""
+        given = self.tokenizer.chat_template
+        if isinstance(given, str):
+            return given
+        default = given["default"]
+        return (
+            f"{{% if tools %}}{given['tool_use']}{{% else %}}{default}{{% endif %}}" if "tool_use" in given else default
+        )
+
     def writes_date(self, row: Row, messages: list[Message]) -> bool:
-        """Whether the template writes today's date into the text."""
-        try:
-            self._rendered(row, messages, strftime_now="")  # the function of this name gives the date
-        except TypeError:
-            return True
-        return False
+        """Whether the template writes today's date into the text, which no argument sets."""
+        if CLOCK in {**self.arguments, **row.template_args}:
+            return False
+        first, second = (self._rendered(row, messages, **{CLOCK: day}) for day in ("2001-02-03", "2010-11-12"))
+        return first != second
+
+    @property
+    def today(self) -> str:
+        """The date that the template may write into the text; empty if it does not read one, or an argument sets it."""
+        reads_date = CLOCK in str(self.tokenizer.chat_template) and CLOCK not in self.arguments
+        return str(self._started.date()) if reads_date else ""
 
     @cached_property
     def _roles_in_parts(self) -> frozenset[str]:
@@ -132,12 +199,24 @@ class ChatTemplate:
         chat: list[Message] = [{"role": role, "content": text} for role, text in texts.items()]
         for roles in (frozenset[str](), frozenset(ROLES.values()), frozenset({"user"})):
             try:
-                whole = self.tokenizer.apply_chat_template(_with_parts(chat, roles), tokenize=False, **self.arguments)
+                whole = self._applied(_with_parts(chat, roles), None, {**self.arguments})
             except _REFUSALS:
                 continue
             if all(text in whole for text in texts.values()):
                 return roles
         return frozenset()
+
+
+def _moment(given: object) -> datetime | None:
+    """The date that an argument of a template sets; None if it sets none.
+
+    Raises:
+        UserError: it is not a date.
+    """
+    try:
+        return None if given is None else datetime.fromisoformat(str(given))
+    except ValueError as error:
+        raise UserError(f"{CLOCK}={given} of template_args must be a date such as 2026-11-26.") from error
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:

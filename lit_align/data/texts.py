@@ -32,6 +32,11 @@ class TextStreams:
             if self.sources[name].weight != 1:
                 raise UserError(f"data.{name}: weight has no effect on a stream of texts. Set the objective's weight.")
 
+    @property
+    def examples(self) -> list[Examples]:
+        """Those of each stream, once they are read."""
+        return list(self._read.values())
+
     def read(self, module: object, tokenize: Callable[[Source], Examples]) -> None:
         """Read the streams once.
 

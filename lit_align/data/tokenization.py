@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.encoding import Encoder
 from lit_align.data.formats.rows import Row
-from lit_align.data.rendering import ChatRenderer, Rendering, around, squeezed
+from lit_align.data.rendering import ChatRenderer, Form, PromptEnd, Rendering, around, squeezed
+from lit_align.data.sampling_prompt import SeenEnd
 from lit_align.data.template import special_tokens
 from lit_align.errors import UserError
 
@@ -66,6 +67,7 @@ class PreferenceTokenizer:
         self.wraps_prompts = wraps_prompts
         self.positions = positions
         self.counts: Counter[str] = Counter()
+        self.prompt_ends: dict[PromptEnd, SeenEnd] = {}
         self.encoder = Encoder(tokenizer)
         self._encoded: Mapping[str, list[int]] = {}  # texts of the rows at work
         self._begin = _begin(tokenizer)
@@ -82,10 +84,12 @@ class PreferenceTokenizer:
             UserError: the prompt is too long (under the rule `error`), or it is a chat, and the chat template is
                 missing or rejects the messages.
         """
-        row = self._with_wrapped_prompt(row)
+        row = self.as_chat(row)
         self._count_specials(row)
-        plain = isinstance(row.prompt, str)
-        _, ids = self._opening(row.prompt if isinstance(row.prompt, str) else self.renderer.prompt(row), plain)
+        if isinstance(row.prompt, str):
+            _, ids = self._opening(row.prompt, Form.PLAIN)
+        else:
+            _, ids = self._opening(self.renderer.prompt(row), Form.CHAT)
         return self._limited(ids, self.max_prompt_length, f"max_prompt_length={self.max_prompt_length}", row)
 
     def prompts(self, rows: Iterable[Row]) -> tuple[list[tuple[Row, list[int]]], Counter[str]]:
@@ -101,12 +105,12 @@ class PreferenceTokenizer:
             UserError: as for `prompt_ids`; or the template renders the prompt differently for different responses; or
                 the row is longer than the model can read (under the rule `error`).
         """
-        row = self._with_wrapped_prompt(row)
+        row = self.as_chat(row)
         return self._row(row, self.rendering(row))
 
     def rows(self, rows: Sequence[Row]) -> Iterator[TokenizedRow | None]:
         """The same for several rows, whose texts are encoded together: several times as fast."""
-        rows = [self._with_wrapped_prompt(row) for row in rows]
+        rows = [self.as_chat(row) for row in rows]
         renderings = [self.rendering(row) for row in rows]
         self._encoded = self.encoder.all(renderings)
         try:
@@ -116,9 +120,12 @@ class PreferenceTokenizer:
 
     def _row(self, row: Row, rendering: Rendering) -> TokenizedRow | None:
         self._count_specials(row)
-        tokens = self.tokens(rendering, plain=isinstance(row.prompt, str))
+        if rendering.end is not None and rendering.end not in self.prompt_ends:
+            self.prompt_ends[rendering.end] = SeenEnd.of(row.source, rendering)
+        tokens = self.tokens(rendering)
         if tokens is None:
-            self.counts["rows whose tokens span prompt and response, dropped"] += 1
+            reason = "whose tokens span prompt and response" if rendering.prompt else "of one token without a prompt"
+            self.counts[f"rows {reason}, dropped"] += 1
             return None
         limit = f"max_prompt_length={self.max_prompt_length}"
         prompt_ids = self._limited(tokens.prompt_ids, self.max_prompt_length, limit, row)
@@ -142,8 +149,8 @@ class PreferenceTokenizer:
         Raises:
             UserError: as for `row`, or no tokens of a response spell its text after the prompt.
         """
-        row = self._with_wrapped_prompt(row)
-        tokens = self.tokens(self.rendering(row), plain=isinstance(row.prompt, str))
+        row = self.as_chat(row)
+        tokens = self.tokens(self.rendering(row))
         if tokens is None:
             raise UserError(
                 f"{row.source}: no tokens of the response spell its text after the prompt. Leave the row out, or begin "
@@ -160,23 +167,11 @@ class PreferenceTokenizer:
             raise UserError(
                 f"{row.source}: a response is a message, but the prompt is plain text. Give the prompt as messages."
             )
-        return Rendering(row.prompt, tuple(texts))
+        return Rendering(row.prompt, tuple(texts), Form.VERBATIM if row.is_verbatim else Form.PLAIN)
 
-    def notes(self, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
-        """Lines of the run's header on the chat template: how it renders these rows, or that it is not used."""
-        wrapped = [self._with_wrapped_prompt(row) for row in rows]
-        chats = [row for row in wrapped if not isinstance(row.prompt, str)]
-        if chats:
-            yield from self.renderer.notes(chats)
-        elif self.tokenizer.chat_template and any(row.prompt for row in wrapped):
-            yield (
-                "chat template",
-                "not used, because the prompts are plain text; data.wrap_prompts_as_chat=true makes each a user's turn",
-            )
-
-    def _with_wrapped_prompt(self, row: Row) -> Row:
+    def as_chat(self, row: Row) -> Row:
         """The row, with a plain prompt as a chat if `wraps_prompts` is set."""
-        if not self.wraps_prompts or not isinstance(row.prompt, str) or not row.prompt:
+        if not self.wraps_prompts or not isinstance(row.prompt, str) or not row.prompt or row.is_verbatim:
             return row
         return replace(row, prompt=[{"role": "user", "content": row.prompt}])
 
@@ -186,13 +181,18 @@ class PreferenceTokenizer:
 
     # --- text to tokens ---
 
-    def tokens(self, rendering: Rendering, *, plain: bool) -> TokenizedRow | None:
+    def tokens(self, rendering: Rendering) -> TokenizedRow | None:
         """Tokens of a rendering, without limits; each response ends with a token at which sampling ends.
 
-        None if no tokens of a response, after those of the prompt, spell the text of both.
+        A verbatim text has no other tokens than its own; if it is trained on from its beginning, its first token is the
+        prompt. None if no tokens of a response, after those of the prompt, spell the text of both.
         """
-        begin, prompt_ids = self._opening(rendering.prompt, plain)
+        begin, prompt_ids = self._opening(rendering.prompt, rendering.form)
         wholes = [begin + self._encode(rendering.prompt + text, begin) for text in rendering.responses]
+        if not prompt_ids:
+            prompt_ids = wholes[0][:1]
+            if wholes[0] == prompt_ids:
+                return None
         if not all(_begins(whole, prompt_ids) for whole in wholes):
             prompt_ids = self._prompt_within(rendering, begin, wholes, prompt_ids) or prompt_ids
         responses = []
@@ -201,14 +201,14 @@ class PreferenceTokenizer:
             ids = whole[len(prompt_ids) :] if is_clean else self._continuation(prompt_ids, text, whole)
             if ids is None:
                 return None
-            responses.append(self._ended(ids, plain))
+            responses.append(self._ended(ids, rendering.form))
         return TokenizedRow(prompt_ids, responses)
 
-    def _opening(self, prompt: str, plain: bool) -> tuple[list[int], list[int]]:
-        """The tokens that begin a text, and the prompt's tokens including them; at least one token."""
-        begin = self._begin if plain else []
+    def _opening(self, prompt: str, form: Form) -> tuple[list[int], list[int]]:
+        """The tokens that begin a text, and the prompt's tokens including them; at least one unless it is verbatim."""
+        begin = self._begin if form is Form.PLAIN else []
         ids = begin + self._encode(prompt, begin)
-        if not ids:
+        if not ids and form is not Form.VERBATIM:
             starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
             begin = ids = [start for start in starts if start is not None][:1]
         return begin, ids
@@ -252,8 +252,10 @@ class PreferenceTokenizer:
                     return ids
         return None
 
-    def _ended(self, ids: list[int], plain: bool) -> list[int]:
-        if plain:
+    def _ended(self, ids: list[int], form: Form) -> list[int]:
+        if form is Form.VERBATIM:
+            return ids
+        if form is Form.PLAIN:
             return ids if ids[-1:] == [self._eos] else [*ids, self._eos]
         ends = self._special_ids if self.renderer.turn_end else self.end_ids()  # a tool call may end differently
         return ids if ids and ids[-1] in ends else [*ids, self._turn_end]
@@ -269,14 +271,13 @@ class PreferenceTokenizer:
         Raises:
             UserError: the texts differ.
         """
-        row = self._with_wrapped_prompt(row)
+        row = self.as_chat(row)
         rendering = self.rendering(row)
-        plain = isinstance(row.prompt, str)
         self.encoder.prove(rendering)
-        tokens = self.tokens(rendering, plain=plain)
+        tokens = self.tokens(rendering)
         if tokens is None:
             return
-        begin, _ = self._opening(rendering.prompt, plain)
+        begin, _ = self._opening(rendering.prompt, rendering.form)
         ends = ["", *map(self._decode, ([end] for end in self.end_ids()))]
         for text, ids in zip(rendering.responses, tokens.response_ids, strict=True):
             whole = rendering.prompt + text
@@ -334,6 +335,19 @@ class PreferenceTokenizer:
         """The token that ends the assistant's turn; without one or without a template, the end-of-sequence token."""
         end = self.renderer.turn_end if self.tokenizer.chat_template else ""
         return self.tokenizer.convert_tokens_to_ids(end) if end else self._eos
+
+
+def notes_on(tokenizer: PreferenceTokenizer, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
+    """Lines of the run's header on the chat template: how it renders these rows, or that it is not used."""
+    wrapped = [tokenizer.as_chat(row) for row in rows]
+    chats = [row for row in wrapped if not isinstance(row.prompt, str)]
+    if chats:
+        yield from tokenizer.renderer.notes(chats)
+    elif tokenizer.tokenizer.chat_template and any(row.prompt and not row.is_verbatim for row in wrapped):
+        yield (
+            "chat template",
+            "not used, because the prompts are plain text; data.wrap_prompts_as_chat=true makes each a user's turn",
+        )
 
 
 def listing(counts: Mapping[str, int]) -> str:

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from lit_align.console import phase, print_field
 from lit_align.data.base import PairsDataModule
 from lit_align.data.formats.rows import Row, Rows
+from lit_align.data.generation import sample_responses
 from lit_align.data.on_policy import OnPolicyPairs
-from lit_align.data.sampling import Response, Sampling, in_order, sample_responses
+from lit_align.data.sampling import Response, Sampling, in_order
 from lit_align.data.scorers.base import Scorer, score
 from lit_align.data.tokenization import PreferenceTokenizer, listing
 from lit_align.errors import UserError
@@ -51,7 +52,7 @@ def tokenizer_of(module: PreferenceObjective) -> PreferenceTokenizer:
     """The tokenizer of the data module, if it is one of lit_align's; else one without limits of length."""
     data = module.trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, PairsDataModule):
-        return data.preference_tokenizer
+        return data.prompt_tokenizer
     return PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
 
 

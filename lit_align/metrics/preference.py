@@ -12,8 +12,9 @@ r(y) is the implicit reward as the loss sees it: β_eff·(log π(y|x) − log an
 | log_ratio_chosen, log_ratio_rejected | mean of log π(y|x) − log anchor(y|x); not a KL: the pairs were selected |
 | length_chosen, length_rejected | mean number of response tokens |
 
-"rejected" is the last branch, the worst of a group. Objectives without an anchor log no log ratios. A reward model's
-r(y) is its output, which it logs in place of log π:
+"rejected" is the last branch, the worst of a group. Means and shares weigh each example by its weight, if rows have one
+(column `weight`). Objectives without an anchor log no log ratios. A reward model's r(y) is its output, which it logs in
+place of log π:
 
 | metric | formula |
 |---|---|
@@ -72,6 +73,7 @@ class PreferenceMetrics(Metric):
         lengths: Tensor,
         rewards: Tensor,
         labels: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         """Add B examples.
 
@@ -82,23 +84,24 @@ class PreferenceMetrics(Metric):
             lengths: [B, K], response tokens.
             rewards: [B, K], implicit rewards.
             labels: [B, 1], 1 for desirable; used for single responses only.
+            weights: [B], the weight of each example in the means; None is 1.
         """
         whats = [logps, lengths] if anchor_logps is None else [logps, logps - anchor_logps, lengths]
-        every = torch.ones_like(losses)
+        every = torch.ones_like(losses) if weights is None else weights
         if not self.preferences:
-            columns, weights = [losses, *(what[:, 0] for what in whats)], [every] * (1 + len(whats))
+            columns, counted = [losses, *(what[:, 0] for what in whats)], [every] * (1 + len(whats))
         else:
             if logps.shape[1] > 1:
                 margins, desirable, undesirable = rewards[:, 0] - rewards[:, -1], every, every
             else:
-                desirable = every if labels is None else labels[:, 0].to(every)
-                undesirable = 1 - desirable
-                margins = rewards[:, 0] * (desirable - undesirable)
-            columns, weights = [losses, (margins > 0).float(), margins], [every] * 3
+                label = torch.ones_like(losses) if labels is None else labels[:, 0].to(losses)
+                margins = rewards[:, 0] * (2 * label - 1)
+                desirable, undesirable = every * label, every * (1 - label)
+            columns, counted = [losses, (margins > 0).float(), margins], [every] * 3
             for what in whats:
                 columns += [what[:, 0], what[:, -1]]
-                weights += [desirable, undesirable]
-        weight = torch.stack([w.double() for w in weights])
+                counted += [desirable, undesirable]
+        weight = torch.stack([each.double() for each in counted])
         self.total += (torch.stack([column.detach().double() for column in columns]) * weight).sum(1)
         self.count += weight.sum(1)
 

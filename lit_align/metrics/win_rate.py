@@ -10,10 +10,12 @@ and then the mean over prompts. Prompts, not pairs, are the independent units of
 reward is a percentile bootstrap over prompts, widened by Student's t for few prompts. That of a win rate p is Wilson's,
 where the number of trials is the one that would give the variance between prompts:
 
-    n = p(1 − p) / (s²/P),      s²: variance of the prompts' win rates,      z → t of P − 1 degrees of freedom
+    n = P/r,     r = (P·s² + c) / (P·p(1 − p) + c),     c = (1 − 2p)²/16,     z → t of P − 1 degrees of freedom
 
-so that it keeps its width near 0 and 1, where a bootstrap collapses. A rate of exactly 0 or 1 gets Clopper and
-Pearson's interval of P trials.
+where s² is the variance of the prompts' win rates. With c = 0, r is the share of a comparison's variance p(1 − p) that
+is between prompts: near 0 if each prompt has many independent comparisons, 1 if those of a prompt all agree (n = P).
+Near p = 0 and 1, the few prompts that differ decide s², which is mostly too small: c moves r toward 1 there. It is 0 at
+p = ½. So the interval keeps its width where a bootstrap collapses (`benchmarks/intervals.py` measures its coverage).
 
 **Length-controlled win rate.** Judges tend to prefer long responses, so a policy can win by length alone. As in
 AlpacaEval 2 (Dubois et al., arXiv 2404.04475), a logistic regression explains the outcome w ∈ {0, ½, 1} of each pair by
@@ -83,15 +85,13 @@ def bootstrap_interval(
 def rate_interval(values: Tensor) -> tuple[float, float]:
     """95 % interval of the mean of independent rates in [0, 1], [P]: Wilson's, with the variance between them."""
     P, p = len(values), values.double().mean().item()
-    if p in (0.0, 1.0):
-        bound = 0.025 ** (1 / P)
-        return (bound, 1.0) if p else (0.0, 1 - bound)
     binomial = p * (1 - p)
-    variance = values.double().var().item() / P if P > 1 else binomial  # of p
-    t2 = student_t(P - 1) ** 2
-    share = t2 * variance / binomial  # t²/n
+    between = values.double().var().item() if P > 1 else binomial
+    few = (1 - 2 * p) ** 2 / 16  # c
+    common = min(1.0, (P * between + few) / (P * binomial + few))  # r
+    share = student_t(P - 1) ** 2 * common / P  # t²/n
     center = (p + share / 2) / (1 + share)
-    reach = math.sqrt(t2 * variance + share**2 / 4) / (1 + share)
+    reach = math.sqrt(share * binomial + share**2 / 4) / (1 + share)
     return max(0.0, center - reach), min(1.0, center + reach)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
+from lit_align.objectives.accumulation import weighted_mean
 from lit_align.policy import PolicyConfig
 
 
@@ -81,6 +82,10 @@ def _check_shapes(batch: PreferenceBatch) -> None:
     check_shape("prompt_mask", batch.prompt_mask, *batch.prompt_ids.shape)
     check_shape("response_mask", batch.response_mask, B, K, R)
     check_shape("index", batch.index, B)
+    check_shape("weights", batch.weights, B)
+    if batch.weights is not None and not (batch.weights >= 0).all():
+        wrong = batch.weights[~(batch.weights >= 0)][0].item()
+        raise ValueError(f"`weights` holds {wrong}, but needs numbers of at least 0.")
     check_shape("reference_logps", batch.reference_logps, B, K)
     labels, own = batch.labels, K - batch.mismatched  # of responses to the batch's own prompts
     check_shape("labels", labels, *((B,) if labels is not None and labels.ndim == 1 else (B, own)))
@@ -120,7 +125,7 @@ def check_state_dict(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None
 
 
 def check_finite(losses: Tensor, batch: PreferenceBatch, step: int, source: str = "this round's data") -> None:
-    """Check that the mean loss of a step is finite.
+    """Check that the mean loss of a batch is finite.
 
     Args:
         losses: [B], loss of each example.
@@ -129,9 +134,14 @@ def check_finite(losses: Tensor, batch: PreferenceBatch, step: int, source: str 
     Raises:
         UserError: it is not; names the examples.
     """
-    loss = losses.detach().mean()
+    loss = weighted_mean(losses.detach(), batch.weights)
     if not torch.isfinite(loss):
         rows = batch.index[~torch.isfinite(losses.detach())].tolist()
+        if not rows and batch.weights is not None:
+            raise UserError(
+                f"step {step}: the weights of examples {batch.index.tolist()} of {source} sum to "
+                f"{batch.weights.sum().item():g}, so they have no mean. Leave such a batch out in the data module."
+            )
         raise UserError(
             f"the loss of step {step} is {loss.item()}, from examples {rows} of {source}. "
             "Lower the learning rate or clip gradients (trainer.gradient_clip_val), or take them out."

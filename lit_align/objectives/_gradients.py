@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gradient_scale(loss: Callable[[Tensor], Tensor], logps: Tensor) -> Tensor:
-    """Mean of |∂loss/∂log π(y)| over examples' first responses.
+    """|∂loss/∂log π(y)| of each example's first response, [B].
 
     A pair's loss flattens as the policy moves away from the anchor. A refresh that moves the anchor to the policy
     restores the scale of the first step (DPO: β/2).
@@ -19,4 +19,4 @@ def gradient_scale(loss: Callable[[Tensor], Tensor], logps: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = logps.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
-    return gradient[:, 0].abs().mean()
+    return gradient[:, 0].abs()

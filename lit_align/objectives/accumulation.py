@@ -1,8 +1,10 @@
 """Gradient accumulation: the weights of a step's micro-batches, and the logged means over them.
 
-With A = `accumulate_grad_batches`, Lightning divides the loss of each micro-batch by A and adds up the gradients. The
-mean loss of n out of the step's N examples is therefore multiplied by A·n/N. So the step equals a step on one batch
-of N examples, even if micro-batches differ in size or fewer than A are left at the end of an epoch.
+A step's loss is Σ w·loss / Σ w over the examples of all its micro-batches and processes, where w is the weight of an
+example, or 1. With A = `accumulate_grad_batches`, Lightning divides the loss of each micro-batch by A and adds up the
+gradients, and P processes average theirs. So the mean loss of a micro-batch is multiplied by A·P·n/N, if its weights
+sum to n, and those of the step to N. The step then equals a step on one batch of all its examples. Micro-batches may
+differ in size and weight, and fewer than A may be left at the end of an epoch.
 """
 
 from collections.abc import Mapping
@@ -13,13 +15,19 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lit_align.logprobs import PreferenceBatch
+
 
 @runtime_checkable
-class KnowsSizes(Protocol):
-    """A loader that knows the sizes of its batches in advance."""
+class KnowsWeights(Protocol):
+    """A loader that knows the weights of its batches in advance."""
 
-    def size_of(self, batch: int) -> int:
-        """Examples of one of the epoch's batches, on this process."""
+    def weight_of(self, batch: int) -> float:
+        """The sum of the weights of the examples of one of the epoch's batches, on this process."""
+        ...
+
+    def mean_weight_of(self, batch: int) -> float:
+        """The mean of `weight_of` over all processes."""
         ...
 
 
@@ -55,39 +63,58 @@ class MicroBatch:
         return self.number == self.first
 
     def weight(self, stream: str = "preferences") -> float:
-        """The factor of its mean loss; its examples weigh the same as all others of the step.
+        """The factor of its mean loss, with which its examples weigh as much as all others of the step.
 
         Args:
-            stream: The stream of examples. Batches of a loader that does not know their sizes count as equal.
+            stream: The stream of examples. Batches of a loader that does not know their weights count as equal.
         """
         loader = self.loaders.get(stream) if isinstance(self.loaders, Mapping) else self.loaders
-        if not isinstance(loader, KnowsSizes):
+        if not isinstance(loader, KnowsWeights):
             return self.accumulated / (self.end - self.first)
-        sizes = [loader.size_of(number) for number in range(self.first, self.end)]
-        return self.accumulated * sizes[self.number - self.first] / sum(sizes)
+        step = sum(loader.mean_weight_of(number) for number in range(self.first, self.end))
+        return self.accumulated * loader.weight_of(self.number) / step
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean over examples, a scalar; equal weights give the plain mean to the bit.
+
+    Args:
+        values: [B].
+        weights: [B] float32; None weighs all equally.
+    """
+    if weights is None:
+        return values.mean()
+    exact = weights.double()
+    return (values * (exact / exact.mean()).to(values)).mean()
+
+
+def total_weight(batch: PreferenceBatch) -> Tensor | int:
+    """The sum of the weights of a batch's examples."""
+    return batch.size if batch.weights is None else batch.weights.double().sum()
 
 
 class StepMeans:
-    """Means over the examples of an optimizer step, by name."""
+    """Weighted means over the examples of an optimizer step, by name."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._examples: dict[str, int] = {}
+        self._weights: dict[str, Tensor | int] = {}
 
     def reset(self) -> None:
         """Begin a step."""
         self._sums.clear()
-        self._examples.clear()
+        self._weights.clear()
 
-    def add(self, name: str, mean: Tensor, examples: int) -> None:
-        """Add the mean over the examples of one micro-batch."""
-        self._sums[name] = self._sums.get(name, 0) + mean.detach().double() * examples
-        self._examples[name] = self._examples.get(name, 0) + examples
+    def add(self, name: str, mean: Tensor, weight: Tensor | int) -> None:
+        """Add the mean over the examples of one micro-batch, and the sum of their weights."""
+        self._sums[name] = self._sums.get(name, 0) + mean.detach().double() * weight
+        self._weights[name] = self._weights.get(name, 0) + weight
 
     def compute(self, trainer: Trainer) -> dict[str, Tensor]:
-        """The means, over all processes, which have equal numbers of examples."""
+        """The means, over all processes."""
         if not self._sums:
             return {}
-        means = torch.stack([total / self._examples[name] for name, total in self._sums.items()])
-        reduced: Any = trainer.strategy.reduce(means, reduce_op="mean")
-        return dict(zip(self._sums, reduced.unbind(), strict=True))
+        sums = torch.stack([*self._sums.values()])
+        weights = torch.stack([torch.as_tensor(weight).to(sums) for weight in self._weights.values()])
+        totals: Any = trainer.strategy.reduce(torch.stack([sums, weights]), reduce_op="sum")
+        return dict(zip(self._sums, (totals[0] / totals[1]).unbind(), strict=True))

@@ -203,8 +203,8 @@ class AnchoredObjective(PreferenceObjective):
             )
         super().on_load_checkpoint(checkpoint)
         if self.proximal_target is not None:
-            self.proximal = checkpoint.get("proximal", self.proximal)
-            self._adapted = checkpoint.get("adapted", False)
+            self.proximal = float(checkpoint.get("proximal", self.proximal))
+            self._adapted = bool(checkpoint.get("adapted", False))
         saved = RefreshRule(**checkpoint["refresh_rule"]) if checkpoint.get("refresh_rule") else None
         if self._trainer is None and saved != self.refresh_rule:  # load_from_checkpoint, which has built the model
             self.policy, self.reference = None, None

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align import provenance
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError, check_number, check_types
 from lit_align.loading import from_fields, load_positions, load_tokenizer, read_template
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
@@ -35,7 +35,7 @@ from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_batch, check_finite, check_policy_config
 from lit_align.objectives._gradients import gradient_scale
 from lit_align.objectives._likelihood import sft_loss
-from lit_align.objectives.accumulation import MicroBatch, StepMeans
+from lit_align.objectives.accumulation import MicroBatch, StepMeans, total_weight, weighted_mean
 from lit_align.objectives.resumable import ResumableModule
 from lit_align.objectives.saved import SavedObjective
 from lit_align.objectives.schedule import (
@@ -245,9 +245,9 @@ class PreferenceObjective(ResumableModule):
     def _text_loss(self, name: str, batch: PreferenceBatch) -> Tensor:
         assert self.policy is not None
         losses = sft_loss(self.policy(batch)[:, 0], batch.lengths[:, 0].clamp(min=1))
-        loss = losses.mean()
+        loss = weighted_mean(losses, batch.weights)
         check_finite(losses, batch, self.trainer.global_step, f"data.{name}")
-        self._step_means.add(f"nll_{name}", loss, batch.size)
+        self._step_means.add(f"nll_{name}", loss, total_weight(batch))
         return loss
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
@@ -270,10 +270,10 @@ class PreferenceObjective(ResumableModule):
         logps = self.policy(batch)
         anchor_logps, beta = self.anchor(batch)
         losses = self.loss(logps, anchor_logps, beta, batch)
-        loss = losses.mean()
+        loss = weighted_mean(losses, batch.weights)
         if stage == "train":
             check_finite(losses, batch, self.trainer.global_step)
-            self._check_first_step(loss, logps, anchor_logps, beta, batch)
+            self._check_first_step(losses.mean(), logps, anchor_logps, beta, batch)
             self.after_loss(logps, anchor_logps, batch)
         metrics: Any = self.metrics[f"{stage}_"]
         scale = None
@@ -283,9 +283,9 @@ class PreferenceObjective(ResumableModule):
         logps, lengths = logps[:, :K], batch.lengths[:, :K]
         anchor_logps = None if anchor_logps is None else anchor_logps[:, :K]
         rewards = self.implicit_rewards(logps, anchor_logps, beta, lengths.clamp(min=1))
-        metrics.update(losses, logps, anchor_logps, lengths, rewards, batch.labels)
+        metrics.update(losses, logps, anchor_logps, lengths, rewards, batch.labels, batch.weights)
         if scale is not None:
-            self._step_means.add("gradient_scale", scale, batch.size)
+            self._step_means.add("gradient_scale", weighted_mean(scale, batch.weights), total_weight(batch))
         return loss
 
     def on_validation_epoch_end(self) -> None:
@@ -327,7 +327,7 @@ class PreferenceObjective(ResumableModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.warmed_up_at = Completed(*checkpoint.get("warmed_up_at", self.warmed_up_at))
+        self.warmed_up_at = check_types(Completed(*checkpoint.get("warmed_up_at", self.warmed_up_at)))
 
     # --- the run's header ---
 

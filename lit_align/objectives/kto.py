@@ -36,19 +36,21 @@ from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_positive, check_shape
+from lit_align.objectives.accumulation import weighted_mean
 from lit_align.objectives.anchored import AnchoredObjective
 from lit_align.policy import PolicyConfig
 
 
-def kto_z0(mismatched_log_ratios: Tensor) -> Tensor:
+def kto_z0(mismatched_log_ratios: Tensor, weights: Tensor | None = None) -> Tensor:
     """KTO's reference point max(0, mean log(π/anchor)), a scalar without gradient.
 
     Args:
         mismatched_log_ratios: [M], log π − log anchor of responses to other prompts. Average over ranks *before* the
             clamp: pass the ratios of all ranks, or their mean over ranks as [1].
+        weights: [M], the weight of each in the mean; None is 1.
     """
     check_shape("mismatched_log_ratios", mismatched_log_ratios, "M>=1")
-    return mismatched_log_ratios.detach().mean().clamp(min=0)
+    return weighted_mean(mismatched_log_ratios.detach(), weights).clamp(min=0)
 
 
 def kto_loss(
@@ -104,7 +106,7 @@ class KTO(AnchoredObjective):
         self.desirable_weight = desirable_weight
         self.undesirable_weight = undesirable_weight
         self.register_buffer("z0", torch.zeros(()))
-        self._mismatched: list[Tensor] = []  # log ratios of this optimizer step so far
+        self._mismatched: list[Tensor] = []  # log ratios and weights of this optimizer step so far, [2, B] each
 
     def data_needs(self) -> DataNeeds:
         return replace(super().data_needs(), data_kind="labelled", needs_mismatched=True)
@@ -127,11 +129,14 @@ class KTO(AnchoredObjective):
         return losses_N.view(batch.size, -1).mean(1)
 
     def after_loss(self, logps: Tensor, anchor_logps: Tensor, batch: PreferenceBatch) -> None:
-        self._mismatched.append((logps - anchor_logps)[:, -1].detach())
+        ratios = (logps - anchor_logps)[:, -1].detach()
+        weights = torch.ones_like(ratios) if batch.weights is None else batch.weights.to(ratios)
+        self._mismatched.append(torch.stack([ratios, weights]))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        ratios: Any = self.all_gather(torch.cat(self._mismatched))
-        self.z0 = kto_z0(ratios.flatten())
+        gathered: Any = self.all_gather(torch.cat(self._mismatched, dim=1))  # [2, M], or [processes, 2, M]
+        ratios, weights = gathered.movedim(-2, 0).flatten(1)
+        self.z0 = kto_z0(ratios, weights)
         self._mismatched.clear()
         self.log("train/z0", self.z0)
 

@@ -15,7 +15,7 @@ from lit_align.errors import UserError
 from lit_align.lightning_features import check_features
 from lit_align.objectives._checks import check_state_dict
 from lit_align.policy import LoRAConfig, is_adapter_weight
-from lit_align.position import KEY, Position
+from lit_align.position import KEY, Position, end_when_over
 
 # Options that say where the base model is; its weights identify it.
 LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
@@ -44,6 +44,7 @@ class ResumableModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             check_features(self.trainer)
+            end_when_over(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the position, and the hyperparameters as plain values that can be read without our classes."""
@@ -57,25 +58,27 @@ class ResumableModule(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is None:  # load_from_checkpoint
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            whole = {"loops", "optimizer_states", "lr_schedulers"} <= checkpoint.keys()
-            if "state_dict" in checkpoint and not whole:  # a sharded strategy loads these itself
-                raise UserError(
-                    "the checkpoint holds weights, but not the state of the optimizer, so no run can resume from it. "
-                    "Name another, and save with checkpoint.save_weights_only=false."
-                )
-            provenance.check(
-                checkpoint,
-                self.identity(),
-                self.accept_changes,
-                adapter=self.lora is not None,
-                defaults=provenance.default_options("model", type(self)),
+        if missing := {KEY, provenance.KEY} - checkpoint.keys():
+            raise UserError(
+                f"the checkpoint was not written by a run of lit_align: it has no entry {min(missing)!r}. Name another."
             )
+        whole = all(checkpoint.get(part) for part in ("loops", "optimizer_states", "lr_schedulers"))
+        if "state_dict" in checkpoint and not whole:  # a sharded strategy loads these itself
+            raise UserError(
+                "the checkpoint holds weights, but not the state of the optimizer, so no run can resume from it. Name "
+                "another, and save with checkpoint.save_weights_only=false."
+            )
+        provenance.check(
+            checkpoint[provenance.KEY],
+            self.identity(),
+            self.accept_changes,
+            adapter=self.lora is not None,
+            defaults=provenance.default_options("model", type(self)),
+        )
         self._resumed_at = Position.load(checkpoint)
-        if self._resumed_at is not None and "loops" in checkpoint:
-            self._resumed_at.write_loops(checkpoint)
+        self._resumed_at.write_loops(checkpoint)
 
     def on_fit_start(self) -> None:
         provenance.check_processes(self.identity())

@@ -62,7 +62,8 @@ class MetricsCSV(Logger):
                 f"{relative(self.path)} has {len(rows)} of the {state['rows']} rows that the checkpoint counts; the "
                 "curves lack the others"
             )
-        self._rows = [*rows, *filter(None, [state["pending"]])]
+        pending = {name: float(value) for name, value in (state["pending"] or {}).items()}
+        self._rows = [*rows, *filter(None, [pending])]
 
     @rank_zero_only
     def save(self) -> None:

@@ -15,7 +15,7 @@ from tiny import write_pairs, write_prompts
 from lit_align import callbacks, data, objectives
 from lit_align.cli import main
 from lit_align.data.examples import Source
-from lit_align.data.scorers.chat_api import Endpoint
+from lit_align.data.scorers.endpoint import Endpoint
 from lit_align.errors import UserError
 from lit_align.policy import LoRAConfig, PolicyConfig
 
@@ -31,7 +31,7 @@ ZERO_ALLOWED = {
     *("alpha of CPO", "beta of MPO", "gamma", "margin", "min_margin", "proximal", "label_smoothing", "dropout"),
     *("pretraining_weight", "sft_weight", "price_input", "price_output", "retries", "seed", "shown", "threshold"),
     *("temperature of Sampling", "temperature of Endpoint", "top_k", "unanswered of PairwiseJudge", "warmup_steps"),
-    "lowest",
+    *("lowest", "wait_minutes of VLLMServerSampler"),
 }
 
 

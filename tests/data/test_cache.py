@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -148,9 +149,17 @@ def test_a_template_that_reads_the_date_is_rendered_each_day(read, monkeypatch):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     setup(tokenizer=tokenizer)
-    monkeypatch.setattr(code, "date", SimpleNamespace(today=lambda: "tomorrow"))
+    monkeypatch.setattr("lit_align.data.template.datetime", Later)
     setup(tokenizer=tokenizer)
     assert len(read) == 2
+
+
+class Later(datetime):
+    """Another day than today."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Self:
+        return cls(2001, 2, 3)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "no description"])

@@ -1,5 +1,6 @@
 """Prompt + response are the chat template's own tokens, for each template that TRL ships, or the row is refused."""
 
+import copy
 import importlib.util
 import re
 from dataclasses import replace
@@ -14,7 +15,7 @@ from tiny import CHAT_TEMPLATE, byte_tokenizer
 from tokenizers import AddedToken
 
 from lit_align.data.formats.rows import Row
-from lit_align.data.tokenization import PreferenceTokenizer
+from lit_align.data.tokenization import PreferenceTokenizer, notes_on
 from lit_align.errors import UserError
 
 TRL = importlib.util.find_spec("trl")
@@ -58,12 +59,14 @@ CASES = {
     "thoughts in the text": Row(HI, ("<think>\nhm\n</think>\n\nyes", "<think>\nwell\n</think>\n\nno")),
     "thoughts in one": Row(HI, ("<think>\nhm\n</think>\n\nyes", "no")),
     "several turns": Row([*HI, message("assistant", "Hello."), message("user", "And?")], ("yes", "no")),
+    "a second message": Row([*HI, message("assistant", "Hello.")], ("yes", "no"), is_new_turn=True),
     "system": Row([message("system", "Be short."), *HI], ("yes", "no")),
     "tools": Row(HI, (CALL, "no"), tools=TOOLS),
     "result of a tool": Row([*HI, CALL, message("tool", "sunny", name="weather")], ("yes", "no"), tools=TOOLS),
 }
 REFUSALS = re.compile(
     r"leaves out or changes (a part of the response|the response's `(reasoning_content|tool_calls)`)"
+    r"|(alternat|assistant) at message 2|must alternate"
     r"|has tools, but the chat template|leaves out message \d \((system|tool)\)|System role not supported"
 )
 
@@ -141,6 +144,26 @@ def test_training_reads_the_sampled_prompt_without_missing_thoughts(name):
     found = made.row(row)
     assert found is not None
     assert (found.prompt_ids == made.prompt_ids(row)) != name.startswith(("deepseek", "nemotron"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_ends_prompts_as_before_an_answer_if_told_to(name):
+    """As `before_answer` changes it; nothing but the generation prompt changes."""
+    own = made_of(name)
+    tokenizer = copy.deepcopy(own.tokenizer)
+    tokenizer.chat_template = own.renderer.template.before_answer
+    made = PreferenceTokenizer(tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+    for row in (CASES["plain"], CASES["several turns"], CASES["system"]):
+        try:
+            expected = own.row(row)
+        except UserError:
+            continue
+        whole = own.tokenizer.decode(whole_of(name, own, row, "yes"))
+        assert whole_of(name, made, row, "yes") == whole_of(name, own, row, "yes")
+        prompt = made.tokenizer.decode(made.prompt_ids(row))
+        assert prompt == whole.rpartition("yes")[0].rstrip(" ")
+        if expected.prompt_ids != own.prompt_ids(row):
+            assert made.row(row) == expected
 
 
 @pytest.mark.skipif(not TRL, reason="the templates are TRL's")
@@ -312,19 +335,13 @@ def test_a_template_that_leaves_out_a_message_is_an_error():
     assert made.row(CASES["several turns"]) is not None
 
 
-def test_a_prompt_that_differs_in_sampling_and_a_date_are_noted():
-    thinking = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
-    assert list(with_template(thinking).notes([CASES["plain"]])) == [
-        ("two prompts", "the chat template ends a prompt differently for sampling than for this response:"),
-        ("  sampling", "…m_end|>\\n<|im_start|>assistant\\n<think>\\n"),
-        ("  training", "…m_end|>\\n<|im_start|>assistant\\n"),
-    ]
+def test_a_date_and_an_unknown_end_of_turn_are_noted():
     dated = "{% if date_string is undefined %}{% set date_string = strftime_now('%d') %}{% endif %}{{ date_string }}"
-    notes = dict(with_template(dated + CHAT_TEMPLATE).notes([Row(HI)]))
+    notes = dict(notes_on(with_template(dated + CHAT_TEMPLATE), [Row(HI)]))
     assert "writes today's date into prompts" in notes["date"]
-    assert not list(with_template(dated + CHAT_TEMPLATE, {"date_string": "1 May"}).notes([CASES["plain"]]))
+    assert not list(notes_on(with_template(dated + CHAT_TEMPLATE, {"date_string": "1 May"}), [CASES["plain"]]))
     unknown = with_template(CHAT_TEMPLATE.replace("<|im_end|>", "<|eot|>"))
-    assert dict(unknown.notes([CASES["plain"]]))["turn's end"].startswith("the chat template writes <|eot|>, which")
+    assert dict(notes_on(unknown, [CASES["plain"]]))["turn's end"].startswith("the chat template writes <|eot|>, which")
 
 
 @pytest.mark.parametrize(
@@ -347,12 +364,12 @@ def test_what_the_template_does_not_read_is_refused(row, args, words):
 
 def test_a_chat_template_that_plain_prompts_do_not_use_is_noted():
     made = with_template(CHAT_TEMPLATE)
-    assert dict(made.notes([Row("Hi?", ("yes",))]))["chat template"].startswith(
+    assert dict(notes_on(made, [Row("Hi?", ("yes",))]))["chat template"].startswith(
         "not used, because the prompts are plain"
     )
-    assert not list(made.notes([Row("", ("a text",))]))
+    assert not list(notes_on(made, [Row("", ("a text",))]))
     made.wraps_prompts = True
-    assert not list(made.notes([Row("Hi?", ("yes",))]))
+    assert not list(notes_on(made, [Row("Hi?", ("yes",))]))
 
 
 def test_a_refused_message_is_named():

@@ -104,7 +104,7 @@ def test_texts_encoded_together_have_their_own_tokens(name):
     encoder = Encoder(tokenizer)
     together = encoder.all(renderings)
     alone = Encoder(TOKENIZERS[name]())
-    for prompt, responses in renderings:
+    for prompt, responses, *_ in renderings:
         for whole in (prompt, *(prompt + response for response in responses)):
             assert together[whole] == alone(whole), repr(whole)
 

@@ -190,8 +190,8 @@ def test_tokens_that_do_not_spell_their_text_stop_the_run():
     check_tokens(rows, made)
     right = made.tokens
 
-    def wrong(rendering: Any, *, plain: bool) -> TokenizedRow | None:
-        found = right(rendering, plain=plain)
+    def wrong(rendering: Any) -> TokenizedRow | None:
+        found = right(rendering)
         assert found is not None
         if rendering.prompt == "Q3":  # a space more, as of a response tokenized by itself
             found.response_ids[1].insert(0, made.tokenizer(" ").input_ids[0])

@@ -34,6 +34,21 @@ def test_processes_share_the_examples_equally_without_overlap():
     assert loaders[0].dropped == 3
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("length", [None, 9])
+def test_batches_know_their_weights_in_advance(world_size, length):
+    random = torch.Generator().manual_seed(0)
+    weights = torch.rand(11, generator=random).double().tolist()
+    some = ExampleTable.of(Example([1] * (1 + i % 5), [[1], [2]], "", weight=w) for i, w in enumerate(weights))
+    options = {"group_by_length": True, "epoch": lambda: 3, "world_size": world_size, "length": length}
+    loaders = [ExampleLoader(some, 2, seed=1, rank=rank, **options) for rank in range(world_size)]
+    served = [[batch.weights.double().sum().item() for batch in loader] for loader in loaders]
+    for loader, sums in zip(loaders, served, strict=True):
+        assert [loader.weight_of(number) for number in range(len(loader))] == pytest.approx(sums, rel=1e-14)
+        means = [sum(each) / world_size for each in zip(*served, strict=True)]
+        assert [loader.mean_weight_of(number) for number in range(len(loader))] == pytest.approx(means, rel=1e-14)
+
+
 def test_length_batches_are_the_same_for_any_number_of_processes():
     lengths = torch.randint(1, 200, (203,), generator=torch.Generator().manual_seed(0)).tolist()
     some = ExampleTable.of(Example([1] * length, [[2], [3]], "") for length in lengths)

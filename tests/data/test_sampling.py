@@ -12,14 +12,12 @@ from tiny import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lit_align.data.generation import filtered_probabilities, generate, sample_responses
 from lit_align.data.sampling import (
     Response,
     Sampling,
     check_stop,
     cut,
-    filtered_probabilities,
-    generate,
-    sample_responses,
     sampling_batches,
     seed_of,
     uniform_numbers,

@@ -1,6 +1,7 @@
 """Examples in Arrow memory: the same as in Python, and of no size there."""
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_a_label_of_the_example_and_a_mismatched_branch_are_kept():
     assert list(ExampleTable.of(soft)) == soft
     mismatched = [Example([1], [[2], [3]], "a", labels=[1.0, 0.0], mismatched=True)]
     assert list(ExampleTable.of(mismatched)) == mismatched
+
+
+def test_weights_are_kept_in_any_order():
+    made = [replace(each, weight=w) for each, w in zip(examples(4), (0.1, 2.0, 0.0, 1.0), strict=True)]
+    table = ExampleTable.of(made)
+    assert list(table) == made
+    assert table.reordered(np.array([3, 0])).weights.tolist() == [1.0, float(np.float32(0.1))]
+    assert table.reordered(np.array([3, 3]))[1].weight == 1.0
+    assert ExampleTable.of(examples(4)).weights is None
 
 
 def test_a_batch_is_the_same_to_the_bit_as_one_of_lists():

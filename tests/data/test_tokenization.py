@@ -24,10 +24,14 @@ def small(**options) -> PreferenceTokenizer:
     return made_of(byte_tokenizer(chat), **options)
 
 
-def tokens(made: PreferenceTokenizer, prompt: Text, *responses: Answer) -> TokenizedRow:
-    found = made.row(Row(prompt, responses, source="rows.jsonl:1"))
+def tokens_of(made: PreferenceTokenizer, row: Row) -> TokenizedRow:
+    found = made.row(row)
     assert found is not None
     return found
+
+
+def tokens(made: PreferenceTokenizer, prompt: Text, *responses: Answer) -> TokenizedRow:
+    return tokens_of(made, Row(prompt, responses, source="rows.jsonl:1"))
 
 
 def response(made: PreferenceTokenizer, prompt: Text, text: str) -> str:
@@ -51,6 +55,34 @@ def test_a_reply_ends_the_turn_and_a_text_ends_the_text():
     assert response(made, "Hi", "ok") == "ok<|endoftext|>"
     assert made.end_ids() == [0, 2]
     assert small(chat=False).end_ids() == [0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_verbatim_text_has_only_its_own_tokens(kind):
+    """The trained parts and those before them spell the whole; nothing is put at its beginning or end."""
+    made = made_of(KINDS[kind]())
+    parts = ["<s>[INST] Name a bird.", " [/INST]", " A crow", ".", "</s>"]
+    for start in range(5):
+        for end in range(start + 1, 6):
+            prompt, text = "".join(parts[:start]), "".join(parts[start:end])
+            row = Row(prompt, (text,), source="rows.jsonl:1", is_verbatim=True)
+            made.check(row)
+            found = tokens_of(made, row)
+            whole = made.tokenizer(prompt + text, add_special_tokens=False).input_ids
+            assert made.tokenizer.decode(found.prompt_ids + found.response_ids[0]) == made.tokenizer.decode(whole)
+            if not start:  # the first token, which nothing comes before
+                assert (found.prompt_ids, found.response_ids[0]) == (whole[:1], whole[1:])
+            else:
+                alone = made.tokenizer(prompt, add_special_tokens=False).input_ids
+                assert made.tokenizer.decode(found.prompt_ids) == made.tokenizer.decode(alone)
+    made = made_of(KINDS[kind](), wraps_prompts=True)
+    assert tokens_of(made, row) == found
+
+
+def test_a_verbatim_text_of_one_token_is_dropped_and_counted():
+    made = small()
+    assert made.row(Row("", ("a",), is_verbatim=True)) is None
+    assert made.counts == {"rows of one token without a prompt, dropped": 1}
 
 
 def test_an_empty_prompt_begins_with_a_token_of_its_own():

@@ -1,5 +1,6 @@
 """Logged means, against sums by hand."""
 
+import pytest
 import torch
 
 from lit_align.metrics import PreferenceMetrics
@@ -45,6 +46,19 @@ def test_single_responses_count_for_the_side_of_their_label():
     assert (values["logp_chosen"], values["logp_rejected"]) == (-1, -3.5)
     assert (values["log_ratio_chosen"], values["log_ratio_rejected"]) == (1, -0.25)
     assert (values["length_chosen"], values["length_rejected"]) == (3, 6)
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_a_weight_counts_like_repeated_examples(K):
+    random = torch.Generator().manual_seed(0)
+    losses, values = torch.rand(3, generator=random), torch.rand(4, 3, K, generator=random)
+    labels = torch.tensor([[1.0], [0.0], [1.0]]) if K == 1 else None
+    weighted, repeated = PreferenceMetrics(), PreferenceMetrics()
+    weighted.update(losses, *values, labels, torch.tensor([2.0, 0.5, 1.5]))
+    some = torch.tensor([0, 0, 0, 0, 1, 2, 2, 2])
+    repeated.update(losses[some], *values[:, some], None if labels is None else labels[some])
+    for ours, theirs in zip(weighted.compute().values(), repeated.compute().values(), strict=True):
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
 
 
 def test_texts_have_no_better_or_worse_side():

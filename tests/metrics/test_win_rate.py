@@ -1,6 +1,9 @@
 """Win rates against counting, intervals against simulation."""
 
+import importlib.util
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,17 +120,42 @@ def test_the_interval_of_a_rate_covers_near_100_percent():
     assert sum(bootstrap) / len(bootstrap) < 0.8
 
 
-@pytest.mark.parametrize(("rate", "within"), [(0.9, 0.3), (0.95, 0.0)])
-def test_the_interval_of_a_rate_covers_with_16_prompts(rate, within):
-    """Wins of 16 comparisons a prompt, correlated within it; the bootstrap covers the rate in 81 to 88 of 100 runs."""
+@pytest.fixture(scope="module")
+def intervals() -> Any:
+    """`benchmarks/intervals.py`."""
+    path = Path(__file__).parents[2] / "benchmarks" / "intervals.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_intervals", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("rate", "prompts", "within", "widest"),
+    [
+        (0.9, 16, 0.3, 0.2),
+        (0.95, 16, 0.0, 0.09),
+        (0.95, 16, 0.3, 0.17),
+        (0.97, 64, 0.3, 0.055),
+        (0.99, 128, 0.3, 0.024),
+    ],
+)
+def test_the_interval_of_a_rate_covers_where_few_prompts_differ(intervals, rate, prompts, within, widest):
+    """16 comparisons a prompt; Wilson's interval with the prompts' variance as it is covers in 86 to 94 of 100 runs."""
     torch.manual_seed(0)
-    means = torch.full((400, 16), rate)
-    if within:
-        size = (1 - within) / within
-        means = torch.distributions.Beta(rate * size, (1 - rate) * size).sample((400, 16))
-    runs = torch.distributions.Binomial(16, means).sample().double() / 16
-    covered = [low <= rate <= high for low, high in map(rate_interval, runs)]
-    assert sum(covered) / len(covered) > 0.9
+    covered, width, *_ = intervals.measure(rate, intervals.experiments(rate, prompts, 16, within, 600), 1)
+    assert covered > 0.93
+    assert width < widest
+
+
+def test_the_interval_of_a_rate_of_one_half_is_as_wide_as_its_error(intervals):
+    torch.manual_seed(0)
+    values = intervals.experiments(0.5, 128, 16, 0.3, 300)
+    covered, width, *_ = intervals.measure(0.5, values, 1)
+    assert 0.92 < covered < 0.98
+    assert width == pytest.approx(2 * 1.979 * values.mean(1).std().item(), rel=0.05)
 
 
 def test_the_interval_of_a_mean_of_16_values_covers():
@@ -149,8 +177,11 @@ def test_a_length_gap_is_in_standard_deviations_of_the_difference():
     assert length_gap(torch.tensor([[8]]), torch.tensor([[7]])) == 2, "no spread: half a token"
 
 
-def test_a_rate_of_one_or_zero_has_the_exact_interval():
+def test_a_rate_of_one_or_zero_counts_each_prompt_as_a_trial():
     low, high = rate_interval(torch.ones(20))
-    assert (low, high) == (pytest.approx(0.8315665), 1.0)  # scipy.stats.beta.ppf(0.025, 20, 1)
-    assert rate_interval(torch.zeros(20)) == (0.0, pytest.approx(1 - 0.8315665))
-    assert rate_interval(torch.full((20,), 0.5)) == (0.5, 0.5)
+    assert (low, high) == (pytest.approx(20 / (20 + 2.0930**2), rel=1e-3), 1.0)
+    assert rate_interval(torch.zeros(20)) == (0.0, pytest.approx(1 - low))
+    nearly = torch.ones(20)
+    nearly[0] = 0.999
+    assert rate_interval(nearly) == (pytest.approx(low, abs=0.01), pytest.approx(1, abs=0.01)), "no jump to 1"
+    assert rate_interval(torch.full((20,), 0.5)) == (0.5, 0.5), "the same responses twice"

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 from processes import farthest, run_in, train
-from tiny import fit, sgd, write_pairs
+from tiny import Steps, fit, give_weights, sgd, write_pairs
 from torch.utils.data import DataLoader
 
 from lit_align.data import OfflinePairs
@@ -18,29 +17,23 @@ from lit_align.objectives.accumulation import MicroBatch, StepMeans
 from lit_align.policy import LoRAConfig, PolicyConfig
 
 
-class Steps(Callback):
-    """Keeps what is logged of each optimizer step."""
-
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step > len(self.logged):
-            self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-
 def write_texts(folder: Path, count: int) -> str:
     rows = [{"prompt": f"t{i}:", "response": " text" * (1 + i % 4)} for i in range(count)]
     (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder / "texts.jsonl")
 
 
-@pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)], ids=["full", "LoRA"])
+@pytest.mark.parametrize(
+    ("lora", "weighted"), [(None, False), (LoRAConfig(r=4), True)], ids=["full", "LoRA and weights"]
+)
 @pytest.mark.parametrize("accumulate", [3, 4, 16])
 @pytest.mark.parametrize("make", [DPO, KTO, MPO])
-def test_accumulated_batches_are_one_batch_of_their_examples(tiny_model, in_tmp, make, accumulate, lora):
+def test_accumulated_batches_are_one_batch_of_their_examples(tiny_model, in_tmp, make, accumulate, lora, weighted):
     """Eleven pairs, two at a time: the last step has fewer micro-batches, and its last one fewer examples."""
     pairs, texts = write_pairs(in_tmp, 11), write_texts(in_tmp, 11)
+    if weighted:
+        give_weights(pairs)
+        give_weights(texts)
     runs = []
     for size, times in ((2, accumulate), (2 * accumulate, 1)):
         policy = PolicyConfig(tiny_model, dtype="float64")
@@ -72,8 +65,10 @@ def test_a_foreign_loaders_last_micro_batches_have_equal_weight(tiny_model, in_t
 
 
 class Sized:
-    def size_of(self, batch: int) -> int:
+    def weight_of(self, batch: int) -> float:
         return [4, 4, 4, 4, 1][batch]
+
+    mean_weight_of = weight_of
 
 
 @pytest.mark.parametrize(
@@ -101,9 +96,12 @@ def test_means_weigh_by_examples():
     assert means.compute(Alone) == {}
 
 
-def test_two_processes_accumulate_as_one_does(tiny_model, in_tmp):
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_two_processes_accumulate_as_one_does(tiny_model, in_tmp, weighted):
     """Five batches of four in all, accumulated by three: a step of three and one of two."""
     pairs = write_pairs(in_tmp, 20)
+    if weighted:
+        give_weights(pairs)
 
     def run(size: int, **options: Any) -> tuple[Any, list[dict[str, float]]]:
         steps = Steps()

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": Command("Write a checkpoint's responses to given prompts."),
     "init": Command("Print a configuration for an objective, a model and data.", "lit_align.cli.commands.init"),
     "doctor": Command("Try the start of a run and estimate the whole.", "lit_align.cli.commands.doctor"),
+    "serve": Command("Start the vLLM server that samples for a run.", "lit_align.cli.commands.serve"),
     "rounds": Command("Show the responses that a run sampled.", "lit_align.cli.commands.rounds"),
     "compare": Command("Put several runs into one report.", "lit_align.cli.commands.compare"),
     "report": Command("Write a run's report again.", "lit_align.cli.commands.report"),

@@ -25,18 +25,34 @@ def run(args: list[str]) -> None:
         default={},
         help="arguments of the chat template, such as '{enable_thinking: false}' (default: those of the run)",
     )
+    parser.add_argument(
+        "--against-template-args",
+        metavar="ARGS",
+        type=_object,
+        default={},
+        help="those of the second model (default: those of its run)",
+    )
     parser.add_argument("--chat-template", metavar="FILE", help="another chat template than the model's")
     parser.add_argument("--tokenizer", metavar="NAME", help="another tokenizer than the model's")
     parser.add_argument("--plain", action="store_true", help="continue what is typed, without the chat template")
     given = parser.parse_args(args)
-    if given.plain and (given.template_args or given.chat_template):
-        parser.error("--template-args and --chat-template have no effect with --plain. Leave them out")
+    if given.plain and (given.template_args or given.against_template_args or given.chat_template):
+        parser.error("a chat template and its arguments have no effect with --plain. Leave them out")
+    if given.against_template_args and not given.against:
+        parser.error("--against-template-args has no effect without --against. Leave it out")
     from lit_align.cli.chat import Prompting, Speaker, chat
     from lit_align.data.sampling import Sampling
 
     sampling = Sampling(given.max_new_tokens, given.temperature)
-    prompting = Prompting(given.template_args, given.chat_template, given.tokenizer, given.plain)
-    chat([Speaker(path, sampling, given.seed, prompting) for path in (given.model, given.against) if path])
+
+    def speaker(path: str, template_args: dict[str, Any]) -> Speaker:
+        prompting = Prompting(template_args, given.chat_template, given.tokenizer, given.plain)
+        return Speaker(path, sampling, given.seed, prompting)
+
+    speakers = [speaker(given.model, given.template_args)]
+    if given.against:
+        speakers.append(speaker(given.against, given.against_template_args))
+    chat(speakers)
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ _CONTEXT = frozenset(
     tools functions system system_prompt system_message history trajectory initial_reason_steps prefix dialog dialogs
     dialogue dialogues conversation conversations messages chat question questions query instruction instructions
     problem premise hypothesis background knowledge evidence facts schema preamble persona choices options
+    quote quotes excerpt excerpts snippet snippets abstract table tables hint hints demonstrations constraints scenario
     """.split()  # noqa: SIM905  # one name a line would hide the code
 )
 """Names of columns that usually belong to the prompt."""
@@ -58,7 +59,7 @@ def with_columns_beside(row: Row, record: Record, *, may_become_chat: bool) -> R
     row = _with_system(row, record, may_become_chat=may_become_chat or "system" in record.reading.mapped)
     if name := record.filled(PREFIX):
         beginning = {"role": "assistant", "content": record.string(name)}
-        row = replace(row, prompt=[*_chat(row.prompt, record, name), beginning])
+        row = replace(row, prompt=[*_chat(row.prompt, record, name), beginning], is_new_turn=False)
     mapped = record.reading.mapped
     if (name := record.filled("tools|functions")) and (isinstance(row.prompt, list) or "tools" in mapped):
         row = replace(row, prompt=_chat(row.prompt, record, name), tools=_objects(record, name))
@@ -164,7 +165,7 @@ def check_unread(row: Row, record: Record, kind: Kind, *, is_whole: bool) -> Non
         DataError: such a column is not empty; or the row is a text to imitate, and thoughts are in another column.
     """
     unread = {name: value for name, value in record.values.items() if name not in record.read and not is_empty(value)}
-    if media := [name for name, value in unread.items() if _MEDIA.fullmatch(name) or _holds_bytes(value)]:
+    if media := [name for name, value in unread.items() if _MEDIA.fullmatch(_stem(name)) or _holds_bytes(value)]:
         holds, columns = ("holds", "column") if len(media) == 1 else ("hold", "columns")
         raise DataError(
             f"{record.source}: {listing(f'`{name}`' for name in media)} {holds} {shown(unread[media[0]])}, but images "
@@ -173,7 +174,7 @@ def check_unread(row: Row, record: Record, kind: Kind, *, is_whole: bool) -> Non
         )
     for name, value in unread.items():
         is_chat = _is_chat(value) and not _OF_JUDGES.match(name) and not name.endswith(OTHER_ITEMS)
-        belongs = name.lower().rpartition(".")[2] in _CONTEXT or is_chat
+        belongs = _stem(name.lower().rpartition(".")[2]) in _CONTEXT or is_chat
         if belongs and not is_whole and not _is_repeated(value, row):
             raise DataError(
                 f"{record.source}: `{name}` holds {shown(value)}, which may belong to the prompt, but nothing reads "
@@ -185,6 +186,11 @@ def check_unread(row: Row, record: Record, kind: Kind, *, is_whole: bool) -> Non
                 f"it. {_advice_on_thoughts(name, value, record)} with ignore_columns=[{name}]."
             )
         record.reading.unread[name] = None
+
+
+def _stem(name: str) -> str:
+    """A column's name without its number: context_1, context2."""
+    return re.sub(r"[_-]?\d+$", "", name)
 
 
 def _advice_on_thoughts(name: str, value: object, record: Record) -> str:

@@ -104,8 +104,8 @@ class MessageReader:
     def _messages(self, value: object) -> list[Message]:
         if not isinstance(value, dict):
             raise self._wrong(value, 'messages with text in both keys, like {"role": "user", "content": "…"}')
-        if value.keys() == _PLAIN and isinstance(value["content"], str):  # the usual case, read fast
-            return [{"role": self._role(value["role"]), "content": value["content"]}]
+        if value.keys() == _PLAIN and isinstance(value["content"], str) and str(value["role"]) in ROLES:  # read fast
+            return [{"role": ROLES[value["role"]], "content": value["content"]}]
         role_key = next((key for key in _ROLE_KEYS if value.get(key) is not None), None)
         if role_key is None:
             return self._exchange(value)

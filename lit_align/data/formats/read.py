@@ -1,15 +1,17 @@
 """Reading of a data set: its layout is detected once, from the first row, and all other rows must fit it."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
+from typing import Any
 
 from lit_align.data.formats.beside import check_unread, with_columns_beside
 from lit_align.data.formats.columns import TARGETS, check_columns, mapped
 from lit_align.data.formats.layouts import LAYOUTS
-from lit_align.data.formats.layouts.layout import DIFFERENT_CHATS, Layout
-from lit_align.data.formats.record import Reading, Record, columns_of
+from lit_align.data.formats.layouts.layout import CHATS, TURNS, Layout
+from lit_align.data.formats.layouts.ranked import RESPONSES
+from lit_align.data.formats.record import LARGEST, Reading, Record, columns_of
 from lit_align.data.formats.rows import DataError, Kind, Row, Rows, Skip, Turns, listing, shortened
 from lit_align.data.formats.select import SELECT
 from lit_align.data.formats.sources import read_records
@@ -69,19 +71,27 @@ def read_rows(
     first = next(prepared)
     _check_first(first)
     layout = _detect(first, kind)
+    if kind == "texts" and turns == "last" and layout.parse_turns and layout.turns != TURNS:
+        raise DataError(f"{source}: turns=last has no effect on {layout.name}, whose labels choose. Leave it out.")
     parsed = Spool(_parsed(layout, chain([first], prepared), kind, turns))
     ignored.check(source)
     rows = Spool(_of_one_form(SELECT[kind](_alike(parsed, reading), reading.skipped)))
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
-        hints = [each for reason, each in _SKIP_HINTS.items() if reason in reading.skipped]
-        raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}. {' '.join(hints)}".rstrip())
+        raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}.")
     description = f"{layout.name}, {_form(rows[0])} (columns {listing(reading.read)})"
-    if kind == "texts" and layout.parse_turns:
-        chats = sum(1 for _ in groupby(row.source for row in rows))
-        last = "the last turn" if turns == "last" else f"{len(rows)} turns"
-        description += f"; {last} of the assistant in {chats} {'chat' if chats == 1 else 'chats'}"
+    if kind == "texts" and layout.parse_turns and (rows[0].is_verbatim or not isinstance(rows[0].prompt, str)):
+        description += f"; {_count_turns(layout, rows, turns)}"
     return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
+
+
+def _count_turns(layout: Layout, rows: Iterable[Row], turns: Turns) -> str:
+    """How many parts of how many chats or texts are trained on."""
+    sources = [row.source for row in rows]
+    wholes = sum(1 for _ in groupby(sources))
+    name = "chat" if layout.turns == TURNS else "text"
+    parts = "the last turn of the assistant" if turns == "last" else f"{len(sources)} {layout.turns}"
+    return f"{parts} in {wholes} {name if wholes == 1 else f'{name}s'}"
 
 
 def _form(row: Row) -> str:
@@ -125,15 +135,33 @@ class _Ignored:
 
 
 def _flat(record: Record) -> Record:
-    """The record with the fields of an object that holds a chat (OpenAI's `input: {messages: …}`) as columns."""
-    if not any(isinstance(value, dict) and "messages" in value for value in record.values.values()):
+    """The record with objects that hold a chat or several responses in the form of the layouts.
+
+    The fields of an object with messages (OpenAI's `input: {messages: …}`) become columns. Lists side by side in an
+    object, as `datasets` writes a sequence of objects, become a list of objects.
+    """
+    objects = {name: value for name, value in record.values.items() if isinstance(value, dict)}
+    if not objects:
         return record
     values = dict(record.values)
-    for name, value in record.values.items():
-        if isinstance(value, dict) and "messages" in value and "messages" not in values:
+    for name, value in objects.items():
+        if "messages" in value and "messages" not in values:
             del values[name]
             values |= {key if key in ("messages", "tools") else f"{name}.{key}": each for key, each in value.items()}
+        elif name in _SEQUENCES:
+            values[name] = _transposed(value)
     return replace(record, values=values)
+
+
+_SEQUENCES = frozenset(f"{CHATS}|{RESPONSES}".split("|"))
+
+
+def _transposed(value: dict[str, Any]) -> Any:
+    """A list of objects, if the value is an object of lists of the same length."""
+    lists = list(value.values())
+    if not lists or not all(isinstance(each, list) and len(each) == len(lists[0]) for each in lists):
+        return value
+    return [dict(zip(value, each, strict=True)) for each in zip(*lists, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -162,7 +190,6 @@ _EXAMPLES: dict[Kind, _Example] = {
     "texts": _Example("texts", "prompt: …, completion: …", "messages; text; pairs"),
 }
 _HINTS = {
-    "segments": "is not read: its texts are written for one tokenizer, with its special tokens. Give messages instead.",
     "message_tree_id": "shows that the rows are messages or trees of them. Make a chat (messages: [{role, content}, "
     "…]) of each path from a first message to an answer.",
 }
@@ -174,6 +201,12 @@ def _detect(first: Record, kind: Kind) -> Layout:
         raise DataError(f"{first.source}: {hint}")
     if (layout := _fitting(first, kind)) is not None:
         return layout
+    example = _EXAMPLES[kind]
+    if "segments" in first.values and kind != "texts":
+        raise DataError(
+            f"{first.source}: `segments` are the parts of a text to imitate, and no {example.wanted} can be made of "
+            "them. Imitate them (SFT), or give other data."
+        )
     lowered = {name.strip().lower(): name for name in first.values}
     if _fitting(replace(first, values={name: first.values[lowered[name]] for name in lowered}), kind):
         changed = ", ".join(
@@ -183,7 +216,6 @@ def _detect(first: Record, kind: Kind) -> Layout:
             f"{first.source}: the names of the columns {shortened(columns_of(first))} differ from those that are read "
             f"in case or spaces. Set columns={{{changed}}}."
         )
-    example = _EXAMPLES[kind]
     raise DataError(
         f"{first.source}: no {example.wanted} can be read from the columns {shortened(columns_of(first))}. Say which "
         f"is which with columns={{{example.mapping}}}: names, templates such as '{{question}} {{context}}', or paths "
@@ -205,13 +237,17 @@ def _check_first(first: Record) -> None:
 
 
 def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns) -> Iterator[Row]:
+    first: Record | None = None
     for record in records:
+        first = first or record
         try:
             rows = layout.parse_turns(record) if kind == "texts" and layout.parse_turns else [layout.parse(record)]
             if turns == "last":
                 rows = rows[-1:]
             if not layout.is_whole:
                 rows = [with_columns_beside(row, record, may_become_chat=layout.may_become_chat) for row in rows]
+            if kind != "prompts" and (weight := _weight(record, first)) is not None:
+                rows = [replace(row, weight=weight) for row in rows]
             whole = rows[-1:] or [Row("", source=record.source)]
             check_unread(whole[0], record, kind, is_whole=layout.is_whole)
             record.reading.read |= {name: None for name in record.values if name in record.read}
@@ -220,10 +256,23 @@ def _parsed(layout: Layout, records: Iterator[Record], kind: Kind, turns: Turns)
             record.reading.skipped[str(reason)] += 1
 
 
-_SKIP_HINTS = {
-    DIFFERENT_CHATS: "To compare their first answers, name them with columns={response_1: conversation_a.1.content, …}."
-}
-"""Advice on rows that are left out, by the reason."""
+def _weight(record: Record, first: Record) -> float | None:
+    """The weight of a row; either all rows have one, or none has."""
+    has, first_has = (each.has("weight") for each in (record, first))
+    if has != first_has:
+        raise DataError(
+            f"{record.source}: the row has {'a' if has else 'no'} weight, but {first.source} has "
+            f"{'one' if first_has else 'none'}. Give a weight to every row, or to none."
+        )
+    if not has:
+        return None
+    name, value = record.get("weight")
+    weight = record.number(name, value)
+    if weight < 0 or 0 < weight < 1 / LARGEST:
+        raise record.wrong(name, value, f"0 or a number from {1 / LARGEST:g} to {LARGEST:g}")
+    if weight == 0:
+        raise Skip("rows of weight 0")
+    return weight
 
 
 def _alike(rows: Sequence[Row], reading: Reading) -> Iterator[Row]:

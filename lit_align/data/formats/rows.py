@@ -39,6 +39,9 @@ class Row:
     source: str = ""  # "file.jsonl:17" or "name[split]:17"; rows are counted from 1
     tools: list[dict[str, Any]] | None = None  # the functions that the chat template may offer
     template_args: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the chat template
+    is_new_turn: bool = False  # the responses are messages of their own, also after an assistant's message
+    is_verbatim: bool = False  # the text spells out its special tokens: none is added at its beginning and end
+    weight: float = 1.0  # in the loss and in all means
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class Rows:
 def answer_text(answer: Answer) -> str:
     """The text of a response, without the further keys of its message."""
     return answer if isinstance(answer, str) else answer["content"] or ""
+
+
+def is_imitable(row: Row) -> bool:
+    """Whether the row has a response to imitate; a part of a verbatim text may be white space."""
+    return bool(row.responses) and (row.is_verbatim or not is_blank(row.responses[0]))
 
 
 def is_blank(answer: Answer) -> bool:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from lit_align.data.formats.rows import Kind, Row, is_blank
+from lit_align.data.formats.rows import Kind, Row, is_blank, is_imitable
 
 
 def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
@@ -54,7 +54,7 @@ def _select_labelled(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row
 def _select_texts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
     """Prompts with the one response to imitate."""
     for row in rows:
-        if row.responses and not is_blank(row.responses[0]):
+        if is_imitable(row):
             yield replace(row, responses=row.responses[:1], rewards=None, labels=None)
         else:
             skipped["rows without a response"] += 1

@@ -30,7 +30,6 @@ from lit_align.data.scorers.base import BaseScorer
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.policy import Policy
-from lit_align.sharding import gathered
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,15 @@ class RoundMaker:
     def sample(self) -> Loaded[SampleRow]:
         """K responses to each prompt, with log π_s."""
         return self.recorder.load_or_compute(
-            "sample", self.store.samples, self.batches, self._open_sampler, self._sample_batch
+            "sample", self.store.samples, self.batches, self._open_sampler, self._sample_batch, self._sample_nothing
         )
 
     @contextmanager
     def _open_sampler(self) -> Iterator[Sampler]:
         self._check_policy()
         check_stop(self.sampling.stop, self.policy.tokenizer)
-        with self.sampler.ready(self.policy, self.sampling_dtype, self.longest), gathered(self.policy):
+        ready = self.sampler.ready(self.policy, self.sampling_dtype, self.longest)
+        with ready, self.recorder.able_to_compute(self.policy):
             yield self.sampler
 
     def _sample_batch(self, sampler: Sampler, number: int) -> list[SampleRow]:
@@ -95,7 +95,7 @@ class RoundMaker:
         prompt_ids = [self.prompts[i][1] for i in indices]
         keys = [(self.seed, self.round.index, row.source) for row in rows]
         request = SampleRequest(prompt_ids, keys, self.responses_per_prompt, self.sampling, self.end_ids)
-        sampled = sampler.sample(self.policy, request)
+        sampled = sampler.sample_in_turn(self.policy, request)
         response_ids = [[response.ids for response in responses] for responses in sampled]
         examples = [
             Example(prompt, responses, row.source)
@@ -114,6 +114,13 @@ class RoundMaker:
             )
             for row, example, responses, sampler_logps in zip(rows, examples, sampled, logps, strict=True)
         ]
+
+    def _sample_nothing(self, sampler: Sampler) -> None:
+        """Take part in what other processes compute of their batches."""
+        if sampler.streams_weights:
+            sampler.sample_in_turn(self.policy, None)
+            if self.record_sampler:
+                self.recorder.logps(self.policy, [])
 
     def _check_policy(self) -> None:
         """Check that the policy is still the one that this round was sampled from."""
@@ -196,5 +203,5 @@ class RoundMaker:
     @contextmanager
     def _open_policy(self) -> Iterator[LogpsFn]:
         self._check_policy()
-        with gathered(self.policy):
+        with self.recorder.able_to_compute(self.policy):
             yield self.policy

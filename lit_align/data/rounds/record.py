@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_align.console import phase, print_field
 from lit_align.data.batches import Example, record_logps
@@ -25,7 +25,7 @@ from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
-from lit_align.sharding import barrier_with_timeout, gathered
+from lit_align.sharding import barrier_with_timeout, gathered, largest, reshard
 
 R = TypeVar("R", bound=StoredRow)
 M = TypeVar("M")
@@ -71,12 +71,26 @@ class Recorder:
         module: Its policy and reference give the log-probabilities.
         batch_size: Examples of one forward pass.
         wait_minutes: How long a process waits for the others in each part.
+        on_shards: All processes compute log-probabilities together on the shards of sharded weights; otherwise each
+            gathers all weights and computes on its own.
     """
 
-    def __init__(self, module: PreferenceObjective, batch_size: int, wait_minutes: float):
+    def __init__(self, module: PreferenceObjective, batch_size: int, wait_minutes: float, on_shards: bool = False):
         self.module = module
         self.batch_size = batch_size
         self.wait_minutes = wait_minutes
+        self.on_shards = on_shards
+
+    @contextmanager
+    def able_to_compute(self, network: object) -> Iterator[None]:
+        """Within this context, `logps` can be computed with a network, a policy or a reference."""
+        if not self.on_shards:
+            with gathered(network):
+                yield
+            return
+        yield
+        if isinstance(network, nn.Module):
+            reshard(network)
 
     def load_or_compute(
         self,
@@ -85,6 +99,7 @@ class Recorder:
         batches: Sequence[Sequence[int]],
         open_model: Callable[[], AbstractContextManager[M]],
         compute: BatchFn[M, R],
+        idle: Callable[[M], object] | None = None,
     ) -> Loaded[R]:
         """Check the batches that are stored; compute and store the others.
 
@@ -94,6 +109,7 @@ class Recorder:
             open_model: Loads what `compute` needs, and frees it afterwards. Called if any batch is missing, and then by
                 all processes, since sharded weights take all of them.
             compute: Gives the rows of one batch.
+            idle: Called in a process that has no batch while others have one, if all must compute at the same time.
         """
         started = time.monotonic()
         trainer = self.module.trainer
@@ -105,20 +121,28 @@ class Recorder:
         if missing:
             before = f" ({total - to_do} stored before)" if to_do < total else ""
             with open_model() as model, phase(name, total, f"prompts{before}", done=total - to_do) as bar:
-                for number in missing:
-                    if number % trainer.world_size == trainer.global_rank:
+                for start in range(0, len(missing), trainer.world_size):
+                    turn = missing[start : start + trainer.world_size]  # a batch for each process
+                    if trainer.global_rank < len(turn):
+                        number = turn[trainer.global_rank]
                         part.write(number, compute(model, number))
-                    bar.advance(len(batches[number]))
+                    elif idle is not None:
+                        idle(model)
+                    bar.advance(sum(len(batches[number]) for number in turn))
         else:
             print_field(name, f"{total} prompts, stored before in {part.store.path}")
         barrier_with_timeout(where, self.wait_minutes)
         return Loaded(part, batches, time.monotonic() - started, to_do)
 
     def logps(self, model: LogpsFn, examples: Sequence[Example]) -> list[list[float]]:
-        """Log-probabilities of every response of each example, in the precision that training has."""
+        """Log-probabilities of every response of each example, in the precision that training has.
+
+        If they are computed `on_shards`, every process must call this at the same time, also one without examples.
+        """
         assert self.module.policy is not None
+        passes = largest(-(-len(examples) // self.batch_size)) if self.on_shards else 0
         with self.module.trainer.precision_plugin.forward_context():
-            return record_logps(model, self.module.policy, examples, self.batch_size)
+            return record_logps(model, self.module.policy, examples, self.batch_size, passes)
 
     def logps_column(
         self,
@@ -144,7 +168,8 @@ class Recorder:
             some = examples[batches[number].start : batches[number].stop]
             return [LogpsRow(e.source, logps) for e, logps in zip(some, self.logps(model, some), strict=True)]
 
-        return np.array([row.logps for row in self.load_or_compute(name, part, batches, open_model, compute)])
+        idle = (lambda model: self.logps(model, [])) if self.on_shards else None
+        return np.array([row.logps for row in self.load_or_compute(name, part, batches, open_model, compute, idle)])
 
     def with_reference(self, store: RoundStore, examples: ExampleTable) -> ExampleTable:
         """The examples with log π_ref, if it may be recorded; otherwise as they are."""
@@ -154,7 +179,7 @@ class Recorder:
 
         @contextmanager
         def open_reference() -> Iterator[LogpsFn]:
-            with reference.present() as present, gathered(present):
+            with reference.present() as present, self.able_to_compute(present):
                 yield present.logps
 
         recorded = self.logps_column("reference", reference.fingerprint(), store, examples, open_reference)

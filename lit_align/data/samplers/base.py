@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_align.data.sampling import Response, Sampling, cut
 from lit_align.errors import UserError
 from lit_align.policy import Policy
-from lit_align.sharding import full_tensor
+from lit_align.sharding import full_tensor, reshard
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,15 @@ class SampleRequest:
         return [responses[start : start + self.count] for start in range(0, len(responses), self.count)]
 
 
+class EngineLost(UserError):
+    """An engine has died or has other weights now; it may be loaded again."""
+
+
 class Sampler(ABC):
     """Samples responses. A round loads the policy's weights, samples all its batches, and frees what it can."""
+
+    streams_weights = False
+    """Whether it takes the weights one at a time and samples elsewhere: then no training process needs them all."""
 
     @property
     def identity(self) -> str:
@@ -60,29 +67,51 @@ class Sampler(ABC):
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
         """The responses to each prompt of one batch; the policy's tokenizer decodes them."""
 
+    def sample_in_turn(self, policy: Policy, request: SampleRequest | None) -> list[list[Response]]:
+        """The responses to this process's batch, while the others sample theirs.
+
+        Args:
+            request: None if there is no batch for this process. If it `streams_weights`, every process calls it.
+        """
+        return [] if request is None else self.sample(policy, request)
+
     @abstractmethod
     def release(self) -> None:
         """Free memory that training could use; called after a round is sampled, or fails."""
+
+    def prepare(self, policy: Policy, dtype: torch.dtype, longest: int) -> None:
+        """Load the policy's current weights and check them; see `load`."""
+        self.load(policy, dtype, longest)
+        check_weights(self, policy, dtype)
 
     @contextmanager
     def ready(self, policy: Policy, dtype: torch.dtype, longest: int) -> Iterator[None]:
         """Within this context, sample with the policy's current weights."""
         try:
-            self.load(policy, dtype, longest)
-            check_weights(self, policy, dtype)
+            self.prepare(policy, dtype, longest)
             yield
         finally:
             self.release()
 
 
 @torch.no_grad()
+def whole_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of each of the policy's weights, merged and whole, one at a time.
+
+    If the policy is sharded, each weight is gathered when it is read: every process must read all.
+    """
+    reshard(policy)
+    for name, value in policy.full_weights():
+        yield name, full_tensor(value).to(dtype)
+
+
 def check_weights(sampler: Sampler, policy: Policy, dtype: torch.dtype) -> None:
     """Check that a sampler samples with the policy's weights.
 
     Raises:
         UserError: it has other weights.
     """
-    if not sampler.weights_match((name, full_tensor(value).to(dtype)) for name, value in policy.full_weights()):
+    if not sampler.weights_match(whole_weights(policy, dtype)):
         raise UserError(
             f"data.sampler={type(sampler).__name__} does not have the policy's weights, so its samples would be "
             "another model's. This engine does not support this model. Use GenerateSampler."

@@ -1,4 +1,4 @@
-"""`GenerateSampler`: transformers' `generate`, a batch of prompts at once."""
+"""`GenerateSampler`: a copy of the policy samples a batch of prompts at once."""
 
 from collections.abc import Iterable
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_align.data.generation import sample_responses
 from lit_align.data.samplers.base import Sampler, SampleRequest
 from lit_align.data.samplers.weights import same_bits
-from lit_align.data.sampling import Response, sample_responses
+from lit_align.data.sampling import Response
 from lit_align.policy import Policy
 
 
@@ -35,7 +36,7 @@ class CopySampler(Sampler):
 
 
 class GenerateSampler(CopySampler):
-    """transformers' `generate`: a batch continues until its last response has ended.
+    """A copy of the policy in transformers, a batch of prompts at once (`generation.py`).
 
     Each sample has its own random stream: equal weights and batches give equal bytes, regardless of which process
     samples them, and how often.

@@ -1,6 +1,5 @@
 """`VLLMSampler`: vLLM's engine, in a process of its own on the device that trains."""
 
-import copy
 import importlib.util
 import os
 import subprocess
@@ -15,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lit_align.data.samplers.base import Sampler, SampleRequest
-from lit_align.data.samplers.vllm_engine import EngineOptions, Failure, GenerateOptions, send_weight
+from lit_align.data.samplers.base import Sampler, SampleRequest, whole_weights
+from lit_align.data.samplers.vllm_engine import EngineOptions, Failure, send_weight
+from lit_align.data.samplers.vllm_options import GenerateOptions, save_without_weights, seeded_prompts
 from lit_align.data.samplers.weights import weight_sums
-from lit_align.data.sampling import Response, seed_of
+from lit_align.data.sampling import Response
 from lit_align.errors import UserError
 from lit_align.policy import Policy
-from lit_align.sharding import full_tensor, reshard
 
 _INSTEAD = "use ContinuousBatchingSampler or GenerateSampler"
 _GROUP = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -59,16 +58,11 @@ class VLLMSampler(Sampler):
         if self._engine is None or self._started_for != (dtype, longest):
             self.stop()
             self._engine, self._started_for = self._start(policy, dtype, longest), (dtype, longest)
-        reshard(policy)
-        with torch.no_grad():
-            self._engine.load((name, full_tensor(value).to(dtype)) for name, value in policy.full_weights())
+        self._engine.load(whole_weights(policy, dtype))
 
     def _start(self, policy: Policy, dtype: torch.dtype, longest: int) -> "EngineProcess":
         with tempfile.TemporaryDirectory() as folder:
-            config = copy.deepcopy(policy.model.config)
-            vars(config).pop("quantization_config", None)  # the weights come unpacked
-            config.save_pretrained(folder)
-            policy.tokenizer.save_pretrained(folder)
+            save_without_weights(policy.model.config, policy.tokenizer, folder)
             options = EngineOptions(folder, str(dtype).removeprefix("torch."), self.memory, longest)
             return EngineProcess(options, policy.device)
 
@@ -79,20 +73,8 @@ class VLLMSampler(Sampler):
         return engine.answer() == ours
 
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
-        options = GenerateOptions(
-            max_tokens=request.sampling.max_new_tokens,
-            temperature=request.sampling.temperature,
-            top_p=request.sampling.top_p,
-            top_k=request.sampling.top_k or -1,
-            stop=request.sampling.stop,
-            stop_token_ids=list(request.end_ids),
-        )
-        seeded = [
-            (prompt, seed_of(key, k))
-            for prompt, key in zip(request.prompts, request.keys, strict=True)
-            for k in range(request.count)
-        ]
-        self._running.ask("generate", [prompt for prompt, _ in seeded], [seed for _, seed in seeded], options)
+        prompts, seeds = zip(*seeded_prompts(request), strict=True)
+        self._running.ask("generate", prompts, seeds, GenerateOptions.of(request))
         return request.grouped(self._running.answer(), policy.tokenizer)
 
     def release(self) -> None:

@@ -1,6 +1,6 @@
 """Comparing weights bit by bit."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,15 +17,31 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
 
 
-def weight_sums(weights: Iterable[Tensor]) -> tuple[int, int]:
-    """Σ b and Σ b² over the bits of all weights, read as integers, modulo 2⁶⁴.
+Sums = tuple[int, int]
+"""Σ b and Σ b² over the bits of weights, read as integers of 16 bits, modulo 2⁶⁴."""
+
+CHUNK = {"cpu": 1 << 15, "cuda": 1 << 22}
+"""Integers that are summed at once: few enough for float64 to hold Σ b² exactly, and on CPUs for the cache."""
+
+
+def weight_sums(weights: Iterable[Tensor]) -> Sums:
+    """The sums of all weights.
 
     Exact, and independent of how an engine stacks weights, orders their rows, or pads them with zeros.
     """
     total = squares = 0
     for weight in weights:
-        for chunk in _bits(weight).view(-1).split(1 << 18):  # fits into the CPU's cache
-            wide = chunk.long()
-            total += int(wide.sum())
-            squares += int((wide * wide).sum())
+        bits = weight.detach().contiguous().view(-1).view(torch.int16)
+        sums = torch.zeros(2, dtype=torch.int64, device=bits.device)  # wraps modulo 2⁶⁴
+        for chunk in bits.split(CHUNK[bits.device.type]):
+            wide = chunk.double()
+            sums += torch.stack([wide.sum(), wide.dot(wide)]).long()
+        total += int(sums[0])
+        squares += int(sums[1])
     return total % 2**64, squares % 2**64
+
+
+def add_sums(parts: Iterable[Sequence[int]]) -> Sums:
+    """The sums of a whole model from those of its parts."""
+    totals, squares = zip(*parts, strict=True)
+    return sum(totals) % 2**64, sum(squares) % 2**64

@@ -1,15 +1,16 @@
 """Answers of a judge, cached in SQLite, so that even an interrupted run never pays twice for a request."""
 
 import os
-import socket
 import sqlite3
 import threading
 import time
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_align.console import print_line
 from lit_align.errors import UserError
+from lit_align.running import Process
 
 LOCK_SECONDS = 60.0
 """How long to wait for another process that holds the file locked."""
@@ -26,7 +27,13 @@ COLUMNS = {
 }
 
 
-CLAIM_COLUMNS = {"request": "TEXT PRIMARY KEY", "expires": "REAL", "host": "TEXT", "pid": "INTEGER"}
+CLAIM_COLUMNS = {
+    "request": "TEXT PRIMARY KEY",
+    "expires": "REAL",
+    "host": "TEXT",
+    "pid": "INTEGER",
+    "started": "TEXT",  # when the process started
+}
 
 
 class Answer(NamedTuple):
@@ -76,16 +83,17 @@ class AnswerCache:
             seconds: After this time, or when its process has ended, the claim no longer holds.
         """
         now = time.time()
-        for expires, host, pid in self._execute("SELECT expires, host, pid FROM claims WHERE request = ?", request):
-            if expires > now and (host != socket.gethostname() or _is_running(pid)):
+        held = self._execute("SELECT expires, host, pid, started FROM held WHERE request = ?", request)
+        for expires, *process in held:
+            if expires > now and Process(*process).may_run:
                 return False
-            self._execute("DELETE FROM claims WHERE request = ? AND expires = ?", request, expires)
-        mine = (request, now + seconds, socket.gethostname(), os.getpid())
-        return bool(self._execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?) RETURNING request", *mine))
+            self._execute("DELETE FROM held WHERE request = ? AND expires = ?", request, expires)
+        mine = (request, now + seconds, *astuple(Process.this_one()))
+        return bool(self._execute("INSERT OR IGNORE INTO held VALUES (?, ?, ?, ?, ?) RETURNING request", *mine))
 
     def release(self, request: str) -> None:
         """Give up the claim of a request."""
-        self._execute("DELETE FROM claims WHERE request = ?", request)
+        self._execute("DELETE FROM held WHERE request = ?", request)
 
     def put(self, request: str, model: str, answer: Answer) -> None:
         self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", request, model, *answer)
@@ -101,7 +109,7 @@ class AnswerCache:
 
     def _execute(self, command: str, *values: Any) -> list[Any]:
         """Run one command; wait for a lock, and replace a damaged file."""
-        tables = {"answers": COLUMNS, "claims": CLAIM_COLUMNS}
+        tables = {"answers": COLUMNS, "held": CLAIM_COLUMNS}
         started, noticed = time.monotonic(), False  # threads that wait for each other wait for the same lock
         with self._lock:
             while True:
@@ -135,14 +143,3 @@ class AnswerCache:
             f"endpoint.cache={str(self.path)!r} cannot be {verb} ({error}). Name a new file or an existing cache, in a "
             "folder with free space that you may write to. If another process holds it locked, wait for it to end."
         )
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True

@@ -5,13 +5,11 @@ import http.client
 import itertools
 import json
 import math
-import os
 import random
 import re
 import threading
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,7 +21,8 @@ from typing import Any
 from lit_align.console import print_line
 from lit_align.data.scorers.answer_cache import Answer, AnswerCache
 from lit_align.data.scorers.base import excerpt
-from lit_align.errors import UserError, check_number
+from lit_align.data.scorers.endpoint import Endpoint
+from lit_align.errors import UserError
 
 ATTEMPTS = 3
 """Attempts to get a readable answer from a judge; each is a longer conversation, hence another request."""
@@ -36,92 +35,15 @@ CLAIM_SECONDS = 10.0
 Messages = list[dict[str, str]]
 
 
-@dataclass
-class Endpoint:
-    """The server of a judge, and how to query it.
-
-    Args:
-        model: Name of the model on the server.
-        base_url: Address of an OpenAI-compatible server (OpenAI, vLLM, transformers serve, llama.cpp, ...);
-            /chat/completions is appended.
-        api_key_variable: Environment variable that holds the API key; null for servers that need no key.
-        concurrency: Most requests at the same time.
-        timeout: Seconds until a request is aborted and sent again.
-        retries: How often a request is sent again after 408, 409, 425, 429, 5xx, a timeout, a failed connection or an
-            answer that is not JSON. Waits double from 1 s up to 60 s, unless the server sends Retry-After.
-        temperature: Temperature of the judge's sampling.
-        max_tokens: Longest answer, in tokens; reasoning models need more.
-        price_input: Price of a million prompt tokens, in any currency, for the reported cost.
-        price_output: Price of a million answer tokens.
-        cache: SQLite file of all answers, by address, model and text of the request; runs may share it.
-    """
-
-    model: str
-    base_url: str = "https://api.openai.com/v1"
-    api_key_variable: str | None = "OPENAI_API_KEY"
-    concurrency: int = 8
-    timeout: float = 60.0
-    retries: int = 6
-    temperature: float = 0.0
-    max_tokens: int = 256
-    price_input: float = 0.0
-    price_output: float = 0.0
-    cache: str = "runs/judge.sqlite"
-
-    def __post_init__(self) -> None:
-        try:
-            parts = urllib.parse.urlsplit(self.base_url)
-            refused = bool(parts.username or parts.password or parts.query or parts.fragment)
-            valid = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-        except ValueError:  # a bracket without its pair, a port that is not a number
-            refused, valid = "@" in self.base_url, False
-        if refused:
-            raise UserError(
-                "endpoint.base_url must not contain a user, password, query or fragment, since it is written to "
-                "config.yaml. Put the key into an environment variable and name it: endpoint.api_key_variable=NAME."
-            )
-        if not valid:
-            raise UserError(
-                f"endpoint.base_url={self.base_url!r} must be an address. Give https://HOST/v1, or http://HOST:PORT/v1."
-            )
-        for name, least in {"concurrency": 1, "retries": 0, "max_tokens": 1, "temperature": 0}.items():
-            if not getattr(self, name) >= least:  # also refuses NaN
-                raise UserError(f"endpoint.{name}={getattr(self, name)} must be at least {least}. Raise it.")
-        for name, price in {"price_input": self.price_input, "price_output": self.price_output}.items():
-            check_number(f"endpoint.{name}", price, least=0)
-        if not self.timeout > 0:
-            raise UserError(f"endpoint.timeout={self.timeout} must be above 0 (seconds). Raise it.")
-        self.key()
-
-    @property
-    def address(self) -> str:
-        """`base_url` without the last slash."""
-        return self.base_url.rstrip("/")
-
-    def key(self) -> str:
-        """The API key, as the environment has it now; empty for a server that needs no key.
-
-        Raises:
-            UserError: the variable is not set, or no HTTP header can carry its value. The value is not shown.
-        """
-        if self.api_key_variable is None:
-            return ""
-        key = os.environ.get(self.api_key_variable, "").strip()
-        if not key:
-            raise UserError(
-                f"endpoint.api_key_variable={self.api_key_variable}: this environment variable is not set. Set it to "
-                f"the key of {self.base_url}, or use api_key_variable=null for a server that needs no key."
-            )
-        if not re.fullmatch("[!-~]+", key):
-            raise UserError(
-                f"endpoint.api_key_variable={self.api_key_variable}: this environment variable must hold the key "
-                "alone, but contains white space or characters outside ASCII. Set it to the key on one line, as issued."
-            )
-        return key
-
-
 class JudgeError(UserError):
     """A judge does not answer, or its answers cannot be read. Names the judge, what happened, and the fix."""
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """Takes the place of an answer: the conversation does not fit into the judge's context."""
+
+    said: str  # by the server
 
 
 @dataclass
@@ -151,10 +73,15 @@ class UsageStats:
 
 
 class Client:
-    """Queries an endpoint with concurrent requests; a request whose answer is cached is not sent."""
+    """Queries an endpoint with concurrent requests; a request whose answer is cached is not sent.
 
-    def __init__(self, endpoint: Endpoint):
+    Args:
+        schema: JSON schema of the answers, for an endpoint with `json_schema`.
+    """
+
+    def __init__(self, endpoint: Endpoint, schema: dict[str, Any] | None = None):
         self.endpoint = endpoint
+        self.schema = schema if endpoint.json_schema else None
         self.usage = UsageStats()
         self._cache: AnswerCache | None = None
         self._lock = threading.Lock()
@@ -172,7 +99,7 @@ class Client:
             self._cache.close()
             self._cache = None
 
-    def ask_all(self, conversations: Sequence[Messages]) -> list[str]:
+    def ask_all(self, conversations: Sequence[Messages]) -> list[str | TooLong]:
         """The answer to each conversation; equal conversations are sent once.
 
         Raises:
@@ -180,7 +107,7 @@ class Client:
         """
         distinct = {self._key(messages): messages for messages in conversations}
         cached = {key: self.cache.get(key) for key in distinct}
-        answers = {key: answer.text for key, answer in cached.items() if answer}
+        answers: dict[str, str | TooLong] = {key: answer.text for key, answer in cached.items() if answer}
         self.usage.cached += len(answers)
         self._stop.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
@@ -198,18 +125,22 @@ class Client:
 
     def _body(self, messages: Messages) -> dict[str, Any]:
         endpoint = self.endpoint
-        return {
+        body = {
             "model": endpoint.model,
             "messages": messages,
             "temperature": endpoint.temperature,
             "max_tokens": endpoint.max_tokens,
         }
+        if self.schema is None:
+            return body
+        form = {"name": "answer", "strict": True, "schema": self.schema}
+        return body | {"response_format": {"type": "json_schema", "json_schema": form}}
 
     def _key(self, messages: Messages) -> str:
         text = json.dumps([self.endpoint.address, self._body(messages)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _ask(self, key: str, messages: Messages) -> str:
+    def _ask(self, key: str, messages: Messages) -> str | TooLong:
         """The answer to a conversation; another process's, if that one sends the request."""
         while True:
             if claimed := self.cache.claim(key, self.endpoint.timeout + CLAIM_SECONDS):
@@ -229,9 +160,12 @@ class Client:
             if self._stop.wait(0.1):
                 raise JudgeError("another request has failed")
 
-    def _send(self, key: str, messages: Messages) -> str:
+    def _send(self, key: str, messages: Messages) -> str | TooLong:
         started = time.monotonic()
-        text, usage = self._post_with_retries(messages, started)
+        try:
+            text, usage = self._post_with_retries(messages, started)
+        except ContextError as error:
+            return TooLong(str(error))
         answer = Answer(
             text.encode("utf-8", "replace").decode(),  # an unpaired surrogate cannot be stored
             _tokens(usage.get("prompt_tokens")),
@@ -276,6 +210,7 @@ class Client:
 
         Raises:
             RetryableError: it failed, perhaps only for now.
+            ContextError: the conversation is too long for the model.
             JudgeError: it is refused, or cannot be sent.
         """
         endpoint = self.endpoint
@@ -300,6 +235,8 @@ class Client:
                 said = ""
             said = " ".join(hidden(said).split())[:300]
             what = hidden(f"HTTP {error.code} {error.reason}") + (f" ({said})" if said else "")
+            if error.code in (400, 413, 422) and _TOO_LONG.search(said):
+                raise ContextError(what) from None
             if error.code in (408, 409, 425, 429) or error.code >= 500:
                 raise RetryableError(what, _retry_after(error.headers.get("Retry-After"))) from None
             raise JudgeError(
@@ -335,6 +272,17 @@ class RetryableError(Exception):
     def __init__(self, what: str, wait: float | None = None):
         super().__init__(what)
         self.wait = wait
+
+
+class ContextError(Exception):
+    """A conversation is too long for the judge; holds the server's words."""
+
+
+_TOO_LONG = re.compile(
+    r"context.?(length|window|size)|maximum (model|input|prompt|sequence) length|(prompt|input|request).*too long",
+    re.IGNORECASE,
+)
+"""How OpenAI, vLLM, llama.cpp and others say that a prompt is too long."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -16,12 +16,13 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lit_align.console import print_field
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, excerpt
-from lit_align.data.scorers.chat_api import ATTEMPTS, Client, Endpoint, JudgeError, UsageStats
+from lit_align.data.scorers.chat_api import ATTEMPTS, Client, JudgeError, TooLong, UsageStats
+from lit_align.data.scorers.endpoint import Endpoint
 from lit_align.errors import UserError, check_number
 
 SHIPPED = Path(__file__).parent / "templates"
@@ -32,8 +33,16 @@ T = TypeVar("T")
 class JudgePrompter(Generic[T]):
     """Sends filled-in templates to an endpoint, and deals with answers that cannot be read."""
 
-    def __init__(self, endpoint: Endpoint, template: str, kind: str, fields: set[str], unanswered: T | None):
-        self.client = Client(endpoint)
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        template: str,
+        kind: str,
+        fields: set[str],
+        unanswered: T | None,
+        schema: dict[str, Any],
+    ):
+        self.client = Client(endpoint, schema)
         self.text = _template(template, kind, fields)
         self.unanswered = unanswered
 
@@ -41,15 +50,19 @@ class JudgePrompter(Generic[T]):
     def identity(self) -> str:
         endpoint = self.client.endpoint
         request = repr((endpoint.address, self.text, endpoint.temperature, endpoint.max_tokens, self.unanswered))
+        request += repr(self.client.schema) if self.client.schema else ""
         return f"{endpoint.model}@{hashlib.sha256(request.encode()).hexdigest()[:8]}"
 
-    def ask(self, filled: Sequence[dict[str, str]], parse: Callable[[str], T | None], wanted: str) -> list[T]:
+    def ask(self, filled: Sequence[dict[str, str]], parse: Callable[[str], T | None], wanted: str) -> list[T | None]:
         """Query the judge with each filled-in template, remind it of the format if necessary, and parse the answers.
 
         Args:
             filled: The fields of each template.
             parse: Reads an answer; None if it cannot be read.
             wanted: The format of an answer.
+
+        Returns:
+            What is read of each answer; None where `unanswered` must take its place.
 
         Raises:
             JudgeError: an answer still cannot be read, and `unanswered` gives no substitute.
@@ -58,28 +71,44 @@ class JudgePrompter(Generic[T]):
             [{"role": "user", "content": string.Template(self.text).substitute(fields)}] for fields in filled
         ]
         read: list[T | None] = [None] * len(conversations)
-        texts = [""] * len(conversations)
+        answers: list[str | TooLong] = [""] * len(conversations)
         for _ in range(ATTEMPTS):
-            open_ = [place for place, value in enumerate(read) if value is None]
-            for place, text in zip(open_, self.client.ask_all([conversations[place] for place in open_]), strict=True):
-                texts[place], read[place] = text, parse(text)
+            open_ = [n for n, value in enumerate(read) if value is None and not isinstance(answers[n], TooLong)]
+            for place, answer in zip(open_, self.client.ask_all([conversations[n] for n in open_]), strict=True):
+                answers[place] = answer
+                if isinstance(answer, TooLong):
+                    continue
+                read[place] = parse(answer)
                 reminder = f"That cannot be read. Answer with one line of JSON and nothing else: {wanted}"
                 conversations[place] = [
                     *conversations[place],
-                    {"role": "assistant", "content": text},
+                    {"role": "assistant", "content": answer},
                     {"role": "user", "content": reminder},
                 ]
-        for place, value in enumerate(read):
+        for fields, answer, value in zip(filled, answers, read, strict=True):
             if value is None:
                 if self.unanswered is None:
-                    raise JudgeError(
-                        f"the judge {self.client.endpoint.model} was queried {ATTEMPTS} times for an answer like "
-                        f"{wanted} and gave {excerpt(texts[place])} (response {excerpt(filled[place]['response'])}). "
-                        "Use a better judge or template, raise endpoint.max_tokens, or set scorer.unanswered to the "
-                        "value for such responses."
-                    )
+                    raise self._unread(answer, wanted, fields["response"])
                 self.client.usage.unanswered += 1
-        return [self.unanswered if value is None else value for value in read]  # type: ignore[misc]
+        return read
+
+    def filled_in(self, value: T | None) -> T:
+        """A value, or what takes its place."""
+        return self.unanswered if value is None else value  # type: ignore[return-value]
+
+    def _unread(self, answer: str | TooLong, wanted: str, response: str) -> JudgeError:
+        name, shown = self.client.endpoint.model, excerpt(response)
+        if isinstance(answer, TooLong):
+            return JudgeError(
+                f"the judge {name} cannot read a request that is longer than its context: {answer.said} (response "
+                f"{shown}). Use a judge with a longer context, or set scorer.unanswered to the value for such "
+                "responses."
+            )
+        return JudgeError(
+            f"the judge {name} was queried {ATTEMPTS} times for an answer like {wanted} and gave {excerpt(answer)} "
+            f"(response {shown}). Use a better judge or template, raise endpoint.max_tokens, or set scorer.unanswered "
+            "to the value for such responses."
+        )
 
     def release(self, more: str = "") -> None:
         """Close the cache, and report the usage."""
@@ -125,7 +154,9 @@ class GradingJudge(Scorer):
         self.lowest, self.highest = lowest, highest
         grades = None if unanswered is None else {name: float(unanswered) for name in self.criteria}
         fields = {"prompt", "response", "lowest", "highest", "answer"}
-        self._prompter = JudgePrompter(endpoint, template, "grades", fields, grades)
+        grade = {"type": "integer", "minimum": lowest, "maximum": highest}
+        schema = object_schema(dict.fromkeys(self.criteria, grade))
+        self._prompter = JudgePrompter(endpoint, template, "grades", fields, grades, schema)
 
     @property
     def identity(self) -> str:
@@ -139,7 +170,8 @@ class GradingJudge(Scorer):
             {"prompt": _as_text(prompt), "response": response} | fixed
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        grades = self._prompter.ask(filled, self.read, f"{{{wanted}}}")
+        asked = self._prompter.ask(filled, self.read, f"{{{wanted}}}")
+        grades = [self._prompter.filled_in(each) for each in asked]
         return Scores(
             [sum(each.values()) / len(each) for each in grades],
             {name: [each[name] for each in grades] for name in self.criteria},
@@ -188,7 +220,8 @@ class PairwiseJudge(PairwiseScorer):
     def __init__(self, endpoint: Endpoint, template: str = "hh", unanswered: float | None = None):
         if unanswered is not None and not 0 <= unanswered <= 1:
             raise UserError(f"scorer.unanswered={unanswered} must be in [0, 1]: it is a probability. Change it.")
-        self._prompter = JudgePrompter(endpoint, template, "pair", {"prompt", "first", "second"}, unanswered)
+        schema = object_schema({"winner": {"type": "string", "enum": ["A", "B", "tie"]}})
+        self._prompter = JudgePrompter(endpoint, template, "pair", {"prompt", "first", "second"}, unanswered, schema)
         self._verdicts: list[tuple[float, float]] = []  # of each pair, the first place's wins in the two orders
 
     @property
@@ -209,10 +242,10 @@ class PairwiseJudge(PairwiseScorer):
         verdicts = self._prompter.ask(filled, self.read, '{"winner": "A"}, "B" or "tie"')
         P = [[[0.5] * len(group) for _ in group] for group in responses]
         for (n, i, j), straight, swapped in zip(pairs, verdicts[::2], verdicts[1::2], strict=True):
-            P[n][i][j] = (straight + 1 - swapped) / 2
-            P[n][j][i] = 1 - P[n][i][j]
-            if responses[n][i] != responses[n][j]:
+            if straight is not None and swapped is not None and responses[n][i] != responses[n][j]:
                 self._verdicts.append((straight, swapped))
+            P[n][i][j] = (self._prompter.filled_in(straight) + 1 - self._prompter.filled_in(swapped)) / 2
+            P[n][j][i] = 1 - P[n][i][j]
         return P
 
     @staticmethod
@@ -225,7 +258,7 @@ class PairwiseJudge(PairwiseScorer):
         return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[1].lower()] if found else None
 
     def position_bias(self) -> dict[str, float]:
-        """Shares over the pairs compared since the last release; empty if there are none.
+        """Shares over the pairs with two verdicts since the last release; empty if there are none.
 
         first_place is the share of verdicts that the first place won, ties counted as half. decided_by_place is the
         share of pairs in which one place won in both orders.
@@ -249,6 +282,11 @@ class PairwiseJudge(PairwiseScorer):
             if bias
             else ""
         )
+
+
+def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an object that has exactly these properties."""
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
 
 
 def _as_text(prompt: Text) -> str:

@@ -20,8 +20,8 @@ MULTI = {"conversation_a": BIRD + CROW + BIRD + CROW, "conversation_b": BIRD + S
         ),
         (
             {"segments": [{"label": True, "text": "a"}]},
-            "texts",
-            "`segments` is not read: its texts are written for one",
+            "preferences",
+            "`segments` are the parts of a text to imitate, and no preferences can be made of them. Imitate them (SFT)",
         ),
         ({"message_tree_id": "t", "text": "a"}, "texts", "`message_tree_id` shows that the rows are messages"),
         (

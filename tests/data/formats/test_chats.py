@@ -31,6 +31,50 @@ def test_turns_of_weight_zero_are_read_but_not_trained_on():
     assert read({"messages": chat[:2]}, {"messages": chat}, kind="texts").skipped == {"rows without a response": 1}
 
 
+def test_a_response_of_several_turns_trains_on_each_of_them():
+    more = [*CROW, user("More?"), assistant("Stone", weight=0), user("No?"), assistant("Rook")]
+    expected = [
+        (BIRD, ("Crow",)),
+        ([*BIRD, *CROW, user("More?"), *STONE, user("No?")], ("Rook",)),
+    ]
+    for row in ({"prompt": BIRD, "completion": more}, {"prompt": "Bird?", "completion": BIRD + more}):
+        assert [(each.prompt, each.responses) for each in read(row, kind="texts")] == expected
+        assert [each.responses for each in read(row, kind="texts", turns="last")] == [("Rook",)]
+    begun = [*BIRD, assistant("It is")]
+    row = {"prompt": begun, "completion": [assistant(" a crow"), user("Sure?"), assistant("Yes")]}
+    assert "the response must be one message" in refusal(row, kind="texts")
+    row["completion"] = row["completion"][:1]
+    (continued,) = read(row, kind="texts")
+    assert (continued.prompt, continued.responses, continued.is_new_turn) == (begun, (" a crow",), False)
+
+
+def test_a_second_message_of_the_assistant_is_a_turn_of_its_own():
+    chat = [*BIRD, *CROW, assistant("Or rook")]
+    (first, second) = read({"messages": chat}, kind="texts")
+    assert (first.prompt, first.is_new_turn) == (BIRD, False)
+    assert (second.prompt, second.responses, second.is_new_turn) == (BIRD + CROW, ("Or rook",), True)
+    (pair,) = read({"chosen": chat, "rejected": [*BIRD, *CROW, assistant("Or stone")]})
+    assert (pair.prompt, pair.is_new_turn) == (BIRD + CROW, True)
+
+
+def test_lists_side_by_side_in_an_object_are_messages():
+    row = {"conversations": {"from": ["human", "gpt"], "value": ["Bird?", "Crow"]}}
+    assert first(row, kind="texts").prompt == BIRD
+
+
+def test_the_segments_that_are_labelled_are_trained_on():
+    texts = [("[A]", False), ("Bird?", False), (" Crow", True), (".", True), ("\n", False), (" ", True)]
+    parts = [{"text": text, "label": label} for text, label in texts]
+    rows = read({"segments": parts}, {"segments": [{"text": "a", "label": 0, "id": 7}]}, kind="texts")
+    assert [(row.prompt, row.responses[0]) for row in rows] == [("[A]Bird?", " Crow."), ("[A]Bird? Crow.\n", " ")]
+    assert all(row.is_verbatim for row in rows)
+    assert rows.description.endswith("plain text (columns segments); 2 trained segments in 1 text")
+    assert (rows.skipped, rows.unread) == ({"rows without a response": 1}, ("segments[].id",))
+    assert "turns=last has no effect on segments" in refusal({"segments": parts}, kind="texts", turns="last")
+    assert "needs segments like" in refusal({"segments": [{"text": "a"}]}, kind="texts")
+    assert "needs true or false" in refusal({"segments": [{"text": "a", "label": "maybe"}]}, kind="texts")
+
+
 TURNS = st.lists(
     st.tuples(st.sampled_from(["user", "Human", "assistant", "GPT", "tool"]), st.text(), st.booleans()), min_size=1
 )
@@ -73,6 +117,12 @@ def test_an_unknown_role_is_named():
     message = refusal({"prompt": [{"role": "narrator", "content": "Once"}]}, kind="prompts")
     assert 'rows.jsonl:1: a message in `prompt` has the role "narrator"' in message
     assert "user" in message
+
+
+def test_a_call_may_be_a_message_of_role_and_content():
+    call = {"role": "tool_call", "content": '{"name": "time", "arguments": {}}'}
+    (row,) = read({"messages": [user("Time?"), call]}, kind="texts")
+    assert row.responses[0]["tool_calls"] == [{"type": "function", "function": {"name": "time", "arguments": {}}}]
 
 
 def test_calls_of_sharegpt_become_tool_calls():

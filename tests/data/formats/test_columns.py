@@ -27,6 +27,47 @@ def test_a_template_and_names_make_a_pair():
     assert rows.unread == ()
 
 
+PAIR = {"prompt": "Bird?", "chosen": "crow", "rejected": "stone"}
+
+
+def test_each_row_may_have_a_weight_and_rows_of_weight_0_are_absent():
+    rows = read(PAIR | {"weight": 0.5}, PAIR | {"weight": "2"}, PAIR | {"weight": 0})
+    assert [row.weight for row in rows] == [0.5, 2.0]
+    assert rows.skipped == {"rows of weight 0": 1}
+    assert rows.unread == ()
+    assert [row.weight for row in read(PAIR | {"sure": {"how": 3}}, columns={"weight": "sure.how"})] == [3.0]
+    assert [row.weight for row in read(PAIR | {"weight": 2}, ignore_columns=["weight"])] == [1.0]
+
+
+def test_each_turn_of_a_chat_has_the_weight_of_its_row():
+    chat = [user("a"), {"role": "assistant", "content": "b"}] * 2
+    assert [row.weight for row in read({"messages": chat, "weight": 0.5}, kind="texts")] == [0.5, 0.5]
+
+
+def test_prompts_have_no_weight():
+    rows = read(PAIR | {"weight": 0}, kind="prompts")
+    assert [row.weight for row in rows] == [1.0]
+    assert "weight" in rows.unread
+
+
+@pytest.mark.parametrize("weight", [-1, -0.5, 1e-40, "nan", "heavy", 1e300, True])
+def test_a_weight_is_0_or_a_usual_positive_number(weight):
+    message = refusal(PAIR | {"weight": 1}, PAIR | {"weight": weight})
+    assert "rows.jsonl:2: `weight` holds" in message
+    assert "but needs" in message
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [({"weight": 1}, {}), ({}, {"weight": 1}), ({"weight": 1}, {"weight": None})]
+)
+def test_all_rows_have_a_weight_or_none(first, second):
+    assert "Give a weight to every row, or to none." in refusal(PAIR | first, PAIR | second)
+
+
+def test_rows_that_all_have_weight_0_are_no_data():
+    assert "no row remains after reading" in refusal(PAIR | {"weight": 0}, PAIR | {"weight": 0.0})
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [

@@ -73,6 +73,8 @@ def test_layouts_of_chats_give_the_pair_that_they_mean(row: dict[str, Any]):
         {"instruction": "Bird?", "output_1": "Stone", "output_2": "Crow", "preference": 2},
         {"history": "Bird?", "human_ref_A": "Crow", "human_ref_B": "Stone", "labels": 1, "score_A": 9, "score_B": 1},
         {"question": "Bird?", "answer_a": "Stone", "answer_b": "Crow", "winner": "b"},
+        {"question": "Bird?", "answer_a": "Stone", "answer_b": "Crow", "winner": "A<B"},
+        {"question": "Bird?", "answer_a": "Crow", "answer_b": "Stone", "winner": "[[A>>B]]"},
         {"question": "Bird?", "answer_a": "Crow", "answer_b": "Stone", "winner": "x-9", "model_a": "x-9"},
         {"question": "Bird?", "answer_a": "Crow", "answer_b": "Stone", "winner": "Crow"},
         {
@@ -103,6 +105,7 @@ def test_layouts_of_text_give_the_pair_that_they_mean(row: dict[str, Any]):
         {"instruction": "Bird?", "completions": [{"response": "Stone", "overall_score": -2, "model": "m"}]}
         | {"completions": [{"response": "Stone", "overall_score": -2}, {"response": "Crow", "overall_score": -1}]},
         {"question": "Bird?", "answers": [{"text": "Stone", "pm_score": -2}, {"text": "Crow", "pm_score": -1}]},
+        {"question": "Bird?", "answers": {"text": ["Stone", "Crow"], "pm_score": [-2, -1]}},
         {"question": "Bird?", "answer_0": "Stone", "answer_1": "Crow", "score_0": -2, "score_1": -1.0},
         {"input": "Bird?", "generations": ["Stone", "Crow"], "ratings": [-2, -1]},
         {"prompt": "Bird?", "chosen": "Crow", "rejected": "Stone", "chosen_rating": -1, "rejected_rating": -2},
@@ -121,6 +124,7 @@ def test_a_row_without_a_winner_is_skipped_and_counted():
     assert len(rows) == 1
     assert rows.skipped == {"rows without a winner": 3}
     strong = {"prompt": "Q", "response_1": "x", "response_2": "y", "preference_strength": 1}
+    assert read(won, won | {"winner": "A=B"}).skipped == {"rows without a winner": 1}
     assert read(strong, strong | {"preference_strength": 0}).skipped == {"rows without a winner": 1}
 
 

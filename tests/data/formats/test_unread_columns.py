@@ -25,6 +25,13 @@ def test_columns_that_may_belong_to_the_prompt_stop_the_run(name: str, value: An
     assert rows.unread == ()
 
 
+@pytest.mark.parametrize("name", ["context_1", "Document2", "quotes_0", "table", "hint", "image_1"])
+def test_numbered_columns_and_what_an_answer_may_rest_on_stop_the_run(name: str):
+    message = refusal({"prompt": "Translate", "chosen": "bird", "rejected": "fish", name: ["Vogel"]})
+    assert f"`{name}` holds " in message
+    assert f"ignore_columns=[{name}]" in message
+
+
 def test_an_unread_list_of_messages_stops_the_run_whatever_its_name():
     pair = {"prompt": "Translate", "chosen": "bird", "rejected": "fish"}
     assert "`earlier` holds" in refusal(pair | {"earlier": BIRD})

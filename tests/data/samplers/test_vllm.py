@@ -9,7 +9,8 @@ import torch
 
 from lit_align.data import VLLMSampler
 from lit_align.data.samplers.vllm import engine_environment
-from lit_align.data.samplers.vllm_engine import multiplies_by_its_weight, received_weights, send_weight
+from lit_align.data.samplers.vllm_engine import received_weights, send_weight
+from lit_align.data.samplers.vllm_weights import multiplies_by_its_weight
 from lit_align.errors import UserError
 
 
@@ -41,7 +42,7 @@ def test_weights_travel_to_another_process_unchanged(dtype):
     for name, weight in sent.items():
         send_weight(near, name, weight)
     near.send(None)
-    received = dict(received_weights(far))
+    received = {name: weight.clone() for name, weight in received_weights(far)}
     assert received.keys() == sent.keys()
     assert all(torch.equal(received[name], weight) for name, weight in sent.items())
 

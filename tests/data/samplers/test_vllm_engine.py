@@ -24,8 +24,9 @@ from tiny import byte_tokenizer, llama_config
 from transformers import LlamaForCausalLM
 
 from lit_align.data import GenerateSampler, Sampler, SampleRequest, Sampling, VLLMSampler
+from lit_align.data.generation import filtered_probabilities
 from lit_align.data.samplers.base import check_weights
-from lit_align.data.sampling import Response, filtered_probabilities
+from lit_align.data.sampling import Response
 from lit_align.errors import UserError
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 

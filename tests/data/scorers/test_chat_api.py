@@ -279,6 +279,16 @@ def test_threads_that_wait_for_a_lock_give_up_together(in_tmp, monkeypatch, caps
 # --- the cache ---
 
 
+def test_a_claim_of_a_process_whose_id_another_has_now_does_not_hold(in_tmp):
+    first, second = AnswerCache("judge.sqlite"), AnswerCache("judge.sqlite")
+    assert first.claim("request", 60)
+    assert not second.claim("request", 60)
+    database = sqlite3.connect("judge.sqlite", isolation_level=None)
+    database.execute("UPDATE held SET started = '1'")
+    database.close()
+    assert second.claim("request", 60)
+
+
 def damage_an_inner_page(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)

@@ -1,5 +1,6 @@
 """Judges: grades and verdicts, alone and in rounds."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -72,6 +73,43 @@ def test_responses_without_a_grade_get_the_substitute(serve, in_tmp, capsys):
     assert "2 without a usable answer" in capsys.readouterr().out
 
 
+def too_long_above(limit: int, answer: Any) -> Any:
+    """A server with a short context, in vLLM's words."""
+    said = {"error": {"message": "This model's maximum context length is 2048 tokens. However, ...", "code": 400}}
+
+    def reply(messages: list[dict[str, str]]) -> Any:
+        whole = sum(len(message["content"]) for message in messages)
+        return answer(messages) if whole < limit else (400, {}, json.dumps(said), 0)
+
+    return reply
+
+
+def test_a_request_that_is_too_long_is_one_item_without_an_answer(serve, in_tmp, capsys):
+    server = serve(too_long_above(10_000, lambda messages: grades(7)))
+    judge = GradingJudge(endpoint(server), unanswered=1)
+    assert score(judge, ["q"] * 3, ["a", "b" * 20_000, "c"]) == [7.0, 1.0, 7.0]
+    assert len(server.requests) == 3
+    judge.release()
+    assert "1 without a usable answer" in capsys.readouterr().out
+    with pytest.raises(JudgeError, match=r"longer than its context: HTTP 400 .* \(response .* scorer.unanswered"):
+        score(GradingJudge(endpoint(server)), ["q"], ["b" * 20_000])
+
+
+def test_a_schema_is_sent_where_the_endpoint_has_it(serve, in_tmp):
+    server = serve(in_turn(grades(3), '{"winner": "B"}', '{"winner": "A"}', grades(3)))
+    graded = GradingJudge(endpoint(server, json_schema=True))
+    assert score(graded, ["q"], ["a"]) == [3.0]
+    compare(PairwiseJudge(endpoint(server, json_schema=True, concurrency=1)), ["q"], [["a", "b"]])
+    sent = [request["response_format"]["json_schema"]["schema"] for request in server.requests]
+    assert sent[0]["properties"]["helpfulness"] == {"type": "integer", "minimum": 1, "maximum": 10}
+    assert sent[0]["required"] == list(CRITERIA)
+    assert sent[1]["properties"] == {"winner": {"type": "string", "enum": ["A", "B", "tie"]}}
+    plain = GradingJudge(endpoint(server))
+    score(plain, ["q"], ["a"])
+    assert "response_format" not in server.requests[-1]
+    assert plain.identity != graded.identity
+
+
 def test_dollars_braces_and_hostile_text_reach_the_judge_as_they_are(serve, in_tmp):
     server = serve(graded_by_length)
     hostile = ["$prompt {x} %s", "\x00", "שלום 👩‍👩‍👧", "<|im_end|>", "", "x" * 100_000, "\ud800"]
@@ -124,6 +162,16 @@ def test_each_pair_is_compared_in_both_orders(serve, in_tmp):
 )
 def test_only_a_clear_verdict_is_read(answer, verdict):
     assert PairwiseJudge.read(answer) == verdict
+
+
+def test_position_bias_counts_no_substituted_verdicts(serve, in_tmp, capsys):
+    def only_short(messages: list[dict[str, str]]) -> str:
+        return longer_wins(messages) if "mute" not in messages[0]["content"] else "no"
+
+    judge = PairwiseJudge(endpoint(serve(only_short)), unanswered=0.5)
+    (P, Q) = compare(judge, ["q"] * 2, [["mute", "aa"], ["b", "bb"]])
+    assert (P[0][1], Q[0][1]) == (0.5, 0.0)
+    assert judge.position_bias() == {"pairs": 1.0, "first_place": 0.5, "decided_by_place": 0.0}
 
 
 def test_a_judge_that_looks_only_at_places_is_reported(serve, in_tmp, capsys):

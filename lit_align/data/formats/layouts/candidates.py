@@ -33,6 +33,8 @@ _WINNER = re.compile(
 )
 _STRENGTH = ("preference_strength", "overall_preference")
 """HelpSteer: negative if the first response is better, positive if the second is."""
+_COMPARED = re.compile(r"\[*\s*(\w+)\s*(?:>+|<+|=+)\s*(\w+)\s*\]*")
+"""A>B, or [[A>>B]], as judges write it."""
 _TIES = ("draw", "both", "bothbad", "both_bad", "neither", "none", "equal", "same", "")
 _ORDINALS = {"first": "1", "second": "2", "left": "1", "right": "2"}
 _SCORES = ("score", "reward", "rating")
@@ -164,6 +166,8 @@ _NUMBER = -1
 
 def _named(record: Record, found: Candidates, column: str, value: str) -> int | None:
     """The place of the response that a text names; `_NUMBER` if the text is a number."""
+    if compared := _COMPARED.fullmatch(value):
+        value = "tie" if "=" in value else compared[1 if ">" in value else 2]
     if value.startswith("tie") or value in _TIES:
         return None
     if value in _ORDINALS or re.fullmatch(r"-?\d+(\.\d+)?", value):

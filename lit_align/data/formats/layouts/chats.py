@@ -1,6 +1,7 @@
 """Prompts with one response, labelled responses, chats, prompts, texts."""
 
 from dataclasses import replace
+from itertools import groupby
 
 from lit_align.data.formats.beside import ANSWERS, QUESTIONS
 from lit_align.data.formats.layouts.layout import (
@@ -8,6 +9,7 @@ from lit_align.data.formats.layouts.layout import (
     IMITATION,
     Layout,
     any_prompt,
+    ends_with_assistant,
     has_prompt_beside,
     make_row,
 )
@@ -37,6 +39,23 @@ def _completion_row(record: Record) -> Row:
     return make_row(record, any_prompt(record), [str(value) if is_number else record.text(name)])
 
 
+def _completion_turns(record: Record) -> list[Row]:
+    """One row for each of the assistant's turns in the response, with all that comes before it."""
+    row, (name, value) = _completion_row(record), record.get(ANSWERS)
+    response = record.text(name) if isinstance(value, list) else ""
+    if isinstance(response, str) or isinstance(row.prompt, str):
+        return [row]
+    given = any_prompt(record)
+    start = len(given) if isinstance(given, list) else 1
+    whole = [*row.prompt, response[-1]]
+    before = len(whole) - len(response)  # turns of the prompt that the response does not repeat
+    places = [before + place for place in trained_turns(response)[1] if before + place >= start]
+    turns = [_turn(whole, place, record) for place in places]
+    if places[:1] == [start]:  # it may continue the prompt's last message
+        turns[0] = replace(turns[0], is_new_turn=False)
+    return turns
+
+
 def _labelled_row(record: Record) -> Row:
     return replace(_completion_row(record), labels=(record.label(_LABEL),))
 
@@ -60,13 +79,39 @@ def _chat_turns(record: Record) -> list[Row]:
     chat, places = trained_turns(_chat(record))
     if places[:1] == [0]:
         record.reading.skipped["turns of the assistant that open their chat"] += 1
-    return [Row(chat[:place], (as_answer(chat[place]),), source=record.source) for place in places if place > 0]
+    return [_turn(chat, place, record) for place in places if place > 0]
+
+
+def _turn(chat: list[Message], place: int, record: Record) -> Row:
+    """The message at a place as the response to all that comes before it."""
+    before = chat[:place]
+    return Row(before, (as_answer(chat[place]),), source=record.source, is_new_turn=ends_with_assistant(before))
 
 
 def _holds_chat(record: Record) -> bool:
     """Whether the column holds messages, or spells them out, not a dialogue as plain text."""
     _, value = record.get(_WHOLE_CHATS)
     return not isinstance(value, str) or value.lstrip().startswith("[") or record.has("messages")
+
+
+def _segment_rows(record: Record) -> list[Row]:
+    """One row for each run of segments labelled true, with all that comes before it."""
+    name, segments = record.items("segments")
+    rows, before = [], ""
+    for is_trained, run in groupby(segments, key=lambda segment: _segment(record, name, segment).label("label")):
+        text = "".join(_segment(record, name, segment).string("text") for segment in run)
+        if is_trained and text:
+            rows.append(Row(before, (text,), source=record.source, is_verbatim=True))
+        before += text
+    return rows
+
+
+def _segment(record: Record, name: str, value: object) -> Record:
+    """A segment as a record of its own."""
+    if not isinstance(value, dict) or not {"label", "text"} <= value.keys():
+        raise record.wrong(name, value, 'segments like {"label": true, "text": "…"}')
+    record.reading.unread |= {f"{name}[].{key}": None for key in value if key not in ("label", "text")}
+    return Record(value, record.source, record.reading)
 
 
 def _labelled_chat_row(record: Record) -> Row:
@@ -80,6 +125,16 @@ def _has_prompt(record: Record) -> bool:
 _ANY_PROMPT = f"prompt|{QUESTIONS}"
 
 LAYOUTS = (
+    Layout(
+        "segments of texts",
+        ("segments",),
+        _TEXTS,
+        lambda record: _segment_rows(record)[-1],
+        lambda record: isinstance(record.values["segments"], list | str),
+        is_whole=True,
+        parse_turns=_segment_rows,
+        turns="trained segments",
+    ),
     Layout("labelled responses", ("prompt", _COMPLETION, _LABEL), _LABELLED, _labelled_row),
     Layout("labelled chats", (_WHOLE_CHATS, _LABEL), _LABELLED, _labelled_chat_row, _holds_chat),
     Layout(
@@ -90,7 +145,13 @@ LAYOUTS = (
         _has_prompt,
         may_become_chat=True,
     ),
-    Layout("prompts with a response", ("prompt", _COMPLETION), IMITATION, _completion_row),
+    Layout(
+        "prompts with a response",
+        ("prompt", _COMPLETION),
+        IMITATION,
+        _completion_row,
+        parse_turns=_completion_turns,
+    ),
     Layout("chats", (_WHOLE_CHATS,), IMITATION, _chat_row, _holds_chat, parse_turns=_chat_turns),
     Layout(
         "prompts with a response",
@@ -99,6 +160,7 @@ LAYOUTS = (
         _completion_row,
         _has_prompt,
         may_become_chat=True,
+        parse_turns=_completion_turns,
     ),
     Layout("prompts", (_ANY_PROMPT,), _PROMPTS, _prompt_row, _has_prompt, may_become_chat=True),
 )

@@ -15,6 +15,9 @@ CHATS = "messages|conversations|conversation|dialog|dialogue|trajectory"
 """Columns that hold a chat."""
 
 
+TURNS = "turns of the assistant"
+
+
 @dataclass(frozen=True)
 class Layout:
     """A layout of columns.
@@ -27,7 +30,8 @@ class Layout:
         condition: A further condition on the first record.
         is_whole: Whether the model reads only these columns: not `system` and `tools`, for example.
         may_become_chat: Whether a plain prompt becomes a user's turn if the row has a system message or a history.
-        parse_turns: Converts a record to rows of the kind `texts`, one for each of the assistant's turns.
+        parse_turns: Converts a record to rows of the kind `texts`, one for each part that is trained on.
+        turns: Name of these parts; of the assistant's turns, data.turns chooses.
     """
 
     name: str
@@ -38,12 +42,16 @@ class Layout:
     is_whole: bool = False
     may_become_chat: bool = False
     parse_turns: Callable[[Record], list[Row]] | None = None
+    turns: str = TURNS
 
     def matches(self, record: Record) -> bool:
         return all(record.has(column) for column in self.columns) and self.condition(record)
 
 
-DIFFERENT_CHATS = "rows whose responses differ before their last turn"
+_DIFFERENT_CHATS = (
+    "rows whose responses differ before their last turn (their first answers make pairs with "
+    "columns={response_1: conversation_a.1.content, …})"
+)
 
 RANKED: frozenset[Kind] = frozenset({"prompts", "preferences", "texts"})
 PAIRS: frozenset[Kind] = frozenset({"prompts", "preferences", "labelled", "texts"})
@@ -91,11 +99,16 @@ def make_row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Ro
         raise Skip("rows whose last turn is not the assistant's")
     shared = chats[0][:-1]
     if any(chat[:-1] != shared for chat in chats):
-        raise Skip(DIFFERENT_CHATS)
+        raise Skip(_DIFFERENT_CHATS)
     whole = _joined(record, without_marks(prompt) if isinstance(prompt, list) else prompt, shared)
     if not whole:
         raise Skip("rows without a prompt")
-    return Row(whole, tuple(as_answer(chat[-1]) for chat in chats), source=record.source)
+    responses = tuple(as_answer(chat[-1]) for chat in chats)
+    return Row(whole, responses, source=record.source, is_new_turn=ends_with_assistant(shared))
+
+
+def ends_with_assistant(chat: list[Message]) -> bool:
+    return bool(chat) and chat[-1]["role"] == "assistant"
 
 
 def _joined(record: Record, prompt: Text | None, shared: list[Message]) -> list[Message]:
@@ -116,6 +129,11 @@ def _joined(record: Record, prompt: Text | None, shared: list[Message]) -> list[
         return [rest[0], *prompt, *rest[1:]]
     if rest and rest[0]["role"] == prompt[-1]["role"] == "user":
         raise _two_beginnings(record, "a user's turn, as the prompt's end is")
+    if rest and rest[0]["role"] == prompt[-1]["role"] == "assistant":
+        raise DataError(
+            f"{record.source}: the prompt ends with the assistant's message, which the response continues, so the "
+            "response must be one message. Begin the response with the whole prompt, or end the prompt before it."
+        )
     return [*prompt, *rest]
 
 

@@ -1,0 +1,95 @@
+"""The address of a judge, and how it is queried."""
+
+import os
+import re
+import urllib.parse
+from dataclasses import dataclass
+
+from lit_align.errors import UserError, check_number
+
+
+@dataclass
+class Endpoint:
+    """The server of a judge, and how to query it.
+
+    Args:
+        model: Name of the model on the server.
+        base_url: Address of an OpenAI-compatible server (OpenAI, vLLM, transformers serve, llama.cpp, ...);
+            /chat/completions is appended.
+        api_key_variable: Environment variable that holds the API key; null for servers that need no key.
+        concurrency: Most requests at the same time.
+        timeout: Seconds until a request is aborted and sent again.
+        retries: How often a request is sent again after 408, 409, 425, 429, 5xx, a timeout, a failed connection or an
+            answer that is not JSON. Waits double from 1 s up to 60 s, unless the server sends Retry-After.
+        temperature: Temperature of the judge's sampling.
+        max_tokens: Longest answer, in tokens; reasoning models need more.
+        price_input: Price of a million prompt tokens, in any currency, for the reported cost.
+        price_output: Price of a million answer tokens.
+        cache: SQLite file of all answers, by address, model and text of the request; runs may share it.
+        json_schema: Have the server write answers that fit a JSON schema (response_format), so that even a small judge
+            is read. OpenAI, vLLM and llama.cpp can; a server that cannot refuses or ignores it.
+    """
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    api_key_variable: str | None = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout: float = 60.0
+    retries: int = 6
+    temperature: float = 0.0
+    max_tokens: int = 256
+    price_input: float = 0.0
+    price_output: float = 0.0
+    cache: str = "runs/judge.sqlite"
+    json_schema: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urllib.parse.urlsplit(self.base_url)
+            refused = bool(parts.username or parts.password or parts.query or parts.fragment)
+            valid = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+        except ValueError:  # a bracket without its pair, a port that is not a number
+            refused, valid = "@" in self.base_url, False
+        if refused:
+            raise UserError(
+                "endpoint.base_url must not contain a user, password, query or fragment, since it is written to "
+                "config.yaml. Put the key into an environment variable and name it: endpoint.api_key_variable=NAME."
+            )
+        if not valid:
+            raise UserError(
+                f"endpoint.base_url={self.base_url!r} must be an address. Give https://HOST/v1, or http://HOST:PORT/v1."
+            )
+        for name, least in {"concurrency": 1, "retries": 0, "max_tokens": 1, "temperature": 0}.items():
+            if not getattr(self, name) >= least:  # also refuses NaN
+                raise UserError(f"endpoint.{name}={getattr(self, name)} must be at least {least}. Raise it.")
+        for name, price in {"price_input": self.price_input, "price_output": self.price_output}.items():
+            check_number(f"endpoint.{name}", price, least=0)
+        if not self.timeout > 0:
+            raise UserError(f"endpoint.timeout={self.timeout} must be above 0 (seconds). Raise it.")
+        self.key()
+
+    @property
+    def address(self) -> str:
+        """`base_url` without the last slash."""
+        return self.base_url.rstrip("/")
+
+    def key(self) -> str:
+        """The API key, as the environment has it now; empty for a server that needs no key.
+
+        Raises:
+            UserError: the variable is not set, or no HTTP header can carry its value. The value is not shown.
+        """
+        if self.api_key_variable is None:
+            return ""
+        key = os.environ.get(self.api_key_variable, "").strip()
+        if not key:
+            raise UserError(
+                f"endpoint.api_key_variable={self.api_key_variable}: this environment variable is not set. Set it to "
+                f"the key of {self.base_url}, or use api_key_variable=null for a server that needs no key."
+            )
+        if not re.fullmatch("[!-~]+", key):
+            raise UserError(
+                f"endpoint.api_key_variable={self.api_key_variable}: this environment variable must hold the key "
+                "alone, but contains white space or characters outside ASCII. Set it to the key on one line, as issued."
+            )
+        return key

@@ -1,0 +1,235 @@
+"""`VLLMServerSampler` over a small server that speaks vLLM's calls; `test_vllm_served.py` has the real one."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import run_in
+from served import LoopbackServer, run, stored
+from tiny import adamw, fit, on_policy
+
+from lit_align.cli import main
+from lit_align.data import GenerateSampler, Sampler, SampleRequest, Sampling, VLLMServerSampler
+from lit_align.data.samplers.base import check_weights
+from lit_align.data.sampling import Response
+from lit_align.errors import UserError
+from lit_align.objectives import DPO, KTO
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.reference.config import ReferenceConfig
+
+ROOT = Path(__file__).parents[3]
+PROMPTS = [list(range(70, 150)), [80], [90, 91, 92]]
+LONGEST = 120
+LORA = LoRAConfig(r=4)
+
+
+@pytest.fixture
+def server(tiny_model) -> Iterator[LoopbackServer]:
+    running = LoopbackServer(tiny_model)
+    yield running
+    running.stop()
+
+
+def sample(sampler: Sampler, policy: Policy, **sampling: Any) -> list[list[Response]]:
+    options = Sampling(**({"max_new_tokens": 8} | sampling))
+    with sampler.ready(policy, torch.float32, LONGEST):
+        return sampler.sample(policy, SampleRequest(PROMPTS, list("abc"), 2, options, [0, 5]))
+
+
+def move(policy: Policy) -> None:
+    with torch.no_grad():
+        for _, weight in policy.trainable_weights():
+            weight.add_(0.05 * torch.randn_like(weight))
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_each_refresh_samples_with_the_new_weights(tiny_model, server, lora):
+    policy, sampler = Policy.load(PolicyConfig(tiny_model, dtype="float32"), lora), VLLMServerSampler(server.url)
+    seen = []
+    for _ in range(2):
+        expected = sample(GenerateSampler(), policy, temperature=0)
+        assert sample(sampler, policy, temperature=0) == expected
+        assert expected not in seen
+        seen.append(expected)
+        move(policy)
+    assert sample(sampler, policy) == sample(sampler, policy)
+
+
+def test_the_server_is_paused_until_its_weights_are_proved(tiny_model, server):
+    sample(VLLMServerSampler(server.url), Policy.load(PolicyConfig(tiny_model)))
+    calls = [call for call in server.calls if call not in ("/v1/completions", "policy_worker")]
+    assert calls == [
+        "/pause",
+        "policy_receive",
+        "policy_sums",
+        "policy_token",
+        "/reset_prefix_cache",
+        "/resume",
+        "policy_token",
+    ]
+
+
+def test_one_changed_bit_is_noticed(tiny_model, server):
+    policy, sampler = Policy.load(PolicyConfig(tiny_model)), VLLMServerSampler(server.url)
+    sampler.load(policy, torch.float32, LONGEST)
+    check_weights(sampler, policy, torch.float32)
+    policy.model.lm_head.weight.data.view(torch.int32)[3, 7] ^= 1
+    with pytest.raises(UserError, match="VLLMServerSampler does not have the policy's weights"):
+        check_weights(sampler, policy, torch.float32)
+
+
+# --- a server that is lost ---
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {f"{path.parent.name[:9]}/{path.name}": path.read_bytes() for path in folder.glob("rounds/*/samples*")}
+
+
+def rounds(folder: Path, model: str, sampler: Sampler) -> dict[str, bytes]:
+    """The files of two rounds of 4 prompts in two batches."""
+    folder.mkdir()
+    small = {"prompts_per_round": 4, "sampling_batch_size": 8, "batch_size": 2, "sampling": Sampling(max_new_tokens=4)}
+    data = on_policy(folder, sampler=sampler, sampling_dtype="policy", **small)
+    fit(DPO(PolicyConfig(model), proximal=0.1, optimizer=adamw()), data, max_epochs=2)
+    return files(folder)
+
+
+def at_call(server: LoopbackServer, call: str, number: int, do: Callable[[], object]) -> None:
+    """Do something once, when the server answers a call for the nth time."""
+
+    def after(name: str) -> None:
+        if name == call and server.calls.count(call) == number:
+            do()
+
+    server.after = after
+
+
+def die(server: LoopbackServer) -> None:
+    """Die, and come back half a second later without weights."""
+    server.stop()
+    threading.Timer(0.5, server.start).start()
+
+
+def lose_weights(server: LoopbackServer) -> None:
+    server.token = "another run's"
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "loss", "said"),
+    [
+        ("/v1/completions", 12, die, "does not answer"),
+        ("policy_receive", 2, die, "its weights are sent again"),
+        ("/v1/completions", 12, lose_weights, "has other weights than this round's"),
+    ],
+    ids=["dies in a batch", "dies as it takes weights", "takes other weights"],
+)
+def test_a_round_continues_when_the_server_is_back(tiny_model, server, in_tmp, capsys, call, number, loss, said):
+    whole = rounds(in_tmp / "whole", tiny_model, VLLMServerSampler(server.url))
+    assert len(whole) == 4
+    server.calls.clear()
+    at_call(server, call, number, lambda: loss(server))
+    assert rounds(in_tmp / "lost", tiny_model, VLLMServerSampler(server.url)) == whole
+    assert said in capsys.readouterr().out
+    assert server.calls.count("/v1/completions") <= 32 + 8  # at most one batch of the four is sampled again
+
+
+def test_a_server_that_never_comes_is_named(tiny_model):
+    sampler = VLLMServerSampler("http://127.0.0.1:9", wait_minutes=0)
+    with pytest.raises(
+        UserError, match=r"server at http://127.0.0.1:9 does not answer for 0 minutes .*lit-align serve"
+    ):
+        sample(sampler, Policy.load(PolicyConfig(tiny_model)))
+
+
+def test_a_server_that_computes_otherwise_is_refused(tiny_model, server):
+    policy, sampler = Policy.load(PolicyConfig(tiny_model)), VLLMServerSampler(server.url)
+    with pytest.raises(UserError, match=r"computes in float32, and data.sampling_dtype asks for bfloat16"):
+        sampler.prepare(policy, torch.bfloat16, LONGEST)
+    with pytest.raises(UserError, match=r"takes 512 tokens, and the longest prompt and its response have 600"):
+        sampler.prepare(policy, torch.float32, 600)
+
+
+def test_address_and_key_come_from_the_environment(tiny_model, monkeypatch):
+    server = LoopbackServer(tiny_model, key="secret")
+    policy = Policy.load(PolicyConfig(tiny_model))
+    with pytest.raises(UserError, match="nor is the environment variable LIT_ALIGN_VLLM_URL"):
+        sample(VLLMServerSampler(), policy)
+    monkeypatch.setenv("LIT_ALIGN_VLLM_URL", server.url)
+    with pytest.raises(UserError, match=r"HTTP 401: .*data.sampler.token_variable to its API key") as caught:
+        sample(VLLMServerSampler(), policy)
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    assert sample(VLLMServerSampler(), policy, temperature=0) == sample(GenerateSampler(), policy, temperature=0)
+    server.stop()
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://user:key@host"])
+def test_an_address_must_be_one(url):
+    with pytest.raises(UserError, match=r"data.sampler.url=.* must be an address. Give http://HOST:PORT"):
+        VLLMServerSampler(url)
+
+
+# --- several processes ---
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_sharded_processes_sample_what_one_process_samples(tiny_model, server, in_tmp, lora):
+    """Five batches for two processes: the last turn has one. The server dies in the second round."""
+    run(tiny_model, in_tmp / "one", server.url, "auto", 0.0, lora)
+    server.calls.clear()
+    at_call(server, "/v1/completions", 50, lambda: die(server))
+    run_in(2, lambda: run(tiny_model, in_tmp / "two", server.url, "fsdp2", 0.0, lora))
+    one, two = stored(in_tmp / "one"), stored(in_tmp / "two")
+    assert one.keys() == two.keys()
+    assert len(one) == 10
+    for name in one:
+        for row, other in zip(one[name], two[name], strict=True):
+            assert row.pop("sampler_logps") == pytest.approx(other.pop("sampler_logps"), abs=1e-4)
+            assert row == other
+
+
+def test_sharded_processes_record_what_one_process_records(tiny_model, server, in_tmp):
+    """log π_s of mismatched responses, and log π_ref, which all processes compute together."""
+    options = {"objective": KTO, "reference": ReferenceConfig(form="recorded")}
+    run(tiny_model, in_tmp / "one", server.url, "auto", 0.0, **options)
+    first, second = run_in(2, lambda: run(tiny_model, in_tmp / "two", server.url, "fsdp2", 0.0, **options))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name in ("mismatched", "reference"):
+        one, two = stored(in_tmp / "one", name), stored(in_tmp / "two", name)
+        assert len(one) == 2
+        for rows, others in zip(one.values(), two.values(), strict=True):
+            assert [row["source"] for row in rows] == [row["source"] for row in others]
+            for row, other in zip(rows, others, strict=True):
+                assert row["logps"] == pytest.approx(other["logps"], abs=1e-4)
+
+
+# --- serve ---
+
+
+def test_serve_prints_the_command_of_a_configuration(tiny_model, in_tmp, capsys):
+    data = on_policy(in_tmp)
+    main(
+        [
+            *("serve", "--print", "--config", str(ROOT / "configs/pr_dpo.yaml")),
+            *("--config", str(ROOT / "configs/samplers/vllm_server.yaml")),
+            *(f"--model.policy.path={tiny_model}", f"--data.prompts={data.prompts}"),
+            *("--data.sampler.url=http://10.0.0.7:8123", "--data.sampler.tensor_parallel=2"),
+            *(f"--trainer.default_root_dir={in_tmp}/run", "--trainer.devices=8"),
+        ]
+    )
+    said = capsys.readouterr().out
+    assert 'VLLM_SERVER_DEV_MODE="1"' in said
+    assert "--host 10.0.0.7 --port 8123" in said
+    assert "--tensor-parallel-size 2" in said
+    assert "--worker-extension-cls lit_align.data.samplers.vllm_worker.PolicyReceiver" in said
+    assert (in_tmp / "run/vllm/config.json").is_file()
+    assert not list((in_tmp / "run/vllm").glob("*.safetensors"))
+
+
+def test_serve_needs_the_served_sampler(tiny_model, in_tmp, capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--config", str(ROOT / "configs/pr_dpo.yaml")])
+    assert "serve starts the server of data.sampler=VLLMServerSampler" in capsys.readouterr().err
