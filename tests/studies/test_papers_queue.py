@@ -89,6 +89,7 @@ def forked(options: list[str], log: IO[str]) -> SimpleNamespace:
     return SimpleNamespace(pid=process, returncode=None)
 
 
+@pytest.mark.slow
 def test_a_killed_queue_continues_and_runs_no_cell_twice(study, tmp_path, monkeypatch, blank_figures):
     monkeypatch.setattr(cells, "EVALUATED_EVERY", 3)
     monkeypatch.setattr(run, "machine", lambda: "this one")
