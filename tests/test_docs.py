@@ -143,6 +143,8 @@ def unexplained(file: Path) -> list[str]:
 def test_a_command_that_is_not_run_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
+    if words[0] == "lm-eval":
+        return
     if words[0] == "wandb":
         assert words[1] in ("sweep", "agent")
         assert all(Path(word).exists() for word in words if word.startswith("configs/"))
