@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart pipeline test test-vllm slow format docs picture dist clean
+.PHONY: install quickstart pipeline study study-report test test-vllm slow format docs picture dist clean
 
 install: .venv/installed  ## make the environment in .venv and prepare data/quickstart
 
@@ -32,6 +32,15 @@ pipeline: .venv/installed  ## SFT, a reward model and three ways to align, in on
 			|| exit 1; done
 	$(BIN)/lit-align compare runs/pipeline/prpo runs/pipeline/iterative_dpo runs/pipeline/offline_dpo \
 		--out runs/pipeline/report.html
+
+# All runs of a study are made at one commit, on one kind of machine: studies/papers/protocol.md
+STUDY_WORKERS ?= 1
+study: .venv/installed  ## run what is missing of the study of three papers' claims; hours, stopped and continued at will
+	$(BIN)/python -m studies.papers.prepare
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.papers.run --workers $(STUDY_WORKERS)
+
+study-report: .venv/installed  ## make docs/study.md and its figures from the study's results
+	$(BIN)/python -m studies.papers.analyse
 
 # Number of processes that tests run in. Some tests start two more processes of their own.
 WORKERS ?= 2

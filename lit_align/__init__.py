@@ -1,3 +1,3 @@
 """Preference optimization of language models whose anchors move, as PyTorch Lightning modules."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own; without all of Lightning
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -41,8 +41,8 @@ class SafeConsole(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
-# Brackets in texts of models, data and paths are printed as they are.
-console = SafeConsole(highlight=False, markup=False, emoji=False)
+# Brackets in texts of models, data and paths are printed as they are, in notebooks too.
+console = SafeConsole(highlight=False, markup=False, emoji=False, force_jupyter=False)
 
 
 def print_line(*objects: object) -> None:
@@ -53,7 +53,11 @@ def print_line(*objects: object) -> None:
 
 def print_field(name: str, text: str) -> None:
     """Print one field of the run's log: its name, then its text."""
-    print_line(f"  {name:<{FIELD_WIDTH}} {text}")
+    print_line(_field(name, text))
+
+
+def _field(name: str, text: str) -> str:
+    return f"  {name:<{FIELD_WIDTH}} {text}"
 
 
 def paragraph(text: str) -> str:
@@ -76,8 +80,93 @@ def relative(path: object) -> str:
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
 
 
+class Bar(Protocol):
+    """A progress bar, which one line replaces in the end."""
+
+    def show(self, done: int, note: str) -> None: ...
+
+    def stop(self, line: str = "") -> None:
+        """Remove the bar; print the line, if there is one."""
+        ...
+
+
+class NoBar:
+    """No bar: the output is a file, or this is not the first process."""
+
+    def show(self, done: int, note: str) -> None:
+        pass
+
+    def stop(self, line: str = "") -> None:
+        if line:
+            print_line(line)
+
+
+class TerminalBar(NoBar):
+    """A bar on a terminal."""
+
+    def __init__(self, name: str, total: int, done: int):
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn(f"{name:<{FIELD_WIDTH}}", markup=False),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(name, total=total, completed=done, note="")
+        self._bar.start()
+
+    def show(self, done: int, note: str) -> None:
+        self._bar.update(self._task, completed=done, note=note)
+
+    def stop(self, line: str = "") -> None:
+        self._bar.stop()
+        super().stop(line)
+
+
+class NotebookBar:
+    """A bar in the output of a notebook's cell: text that is replaced at most twice a second."""
+
+    def __init__(self, name: str, total: int, done: int):
+        from IPython.display import display  # type: ignore[reportMissingImports]  # a notebook runs in it
+
+        self.name, self.total = name, total
+        self._shown_at = time.monotonic()
+        self._output: Any = display(self._text(done, ""), raw=True, display_id=True)
+
+    def show(self, done: int, note: str) -> None:
+        if time.monotonic() - self._shown_at >= 0.5:
+            self._shown_at = time.monotonic()
+            self._output.update(self._text(done, note), raw=True)
+
+    def stop(self, line: str = "") -> None:
+        self._output.update({"text/plain": printable(line)}, raw=True)
+
+    def _text(self, done: int, note: str) -> dict[str, str]:
+        full = 16 * done // max(1, self.total)
+        bar = "━" * full + "─" * (16 - full)
+        return {"text/plain": printable(f"  {self.name:<{FIELD_WIDTH}} {bar} {done}/{self.total}  {note}".rstrip())}
+
+
+def in_notebook() -> bool:
+    """Whether the output is a notebook's cell."""
+    interactive = sys.modules.get("IPython")
+    return interactive is not None and hasattr(interactive.get_ipython(), "kernel")
+
+
+def make_bar(name: str, total: int, done: int) -> Bar:
+    """The bar for this process's output."""
+    if not is_first_process():
+        return NoBar()
+    if in_notebook():
+        return NotebookBar(name, total, done)
+    return TerminalBar(name, total, done) if console.is_terminal else NoBar()
+
+
 class Phase:
-    """A named part of a run: a progress bar while it works (on a terminal), and one line with its pace at the end.
+    """A named part of a run: a progress bar while it works (on a terminal, in a notebook), then one line with its pace.
 
     Args:
         name: Such as "sample".
@@ -94,39 +183,26 @@ class Phase:
         self.done = self.before = done
         self.note = ""
         self.started = time.monotonic()
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn(f"{name:<{FIELD_WIDTH}}", markup=False),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}", style="dim", markup=False),
-            console=console,
-            transient=True,
-            disable=not is_first_process() or not console.is_terminal,
-        )
-        self._task = self._bar.add_task(name, total=total, completed=done, note="")
-        self._bar.start()
+        self._bar = make_bar(name, total, done)
         self.running.append(self)
 
     def advance(self, by: int = 1, note: str = "") -> None:
         """Count `by` units as done; `note` is shown after the bar."""
         self.done += by
         self.note = note or self.note
-        self._bar.update(self._task, advance=by, note=self.note)
+        self._bar.show(self.done, self.note)
 
-    def stop(self) -> None:
-        """Remove the bar."""
-        self._bar.stop()
+    def stop(self, line: str = "") -> None:
+        """Remove the bar, or replace it by a line."""
+        self._bar.stop(line)
         self.running.remove(self)
 
     def finish(self, note: str = "") -> None:
         """Replace the bar by one line."""
-        self.stop()
         seconds = time.monotonic() - self.started
         pace = f" · {60 * (self.done - self.before) / seconds:.0f} a minute" if seconds >= 0.1 else ""
         after = f" · {note or self.note}" if note or self.note else ""
-        print_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{after}")
+        self.stop(_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{after}"))
 
 
 @contextmanager

@@ -3,8 +3,8 @@
     log π(y|x) = Σ_t log softmax(logits_t)[y_t]      over the response's tokens, its end-of-sequence token included
 
 One function serves policy, reference and sampler. It computes a prompt once for all its responses (`packing.py`). Only
-the positions that predict a response token pass the output head, in chunks that the backward pass recomputes. So
-neither logits of prompts and padding nor a tensor of [all tokens, vocabulary] is ever formed.
+the positions that predict a response token pass the output head, in chunks. Their gradients are kept for the backward
+pass up to a limit; beyond it, they are computed again. No logits of prompts and padding are ever formed.
 
 Shapes: B prompts, K branches (responses) of each, P prompt tokens, R response tokens, N = B·K rows, M response tokens
 in the whole batch, H hidden units, V vocabulary.
@@ -12,16 +12,20 @@ in the whole batch, H hidden units, V vocabulary.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_align.packing import PACKED, Packing, packed_hidden
 
+KEPT_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
+"""Memory for what the output head keeps for its backward pass; what is beyond it is computed again."""
 LOGITS_CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}
 """Memory for the float32 logits of one chunk of response tokens; small enough to stay in caches."""
 
@@ -175,6 +179,8 @@ def enable_prefix_sharing(model: PreTrainedModel) -> bool:
 def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits)[target] of M tokens, [M], from their hidden states [M, H], chunk by chunk."""
     config = model.config.get_text_config()
+    device, element = hidden.device.type, hidden.element_size()
+    chunk = max(1, LOGITS_CHUNK_BYTES.get(device, 1 << 29) // (config.vocab_size * max(4, element)))
 
     def chunk_logps(hidden_chunk: Tensor, target_chunk: Tensor) -> Tensor:
         logits = next_token_logits(model, hidden_chunk)
@@ -182,12 +188,58 @@ def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temper
         logits = logits if temperature == 1 else logits / temperature
         return -cross_entropy(logits, target_chunk, reduction="none")
 
-    chunk_bytes = LOGITS_CHUNK_BYTES.get(hidden.device.type, 1 << 29)
-    chunk = max(1, chunk_bytes // (config.vocab_size * max(4, hidden.element_size())))
-    chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    if torch.is_grad_enabled():
-        return torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in chunks])  # type: ignore[arg-type]
-    return torch.cat([chunk_logps(h, t) for h, t in chunks])
+    head = _plain_head(model, hidden)
+    if head is not None:
+        factor = _logit_factor(config) / temperature
+        chunk_logps = partial(_HeadLogps.apply, head.weight, factor, chunk)  # type: ignore[assignment]
+        chunk *= max(1, KEPT_BYTES.get(device, 1 << 30) // (config.vocab_size * element * chunk))
+    chunks = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
+    if not torch.is_grad_enabled():
+        return torch.cat([chunk_logps(h, t) for h, t in chunks])
+    kept = [chunk_logps(h, t) for h, t in chunks[:1]] if head is not None else []
+    return torch.cat(kept + [checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in chunks[len(kept) :]])  # type: ignore[arg-type]
+
+
+class _HeadLogps(torch.autograd.Function):
+    """log softmax(factor · hidden weightᵀ)[target], [M], which keeps the logits' gradient for its backward pass.
+
+    So the backward pass needs no logits, and one product for all tokens, whose sums are in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, factor: float, chunk: int, hidden: Tensor, targets: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        keeps = any(ctx.needs_input_grad)
+        slopes = hidden.new_empty(len(hidden) if keeps else 0, len(weight))  # softmax − 1 at the target, [M, V]
+        logps = []
+        for start in range(0, len(hidden), chunk):
+            rows, some = slice(start, start + chunk), targets[start : start + chunk, None]
+            logits = (hidden[rows] @ weight.T).to(wide)
+            every = (logits if factor == 1 else logits.mul_(factor)).log_softmax(-1)
+            logps.append(every.gather(1, some)[:, 0])
+            if keeps:
+                slopes[rows] = every.exp_().scatter_add_(1, some, every.new_full(some.shape, -1.0))
+        ctx.save_for_backward(weight, hidden, slopes)
+        ctx.factor = factor
+        return torch.cat(logps) if logps else hidden.new_zeros(0, dtype=wide)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weight, hidden, slopes = ctx.saved_tensors
+        scale = (grads[0] * -ctx.factor)[:, None]
+        to_hidden = ((slopes @ weight) * scale).to(hidden.dtype)
+        to_weight = slopes.T @ (hidden * scale).to(hidden.dtype) if ctx.needs_input_grad[0] else None
+        return to_weight, None, None, to_hidden, None
+
+
+def _plain_head(model: PreTrainedModel, hidden: Tensor) -> nn.Linear | None:
+    """The output head, if `_HeadLogps` computes what it does: a plain matrix of the hidden states' type."""
+    head = model.get_output_embeddings()
+    capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if type(head) is not nn.Linear or head.bias is not None or capped or torch.is_autocast_enabled(hidden.device.type):
+        return None
+    return head if type(head.weight) is nn.Parameter and head.weight.dtype == hidden.dtype else None
 
 
 def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -199,13 +251,16 @@ def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 def _finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
     """Apply the operations that some architectures have between the output head and their logits."""
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if divisor := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / divisor
+    factor = _logit_factor(config)
+    logits = logits if factor == 1 else logits * factor
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2 and later
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+def _logit_factor(config: PretrainedConfig) -> float:
+    """The factor of an architecture's logits: Cohere's `logit_scale`, Granite's 1 / `logits_scaling`."""
+    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
 
 
 @torch.no_grad()

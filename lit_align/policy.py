@@ -87,6 +87,15 @@ class Policy(nn.Module):
         policy.temperature = config.temperature
         return policy.train()
 
+    @classmethod
+    def load_start(cls, config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The policy that training starts from. A fresh adapter, which adds 0, is switched off: that saves its time."""
+        start = cls.load(config, lora, tokenizer)
+        if lora is not None and lora.adapter is None:
+            for layer in start._adapted_layers():
+                layer._disable_adapters = True
+        return start
+
     @staticmethod
     def load_model(
         config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase
@@ -200,7 +209,7 @@ class Policy(nn.Module):
 
         peft's own switches also toggle `requires_grad`, even of the trained slot; this one changes only the flags.
         """
-        layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        layers = self._adapted_layers()
         before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
         try:
             for layer in layers:
@@ -209,6 +218,9 @@ class Policy(nn.Module):
         finally:
             for layer, (disabled, active) in zip(layers, before, strict=True):
                 layer._disable_adapters, layer._active_adapter = disabled, active
+
+    def _adapted_layers(self) -> list[BaseTunerLayer]:
+        return [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
 
     def save(self, folder: str | Path) -> None:
         """Write model and tokenizer in transformers' format, an adapter merged, in the type it was loaded in.

@@ -73,6 +73,15 @@ def unpacked(weight: Any) -> Tensor:
     return dequantize_4bit(weight.data, weight.quant_state)
 
 
+def packed_bytes(numbers: int) -> int:
+    """Memory of a layer's weights in 4 bits, in bytes.
+
+    Each block of 64 has a scale of one byte, and 256 scales share one of four bytes. Two tables hold the codes' values.
+    """
+    blocks = -(-numbers // 64)
+    return -(-numbers // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256)
+
+
 def size_of(weight: Any) -> int:
     """How many numbers a weight stands for."""
     return weight.quant_state.shape.numel() if is_quantized(weight) else weight.numel()

@@ -161,7 +161,8 @@ def _gloo_group(name: str) -> dist.ProcessGroup:
     Raises:
         UserError: a process does not join it within the timeout of the other operations.
     """
-    timeout = dist.distributed_c10d._get_default_store().timeout
+    store: Any = dist.distributed_c10d._get_default_store()  # torch's stubs lack some attributes
+    timeout = store.timeout
     try:
         group = dist.new_group(backend="gloo", timeout=timeout, group_desc=name)
     except RuntimeError as error:
@@ -178,7 +179,7 @@ def joined_operations() -> int:
 
     Barriers are not counted: they report missing processes themselves, and take more operations on rank 0.
     """
-    groups = [*dist.distributed_c10d._world.pg_map]  # a copy: another thread may make a group
+    groups: list[Any] = [*dist.distributed_c10d._world.pg_map]  # a copy: another thread may make a group
     counted = (each for each in groups if each.size() == dist.get_world_size() and each.group_desc != BARRIERS)
     return sum(each._get_sequence_number_for_group() for each in counted)
 

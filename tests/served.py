@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from lit_align import __version__
 from lit_align.data import Sampling, VLLMServerSampler
+from lit_align.data.generation import generate
 from lit_align.data.samplers.transfer import Transfer, receive
 from lit_align.data.samplers.weights import weight_sums
-from lit_align.data.sampling import generate, uniform_numbers
+from lit_align.data.sampling import uniform_numbers
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 

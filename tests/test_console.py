@@ -1,5 +1,6 @@
 """The line that a phase prints at its end, and texts that are printed unchanged."""
 
+import sys
 from io import StringIO
 from types import SimpleNamespace
 
@@ -31,6 +32,39 @@ def test_text_that_looks_like_markup_is_shown_unchanged(capsys):
     with console.phase("[b]", 1, text) as running:
         running.advance(note=text)
     assert capsys.readouterr().out.count(text) == 4
+
+
+class Output:
+    """A notebook's output, as `IPython.display.display` returns it; keeps what it shows."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def display(self, data: dict[str, str], raw: bool, display_id: bool) -> "Output":
+        self.update(data, raw)
+        return self
+
+    def update(self, data: dict[str, str], raw: bool) -> None:
+        self.shown.append(data["text/plain"])
+
+
+def test_a_notebook_shows_a_bar_that_one_line_replaces(monkeypatch, capsys):
+    now, output = [0.0], Output()
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=True))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    monkeypatch.setitem(sys.modules, "IPython.display", output)
+    with console.phase("sample", 4, "prompts") as running:
+        for seconds in (0.6, 0.1, 0.6):
+            now[0] += seconds
+            running.advance(note="[b] 1\x1b[2J")
+    assert output.shown == [
+        "  sample          ──────────────── 0/4",
+        "  sample          ━━━━──────────── 1/4  [b] 1�[2J",
+        "  sample          ━━━━━━━━━━━━──── 3/4  [b] 1�[2J",
+        "  sample          3/4 prompts · 1.3 s · 138 a minute · [b] 1�[2J",
+    ]
+    assert capsys.readouterr().out == ""
 
 
 ESCAPES = "\x1b[31mred \x9b2J \x1b]0;title\x07 \u202egnirts"

@@ -13,6 +13,14 @@ from lit_align.callbacks import Drift, ReferenceRefresh
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 
+LIGHT = {
+    "sampling in the second round",
+    "writing a part of a round",
+    "in the middle of an epoch",
+    "in the middle of a refresh",
+    "writing a checkpoint",
+    "between two epochs",
+}
 LORA = LoRAConfig(r=1, alpha=2, dropout=0.2)
 # What is being done when the process dies, and at which call of it.
 MOMENTS = {
@@ -59,7 +67,9 @@ def uninterrupted(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> 
     return run_in(1, run, tiny_model, tmp_path_factory.mktemp("whole"))[0]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", [pytest.param(moment, marks=() if moment in LIGHT else pytest.mark.slow) for moment in MOMENTS]
+)
 def test_killed_and_resumed_a_run_ends_in_the_same_weights(tiny_model, uninterrupted, tmp_path, moment):
     def doomed() -> None:
         die_at(*MOMENTS[moment])

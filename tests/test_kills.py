@@ -156,7 +156,7 @@ def artefacts(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if path.name.startswith(".") or path.name == "last.ckpt":  # a file half written; a link, or a later copy
+        if path.name.startswith(".") or path.name in ("last.ckpt", "run.lock"):  # half written; a link; of a killed run
             continue
         if path.suffix == ".ckpt":
             found[name] = plain(torch.load(path, weights_only=True))
@@ -217,7 +217,7 @@ def killed_and_continued(prepared: Callable[[str], Path], options: dict[str, Any
 
 @pytest.mark.parametrize(
     ("variant", "kills"),
-    [("offline, accumulated", 5), ("rounds, each round", 5)]
+    [("offline, accumulated", 2)]  # more in tests/test_position.py, within one process
     + [pytest.param(variant, 8, marks=pytest.mark.slow) for variant in VARIANTS],
 )
 def test_killed_at_random_a_run_leaves_the_files_of_the_whole(prepared, blank_figures, variant, kills):

@@ -74,6 +74,7 @@ def test_gradients_equal_the_definition(
     name: str, lora: bool, recomputed: bool, branches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(logprobs.LOGITS_CHUNK_BYTES, "cpu", 5 * 61 * 8)
+    monkeypatch.setitem(logprobs.KEPT_BYTES, "cpu", 11 * 61 * 8)
     monkeypatch.setattr(packing, "PROMPT_BLOCK", 5)
     monkeypatch.setattr(attention, "TILE_SCORES", 100)
     monkeypatch.setattr(attention, "SHORT", 6)
@@ -283,3 +284,32 @@ def test_the_tempered_policys_logits_are_divided(packed: bool):
     expected = logits.log_softmax(-1)[range(3), [7, 8, 9]].sum()
     assert not packed or enable_prefix_sharing(model)
     torch.testing.assert_close(response_logps(model, batch, temperature=0.8)[0, 0], expected)
+
+
+def test_bfloat16_gradients_of_the_head_are_as_exact_as_autograds(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate(random_examples(count=20, branches=4), range(20))
+    _, exact = logps_and_gradients(model := build("llama"), response_logps(model, batch))
+
+    def off() -> list[Tensor]:
+        model = build("llama", torch.bfloat16)
+        _, gradients = logps_and_gradients(model, response_logps(model, batch))
+        return [(gradient - exact[name]).norm() / exact[name].norm() for name, gradient in gradients.items()]
+
+    ours = off()
+    monkeypatch.setattr(logprobs, "_plain_head", lambda *args: None)
+    assert all(our < 1.05 * their < 0.1 for our, their in zip(ours, off(), strict=True))
+
+
+def test_what_the_head_keeps_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(logprobs.LOGITS_CHUNK_BYTES, "cpu", 2 * 61 * 8)
+    monkeypatch.setitem(logprobs.KEPT_BYTES, "cpu", 4 * 61 * 8)
+    kept: list[int] = []
+
+    def keep(saved: Tensor) -> Tensor:
+        kept.extend([len(saved)] if saved.shape[1:] == (61,) else [])
+        return saved
+
+    batch = collate([Example([5, 6], [[7, 8, 9, 3, 2], [4, 3, 2, 1]], "")], [0])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        response_logps(build("llama"), batch)
+    assert kept == [4]

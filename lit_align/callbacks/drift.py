@@ -164,7 +164,7 @@ class Drift(AlignCallback):
         assert policy is not None
         assert reference is not None
         ours = torch.tensor([example.sampler_logps for example in examples])
-        start = Policy.load(module.policy_config, module.lora, module.tokenizer).to(policy.device).eval()
+        start = Policy.load_start(module.policy_config, module.lora, module.tokenizer).to(policy.device).eval()
         from_start = ours - torch.tensor(data.recorder.logps(start, examples))
         with gathered(policy), reference.present() as present, gathered(present):
             from_reference = ours - torch.tensor(data.recorder.logps(present.logps, examples))

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM save first, print the command to resume, and end the run with exit code 128 + signal number.
 
+A trial that W&B's agent stops early ends with 0: the agent counts other codes as failures, and gives up after a few.
+
 - Within an epoch: the current step is finished, with all batches that it accumulates, and `interrupted.ckpt` is written
   beside the other checkpoints. A run resumed from it equals the uninterrupted run.
 - After an epoch's last step: the work at the epoch's end is done first, since a resumed run does not return to it.
@@ -10,6 +12,7 @@
 A second signal ends the run at once. Lightning alone misses a SIGTERM after the last batch.
 """
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -31,7 +34,8 @@ class Interrupted(SystemExit):
     """The run received a signal to stop."""
 
     def __init__(self, signum: int):
-        super().__init__(128 + signum)
+        stopped_by_agent = signum == signal.SIGTERM and "WANDB_SWEEP_ID" in os.environ
+        super().__init__(0 if stopped_by_agent else 128 + signum)
         self.signum = signum
 
 

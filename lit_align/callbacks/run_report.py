@@ -10,7 +10,7 @@ Logged after each round (epoch):
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -203,14 +203,26 @@ def resume_command(trainer: Trainer, path: str | Path | None) -> str:
 
 def memory_line(module: PreferenceObjective) -> str:
     """Memory of the weights, gradients, AdamW's two moments and the reference in this process, without activations."""
-    assert module.policy is not None
-    weights = size_in_bytes(own_weights(module.policy))
-    trained = size_in_bytes(weight for _, weight in module.policy.trainable_weights())
-    second = size_in_bytes(reference_weights(module.policy, module.reference))
-    parts = {"policy": weights, "gradients": trained, "AdamW": 2 * trained, "reference": second}
-    listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     kept = ", and freed memory stays with the process" if keeps_freed_memory() else ""
-    return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}; activations come on top{kept}"
+    return f"{listed_memory(memory_parts(module))}; activations come on top{kept}"
+
+
+def memory_parts(module: PreferenceObjective) -> dict[str, int]:
+    """Bytes of the weights, gradients, AdamW's two moments and the reference in this process."""
+    assert module.policy is not None
+    trained = size_in_bytes(weight for _, weight in module.policy.trainable_weights())
+    return {
+        "policy": size_in_bytes(own_weights(module.policy)),
+        "gradients": trained,
+        "AdamW": 2 * trained,
+        "reference": size_in_bytes(reference_weights(module.policy, module.reference)),
+    }
+
+
+def listed_memory(parts: Mapping[str, int]) -> str:
+    """The sum of some parts of memory, and what it is made of."""
+    listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
+    return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}"
 
 
 def size_in_bytes(weights: Iterable[Tensor]) -> int:

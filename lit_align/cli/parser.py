@@ -108,6 +108,17 @@ def own_folder_in_a_sweep(config: Any) -> None:
         config.trainer.default_root_dir = os.path.join(root, run)
 
 
+def keep_history_in_wandb(config: Any) -> None:
+    """Let a run that is started again continue its history in W&B, as a WandbLogger does by default.
+
+    The command line passes on all options of `wandb.init`, and a `resume` of None would start the history anew.
+    """
+    given = config.trainer.logger
+    for logger in given if isinstance(given, list) else [given]:
+        if isinstance(logger, Namespace) and locate(logger.class_path) is WandbLogger:
+            logger.init_args.resume = logger.init_args.get("resume") or "allow"
+
+
 def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:
     """Refuse an option that a YAML sets for one objective and another would use.
 

@@ -54,7 +54,7 @@ class OnPolicyPairs(PairsDataModule):
             PRPO; or a number N, the next N prompts each round, cycling when exhausted.
         responses_per_prompt: Number K of responses to each prompt.
         sampling: Temperature, length and filters of sampling.
-        sampler: The engine that samples. None is transformers' generate; auto is the fastest that is installed, which
+        sampler: The engine that samples. None is GenerateSampler; auto is the fastest that is installed, which
             is shown when the run starts.
         sampling_batch_size: Responses sampled at once. It determines the samples to the bit, so keep it when resuming.
         sampling_dtype: Type of the weights while sampling: bfloat16 is fastest, policy is the policy's own.

@@ -125,7 +125,7 @@ class Evaluator:
         """
         policy = module.policy
         assert policy is not None
-        start = Policy.load(module.policy_config, module.lora, module.tokenizer).to(policy.device)
+        start = Policy.load_start(module.policy_config, module.lora, module.tokenizer).to(policy.device)
         if path not in self._held_out:
             self._held_out[path] = self._answer_with_start(path, name, start, module)
         held_out = self._held_out[path]

@@ -1,4 +1,7 @@
-"""The plots of a report. Each plot is a function that draws on axes and returns whether the run has data for it."""
+"""The plots of a report. Each plot is a function that draws on axes and returns whether the run has data for it.
+
+Figures are made without pyplot, whose backend, such as a notebook's, stays as it is.
+"""
 
 import base64
 import html
@@ -8,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,10 +22,6 @@ from lit_align.metrics.win_rate import rate_interval
 from lit_align.reporting.page import plain
 from lit_align.reporting.paired import SharedScorer, scorers_of
 from lit_align.reporting.run_folder import Run, metric_of
-
-matplotlib.use("agg")
-
-plt.rcParams["svg.hashsalt"] = "lit_align"  # the same run gives the same bytes
 
 LINES = {
     "loss": ("loss", ["train/loss", "val/loss"]),
@@ -104,15 +102,15 @@ def comparison_plots(
 def plot_curves(folder: str | Path) -> Path | None:
     """Draw all plots of a run into `curves.png`; None if nothing was logged."""
     run = Run(Path(folder), Path(folder).name)
-    scratch = plt.figure()
+    scratch = Figure()
     drawn = [draw for draw in _draws(run).values() if draw(scratch.add_subplot())]
-    plt.close(scratch)
     if not drawn:
         return None
     columns = min(3, len(drawn))
     height = -(-len(drawn) // columns)
     size = (4.6 * columns, 3.2 * height)
-    figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(height, columns, squeeze=False)
     for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
     for axis, draw in zip(axes.flat, drawn, strict=False):
@@ -120,15 +118,13 @@ def plot_curves(folder: str | Path) -> Path | None:
     path = run.folder / "curves.png"
     with writing(path):
         figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 
 def _figure(draw: Draw) -> Figure | None:
     """A plot; None where there is nothing to draw."""
-    figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
-    plt.close(figure)  # from pyplot's list; it can still be saved
-    return figure if draw(axis) else None
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    return figure if draw(figure.add_subplot()) else None
 
 
 def _styled(axis: Axes, title: str, x: str, legend: bool = True) -> bool:
@@ -294,7 +290,8 @@ def label_of(words: str) -> str:
 
 def embedded(figure: Figure, name: str, caption: str) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "lit_align"}):  # the same run gives the same bytes
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
     image = f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

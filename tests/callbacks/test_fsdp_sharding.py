@@ -261,3 +261,8 @@ def test_it_refuses_options_that_cannot_work(in_tmp):
         ),
     ):
         assert message in run_in(2, lambda m=module, p=plan, o=options: attempt(m, p, **o))[0]
+
+
+def test_blocks_without_a_class_are_refused():
+    with pytest.raises(UserError, match=r"fsdp_sharding\.blocks=\[\] must name classes"):
+        FSDPSharding(blocks=[])

@@ -147,3 +147,11 @@ def test_the_named_checkpoint_is_this_runs_last_not_an_older_one(tiny_model, in_
     with pytest.raises(Interrupted):  # a fresh run in the same folder
         run(tiny_model, Path(), Signal("on_train_start", 0))
     assert "interrupted.ckpt" not in capsys.readouterr().out.rpartition("SIGTERM")[2]
+
+
+def test_a_sweeps_stop_of_a_trial_is_no_failure(monkeypatch):
+    """W&B's agent counts exit codes above 0 as failures, and gives up after five."""
+    assert Interrupted(signal.SIGTERM).code == 128 + 15
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    assert Interrupted(signal.SIGTERM).code == 0
+    assert Interrupted(signal.SIGINT).code == 128 + 2

@@ -51,6 +51,7 @@ def test_an_agents_commands_parse_into_the_swept_options(path, monkeypatch):
         assert command[:4] == ["/usr/bin/env", "python", "train.py", "fit"]
         config = AlignCLI([*command[4:], "--trainer.logger.mode=offline"], run=False).config
         assert config.trainer.default_root_dir == "runs/sweep/run7"
+        assert config.trainer.logger.init_args.resume == "allow"
         options = dict(piece.removeprefix("--").split("=", 1) for piece in command[4:] if piece.startswith("--"))
         for name in sweep["parameters"]:
             key = name.replace("reference_refresh.", "reference_refresh.init_args.")

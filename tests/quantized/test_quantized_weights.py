@@ -20,7 +20,7 @@ from lit_align.errors import UserError
 from lit_align.export import export
 from lit_align.objectives import DPO, RewardModel
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
-from lit_align.quantization import Quantization, holds_quantized, is_quantized, size_of
+from lit_align.quantization import Quantization, holds_quantized, is_quantized, packed_bytes, size_of
 
 LORA = LoRAConfig(r=2)
 
@@ -144,6 +144,8 @@ def test_the_memory_of_4_bits_is_counted(models):
     # 4 bytes become half a byte, and a scale of 8 bits for 64 of them; each tensor has tables of 1.3 kB at most
     tables = (4 - 0.5 - 1 / 64) * numbers - saved
     assert 0 < tables < 1300 * len(packed)
+    for weight in packed:
+        assert 0 <= size_in_bytes([weight]) - packed_bytes(size_of(weight)) < 200  # bitsandbytes' notes on the layer
 
 
 def test_a_reward_model_keeps_its_new_head_whole(models):

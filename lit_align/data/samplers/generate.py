@@ -1,4 +1,4 @@
-"""`GenerateSampler`: transformers' `generate`, a batch of prompts at once."""
+"""`GenerateSampler`: a copy of the policy samples a batch of prompts at once."""
 
 from collections.abc import Iterable
 
@@ -36,7 +36,7 @@ class CopySampler(Sampler):
 
 
 class GenerateSampler(CopySampler):
-    """transformers' `generate`: a batch continues until its last response has ended.
+    """A copy of the policy in transformers, a batch of prompts at once (`generation.py`).
 
     Each sample has its own random stream: equal weights and batches give equal bytes, regardless of which process
     samples them, and how often.

@@ -118,10 +118,14 @@ def send_weight(connection: Connection, name: str, weight: Tensor) -> None:
 
 
 def received_weights(connection: Connection) -> Iterator[tuple[str, Tensor]]:
-    """The weights that `send_weight` sends, until None is sent."""
+    """The weights that `send_weight` sends, until None is sent; each is valid until the next is read."""
+    buffer = torch.empty(0, dtype=torch.uint8)  # new memory for each would cost as much as receiving it
     while (header := connection.recv()) is not None:
         name, shape, dtype = header
-        weight = torch.empty(shape, dtype=dtype)
+        size = shape.numel() * dtype.itemsize
+        if len(buffer) < size:
+            buffer = torch.empty(size, dtype=torch.uint8)
+        weight = buffer[:size].view(dtype).view(shape)
         connection.recv_bytes_into(_octets(weight))
         yield name, weight
 

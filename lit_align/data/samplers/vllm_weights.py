@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_align.data.samplers.weights import weight_sums
 
-CHECKED_COLUMNS = 64
+CHECKED_COLUMNS = 16
 """Columns of each packed weight that the proof reads."""
 
 

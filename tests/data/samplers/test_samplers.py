@@ -1,5 +1,6 @@
 """Samplers: the same responses from every engine where the choice is greedy, and always with the policy's weights."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from tiny import adamw, fit, on_policy
 
-from lit_align.data import ContinuousBatchingSampler, GenerateSampler, Sampler, SampleRequest, Sampling
+from lit_align.data import ContinuousBatchingSampler, GenerateSampler, Sampler, SampleRequest, Sampling, VLLMSampler
 from lit_align.data.samplers.base import check_weights
+from lit_align.data.samplers.fastest import fastest_sampler
 from lit_align.data.samplers.weights import weight_sums
 from lit_align.data.sampling import Response
 from lit_align.errors import UserError
@@ -103,6 +105,14 @@ def test_a_failure_in_continuous_batching_stops_the_round(policy, monkeypatch):
     monkeypatch.setattr(sampler.model.model, "forward", None)
     with pytest.raises(UserError, match=r"continuous batching failed: .*Use GenerateSampler"):
         sampler.sample(policy, SampleRequest(PROMPTS, "abcd", 1, Sampling(max_new_tokens=2), END))
+
+
+def test_auto_takes_vllm_where_it_is_installed_and_one_process_trains(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert isinstance(fastest_sampler(1), GenerateSampler)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert isinstance(fastest_sampler(1), VLLMSampler)
+    assert isinstance(fastest_sampler(2), GenerateSampler)
 
 
 # --- the weights are the policy's ---

@@ -42,7 +42,7 @@ def test_weights_travel_to_another_process_unchanged(dtype):
     for name, weight in sent.items():
         send_weight(near, name, weight)
     near.send(None)
-    received = dict(received_weights(far))
+    received = {name: weight.clone() for name, weight in received_weights(far)}
     assert received.keys() == sent.keys()
     assert all(torch.equal(received[name], weight) for name, weight in sent.items())
 

@@ -1,0 +1,108 @@
+"""`lit-align doctor --memory --config X.yaml [OPTIONS]`: a run's memory, from its configuration alone.
+
+The model is built from its config.json on torch's meta device, where weights take no memory. So a model of any size is
+computed anywhere, without its weights and its data.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from lit_align.callbacks import ReferenceRefresh
+from lit_align.callbacks.run_report import listed_memory, memory_parts
+from lit_align.cli.app import AlignCLI
+from lit_align.console import print_field
+from lit_align.errors import UserError, first_line
+from lit_align.loading import locate_model, resolve_dtype
+from lit_align.objectives import PreferenceObjective
+from lit_align.objectives.reward_model import Scored
+from lit_align.policy import Policy, is_adapter_weight
+from lit_align.quantization import packed_bytes
+from lit_align.reference.build import own_weights
+
+
+def show_memory(args: list[str]) -> None:
+    """Print the memory of weights, gradients, optimizer, reference, sampling and activations.
+
+    Raises:
+        UserError: the configuration is wrong, or the model has no config.json.
+    """
+    cli = AlignCLI(args, run=False)
+    module: Any = cli.model
+    if not isinstance(module, PreferenceObjective):
+        raise UserError(
+            f"doctor --memory knows the objectives of lit_align, not {type(module).__name__}. Leave it out."
+        )
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ReferenceRefresh):
+            callback.setup(cli.trainer, module, "fit")
+    with torch.device("meta"):
+        module.policy = weightless_policy(module)
+        module.configure_model()
+    for name, text in describe_memory(module):
+        print_field(name, text)
+
+
+def weightless_policy(module: PreferenceObjective) -> Policy:
+    """The policy on the device on which it is built, with weights that hold nothing.
+
+    Raises:
+        UserError: the model has no config.json.
+    """
+    config, lora = module.policy_config, module.lora
+    where = locate_model(config)
+    try:
+        shape = AutoConfig.from_pretrained(**where)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.policy.path: no config.json for {config.path!r}: {first_line(error)}.") from error
+    policy, kind = Policy, AutoModelForCausalLM
+    if not module.data_needs().gives_logps:
+        policy, kind = Scored, AutoModelForSequenceClassification
+        shape.num_labels = 1
+    model = kind.from_config(shape, dtype=resolve_dtype(config, lora), attn_implementation=config.attention)
+    adapter: Any = None if lora is None else policy.add_adapter(model, lora)
+    return policy(model if adapter is None else adapter.get_base_model(), None, adapter).train()  # type: ignore[arg-type]
+
+
+def describe_memory(module: PreferenceObjective) -> list[tuple[str, str]]:
+    """Lines with a name each, of a module whose model may have no weights."""
+    policy, config = module.policy, module.policy_config
+    assert policy is not None
+    parts = memory_parts(module)
+    if config.quantize is not None:
+        parts["policy"] = packed_policy_bytes(policy)
+    numbers = sum(weight.numel() for name, weight in policy.named_parameters() if not is_adapter_weight(name))
+    itemsize, shape = policy.dtype.itemsize, policy.model.config.get_text_config()
+    activations = "come on top; `doctor` without --memory measures them"
+    if config.gradient_checkpointing:
+        kept = 1000 * shape.num_hidden_layers * shape.hidden_size * itemsize
+        activations = f"{kept / 1e9:.2f} GB more for 1,000 tokens of a batch, and those of one layer (checkpointing)"
+    return [
+        ("model", f"{config.path}: {numbers / 1e9:.2f} billion weights"),
+        ("training", listed_memory(parts)),
+        (
+            "sampling",
+            f"{numbers * itemsize / 1e9:.2f} GB more while a plain copy samples (rounds, verdict) or is saved",
+        ),
+        ("activations", activations),
+    ]
+
+
+def packed_policy_bytes(policy: Policy) -> int:
+    """Bytes of the policy's weights if the linear layers are kept in 4 bits, except for adapter and head."""
+    head = policy.model.get_output_embeddings()
+    packed = {
+        f"{name}.weight"
+        for name, layer in policy.named_modules()
+        if isinstance(layer, nn.Linear) and layer is not head and "score" not in name.split(".")
+    }
+    own = {id(weight) for weight in own_weights(policy)}
+    return sum(
+        packed_bytes(weight.numel())
+        if name in packed and not is_adapter_weight(name)
+        else weight.numel() * weight.element_size()
+        for name, weight in policy.named_parameters()
+        if id(weight) in own
+    )

@@ -1,0 +1,1 @@
+"""Studies: pre-registered comparisons, each with its protocol, its programs and its results."""

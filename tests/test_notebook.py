@@ -1,0 +1,55 @@
+"""The modules in a real Jupyter kernel: bars and the report in a cell."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+nbclient = pytest.importorskip("nbclient", reason="needs the extra `notebook`")
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("ipykernel")
+
+ROOT = Path(__file__).parents[1]
+
+
+def execute(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """The outputs of each code cell, after a run in a kernel of its own."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    client = nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(outputs: list[Any]) -> list[str]:
+    """What outputs show as text."""
+    return [each.text if each.output_type == "stream" else each.data["text/plain"] for each in outputs]
+
+
+BARS = """
+import time
+from lit_align.console import phase, print_field
+with phase("sample", 3, "prompts") as running:
+    for _ in range(3):
+        time.sleep(0.3)
+        running.advance(note="[b] one \\x1b[31m")
+print_field("policy", "[b] the model")
+"""
+REPORT = """
+from lit_align.reporting.notebook import report
+report("run")
+"""
+
+
+def test_a_kernel_shows_bars_lines_and_the_report(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "tests" / "fixtures" / "run_0_1" / "run", tmp_path / "run")
+    cells = [nbformat.v4.new_code_cell(source) for source in (BARS, REPORT)]
+    bars, report = execute(nbformat.v4.new_notebook(cells=cells), tmp_path, monkeypatch)
+    bar, line = texts(bars)
+    assert bar.startswith("  sample          3/3 prompts · ")
+    assert line == "  policy          [b] the model\n"
+    assert not any("\x1b" in text for text in texts(bars))
+    *others, shown = report  # tqdm may ask for ipywidgets
+    assert all(output.get("name") == "stderr" for output in others), "a figure of its own"
+    assert shown.data["text/html"].startswith("<iframe sandbox srcdoc='<!doctype html>")
+    assert (tmp_path / "run" / "report.html").exists()
