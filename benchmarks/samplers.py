@@ -9,6 +9,7 @@ Run each sampler in its own environment, since vLLM brings other versions:
 import argparse
 import time
 
+import psutil
 import torch
 
 from lit_align import data
@@ -38,10 +39,18 @@ def main() -> None:
     with sampler.ready(policy, torch.bfloat16, longest):
         print(f"new weights and their check: {time.perf_counter() - start:.2f} s")
         for _ in range(options.repeats):
-            start = time.perf_counter()
+            start, used = time.perf_counter(), cpu_seconds()
             responses = [response for group in sampler.sample(policy, request) for response in group]
             tokens = sum(len(response.ids) for response in responses)
-            print(f"{tokens} tokens: {tokens / (time.perf_counter() - start):.0f} per second")
+            seconds, used = time.perf_counter() - start, cpu_seconds() - used
+            print(f"{tokens} tokens: {tokens / seconds:.0f} per second, {tokens / used:.0f} per second of CPU")
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children, such as vLLM's."""
+    this = psutil.Process()
+    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ class TokenizingDataModule(L.LightningDataModule):
     def _apply_prompt_end(self) -> None:
         """Give the trained module the chat template whose generation prompt is used in sampling."""
         assert self.trainer is not None
-        if self._prompt_end is PromptEnd.ANSWER:
+        if self._prompt_end is PromptEnd.ANSWER and self.preference_tokenizer.tokenizer.chat_template:
             template = self.preference_tokenizer.renderer.template  # of the module's tokenizer before it is replaced
             _set_tokenizer(self.trainer.lightning_module, None, template.before_answer)
 

@@ -137,6 +137,13 @@ def test_a_choice_without_effect_is_an_error(tiny_model, tmp_path, module, optio
         start(module(PolicyConfig(tiny_model)), data)
 
 
+def test_a_choice_without_a_chat_template_is_an_error(tiny_model, tmp_path):
+    byte_tokenizer(chat=False).save_pretrained(tmp_path / "bare")
+    bare = {"tokenizer": str(tmp_path / "bare"), "chat_template": None, "sampling_prompt": "answer"}
+    with pytest.raises(UserError, match="has no effect because no prompt is a chat"):
+        start(dpo(tiny_model), pairs(tmp_path, PLAIN | {"prompt": "Hi?"}, **bare))
+
+
 def test_rounds_from_a_saved_model_sample_as_it_was_trained(tiny_model, tmp_path):
     fit(module := SFT(PolicyConfig(tiny_model), optimizer=sgd()), pairs(tmp_path, PLAIN), max_steps=1)
     assert module.policy is not None

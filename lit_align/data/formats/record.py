@@ -20,6 +20,7 @@ class Reading:
     sample: Sequence["Record"] = ()  # the first rows
     chat_because_of: str | None = None  # the column that turned plain prompts into chats
     mapped: frozenset[str] = frozenset()  # the columns that the user's mapping makes
+    repeats_prompt: bool | None = None  # whether the responses of all of the first rows begin with their prompt
 
 
 @dataclass(frozen=True)

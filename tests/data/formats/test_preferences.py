@@ -17,6 +17,17 @@ def test_explicit_pairs_of_text_are_read_unchanged():
     )
 
 
+def test_responses_that_all_repeat_their_prompt_are_read_without_it():
+    rows = [{"prompt": f"{i}:", "chosen": f"{i}: good", "rejected": f"{i}: bad"} for i in range(3)]
+    found = read(*rows)
+    assert [(row.prompt, row.responses) for row in found] == [(f"{i}:", (" good", " bad")) for i in range(3)]
+    assert found.skipped == {"rows whose responses repeat their prompt, which is read once": 3}
+    texts = read(*({"prompt": row["prompt"], "completion": row["chosen"]} for row in rows), kind="texts")
+    assert [row.responses for row in texts] == [(" good",)] * 3
+    by_chance = {"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi!"}
+    assert read(by_chance, {"prompt": "Bye", "chosen": "See you", "rejected": "No"})[0].responses == ("Hi there", "Hi!")
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -12,6 +12,7 @@ from lit_align.data.formats.layouts.layout import (
     ends_with_assistant,
     has_prompt_beside,
     make_row,
+    without_prompt,
 )
 from lit_align.data.formats.messages import as_answer, trained_turns
 from lit_align.data.formats.record import Record
@@ -36,7 +37,8 @@ def _prompt_row(record: Record) -> Row:
 def _completion_row(record: Record) -> Row:
     name, value = record.get(ANSWERS)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return make_row(record, any_prompt(record), [str(value) if is_number else record.text(name)])
+    prompt, answer = any_prompt(record), str(value) if is_number else record.text(name)
+    return make_row(record, prompt, without_prompt(record, prompt, [answer], name))
 
 
 def _completion_turns(record: Record) -> list[Row]:

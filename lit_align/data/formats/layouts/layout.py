@@ -107,6 +107,31 @@ def make_row(record: Record, prompt: Text | None, answers: Sequence[Text]) -> Ro
     return Row(whole, responses, source=record.source, is_new_turn=ends_with_assistant(shared))
 
 
+def without_prompt(record: Record, prompt: Text, answers: list[Text], columns: str) -> list[Text]:
+    """Texts without the prompt that they repeat, if the texts of all of the first rows begin with their prompt.
+
+    Args:
+        columns: Those of the texts, `a|b`.
+    """
+    if not _begin_with(prompt, answers):
+        return answers
+    reading = record.reading
+    if reading.repeats_prompt is None:
+        reading.repeats_prompt = len(reading.sample) > 1 and all(
+            _begin_with(each.values.get("prompt"), [each.values[name] for name in columns.split("|") if each.has(name)])
+            for each in reading.sample
+        )
+    if not reading.repeats_prompt:
+        return answers
+    reading.skipped["rows whose responses repeat their prompt, which is read once"] += 1
+    return [answer[len(prompt) :] for answer in answers]
+
+
+def _begin_with(prompt: object, texts: Sequence[object]) -> bool:
+    is_text = isinstance(prompt, str) and bool(prompt.strip())
+    return is_text and all(isinstance(text, str) and text.startswith(prompt) for text in texts)
+
+
 def ends_with_assistant(chat: list[Message]) -> bool:
     return bool(chat) and chat[-1]["role"] == "assistant"
 

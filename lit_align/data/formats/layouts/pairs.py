@@ -13,6 +13,7 @@ from lit_align.data.formats.layouts.layout import (
     make_row,
     one_each,
     prompt_beside,
+    without_prompt,
 )
 from lit_align.data.formats.record import Record, is_several
 from lit_align.data.formats.rows import DataError, Message, Row, Skip, Text
@@ -30,7 +31,8 @@ _REJECTED_REWARD = "|".join(f"{n}_rejected|rejected_{n}|rejected-{n}" for n in _
 
 
 def _explicit_pair(record: Record) -> Row:
-    return _pair(record, record.text("prompt"), _answers(record))
+    prompt = record.text("prompt")
+    return _pair(record, prompt, without_prompt(record, prompt, _answers(record), f"{CHOSEN}|{REJECTED}"))
 
 
 def _pair_beside(record: Record) -> Row:
