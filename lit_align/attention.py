@@ -187,7 +187,7 @@ def _products_in(dtype: torch.dtype) -> Iterator[None]:
 
     The sums stay in float32.
     """
-    matmul: Any = torch.backends.mkldnn.matmul
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch sets it when it is imported
     before = matmul.fp32_precision
     if dtype == torch.bfloat16:
         matmul.fp32_precision = "bf16"

@@ -142,7 +142,8 @@ class SharedCache:
         for kept, new in zip(responses, (key, value), strict=True):
             kept[:, :, self.step] = new[0].transpose(0, 1)
         by_row = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))  # [A, key heads, G, D]
-        own, own_lse = _attention(by_row, *(kept[:, :, seen] for kept in responses), None, scale)
+        keys, values = (kept[:, :, seen] for kept in responses)
+        own, own_lse = _attention(by_row, keys, values, None, scale)
         shared, shared_lse = self._over_prompts(by_row, *prompts, scale)
         share = torch.sigmoid(shared_lse - own_lse)[..., None]
         merged = torch.lerp(own.to(share.dtype), shared.to(share.dtype), share)

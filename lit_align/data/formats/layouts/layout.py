@@ -128,8 +128,9 @@ def without_prompt(record: Record, prompt: Text, answers: list[Text], columns: s
 
 
 def _begin_with(prompt: object, texts: Sequence[object]) -> bool:
-    is_text = isinstance(prompt, str) and bool(prompt.strip())
-    return is_text and all(isinstance(text, str) and text.startswith(prompt) for text in texts)
+    if not isinstance(prompt, str) or not prompt.strip():
+        return False
+    return all(isinstance(text, str) and text.startswith(prompt) for text in texts)
 
 
 def ends_with_assistant(chat: list[Message]) -> bool:
