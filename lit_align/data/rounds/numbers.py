@@ -153,8 +153,8 @@ class NumbersBuilder:
     def built(self) -> RoundNumbers:
         """The numbers of all batches."""
         parts = {name: np.concatenate(part) for name, part in self.parts.items()}
-        batch, rewards, finished = map(np.concatenate, (self.batch, self.rewards, self.finished))
-        return RoundNumbers(self.scorer, batch, rewards, finished, parts)
+        rewards, finished = np.concatenate(self.rewards), np.concatenate(self.finished)
+        return RoundNumbers(self.scorer, np.concatenate(self.batch), rewards, finished, parts)
 
 
 def _matrix(column: pa.Array | pa.ChunkedArray) -> Matrix:
