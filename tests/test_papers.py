@@ -54,7 +54,7 @@ def test_a_protocol_is_as_published(path):
         assert data["max_prompt_length"] + data["max_response_length"] == total
 
 
-@pytest.mark.parametrize("name", ["tldr", "hh"])
+@pytest.mark.parametrize("name", ["tldr", pytest.param("hh", marks=pytest.mark.slow)])
 def test_the_three_stages_run_and_the_baselines_differ_by_a_line(name, tiny_model, in_tmp, capsys, blank_figures):
     train = write(in_tmp / "train.jsonl", rows(name, 40))
     pairs = write(in_tmp / "pairs.jsonl", rows("hh" if name == "hh" else "tldr_reward", 8))

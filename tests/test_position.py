@@ -122,7 +122,6 @@ def test_offline_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, ev
 @pytest.mark.parametrize(
     ("every", "reset"),
     [
-        ({"every_n_train_steps": 3}, True),
         ({}, False),
         *(
             pytest.param(every, reset, marks=pytest.mark.slow)
@@ -130,6 +129,7 @@ def test_offline_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, ev
                 ({"every_n_train_steps": 2}, False),
                 ({"every_n_train_steps": 2}, True),
                 ({"every_n_train_steps": 3}, False),
+                ({"every_n_train_steps": 3}, True),
                 ({}, True),
             ]
         ),

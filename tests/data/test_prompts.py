@@ -1,5 +1,6 @@
 """Prompts of rounds: tokenized once, kept in a file, under the keys of always."""
 
+import gc
 import hashlib
 import json
 import sys
@@ -87,8 +88,10 @@ def test_prompts_take_no_objects(tmp_path):
 
     def blocks(count: int) -> tuple[int, ExampleTable]:
         source, made = write(tmp_path, count), tokenizer()
+        gc.collect()
         before = sys.getallocatedblocks()
         table = read_prompts(source, made, TokenCache(tmp_path / "cache")).examples
+        gc.collect()
         return sys.getallocatedblocks() - before, table
 
     blocks(8)

@@ -113,8 +113,7 @@ def test_rounds_sample_from_the_generation_prompt_beside_texts_too(tiny_model, t
     with pytest.raises(UserError, match=r"texts.jsonl:1: .* than in sampling, unlike in the rounds:\n  sampling"):
         start(dpo(tiny_model, sft_weight=1.0), on_policy(tmp_path, **own))
     start(dpo(tiny_model, sft_weight=1.0), data := on_policy(tmp_path, sampling_prompt="answer", **own))
-    (_, ids), *_ = data.prompts_of_round(0)
-    assert data.tokenizer.decode(ids).endswith(ANSWER)
+    assert data.tokenizer.decode(data.prompts_of_round(0)[0].prompt_ids).endswith(ANSWER)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def without_logps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ("ddp", LORA, None),
         ("fsdp2", None, None),
         ("fsdp2", LORA, None),
-        ("fsdp2", LORA, ContinuousBatchingSampler(512)),
+        pytest.param("fsdp2", LORA, ContinuousBatchingSampler(512), marks=pytest.mark.slow),
     ],
     ids=["ddp", "ddp, LoRA", "fsdp2", "fsdp2, LoRA", "continuous batching"],
 )

@@ -175,7 +175,7 @@ def test_an_address_must_be_one(url):
 # --- several processes ---
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.slow), LORA], ids=["full", "LoRA"])
 def test_sharded_processes_sample_what_one_process_samples(tiny_model, server, in_tmp, lora):
     """Five batches for two processes: the last turn has one. The server dies in the second round."""
     run(tiny_model, in_tmp / "one", server.url, "auto", 0.0, lora)
