@@ -88,6 +88,12 @@ def write_hash(path: str | Path) -> None:
     write_whole(_hash_file(path), lambda beside: beside.write_text(line))
 
 
+def complete_hash(path: Path) -> None:
+    """Write the hash file of a whole checkpoint whose run was killed before it wrote it."""
+    if not _hash_file(path).exists():
+        write_hash(path)
+
+
 def forget_hash(path: str | Path) -> None:
     """Delete a checkpoint's hash file, if there is one."""
     _hash_file(path).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_align.checkpoints import newest_whole
+from lit_align.checkpoints import complete_hash, newest_whole
 from lit_align.console import print_line, relative
 from lit_align.errors import UserError
 from lit_align.provenance import Table, differences, listed
@@ -88,6 +88,8 @@ def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: boo
     _refuse_changes(folder, newest, changed, config)
     if newest is None or (ended and not any(map(_extends, changed.items()))):
         raise _finished(folder, config, newest)
+    if trainer.is_global_zero:
+        complete_hash(newest)
     print_line(f"resumes {relative(folder)} from {newest.name}, its newest checkpoint (--fresh starts from nothing)")
     last = newest.with_name("last.ckpt")  # by this name, for Lightning never deletes the file that a run resumed from
     return last if last.is_symlink() and last.resolve() == newest.resolve() else newest

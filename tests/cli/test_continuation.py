@@ -125,6 +125,15 @@ def test_the_same_command_resumes_a_killed_run(fit: Fit, runs: Path, monkeypatch
     assert steps == [row["step"] for row in read_metrics(runs / "finished" / "metrics.csv")]
 
 
+@pytest.mark.usefixtures("killed")
+def test_a_run_killed_before_its_checkpoint_had_a_hash_writes_it(fit: Fit):
+    hashed = Path("run/checkpoints/step=4.ckpt.sha256")
+    expected = hashed.read_text()
+    hashed.unlink()
+    fit("--trainer.max_steps=5", "--model.accept_changes=[trainer.max_steps]", "--checkpoint.save_top_k=-1")
+    assert hashed.read_text() == expected
+
+
 @pytest.mark.usefixtures("finished")
 def test_a_finished_run_is_not_overwritten_but_extended(fit: Fit, refused: Fit):
     message = (
