@@ -111,7 +111,7 @@ def own_folder_in_a_sweep(config: Any) -> None:
 def keep_history_in_wandb(config: Any) -> None:
     """Let a run that is started again continue its history in W&B, as a WandbLogger does by default.
 
-    The command line passes on all options of `wandb.init`, and a `resume` of None would start the history anew.
+    The command line passes on all options of `wandb.init`, and with `resume=None` W&B would start a new history.
     """
     given = config.trainer.logger
     for logger in given if isinstance(given, list) else [given]:

@@ -57,6 +57,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[list[int]]:
     """Sample responses by inverting the model's distribution function at given uniform numbers.
+
     Args:
         model: A plain transformers model in eval mode.
         prompts: Token ids of each of n prompts.

@@ -59,7 +59,7 @@ class Frontier:
 def at_equal_kl(a: Frontier | None, b: Frontier | None, share: float = 1.0) -> tuple[Array, float]:
     """The difference of A and B by prompt, [P], at a share of the greatest KL that both reach, and that KL.
 
-    A run that failed (None) has the value of the start, which whoever trained it would keep.
+    A run that failed (None) has the value of the start, the model that its user would keep.
     """
     if a is None and b is None:
         raise ValueError("both runs failed")

@@ -24,7 +24,7 @@ def identity_of(source: str, split: str | None) -> str:
 
     Up to 64 MB they are all hashed. Of larger sources each file's size, its time of change and evenly spaced samples
     are; of many files, size and time alone. Hashing a hundred gigabytes at every start would take minutes, and an edit
-    that changes none of these does not happen by accident. Hidden files are no part of a folder.
+    that changes none of these does not happen by accident. Hidden files are not counted.
     """
     name = source if Path(source).exists() else split_slice(source)[0]
     files = _files(name)

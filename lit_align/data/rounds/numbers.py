@@ -3,7 +3,7 @@
     .numbers-<id>.arrow     batch, rewards [K], finished [K], parts: a row per prompt; the names and sizes of the files
                             that they come from
 
-The file only repeats what samples and scores hold: whoever reads a round makes it, if it is missing or if the round's
+The file only repeats what samples and scores hold: reading a round makes it, if it is missing or if the round's
 files have changed since.
 """
 
