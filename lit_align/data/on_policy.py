@@ -20,11 +20,13 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.base import PairsDataModule
 from lit_align.data.cache import TokenCache
-from lit_align.data.examples import Examples, Source
+from lit_align.data.checks import check_file_pairs
+from lit_align.data.examples import Examples
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule
 from lit_align.data.prompts import digest_of_prompts, identity_of_prompts, read_prompts
-from lit_align.data.rounds.make import CurrentRound, RoundMaker
+from lit_align.data.rounds.ahead import SamplingAhead, check_samples_ahead
+from lit_align.data.rounds.make import CurrentRound, RoundMaker, check_settings
 from lit_align.data.rounds.metrics import round_metrics
 from lit_align.data.rounds.outcome import check_pairs, print_pairs
 from lit_align.data.rounds.record import Recorder
@@ -58,6 +60,8 @@ class OnPolicyPairs(PairsDataModule):
             is shown when the run starts.
         sampling_batch_size: Responses sampled at once. It determines the samples to the bit, so keep it when resuming.
         sampling_dtype: Type of the weights while sampling: bfloat16 is fastest, policy is the policy's own.
+        rounds_ahead: 1 samples the next round while the present one is trained on, with the policy that its training
+            began with; 0 samples each round with the policy as it then is. log π_s is always the sampler's.
         record_sampler: Compute log π_s of every response. Proximal anchors, SPPO's estimated baseline and drift read
             it; if you use none of them, false saves a tenth of a round.
         pairing: The rule that selects which of the K responses are trained on; None is BestWorst.
@@ -76,6 +80,7 @@ class OnPolicyPairs(PairsDataModule):
         sampler: Sampler | Literal["auto"] | None = None,
         sampling_batch_size: int = 128,
         sampling_dtype: Literal["bfloat16", "policy"] = "bfloat16",
+        rounds_ahead: Literal[0, 1] = 0,
         record_sampler: bool = True,
         pairing: PairingRule | None = None,
         store: str | None = None,
@@ -89,6 +94,8 @@ class OnPolicyPairs(PairsDataModule):
                 f"data.sampling_batch_size={sampling_batch_size} must be at least data.responses_per_prompt="
                 f"{responses_per_prompt}. Raise it."
             )
+        if rounds_ahead not in (0, 1):
+            raise UserError(f"data.rounds_ahead={rounds_ahead} must be 0 or 1. Change it.")
         if isinstance(prompts_per_round, int) and prompts_per_round < 1:
             raise UserError(f"data.prompts_per_round={prompts_per_round} must be at least 1, all or chunk.")
         self.prompts = prompts
@@ -100,11 +107,14 @@ class OnPolicyPairs(PairsDataModule):
         self._given_sampler: Sampler | Literal["auto"] = sampler or GenerateSampler()
         self.sampling_batch_size = sampling_batch_size
         self.sampling_dtype = sampling_dtype
+        self.rounds_ahead = rounds_ahead
         self.record_sampler = record_sampler
         self.pairing = pairing or BestWorst()
         self.store = store
         self.rounds_made = 0
         self._round: CurrentRound | None = None
+        self._next: CurrentRound | None = None  # sampled while the current round is trained on
+        self._ahead = SamplingAhead()
         self._logged: int | None = None  # the round whose metrics are in the log that a resumed run continues
         self._epoch: int | None = None  # the epoch that the current round belongs to
         self._read: Examples | None = None
@@ -123,7 +133,7 @@ class OnPolicyPairs(PairsDataModule):
                     check_file_pairs(self.module, f"data.{name}={path}", self.source(str(path), split), instead)
         if stage != "fit":
             return
-        self._epoch = None  # a round of an earlier fit is not this one's
+        self._epoch = self._next = None  # a round of an earlier fit is not this one's
         if self._read is not None:
             return
         if not isinstance(self.trainer.lightning_module, PreferenceObjective):
@@ -136,6 +146,8 @@ class OnPolicyPairs(PairsDataModule):
                 "not from its own responses. Use OfflinePairs."
             )
         self.check_needs(self.pairing, sampled=True)
+        if self.rounds_ahead:
+            check_samples_ahead(self.sampler)
         self.read_texts()
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if self.prompts_per_round == "chunk" and self._rounds < 1:
@@ -151,6 +163,7 @@ class OnPolicyPairs(PairsDataModule):
             self._begin_round()
         if not self.current_round.examples:
             self._make_round()
+        self._begin_next()
         seed = self.seed + self.current_round.index
         return self.with_texts(self._training_loader(self.current_round.examples, seed))
 
@@ -162,6 +175,9 @@ class OnPolicyPairs(PairsDataModule):
     def state_dict(self) -> dict[str, Any]:
         step, key = (None, {}) if self._round is None else (self._round.step, self._round.key)
         own = {"rounds_made": self.rounds_made, "made_at": step, "epoch": self._epoch, "key": key}
+        if self.rounds_ahead and self._round is not None:
+            later = self._next and {"made_at": self._next.step, "key": self._next.key}
+            own |= {"trained_at": self._round.trained_at, "next": later}
         return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -170,7 +186,16 @@ class OnPolicyPairs(PairsDataModule):
         step, key = state_dict["made_at"], state_dict["key"]
         self._epoch = state_dict["epoch"]
         self._logged = key.get("round")
-        self._round = None if step is None else CurrentRound(key["round"], step, key)
+        trained_at = state_dict.get("trained_at", step)
+        self._round = None if step is None else CurrentRound(key["round"], step, key, trained_at)
+        if (later := state_dict.get("next")) is not None:
+            self._next = CurrentRound(later["key"]["round"], later["made_at"], later["key"], later["made_at"])
+
+    def teardown(self, stage: str) -> None:
+        self._ahead.cancel()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._ahead.cancel()
 
     # --- what others read ---
 
@@ -217,6 +242,11 @@ class OnPolicyPairs(PairsDataModule):
         return self.current_round.step == self.module.global_step
 
     @property
+    def begins_round(self) -> bool:
+        """Whether no step of the current round has been trained."""
+        return self.current_round.trained_at == self.module.global_step
+
+    @property
     def prompt_count(self) -> int:
         """How many prompts there are, in all rounds together."""
         return len(self._all_prompts)
@@ -239,12 +269,23 @@ class OnPolicyPairs(PairsDataModule):
     # --- a round ---
 
     def _begin_round(self) -> None:
-        assert self.module.policy is not None
-        index, step = self.rounds_made, self.module.global_step
-        key = self._settings(index) | {"step": step, "policy": self.module.policy.fingerprint()}
-        self._round = CurrentRound(index, step, key)
+        begun = self._next or self._round_from_now(self.rounds_made)
+        self._round, self._next = replace(begun, trained_at=self.module.global_step), None
         self._epoch = self.trainer.current_epoch  # type: ignore[union-attr]
         self.rounds_made += 1
+
+    def _begin_next(self) -> None:
+        """Sample the next round while the current one is trained on, if rounds are sampled ahead and there is one."""
+        if self.rounds_ahead and not 0 < self._rounds <= self.module.current_epoch + 1:
+            self._next = self._next or self._round_from_now(self.rounds_made)
+            self._ahead.start(self._maker_of(self._next))
+
+    def _round_from_now(self, index: int) -> CurrentRound:
+        """A round that the present policy samples."""
+        assert self.module.policy is not None
+        step = self.module.global_step
+        key = self._settings(index) | {"step": step, "policy": self.module.policy.fingerprint()}
+        return CurrentRound(index, step, key, trained_at=step)
 
     def _settings(self, index: int) -> dict[str, Any]:
         """All that determines a round's samples, except the policy."""
@@ -264,36 +305,42 @@ class OnPolicyPairs(PairsDataModule):
     def _make_round(self) -> None:
         """Sample, score, pair and record; stored parts are read."""
         assert self.trainer is not None
-        begun, maker = self.current_round, self._round_maker()
+        begun, maker = self.current_round, self._maker_of(self.current_round)
         check_settings(begun, self._settings(begun.index))
         print_line(f"round {begun.index + 1}" + (f" of {self._rounds}" if self._rounds > 0 else ""))
 
-        sampled = maker.sample()
-        scored = maker.score(sampled)
-        groups, numbers = maker.group(sampled, scored)
-        pairs = maker.pair(self.pairing, groups)
-        check_pairs(pairs, len(groups), begun.index)
-        unused = self._training_loader(pairs.examples).dropped
-        print_pairs(pairs, len(groups), unused, example_of=self.tokenizer if begun.index == 0 else None)
-        examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)
+        waited = self._ahead.finish()
+        with maker.sampling_policy():
+            sampled = maker.sample()
+            scored = maker.score(sampled)
+            groups, numbers = maker.group(sampled, scored)
+            pairs = maker.pair(self.pairing, groups)
+            check_pairs(pairs, len(groups), begun.index)
+            unused = self._training_loader(pairs.examples).dropped
+            print_pairs(pairs, len(groups), unused, example_of=self.tokenizer if begun.index == 0 else None)
+            examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)
+        maker.forget_ahead()
         self._round = replace(begun, groups=groups, examples=examples)
 
+        sampled = replace(sampled, seconds=waited + sampled.seconds)
         metrics = round_metrics(begun.index, sampled, scored, groups, numbers, pairs, unused)
+        if self.rounds_ahead:
+            metrics["round/staleness"] = float(begun.step < begun.trained_at)
         if begun.index == self._logged:  # before the checkpoint
             return
         for logger in self.trainer.loggers:  # `self.log` cannot be used while Lightning asks for a loader
             logger.log_metrics(metrics, step=self.trainer.global_step)
 
-    def _round_maker(self) -> RoundMaker:
+    def _maker_of(self, round: CurrentRound) -> RoundMaker:
         policy = self.module.policy
         assert policy is not None
         longest = int(self._all_prompts.lengths.prompt.max())
         check_positions(policy.positions, longest, self.sampling, self.prompts)
         return RoundMaker(
-            round=self.current_round,
-            store=self.round_store,
+            round=round,
+            store=RoundStore(self.folder, round.index, round.key),
             recorder=self.recorder,
-            prompts=self.prompts_of_round(self.current_round.index),
+            prompts=self.prompts_of_round(round.index),
             sampler=self.sampler,
             sampling=self.sampling,
             sampling_dtype=torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype,
@@ -314,6 +361,7 @@ class OnPolicyPairs(PairsDataModule):
             "data.sampler": self.sampler.identity,
             "data.sampling_batch_size": self.sampling_batch_size,
             "data.sampling_dtype": self.sampling_dtype,
+            "data.rounds_ahead": self.rounds_ahead,
             "data.record_sampler": self.record_sampler,
             "data.scorer": self.scorer.identity,
             "data.pairing": type(self.pairing).__name__,
@@ -329,7 +377,8 @@ class OnPolicyPairs(PairsDataModule):
         )
         yield (
             "rounds",
-            f"{rounds} × {self.responses_per_prompt} responses of up to {self.sampling.max_new_tokens} tokens",
+            f"{rounds} × {self.responses_per_prompt} responses of up to {self.sampling.max_new_tokens} tokens"
+            f"{', sampled one round ahead' if self.rounds_ahead else ''}",
         )
         dtype = "bfloat16" if self.sampling_dtype == "bfloat16" else "the policy's type"
         yield (
@@ -337,38 +386,3 @@ class OnPolicyPairs(PairsDataModule):
             f"{self.sampler.identity}, weights in {dtype}{'' if self.record_sampler else '; log π_s not recorded'}",
         )
         yield "scorer", self.scorer.identity
-
-
-def check_file_pairs(module: PreferenceObjective, option: str, source: Source, instead: str) -> None:
-    """Check that the pairs of a file have what the objective reads; unlike a round's, they record no sampler.
-
-    Args:
-        option: Where the file is configured.
-        instead: The option that measures the policy without such pairs.
-
-    Raises:
-        UserError: they have no log π_s, or no rewards, and the objective reads them.
-    """
-    name, needs = type(module).__name__, module.data_needs()
-    fix = f"eave {option.partition('=')[0]} out: {instead} compares the policy with its start on held-out prompts."
-    if needs.reads_sampler:
-        raise UserError(
-            f"{option} must record log π_s, which {name} as configured reads, and pairs of a file do not. L{fix}"
-        )
-    if needs.takes_groups and source.read(needs.data_kind)[0].rewards is None:
-        raise UserError(
-            f"{option} must have rewards, from which {name} as configured learns. Add them (columns score_chosen and "
-            f"score_rejected, or responses and rewards), or l{fix}"
-        )
-
-
-def check_settings(begun: CurrentRound, settings: dict[str, Any]) -> None:
-    """Check that a round that a checkpoint is in the middle of has the same prompts and settings now."""
-    if different := [name for name, value in settings.items() if begun.key.get(name) != value]:
-        options = [f"{'model' if name == 'policy.temperature' else 'data'}.{name}" for name in different]
-        raise UserError(
-            f"the checkpoint is from the middle of round {begun.index + 1}, whose responses were sampled with "
-            f"another {' and '.join(options)}. (data.prompts, prompts_per_round, seed and, for chunks, "
-            "trainer.max_epochs determine a round's prompts.) Resume with the settings that the round began with, "
-            "or from a checkpoint at the end of a round."
-        )

@@ -38,6 +38,8 @@ class VLLMSampler(Sampler):
         memory: Share of the memory that the engine may use, of the GPU's or, without one, of the machine's.
     """
 
+    samples_ahead = True
+
     def __init__(self, memory: float = 0.4):
         if not 0 < memory < 1:
             raise UserError(f"data.sampler.memory={memory} must be in (0, 1), a share of the memory. Change it.")
