@@ -107,10 +107,11 @@ class Drift(AlignCallback):
         data = _data(trainer)
         if not isinstance(pl_module, AnchoredObjective) or not isinstance(data, OnPolicyPairs):
             return
-        groups = self._share(data.current_round.groups, trainer)
-        if data.is_fresh:
+        current, step = data.current_round, trainer.global_step
+        groups = self._share(current.groups, trainer)
+        if current.step == step:
             self._measure(pl_module, data, groups)
-        elif data.begins_round:  # the responses are those of an earlier policy
+        elif current.trained_at == step:  # the responses are those of an earlier policy
             self._log(pl_module, {"kl_policy_sampler_begin": self._kl_from_sampler(pl_module, data, groups)})
             self._measure(pl_module, data, self._sample_fresh(pl_module, data, groups))
 

@@ -49,6 +49,21 @@ def check_fits(table: ExampleTable, positions: int | None) -> None:
         )
 
 
+def check_can_sample(module: object) -> None:
+    """Check that rounds can be sampled from what is trained.
+
+    Raises:
+        UserError: it has no policy, or does not learn from its own responses.
+    """
+    if not isinstance(module, PreferenceObjective):
+        raise UserError("data.class_path=OnPolicyPairs samples from the policy of a lit_align objective. Train one.")
+    if not module.data_needs().can_sample:
+        raise UserError(
+            f"data.class_path=OnPolicyPairs: {type(module).__name__} learns from a file, not from its own responses. "
+            "Use OfflinePairs."
+        )
+
+
 def check_file_pairs(module: PreferenceObjective, option: str, source: Source, instead: str) -> None:
     """Check that the pairs of a file have what the objective reads; unlike a round's, they record no sampler.
 

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.base import PairsDataModule
 from lit_align.data.cache import TokenCache
-from lit_align.data.checks import check_file_pairs
+from lit_align.data.checks import check_can_sample, check_file_pairs
 from lit_align.data.examples import Examples
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule
@@ -30,7 +30,15 @@ from lit_align.data.rounds.make import CurrentRound, RoundMaker, check_settings
 from lit_align.data.rounds.metrics import round_metrics
 from lit_align.data.rounds.outcome import check_pairs, print_pairs
 from lit_align.data.rounds.record import Recorder
-from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, places_of_round, share_of_round
+from lit_align.data.rounds.schedule import (
+    PromptsPerRound,
+    check_known,
+    check_prompts,
+    check_rounds,
+    places_of_round,
+    prompts_in_words,
+    share_of_round,
+)
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.fastest import fastest_sampler
@@ -38,7 +46,6 @@ from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.table import ExampleTable
-from lit_align.errors import UserError
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table, of_options
 from lit_align.sharding import barrier_with_timeout
@@ -87,17 +94,7 @@ class OnPolicyPairs(PairsDataModule):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if responses_per_prompt < 2:
-            raise UserError(f"data.responses_per_prompt={responses_per_prompt} must be at least 2. Raise it.")
-        if sampling_batch_size < responses_per_prompt:
-            raise UserError(
-                f"data.sampling_batch_size={sampling_batch_size} must be at least data.responses_per_prompt="
-                f"{responses_per_prompt}. Raise it."
-            )
-        if rounds_ahead not in (0, 1):
-            raise UserError(f"data.rounds_ahead={rounds_ahead} must be 0 or 1. Change it.")
-        if isinstance(prompts_per_round, int) and prompts_per_round < 1:
-            raise UserError(f"data.prompts_per_round={prompts_per_round} must be at least 1, all or chunk.")
+        check_rounds(responses_per_prompt, sampling_batch_size, prompts_per_round, rounds_ahead)
         self.prompts = prompts
         self.scorer = scorer
         self.prompts_split = prompts_split
@@ -123,35 +120,25 @@ class OnPolicyPairs(PairsDataModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        assert self.trainer is not None
-        if isinstance(self.trainer.lightning_module, PreferenceObjective):
+        module = self.module
+        if isinstance(module, PreferenceObjective):
             for name, (path, split, instead) in {
                 "validation": (self.validation, self.validation_split, "win_rate.validation"),
                 "test": (self.test, self.test_split, "win_rate.prompts"),
             }.items():
                 if path is not None:
-                    check_file_pairs(self.module, f"data.{name}={path}", self.source(str(path), split), instead)
+                    check_file_pairs(module, f"data.{name}={path}", self.source(str(path), split), instead)
         if stage != "fit":
             return
         self._epoch = self._next = None  # a round of an earlier fit is not this one's
         if self._read is not None:
             return
-        if not isinstance(self.trainer.lightning_module, PreferenceObjective):
-            raise UserError(
-                "data.class_path=OnPolicyPairs samples from the policy of a lit_align objective. Train one."
-            )
-        if not self.needs.can_sample:
-            raise UserError(
-                f"data.class_path=OnPolicyPairs: {type(self.trainer.lightning_module).__name__} learns from a file, "
-                "not from its own responses. Use OfflinePairs."
-            )
+        check_can_sample(module)
         self.check_needs(self.pairing, sampled=True)
-        if self.rounds_ahead:
-            check_samples_ahead(self.sampler)
+        check_samples_ahead(self.sampler, self.rounds_ahead)
         self.read_texts()
-        self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
-        if self.prompts_per_round == "chunk" and self._rounds < 1:
-            raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
+        module.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        check_known(self.prompts_per_round, self._rounds)
         barrier_with_timeout("setup", self.wait_minutes)
         source = self.source(self.prompts, self.prompts_split)
         self.settle_sampling_prompt(self.texts.examples, sampled=lambda: source.read("prompts"))
@@ -164,8 +151,7 @@ class OnPolicyPairs(PairsDataModule):
         if not self.current_round.examples:
             self._make_round()
         self._begin_next()
-        seed = self.seed + self.current_round.index
-        return self.with_texts(self._training_loader(self.current_round.examples, seed))
+        return self.with_texts(self._training_loader(self.current_round.examples, self.seed + self.current_round.index))
 
     def _is_new_round(self) -> bool:
         """Whether this epoch's round is still to be made. After the last epoch there is none to make."""
@@ -173,23 +159,18 @@ class OnPolicyPairs(PairsDataModule):
         return self._epoch != epoch and not (self._epoch is not None and 0 < self._rounds <= epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        step, key = (None, {}) if self._round is None else (self._round.step, self._round.key)
-        own = {"rounds_made": self.rounds_made, "made_at": step, "epoch": self._epoch, "key": key}
-        if self.rounds_ahead and self._round is not None:
-            later = self._next and {"made_at": self._next.step, "key": self._next.key}
-            own |= {"trained_at": self._round.trained_at, "next": later}
+        current = self._round.state() if self._round else {"made_at": None, "key": {}}
+        own = {"rounds_made": self.rounds_made, "epoch": self._epoch} | current
+        if self.rounds_ahead and self._round:
+            own |= {"trained_at": self._round.trained_at, "next": self._next and self._next.state()}
         return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.rounds_made = int(state_dict["rounds_made"])
-        step, key = state_dict["made_at"], state_dict["key"]
-        self._epoch = state_dict["epoch"]
-        self._logged = key.get("round")
-        trained_at = state_dict.get("trained_at", step)
-        self._round = None if step is None else CurrentRound(key["round"], step, key, trained_at)
-        if (later := state_dict.get("next")) is not None:
-            self._next = CurrentRound(later["key"]["round"], later["made_at"], later["key"], later["made_at"])
+        self.rounds_made, self._epoch = int(state_dict["rounds_made"]), state_dict["epoch"]
+        self._round = CurrentRound.of(state_dict)
+        self._next = CurrentRound.of(state_dict.get("next"))
+        self._logged = self._round and self._round.index
 
     def teardown(self, stage: str) -> None:
         self._ahead.cancel()
@@ -207,7 +188,6 @@ class OnPolicyPairs(PairsDataModule):
 
     @property
     def recorder(self) -> Recorder:
-        assert self.trainer is not None
         return Recorder(self.module, self.batch_size, self.wait_minutes, on_shards=self.sampler.streams_weights)
 
     @property
@@ -222,8 +202,7 @@ class OnPolicyPairs(PairsDataModule):
     @property
     def folder(self) -> Path:
         """Where the rounds are."""
-        assert self.trainer is not None
-        return Path(self.store or Path(self.trainer.default_root_dir, "rounds"))
+        return Path(self.store or Path(self.module.trainer.default_root_dir, "rounds"))
 
     @property
     def current_round(self) -> CurrentRound:
@@ -235,16 +214,6 @@ class OnPolicyPairs(PairsDataModule):
     def round_store(self) -> RoundStore:
         """The current round on disk."""
         return RoundStore(self.folder, self.current_round.index, self.current_round.key)
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether the policy is still the one that sampled the current round's responses."""
-        return self.current_round.step == self.module.global_step
-
-    @property
-    def begins_round(self) -> bool:
-        """Whether no step of the current round has been trained."""
-        return self.current_round.trained_at == self.module.global_step
 
     @property
     def prompt_count(self) -> int:
@@ -263,15 +232,14 @@ class OnPolicyPairs(PairsDataModule):
     @property
     def _rounds(self) -> int:
         """How many rounds the run has; 0 or less if that is not known."""
-        assert self.trainer is not None
-        return self.trainer.max_epochs or 0
+        return self.module.trainer.max_epochs or 0
 
     # --- a round ---
 
     def _begin_round(self) -> None:
         begun = self._next or self._round_from_now(self.rounds_made)
         self._round, self._next = replace(begun, trained_at=self.module.global_step), None
-        self._epoch = self.trainer.current_epoch  # type: ignore[union-attr]
+        self._epoch = self.module.current_epoch
         self.rounds_made += 1
 
     def _begin_next(self) -> None:
@@ -304,7 +272,6 @@ class OnPolicyPairs(PairsDataModule):
 
     def _make_round(self) -> None:
         """Sample, score, pair and record; stored parts are read."""
-        assert self.trainer is not None
         begun, maker = self.current_round, self._maker_of(self.current_round)
         check_settings(begun, self._settings(begun.index))
         print_line(f"round {begun.index + 1}" + (f" of {self._rounds}" if self._rounds > 0 else ""))
@@ -324,12 +291,10 @@ class OnPolicyPairs(PairsDataModule):
 
         sampled = replace(sampled, seconds=waited + sampled.seconds)
         metrics = round_metrics(begun.index, sampled, scored, groups, numbers, pairs, unused)
-        if self.rounds_ahead:
-            metrics["round/staleness"] = float(begun.step < begun.trained_at)
-        if begun.index == self._logged:  # before the checkpoint
-            return
-        for logger in self.trainer.loggers:  # `self.log` cannot be used while Lightning asks for a loader
-            logger.log_metrics(metrics, step=self.trainer.global_step)
+        metrics |= {"round/staleness": float(begun.step < begun.trained_at)} if self.rounds_ahead else {}
+        if begun.index != self._logged:  # before the checkpoint
+            for logger in self.module.trainer.loggers:  # `self.log` cannot be used while Lightning asks for a loader
+                logger.log_metrics(metrics, step=self.module.global_step)
 
     def _maker_of(self, round: CurrentRound) -> RoundMaker:
         policy = self.module.policy
@@ -372,17 +337,10 @@ class OnPolicyPairs(PairsDataModule):
     def describe(self) -> Iterator[tuple[str, str]]:
         yield from self._read.describe("data") if self._read else ()
         yield from super().describe()
-        rounds = {"all": "all prompts", "chunk": "an equal share of the prompts"}.get(
-            str(self.prompts_per_round), f"{self.prompts_per_round} prompts"
-        )
-        yield (
-            "rounds",
-            f"{rounds} × {self.responses_per_prompt} responses of up to {self.sampling.max_new_tokens} tokens"
-            f"{', sampled one round ahead' if self.rounds_ahead else ''}",
-        )
+        prompts, most = prompts_in_words(self.prompts_per_round), self.sampling.max_new_tokens
+        ahead = ", sampled one round ahead" if self.rounds_ahead else ""
+        yield "rounds", f"{prompts} × {self.responses_per_prompt} responses of up to {most} tokens{ahead}"
         dtype = "bfloat16" if self.sampling_dtype == "bfloat16" else "the policy's type"
-        yield (
-            "sampler",
-            f"{self.sampler.identity}, weights in {dtype}{'' if self.record_sampler else '; log π_s not recorded'}",
-        )
+        logps = "" if self.record_sampler else "; log π_s not recorded"
+        yield "sampler", f"{self.sampler.identity}, weights in {dtype}{logps}"
         yield "scorer", self.scorer.identity

@@ -23,13 +23,13 @@ from lit_align.errors import UserError
 from lit_align.sharding import barrier_with_timeout
 
 
-def check_samples_ahead(sampler: Sampler) -> None:
-    """Check that a sampler can sample while the policy trains.
+def check_samples_ahead(sampler: Sampler, rounds_ahead: int) -> None:
+    """Check that a sampler can sample while the policy trains, if it is to.
 
     Raises:
         UserError: it cannot.
     """
-    if not sampler.samples_ahead:
+    if rounds_ahead and not sampler.samples_ahead:
         raise UserError(
             f"data.rounds_ahead=1 does not work with data.sampler={type(sampler).__name__}, which cannot sample while "
             "the policy trains. Use GenerateSampler, VLLMSampler or VLLMServerSampler."

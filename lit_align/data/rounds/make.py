@@ -8,11 +8,11 @@ record   labels, mismatched responses and log π_ref, if needed        Example, 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -43,6 +43,18 @@ class CurrentRound:
     trained_at: int  # the step at which its training begins
     groups: ExampleTable = ExampleTable([])  # noqa: RUF009  # every prompt with its K responses; empty until made
     examples: ExampleTable = ExampleTable([])  # noqa: RUF009  # the examples that are trained on; never written
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as plain values."""
+        return {"made_at": self.step, "key": self.key}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any] | None) -> Self | None:
+        """The round of a checkpoint; None if there is none."""
+        if state is None or state["made_at"] is None:
+            return None
+        step, key = state["made_at"], state["key"]
+        return cls(key["round"], step, key, state.get("trained_at", step))
 
 
 @dataclass(frozen=True)
