@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -27,10 +26,6 @@ from lit_align.data.template import special_tokens
 from lit_align.errors import UserError
 
 LongPrompts = Literal["error", "drop", "truncate_left"]
-
-
-ROWS_AT_ONCE = 256
-"""Rows that are tokenized together."""
 
 
 class TokenizedRow(NamedTuple):
@@ -96,10 +91,8 @@ class PreferenceTokenizer:
 
     def prompts(self, rows: Iterable[Row]) -> Iterator[tuple[Row, list[int]]]:
         """The rows that are kept, with the tokens of their prompts; texts are encoded together, as in `rows`."""
-        rest = iter(rows)
-        while some := list(islice(rest, ROWS_AT_ONCE)):
-            with self.encoder.together(Rendering(self._prompt_text(row), ()) for row in some):
-                yield from ((row, ids) for row in some if (ids := self.prompt_ids(row)) is not None)
+        rendered = ((row, Rendering(self._prompt_text(row), ())) for row in rows)
+        return ((row, ids) for row, _ in self.encoder.ahead(rendered) if (ids := self.prompt_ids(row)) is not None)
 
     def _prompt_text(self, row: Row) -> str:
         row = self.as_chat(row)
@@ -115,12 +108,10 @@ class PreferenceTokenizer:
         row = self.as_chat(row)
         return self._row(row, self.rendering(row))
 
-    def rows(self, rows: Sequence[Row]) -> Iterator[TokenizedRow | None]:
-        """The same for several rows, whose texts are encoded together: several times as fast."""
-        rows = [self.as_chat(row) for row in rows]
-        renderings = [self.rendering(row) for row in rows]
-        with self.encoder.together(renderings):
-            yield from map(self._row, rows, renderings)
+    def rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, TokenizedRow | None]]:
+        """The same for many rows, whose texts are encoded together: several times as fast."""
+        rendered = ((row, self.rendering(row)) for row in map(self.as_chat, rows))
+        return ((row, self._row(row, rendering)) for row, rendering in self.encoder.ahead(rendered))
 
     def _row(self, row: Row, rendering: Rendering) -> TokenizedRow | None:
         self._count_specials(row)
