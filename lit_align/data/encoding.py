@@ -15,10 +15,11 @@ import hashlib
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from itertools import chain, islice, pairwise, product
+from itertools import chain, islice, product
 from typing import Any, TypeVar
 
 from lit_align.data.rendering import Rendering
@@ -32,8 +33,8 @@ _Found = Callable[[], dict[str, list[int]]]
 
 _CUT = re.compile(r"(?<=[^\W_]) (?=[^\W\d_])")
 """A space between a letter or digit and a letter."""
-_SEARCHED = 1000
-"""Characters at the end of a prompt in which the cut is searched."""
+_SEARCHED = (50, 1000)
+"""Characters at the end of a prompt in which the cut is searched, first in a few."""
 _BEFORE = ("a", "Z", "é", "中", "م", "न", "7", "'s", "’s", "\na", ".a", "_a", "\u0301a", "a1", "-a")
 _AFTER = ("a", "Zz", "é", "中", "م", "न", "s'", "tion.", "a\n\n", "ll", "a 1")
 
@@ -53,11 +54,12 @@ class Encoder:
 
         While some are used, threads encode the next.
         """
+        self._settle()
         rest = iter(renderings)
         batches = iter(lambda: list(islice(rest, AT_ONCE)), [])
         begun = ((some, self._begin([rendering for _, rendering in some])) for some in batches)
         try:
-            for (some, found), _ in pairwise(chain(begun, [([], dict)])):
+            for some, found in _made_before(begun, 2):
                 self._encoded = found()
                 yield from some
         finally:
@@ -65,7 +67,12 @@ class Encoder:
 
     def all(self, renderings: Sequence[Rendering]) -> dict[str, list[int]]:
         """The tokens of each prompt, and of each prompt with a response after it."""
+        self._settle()
         return self._begin(renderings)()
+
+    def _settle(self) -> None:
+        """Set padding, truncation and the treatment of special tokens as they are for a single text."""
+        self("")
 
     def _begin(self, renderings: Sequence[Rendering]) -> _Found:
         """Begin to encode the texts of renderings."""
@@ -105,7 +112,6 @@ class Encoder:
         different = list(dict.fromkeys(texts))
         if not self.tokenizer.is_fast:
             return lambda: {text: self(text) for text in different}
-        self("")  # sets padding, truncation and the treatment of special tokens, as it would for a single text
         encode = partial(self.tokenizer.backend_tokenizer.encode_batch_fast, add_special_tokens=False)
         each = -(-len(different) // self._threads) or 1
         parts = [different[start : start + each] for start in range(0, len(different), each)]
@@ -124,8 +130,11 @@ class Encoder:
         """The last place in a prompt at which its text can be encoded in two parts; 0 if there is none."""
         if not self.splits_at_spaces:
             return 0
-        start = max(0, len(prompt) - _SEARCHED)
-        return max((found.start() for found in _CUT.finditer(prompt, start)), default=0)
+        for searched in _SEARCHED:
+            start = max(0, len(prompt) - searched)
+            if cut := max((found.start() for found in _CUT.finditer(prompt, start)), default=0):
+                return cut
+        return 0
 
     @cached_property
     def splits_at_spaces(self) -> bool:
@@ -144,6 +153,15 @@ class Encoder:
             and not any(_reaches_over_a_space(token) for token in state["added_tokens"])
             and all(_splits(backend, before, after) for before, after in product(_BEFORE, _AFTER))
         )
+
+
+def _made_before(values: Iterator[T], count: int) -> Iterator[T]:
+    """The values, each when `count` more have been made."""
+    made = deque(islice(values, count))
+    for value in values:
+        made.append(value)
+        yield made.popleft()
+    yield from made
 
 
 def _reaches_over_a_space(token: dict[str, Any]) -> bool:

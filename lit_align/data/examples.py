@@ -318,10 +318,10 @@ def _alike(rows: Iterable[Row]) -> Iterator[Row]:
     for row in rows:
         first = first or row
         for name in ("rewards", "labels"):
-            has, first_has = (getattr(each, name) is not None for each in (row, first))
-            if has != first_has:
+            has = getattr(row, name) is not None
+            if has != (getattr(first, name) is not None):
                 raise UserError(
                     f"{row.source}: the row has {name if has else f'no {name}'}, but {first.source} has "
-                    f"{'some' if first_has else 'none'}. Give {name} to every row, or to none."
+                    f"{'none' if has else 'some'}. Give {name} to every row, or to none."
                 )
         yield row

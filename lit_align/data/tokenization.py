@@ -211,7 +211,7 @@ class PreferenceTokenizer:
     def _encode(self, text: str, begin: Sequence[int]) -> list[int]:
         """Tokens of a text; a beginning-of-sequence token in the text is left out if `begin` has one."""
         ids = self.encoder(text)
-        doubled = ids[:1] == list(begin[-1:]) == [self.tokenizer.bos_token_id]
+        doubled = ids[:1] == list(begin[-1:]) == [self._bos]
         return ids[1:] if doubled else ids
 
     def _prompt_within(
@@ -319,7 +319,11 @@ class PreferenceTokenizer:
             if any(isinstance(text, str) and self._special.search(text) for text in texts):
                 self.counts["chats with special tokens in their text"] += 1
 
-    @property
+    @cached_property
+    def _bos(self) -> int | None:
+        return self.tokenizer.bos_token_id
+
+    @cached_property
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-sequence token.")

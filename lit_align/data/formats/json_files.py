@@ -138,8 +138,9 @@ class _List:
         while True:
             while self._place < len(self._text) and self._text[self._place] in " \t\r\n":
                 self._place += 1
-            if self._place < len(self._text) or not self._read_on():
+            if self._place < len(self._text) or self._ended:
                 return self._text[self._place : self._place + 1]
+            self._read_on()
 
     def _value(self) -> Any:
         while True:
@@ -147,26 +148,27 @@ class _List:
                 value, end = _DECODER.raw_decode(self._text, self._place)
             except json.JSONDecodeError as error:
                 is_cut = error.pos + _LONGEST_WORD >= len(self._text) or error.msg.startswith("Unterminated")
-                if not is_cut or not self._read_on():
+                if not is_cut or self._ended:
                     raise
+                self._read_on()
                 continue
-            if end == len(self._text) and self._read_on():  # it may continue
+            if end == len(self._text) and not self._ended:  # it may continue
+                self._read_on()
                 continue
             has_surrogate = _SURROGATE.search(self._text, self._place, end)
             self._place = end
             return without_surrogates(value, self._skipped) if has_surrogate else value
 
-    def _read_on(self) -> bool:
-        """Drop what has been read and add more; False at the end of the file."""
+    def _read_on(self) -> None:
+        """Drop what has been read and add more."""
         passed = self._text[: self._place]
         self._line += passed.count("\n")
         self._column = len(passed) - passed.rfind("\n") - 1 + (0 if "\n" in passed else self._column)
         self._text, self._place = self._text[self._place :], 0
-        data = self._file.read(max(PIECE, len(self._text)))
-        self._add(data)
-        return bool(data)
+        self._add(self._file.read(max(PIECE, len(self._text))))
 
     def _add(self, data: bytes) -> None:
+        self._ended = not data
         try:
             self._text += self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
@@ -175,10 +177,11 @@ class _List:
 
 def _loads(data: bytes, name: str, line: int, skipped: Counter[str]) -> Any:
     try:
-        value = json.loads(data, object_pairs_hook=_unique)
+        value = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
     except (ValueError, RecursionError, _RepeatedKey) as error:
         raise _explained(error, name, line) from error
-    return without_surrogates(value, skipped) if _SURROGATE_BYTES.search(data) else value
+    may_have_half = b"\\ud" in data or b"\\uD" in data or b"\xed" in data  # much faster than the pattern
+    return without_surrogates(value, skipped) if may_have_half and _SURROGATE_BYTES.search(data) else value
 
 
 def _explained(error: Exception, name: str, line: int, column: int = 0, start: int = 0) -> DataError:

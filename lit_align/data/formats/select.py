@@ -38,7 +38,8 @@ def _select_preferences(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[
             skipped["prompts without any text"] += 1
         if len(kept) < len(texts):
             skipped["repeated or empty responses"] += len(texts) - len(kept)
-        yield replace(row, responses=tuple(texts[k] for k in kept), rewards=rewards)
+            row = replace(row, responses=tuple(texts[k] for k in kept), rewards=rewards)
+        yield row
 
 
 def _select_labelled(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
