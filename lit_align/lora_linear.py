@@ -42,6 +42,7 @@ class LoRALinear(lora.Linear):
     def _has_bfloat16(self, x: Tensor) -> bool:
         """Whether the layer multiplies frozen bfloat16 weights on a CPU."""
         W = self.base_layer.weight
+        assert isinstance(W, Tensor)
         types = x.dtype == W.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
         return types and x.device.type == "cpu" and not W.requires_grad
 

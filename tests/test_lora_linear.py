@@ -1,7 +1,5 @@
 """The LoRA layer that computes its update by rows gives peft's numbers."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -39,7 +37,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 @pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+def products(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The inputs for which the product by rows has run."""
     ran: list[Tensor] = []
     monkeypatch.setattr(
@@ -64,6 +62,7 @@ def test_its_output_is_that_of_peft(tokens: int, bias: bool, products: list[Tens
 def test_its_gradients_are_those_of_float64(tokens: int, products: list[Tensor]) -> None:
     _, ours = layers()
     layer = ours.get_submodule("0")
+    assert isinstance(layer, LoRALinear)
     x, grad = draw(1, tokens, INPUTS).requires_grad_(), draw(1, tokens, OUTPUTS)
     ours(x).backward(grad)
     W, A, B = (w.detach().double() for w in (layer.base_layer.weight, *factors(layer)))  # type: ignore
@@ -72,9 +71,9 @@ def test_its_gradients_are_those_of_float64(tokens: int, products: list[Tensor])
     assert x.grad is not None
     assert layer.base_layer.weight.grad is None
     torch.testing.assert_close(x.grad[0].double(), g @ (W + SCALE * B @ A), rtol=2**-7, atol=2**-5)
-    gradients = [weight.grad.double() for weight in factors(layer)]
-    torch.testing.assert_close(gradients[0], SCALE * (g @ B).T @ x64, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(gradients[1], SCALE * g.T @ (x64 @ A.T), rtol=1e-5, atol=1e-4)
+    for weight, expected in zip(factors(layer), (SCALE * (g @ B).T @ x64, SCALE * g.T @ (x64 @ A.T)), strict=True):
+        assert weight.grad is not None
+        torch.testing.assert_close(weight.grad.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def factors(layer: nn.Module) -> tuple[Tensor, Tensor]:
