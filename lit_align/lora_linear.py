@@ -41,10 +41,10 @@ class LoRALinear(lora.Linear):
 
     def _has_bfloat16(self, x: Tensor) -> bool:
         """Whether the layer multiplies frozen bfloat16 weights on a CPU."""
-        W = self.base_layer.weight
-        assert isinstance(W, Tensor)
-        types = x.dtype == W.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
-        return types and x.device.type == "cpu" and not W.requires_grad
+        W: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return False
+        return x.dtype == W.dtype == torch.bfloat16 and not W.requires_grad
 
     def _is_vanilla(self, slot: str) -> bool:
         """Whether the update of a slot is s·B·A·x in float32, without dropout, biases or peft's variants."""
