@@ -44,7 +44,7 @@ class LoRALinear(lora.Linear):
         W: Tensor = self.base_layer.weight  # type: ignore[assignment]
         if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return False
-        return x.dtype == W.dtype == torch.bfloat16 and not W.requires_grad
+        return bool(x.dtype == W.dtype == torch.bfloat16 and not W.requires_grad)
 
     def _is_vanilla(self, slot: str) -> bool:
         """Whether the update of a slot is s·B·A·x in float32, without dropout, biases or peft's variants."""
