@@ -44,13 +44,13 @@ class LoRALinear(lora.Linear):
         W: Tensor = self.base_layer.weight  # type: ignore[assignment]
         if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return False
-        return bool(x.dtype == W.dtype == torch.bfloat16 and not W.requires_grad)
+        return x.dtype == W.dtype == torch.bfloat16 and not W.requires_grad
 
     def _is_vanilla(self, slot: str) -> bool:
         """Whether the update of a slot is s·B·A·x in float32, without dropout, biases or peft's variants."""
         A, B, dropout = self.lora_A[slot], self.lora_B[slot], self.lora_dropout[slot]
         drops = isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
-        float32 = A.weight.dtype == B.weight.dtype == torch.float32
+        float32 = {A.weight.dtype, B.weight.dtype} == {torch.float32}
         return float32 and B.bias is None and not drops and slot not in self.lora_variant
 
 
