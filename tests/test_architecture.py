@@ -29,6 +29,7 @@ LAYERS = [
     "checkpoints",
     "provenance",
     "quantization",
+    "lora_linear",
     "loading",
     "policy",
     "metrics",
