@@ -1,4 +1,4 @@
-"""The modules in a real Jupyter kernel: bars and the report in a cell."""
+"""The modules in a real Jupyter kernel: bars, the report in a cell, and the tutorial."""
 
 import shutil
 from pathlib import Path
@@ -11,6 +11,7 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).parents[1]
+TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
 
 
 def execute(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
@@ -53,3 +54,26 @@ def test_a_kernel_shows_bars_lines_and_the_report(tmp_path, monkeypatch):
     assert all(output.get("name") == "stderr" for output in others), "a figure of its own"
     assert shown.data["text/html"].startswith("<iframe sandbox srcdoc='<!doctype html>")
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_tutorial_is_small_and_holds_the_outputs_of_a_run():
+    assert TUTORIAL.stat().st_size < 200_000
+    notebook = nbformat.read(TUTORIAL, 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any("\x1b" in text for text in texts(outputs))
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    assert str(ROOT) not in TUTORIAL.read_text()
+    assert "<iframe" in TUTORIAL.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "data/quickstart/model").exists(), reason="`make install` prepares data/quickstart")
+def test_the_tutorial_runs(tmp_path, monkeypatch):
+    notebook = nbformat.read(TUTORIAL, 4)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    assert not any(
+        output.output_type == "error" for cell in execute(notebook, tmp_path, monkeypatch) for output in cell
+    )
+    assert (tmp_path / "runs" / "tutorial" / "report.html").exists()
