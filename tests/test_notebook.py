@@ -29,6 +29,8 @@ def execute(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> lis
 def texts(outputs: list[Any]) -> list[str]:
     """What outputs show as text."""
     return [each.text if each.output_type == "stream" else each.data["text/plain"] for each in outputs]
+
+
 BARS = """
 import time
 from lit_align.console import phase, print_field

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lit_align.allocation import keeps_freed_memory
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
-from lit_align.console import print_line, relative
+from lit_align.console import print_field, print_line, relative
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.objectives.schedule import planned_steps, warm_up_problem

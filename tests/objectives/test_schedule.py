@@ -48,7 +48,9 @@ def test_the_schedule_warms_up_and_follows_the_progress_of_the_run(
 
 def test_warm_up_by_a_share_needs_a_run_with_an_end(tiny_model, in_tmp):
     module = DPO(PolicyConfig(tiny_model), warmup_steps=0.1)
-    with pytest.raises(UserError, match=r"model.warmup_steps=0.1 has no effect: it is a share of the run, which has no"):
+    with pytest.raises(
+        UserError, match=r"model.warmup_steps=0.1 has no effect: it is a share of the run, which has no"
+    ):
         fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=3), max_epochs=-1)
 
 
