@@ -130,8 +130,8 @@ class LearningRate:
         factor = self.factor(trainer, 0)
         if not factor:
             raise UserError(
-                f"model.warmup_steps={self.warmup_steps} has no effect: it is a share of the run, which has no end. Set "
-                "trainer.max_steps, or a number of steps."
+                f"model.warmup_steps={self.warmup_steps} has no effect: it is a share of the run, which has no end. "
+                "Set trainer.max_steps, or a number of steps."
             )
         set_learning_rate(trainer, factor)
 
