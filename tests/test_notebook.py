@@ -70,8 +70,7 @@ def test_the_tutorial_is_small_and_holds_the_outputs_of_a_run():
     outputs = [output for cell in code for output in cell["outputs"]]
     assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
     shown = json.dumps(outputs)
-    assert "\\u001b" not in shown
-    assert not re.search(r'["\s](/home|/tmp|/root|/work|/Users)/', shown)
+    assert not re.search(r"/(home|tmp|root|work|Users)/", shown)
     assert "step-0 check" in shown
     assert "<iframe" in shown
 

@@ -147,7 +147,8 @@ class RunReport(AlignCallback):
         if self.save_model:
             print_line(f"model      {folder / 'model'} (transformers format, with tokenizer)")
         _write_report(folder)
-        if last_checkpoint(trainer) and (longer := _longer(trainer)):
+        # a script or a notebook has no configuration for a command
+        if (folder / "config.yaml").exists() and last_checkpoint(trainer) and (longer := _longer(trainer)):
             print_line(f"extend     {resume_command(trainer, None)} {longer}")
         record_end(folder)
 

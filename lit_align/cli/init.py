@@ -18,7 +18,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_align import objectives
-from lit_align.cli.classes import class_names
+from lit_align.cli.classes import class_names, options
 from lit_align.console import program
 from lit_align.data.formats.read import read_rows
 from lit_align.data.tokenization import PreferenceTokenizer
@@ -116,6 +116,7 @@ class Request:
         data: Rows to train on; None with `prompts`.
         prompts: Prompts of rounds, whose responses `scorer` rewards.
         scorer: path/to/file.py:function.
+        file: Name of the configuration's file, for the commands in its comments.
     """
 
     objective: type[PreferenceObjective]
@@ -124,6 +125,7 @@ class Request:
     prompts: str | None
     scorer: str | None
     machine: Machine
+    file: str = "THIS_FILE"
 
 
 def configuration(request: Request) -> str:
@@ -135,10 +137,10 @@ def configuration(request: Request) -> str:
     weights = count_weights(request.policy)
     fit = Fit.of(weights, request.machine, request.objective.anchored)
     given = {name: getattr(request, name) for name in ("policy", "data", "prompts", "scorer")}
-    options = shlex.join(word for name, value in given.items() if value for word in (f"--{name}", value))
+    words = shlex.join(word for name, value in given.items() if value for word in (f"--{name}", value))
     lines = [
-        f"# Made by: {program()} init {request.objective.__name__} {options}",
-        f"# Try it: {program()} doctor --config THIS_FILE; train: {program()} fit --config THIS_FILE",
+        f"# Made by: {program()} init {request.objective.__name__} {words}",
+        f"# Try it: {program()} doctor --config {request.file}; train: {program()} fit --config {request.file}",
         *_model(request, weights, fit),
         *_data(request),
         *_trainer(request, fit),
@@ -178,6 +180,8 @@ def _model(request: Request, weights: int, fit: Fit) -> Iterator[str]:
         yield _noted("    lora:", "full training would not fit into memory")
         yield "      r: 16"
         yield "      alpha: 32"
+    if objective.anchored:
+        yield _noted(f"    beta: {options(objective)['beta']}", "weight of staying near the reference")
     if request.data:
         for option, note in PAIRS_OPTIONS.get(objective, {}).items():
             yield _noted(f"    {option}", note)

@@ -33,7 +33,8 @@ def run(args: list[str]) -> None:
 
     machine = Machine.here().with_options(given.devices, given.memory)
     objective = objective_of(given.objective)
-    text = configuration(Request(objective, given.policy, given.data, given.prompts, given.scorer, machine))
+    sources = (given.data, given.prompts, given.scorer)
+    text = configuration(Request(objective, given.policy, *sources, machine, given.out or "THIS_FILE"))
     if given.out is None:
         print(text, end="")
         return
