@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
@@ -108,8 +109,19 @@ ERRORS = {
 }
 """Errors that Lightning's loops raise once they know the data, with our message."""
 
-RESTORING = {"_restore_modules_and_callbacks", "restore_training_state"}
-"""Functions of Lightning in which each part of a run takes its state from a checkpoint."""
+RESTORING = {
+    "_restore_modules_and_callbacks",
+    "restore_training_state",
+    "_load_combined_loader_states",
+    "check_restored",
+    "first_step_after_restoring",
+}
+"""Functions, of Lightning and ours, in which a part of a run takes its state from a checkpoint, or first uses it."""
+
+COMPUTING = {"closure", "_after_closure"}
+"""Functions of Lightning that compute the gradients within an optimizer step."""
+
+NOT_OF_A_CHECKPOINT = (MisconfigurationException, torch.OutOfMemoryError)
 
 
 def check_features(trainer: Trainer) -> None:
@@ -151,7 +163,8 @@ def explained(error: Exception, ckpt_path: str | None) -> UserError | None:
         if found := re.search(pattern, str(error)):
             return UserError(message.format(*found.groups()))
     passed = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    if ckpt_path and not passed.isdisjoint(RESTORING) and not isinstance(error, MisconfigurationException):
+    restores = not passed.isdisjoint(RESTORING) and passed.isdisjoint(COMPUTING)
+    if ckpt_path and restores and not isinstance(error, NOT_OF_A_CHECKPOINT):
         return UserError(
             f"ckpt_path={ckpt_path} cannot be resumed from ({type(error).__name__}: {first_line(error)}): an entry is "
             "missing or has another form than a run writes. Name a checkpoint that a run wrote."
