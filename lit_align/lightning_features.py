@@ -27,6 +27,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
+from lit_align.console import relative
 from lit_align.errors import UserError, first_line
 
 REFUSED_CALLBACKS: dict[type[Callback], str] = {
@@ -158,18 +159,21 @@ def check_features(trainer: Trainer) -> None:
 
 
 def explained(error: Exception, ckpt_path: str | None) -> UserError | None:
-    """An error of Lightning's loops, or of loading a checkpoint, as a message for the user; None for an unknown one."""
+    """An error of Lightning's loops, or of loading a checkpoint, as a message for the user; None for another one."""
     for pattern, message in ERRORS.items():
         if found := re.search(pattern, str(error)):
             return UserError(message.format(*found.groups()))
     passed = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
     restores = not passed.isdisjoint(RESTORING) and passed.isdisjoint(COMPUTING)
-    if ckpt_path and restores and not isinstance(error, NOT_OF_A_CHECKPOINT):
-        return UserError(
-            f"ckpt_path={ckpt_path} cannot be resumed from ({type(error).__name__}: {first_line(error)}): an entry is "
-            "missing or has another form than a run writes. Name a checkpoint that a run wrote."
-        )
-    return None
+    if not ckpt_path or not restores or isinstance(error, NOT_OF_A_CHECKPOINT):
+        return None
+    path = relative(ckpt_path)
+    if isinstance(error, UserError):
+        return None if path in str(error) else UserError(f"ckpt_path={path}: {error}")
+    return UserError(
+        f"ckpt_path={path} cannot be resumed from ({type(error).__name__}: {first_line(error)}): an entry is missing "
+        "or has another form than a run writes. Name a checkpoint that a run wrote."
+    )
 
 
 def _refuse(used: object, refused: dict[type, str] | dict[type[Callback], str]) -> None:

@@ -271,8 +271,6 @@ class AlignCLI(LightningCLI):
     def _run_explained(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except UserError:
-            raise
         except Exception as error:
             if message := explained(error, self.config_init[subcommand].get("ckpt_path")):
                 raise message from error
