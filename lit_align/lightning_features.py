@@ -7,6 +7,7 @@ callbacks and options of Lightning work (`tests/test_lightning_features.py`).
 import re
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -169,7 +170,8 @@ def explained(error: Exception, ckpt_path: str | None) -> UserError | None:
         return None
     path = relative(ckpt_path)
     if isinstance(error, UserError):
-        return None if path in str(error) else UserError(f"ckpt_path={path}: {error}")
+        names = (path, relative(Path(ckpt_path).resolve()))  # last.ckpt is a link
+        return None if any(name in str(error) for name in names) else UserError(f"ckpt_path={path}: {error}")
     return UserError(
         f"ckpt_path={path} cannot be resumed from ({type(error).__name__}: {first_line(error)}): an entry is missing "
         "or has another form than a run writes. Name a checkpoint that a run wrote."

@@ -32,7 +32,6 @@ EVENTS = (
     ("torch", "save"),
     ("pathlib", "Path.unlink"),
     ("pyarrow.parquet", "write_table"),
-    ("fsspec.implementations.local", "LocalFileOpener.commit"),
     ("torch.optim", "SGD.step"),
     ("lit_align.data.samplers.generate", "sample_responses"),
     ("lit_align.data.scorers.base", "score"),

@@ -202,6 +202,7 @@ def test_a_killed_move_is_finished_by_the_next_run(fit: Fit, monkeypatch):
         with pytest.raises(Killed):
             fit("--fresh")
         moved.clear()
+    monkeypatch.setattr(shutil, "move", move)
     said = fit("--trainer.max_epochs=1")
     assert "the run in run is now in run-1\n" in said
     assert contents("run-1") == before

@@ -57,7 +57,7 @@ def wholes(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path_factory.mktemp(data))
             train(tiny_model, data, "--trainer.max_epochs=1")
-            found[data] = Path("run/checkpoints/step=1.ckpt").absolute()
+            found[data] = min(Path("run/checkpoints").glob("step=*.ckpt")).absolute()
     return found
 
 
