@@ -30,6 +30,7 @@ LAYERS = [
     "checkpoints",
     "provenance",
     "quantization",
+    "lora_linear",
     "loading",
     "policy",
     "metrics",
