@@ -9,7 +9,7 @@ from rich.text import Text as Styled
 
 from lit_align.console import console, print_line, printable, program
 from lit_align.data.formats.rows import Text
-from lit_align.data.rounds.records import SampleRow
+from lit_align.data.rounds.records import SampledTexts
 from lit_align.data.rounds.stored import StoredRound, read_rounds
 from lit_align.errors import UserError
 
@@ -87,7 +87,7 @@ def table(stored: StoredRound, count: int) -> Table:
     return made
 
 
-def widest(stored: StoredRound, count: int) -> list[tuple[SampleRow, list[float]]]:
+def widest(stored: StoredRound, count: int) -> list[tuple[SampledTexts, list[float]]]:
     """The rows with the widest margins, with their rewards; only the batches that hold them are read."""
     batch, rewards = stored.numbers.batch, stored.numbers.rewards
     places = np.argsort(rewards.min(1) - rewards.max(1), kind="stable")[:count].tolist()

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pytest
 import torch
+from datasets import Dataset, IterableDataset
 from tiny import byte_tokenizer
 
 from lit_align.data import AllPairs, BestWorst, OfflinePairs
@@ -120,6 +121,19 @@ def test_what_decides_no_tokens_does_not(read):
     setup()
     setup([Source("rows.jsonl", weight=2.0)], batch_size=1, seed=5, group_by_length=True)
     assert len(read) == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["", "streamed"])
+def test_a_data_set_of_the_hub_goes_into_the_cache(read, monkeypatch, streamed):
+    rows = [json.loads(line) for line in Path(write()).read_text().splitlines()]
+    data = Dataset.from_list(rows)
+    of_hub = IterableDataset.from_generator(lambda: iter(rows)) if streamed else data
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: of_hub)
+    expected = [(each.prompt_ids, each.response_ids) for each in setup().train_examples]
+    for _ in range(2):
+        train = setup("someone/rows").train_examples
+        assert [(each.prompt_ids, each.response_ids) for each in train] == expected
+    assert (read.count("someone/rows"), len(entries())) == (2 if streamed else 1, 2)  # a stream has no fingerprint
 
 
 def test_a_changed_file_replaces_its_entry(read):

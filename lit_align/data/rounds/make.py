@@ -22,7 +22,7 @@ from lit_align.data.pairing import PairingRule, Pairs, with_mismatched
 from lit_align.data.rounds.groups import groups_of
 from lit_align.data.rounds.numbers import RoundNumbers
 from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.records import SampledTexts, SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler, SampleRequest
 from lit_align.data.sampling import Response, Sampling, check_stop, sampling_batches
@@ -128,7 +128,7 @@ class RoundMaker:
         """The scorer's rewards of each prompt's responses."""
 
         def score_batch(scorer: BaseScorer, number: int) -> list[ScoreRow]:
-            some = samples.batch(number)
+            some = SampledTexts.from_arrow(samples.table(number))
             scored = scorer.score_groups([row.prompt for row in some], [row.responses for row in some])
             return [ScoreRow(row.source, scorer.identity, *group) for row, group in zip(some, scored, strict=True)]
 
@@ -172,6 +172,8 @@ class RoundMaker:
         table = ExampleTable.temporary(with_mismatched(examples)) if mismatched else examples
         if mismatched and self.record_sampler:
             table = self._with_sampler_logps(table)
+        if self.recorder.module.ends_resumed_epoch:  # the reference may have moved at the last step
+            return table
         return self.recorder.with_reference(self.store, table)
 
     def _with_sampler_logps(self, table: ExampleTable) -> ExampleTable:
