@@ -26,6 +26,7 @@ LAYERS = [
     "peers",
     "needs",
     "position",
+    "saved_state",
     "checkpoints",
     "provenance",
     "quantization",

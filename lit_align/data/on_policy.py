@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
@@ -36,10 +36,26 @@ from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.table import ExampleTable
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_types
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table, of_options
 from lit_align.sharding import barrier_with_timeout
+
+
+class RoundsState(NamedTuple):
+    """The place of a run in its rounds, in a checkpoint.
+
+    Args:
+        rounds_made: Rounds begun.
+        made_at: The optimizer step at which the current one began; None before the first.
+        epoch: The epoch that it belongs to.
+        key: All that determines its samples.
+    """
+
+    rounds_made: int
+    made_at: int | None
+    epoch: int | None
+    key: dict
 
 
 class OnPolicyPairs(PairsDataModule):
@@ -161,16 +177,20 @@ class OnPolicyPairs(PairsDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         step, key = (None, {}) if self._round is None else (self._round.step, self._round.key)
-        own = {"rounds_made": self.rounds_made, "made_at": step, "epoch": self._epoch, "key": key}
-        return super().state_dict() | own
+        return super().state_dict() | RoundsState(self.rounds_made, step, self._epoch, key)._asdict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the place of a checkpoint.
+
+        Raises:
+            KeyError, TypeError: the state has other fields than `RoundsState`, or a field has another type.
+        """
         super().load_state_dict(state_dict)
-        self.rounds_made = int(state_dict["rounds_made"])
-        step, key = state_dict["made_at"], state_dict["key"]
-        self._epoch = state_dict["epoch"]
-        self._logged = key.get("round")
-        self._round = None if step is None else CurrentRound(key["round"], step, key)
+        state = check_types(RoundsState(**state_dict))
+        self.rounds_made = state.rounds_made
+        self._epoch = state.epoch
+        self._logged = state.key.get("round")
+        self._round = None if state.made_at is None else CurrentRound(int(state.key["round"]), state.made_at, state.key)
 
     # --- what others read ---
 

@@ -172,6 +172,8 @@ class RoundMaker:
         table = ExampleTable.temporary(with_mismatched(examples)) if mismatched else examples
         if mismatched and self.record_sampler:
             table = self._with_sampler_logps(table)
+        if self.recorder.module.ends_resumed_epoch:  # the reference may have moved at the last step
+            return table
         return self.recorder.with_reference(self.store, table)
 
     def _with_sampler_logps(self, table: ExampleTable) -> ExampleTable:
