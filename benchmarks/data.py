@@ -180,8 +180,17 @@ def run(side: Callable[..., None], processes: int = 1) -> dict[str, float]:
 
 
 def _quietly(side: Callable[..., None], sender: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with quiet():
         side(sender.send)
+
+
+def _end_with_parent() -> None:
+    """A side that outlives a benchmark that was killed would disturb the next one."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def write_pairs(path: Path, model: str, count: int, words: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """Time and memory of a large round: from its prompts to the first batch, with a stand-in for the sampler.
 
-A real `fit` on OnPolicyPairs, in a process of its own, up to the first batch. The sampler returns random
-tokens, the scorer a hash. The model has random weights and one layer of width 8, so that what is measured is the data:
+A real `fit` on OnPolicyPairs, in a process of its own, up to the first batch. The sampler returns random words, the
+scorer a hash. The model has random weights, one layer of width 8 and 200 words, so that what is measured is the data:
 writing and reading samples and scores, groups, pairs, batches. A round of few prompts is what a start costs by itself.
 
 Memory is what belongs to the process alone (RssAnon), at its peak.
@@ -25,6 +25,7 @@ from turns import write
 from data import Meter, run
 
 PROMPT_WORDS = 60
+VOCABULARY = ["</s>", *(f"word{number}" for number in range(199))]
 
 
 def fit(
@@ -42,19 +43,17 @@ def fit(
     import lightning as L
     import numpy as np
     from lightning.pytorch.loggers.logger import DummyLogger
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from lit_align.data import FunctionScorer, OnPolicyPairs, Sampler, Sampling
     from lit_align.data.sampling import Response
-    from lit_align.objectives import DPO
+    from lit_align.objectives import DPO, SimPO
     from lit_align.policy import PolicyConfig
-    from lit_align.reference.config import ReferenceConfig
 
     class StandIn(Sampler):
         """Random tokens at once."""
 
         def load(self, policy: Any, dtype: Any, longest: int) -> None:
-            self.words = [policy.tokenizer.decode([token]) for token in range(200)]
+            pass
 
         def weights_match(self, weights: Any) -> bool:
             return bool(list(weights))
@@ -62,9 +61,9 @@ def fit(
         def sample(self, policy: Any, request: Any) -> list[list[Response]]:
             draw = np.random.default_rng(abs(hash(request.keys[0])) % 2**32)
             shape = (len(request.prompts), request.count, tokens)
-            sampled = draw.integers(3, 200, shape).tolist()
+            sampled = draw.integers(1, len(VOCABULARY), shape).tolist()
             return [
-                [Response(ids, "".join(map(self.words.__getitem__, ids)), True) for ids in each] for each in sampled
+                [Response(ids, " ".join(map(VOCABULARY.__getitem__, ids)), True) for ids in each] for each in sampled
             ]
 
         def release(self) -> None:
@@ -88,25 +87,11 @@ def fit(
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
             self.seen |= metrics
 
-    model = Path(folder, "model")
-    if not model.exists():
-        tokenizer = AutoTokenizer.from_pretrained(os.environ["TOKENIZER"])
-        tokenizer.save_pretrained(model)
-        LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=8,
-                intermediate_size=8,
-                num_hidden_layers=1,
-                num_attention_heads=1,
-                num_key_value_heads=1,
-                max_position_embeddings=2048,
-            )
-        ).save_pretrained(model)
     rewards = Path(folder, "rewards.py")
     rewards.write_text("def reward(prompts, responses): return [float(hash(text) % 1009) for text in responses]\n")
     L.seed_everything(1, verbose=False)
-    module = DPO(PolicyConfig(str(model), dtype="float32"), reference=ReferenceConfig(form="auto" if logps else "copy"))
+    objective = DPO if logps else SimPO
+    module = objective(PolicyConfig(f"{folder}/model", dtype="float32"))
     pairs = OnPolicyPairs(
         str(Path(folder, f"prompts_{count}.jsonl")),
         FunctionScorer(f"{rewards}:reward"),
@@ -133,12 +118,34 @@ def fit(
     trainer.fit(module, datamodule=pairs)
 
 
+def write_model(folder: str) -> None:
+    """A model of one small layer, with a tokenizer of whole words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({word: number for number, word in enumerate(VOCABULARY)}, unk_token=VOCABULARY[0]))
+    words.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token=VOCABULARY[0]).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            max_position_embeddings=2048,
+        )
+    ).save_pretrained(folder)
+
+
 def write_prompts(folder: str, count: int) -> None:
     draw = random.Random(0)
-    words = [f" w{draw.randrange(1000)}" for _ in range(1000)]
     with Path(folder, f"prompts_{count}.jsonl").open("w") as file:
         for _ in range(count):
-            file.write(json.dumps({"prompt": "".join(draw.choices(words, k=PROMPT_WORDS))}) + "\n")
+            file.write(json.dumps({"prompt": " ".join(draw.choices(VOCABULARY[1:], k=PROMPT_WORDS))}) + "\n")
 
 
 def main(args: list[str] | None = None) -> list[dict[str, Any]]:
@@ -147,18 +154,17 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--responses", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--logps", action="store_true", help="record log π_s and log π_ref")
-    parser.add_argument("--model", default="data/quickstart/model", help="its tokenizer")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/rounds.json"))
     options = parser.parse_args(args)
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    os.environ["TOKENIZER"] = str(Path(options.model).absolute())
     rows: list[dict[str, Any]] = []
     print(
         f"{'prompts':>9}  {'start':<8}{'wall':>9}{'CPU':>9}{'sampling':>10}{'scoring':>9}{'peak':>10}{'at the end':>12}"
     )
     for count in options.prompts:
         with tempfile.TemporaryDirectory() as folder:
+            write_model(f"{folder}/model")
             write_prompts(folder, count)
             side = partial(
                 fit,

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from lit_align.console import relative
 from lit_align.errors import UserError, first_line
-from lit_align.files import unwritable, write_whole
+from lit_align.files import write_whole, writing
 
 SHARD_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
@@ -44,16 +44,20 @@ SHARD_CLASSES = {
 
 
 class HashedCheckpointIO(TorchCheckpointIO):
-    """Checkpoints in one file, each with its hash file."""
+    """Checkpoints in one file, each with its hash file.
+
+    A local file is written beside its place and renamed. Lightning would write it to the system's temporary folder, and
+    copy it if that is on another disk.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            with writing(path):
+                super().save_checkpoint(checkpoint, path, storage_options)
+            return
         forget_hash(path)  # a kill in between must not leave the hash of the earlier file
-        try:
-            super().save_checkpoint(checkpoint, path, storage_options)
-            if "://" not in str(path):
-                write_hash(path)
-        except OSError as error:  # a full disk does not name the file
-            raise unwritable(path, error) from error
+        write_whole(Path(path), lambda beside: _save(checkpoint, beside))
+        write_hash(path)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint whose hash fits.
@@ -80,6 +84,14 @@ class HashedCheckpointIO(TorchCheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         super().remove_checkpoint(path)
         forget_hash(path)
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch's own, after the system's
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def write_hash(path: str | Path) -> None:

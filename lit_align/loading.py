@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils.logging import disable_progress_bar
 
 from lit_align.errors import UserError, check_number, first_line
+from lit_align.lora_linear import keep_updates_in_cache
 from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
 
 disable_progress_bar()  # loading weights is quick, and its bar would interrupt ours
@@ -294,6 +295,7 @@ def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CA
             f"model.lora.{given}: the embedding of this model shares its weights with the output head, so that an "
             "update of only one of them cannot be merged. Leave both out."
         )
+    keep_updates_in_cache(model)
     return adapter  # type: ignore[return-value]
 
 

@@ -191,7 +191,8 @@ def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temper
     head = _plain_head(model, hidden)
     if head is not None:
         factor = _logit_factor(config) / temperature
-        chunk_logps = partial(_HeadLogps.apply, head.weight, factor, chunk)  # type: ignore[assignment]
+        weight = head.weight if torch.is_grad_enabled() else head.weight.detach()  # keeps nothing then
+        chunk_logps = partial(_HeadLogps.apply, weight, factor, chunk)  # type: ignore[assignment]
         chunk *= max(1, KEPT_BYTES.get(device, 1 << 30) // (config.vocab_size * element * chunk))
     chunks = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
     if not torch.is_grad_enabled():

@@ -55,6 +55,11 @@ class Position:
         due = bool(batches) and not unmade and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
         return cls(epochs.completed, batches - unmade, of, trainer.global_step, seen - unmade, due, trainer.validating)
 
+    @property
+    def at_epochs_end(self) -> bool:
+        """Whether all steps of an epoch are made, and only its end is left to do."""
+        return 0 < self.batches == self.of
+
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Record the position in a checkpoint."""
         checkpoint[KEY] = asdict(self)
@@ -77,7 +82,11 @@ class Position:
         fit["epoch_loop.batch_progress"] |= {
             "total": _counts(self.seen),
             "current": _counts(self.batches),
-            "is_last_batch": 0 < self.batches == self.of,
+            "is_last_batch": self.at_epochs_end,
+        }
+        fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"] = {
+            "ready": self.step,
+            "completed": self.step,
         }
         # a loop that resumes where validation is due passes the end of that batch again, where the step is counted
         fit["epoch_loop.state_dict"]["_batches_that_stepped"] = self.step - self.validation_due

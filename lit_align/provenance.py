@@ -20,6 +20,8 @@ from lit_align.sharding import rank, waiting_group
 
 KEY = "identity"
 BASE_MODEL = "model.policy (its weights)"
+EVALUATION = "win_rate."
+"""Begins the options of an evaluation. One that is added or left out changes none of the other numbers."""
 
 Table = dict[str, Any]
 
@@ -52,7 +54,11 @@ def check(then: Table, table: Table, accepted: Collection[str], *, adapter: bool
     if unknown := [key for key in accepted if key not in then and key not in table]:
         known = ", ".join(sorted(changed)) or "none"
         raise UserError(f"model.accept_changes={unknown}: the checkpoint has no such option. Changed: {known}.")
-    refused = {key: values for key, values in changed.items() if key not in accepted}
+    refused = {
+        key: values
+        for key, values in changed.items()
+        if key not in accepted and not (key.startswith(EVALUATION) and None in values)
+    }
     if refused:
         raise UserError(
             f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had, or "

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,18 @@ def test_a_kill_between_checkpoint_and_hash_leaves_no_wrong_hash(in_tmp, monkeyp
     assert files.load_checkpoint("a.ckpt")["step"] == 2
 
 
-def test_a_full_disk_is_one_message_with_the_path(in_tmp, monkeypatch):
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")  # without a file name, as write() gives it
-
-    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", full)
-    with pytest.raises(UserError, match=r"^a/b\.ckpt cannot be written: No space left on device\. Make room"):
-        HashedCheckpointIO().save_checkpoint({}, "a/b.ckpt")
+def test_a_full_disk_is_one_message_with_the_path(in_tmp):
+    """A limit of the size of files fails like a full disk, in the middle of writing."""
+    HashedCheckpointIO().save_checkpoint(EMPTY | {"step": 1}, "a/b.ckpt")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^a/b\.ckpt cannot be written: File too large\. Make room"):
+            HashedCheckpointIO().save_checkpoint(EMPTY | {"weights": torch.zeros(100_000)}, "a/b.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert HashedCheckpointIO().load_checkpoint("a/b.ckpt")["step"] == 1
+    assert [path.name for path in Path("a").iterdir()] == ["b.ckpt"]
 
 
 # --- folders of shards ---

@@ -33,6 +33,13 @@ class Kill(Callback):
             raise Killed
 
 
+class KillAtEnd(Callback):
+    """Ends the run at the end of its first epoch, after the checkpoint of its last step."""
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        raise Killed
+
+
 class Killing:
     """Ends the run at the n-th batch of prompts that is sampled."""
 
@@ -170,3 +177,20 @@ def test_on_policy_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, 
         assert sorted(last.values(), key=repr) == sorted(whole, key=repr), attempt
         assert all(torch.equal(resumed[name], weight) for name, weight in weights.items()), attempt
         assert artefacts(folder) == artefacts(in_tmp / "whole"), attempt
+
+
+def test_a_round_that_is_over_records_no_reference_again(tiny_model, in_tmp):
+    """The reference has moved at the round's last step, whose checkpoint the run resumes from."""
+
+    def files(folder: Path, *callbacks: Callback) -> list[str]:
+        refresh = ReferenceRefresh(0.5, unit="round")
+        data = lambda: on_policy(in_tmp, store=str(folder / "rounds"))  # noqa: E731
+        every = {"every_n_train_steps": 1}
+        with contextlib.suppress(Killed):
+            run(tiny_model, folder, [], None, data, every, refresh, *callbacks, max_epochs=2)
+        return sorted(str(path.relative_to(folder)) for path in folder.glob("rounds/*/reference-*.parquet"))
+
+    whole = files(in_tmp / "whole")
+    assert len(whole) == 2
+    assert files(in_tmp / "cut", KillAtEnd()) == whole[:1]
+    assert files(in_tmp / "cut") == whole

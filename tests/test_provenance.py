@@ -3,19 +3,21 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import adamw, fit, llama_config, on_policy, sgd, write_pairs
+from tiny import adamw, fit, llama_config, on_policy, sgd, write_pairs, write_prompts
 from transformers import LlamaForCausalLM
 
-from lit_align.data import BestWorst, OfflinePairs
+from lit_align.callbacks import WinRate
+from lit_align.data import BestWorst, FunctionScorer, OfflinePairs
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, IPO
 from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.provenance import check
 
 
-def run(model: str, ckpt_path: str | None = None, objective=DPO, data=None, options=None, **trainer) -> DPO:
+def run(model: str, ckpt_path: str | None = None, objective=DPO, data=None, options=None, also=(), **trainer) -> DPO:
     module = objective(PolicyConfig(model, dtype="float32"), **({"optimizer": adamw()} | (options or {})))
     saving = ModelCheckpoint("ckpt", save_last=True)
-    fit(module, data or OfflinePairs("pairs.jsonl", batch_size=2), saving, ckpt_path=ckpt_path, **trainer,
+    fit(module, data or OfflinePairs("pairs.jsonl", batch_size=2), saving, *also, ckpt_path=ckpt_path, **trainer,
         enable_checkpointing=True)  # fmt: skip
     return module
 
@@ -68,6 +70,25 @@ def test_other_data_do_not_resume(tiny_model, checkpoint, in_tmp):
         run(tiny_model, checkpoint, max_epochs=2)
 
 
+def test_other_held_out_prompts_do_not_resume(tiny_model, in_tmp):
+    write_pairs(in_tmp)
+    write_prompts(in_tmp, 2)
+
+    def verdict() -> WinRate:
+        return WinRate("prompts.jsonl", FunctionScorer("rewards.py:reward"), responses_per_prompt=1)
+
+    run(tiny_model, also=[verdict()])
+    write_prompts(in_tmp, 3)
+    with pytest.raises(UserError, match=r"\(then → now\):\n  win_rate\.prompts: \w+ → \w+\n"):
+        run(tiny_model, "ckpt/last.ckpt", also=[verdict()], max_epochs=2)
+
+
+def test_an_evaluation_may_be_added_and_left_out():
+    without, beside = {"model.beta": 0.1}, {"model.beta": 0.1, "win_rate.prompts": "digest"}
+    for then, now in ((without, beside), (beside, without)):
+        check(then, now, [], adapter=False, defaults={})
+
+
 def test_an_adapter_of_another_base_never_resumes(tiny_model, in_tmp):
     write_pairs(in_tmp)
     torch.manual_seed(1)
@@ -83,8 +104,6 @@ def test_an_adapter_of_another_base_never_resumes(tiny_model, in_tmp):
 def test_rounds_of_another_scorer_or_other_prompts_do_not_resume(tiny_model, in_tmp):
     run(tiny_model, data=on_policy(in_tmp))
     (in_tmp / "rewards.py").write_text("def reward(prompts, responses): return [float(len(r)) for r in responses]\n")
-    from lit_align.data import FunctionScorer
-
     other = on_policy(in_tmp)
     (in_tmp / "rewards2.py").write_text("def reward(prompts, responses): return [float(len(r)) for r in responses]\n")
     other.scorer = FunctionScorer(f"{in_tmp / 'rewards2.py'}:reward")

@@ -9,6 +9,9 @@ processes.
 """
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +24,13 @@ from transformers import PreTrainedModel
 from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import Rows
+from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.sampling import Response, Sampling, sampling_batches
 from lit_align.data.scorers.base import Scorer
 from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import (
     Answering,
+    PromptScores,
     TokenizedPrompts,
     sampling_of,
     score_share,
@@ -37,6 +41,41 @@ from lit_align.evaluation.benchmarks import Benchmark, answers_file, ask, read_q
 from lit_align.evaluation.shares import Share, gather_in_order
 from lit_align.files import write_whole
 from lit_align.objectives import PreferenceObjective
+
+ROWS_AT_ONCE = 256
+"""Rows of Parquet that are written together."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The rows of a file of responses; a few are in memory at a time."""
+
+    prompts: Sequence[Row]
+    responses: Sequence[list[Response]]
+    scores: Sequence[PromptScores] | None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        scores = repeat(None) if self.scores is None else self.scores
+        for row, group, scored in zip(self.prompts, self.responses, scores):  # noqa: B905  # `repeat` has no end
+            values = {"source": row.source, "prompt": row.prompt, "responses": [response.text for response in group]}
+            yield values if scored is None else values | {"scores": scored.rewards}
+
+    def write_lines(self, path: Path) -> None:
+        with path.open("w", encoding="utf-8", errors="replace") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self)
+
+    def write_parquet(self, path: Path) -> None:
+        """The columns are those of all rows: messages of a chat may have keys that others do not have."""
+        schemas = [pa.Table.from_pylist(some).schema for some in self._batches()]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        with pq.ParquetWriter(path, schema) as writer:
+            for some in self._batches():
+                writer.write_table(pa.Table.from_pylist(some, schema))
+
+    def _batches(self) -> Iterator[list[dict[str, Any]]]:
+        rest = iter(self)
+        while some := list(islice(rest, ROWS_AT_ONCE)):
+            yield some
 
 
 class Predictions(AlignCallback):
@@ -114,16 +153,11 @@ class Predictions(AlignCallback):
             pl_module, model, rows, ("predict", self.seed), self.responses_per_prompt
         )
         responses = gather_in_order(trainer, batches, share)
-        predicted: list[dict[str, Any]] = [
-            {"source": row.source, "prompt": row.prompt, "responses": [response.text for response in group]}
-            for row, group in zip(prompts.rows, responses, strict=True)
-        ]
+        scores = None
         if self.scorer is not None:
             scores = gather_in_order(trainer, batches, score_share(self.scorer, prompts, batches, share))
-            for row, scored in zip(predicted, scores, strict=True):
-                row["scores"] = scored.rewards
         if trainer.is_global_zero:
-            self.write(predicted, folder)
+            self._write(Predicted(prompts.rows, responses, scores), folder)
 
     def _respond(
         self, module: PreferenceObjective, model: PreTrainedModel, rows: Rows, stream: tuple[str, int], count: int
@@ -151,13 +185,9 @@ class Predictions(AlignCallback):
         answers = ask(questions, self.responses_per_prompt, is_chat, respond)
         return answers_file(questions, answers, benchmark, name)
 
-    def write(self, rows: list[dict[str, Any]], folder: Path) -> None:
-        """Write one row per prompt."""
-        if Path(self.out).suffix == ".jsonl":
-            self._write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), folder)
-            return
+    def _write(self, predicted: Predicted, folder: Path) -> None:
         path = self._path(folder)
-        write_whole(path, lambda beside: pq.write_table(pa.Table.from_pylist(rows), beside))
+        write_whole(path, predicted.write_lines if path.suffix == ".jsonl" else predicted.write_parquet)
         print_line(f"responses  {path}")
 
     def _write_text(self, text: str, folder: Path) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_field
 from lit_align.data.formats.read import read_rows
+from lit_align.data.formats.rows import Rows
 from lit_align.data.sampling import Sampling
 from lit_align.data.scorers.base import Scorer
 from lit_align.errors import UserError, check_number
@@ -20,7 +21,9 @@ from lit_align.evaluation.held_out import Evaluator
 from lit_align.evaluation.results import Evaluation, check_judge_names
 from lit_align.evaluation.rows import write_held_out
 from lit_align.evaluation.summary import TRAINING
+from lit_align.files import digest, repr_in_pieces
 from lit_align.objectives import PreferenceObjective
+from lit_align.provenance import EVALUATION, Table
 from lit_align.reporting.run_folder import held_out_files, step_of, validation_file, verdict_file
 from lit_align.reporting.terminal import print_evaluation
 
@@ -104,6 +107,7 @@ class WinRate(AlignCallback):
         self.evaluation: Evaluation | None = None
         self._evaluator: Evaluator | None = None
         self._last_step = 0
+        self._identity: Table = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(pl_module, PreferenceObjective):
@@ -117,11 +121,17 @@ class WinRate(AlignCallback):
             best_of=self.best_of or self.responses_per_prompt,
             seed=self.seed,
         )
-        for path in filter(None, [self.prompts, self.validation]):
-            evaluator.read_prompts(path)  # a missing file is reported now, not after hours
-        for path in self.forgetting.values():
-            read_rows(path, kind="texts")
+        read = {"prompts": evaluator.read_prompts(self.prompts)}  # a missing file is reported now, not after hours
+        if self.validation is not None:
+            read["validation"] = evaluator.read_prompts(self.validation)
+        for name, path in self.forgetting.items():
+            read[f"forgetting.{name}"] = read_rows(path, kind="texts")
+        self._identity = {f"{EVALUATION}{name}": _digest(rows) for name, rows in read.items()}
         self._evaluator = evaluator
+
+    def identity(self) -> Table:
+        """Everything that is read for evaluations; a resumed run must have the same."""
+        return self._identity
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report prompts that cannot be answered before training, too."""
@@ -188,3 +198,8 @@ class WinRate(AlignCallback):
             write_held_out(verdict_file(folder), self.evaluation.rows())
             self.evaluation.summary.write(folder)
             print_evaluation(self.evaluation, self.shown)
+
+
+def _digest(rows: Rows) -> str:
+    """Identifies the prompts and responses of a file, in their order."""
+    return digest(repr_in_pieces((row.prompt, row.responses) for row in rows))

@@ -51,7 +51,12 @@ from lit_align.checkpoints import HashedCheckpointIO, check_hash
 from lit_align.cli.classes import NAMED_CALLBACKS
 from lit_align.cli.commands import COMMANDS
 from lit_align.cli.construction import raise_constructor_error
-from lit_align.cli.continuation import check_named_checkpoint, checkpoint_to_resume, seed_to_resume
+from lit_align.cli.continuation import (
+    check_config_is_ours,
+    check_named_checkpoint,
+    checkpoint_to_resume,
+    seed_to_resume,
+)
 from lit_align.cli.parser import (
     AlignParser,
     SaveConfig,
@@ -103,6 +108,8 @@ class AlignCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None, run: bool = True):
+        args = sys.argv[1:] if args is None else args
+        self._command = args[0] if args else ""
         super().__init__(
             model_class=PreferenceObjective,
             datamodule_class=LightningDataModule,
@@ -113,7 +120,7 @@ class AlignCLI(LightningCLI):
             trainer_defaults={"default_root_dir": "runs", "logger": False},  # the report keeps metrics.csv
             parser_class=AlignParser,
             auto_configure_optimizers=False,  # objectives configure their own: the policy is not built yet here
-            args=sys.argv[1:] if args is None else args,
+            args=args,
             run=run,
         )
 
@@ -136,6 +143,8 @@ class AlignCLI(LightningCLI):
             choice.help = COMMANDS[choice.dest].help
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if subcommand != self._command:  # its options would take a tenth of a second, and are not looked at
+            return AlignParser()
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             _add_fresh(parser)
@@ -257,22 +266,25 @@ class AlignCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand != "fit":
-            super()._run_subcommand(subcommand)
+            self._run_explained(subcommand)
             return
         with hold(self.trainer.default_root_dir) if self.trainer.is_global_zero else nullcontext():
             self._continue_run()
-            try:
-                super()._run_subcommand(subcommand)
-            except UserError:
-                raise
-            except Exception as error:
-                if message := explained(error, self.config_init["fit"].get("ckpt_path")):
-                    raise message from error
-                raise
+            self._run_explained(subcommand)
+
+    def _run_explained(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if message := explained(error, self.config_init[subcommand].get("ckpt_path")):
+                raise message from error
+            raise
 
     def _continue_run(self) -> None:
         """Resume the run that the folder holds, if there is one and no checkpoint is named."""
         given: Any = self.config_init["fit"]
+        if not given.fresh:
+            check_config_is_ours(Path(self.trainer.default_root_dir))
         if given.get("ckpt_path"):
             check_named_checkpoint(self.trainer, given.ckpt_path)
             return

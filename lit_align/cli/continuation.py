@@ -6,8 +6,9 @@
 | a finished run | is refused | is refused; a larger `trainer.max_epochs` (`max_steps`, `max_time`) extends the run |
 | a run without a checkpoint | starts from the beginning | starts from the beginning |
 
-`--fresh` moves the run's files beside the folder (`FOLDER-1`, `FOLDER-2`, ...) and starts from nothing. A job that its
-scheduler restarts ignores it, so that the same script continues. An explicit `ckpt_path` is used as given.
+`--fresh` moves the run's files beside the folder (`FOLDER-1`, `FOLDER-2`, ...) and starts from nothing. They are
+gathered within the folder first, so that a killed move is finished by the next `fit`. A job that its scheduler restarts
+ignores `--fresh`, so that the same script continues. An explicit `ckpt_path` is used as given.
 """
 
 import os
@@ -63,6 +64,10 @@ FREE = LENGTH | {
 """Options that may differ when a run is resumed: they change none of its numbers, or its checkpoints check them."""
 
 
+GATHERED = ".set_aside"
+"""Folder in a run's folder for the files that `--fresh` moves."""
+
+
 def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: bool) -> Path | None:
     """The checkpoint from which a `fit` without `ckpt_path` continues the run in its folder; None to start one.
 
@@ -74,7 +79,7 @@ def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: boo
         UserError: the folder holds a finished run, or a run with another configuration.
     """
     folder = Path(trainer.default_root_dir)
-    if fresh and not _is_started_again():
+    if (fresh and not _is_started_again()) or (folder / GATHERED).exists():
         if trainer.is_global_zero:
             _set_aside(trainer)
         return None
@@ -98,6 +103,20 @@ def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: boo
 def seed_to_resume(folder: str | Path) -> int | None:
     """The seed of the run in a folder, which a command with `seed_everything: true` continues; None without one."""
     return _read(Path(folder, "config.yaml"), {}).get("seed_everything")
+
+
+def check_config_is_ours(folder: Path) -> None:
+    """Check that a run would overwrite no config.yaml but that of a run.
+
+    Raises:
+        UserError: it would.
+    """
+    path = folder / "config.yaml"
+    if path.exists() and RunRecord.read(folder) is None and not path.read_bytes().startswith(b"# lit_align=="):
+        raise UserError(
+            f"{relative(path)} was not written by a run, and a run in this folder would overwrite it. Rename it, or "
+            "name another folder (trainer.default_root_dir)."
+        )
 
 
 def check_named_checkpoint(trainer: Trainer, path: str) -> None:
@@ -165,7 +184,7 @@ def _is_started_again() -> bool:
 
 
 def _set_aside(trainer: Trainer) -> None:
-    """Move the files of the run in the folder beside it.
+    """Move the files of the run in the folder beside it: into one folder, file by file, and then that folder at once.
 
     Raises:
         UserError: its checkpoints are elsewhere.
@@ -177,13 +196,14 @@ def _set_aside(trainer: Trainer) -> None:
                 f"checkpoint.dirpath={relative(elsewhere)} holds checkpoints, which --fresh does not move. Name "
                 "another folder."
             )
-    files = run_files(folder)
-    if not files:
+    files, gathered = run_files(folder), folder / GATHERED
+    if not files and not gathered.exists():
         return
-    aside = _aside(folder)
-    aside.mkdir()
+    gathered.mkdir(exist_ok=True)
     for path in files:
-        shutil.move(path, aside / path.name)
+        shutil.move(path, gathered / path.name)
+    aside = _aside(folder)
+    shutil.move(gathered, aside)
     print_line(f"the run in {relative(folder)} is now in {relative(aside)}")
 
 

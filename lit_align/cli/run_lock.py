@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lit_align.console import print_line, relative
 from lit_align.errors import UserError
+from lit_align.files import write_whole, writing
 from lit_align.running import Process
 
 
@@ -22,22 +23,21 @@ def hold(folder: str | Path) -> Iterator[None]:
     """Hold a run's folder, alone.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or nothing can be written there.
     """
     path = Path(folder, "run.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
     ours = Process.this_one()
-    with _alone(path.parent):
-        holder = _holder(path)
-        if holder is not None and holder.may_run:
-            where = "" if holder.host == ours.host else f" If it has ended, delete {relative(path)}."
-            raise UserError(
-                f"trainer.default_root_dir={relative(folder)} is in use: process {holder.pid} on {holder.host} trains "
-                f"there. Wait for its end, or name another folder.{where}"
-            )
-        beside = path.with_name(f".run.lock.{ours.pid}")
-        beside.write_text(json.dumps(asdict(ours)) + "\n")
-        beside.replace(path)
+    with writing(folder, "trainer.default_root_dir"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path.parent):
+            holder = _holder(path)
+            if holder is not None and holder.may_run:
+                where = "" if holder.host == ours.host else f" If it has ended, delete {relative(path)}."
+                raise UserError(
+                    f"trainer.default_root_dir={relative(folder)} is in use: process {holder.pid} on {holder.host} "
+                    f"trains there. Wait for its end, or name another folder.{where}"
+                )
+            write_whole(path, lambda beside: beside.write_text(json.dumps(asdict(ours)) + "\n"))
     if holder is not None:
         print_line(f"{relative(path)}: process {holder.pid} has ended without deleting it; this run takes it over")
     try:

@@ -15,19 +15,27 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property, partial
-from itertools import chain, product
-from typing import Any
+from itertools import chain, islice, product
+from typing import Any, TypeVar
 
 from lit_align.data.rendering import Rendering
 
+AT_ONCE, CHARACTERS_AT_ONCE = 256, 1 << 20
+"""Renderings whose texts are encoded together, and how many characters they may have until no more are added: a token
+takes about a hundred bytes while it is encoded."""
+
+T = TypeVar("T")
+_Found = Callable[[], dict[str, list[int]]]
+"""Waits for the tokens of some texts."""
+
 _CUT = re.compile(r"(?<=[^\W_]) (?=[^\W\d_])")
 """A space between a letter or digit and a letter."""
-_SEARCHED = 1000
-"""Characters at the end of a prompt in which the cut is searched."""
+_SEARCHED = (50, 1000)
+"""Characters at the end of a prompt in which the cut is searched, first in a few."""
 _BEFORE = ("a", "Z", "é", "中", "م", "न", "7", "'s", "’s", "\na", ".a", "_a", "\u0301a", "a1", "-a")
 _AFTER = ("a", "Zz", "é", "中", "م", "न", "s'", "tion.", "a\n\n", "ll", "a 1")
 
@@ -42,30 +50,49 @@ class Encoder:
     def __call__(self, text: str) -> list[int]:
         return self._encoded.get(text) or list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    @contextmanager
-    def together(self, renderings: Iterable[Rendering]) -> Iterator[None]:
-        """Encode the texts of all these at once: several times as fast as one at a time, within this context."""
-        self._encoded = self.all(list(renderings))
+    def ahead(self, renderings: Iterable[tuple[T, Rendering]]) -> Iterator[tuple[T, Rendering]]:
+        """The same renderings, whose texts have been encoded by then: many together, which is several times as fast.
+
+        While some are used, threads encode the next.
+        """
+        self._settle()
+        begun = ((some, self._begin([rendering for _, rendering in some])) for some in _batches(renderings))
         try:
-            yield
+            for some, found in _made_before(begun, 2):
+                self._encoded = found()
+                yield from some
         finally:
             self._encoded = {}
 
     def all(self, renderings: Sequence[Rendering]) -> dict[str, list[int]]:
         """The tokens of each prompt, and of each prompt with a response after it."""
+        self._settle()
+        return self._begin(renderings)()
+
+    def _settle(self) -> None:
+        """Set padding, truncation and the treatment of special tokens as they are for a single text."""
+        self("")
+
+    def _begin(self, renderings: Sequence[Rendering]) -> _Found:
+        """Begin to encode the texts of renderings."""
         wholes = [(each.prompt, each.prompt + text) for each in renderings for text in each.responses]
         prompts = dict.fromkeys(each.prompt for each in renderings)
         cuts = {prompt: self._cut(prompt) for prompt in prompts}
         ends = {prompt: prompt[cut:] for prompt, cut in cuts.items() if cut}
-        found = self._many([*prompts, *ends.values(), *(whole[cuts[prompt] :] for prompt, whole in wholes)])
-        tokens = {prompt: found[prompt] for prompt in prompts}
-        for prompt, whole in wholes:
-            rest = found[whole[cuts[prompt] :]]
-            if prompt in ends:
-                ids = found[prompt]
-                rest = ids[: len(ids) - len(found[ends[prompt]])] + rest
-            tokens[whole] = rest
-        return tokens
+        parts = self._many([*prompts, *ends.values(), *(whole[cuts[prompt] :] for prompt, whole in wholes)])
+
+        def joined() -> dict[str, list[int]]:
+            found = parts()
+            tokens = {prompt: found[prompt] for prompt in prompts}
+            for prompt, whole in wholes:
+                rest = found[whole[cuts[prompt] :]]
+                if prompt in ends:
+                    ids = found[prompt]
+                    rest = ids[: len(ids) - len(found[ends[prompt]])] + rest
+                tokens[whole] = rest
+            return tokens
+
+        return joined
 
     @cached_property
     def identity(self) -> str:
@@ -80,16 +107,15 @@ class Encoder:
         if any(ids != self(text) for text, ids in self.all([rendering]).items()):
             self.splits_at_spaces = False
 
-    def _many(self, texts: Iterable[str]) -> dict[str, list[int]]:
+    def _many(self, texts: Iterable[str]) -> _Found:
         different = list(dict.fromkeys(texts))
         if not self.tokenizer.is_fast:
-            return {text: self(text) for text in different}
-        self("")  # sets padding, truncation and the treatment of special tokens, as it would for a single text
+            return lambda: {text: self(text) for text in different}
         encode = partial(self.tokenizer.backend_tokenizer.encode_batch_fast, add_special_tokens=False)
         each = -(-len(different) // self._threads) or 1
         parts = [different[start : start + each] for start in range(0, len(different), each)]
         encoded = chain.from_iterable(self._pool.map(encode, parts))  # it leaves Python's lock to the others
-        return {text: one.ids for text, one in zip(different, encoded, strict=True)}
+        return lambda: {text: one.ids for text, one in zip(different, encoded, strict=True)}
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -103,8 +129,11 @@ class Encoder:
         """The last place in a prompt at which its text can be encoded in two parts; 0 if there is none."""
         if not self.splits_at_spaces:
             return 0
-        start = max(0, len(prompt) - _SEARCHED)
-        return max((found.start() for found in _CUT.finditer(prompt, start)), default=0)
+        for searched in _SEARCHED:
+            start = max(0, len(prompt) - searched)
+            if cut := max((found.start() for found in _CUT.finditer(prompt, start)), default=0):
+                return cut
+        return 0
 
     @cached_property
     def splits_at_spaces(self) -> bool:
@@ -123,6 +152,28 @@ class Encoder:
             and not any(_reaches_over_a_space(token) for token in state["added_tokens"])
             and all(_splits(backend, before, after) for before, after in product(_BEFORE, _AFTER))
         )
+
+
+def _batches(renderings: Iterable[tuple[T, Rendering]]) -> Iterator[list[tuple[T, Rendering]]]:
+    some: list[tuple[T, Rendering]] = []
+    characters = 0
+    for value, rendering in renderings:
+        some.append((value, rendering))
+        characters += len(rendering.prompt) + sum(map(len, rendering.responses))
+        if len(some) == AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
+
+
+def _made_before(values: Iterator[T], count: int) -> Iterator[T]:
+    """The values, each when `count` more have been made."""
+    made = deque(islice(values, count))
+    for value in values:
+        made.append(value)
+        yield made.popleft()
+    yield from made
 
 
 def _reaches_over_a_space(token: dict[str, Any]) -> bool:

@@ -6,20 +6,20 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from lit_align.console import phase
 from lit_align.data.batches import Example
 from lit_align.data.cache import OPTION, Report, TokenCache, code_version
+from lit_align.data.encoding import AT_ONCE
 from lit_align.data.formats.identity import identity_of
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Kind, Row, Rows, Turns, answer_text
 from lit_align.data.pairing import PairingRule, with_mismatched
 from lit_align.data.sampling_prompt import SeenEnd
 from lit_align.data.table import ExampleTable
-from lit_align.data.tokenization import ROWS_AT_ONCE, PreferenceTokenizer, TokenizedRow, listing, notes_on
+from lit_align.data.tokenization import PreferenceTokenizer, TokenizedRow, listing, notes_on
 from lit_align.errors import UserError
 from lit_align.provenance import SAMPLED, digest_of_sample, of_options
 
@@ -200,14 +200,12 @@ class ExampleMaker:
         return ExampleTable.write(folder / TABLE, examples, OPTION)
 
     def _paired(self, rows: Rows, counts: Counter[str], report: Report) -> Iterator[Example]:
-        """The examples of all rows, in batches."""
-        rest = _alike(shown(rows, report))
-        while some := list(islice(rest, ROWS_AT_ONCE)):
-            for row, tokens in zip(some, self.tokenizer.rows(some), strict=True):
-                if tokens is not None:
-                    examples, reasons = _pairs_of(row, tokens, self.pairing)
-                    counts.update(reasons)
-                    yield from examples
+        """The examples of all rows."""
+        for row, tokens in self.tokenizer.rows(_alike(shown(rows, report))):
+            if tokens is not None:
+                examples, reasons = _pairs_of(row, tokens, self.pairing)
+                counts.update(reasons)
+                yield from examples
 
 
 def shown(rows: Rows, report: Report) -> Iterator[Row]:
@@ -218,7 +216,7 @@ def shown(rows: Rows, report: Report) -> Iterator[Row]:
     with phase("tokenize", len(rows), "rows") as bar:
         for done, row in enumerate(rows, 1):
             yield row
-            if done % ROWS_AT_ONCE == 0 or done == len(rows):
+            if done % AT_ONCE == 0 or done == len(rows):
                 bar.advance(done - bar.done)
                 report(done, len(rows))
 
@@ -320,10 +318,10 @@ def _alike(rows: Iterable[Row]) -> Iterator[Row]:
     for row in rows:
         first = first or row
         for name in ("rewards", "labels"):
-            has, first_has = (getattr(each, name) is not None for each in (row, first))
-            if has != first_has:
+            has = getattr(row, name) is not None
+            if has != (getattr(first, name) is not None):
                 raise UserError(
                     f"{row.source}: the row has {name if has else f'no {name}'}, but {first.source} has "
-                    f"{'some' if first_has else 'none'}. Give {name} to every row, or to none."
+                    f"{'none' if has else 'some'}. Give {name} to every row, or to none."
                 )
         yield row

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lit_align.data.batches import collate
 from lit_align.data.table import ExampleTable
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_types
 from lit_align.logprobs import PreferenceBatch
 
 
@@ -51,6 +51,26 @@ class Mixture:
             found.append(start + order[np.arange(epoch * size, (epoch + 1) * size) % count])
             start += count
         return np.concatenate(found)
+
+
+class LoaderState(NamedTuple):
+    """The place of a loader in an epoch, in a checkpoint.
+
+    Args:
+        served: Batches that are trained on.
+        length: Batches of the epoch.
+        examples_per_batch: Of all processes together.
+        tokens: Of all examples, which identifies the data.
+        weights: Of the sources; checkpoints of one source had none.
+        open: Whether the epoch's end is left to do where all its batches were served.
+    """
+
+    served: int
+    length: int
+    examples_per_batch: int
+    tokens: int
+    weights: list = [1.0]  # noqa: RUF012  # read, never written
+    open: bool = False
 
 
 class ExampleLoader:
@@ -193,13 +213,8 @@ class ExampleLoader:
         return np.concatenate([batches[shuffled].reshape(-1), order[full:]])
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "served": self._served,
-            "weights": list(self.mixture.weights),
-            "length": len(self),
-            "examples_per_batch": self._examples_per_batch,
-            "tokens": self._tokens,
-        }
+        weights = list(self.mixture.weights)
+        return LoaderState(self._served, len(self), self._examples_per_batch, self._tokens, weights)._asdict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches that were served. An epoch that was served whole starts again, unless it is open:
@@ -208,32 +223,33 @@ class ExampleLoader:
         Raises:
             UserError: the data have changed, or batches were of another size, or more than there are now, so that their
                 number does not tell which examples were served.
+            TypeError: the state has other fields than a loader saves, or a field has another type.
         """
-        is_whole = state["served"] >= state["length"]
-        if is_whole and not state.get("open"):
+        then = check_types(LoaderState(**state))
+        is_whole = then.served >= then.length
+        if is_whole and not then.open:
             self._resume_at = 0
             return
-        if state["examples_per_batch"] != self._examples_per_batch or state["served"] >= len(self) + is_whole:
+        if then.examples_per_batch != self._examples_per_batch or then.served >= len(self) + is_whole:
             raise UserError(
-                f"the checkpoint is from the middle of an epoch of {state['length']} batches of "
-                f"{state['examples_per_batch']} examples, and now they are {len(self)} of {self._examples_per_batch} "
+                f"the checkpoint is from the middle of an epoch of {then.length} batches of "
+                f"{then.examples_per_batch} examples, and now they are {len(self)} of {self._examples_per_batch} "
                 f"(data.batch_size={self.batch_size} × {self.world_size} processes; of a stream of texts "
                 "data.text_batch_size): some would be trained on twice, or never. Set what it was, or resume from the "
                 "end of an epoch."
             )
-        weights = state.get("weights", [1.0])  # checkpoints of one source had none
-        if weights != list(self.mixture.weights):
+        if then.weights != list(self.mixture.weights):
             raise UserError(
-                f"the checkpoint is from the middle of an epoch of sources with the weights {weights}, and "
+                f"the checkpoint is from the middle of an epoch of sources with the weights {then.weights}, and "
                 f"now they are {list(self.mixture.weights)}. Set what they were, or resume from the end of an epoch."
             )
-        if state["tokens"] != self._tokens:
+        if then.tokens != self._tokens:
             raise UserError(
-                f"the checkpoint is from the middle of an epoch over {state['tokens']} tokens of data, and now there "
+                f"the checkpoint is from the middle of an epoch over {then.tokens} tokens of data, and now there "
                 f"are {self._tokens}: the data have changed, and some would be trained on twice, or never. Give it the "
                 "data of before, or resume from the end of an epoch."
             )
-        self._resume_at = state["served"]
+        self._resume_at = then.served
 
     @cached_property
     def _tokens(self) -> int:

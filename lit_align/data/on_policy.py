@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
@@ -46,9 +46,38 @@ from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.table import ExampleTable
+from lit_align.errors import check_types
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table, of_options
 from lit_align.sharding import barrier_with_timeout
+
+
+class RoundsState(NamedTuple):
+    """The place of a run in its rounds, in a checkpoint.
+
+    Args:
+        rounds_made: Rounds begun.
+        made_at: The optimizer step at which the current one began; None before the first.
+        epoch: The epoch that it belongs to.
+        key: All that determines its samples.
+        trained_at: The step at which its training began; None in checkpoints of an early version.
+        next_at: The same as made_at, of the next round if that is sampled ahead.
+        next_key: The key of that round.
+    """
+
+    rounds_made: int
+    made_at: int | None
+    epoch: int | None
+    key: dict
+    trained_at: int | None = None
+    next_at: int | None = None
+    next_key: dict | None = None
+
+    @classmethod
+    def of(cls, made: int, epoch: int | None, now: CurrentRound | None, later: CurrentRound | None) -> Self:
+        """The state after `made` rounds, with the current round and the one that is sampled ahead."""
+        key, trained_at = (now.key, now.trained_at) if now else ({}, None)
+        return cls(made, now and now.step, epoch, key, trained_at, later and later.step, later and later.key)
 
 
 class OnPolicyPairs(PairsDataModule):
@@ -159,17 +188,21 @@ class OnPolicyPairs(PairsDataModule):
         return self._epoch != epoch and not (self._epoch is not None and 0 < self._rounds <= epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        current = self._round.state() if self._round else {"made_at": None, "key": {}}
-        own = {"rounds_made": self.rounds_made, "epoch": self._epoch} | current
-        if self.rounds_ahead and self._round:
-            own |= {"trained_at": self._round.trained_at, "next": self._next and self._next.state()}
-        return super().state_dict() | own
+        state = RoundsState.of(self.rounds_made, self._epoch, self._round, self._next)
+        return super().state_dict() | state._asdict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the place of a checkpoint.
+
+        Raises:
+            KeyError, TypeError: the state has other fields than `RoundsState`, or a field has another type.
+        """
         super().load_state_dict(state_dict)
-        self.rounds_made, self._epoch = int(state_dict["rounds_made"]), state_dict["epoch"]
-        self._round = CurrentRound.of(state_dict)
-        self._next = CurrentRound.of(state_dict.get("next"))
+        state = check_types(RoundsState(**state_dict))
+        self.rounds_made = state.rounds_made
+        self._epoch = state.epoch
+        self._round = CurrentRound.of(state.made_at, state.key, state.trained_at)
+        self._next = CurrentRound.of(state.next_at, state.next_key or {})
         self._logged = self._round and self._round.index
 
     def teardown(self, stage: str) -> None:

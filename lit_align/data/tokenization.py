@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -27,10 +26,6 @@ from lit_align.data.template import special_tokens
 from lit_align.errors import UserError
 
 LongPrompts = Literal["error", "drop", "truncate_left"]
-
-
-ROWS_AT_ONCE = 256
-"""Rows that are tokenized together."""
 
 
 class TokenizedRow(NamedTuple):
@@ -96,10 +91,8 @@ class PreferenceTokenizer:
 
     def prompts(self, rows: Iterable[Row]) -> Iterator[tuple[Row, list[int]]]:
         """The rows that are kept, with the tokens of their prompts; texts are encoded together, as in `rows`."""
-        rest = iter(rows)
-        while some := list(islice(rest, ROWS_AT_ONCE)):
-            with self.encoder.together(Rendering(self._prompt_text(row), ()) for row in some):
-                yield from ((row, ids) for row in some if (ids := self.prompt_ids(row)) is not None)
+        rendered = ((row, Rendering(self._prompt_text(row), ())) for row in rows)
+        return ((row, ids) for row, _ in self.encoder.ahead(rendered) if (ids := self.prompt_ids(row)) is not None)
 
     def _prompt_text(self, row: Row) -> str:
         row = self.as_chat(row)
@@ -115,12 +108,10 @@ class PreferenceTokenizer:
         row = self.as_chat(row)
         return self._row(row, self.rendering(row))
 
-    def rows(self, rows: Sequence[Row]) -> Iterator[TokenizedRow | None]:
-        """The same for several rows, whose texts are encoded together: several times as fast."""
-        rows = [self.as_chat(row) for row in rows]
-        renderings = [self.rendering(row) for row in rows]
-        with self.encoder.together(renderings):
-            yield from map(self._row, rows, renderings)
+    def rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, TokenizedRow | None]]:
+        """The same for many rows, whose texts are encoded together: several times as fast."""
+        rendered = ((row, self.rendering(row)) for row in map(self.as_chat, rows))
+        return ((row, self._row(row, rendering)) for row, rendering in self.encoder.ahead(rendered))
 
     def _row(self, row: Row, rendering: Rendering) -> TokenizedRow | None:
         self._count_specials(row)
@@ -220,7 +211,7 @@ class PreferenceTokenizer:
     def _encode(self, text: str, begin: Sequence[int]) -> list[int]:
         """Tokens of a text; a beginning-of-sequence token in the text is left out if `begin` has one."""
         ids = self.encoder(text)
-        doubled = ids[:1] == list(begin[-1:]) == [self.tokenizer.bos_token_id]
+        doubled = ids[:1] == list(begin[-1:]) == [self._bos]
         return ids[1:] if doubled else ids
 
     def _prompt_within(
@@ -328,7 +319,11 @@ class PreferenceTokenizer:
             if any(isinstance(text, str) and self._special.search(text) for text in texts):
                 self.counts["chats with special tokens in their text"] += 1
 
-    @property
+    @cached_property
+    def _bos(self) -> int | None:
+        return self.tokenizer.bos_token_id
+
+    @cached_property
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-sequence token.")

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from itertools import chain
 from typing import Any, Protocol, Self, runtime_checkable
 
 import lightning as L
@@ -16,6 +17,7 @@ from lit_align.lightning_features import check_features
 from lit_align.objectives._checks import check_state_dict
 from lit_align.policy import LoRAConfig, is_adapter_weight
 from lit_align.position import KEY, Position, end_when_over
+from lit_align.saved_state import check_callbacks, check_like, check_optimizer
 
 # Options that say where the base model is; its weights identify it.
 LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
@@ -23,7 +25,7 @@ LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter",
 
 @runtime_checkable
 class StatesIdentity(Protocol):
-    """A data module that states what determines its batches; other projects' need not."""
+    """A data module or a callback that states what determines its numbers; other projects' need not."""
 
     def identity(self) -> provenance.Table: ...
 
@@ -43,6 +45,7 @@ class ResumableModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            self._resumed_at = None  # of an earlier fit
             check_features(self.trainer)
             end_when_over(self.trainer)
 
@@ -77,15 +80,46 @@ class ResumableModule(L.LightningModule):
             adapter=self.lora is not None,
             defaults=provenance.default_options("model", type(self)),
         )
+        check_like(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict(), "fit_loop")
+        check_callbacks(self.trainer.callbacks, checkpoint.get("callbacks", {}))  # type: ignore[attr-defined]
         self._resumed_at = Position.load(checkpoint)
         self._resumed_at.write_loops(checkpoint)
 
+    @property
+    def ends_resumed_epoch(self) -> bool:
+        """Whether the run has resumed after an epoch's last step: nothing more is trained in this epoch."""
+        at = self._resumed_at
+        return at is not None and at.at_epochs_end and at.epoch == self.current_epoch
+
     def on_fit_start(self) -> None:
         provenance.check_processes(self.identity())
+        self._own_schedules = [dict(each.scheduler.state_dict()) for each in self.trainer.lr_scheduler_configs]
 
     def on_train_start(self) -> None:
         if self._resumed_at is not None:
+            self.check_restored()
             self._resumed_at.settle(self.trainer)
+
+    def check_restored(self) -> None:
+        """Check what optimizers and schedules have taken from a checkpoint.
+
+        Raises:
+            KeyError, TypeError: names an entry that is missing, or has another form than a run writes.
+        """
+        for optimizer in self.trainer.optimizers:
+            check_optimizer(optimizer)
+        for config, own in zip(self.trainer.lr_scheduler_configs, self._own_schedules, strict=True):
+            check_like(config.scheduler.state_dict(), own, "lr_schedulers")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        if self._resumed_at is not None and self._resumed_at.step == self.trainer.global_step:
+            self.first_step_after_restoring(*args, **kwargs)
+        else:
+            super().optimizer_step(*args, **kwargs)
+
+    def first_step_after_restoring(self, *args: Any, **kwargs: Any) -> None:
+        """Make the step that shows whether the optimizer's state fits; `lightning_features` knows it by its name."""
+        super().optimizer_step(*args, **kwargs)
 
     def _is_saved(self, name: str) -> bool:
         """Whether a checkpoint holds this weight: under LoRA, weights that the policy's path gives are left out."""
@@ -133,7 +167,8 @@ class ResumableModule(L.LightningModule):
 
     def identity(self) -> provenance.Table:
         """Everything that determines the numbers of the run; a resumed run must have the same."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        parts = [self.trainer.datamodule, *self.trainer.callbacks]  # type: ignore[attr-defined]
+        stated = [part.identity() for part in parts if isinstance(part, StatesIdentity)]
         return {
             "model": type(self).__name__,
             provenance.BASE_MODEL: self.base_fingerprint,
@@ -141,5 +176,5 @@ class ResumableModule(L.LightningModule):
             **provenance.of_options("model", dict(self.hparams), leave_out=LOCATIONS),
             **provenance.of_optimizer(self.optimizer),
             **provenance.of_trainer(self.trainer),
-            **(data.identity() if isinstance(data, StatesIdentity) else {}),
+            **dict(chain.from_iterable(table.items() for table in stated)),
         }

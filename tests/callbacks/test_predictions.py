@@ -4,12 +4,17 @@ import json
 from pathlib import Path
 
 import lightning as L
+import pyarrow.parquet as pq
 import pytest
 from tiny import write_pairs
 
 from lit_align.callbacks import Predictions
+from lit_align.callbacks.predictions import Predicted
 from lit_align.data import OfflinePairs, Sampling
+from lit_align.data.formats.rows import Row
+from lit_align.data.sampling import Response
 from lit_align.errors import UserError
+from lit_align.evaluation.answering import PromptScores
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
 
@@ -79,3 +84,20 @@ def test_options_without_effect_are_refused():
         Predictions("p.jsonl", format="alpaca_eval")
     with pytest.raises(UserError, match=r"predictions.name=x has no effect because format=rows"):
         Predictions("p.jsonl", name="x")
+
+
+def test_columns_of_a_table_are_those_of_all_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_align.callbacks.predictions.ROWS_AT_ONCE", 2)
+    chats = [[{"role": "user", "content": f"{n}"} | ({"name": "Ann"} if n == 4 else {})] for n in range(5)]
+    rows = [Row(chat, source=f"p:{n}") for n, chat in enumerate(chats)]
+    responses = [[Response([n], f"r{n}", True)] for n in range(5)]
+    scores = [PromptScores([float(n)], {}) for n in range(5)]
+    predicted = Predicted(rows, responses, scores)
+    predicted.write_parquet(tmp_path / "p.parquet")
+    predicted.write_lines(tmp_path / "p.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert lines == [{"source": f"p:{n}", "prompt": chats[n], "responses": [f"r{n}"], "scores": [n]} for n in range(5)]
+    table = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert [row | {"prompt": None} for row in table] == [row | {"prompt": None} for row in lines]
+    assert [row["prompt"][0]["name"] for row in table] == [None] * 4 + ["Ann"]
+    assert "scores" not in next(iter(Predicted(rows, responses, None)))

@@ -187,6 +187,35 @@ def test_fresh_moves_the_files_of_the_run_alone(fit: Fit, refused: Fit):
 
 
 @pytest.mark.usefixtures("killed")
+def test_a_killed_move_is_finished_by_the_next_run(fit: Fit, monkeypatch):
+    """Each start but the last is killed after it has moved one file."""
+    before = {name.replace("run/", "run-1/", 1): data for name, data in contents("run").items()}
+    move, moved = shutil.move, []
+
+    def dying(source: Path, target: Path) -> None:
+        if moved:
+            raise Killed
+        moved.append(move(source, target))
+
+    monkeypatch.setattr(shutil, "move", dying)
+    for _ in [*Path("run").iterdir()]:
+        with pytest.raises(Killed):
+            fit("--fresh")
+        moved.clear()
+    monkeypatch.setattr(shutil, "move", move)
+    said = fit("--trainer.max_epochs=1")
+    assert "the run in run is now in run-1\n" in said
+    assert contents("run-1") == before
+    assert {row["epoch"] for row in read_metrics("run/metrics.csv") if "epoch" in row} == {0}
+
+
+def test_a_configuration_that_no_run_wrote_is_kept(refused: Fit):
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("model: mine\n")
+    assert "run/config.yaml was not written by a run, and a run in this folder would overwrite it" in refused()
+
+
+@pytest.mark.usefixtures("killed")
 def test_a_random_seed_is_kept_by_the_resumed_run(tiny_model: str, monkeypatch):
     write_pairs(Path(), 8)
     text = Path("run/config.yaml").read_text()

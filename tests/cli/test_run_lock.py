@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from processes import fork
+from processes import fork, give_up_privileges
 from tiny import write_pairs
 
 from lit_align.cli import main
@@ -59,6 +59,49 @@ def test_a_second_run_in_the_folder_of_a_living_one_is_refused(tiny_model, in_tm
     fit(tiny_model)
     assert Path("run/metrics.csv").exists()
     assert not LOCK.exists()
+
+
+def test_of_two_runs_that_start_together_one_trains(tiny_model, in_tmp, blank_figures):
+    write_pairs(in_tmp)
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(2)
+
+    def start() -> None:
+        together.wait(30)
+        fit(tiny_model)
+
+    both = [context.Process(target=start) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert sorted(process.exitcode for process in both) == [0, 2]
+    assert len(json.loads(Path("run/run.json").read_text())["starts"]) == 1
+    assert not LOCK.exists()
+
+
+@pytest.mark.parametrize(
+    ("read_only", "said"),
+    [
+        (".", "run cannot be written: Permission denied"),
+        ("run", "run/run.lock cannot be written: Permission denied"),
+        ("run/checkpoints", "checkpoints/step=1.ckpt cannot be written: Permission denied"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_to_is_named(tiny_model, in_tmp, capfd, read_only: str, said: str):
+    write_pairs(in_tmp)
+    Path(read_only).mkdir(parents=True, exist_ok=True)
+    Path(read_only).chmod(0o555)
+
+    def without_privileges() -> None:
+        give_up_privileges()
+        fit(tiny_model)
+
+    assert fork(without_privileges) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+    assert "name another folder" in error
 
 
 def test_the_lock_of_a_killed_run_is_taken_over_with_one_line(in_tmp, capsys):

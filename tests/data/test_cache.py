@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from typing import Any, Self
 
 import pytest
 import torch
+from datasets import Dataset, IterableDataset
 from tiny import byte_tokenizer
 
 from lit_align.data import AllPairs, BestWorst, OfflinePairs
@@ -120,6 +123,19 @@ def test_what_decides_no_tokens_does_not(read):
     setup()
     setup([Source("rows.jsonl", weight=2.0)], batch_size=1, seed=5, group_by_length=True)
     assert len(read) == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["", "streamed"])
+def test_a_data_set_of_the_hub_goes_into_the_cache(read, monkeypatch, streamed):
+    rows = [json.loads(line) for line in Path(write()).read_text().splitlines()]
+    data = Dataset.from_list(rows)
+    of_hub = IterableDataset.from_generator(lambda: iter(rows)) if streamed else data
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: of_hub)
+    expected = [(each.prompt_ids, each.response_ids) for each in setup().train_examples]
+    for _ in range(2):
+        train = setup("someone/rows").train_examples
+        assert [(each.prompt_ids, each.response_ids) for each in train] == expected
+    assert (read.count("someone/rows"), len(entries())) == (2 if streamed else 1, 2)  # a stream has no fingerprint
 
 
 def test_a_changed_file_replaces_its_entry(read):
@@ -251,6 +267,35 @@ def test_nothing_is_written_beside_the_data():
     setup(cache_dir="elsewhere")
     assert sorted(path.name for path in Path().iterdir()) == ["elsewhere", "rows.jsonl"]
     assert sorted(Path().rglob("*.jsonl")) == before
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """As a user who may write only where all may: nothing keeps root from writing."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_data_in_a_folder_that_cannot_be_written_to_are_read():
+    Path("data").mkdir()
+    Path("cache").mkdir()
+    expected = list(setup(write(name="data/rows.jsonl"), cache_dir="other").train_examples)
+    for folder, mode in ((".", 0o555), ("data", 0o555), ("cache", 0o777)):
+        Path(folder).chmod(mode)
+    try:
+        with without_rights():
+            with pytest.raises(PermissionError):
+                Path("data/new").touch()
+            for _ in range(2):
+                assert list(setup("data/rows.jsonl", cache_dir="cache").train_examples) == expected
+    finally:
+        Path().chmod(0o755)
+    assert [path.name for path in Path("data").iterdir()] == ["rows.jsonl"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_named():

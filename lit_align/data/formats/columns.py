@@ -6,7 +6,6 @@ names or paths in braces. A template's line is left out if all of its fields are
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from string import Formatter
 from typing import Any
 
@@ -70,12 +69,14 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Record, Reading], Record]:
     paths = {path for target, made_of in columns.items() for path in _paths(target, made_of)}
 
     def apply(record: Record, reading: Reading) -> Record:
+        if not values:
+            return Record(record.values, record.source, reading)
         used = {path if path in record.values else _steps(path)[0] for path in paths}
         rest = {name: value for name, value in record.values.items() if name not in used and name not in values}
         for name in (name for name in record.values if name in used and name not in paths):
             rest |= _siblings(name, record.values[name], paths)
         made = {target: value(record) for target, value in values.items()}
-        return replace(record, values=made | rest, reading=reading, read=set())
+        return Record(made | rest, record.source, reading)
 
     return apply
 

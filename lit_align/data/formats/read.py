@@ -1,7 +1,7 @@
 """Reading of a data set: its layout is detected once, from the first row, and all other rows must fit it."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 from typing import Any
@@ -85,12 +85,11 @@ def read_rows(
     return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
 
 
-def _count_turns(layout: Layout, rows: Iterable[Row], turns: Turns) -> str:
+def _count_turns(layout: Layout, rows: Sequence[Row], turns: Turns) -> str:
     """How many parts of how many chats or texts are trained on."""
-    sources = [row.source for row in rows]
-    wholes = sum(1 for _ in groupby(sources))
+    wholes = sum(1 for _ in groupby(row.source for row in rows))
     name = "chat" if layout.turns == TURNS else "text"
-    parts = "the last turn of the assistant" if turns == "last" else f"{len(sources)} {layout.turns}"
+    parts = "the last turn of the assistant" if turns == "last" else f"{len(rows)} {layout.turns}"
     return f"{parts} in {wholes} {name if wholes == 1 else f'{name}s'}"
 
 

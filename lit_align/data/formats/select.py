@@ -1,5 +1,6 @@
 """Selection of the parts of a row that each kind of data needs."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,9 +11,10 @@ from lit_align.data.formats.rows import Kind, Row, is_blank, is_imitable
 
 def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
     """Prompts; a prompt of several rows with a response each is taken once."""
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     for row in rows:
-        key = json.dumps([row.prompt, row.tools, dict(row.template_args)], default=str)
+        text = json.dumps([row.prompt, row.tools, dict(row.template_args)], default=str)
+        key = hashlib.sha256(text.encode()).digest()[:16]
         if row.responses and key in seen:
             skipped["repeated prompts"] += 1
             continue
@@ -36,7 +38,8 @@ def _select_preferences(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[
             skipped["prompts without any text"] += 1
         if len(kept) < len(texts):
             skipped["repeated or empty responses"] += len(texts) - len(kept)
-        yield replace(row, responses=tuple(texts[k] for k in kept), rewards=rewards)
+            row = replace(row, responses=tuple(texts[k] for k in kept), rewards=rewards)
+        yield row
 
 
 def _select_labelled(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:

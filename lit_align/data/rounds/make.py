@@ -8,7 +8,7 @@ record   labels, mismatched responses and log π_ref, if needed        Example, 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +23,7 @@ from lit_align.data.rounds.groups import groups_of
 from lit_align.data.rounds.kept_weights import KeptWeights
 from lit_align.data.rounds.numbers import RoundNumbers
 from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.records import SampledTexts, SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler, SampleRequest
 from lit_align.data.sampling import Response, Sampling, check_stop, sampling_batches
@@ -44,17 +44,10 @@ class CurrentRound:
     groups: ExampleTable = ExampleTable([])  # noqa: RUF009  # every prompt with its K responses; empty until made
     examples: ExampleTable = ExampleTable([])  # noqa: RUF009  # the examples that are trained on; never written
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain values."""
-        return {"made_at": self.step, "key": self.key}
-
     @classmethod
-    def of(cls, state: Mapping[str, Any] | None) -> Self | None:
-        """The round of a checkpoint; None if there is none."""
-        if state is None or state["made_at"] is None:
-            return None
-        step, key = state["made_at"], state["key"]
-        return cls(key["round"], step, key, state.get("trained_at", step))
+    def of(cls, step: int | None, key: dict[str, Any], trained_at: int | None = None) -> Self | None:
+        """The round of a checkpoint; None without a step."""
+        return None if step is None else cls(int(key["round"]), step, key, step if trained_at is None else trained_at)
 
 
 @dataclass(frozen=True)
@@ -202,7 +195,7 @@ class RoundMaker:
         """The scorer's rewards of each prompt's responses."""
 
         def score_batch(scorer: BaseScorer, number: int) -> list[ScoreRow]:
-            some = samples.batch(number)
+            some = SampledTexts.from_arrow(samples.table(number))
             scored = scorer.score_groups([row.prompt for row in some], [row.responses for row in some])
             return [ScoreRow(row.source, scorer.identity, *group) for row, group in zip(some, scored, strict=True)]
 
@@ -246,6 +239,8 @@ class RoundMaker:
         table = ExampleTable.temporary(with_mismatched(examples)) if mismatched else examples
         if mismatched and self.record_sampler:
             table = self._with_sampler_logps(table)
+        if self.recorder.module.ends_resumed_epoch:  # the reference may have moved at the last step
+            return table
         return self.recorder.with_reference(self.store, table)
 
     def _with_sampler_logps(self, table: ExampleTable) -> ExampleTable:

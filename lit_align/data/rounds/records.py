@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import pyarrow as pa
 
@@ -32,6 +32,20 @@ class StoredRow(Protocol):
             KeyError, TypeError, ValueError: the table does not have the columns of these rows.
         """
         ...
+
+
+class SampledTexts(NamedTuple):
+    """A prompt with its K sampled responses, as texts: all that a scorer or a reader needs."""
+
+    source: str
+    prompt: Text
+    responses: list[str]
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> list[Self]:
+        """The texts of a table of `SampleRow`; tokens, which are most of it, are not read."""
+        names = [name for name in (*cls._fields, "is_chat") if name in table.column_names]
+        return [cls(**row) for row in _with_chats(table.select(names))]
 
 
 @dataclass(frozen=True)
@@ -70,11 +84,16 @@ class SampleRow:
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> list[Self]:
-        rows = table.to_pylist()
-        for row in rows:
-            if row.pop("is_chat", False):  # without this column, a chat is a list of its messages
-                row["prompt"] = json.loads(row["prompt"])
-        return [cls(**row) for row in rows]
+        return [cls(**row) for row in _with_chats(table)]
+
+
+def _with_chats(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table, with each chat as messages."""
+    rows = table.to_pylist()
+    for row in rows:
+        if row.pop("is_chat", False):  # without this column, a chat is a list of its messages
+            row["prompt"] = json.loads(row["prompt"])
+    return rows
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -138,33 +139,65 @@ class Damaged(Exception):
     """A file that cannot be read, or whose rows are not those that were written there."""
 
 
-CHECKSUM = b"lit_align.sha256_of_buffers"
-OLD_CHECKSUM = b"lit_align.sha256"  # of the rows as JSON
+CHECKSUM = b"lit_align.sha256_of_values"
 PLACE = b"lit_align.place"
+
+_AddTexts = Callable[["hashlib._Hash", pa.StringArray], None]
 
 
 def checksum(table: pa.Table) -> bytes:
     """Identifies the values of a table, regardless of how its memory is laid out."""
+    return _checksum(table, _add_buffers)
+
+
+def _checksum(table: pa.Table, add_texts: _AddTexts) -> bytes:
     found = hashlib.sha256()
     for name, column in zip(table.column_names, table.columns, strict=True):
-        _add_values(found, name, column.combine_chunks())
+        _add_values(found, name, column.combine_chunks(), add_texts)
     return found.hexdigest().encode()
 
 
-def _add_values(found: "hashlib._Hash", name: str, array: pa.Array) -> None:
+def _add_values(found: "hashlib._Hash", name: str, array: pa.Array, add_texts: _AddTexts) -> None:
     kind = array.type if array.type.num_fields == 0 else ""  # Parquet renames the fields of lists
     found.update(f"{name} {kind} {len(array)}\n".encode())
     found.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
     if pa.types.is_struct(array.type):
         for place in range(array.type.num_fields):
-            _add_values(found, array.type.field(place).name, array.field(place))
+            _add_values(found, array.type.field(place).name, array.field(place), add_texts)
     elif pa.types.is_list(array.type):
         found.update(array.value_lengths().fill_null(0).to_numpy().tobytes())
-        _add_values(found, name, array.flatten())
+        _add_values(found, name, array.flatten(), add_texts)
     elif pa.types.is_string(array.type):
-        found.update(json.dumps(array.to_pylist()).encode())
+        add_texts(found, array)
     else:
         found.update(array.drop_null().to_numpy(zero_copy_only=False).tobytes())
+
+
+def _add_buffers(found: "hashlib._Hash", texts: pa.StringArray) -> None:
+    """The texts' lengths and their bytes, one after another."""
+    texts = texts.drop_null()
+    if len(texts):
+        _, offsets, characters = texts.buffers()
+        ends = np.frombuffer(offsets, np.int32)[texts.offset :][: len(texts) + 1]
+        found.update(np.diff(ends).tobytes())
+        found.update(memoryview(characters or b"")[ends[0] : ends[-1]])
+
+
+def _add_json(found: "hashlib._Hash", texts: pa.StringArray) -> None:
+    found.update(json.dumps(texts.to_pylist()).encode())
+
+
+def _of_json(table: pa.Table) -> bytes:
+    text = json.dumps(table.to_pylist(), sort_keys=True)  # a float's repr is exact
+    return hashlib.sha256(text.encode()).hexdigest().encode()
+
+
+CHECKSUMS = {
+    CHECKSUM: checksum,
+    b"lit_align.sha256_of_buffers": partial(_checksum, add_texts=_add_json),
+    b"lit_align.sha256": _of_json,
+}
+"""By their names in a file, the newest first; files of earlier versions have the others."""
 
 
 def _is_intact(table: pa.Table) -> bool:
@@ -174,12 +207,10 @@ def _is_intact(table: pa.Table) -> bool:
         Damaged: there is none.
     """
     metadata = table.schema.metadata or {}
-    if CHECKSUM in metadata:
-        return metadata[CHECKSUM] == checksum(table)
-    if OLD_CHECKSUM not in metadata:
+    name = next((name for name in CHECKSUMS if name in metadata), None)
+    if name is None:
         raise Damaged("it has no checksum")
-    text = json.dumps(table.to_pylist(), sort_keys=True)  # a float's repr is exact
-    return metadata[OLD_CHECKSUM] == hashlib.sha256(text.encode()).hexdigest().encode()
+    return metadata[name] == CHECKSUMS[name](table)
 
 
 def place_of(round_id: str, name: str) -> bytes:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from lit_align.console import phase, print_line
 from lit_align.data.rounds.numbers import NumbersBuilder, RoundNumbers, ScoredFiles, scored_files
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.records import SampledTexts, SampleRow, ScoreRow
 from lit_align.data.rounds.store import Damaged, place_of, read_table
 from lit_align.errors import UserError
 
@@ -33,16 +33,16 @@ class StoredRound:
         """Counted from 1, as on the screen."""
         return int(self.path.name.partition("_")[2].partition("-")[0]) + 1
 
-    def rows(self) -> Iterator[tuple[SampleRow, list[float]]]:
+    def rows(self) -> Iterator[tuple[SampledTexts, list[float]]]:
         """Each prompt's samples with their rewards; those of damaged files are left out."""
         for batch in dict.fromkeys(self.numbers.batch.tolist()):
             yield from self.batch(batch)
 
-    def batch(self, batch: int) -> list[tuple[SampleRow, list[float]]]:
+    def batch(self, batch: int) -> list[tuple[SampledTexts, list[float]]]:
         """The same of one batch; none if its file is damaged, which is reported."""
         rewards = self.numbers.rewards[self.numbers.batch == batch].tolist()
         table = _read_or_report(self.files.samples(batch), SampleRow)
-        return [] if table is None else list(zip(SampleRow.from_arrow(table), rewards, strict=True))
+        return [] if table is None else list(zip(SampledTexts.from_arrow(table), rewards, strict=True))
 
 
 def find_rounds(folder: str | Path) -> list[Path]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_align.data.formats.read import read_rows
-from lit_align.data.rounds.records import LogpsRow, SampleRow, ScoreRow
+from lit_align.data.rounds.records import LogpsRow, SampledTexts, SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore, checksum
 from lit_align.data.rounds.stored import find_rounds, read_rounds
 from lit_align.errors import UserError
@@ -155,6 +155,13 @@ def test_a_flipped_bit_changes_no_row_unnoticed(tmp_path):
     assert set_aside > 100
 
 
+@pytest.mark.parametrize("name", ["plain", "chats", "unrecorded"])
+def test_texts_are_read_without_tokens(name):
+    table = SampleRow.to_arrow(ROWS[name])
+    assert SampledTexts.from_arrow(table) == [(row.source, row.prompt, row.responses) for row in ROWS[name]]
+    assert SampledTexts.from_arrow(table.drop_columns(["prompt_ids", "response_ids"]))
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_checksum_is_of_the_values_alone(name):
     """Chunks and buffers of a table may be laid out in several ways; another value gives another checksum."""
@@ -197,7 +204,8 @@ def test_a_round_of_an_earlier_version_is_read(tmp_path):
     logps = LogpsRow.from_arrow(pq.read_table(path / "reference-1c866465-00000.parquet"))
     assert [row.logps for row in logps] == [row["reference_logps"] for row in tables("reference-*")]
     (stored,) = read_rounds(tmp_path)
-    assert list(stored.rows()) == [(sample, scored.scores) for sample, scored in zip(samples, scores, strict=True)]
+    texts = [(sample.source, sample.prompt, sample.responses) for sample in samples]
+    assert list(stored.rows()) == [(each, scored.scores) for each, scored in zip(texts, scores, strict=True)]
     assert [row.rewards for row in read_rows(tmp_path, kind="preferences")]
 
 

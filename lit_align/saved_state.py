@@ -1,0 +1,90 @@
+"""Whether the state in a checkpoint has the form that a run writes.
+
+Lightning and torch take over most of this state as it is: an entry of another type would fail later, somewhere in
+training. A `TypeError` names the entry, and the command line adds the checkpoint (`lightning_features.explained`).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, WeightAveraging
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_align.errors import shown
+
+STATEFUL = (ModelCheckpoint, EarlyStopping, Timer, WeightAveraging)
+"""Lightning's callbacks that take over their state as it is."""
+
+
+def check_like(found: Any, ours: Any, name: str) -> None:
+    """Check that a saved value has the types of the value that this run has, its entries included.
+
+    An entry that only one of them has passes, as does one that is None here: versions differ in them.
+
+    Args:
+        name: Of the entry, for the message.
+
+    Raises:
+        TypeError: names the first entry of another type, or the first tensor of another shape.
+    """
+    if isinstance(ours, dict) and isinstance(found, dict):
+        for key in ours.keys() & found.keys():
+            check_like(found[key], ours[key], f"{name}.{key}")
+    elif isinstance(ours, list | tuple) and isinstance(found, list | tuple) and len(found) == len(ours):
+        for place, (theirs, own) in enumerate(zip(found, ours, strict=True)):
+            check_like(theirs, own, f"{name}.{place}")
+    elif ours is not None and not _fits(found, ours):
+        raise TypeError(f"{name} is {shown(found)}")
+
+
+def check_callbacks(callbacks: Iterable[Callback], states: Mapping[str, Any]) -> None:
+    """Check the states of Lightning's callbacks in a checkpoint.
+
+    Raises:
+        TypeError: names the first entry of another type.
+    """
+    for callback in callbacks:
+        if isinstance(callback, STATEFUL) and callback.state_key in states:
+            name, state = type(callback).__name__, states[callback.state_key]
+            check_like(state, callback.state_dict(), name)
+            if isinstance(callback, ModelCheckpoint):
+                _check_kept(name, state, callback.save_top_k)
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Check the options and the kind of state that an optimizer has taken from a checkpoint.
+
+    Its first step shows whether the state itself fits.
+
+    Raises:
+        KeyError, TypeError: names the first option that is missing, or is of another type.
+    """
+    for group in optimizer.param_groups:
+        for option, default in optimizer.defaults.items():
+            check_like(group[option], default, option)
+        for weight in group["params"]:
+            if not isinstance(state := optimizer.state.get(weight, {}), dict):
+                raise TypeError(f"the state of a weight is {shown(state)}")
+
+
+def _fits(found: Any, ours: Any) -> bool:
+    if isinstance(ours, Tensor):
+        return isinstance(found, Tensor) and found.shape == ours.shape
+    if type(ours) in (int, float):
+        return type(found) in (int, float)
+    if type(ours) in (bool, str):
+        return type(found) is type(ours)
+    return not isinstance(ours, dict | list | tuple)  # those of one kind and length are compared by their entries
+
+
+def _check_kept(name: str, state: Mapping[str, Any], most: int) -> None:
+    """Check the checkpoints that ModelCheckpoint keeps, each with its score."""
+    kept: dict[Any, Any] = state.get("best_k_models", {})
+    for path, score in kept.items():
+        if not isinstance(path, str) or not isinstance(score, Tensor) or score.numel() != 1:
+            raise TypeError(f"{name}.best_k_models has the entry {shown(path)}: {shown(score)}")
+    worst = state.get("kth_best_model_path", "")
+    if worst not in kept and (worst or len(kept) == most > 0):
+        raise TypeError(f"{name}.kth_best_model_path is {shown(worst)}, which is not in best_k_models")

@@ -1,0 +1,109 @@
+"""The state in a checkpoint against the state that a run writes."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from lit_align.saved_state import check_callbacks, check_like, check_optimizer
+
+OURS = {
+    "count": 0,
+    "rate": 0.5,
+    "betas": (0.9, 0.99),
+    "best": torch.tensor(1.0),
+    "on": True,
+    "path": "",
+    "more": {"n": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        OURS,
+        {"count": 7.5, "rate": 1, "betas": [0.8, 0], "best": torch.tensor(2), "on": False, "path": "x", "more": {}},
+        OURS | {"unknown": "x"},
+        {},
+    ],
+    ids=["its own", "other values", "an entry more", "fewer entries"],
+)
+def test_a_state_of_the_same_form_passes(found: dict[str, Any]):
+    check_like(found, OURS | {"nothing yet": None}, "state")
+    check_like({"nothing yet": 3}, {"nothing yet": None}, "state")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "named"),
+    [
+        ("count", None, "state.count is null"),
+        ("count", True, "state.count is true"),
+        ("rate", "x", 'state.rate is "x"'),
+        ("betas", (0.9,), r"state.betas is \[0.9\]"),
+        ("betas", (0.9, "x"), 'state.betas.1 is "x"'),
+        ("best", torch.ones(2), "state.best is "),
+        ("best", 1.0, "state.best is 1.0"),
+        ("on", 1, "state.on is 1"),
+        ("path", 3, "state.path is 3"),
+        ("more", [], r"state.more is \[\]"),
+        ("more", {"n": "x"}, 'state.more.n is "x"'),
+    ],
+)
+def test_an_entry_of_another_form_is_named(entry: str, value: Any, named: str):
+    with pytest.raises(TypeError, match=f"^{named}"):
+        check_like(OURS | {entry: value}, OURS, "state")
+
+
+def saving(**changes: Any) -> dict[str, Any]:
+    """The state of a ModelCheckpoint that keeps two checkpoints."""
+    scores = {"a.ckpt": torch.tensor(1.0), "b.ckpt": torch.tensor(2.0)}
+    state = ModelCheckpoint("checkpoints", monitor="loss").state_dict()
+    return state | {"best_k_models": scores, "kth_best_model_path": "b.ckpt", "kth_value": scores["b.ckpt"]} | changes
+
+
+def test_the_state_of_lightnings_callbacks_passes():
+    saves, stops = ModelCheckpoint("checkpoints", monitor="loss", save_top_k=2), EarlyStopping("loss")
+    states = {saves.state_key: saving(), stops.state_key: stops.state_dict()}
+    check_callbacks([saves, stops], states)
+    check_callbacks([saves, stops], {saves.state_key: saving(best_k_models={}, kth_best_model_path="")})
+    check_callbacks([saves, stops], {})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"best_k_models": []},
+        {"best_k_models": {3: torch.tensor(1.0)}},
+        {"best_k_models": {"b.ckpt": 1.0}},
+        {"best_k_models": {"b.ckpt": torch.ones(2)}},
+        {"kth_best_model_path": "c.ckpt"},
+        {"kth_best_model_path": ""},
+        {"kth_value": 1.0},
+        {"last_model_path": None},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_list_that_no_run_writes_is_named(changes: dict[str, Any]):
+    saves = ModelCheckpoint("checkpoints", monitor="loss", save_top_k=2)
+    with pytest.raises(TypeError, match=f"^ModelCheckpoint.{next(iter(changes))} "):
+        check_callbacks([saves], {saves.state_key: saving(**changes)})
+
+
+def test_an_optimizers_options_and_state_are_checked():
+    weight = torch.nn.Parameter(torch.ones(2))
+    for options in ({"lr": 1}, {"lr": 0.1, "betas": (0.5, 0.5)}):
+        optimizer = torch.optim.AdamW([weight], **options)
+        weight.sum().backward()
+        optimizer.step()
+        check_optimizer(optimizer)
+    optimizer.param_groups[0]["lr"] = "x"
+    with pytest.raises(TypeError, match="lr is"):
+        check_optimizer(optimizer)
+    del optimizer.param_groups[0]["lr"]
+    with pytest.raises(KeyError, match="lr"):
+        check_optimizer(optimizer)
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.state[weight] = 3  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="the state of a weight is 3"):
+        check_optimizer(optimizer)
