@@ -40,7 +40,7 @@ from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import AnchoredObjective
 from lit_align.policy import Policy
-from lit_align.sharding import gathered
+from lit_align.sharding import gathered, of_all_processes
 
 
 class Drift(AlignCallback):
@@ -93,7 +93,7 @@ class Drift(AlignCallback):
             return
         in_round = len(data.prompts_of_round(max(1, trainer.max_epochs or 1) - 1))  # the last chunk is the smallest
         measured = min(self.prompts, in_round)
-        responses = (measured // trainer.world_size or measured) * data.responses_per_prompt
+        responses = measured * data.responses_per_prompt
         if target > math.log(responses):
             limit = f"drift.prompts={measured}" if measured < in_round else f"the {in_round} prompts of a round"
             raise UserError(
@@ -186,8 +186,10 @@ class Drift(AlignCallback):
         policy = module.policy
         assert policy is not None
         with data.recorder.able_to_compute(policy):
-            logps = torch.tensor(data.recorder.logps(policy, groups))
-        kl = kl_from_sampler(logps, torch.tensor([group.sampler_logps for group in groups])).item()
+            logps = data.recorder.logps(policy, groups)
+        both = of_all_processes([(now, group.sampler_logps) for now, group in zip(logps, groups, strict=True)])
+        now, sampled = (torch.tensor(each) for each in zip(*both, strict=True))
+        kl = kl_from_sampler(now, sampled).item()
         self._log(module, {"kl_policy_sampler": kl})
         module.adapt_proximal(kl)
 
