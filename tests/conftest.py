@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from tiny import byte_tokenizer, llama_config
 from transformers import LlamaForCausalLM
 
+from lit_align.reporting import plots
+
 torch.set_num_threads(1)
 
 
@@ -44,7 +46,7 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save figures without drawing them, which takes longer than a tiny run itself."""
+    """Save figures without drawing them, and only the first plot of a run: drawing takes longer than a tiny run."""
 
     def save(self: Figure, target: str | Path | IO[bytes], **options: Any) -> None:
         if isinstance(target, str | Path):
@@ -52,7 +54,9 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             target.write(b"<svg></svg>")
 
+    draws_of = plots.draws_of
     monkeypatch.setattr(Figure, "savefig", save)
+    monkeypatch.setattr(plots, "draws_of", lambda run: dict([*draws_of(run).items()][:1]))
 
 
 @pytest.fixture

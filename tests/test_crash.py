@@ -1,5 +1,6 @@
 """Killed at any moment (SIGKILL, no clean-up) and resumed, a run ends in the weights of the run that was not killed."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import die_at, fork, run_in
-from tiny import adamw, fit, on_policy
+from tiny import adamw, fit, on_policy, write_pairs, write_prompts
 
-from lit_align.callbacks import Drift, ReferenceRefresh
+from lit_align.callbacks import Drift, ReferenceRefresh, WinRate
+from lit_align.data import FunctionScorer, OfflinePairs, Sampling
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 
@@ -72,3 +74,47 @@ def test_killed_and_resumed_a_run_ends_in_the_same_weights(tiny_model, uninterru
     resumed = run_in(1, run, tiny_model, tmp_path)[0]
     assert all(torch.equal(resumed[name], weight) for name, weight in uninterrupted.items())
     assert len(list(tmp_path.glob("rounds/*"))) == 3, "a round was made twice"
+
+
+def judged(model: str, folder: Path) -> dict[str, bytes]:
+    """The files of the verdict after one epoch, from the checkpoint at its end if there is one."""
+    os.chdir(folder)
+    prompts, scorer = write_prompts(Path(), 3), FunctionScorer("rewards.py:reward")
+    saving = ModelCheckpoint("ckpt", save_last="link", enable_version_counter=False)
+    kept = Path("ckpt/last.ckpt")
+    fit(
+        DPO(PolicyConfig(model, dtype="float32"), optimizer=adamw(1e-2)),
+        OfflinePairs(write_pairs(Path(), 4), batch_size=2, cache_dir="cache"),
+        WinRate(prompts, scorer, sampling=Sampling(max_new_tokens=4), batch_size=4),
+        saving,
+        enable_checkpointing=True,
+        default_root_dir=".",
+        ckpt_path=str(kept) if kept.exists() else None,
+    )
+    return {path.name: path.read_bytes() for path in (Path("summary.json"), *Path("held_out").iterdir())}
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ("lit_align.evaluation.answering", "sample_responses", 5),
+        pytest.param(("lit_align.evaluation.answering", "score", 2), marks=pytest.mark.slow),
+        pytest.param(("lit_align.evaluation.held_out", "record_logps", 3), marks=pytest.mark.slow),
+        pytest.param(("lit_align.callbacks.win_rate", "write_held_out", 1), marks=pytest.mark.slow),
+    ],
+    ids=["answering", "scoring", "measuring", "writing"],
+)
+def test_killed_in_its_verdict_and_resumed_a_run_gives_the_same(tiny_model, tmp_path, blank_figures, moment):
+    def doomed() -> None:
+        die_at(*moment)
+        judged(tiny_model, cut)
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    (expected,) = run_in(1, judged, tiny_model, whole)
+    assert fork(doomed) == -signal.SIGKILL, "it was to die, and did not"
+    assert not (cut / "summary.json").exists()
+    (left,) = run_in(1, judged, tiny_model, cut)
+    assert left == expected
+    assert expected.keys() > {"summary.json"}

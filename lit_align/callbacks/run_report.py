@@ -24,9 +24,10 @@ from torch import Tensor
 
 from lit_align.allocation import keeps_freed_memory
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
-from lit_align.console import print_line, relative
+from lit_align.console import print_field, print_line, relative
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
+from lit_align.objectives.schedule import planned_steps, warm_up_problem
 from lit_align.quantization import scales_of
 from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
@@ -70,6 +71,9 @@ class RunReport(AlignCallback):
         """Delete the results of an earlier run in the folder, and record the start."""
         if not trainer.is_global_zero:
             return
+        if isinstance(pl_module, PreferenceObjective) and (problem := _warm_up_problem(trainer, pl_module)):
+            print_field("warm-up", problem)
+            self._header.append(("warm-up", problem))
         folder, resumes = Path(trainer.default_root_dir), trainer.ckpt_path is not None
         if not resumes:
             (folder / "summary.json").unlink(missing_ok=True)
@@ -143,7 +147,8 @@ class RunReport(AlignCallback):
         if self.save_model:
             print_line(f"model      {folder / 'model'} (transformers format, with tokenizer)")
         _write_report(folder)
-        if last_checkpoint(trainer) and (longer := _longer(trainer)):
+        # a script or a notebook has no configuration for a command
+        if (folder / "config.yaml").exists() and last_checkpoint(trainer) and (longer := _longer(trainer)):
             print_line(f"extend     {resume_command(trainer, None)} {longer}")
         record_end(folder)
 
@@ -171,6 +176,14 @@ def _pending_row(trainer: Trainer) -> dict[str, float] | None:
         return None
     metrics = convert_tensors_to_scalars(connector.metrics["log"])
     return {"step": loop._batches_that_stepped} | metrics | {"epoch": trainer.current_epoch} if metrics else None
+
+
+def _warm_up_problem(trainer: Trainer, module: PreferenceObjective) -> str:
+    batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+    of_run, of_round = (
+        planned_steps(batches, accumulated, epochs, trainer.max_steps) for epochs in (trainer.max_epochs, 1)
+    )
+    return warm_up_problem(module.learning_rate, of_run, of_round)
 
 
 def _longer(trainer: Trainer) -> str:

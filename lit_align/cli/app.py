@@ -108,6 +108,8 @@ class AlignCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None, run: bool = True):
+        args = sys.argv[1:] if args is None else args
+        self._command = args[0] if args else ""
         super().__init__(
             model_class=PreferenceObjective,
             datamodule_class=LightningDataModule,
@@ -118,7 +120,7 @@ class AlignCLI(LightningCLI):
             trainer_defaults={"default_root_dir": "runs", "logger": False},  # the report keeps metrics.csv
             parser_class=AlignParser,
             auto_configure_optimizers=False,  # objectives configure their own: the policy is not built yet here
-            args=sys.argv[1:] if args is None else args,
+            args=args,
             run=run,
         )
 
@@ -141,6 +143,8 @@ class AlignCLI(LightningCLI):
             choice.help = COMMANDS[choice.dest].help
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if subcommand != self._command:  # its options would take a tenth of a second, and are not looked at
+            return AlignParser()
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             _add_fresh(parser)

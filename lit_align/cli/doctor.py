@@ -29,6 +29,7 @@ from lit_align.data import OnPolicyPairs
 from lit_align.data.tokenization import in_place
 from lit_align.logprobs import PreferenceBatch, preferences_of
 from lit_align.objectives import PreferenceObjective
+from lit_align.objectives.schedule import planned_steps, warm_up_problem
 from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
 
 BATCHES = 3
@@ -89,6 +90,8 @@ class Header(RunReport):
     """Prints a run's header and writes nothing."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
 
@@ -174,10 +177,12 @@ def estimate(
         batches = len(data.train_dataloader())
         parts = {"train": batches * seconds}
         lines.append(("an epoch", f"{batches} batches of {data.batch_size} examples per process"))
-    steps = math.ceil(batches / trainer.accumulate_grad_batches)
-    total = steps * epochs if epochs and epochs > 0 else 0
-    total = min(total or trainer.max_steps, trainer.max_steps) if trainer.max_steps > 0 else total
+    accumulated = trainer.accumulate_grad_batches
+    steps, total = math.ceil(batches / accumulated), planned_steps(batches, accumulated, epochs, trainer.max_steps)
     lines.append(("steps", f"{steps} each, {total or 'unlimited'} in all; {seconds:.2f} s per batch"))
+    module = trainer.lightning_module
+    if isinstance(module, PreferenceObjective) and (problem := warm_up_problem(module.learning_rate, total, steps)):
+        lines.append(("warm-up", problem))
     each = sum(parts.values())
     listed = " + ".join(f"{_time(value)} {name}" for name, value in parts.items())
     whole = f"; about {_time(each * total / steps)} in all, without evaluations" if total else ""

@@ -7,21 +7,24 @@ third is left for activations. `doctor` measures what this estimates.
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_align import objectives
-from lit_align.cli.classes import class_names
+from lit_align.cli.classes import class_names, options
 from lit_align.console import program
 from lit_align.data.formats.read import read_rows
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError, first_line
 from lit_align.loading import locate_model
-from lit_align.objectives import PreferenceObjective
+from lit_align.objectives import EXO, MPO, SFT, SPPO, PreferenceObjective
 from lit_align.policy import PolicyConfig
 
 SAMPLE = 500
@@ -31,10 +34,10 @@ ROWS_TO_HOLD_OUT = 200
 """Fewest rows of which a share is held out for validation."""
 
 # Options without which an objective cannot learn from pairs in a file, or learns badly.
-PAIRS_OPTIONS = {
-    "SPPO": {"hard_labels: true": "the chosen response wins; in rounds, the scorer gives win probabilities"},
-    "EXO": {"label_smoothing: 0.001": "ε of the target (1−ε, ε)"},
-    "MPO": {
+PAIRS_OPTIONS: dict[type[PreferenceObjective], dict[str, str]] = {
+    SPPO: {"hard_labels: true": "the chosen response wins; in rounds, the scorer gives win probabilities"},
+    EXO: {"label_smoothing: 0.001": "ε of the target (1−ε, ε)"},
+    MPO: {
         "beta: 0.0": "weight of texts in data.sft",
         "length_normalize: true": "sums differ so much that σ saturates",
     },
@@ -104,32 +107,43 @@ def objective_of(name: str) -> type[PreferenceObjective]:
     return getattr(objectives, name)
 
 
-def configuration(
-    objective: type[PreferenceObjective],
-    policy: str,
-    data: str | None,
-    prompts: str | None,
-    scorer: str | None,
-    machine: Machine,
-) -> str:
-    """The configuration's text.
+@dataclass(frozen=True)
+class Request:
+    """What the configuration is for.
 
     Args:
+        policy: Hub name or folder of the model.
         data: Rows to train on; None with `prompts`.
         prompts: Prompts of rounds, whose responses `scorer` rewards.
+        scorer: path/to/file.py:function.
+        file: Name of the configuration's file, for the commands in its comments.
+    """
+
+    objective: type[PreferenceObjective]
+    policy: str
+    data: str | None
+    prompts: str | None
+    scorer: str | None
+    machine: Machine
+    file: str = "THIS_FILE"
+
+
+def configuration(request: Request) -> str:
+    """The configuration's text.
 
     Raises:
         UserError: the model or the data cannot be read.
     """
-    weights = count_weights(policy)
-    fit = Fit.of(weights, machine, objective.anchored)
-    source = f"--data {data}" if data else f"--prompts {prompts} --scorer {scorer}"
+    weights = count_weights(request.policy)
+    fit = Fit.of(weights, request.machine, request.objective.anchored)
+    given = {name: getattr(request, name) for name in ("policy", "data", "prompts", "scorer")}
+    words = shlex.join(word for name, value in given.items() if value for word in (f"--{name}", value))
     lines = [
-        f"# Made by: {program()} init {objective.__name__} --policy {policy} {source}",
-        f"# Try it: {program()} doctor --config THIS_FILE; train: {program()} fit --config THIS_FILE",
-        *_model(objective, policy, weights, fit, from_file=data is not None),
-        *_data(objective, policy, data, prompts, scorer, machine),
-        *_trainer(objective, machine, fit, rounds=prompts is not None),
+        f"# Made by: {program()} init {request.objective.__name__} {words}",
+        f"# Try it: {program()} doctor --config {request.file}; train: {program()} fit --config {request.file}",
+        *_model(request, weights, fit),
+        *_data(request),
+        *_trainer(request, fit),
     ]
     return "\n".join(lines) + "\n"
 
@@ -151,14 +165,13 @@ def count_weights(policy: str) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def _model(
-    objective: type[PreferenceObjective], policy: str, weights: int, fit: Fit, *, from_file: bool
-) -> Iterator[str]:
+def _model(request: Request, weights: int, fit: Fit) -> Iterator[str]:
+    objective = request.objective
     yield "model:"
     yield _noted(f"  class_path: {objective.__name__}", objective.formula)
     yield "  init_args:"
     yield "    policy:"
-    yield _noted(f"      path: {policy}", f"{weights / 1e6:.0f} M weights")
+    yield _noted(f"      path: {_scalar(request.policy)}", f"{weights / 1e6:.0f} M weights")
     if weights > 5e8:
         yield _noted("      gradient_checkpointing: true", "less memory, a third more time")
     if fit.quantized:
@@ -167,8 +180,10 @@ def _model(
         yield _noted("    lora:", "full training would not fit into memory")
         yield "      r: 16"
         yield "      alpha: 32"
-    if from_file:
-        for option, note in PAIRS_OPTIONS.get(objective.__name__, {}).items():
+    if objective.anchored:
+        yield _noted(f"    beta: {options(objective)['beta']}", "weight of staying near the reference")
+    if request.data:
+        for option, note in PAIRS_OPTIONS.get(objective, {}).items():
             yield _noted(f"    {option}", note)
     yield "    optimizer:"
     yield "      class_path: torch.optim.AdamW"
@@ -178,16 +193,10 @@ def _model(
     yield "        weight_decay: 0.0"
 
 
-def _data(
-    objective: type[PreferenceObjective],
-    policy: str,
-    data: str | None,
-    prompts: str | None,
-    scorer: str | None,
-    machine: Machine,
-) -> Iterator[str]:
-    module = objective(PolicyConfig(policy))
-    rows = read_rows(str(data or prompts), kind=module.data_needs().data_kind if data else "prompts")
+def _data(request: Request) -> Iterator[str]:
+    data, source = request.data, str(request.data or request.prompts)
+    module = request.objective(PolicyConfig(request.policy))
+    rows = read_rows(source, kind=module.data_needs().data_kind if data else "prompts")
     sample = rows.rows[:SAMPLE]
     tokenizer = PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
     longest = max((len(ids) for _, ids in tokenizer.prompts(sample)), default=1)
@@ -197,7 +206,7 @@ def _data(
     yield f"    # {len(rows)} rows: {rows.description}"
     if rows.unread:
         yield f"    # not read: {', '.join(rows.unread)}"
-    yield f"    {'train' if data else 'prompts'}: {data or prompts}"
+    yield f"    {'train' if data else 'prompts'}: {_scalar(source)}"
     if data and len(rows) >= ROWS_TO_HOLD_OUT:
         yield _noted("    validation: 0.05", "a held-out share of the prompts")
     yield _noted(f"    max_prompt_length: {_limit(longest)}", f"the longest of {len(sample)} has {longest} tokens")
@@ -205,13 +214,13 @@ def _data(
         answer = max((len(ids) for row in sample for ids in tokenizer.response_ids(row)), default=1)
         yield _noted(f"    max_response_length: {_limit(answer)}", f"the longest has {answer}")
     else:
-        yield from _round(objective, str(scorer), min(256, (module.positions or 1 << 20) - longest))
-    yield _noted(f"    batch_size: {8 if machine.gpus else 4}", "prompts for each device and micro-batch")
+        yield from _round(request, min(256, (module.positions or 1 << 20) - longest))
+    yield _noted(f"    batch_size: {8 if request.machine.gpus else 4}", "prompts for each device and micro-batch")
 
 
-def _round(objective: type[PreferenceObjective], scorer: str, longest: int) -> Iterator[str]:
+def _round(request: Request, longest: int) -> Iterator[str]:
     yield "    responses_per_prompt: 4"
-    if objective.__name__ == "SFT":
+    if request.objective is SFT:
         yield "    pairing:"
         yield _noted("      class_path: Best", "imitate the best response to each prompt")
     yield "    sampling:"
@@ -219,13 +228,14 @@ def _round(objective: type[PreferenceObjective], scorer: str, longest: int) -> I
     yield "    scorer:"
     yield _noted("      class_path: FunctionScorer", "or a reward model, or a language model as judge")
     yield "      init_args:"
-    yield f"        function: {scorer}"
+    yield f"        function: {_scalar(str(request.scorer))}"
 
 
-def _trainer(objective: type[PreferenceObjective], machine: Machine, fit: Fit, *, rounds: bool) -> Iterator[str]:
+def _trainer(request: Request, fit: Fit) -> Iterator[str]:
+    machine = request.machine
     yield "trainer:"
-    yield _noted("  max_epochs: 3", "rounds") if rounds else "  max_epochs: 1"
-    yield f"  default_root_dir: runs/{objective.__name__.lower()}"
+    yield "  max_epochs: 1" if request.data else _noted("  max_epochs: 3", "rounds")
+    yield f"  default_root_dir: runs/{request.objective.__name__.lower()}"
     yield "  gradient_clip_val: 1.0"
     yield _noted("  accumulate_grad_batches: 4", "a step's batch is this × batch_size × devices")
     yield "  log_every_n_steps: 1"
@@ -240,6 +250,14 @@ def _trainer(objective: type[PreferenceObjective], machine: Machine, fit: Fit, *
 
 def _noted(line: str, note: str) -> str:
     return f"{line:<39} # {note}"
+
+
+def _scalar(text: str) -> str:
+    """The text as a value of YAML, quoted where it would mean something else."""
+    try:
+        return text if yaml.safe_load(text) == text else json.dumps(text, ensure_ascii=False)
+    except yaml.YAMLError:
+        return json.dumps(text, ensure_ascii=False)
 
 
 def _limit(length: int) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text as Styled
 
-from lit_align.console import console, print_line, printable
+from lit_align.console import console, print_line, printable, program
 from lit_align.data.formats.rows import Text
 from lit_align.data.rounds.records import SampledTexts
 from lit_align.data.rounds.stored import StoredRound, read_rounds
@@ -28,7 +28,7 @@ def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None 
     rounds = read_rounds(run, scorer)
     if round is None and len(rounds) > 1:
         print_line(summary(rounds))
-        print_line(f"  the responses of one: rounds show {run} --round N")
+        print_line(f"  the responses of one: {program()} rounds show {run} --round N")
         return
     wanted = rounds[0].number if round is None else round
     chosen = [stored for stored in rounds if stored.number == wanted]

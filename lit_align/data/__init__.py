@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lit_align.data.scorers.ensemble import EnsembleScorer
     from lit_align.data.scorers.function import FunctionScorer, PairwiseFunctionScorer
     from lit_align.data.scorers.judges import GradingJudge, PairwiseJudge
+    from lit_align.logprobs import PreferenceBatch
 
 __all__ = [
     "AllPairs",
@@ -39,6 +40,7 @@ __all__ = [
     "PairwiseFunctionScorer",
     "PairwiseJudge",
     "PairwiseScorer",
+    "PreferenceBatch",
     "SampleRequest",
     "Sampler",
     "Sampling",

@@ -24,8 +24,9 @@ from typing import Any, TypeVar
 
 from lit_align.data.rendering import Rendering
 
-AT_ONCE = 256
-"""Renderings whose texts are encoded together."""
+AT_ONCE, CHARACTERS_AT_ONCE = 256, 1 << 20
+"""Renderings whose texts are encoded together, and how many characters they may have until no more are added: a token
+takes about a hundred bytes while it is encoded."""
 
 T = TypeVar("T")
 _Found = Callable[[], dict[str, list[int]]]
@@ -55,9 +56,7 @@ class Encoder:
         While some are used, threads encode the next.
         """
         self._settle()
-        rest = iter(renderings)
-        batches = iter(lambda: list(islice(rest, AT_ONCE)), [])
-        begun = ((some, self._begin([rendering for _, rendering in some])) for some in batches)
+        begun = ((some, self._begin([rendering for _, rendering in some])) for some in _batches(renderings))
         try:
             for some, found in _made_before(begun, 2):
                 self._encoded = found()
@@ -153,6 +152,19 @@ class Encoder:
             and not any(_reaches_over_a_space(token) for token in state["added_tokens"])
             and all(_splits(backend, before, after) for before, after in product(_BEFORE, _AFTER))
         )
+
+
+def _batches(renderings: Iterable[tuple[T, Rendering]]) -> Iterator[list[tuple[T, Rendering]]]:
+    some: list[tuple[T, Rendering]] = []
+    characters = 0
+    for value, rendering in renderings:
+        some.append((value, rendering))
+        characters += len(rendering.prompt) + sum(map(len, rendering.responses))
+        if len(some) == AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
 
 
 def _made_before(values: Iterator[T], count: int) -> Iterator[T]:

@@ -66,7 +66,7 @@ def check_batch(batch: object) -> None:
         where = f"the training batch of {name!r}" if name else "the training batch"
         if not isinstance(each, PreferenceBatch):
             raise UserError(
-                f"{where} must be a PreferenceBatch (lit_align.logprobs), and is of type {type(each).__name__}. Make a "
+                f"{where} must be a lit_align.data.PreferenceBatch, and is of type {type(each).__name__}. Make a "
                 "PreferenceBatch of its tensors in the data module."
             )
         try:

@@ -38,12 +38,7 @@ from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.accumulation import MicroBatch, StepMeans, total_weight, weighted_mean
 from lit_align.objectives.resumable import ResumableModule
 from lit_align.objectives.saved import SavedObjective
-from lit_align.objectives.schedule import (
-    Completed,
-    Schedule,
-    learning_rate_factor,
-    reset_optimization,
-)
+from lit_align.objectives.schedule import Completed, LearningRate, Schedule, reset_optimization
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 from lit_align.quantization import size_of
 from lit_align.reference.base import Reference
@@ -60,7 +55,8 @@ class PreferenceObjective(ResumableModule):
             times more.
         schedule: Shape of the learning rate after warm-up, over the rest of the run's progress; linear and cosine fall
             from its full value to 0.
-        warmup_steps: Optimizer steps in which the learning rate rises to its value; 100 in the TR paper.
+        warmup_steps: Optimizer steps in which the learning rate rises to its value; 100 in the TR paper. Below 1, a
+            share of the run.
         reset_optimizer_each_round: Start each round (epoch) with a new optimizer and a new schedule over the round's
             progress, as PRPO's experiments do.
         sft_weight: Weight of the negative log-likelihood per token of the texts in data.sft, added to the loss.
@@ -81,7 +77,7 @@ class PreferenceObjective(ResumableModule):
         lora: LoRAConfig | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         schedule: Schedule = "linear",
-        warmup_steps: int = 0,
+        warmup_steps: int | float = 0,
         reset_optimizer_each_round: bool = False,
         sft_weight: float = 0.0,
         pretraining_weight: float = 0.0,
@@ -93,11 +89,8 @@ class PreferenceObjective(ResumableModule):
         check_policy_config(type(self).__name__, self.policy_config)
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
         self.optimizer = optimizer
-        self.schedule: Schedule = schedule
-        check_number("model.warmup_steps", warmup_steps, least=0)
-        self.warmup_steps = warmup_steps
+        self.learning_rate = LearningRate(schedule, warmup_steps, reset_optimizer_each_round)
         self.reset_optimizer_each_round = reset_optimizer_each_round
-        self.warmed_up_at = Completed(0, 0, 0.0)
         self.text_weights = {"sft": sft_weight, "pretraining": pretraining_weight}
         for name, weight in self.text_weights.items():
             check_number(f"model.{self.text_options[name]}", weight, least=0)
@@ -185,17 +178,11 @@ class PreferenceObjective(ResumableModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _learning_rate_factor(self, step: int) -> float:
-        if step == self.warmup_steps:
-            self.warmed_up_at = Completed.of_run(self.trainer) if step else Completed(0, 0, 0.0)
-        progress = self.progress() if step else 0.0
-        return learning_rate_factor(self.schedule, self.warmup_steps, step, progress, self._share(self.warmed_up_at))
+        return self.learning_rate.factor(self.trainer, step)
 
-    def progress(self) -> float:
-        """Share of the run that is done, or of the round if each round has its own schedule."""
-        return self._share(Completed.of_run(self.trainer))
-
-    def _share(self, done: Completed) -> float:
-        return done.of_round(self.trainer) if self.reset_optimizer_each_round else done.of(self.trainer)
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.learning_rate.start(self.trainer)
 
     # --- a step ---
 
@@ -323,11 +310,12 @@ class PreferenceObjective(ResumableModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         SavedObjective.save(checkpoint, type(self).__name__, self.formula, self.data_needs().output_name)
-        checkpoint["warmed_up_at"] = [*self.warmed_up_at]
+        checkpoint["warmed_up_at"] = [*self.learning_rate.warmed_up_at]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.warmed_up_at = check_types(Completed(*checkpoint.get("warmed_up_at", self.warmed_up_at)))
+        saved = checkpoint.get("warmed_up_at", self.learning_rate.warmed_up_at)
+        self.learning_rate.warmed_up_at = check_types(Completed(*saved))
 
     # --- the run's header ---
 

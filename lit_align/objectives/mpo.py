@@ -54,8 +54,10 @@ class MPO(PreferenceObjective):
 
     Args:
         policy: The language model to train.
-        beta: The paper's β, weight of the likelihood of the SFT texts (data.sft): the forward KL to their author.
-        gamma: The paper's γ, weight of the likelihood of the pre-training texts (data.pretraining).
+        beta: The paper's β, weight of the likelihood of the SFT texts (data.sft): the forward KL to their author. Use 0
+            without such texts.
+        gamma: The paper's γ, weight of the likelihood of the pre-training texts (data.pretraining). Use 0
+            without them.
         log_form: Use −log σ(Δ) in place of −σ(Δ), which keeps pushing on pairs that are badly lost.
         length_normalize: Use log-probabilities per token.
     """

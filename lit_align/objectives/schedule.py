@@ -1,7 +1,8 @@
 """Learning-rate schedules over a run's progress.
 
-    factor = (step + 1)/warmup_steps               during warm-up
+    factor = warmed                                while warmed ≤ 1
              1,  left  or  (1 − cos π·left)/2      after it: constant, linear, cosine
+    warmed = (step + 1)/warmup_steps               or, for a share of the run, progress after the step/share
     left   = (1 − p)/(1 − p_w)                     p: progress, p_w: progress at the end of warm-up
 
 So the learning rate falls from its full value at the end of warm-up to 0 at the end of the run.
@@ -16,23 +17,22 @@ from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Trainer
 
+from lit_align.errors import UserError, check_number
+
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-def learning_rate_factor(
-    schedule: Schedule, warmup_steps: int, step: int, progress: float, warmed_up_at: float = 0.0
-) -> float:
+def learning_rate_factor(schedule: Schedule, warmed: float, progress: float, warmed_up_at: float = 0.0) -> float:
     """The learning rate of an optimizer step, divided by the configured one.
 
     Args:
         schedule: Shape of the learning rate after warm-up.
-        warmup_steps: Optimizer steps in which the learning rate rises to its value.
-        step: Optimizer steps taken so far.
-        progress: Share of the run that is done, in [0, 1].
+        warmed: Share of the warm-up that is done after the step; above 1 after warm-up.
+        progress: Share of the run that is done before the step, in [0, 1].
         warmed_up_at: Share of the run that was done at the end of warm-up.
     """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
+    if warmed <= 1:
+        return warmed
     left = min(1.0, (1 - progress) / (1 - warmed_up_at)) if warmed_up_at < 1 else 0.0
     return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[schedule]
 
@@ -58,6 +58,11 @@ class Completed(NamedTuple):
         share = (loop.epoch_loop.batch_idx + 1) / loop.max_batches if known and loop.max_batches else 0.0
         return cls(trainer.global_step, trainer.current_epoch, share if known else None)
 
+    def and_a_step(self, trainer: Trainer) -> "Completed":
+        """The part that is completed after the next optimizer step."""
+        batches = trainer.accumulate_grad_batches / (trainer.fit_loop.max_batches or 1)
+        return Completed(self.steps + 1, self.epochs, None if self.share is None else min(1.0, self.share + batches))
+
     def of(self, trainer: Trainer) -> float:
         """As a share of the run: by epochs and their batches, or by steps if `max_steps` comes first."""
         by_steps = self.steps / trainer.max_steps if trainer.max_steps > 0 else 0.0
@@ -70,6 +75,79 @@ class Completed(NamedTuple):
         return self.of(trainer) if self.share is None else min(1.0, self.share)
 
 
+class LearningRate:
+    """The learning rate of a run's steps, divided by the configured one.
+
+    Args:
+        schedule: Its shape after warm-up.
+        warmup_steps: Optimizer steps of warm-up; below 1, its share of the run.
+        each_round: Whether warm-up and shape restart with each round (epoch).
+
+    Raises:
+        UserError: `warmup_steps` is not possible.
+    """
+
+    def __init__(self, schedule: Schedule, warmup_steps: float, each_round: bool):
+        check_number("model.warmup_steps", warmup_steps, least=0)
+        if warmup_steps > 1 and warmup_steps % 1:
+            raise UserError(f"model.warmup_steps={warmup_steps} must be a whole number, or a share below 1. Round it.")
+        self.schedule: Schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.each_round = each_round
+        self.warmed_up_at = Completed(0, 0, 0.0)
+
+    def factor(self, trainer: Trainer, step: int) -> float:
+        """The factor of an optimizer step.
+
+        Args:
+            step: Optimizer steps taken so far, in the round if each restarts.
+        """
+        done = Completed.of_run(trainer) if step else Completed(0, 0, 0.0)
+        if 0 < self.warmup_steps < 1:
+            warmed = self._share(done.and_a_step(trainer), trainer) / self.warmup_steps
+            return learning_rate_factor(self.schedule, warmed, self._share(done, trainer), self.warmup_steps)
+        if step == self.warmup_steps:
+            self.warmed_up_at = done
+        warmed = (step + 1) / self.warmup_steps if self.warmup_steps else math.inf
+        warmed_up_at = self._share(self.warmed_up_at, trainer)
+        return learning_rate_factor(self.schedule, warmed, self._share(done, trainer), warmed_up_at)
+
+    def progress(self, trainer: Trainer) -> float:
+        """Share of the run that is done, or of the round if each round has its own schedule."""
+        return self._share(Completed.of_run(trainer), trainer)
+
+    def _share(self, done: Completed, trainer: Trainer) -> float:
+        return done.of_round(trainer) if self.each_round else done.of(trainer)
+
+    def start(self, trainer: Trainer) -> None:
+        """Set the first step's rate where it depends on the length of the run, which is not known before.
+
+        Raises:
+            UserError: warm-up is a share of a run without an end.
+        """
+        if trainer.global_step or not 0 < self.warmup_steps < 1:
+            return
+        factor = self.factor(trainer, 0)
+        if not factor:
+            raise UserError(
+                f"model.warmup_steps={self.warmup_steps} has no effect: it is a share of the run, which has no end. "
+                "Set trainer.max_steps, or a number of steps."
+            )
+        set_learning_rate(trainer, factor)
+
+
+def set_learning_rate(trainer: Trainer, factor: float) -> None:
+    """Set the learning rate of the next step.
+
+    Args:
+        factor: That rate, divided by the configured one.
+    """
+    (optimizer,) = trainer.optimizers
+    scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
+    for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = rate * factor
+
+
 def reset_optimization(trainer: Trainer, first_factor: float) -> None:
     """Reset the optimizer state and the schedule.
 
@@ -80,5 +158,36 @@ def reset_optimization(trainer: Trainer, first_factor: float) -> None:
     scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
     optimizer.state.clear()
     scheduler.last_epoch = 0
-    for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
-        group.update(optimizer.defaults | {"lr": rate * first_factor})
+    for group in optimizer.param_groups:
+        group.update(optimizer.defaults)
+    set_learning_rate(trainer, first_factor)
+
+
+def planned_steps(batches: float, accumulated: int, epochs: int | None, most: int) -> int:
+    """The optimizer steps of a run whose epochs are all of this size; 0 if it has no end.
+
+    Args:
+        batches: Of an epoch; infinite if their number is unknown.
+        accumulated: Batches of a step.
+        epochs: Largest number of epochs; None or −1 for no limit.
+        most: Largest number of steps; −1 for no limit.
+    """
+    known = epochs and epochs > 0 and math.isfinite(batches)
+    steps = math.ceil(batches / accumulated) * epochs if known else 0
+    return min(steps or most, most) if most > 0 else steps
+
+
+def warm_up_problem(learning_rate: LearningRate, steps: int, steps_of_round: int) -> str:
+    """A warning if the run ends within its warm-up; else empty.
+
+    Args:
+        steps: Optimizer steps of the run; 0 if it has no end.
+        steps_of_round: Of a round (epoch).
+    """
+    warmup_steps, last = learning_rate.warmup_steps, steps_of_round if learning_rate.each_round else steps
+    if not 0 < last < warmup_steps:
+        return ""
+    return (
+        f"{warmup_steps} steps, but the {'round' if learning_rate.each_round else 'run'} has {last}: the learning rate "
+        f"reaches {last / warmup_steps:.0%} of its value. Lower model.warmup_steps, or set a share, such as 0.1."
+    )

@@ -24,6 +24,8 @@ class RunStart:
     @classmethod
     def now(cls, step: int) -> Self:
         program, *args = sys.argv
+        if Path(program).name == "ipykernel_launcher.py":  # its arguments are the kernel's
+            return cls(_now(), "a notebook", step)
         name = ["python", "train.py"] if Path(program).name == "train.py" else [Path(program).name]
         return cls(_now(), shlex.join([*name, *args]), step)
 

@@ -27,3 +27,11 @@ def test_a_checkpoint_has_all_rows_of_metrics_before_it(tiny_model, in_tmp):
     options = {"max_epochs": 2, "enable_checkpointing": True, "log_every_n_steps": 1, "default_root_dir": "run"}
     fit(DPO(PolicyConfig(tiny_model), optimizer=sgd()), data, *callbacks, **options)
     assert seen == [0, 1]
+
+
+def test_a_warm_up_longer_than_the_run_is_printed_and_recorded(tiny_model, in_tmp, capsys):
+    module, data = DPO(PolicyConfig(tiny_model), warmup_steps=8), OfflinePairs(write_pairs(in_tmp, 8), batch_size=4)
+    fit(module, data, RunReport(save_model=False), max_epochs=2, default_root_dir="run")
+    warning = "8 steps, but the run has 4: the learning rate reaches 50% of its value"
+    assert f"warm-up         {warning}" in capsys.readouterr().out
+    assert warning in Path("run/run.json").read_text()

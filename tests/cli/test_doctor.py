@@ -43,10 +43,11 @@ OFFLINE = {"class_path": "OfflinePairs", "init_args": {"train": "pairs.jsonl", "
 
 def test_offline_pairs_get_steps_time_memory_and_an_example(tiny_model, in_tmp, capsys):
     config(in_tmp, tiny_model, OFFLINE)
-    main(["doctor", "--config=dpo.yaml"])
+    main(["doctor", "--config=dpo.yaml", "--model.warmup_steps=8"])
     said = capsys.readouterr().out
     assert "an epoch        5 batches of 4 examples" in said
     assert "steps           3 each, 6 in all" in said
+    assert said.count("warm-up         8 steps, but the run has 6: the learning rate reaches 75% of its value") == 1
     for piece in (
         "DPO: −log σ",
         "20 pairs from",
@@ -56,7 +57,7 @@ def test_offline_pairs_get_steps_time_memory_and_an_example(tiny_model, in_tmp, 
     ):
         assert piece in said
     assert re.search(r"response 0: \d+ tokens, trained on\n    │ yes \d+.*<\|endoftext\|>│", said)
-    assert "all checks passed: python train.py fit --config=dpo.yaml" in said
+    assert "all checks passed: python train.py fit --config=dpo.yaml --model.warmup_steps=8" in said
     assert not Path("run").exists(), "a dry run leaves no files"
 
 

@@ -1,5 +1,6 @@
 """A start imports only what its command needs."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -12,30 +13,40 @@ from lit_align.cli.usage import top_level_help
 HEAVY = {"torch", "lightning", "transformers", "wandb", "matplotlib", "datasets", "scipy", "sympy", "sklearn", "peft"}
 
 
-def imported(code: str, folder: Path) -> set[str]:
-    """The heavy modules that a new process has after `code`."""
-    report = f"import sys\ntry:\n    {code}\nfinally:\n    print('\\n', *{HEAVY} & {{*sys.modules}})"
-    run = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, cwd=folder)
-    return set(run.stdout.splitlines()[-1].split())
+def imported(steps: dict[str, str], folder: Path) -> dict[str, set[str]]:
+    """The heavy modules that one new process has after each step, by the step's name."""
+    lines = ["import sys"]
+    for name, code in steps.items():
+        lines += ["try:", f"    {code}", "except SystemExit:", "    pass"]
+        lines += [f"print('\\nafter', {name!r}, sorted({HEAVY} & {{*sys.modules}}), sep='\\t')"]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert run.returncode == 0, run.stderr
+    reports = [line.split("\t") for line in run.stdout.splitlines() if line.startswith("after\t")]
+    found = {name: set(ast.literal_eval(modules)) for _, name, modules in reports}
+    assert found.keys() == steps.keys()
+    return found
 
 
-@pytest.mark.parametrize("code", ["import lit_align", "from lit_align.cli import main; main(['--help'])"])
-def test_nothing_heavy_is_imported(code, tmp_path):
-    assert imported(code, tmp_path) == set()
+def test_nothing_heavy_is_imported_by_light_commands(tmp_path):
+    steps = {
+        "import": "import lit_align",
+        "help": "from lit_align.cli import main; main(['--help'])",
+        "a look at rounds": "main(['rounds', 'show', 'none'])",
+    }
+    assert imported(steps, tmp_path) == {name: set() for name in steps}
 
 
-def test_a_look_at_rounds_imports_nothing_heavy(tmp_path):
-    assert imported("from lit_align.cli import main; main(['rounds', 'show', 'none'])", tmp_path) == set()
-
-
-@pytest.mark.parametrize("module", ["lit_align.objectives", "lit_align.callbacks", "lit_align.cli.app"])
-def test_modules_import_no_tool_that_only_some_runs_use(module, tmp_path):
-    assert imported(f"import {module}", tmp_path) & {"wandb", "datasets", "sklearn"} == set()
-
-
-def test_scipy_signal_is_the_real_one_after_a_start(tmp_path):
-    check = "import lit_align.cli.app; assert 'scipy.signal' not in sys.modules; import scipy.signal as s; s.convolve"
-    assert "scipy" in imported(check + "; print('real')", tmp_path)
+def test_modules_import_no_tool_that_only_some_runs_use(tmp_path):
+    steps = {
+        "app": "import lit_align.cli.app, lit_align.objectives, lit_align.callbacks",
+        "without signal": "assert 'scipy.signal' not in sys.modules",
+        "with signal": "import scipy.signal as signal; signal.convolve",  # the real one, not the stub of a fast start
+    }
+    found = imported(steps, tmp_path)
+    assert found["app"] & {"wandb", "datasets", "sklearn"} == set()
+    assert "torch" in found["app"]
+    assert "scipy" in found["with signal"]
 
 
 @pytest.mark.parametrize("width", ["80", "120"])

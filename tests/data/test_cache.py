@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,6 +267,35 @@ def test_nothing_is_written_beside_the_data():
     setup(cache_dir="elsewhere")
     assert sorted(path.name for path in Path().iterdir()) == ["elsewhere", "rows.jsonl"]
     assert sorted(Path().rglob("*.jsonl")) == before
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """As a user who may write only where all may: nothing keeps root from writing."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_data_in_a_folder_that_cannot_be_written_to_are_read():
+    Path("data").mkdir()
+    Path("cache").mkdir()
+    expected = list(setup(write(name="data/rows.jsonl"), cache_dir="other").train_examples)
+    for folder, mode in ((".", 0o555), ("data", 0o555), ("cache", 0o777)):
+        Path(folder).chmod(mode)
+    try:
+        with without_rights():
+            with pytest.raises(PermissionError):
+                Path("data/new").touch()
+            for _ in range(2):
+                assert list(setup("data/rows.jsonl", cache_dir="cache").train_examples) == expected
+    finally:
+        Path().chmod(0o755)
+    assert [path.name for path in Path("data").iterdir()] == ["rows.jsonl"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_named():

@@ -9,7 +9,7 @@ import tiny_tokenizers
 from tiny import byte_tokenizer
 from tokenizers import Regex, pre_tokenizers
 
-from lit_align.data.encoding import Encoder
+from lit_align.data.encoding import AT_ONCE, Encoder
 from lit_align.data.rendering import Rendering
 
 LLAMA_3 = (
@@ -140,3 +140,25 @@ def test_a_tokenizer_that_fails_the_proof_encodes_whole_texts():
     broken.all = lambda renderings: {"hello": [0]}  # type: ignore[method-assign]
     broken.prove(rendering)
     assert not broken.splits_at_spaces
+
+
+@pytest.mark.parametrize(("count", "size", "most"), [(700, 10, 256), (6, 400_000, 3), (0, 1, 0)])
+def test_batches_are_limited_in_renderings_and_characters(count, size, most):
+    encoder = Encoder(byte_tokenizer())
+    begun: list[int] = []
+    encoder._begin = lambda some: begun.append(len(some)) or dict  # type: ignore[method-assign]
+    given = [(n, Rendering("a" * size, ("",))) for n in range(count)]
+    assert list(encoder.ahead(iter(given))) == given
+    assert (max(begun, default=0), sum(begun)) == (most, count)
+
+
+def test_the_next_texts_are_begun_before_the_first_are_used():
+    encoder = Encoder(byte_tokenizer())
+    texts = encoder.ahead((n, Rendering(f"text {n}", (" a",))) for n in range(AT_ONCE * 3 + 1))
+    begin, begun = encoder._begin, []
+    encoder._begin = lambda some: begun.append(len(some)) or begin(some)  # type: ignore[method-assign]
+    number, rendering = next(texts)
+    assert (number, begun) == (0, [AT_ONCE] * 3)
+    assert encoder("text 0 a") == encoder.tokenizer("text 0 a", add_special_tokens=False).input_ids
+    assert [number for number, _ in texts] == list(range(1, AT_ONCE * 3 + 1))
+    assert rendering.prompt not in encoder._encoded

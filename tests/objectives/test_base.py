@@ -123,8 +123,14 @@ def test_an_objective_without_a_policy_annotation_is_refused(tiny_model):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda batch: vars(batch), r"must be a PreferenceBatch .*, and is of type dict. Make a PreferenceBatch"),
-        (lambda batch: {"preferences": vars(batch)}, r"batch of 'preferences' must be a PreferenceBatch .* dict"),
+        (
+            lambda batch: vars(batch),
+            r"must be a lit_align.data.PreferenceBatch, and is of type dict. Make a PreferenceBatch",
+        ),
+        (
+            lambda batch: {"preferences": vars(batch)},
+            r"batch of 'preferences' must be a lit_align.data.PreferenceBatch.* dict",
+        ),
         (
             lambda batch: dataclasses.replace(batch, response_ids=batch.response_ids[:, 0]),
             r"`response_ids` has shape \[4, \d+\], but needs \[B>=1, K>=1, R\]",

@@ -161,5 +161,5 @@ def test_a_module_is_loaded_from_its_checkpoint_with_its_options(tiny_model, in_
     module = RewardModel(PolicyConfig(tiny_model), lora=lora, margin=0.5, warmup_steps=3, optimizer=adamw())
     fit(module, OfflinePairs(write_pairs(in_tmp))).save_checkpoint("run.ckpt")
     loaded = RewardModel.load_from_checkpoint("run.ckpt")
-    assert (loaded.margin, loaded.warmup_steps) == (0.5, 3)
+    assert (loaded.margin, loaded.learning_rate.warmup_steps) == (0.5, 3)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in module.state_dict().items())

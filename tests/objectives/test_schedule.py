@@ -8,10 +8,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import Watch, adamw, fit, on_policy, sgd, weights, write_pairs
+from tiny import Steps, Watch, adamw, fit, on_policy, sgd, weights, write_pairs
 
 from lit_align.data import OfflinePairs
+from lit_align.errors import UserError
 from lit_align.objectives import DPO
+from lit_align.objectives.schedule import LearningRate, planned_steps, warm_up_problem
 from lit_align.policy import PolicyConfig
 
 
@@ -19,9 +21,10 @@ from lit_align.policy import PolicyConfig
 def test_a_schedule_ends_where_the_run_ends_first(tiny_model, in_tmp, epochs, steps):
     """Eight pairs in batches of three: three steps an epoch."""
     module, watch = DPO(PolicyConfig(tiny_model), optimizer=adamw(1e-3), schedule="linear"), Watch()
-    fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=3), watch, max_epochs=epochs, max_steps=steps)
+    data = OfflinePairs(write_pairs(in_tmp), batch_size=3)
+    trainer = fit(module, data, watch, max_epochs=epochs, max_steps=steps)
     assert len(watch["train/learning_rate"]) == 6
-    assert module.progress() == 1
+    assert module.learning_rate.progress(trainer) == 1
 
 
 @pytest.mark.parametrize(
@@ -32,11 +35,46 @@ def test_a_schedule_ends_where_the_run_ends_first(tiny_model, in_tmp, epochs, st
         ("cosine", [0.5, 1, 1, (1 + math.sqrt(0.5)) / 2, 1 / 2, (1 - math.sqrt(0.5)) / 2]),
     ],
 )
-def test_the_schedule_warms_up_and_follows_the_progress_of_the_run(tiny_model, in_tmp, schedule, expected):
-    watch = Watch()
-    module = DPO(PolicyConfig(tiny_model), optimizer=sgd(1.0), schedule=schedule, warmup_steps=2)
-    fit(module, OfflinePairs(write_pairs(in_tmp, 6), batch_size=3), watch, max_epochs=3)
-    assert watch["train/learning_rate"] == pytest.approx(expected)
+@pytest.mark.parametrize(("warmup_steps", "accumulated"), [(2, 1), (1 / 3, 1), (1 / 3, 2)])
+def test_the_schedule_warms_up_and_follows_the_progress_of_the_run(
+    tiny_model, in_tmp, schedule, expected, warmup_steps, accumulated
+):
+    steps, pairs = Steps(), write_pairs(in_tmp, 6 * accumulated)
+    module = DPO(PolicyConfig(tiny_model), optimizer=sgd(1.0), schedule=schedule, warmup_steps=warmup_steps)
+    data = OfflinePairs(pairs, batch_size=3)
+    fit(module, data, steps, max_epochs=3, accumulate_grad_batches=accumulated)
+    assert [step["train/learning_rate"] for step in steps.logged] == pytest.approx(expected)
+
+
+def test_warm_up_by_a_share_needs_a_run_with_an_end(tiny_model, in_tmp):
+    module = DPO(PolicyConfig(tiny_model), warmup_steps=0.1)
+    with pytest.raises(
+        UserError, match=r"model.warmup_steps=0.1 has no effect: it is a share of the run, which has no"
+    ):
+        fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=3), max_epochs=-1)
+
+
+@pytest.mark.parametrize(
+    ("warmup_steps", "each_round", "problem"),
+    [
+        (100, False, "100 steps, but the run has 8: the learning rate reaches 8% of its value"),
+        (6, True, "6 steps, but the round has 4: the learning rate reaches 67% of its value"),
+        (6, False, ""),
+        (0.9, True, ""),
+        (0, False, ""),
+    ],
+)
+def test_a_warm_up_that_is_longer_than_the_run_is_reported(warmup_steps, each_round, problem):
+    assert warm_up_problem(LearningRate("linear", warmup_steps, each_round), 8, 4).startswith(problem)
+    assert bool(warm_up_problem(LearningRate("linear", warmup_steps, each_round), 8, 4)) == bool(problem)
+
+
+@pytest.mark.parametrize(
+    ("batches", "epochs", "most", "steps"),
+    [(7, 3, -1, 12), (7, 3, 5, 5), (7, -1, -1, 0), (7, None, 9, 9), (math.inf, 3, -1, 0), (math.inf, 3, 5, 5)],
+)
+def test_a_runs_steps_are_counted_with_the_last_of_each_epoch(batches, epochs, most, steps):
+    assert planned_steps(batches, 2, epochs, most) == steps
 
 
 def test_the_end_of_warm_up_survives_a_resume_of_a_longer_run(tiny_model, in_tmp):
@@ -68,7 +106,7 @@ class Optimizer(Callback):
         self.seen.append((trainer.current_epoch, remembered, optimizer.param_groups[0]["lr"]))
 
 
-@pytest.mark.parametrize("warmup_steps", [0, 2])
+@pytest.mark.parametrize("warmup_steps", [0, 2, 0.5])
 def test_optimizer_and_schedule_restart_each_round_if_set(tiny_model, in_tmp, warmup_steps):
     data = OfflinePairs(write_pairs(in_tmp, 16), batch_size=4)
     options = {"optimizer": adamw(0.01), "warmup_steps": warmup_steps}

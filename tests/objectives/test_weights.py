@@ -10,12 +10,13 @@ from processes import farthest, train
 from tiny import Steps, give_weights, same, sgd, write_pairs
 from torch.utils.data import DataLoader
 
+from lit_align import objectives
 from lit_align.data import OfflinePairs
 from lit_align.data.batches import Example, collate
 from lit_align.data.examples import digest_of_examples
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
-from lit_align.objectives import DPO, EXO, KTO, SFT, SPPO, RewardModel
+from lit_align.objectives import CPO, DPO, EXO, IPO, KTO, MPO, ORPO, SFT, SPPO, RewardModel, SimPO
 from lit_align.objectives.accumulation import weighted_mean
 from lit_align.policy import PolicyConfig
 
@@ -38,18 +39,28 @@ def trained(make: Any, model: str, examples: list[Example]) -> tuple[Any, list[d
     return train(module, DataLoader(batches, batch_size=None), steps, max_epochs=3), steps.logged
 
 
-@pytest.mark.parametrize(
-    ("make", "examples"),
-    [
-        (DPO, PAIRS),
-        (EXO, PAIRS),
-        (partial(SPPO, beta=1.0), PAIRS),
-        (RewardModel, PAIRS),
-        (KTO, MISMATCHED),
-        (SFT, TEXTS),
-    ],
-    ids=["DPO", "EXO", "SPPO", "RewardModel", "KTO", "SFT"],
-)
+CASES: dict[str, tuple[Any, list[Example]]] = {
+    "CPO": (CPO, PAIRS),
+    "DPO": (DPO, PAIRS),
+    "EXO": (EXO, PAIRS),
+    "IPO": (partial(IPO, beta=1.0), PAIRS),
+    "KTO": (KTO, MISMATCHED),
+    "MPO": (partial(MPO, beta=0.0), PAIRS),
+    "ORPO": (ORPO, PAIRS),
+    "RewardModel": (RewardModel, PAIRS),
+    "SFT": (SFT, TEXTS),
+    "SPPO": (partial(SPPO, beta=1.0), PAIRS),
+    "SimPO": (SimPO, PAIRS),
+}
+
+
+def test_every_objective_has_a_case():
+    exported = {name: getattr(objectives, name) for name in objectives.__all__}
+    abstract = {"PreferenceObjective", "AnchoredObjective"}
+    assert CASES.keys() == {name for name, each in exported.items() if hasattr(each, "training_step")} - abstract
+
+
+@pytest.mark.parametrize(("make", "examples"), CASES.values(), ids=CASES)
 def test_weight_2_is_the_example_twice_and_weight_0_is_none(tiny_model, make, examples):
     first, second, third = examples
     weighted = [replace(first, weight=2.0), second, replace(third, weight=0.0)]

@@ -29,10 +29,12 @@ def run(args: list[str]) -> None:
         parser.error("--prompts and --scorer belong together: the scorer gives the sampled responses their rewards")
     if given.out and Path(given.out).exists():
         raise UserError(f"init: --out={given.out} exists already. Name a new file.")
-    from lit_align.cli.init import Machine, configuration, objective_of
+    from lit_align.cli.init import Machine, Request, configuration, objective_of
 
     machine = Machine.here().with_options(given.devices, given.memory)
-    text = configuration(objective_of(given.objective), given.policy, given.data, given.prompts, given.scorer, machine)
+    objective = objective_of(given.objective)
+    sources = (given.data, given.prompts, given.scorer)
+    text = configuration(Request(objective, given.policy, *sources, machine, given.out or "THIS_FILE"))
     if given.out is None:
         print(text, end="")
         return
