@@ -8,9 +8,10 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -146,6 +147,15 @@ def largest(value: int) -> int:
     number = torch.tensor(value)
     dist.all_reduce(number, dist.ReduceOp.MAX, group=waiting_group())
     return int(number)
+
+
+def of_all_processes(values: Sequence[T]) -> list[T]:
+    """The values of all processes, in the order of their ranks. A collective: every process must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(values)
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, list(values), group=waiting_group())
+    return list(chain.from_iterable(found))
 
 
 @functools.cache

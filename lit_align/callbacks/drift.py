@@ -41,7 +41,7 @@ from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import AnchoredObjective
 from lit_align.policy import Policy
-from lit_align.sharding import gathered
+from lit_align.sharding import gathered, of_all_processes
 
 
 class Drift(AlignCallback):
@@ -94,7 +94,7 @@ class Drift(AlignCallback):
             return
         in_round = len(data.prompts_of_round(max(1, trainer.max_epochs or 1) - 1))  # the last chunk is the smallest
         measured = min(self.prompts, in_round)
-        responses = (measured // trainer.world_size or measured) * data.responses_per_prompt
+        responses = measured * data.responses_per_prompt
         if target > math.log(responses):
             limit = f"drift.prompts={measured}" if measured < in_round else f"the {in_round} prompts of a round"
             raise UserError(
@@ -199,8 +199,10 @@ class Drift(AlignCallback):
         policy = module.policy
         assert policy is not None
         with data.recorder.able_to_compute(policy):
-            logps = torch.tensor(data.recorder.logps(policy, groups))
-        return kl_from_sampler(logps, torch.tensor([group.sampler_logps for group in groups])).item()
+            logps = data.recorder.logps(policy, groups)
+        both = of_all_processes([(now, group.sampler_logps) for now, group in zip(logps, groups, strict=True)])
+        now, sampled = (torch.tensor(each) for each in zip(*both, strict=True))
+        return kl_from_sampler(now, sampled).item()
 
     def _log(self, module: AnchoredObjective, values: dict[str, float]) -> None:
         mine = torch.tensor(list(values.values()), device=module.device)
