@@ -314,7 +314,7 @@ def test_a_full_disk_at_any_write_is_one_message_and_resumes(prepared, blank_fig
         assert code == 0 or said.splitlines()[-1].startswith("error: "), said
         return code
 
-    ended_and_continued(prepared, whole, options, fill, 2, times=12)
+    ended_and_continued(prepared, whole, options, fill, 2, times=8)
 
 
 def values(run: Path) -> dict[str, Any]:
