@@ -68,10 +68,15 @@ def load_shards(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     reshard(module)
     ours = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     for name, value in state_dict.items():
-        if isinstance(ours[name], DTensor):
-            write_rows(ours[name], 0, value)
-        else:
-            ours[name].copy_(value)
+        write_whole_weight(ours[name], value)
+
+
+def write_whole_weight(weight: Tensor, value: Tensor) -> None:
+    """weight ← value, a whole weight, of which each process writes its shard."""
+    if isinstance(weight, DTensor):
+        write_rows(weight, 0, value)
+    else:
+        weight.copy_(value)
 
 
 def rank() -> int:
