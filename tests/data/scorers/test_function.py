@@ -62,7 +62,7 @@ def test_a_function_of_one_argument_is_refused(in_tmp: Path):
 
 
 def test_a_batch_size_below_one_is_refused():
-    assert "batch_size=0" in message_of(UserError, FunctionScorer, "json.dumps", batch_size=0)
+    assert "batch_size=0" in message_of(UserError, FunctionScorer, "json.dump", batch_size=0)
 
 
 def test_a_function_compares_responses(in_tmp):
