@@ -8,9 +8,10 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -67,10 +68,15 @@ def load_shards(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     reshard(module)
     ours = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     for name, value in state_dict.items():
-        if isinstance(ours[name], DTensor):
-            write_rows(ours[name], 0, value)
-        else:
-            ours[name].copy_(value)
+        write_whole_weight(ours[name], value)
+
+
+def write_whole_weight(weight: Tensor, value: Tensor) -> None:
+    """weight ← value, a whole weight, of which each process writes its shard."""
+    if isinstance(weight, DTensor):
+        write_rows(weight, 0, value)
+    else:
+        weight.copy_(value)
 
 
 def rank() -> int:
@@ -141,6 +147,15 @@ def largest(value: int) -> int:
     number = torch.tensor(value)
     dist.all_reduce(number, dist.ReduceOp.MAX, group=waiting_group())
     return int(number)
+
+
+def of_all_processes(values: Sequence[T]) -> list[T]:
+    """The values of all processes, in the order of their ranks. A collective: every process must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(values)
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, list(values), group=waiting_group())
+    return list(chain.from_iterable(found))
 
 
 @functools.cache

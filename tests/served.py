@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import torch
 from processes import train
 from tiny import adamw, on_policy
 from transformers import AutoModelForCausalLM
 
 from lit_align import __version__
-from lit_align.data import Sampling, VLLMServerSampler
+from lit_align.data import Sampler, Sampling, VLLMServerSampler
 from lit_align.data.generation import generate
+from lit_align.data.samplers.base import check_weights
 from lit_align.data.samplers.transfer import Transfer, receive
 from lit_align.data.samplers.weights import weight_sums
 from lit_align.data.sampling import uniform_numbers
+from lit_align.errors import UserError
 from lit_align.objectives import DPO
-from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 
 
 class LoopbackServer:
@@ -136,6 +139,37 @@ class LoopbackServer:
         return Handler
 
 
+def at_call(server: LoopbackServer, call: str, number: int, do: Callable[[], object]) -> None:
+    """Do something once, when the server answers a call for the nth time."""
+
+    def after(name: str) -> None:
+        if name == call and server.calls.count(call) == number:
+            do()
+
+    server.after = after
+
+
+def die(server: LoopbackServer) -> None:
+    """Have a server die, and come back half a second later without weights."""
+    server.stop()
+    threading.Timer(0.5, server.start).start()
+
+
+def move(policy: Policy) -> None:
+    with torch.no_grad():
+        for _, weight in policy.trainable_weights():
+            weight.add_(0.05 * torch.randn_like(weight))
+
+
+def check_changed_bit(sampler: Sampler, policy: Policy, longest: int) -> None:
+    """Check that a sampler notices one changed bit of its weights, in float32."""
+    sampler.prepare(policy, torch.float32, longest)
+    check_weights(sampler, policy, torch.float32)
+    policy.model.lm_head.weight.data.view(torch.int32)[3, 7] ^= 1
+    with pytest.raises(UserError, match=f"{type(sampler).__name__} does not have the policy's weights"):
+        check_weights(sampler, policy, torch.float32)
+
+
 def run(
     model: str,
     folder: Path,
@@ -144,9 +178,11 @@ def run(
     lr: float,
     lora: LoRAConfig | None = None,
     objective: Any = DPO,
+    rounds: int = 2,
+    rounds_ahead: Any = 0,
     **options: Any,
 ) -> dict[str, Any]:
-    """Two rounds of 9 prompts in batches of 2; gives the weights."""
+    """Rounds of 9 prompts in batches of 2; gives the weights."""
     folder.mkdir(exist_ok=True)
     module = objective(PolicyConfig(model, dtype="float32"), lora=lora, proximal=0.1, optimizer=adamw(lr), **options)
     data = on_policy(
@@ -157,8 +193,9 @@ def run(
         prompts_per_round=9,
         sampling_batch_size=8,
         sampling=Sampling(max_new_tokens=4),
+        rounds_ahead=rounds_ahead,
     )
-    return train(module, data, strategy=strategy, max_epochs=2, default_root_dir=folder)
+    return train(module, data, strategy=strategy, max_epochs=rounds, default_root_dir=folder)
 
 
 def stored(folder: Path, part: str = "samples") -> dict[str, list[dict[str, Any]]]:

@@ -15,14 +15,7 @@ from lit_align.data import FunctionScorer, OfflinePairs, Sampling
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 
-LIGHT = {
-    "sampling in the second round",
-    "writing a part of a round",
-    "in the middle of an epoch",
-    "in the middle of a refresh",
-    "writing a checkpoint",
-    "between two epochs",
-}
+LIGHT = {"sampling in the second round", "in the middle of a refresh"}  # more in tests/test_kills.py
 LORA = LoRAConfig(r=1, alpha=2, dropout=0.2)
 # What is being done when the process dies, and at which call of it.
 MOMENTS = {

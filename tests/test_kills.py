@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -195,8 +196,9 @@ def prepared(tiny_model: str, tmp_path: Path) -> Callable[[str], Path]:
     return prepare
 
 
-def filling_at(place: int, run: Callable[[], None]) -> Callable[[], None]:
-    """The run, on a disk that is full from one of its events on."""
+def on_full_disk(place: int, run: Callable[[], None]) -> tuple[int | None, str]:
+    """Exit code of a run on a disk that is full from one of its events on, and what it prints as errors."""
+    read, write = os.pipe()  # a pipe takes what a full disk does not
 
     def doomed() -> None:
         passed = 0
@@ -207,13 +209,14 @@ def filling_at(place: int, run: Callable[[], None]) -> Callable[[], None]:
             if passed == place:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # pytest catches what is printed in files
-            os.dup2(nowhere, stream)
+        sys.stdout, sys.stderr = open(os.devnull, "w"), os.fdopen(write, "w", buffering=1)  # noqa: SIM115
         patch_calls(EVENTS, count)
         run()
 
-    return doomed
+    code = fork(doomed)
+    os.close(write)
+    with os.fdopen(read) as printed:
+        return code, printed.read()
 
 
 def ended_and_continued(
@@ -223,14 +226,16 @@ def ended_and_continued(
     end: Callable[[Callable[[], None], float], int | None],
     expected_code: int,
     times: int,
+    each: int = 2,
 ) -> None:
-    """End runs early, each once or twice, and compare what they leave in the end.
+    """End runs early, and compare what they leave in the end.
 
     Args:
         whole: Folder of the run that was not ended.
         end: Ends a run at a moment, from 0 to 1, and gives its exit code.
         expected_code: Of a run that was ended.
-        times: How often a run is ended.
+        times: How often runs are ended, all together.
+        each: How often one run is ended, at most.
     """
     expected = artefacts(whole / "run")
     chance, done, attempt = random.Random(repr(options)), 0, 0
@@ -238,7 +243,7 @@ def ended_and_continued(
         attempt += 1
         folder, moments = prepared(f"cut{attempt}"), []
         run = partial(fit, folder, options)
-        while not is_finished(folder) and len(moments) < 2:
+        while not is_finished(folder) and len(moments) < each:
             moments.append(chance.random())
             code = end(run, moments[-1])
             assert code in (expected_code, 0), moments
@@ -252,19 +257,30 @@ def ended_and_continued(
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(
-    ("variant", "kills"),
-    [("offline, accumulated", 2)]  # more in tests/test_position.py, within one process
-    + [pytest.param(variant, 8, marks=pytest.mark.slow) for variant in VARIANTS],
-)
-def test_killed_at_random_a_run_leaves_the_files_of_the_whole(prepared, blank_figures, variant, kills):
-    options, whole = VARIANTS[variant], prepared("whole")
+def killed_and_continued(prepared: Callable[[str], Path], options: dict[str, Any], times: int, each: int) -> None:
+    """Kill runs before or after one of their events, and compare what they leave in the end."""
+    whole = prepared("whole")
     total = count_events(lambda: fit(whole, options))
 
     def kill(run: Callable[[], None], moment: float) -> int | None:
         return fork(dying_at(1 + int(moment * total), run))
 
-    ended_and_continued(prepared, whole, options, kill, -signal.SIGKILL, kills)
+    ended_and_continued(prepared, whole, options, kill, -signal.SIGKILL, times, each)
+
+
+@pytest.mark.parametrize("variant", ["offline, accumulated", "rounds, KTO"])
+def test_a_killed_run_leaves_the_files_of_the_whole(prepared, monkeypatch, variant):
+    """As below, on short runs; more kills within one process are in tests/test_position.py."""
+    monkeypatch.setattr("lit_align.callbacks.run_report.plot_curves", lambda folder: None)
+    light = {"trainer.max_epochs": 2, "drift.prompts": 1}
+    light |= {"win_rate.validation": "null"} if variant.startswith("rounds") else {"drift.sampling.max_new_tokens": 2}
+    killed_and_continued(prepared, VARIANTS[variant] | light, times=5, each=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_at_random_a_run_leaves_the_files_of_the_whole(prepared, blank_figures, variant):
+    killed_and_continued(prepared, VARIANTS[variant], times=8, each=2)
 
 
 SEVERAL = ["offline, each epoch", "rounds, LoRA and λ", "rounds, KTO"]
@@ -294,9 +310,11 @@ def test_a_full_disk_at_any_write_is_one_message_and_resumes(prepared, blank_fig
     total = count_events(lambda: fit(whole, options))
 
     def fill(run: Callable[[], None], moment: float) -> int | None:
-        return fork(filling_at(1 + int(moment * total), run))
+        code, said = on_full_disk(1 + int(moment * total), run)
+        assert code == 0 or said.splitlines()[-1].startswith("error: "), said
+        return code
 
-    ended_and_continued(prepared, whole, options, fill, 2, times=12)
+    ended_and_continued(prepared, whole, options, fill, 2, times=8)
 
 
 def values(run: Path) -> dict[str, Any]:

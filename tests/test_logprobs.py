@@ -329,3 +329,14 @@ def test_what_the_head_keeps_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
         response_logps(build("llama"), batch)
     assert kept == [4]
+
+
+def test_without_gradients_the_head_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of the logits, which training keeps, is made in place of their exponentials."""
+    model, batch = build("llama"), collate(random_examples(), range(3))
+    expected = response_logps(model, batch)
+    monkeypatch.setattr(Tensor, "exp_", lambda self: pytest.fail("the gradient is formed"))
+    with torch.no_grad():
+        assert torch.equal(response_logps(model, batch), expected)
+    with pytest.raises(pytest.fail.Exception):
+        response_logps(model, batch)

@@ -92,11 +92,11 @@ def test_a_checkpoint_list_that_no_run_writes_is_named(changes: dict[str, Any]):
 
 def test_an_optimizers_options_and_state_are_checked():
     weight = torch.nn.Parameter(torch.ones(2))
-    for options in ({"lr": 1}, {"lr": 0.1, "betas": (0.5, 0.5)}):
-        optimizer = torch.optim.AdamW([weight], **options)
-        weight.sum().backward()
-        optimizer.step()
-        check_optimizer(optimizer)
+    optimizer = torch.optim.AdamW([weight], lr=1)
+    weight.sum().backward()
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+    check_optimizer(optimizer)
     optimizer.param_groups[0]["lr"] = "x"
     with pytest.raises(TypeError, match="lr is"):
         check_optimizer(optimizer)

@@ -9,10 +9,11 @@ responses:
 | drift/kl_policy_start | E_π[log π(y|x) − log π_start(y|x)] |
 | drift/kl_reference_start | E_π[log π_ref(y|x) − log π_start(y|x)], the difference of the two |
 | drift/kl_policy_sampler | mean of w log w − w + 1 over all K responses y ~ π_s, w = π(y|x)/π_s(y|x) over its mean |
+| drift/kl_policy_sampler_begin | the same at the beginning of a round that was sampled ahead (data.rounds_ahead) |
 
 With on-policy rounds, the first three are measured at a round's beginning, when its responses are the policy's own. The
-last is measured at its end; λ may follow it (model.proximal_target). With offline pairs, responses are sampled for
-the measurement, and drift/kl_policy_sampler is not logged.
+last is measured at its end; λ may follow it (model.proximal_target). With offline pairs and rounds that were sampled
+ahead, responses are sampled for the measurement. With offline pairs drift/kl_policy_sampler is not logged.
 
 Expectations are means over `prompts` prompts. Their standard error is a few tenths of a nat: raise `prompts` for closer
 estimates. At a sampling temperature other than the policy's (1), or with top_p or top_k, responses are not samples of
@@ -40,7 +41,7 @@ from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import AnchoredObjective
 from lit_align.policy import Policy
-from lit_align.sharding import gathered
+from lit_align.sharding import gathered, of_all_processes
 
 
 class Drift(AlignCallback):
@@ -93,7 +94,7 @@ class Drift(AlignCallback):
             return
         in_round = len(data.prompts_of_round(max(1, trainer.max_epochs or 1) - 1))  # the last chunk is the smallest
         measured = min(self.prompts, in_round)
-        responses = (measured // trainer.world_size or measured) * data.responses_per_prompt
+        responses = measured * data.responses_per_prompt
         if target > math.log(responses):
             limit = f"drift.prompts={measured}" if measured < in_round else f"the {in_round} prompts of a round"
             raise UserError(
@@ -104,8 +105,15 @@ class Drift(AlignCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _data(trainer)
-        if isinstance(pl_module, AnchoredObjective) and isinstance(data, OnPolicyPairs) and data.is_fresh:
-            self._measure(pl_module, data, self._share(data.current_round.groups, trainer))
+        if not isinstance(pl_module, AnchoredObjective) or not isinstance(data, OnPolicyPairs):
+            return
+        current, step = data.current_round, trainer.global_step
+        groups = self._share(current.groups, trainer)
+        if current.step == step:
+            self._measure(pl_module, data, groups)
+        elif current.trained_at == step:  # the responses are those of an earlier policy
+            self._log(pl_module, {"kl_policy_sampler_begin": self._kl_from_sampler(pl_module, data, groups)})
+            self._measure(pl_module, data, self._sample_fresh(pl_module, data, groups))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -128,7 +136,9 @@ class Drift(AlignCallback):
             first = [next(examples) for examples in islice(by_prompt, self.prompts)]
             self._measure(module, data, self._sample_fresh(module, data, self._share(first, trainer)))
         if isinstance(data, OnPolicyPairs):
-            self._measure_from_sampler(module, data, self._share(data.current_round.groups, trainer))
+            kl = self._kl_from_sampler(module, data, self._share(data.current_round.groups, trainer))
+            self._log(module, {"kl_policy_sampler": kl})
+            module.adapt_proximal(kl)
 
     def _share(self, examples: Sequence[Example], trainer: Trainer) -> list[Example]:
         """This process's share of the measured examples; all of them if there are fewer than processes."""
@@ -145,7 +155,7 @@ class Drift(AlignCallback):
         prompts = [example.prompt_ids for example in examples]
         keys = [("drift", data.seed, example.source) for example in examples]
         sampled = sample_responses(
-            model, policy.tokenizer, prompts, keys, 1, self.sampling or Sampling(), data.preference_tokenizer.end_ids()
+            model, policy.tokenizer, prompts, keys, 1, self._sampling(data), data.preference_tokenizer.end_ids()
         )
         fresh = [
             Example(example.prompt_ids, [responses[0].ids], example.source)
@@ -175,21 +185,24 @@ class Drift(AlignCallback):
             "kl_reference_start": kl_start - kl_reference,
         }
         self._log(module, values)
-        sampling = data.sampling if isinstance(data, OnPolicyPairs) else self.sampling or Sampling()
-        other = sampling.described_for(policy.temperature)
+        other = self._sampling(data).described_for(policy.temperature)
         print_field(
             "drift",
             f"KL from reference {kl_reference:z.2f}, start {kl_start:z.2f} nats" + (f", at {other}" if other else ""),
         )
 
-    def _measure_from_sampler(self, module: AnchoredObjective, data: OnPolicyPairs, groups: Sequence[Example]) -> None:
+    def _sampling(self, data: PairsDataModule) -> Sampling:
+        """How the measured responses are sampled."""
+        return data.sampling if isinstance(data, OnPolicyPairs) else self.sampling or Sampling()
+
+    def _kl_from_sampler(self, module: AnchoredObjective, data: OnPolicyPairs, groups: Sequence[Example]) -> float:
         policy = module.policy
         assert policy is not None
         with data.recorder.able_to_compute(policy):
-            logps = torch.tensor(data.recorder.logps(policy, groups))
-        kl = kl_from_sampler(logps, torch.tensor([group.sampler_logps for group in groups])).item()
-        self._log(module, {"kl_policy_sampler": kl})
-        module.adapt_proximal(kl)
+            logps = data.recorder.logps(policy, groups)
+        both = of_all_processes([(now, group.sampler_logps) for now, group in zip(logps, groups, strict=True)])
+        now, sampled = (torch.tensor(each) for each in zip(*both, strict=True))
+        return kl_from_sampler(now, sampled).item()
 
     def _log(self, module: AnchoredObjective, values: dict[str, float]) -> None:
         mine = torch.tensor(list(values.values()), device=module.device)

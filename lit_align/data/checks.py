@@ -7,6 +7,7 @@ import numpy as np
 from lit_align.data.examples import Source
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
+from lit_align.objectives import PreferenceObjective
 
 
 def check_joinable(sources: Sequence[Source], parts: Sequence[ExampleTable]) -> None:
@@ -45,4 +46,42 @@ def check_fits(table: ExampleTable, positions: int | None) -> None:
         raise UserError(
             f"{table[first].source}: prompt and response have {tokens[first]} tokens, but the model reads {positions}. "
             f"Lower data.max_prompt_length and data.max_response_length to at most {positions} together."
+        )
+
+
+def check_can_sample(module: object) -> None:
+    """Check that rounds can be sampled from what is trained.
+
+    Raises:
+        UserError: it has no policy, or does not learn from its own responses.
+    """
+    if not isinstance(module, PreferenceObjective):
+        raise UserError("data.class_path=OnPolicyPairs samples from the policy of a lit_align objective. Train one.")
+    if not module.data_needs().can_sample:
+        raise UserError(
+            f"data.class_path=OnPolicyPairs: {type(module).__name__} learns from a file, not from its own responses. "
+            "Use OfflinePairs."
+        )
+
+
+def check_file_pairs(module: PreferenceObjective, option: str, source: Source, instead: str) -> None:
+    """Check that the pairs of a file have what the objective reads; unlike a round's, they record no sampler.
+
+    Args:
+        option: Where the file is configured.
+        instead: The option that measures the policy without such pairs.
+
+    Raises:
+        UserError: they have no log π_s, or no rewards, and the objective reads them.
+    """
+    name, needs = type(module).__name__, module.data_needs()
+    fix = f"eave {option.partition('=')[0]} out: {instead} compares the policy with its start on held-out prompts."
+    if needs.reads_sampler:
+        raise UserError(
+            f"{option} must record log π_s, which {name} as configured reads, and pairs of a file do not. L{fix}"
+        )
+    if needs.takes_groups and source.read(needs.data_kind)[0].rewards is None:
+        raise UserError(
+            f"{option} must have rewards, from which {name} as configured learns. Add them (columns score_chosen and "
+            f"score_rejected, or responses and rewards), or l{fix}"
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
@@ -20,15 +20,25 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.base import PairsDataModule
 from lit_align.data.cache import TokenCache
-from lit_align.data.examples import Examples, Source
+from lit_align.data.checks import check_can_sample, check_file_pairs
+from lit_align.data.examples import Examples
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule
 from lit_align.data.prompts import digest_of_prompts, identity_of_prompts, read_prompts
-from lit_align.data.rounds.make import CurrentRound, RoundMaker
+from lit_align.data.rounds.ahead import SamplingAhead, check_samples_ahead
+from lit_align.data.rounds.make import CurrentRound, RoundMaker, check_settings
 from lit_align.data.rounds.metrics import round_metrics
 from lit_align.data.rounds.outcome import check_pairs, print_pairs
 from lit_align.data.rounds.record import Recorder
-from lit_align.data.rounds.schedule import PromptsPerRound, check_prompts, places_of_round, share_of_round
+from lit_align.data.rounds.schedule import (
+    PromptsPerRound,
+    check_known,
+    check_prompts,
+    check_rounds,
+    places_of_round,
+    prompts_in_words,
+    share_of_round,
+)
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.fastest import fastest_sampler
@@ -36,7 +46,7 @@ from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.table import ExampleTable
-from lit_align.errors import UserError, check_types
+from lit_align.errors import check_types
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table, of_options
 from lit_align.sharding import barrier_with_timeout
@@ -50,12 +60,24 @@ class RoundsState(NamedTuple):
         made_at: The optimizer step at which the current one began; None before the first.
         epoch: The epoch that it belongs to.
         key: All that determines its samples.
+        trained_at: The step at which its training began; None in checkpoints of an early version.
+        next_at: The same as made_at, of the next round if that is sampled ahead.
+        next_key: The key of that round.
     """
 
     rounds_made: int
     made_at: int | None
     epoch: int | None
     key: dict
+    trained_at: int | None = None
+    next_at: int | None = None
+    next_key: dict | None = None
+
+    @classmethod
+    def of(cls, made: int, epoch: int | None, now: CurrentRound | None, later: CurrentRound | None) -> Self:
+        """The state after `made` rounds, with the current round and the one that is sampled ahead."""
+        key, trained_at = (now.key, now.trained_at) if now else ({}, None)
+        return cls(made, now and now.step, epoch, key, trained_at, later and later.step, later and later.key)
 
 
 class OnPolicyPairs(PairsDataModule):
@@ -74,6 +96,8 @@ class OnPolicyPairs(PairsDataModule):
             is shown when the run starts.
         sampling_batch_size: Responses sampled at once. It determines the samples to the bit, so keep it when resuming.
         sampling_dtype: Type of the weights while sampling: bfloat16 is fastest, policy is the policy's own.
+        rounds_ahead: 1 samples the next round while the present one is trained on, with the policy that its training
+            began with; 0 samples each round with the policy as it then is. log π_s is always the sampler's.
         record_sampler: Compute log π_s of every response. Proximal anchors, SPPO's estimated baseline and drift read
             it; if you use none of them, false saves a tenth of a round.
         pairing: The rule that selects which of the K responses are trained on; None is BestWorst.
@@ -92,21 +116,14 @@ class OnPolicyPairs(PairsDataModule):
         sampler: Sampler | Literal["auto"] | None = None,
         sampling_batch_size: int = 128,
         sampling_dtype: Literal["bfloat16", "policy"] = "bfloat16",
+        rounds_ahead: Literal[0, 1] = 0,
         record_sampler: bool = True,
         pairing: PairingRule | None = None,
         store: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if responses_per_prompt < 2:
-            raise UserError(f"data.responses_per_prompt={responses_per_prompt} must be at least 2. Raise it.")
-        if sampling_batch_size < responses_per_prompt:
-            raise UserError(
-                f"data.sampling_batch_size={sampling_batch_size} must be at least data.responses_per_prompt="
-                f"{responses_per_prompt}. Raise it."
-            )
-        if isinstance(prompts_per_round, int) and prompts_per_round < 1:
-            raise UserError(f"data.prompts_per_round={prompts_per_round} must be at least 1, all or chunk.")
+        check_rounds(responses_per_prompt, sampling_batch_size, prompts_per_round, rounds_ahead)
         self.prompts = prompts
         self.scorer = scorer
         self.prompts_split = prompts_split
@@ -116,11 +133,14 @@ class OnPolicyPairs(PairsDataModule):
         self._given_sampler: Sampler | Literal["auto"] = sampler or GenerateSampler()
         self.sampling_batch_size = sampling_batch_size
         self.sampling_dtype = sampling_dtype
+        self.rounds_ahead = rounds_ahead
         self.record_sampler = record_sampler
         self.pairing = pairing or BestWorst()
         self.store = store
         self.rounds_made = 0
         self._round: CurrentRound | None = None
+        self._next: CurrentRound | None = None  # sampled while the current round is trained on
+        self._ahead = SamplingAhead()
         self._logged: int | None = None  # the round whose metrics are in the log that a resumed run continues
         self._epoch: int | None = None  # the epoch that the current round belongs to
         self._read: Examples | None = None
@@ -129,33 +149,25 @@ class OnPolicyPairs(PairsDataModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        assert self.trainer is not None
-        if isinstance(self.trainer.lightning_module, PreferenceObjective):
+        module = self.module
+        if isinstance(module, PreferenceObjective):
             for name, (path, split, instead) in {
                 "validation": (self.validation, self.validation_split, "win_rate.validation"),
                 "test": (self.test, self.test_split, "win_rate.prompts"),
             }.items():
                 if path is not None:
-                    check_file_pairs(self.module, f"data.{name}={path}", self.source(str(path), split), instead)
+                    check_file_pairs(module, f"data.{name}={path}", self.source(str(path), split), instead)
         if stage != "fit":
             return
-        self._epoch = None  # a round of an earlier fit is not this one's
+        self._epoch = self._next = None  # a round of an earlier fit is not this one's
         if self._read is not None:
             return
-        if not isinstance(self.trainer.lightning_module, PreferenceObjective):
-            raise UserError(
-                "data.class_path=OnPolicyPairs samples from the policy of a lit_align objective. Train one."
-            )
-        if not self.needs.can_sample:
-            raise UserError(
-                f"data.class_path=OnPolicyPairs: {type(self.trainer.lightning_module).__name__} learns from a file, "
-                "not from its own responses. Use OfflinePairs."
-            )
+        check_can_sample(module)
         self.check_needs(self.pairing, sampled=True)
+        check_samples_ahead(self.sampler, self.rounds_ahead)
         self.read_texts()
-        self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
-        if self.prompts_per_round == "chunk" and self._rounds < 1:
-            raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
+        module.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        check_known(self.prompts_per_round, self._rounds)
         barrier_with_timeout("setup", self.wait_minutes)
         source = self.source(self.prompts, self.prompts_split)
         self.settle_sampling_prompt(self.texts.examples, sampled=lambda: source.read("prompts"))
@@ -167,8 +179,8 @@ class OnPolicyPairs(PairsDataModule):
             self._begin_round()
         if not self.current_round.examples:
             self._make_round()
-        seed = self.seed + self.current_round.index
-        return self.with_texts(self._training_loader(self.current_round.examples, seed))
+        self._begin_next()
+        return self.with_texts(self._training_loader(self.current_round.examples, self.seed + self.current_round.index))
 
     def _is_new_round(self) -> bool:
         """Whether this epoch's round is still to be made. After the last epoch there is none to make."""
@@ -176,8 +188,8 @@ class OnPolicyPairs(PairsDataModule):
         return self._epoch != epoch and not (self._epoch is not None and 0 < self._rounds <= epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        step, key = (None, {}) if self._round is None else (self._round.step, self._round.key)
-        return super().state_dict() | RoundsState(self.rounds_made, step, self._epoch, key)._asdict()
+        state = RoundsState.of(self.rounds_made, self._epoch, self._round, self._next)
+        return super().state_dict() | state._asdict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the place of a checkpoint.
@@ -189,8 +201,15 @@ class OnPolicyPairs(PairsDataModule):
         state = check_types(RoundsState(**state_dict))
         self.rounds_made = state.rounds_made
         self._epoch = state.epoch
-        self._logged = state.key.get("round")
-        self._round = None if state.made_at is None else CurrentRound(int(state.key["round"]), state.made_at, state.key)
+        self._round = CurrentRound.of(state.made_at, state.key, state.trained_at)
+        self._next = CurrentRound.of(state.next_at, state.next_key or {})
+        self._logged = self._round and self._round.index
+
+    def teardown(self, stage: str) -> None:
+        self._ahead.cancel()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._ahead.cancel()
 
     # --- what others read ---
 
@@ -202,7 +221,6 @@ class OnPolicyPairs(PairsDataModule):
 
     @property
     def recorder(self) -> Recorder:
-        assert self.trainer is not None
         return Recorder(self.module, self.batch_size, self.wait_minutes, on_shards=self.sampler.streams_weights)
 
     @property
@@ -217,8 +235,7 @@ class OnPolicyPairs(PairsDataModule):
     @property
     def folder(self) -> Path:
         """Where the rounds are."""
-        assert self.trainer is not None
-        return Path(self.store or Path(self.trainer.default_root_dir, "rounds"))
+        return Path(self.store or Path(self.module.trainer.default_root_dir, "rounds"))
 
     @property
     def current_round(self) -> CurrentRound:
@@ -230,11 +247,6 @@ class OnPolicyPairs(PairsDataModule):
     def round_store(self) -> RoundStore:
         """The current round on disk."""
         return RoundStore(self.folder, self.current_round.index, self.current_round.key)
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether the policy is still the one that sampled the current round's responses."""
-        return self.current_round.step == self.module.global_step
 
     @property
     def prompt_count(self) -> int:
@@ -253,18 +265,28 @@ class OnPolicyPairs(PairsDataModule):
     @property
     def _rounds(self) -> int:
         """How many rounds the run has; 0 or less if that is not known."""
-        assert self.trainer is not None
-        return self.trainer.max_epochs or 0
+        return self.module.trainer.max_epochs or 0
 
     # --- a round ---
 
     def _begin_round(self) -> None:
-        assert self.module.policy is not None
-        index, step = self.rounds_made, self.module.global_step
-        key = self._settings(index) | {"step": step, "policy": self.module.policy.fingerprint()}
-        self._round = CurrentRound(index, step, key)
-        self._epoch = self.trainer.current_epoch  # type: ignore[union-attr]
+        begun = self._next or self._round_from_now(self.rounds_made)
+        self._round, self._next = replace(begun, trained_at=self.module.global_step), None
+        self._epoch = self.module.current_epoch
         self.rounds_made += 1
+
+    def _begin_next(self) -> None:
+        """Sample the next round while the current one is trained on, if rounds are sampled ahead and there is one."""
+        if self.rounds_ahead and not 0 < self._rounds <= self.module.current_epoch + 1:
+            self._next = self._next or self._round_from_now(self.rounds_made)
+            self._ahead.start(self._maker_of(self._next))
+
+    def _round_from_now(self, index: int) -> CurrentRound:
+        """A round that the present policy samples."""
+        assert self.module.policy is not None
+        step = self.module.global_step
+        key = self._settings(index) | {"step": step, "policy": self.module.policy.fingerprint()}
+        return CurrentRound(index, step, key, trained_at=step)
 
     def _settings(self, index: int) -> dict[str, Any]:
         """All that determines a round's samples, except the policy."""
@@ -283,37 +305,40 @@ class OnPolicyPairs(PairsDataModule):
 
     def _make_round(self) -> None:
         """Sample, score, pair and record; stored parts are read."""
-        assert self.trainer is not None
-        begun, maker = self.current_round, self._round_maker()
+        begun, maker = self.current_round, self._maker_of(self.current_round)
         check_settings(begun, self._settings(begun.index))
         print_line(f"round {begun.index + 1}" + (f" of {self._rounds}" if self._rounds > 0 else ""))
 
-        sampled = maker.sample()
-        scored = maker.score(sampled)
-        groups, numbers = maker.group(sampled, scored)
-        pairs = maker.pair(self.pairing, groups)
-        check_pairs(pairs, len(groups), begun.index)
-        unused = self._training_loader(pairs.examples).dropped
-        print_pairs(pairs, len(groups), unused, example_of=self.tokenizer if begun.index == 0 else None)
-        examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)
+        waited = self._ahead.finish()
+        with maker.sampling_policy():
+            sampled = maker.sample()
+            scored = maker.score(sampled)
+            groups, numbers = maker.group(sampled, scored)
+            pairs = maker.pair(self.pairing, groups)
+            check_pairs(pairs, len(groups), begun.index)
+            unused = self._training_loader(pairs.examples).dropped
+            print_pairs(pairs, len(groups), unused, example_of=self.tokenizer if begun.index == 0 else None)
+            examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)
+        maker.forget_ahead()
         self._round = replace(begun, groups=groups, examples=examples)
 
+        sampled = replace(sampled, seconds=waited + sampled.seconds)
         metrics = round_metrics(begun.index, sampled, scored, groups, numbers, pairs, unused)
-        if begun.index == self._logged:  # before the checkpoint
-            return
-        for logger in self.trainer.loggers:  # `self.log` cannot be used while Lightning asks for a loader
-            logger.log_metrics(metrics, step=self.trainer.global_step)
+        metrics |= {"round/staleness": float(begun.step < begun.trained_at)} if self.rounds_ahead else {}
+        if begun.index != self._logged:  # before the checkpoint
+            for logger in self.module.trainer.loggers:  # `self.log` cannot be used while Lightning asks for a loader
+                logger.log_metrics(metrics, step=self.module.global_step)
 
-    def _round_maker(self) -> RoundMaker:
+    def _maker_of(self, round: CurrentRound) -> RoundMaker:
         policy = self.module.policy
         assert policy is not None
         longest = int(self._all_prompts.lengths.prompt.max())
         check_positions(policy.positions, longest, self.sampling, self.prompts)
         return RoundMaker(
-            round=self.current_round,
-            store=self.round_store,
+            round=round,
+            store=RoundStore(self.folder, round.index, round.key),
             recorder=self.recorder,
-            prompts=self.prompts_of_round(self.current_round.index),
+            prompts=self.prompts_of_round(round.index),
             sampler=self.sampler,
             sampling=self.sampling,
             sampling_dtype=torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype,
@@ -334,6 +359,7 @@ class OnPolicyPairs(PairsDataModule):
             "data.sampler": self.sampler.identity,
             "data.sampling_batch_size": self.sampling_batch_size,
             "data.sampling_dtype": self.sampling_dtype,
+            "data.rounds_ahead": self.rounds_ahead,
             "data.record_sampler": self.record_sampler,
             "data.scorer": self.scorer.identity,
             "data.pairing": type(self.pairing).__name__,
@@ -344,51 +370,10 @@ class OnPolicyPairs(PairsDataModule):
     def describe(self) -> Iterator[tuple[str, str]]:
         yield from self._read.describe("data") if self._read else ()
         yield from super().describe()
-        rounds = {"all": "all prompts", "chunk": "an equal share of the prompts"}.get(
-            str(self.prompts_per_round), f"{self.prompts_per_round} prompts"
-        )
-        yield (
-            "rounds",
-            f"{rounds} × {self.responses_per_prompt} responses of up to {self.sampling.max_new_tokens} tokens",
-        )
+        prompts, most = prompts_in_words(self.prompts_per_round), self.sampling.max_new_tokens
+        ahead = ", sampled one round ahead" if self.rounds_ahead else ""
+        yield "rounds", f"{prompts} × {self.responses_per_prompt} responses of up to {most} tokens{ahead}"
         dtype = "bfloat16" if self.sampling_dtype == "bfloat16" else "the policy's type"
-        yield (
-            "sampler",
-            f"{self.sampler.identity}, weights in {dtype}{'' if self.record_sampler else '; log π_s not recorded'}",
-        )
+        logps = "" if self.record_sampler else "; log π_s not recorded"
+        yield "sampler", f"{self.sampler.identity}, weights in {dtype}{logps}"
         yield "scorer", self.scorer.identity
-
-
-def check_file_pairs(module: PreferenceObjective, option: str, source: Source, instead: str) -> None:
-    """Check that the pairs of a file have what the objective reads; unlike a round's, they record no sampler.
-
-    Args:
-        option: Where the file is configured.
-        instead: The option that measures the policy without such pairs.
-
-    Raises:
-        UserError: they have no log π_s, or no rewards, and the objective reads them.
-    """
-    name, needs = type(module).__name__, module.data_needs()
-    fix = f"eave {option.partition('=')[0]} out: {instead} compares the policy with its start on held-out prompts."
-    if needs.reads_sampler:
-        raise UserError(
-            f"{option} must record log π_s, which {name} as configured reads, and pairs of a file do not. L{fix}"
-        )
-    if needs.takes_groups and source.read(needs.data_kind)[0].rewards is None:
-        raise UserError(
-            f"{option} must have rewards, from which {name} as configured learns. Add them (columns score_chosen and "
-            f"score_rejected, or responses and rewards), or l{fix}"
-        )
-
-
-def check_settings(begun: CurrentRound, settings: dict[str, Any]) -> None:
-    """Check that a round that a checkpoint is in the middle of has the same prompts and settings now."""
-    if different := [name for name, value in settings.items() if begun.key.get(name) != value]:
-        options = [f"{'model' if name == 'policy.temperature' else 'data'}.{name}" for name in different]
-        raise UserError(
-            f"the checkpoint is from the middle of round {begun.index + 1}, whose responses were sampled with "
-            f"another {' and '.join(options)}. (data.prompts, prompts_per_round, seed and, for chunks, "
-            "trainer.max_epochs determine a round's prompts.) Resume with the settings that the round began with, "
-            "or from a checkpoint at the end of a round."
-        )

@@ -151,7 +151,7 @@ def uniform_numbers(count: int, *key: Hashable) -> Tensor:
     """
     octets = bytearray(hashlib.shake_256(repr(key).encode()).digest(3 * count))
     digits = torch.frombuffer(octets, dtype=torch.uint8).view(count, 3)  # to the base of 256
-    return (digits * torch.tensor([2.0**-8, 2.0**-16, 2.0**-24])).sum(-1)
+    return (digits * torch.tensor([2.0**-8, 2.0**-16, 2.0**-24], dtype=torch.float32)).sum(-1)
 
 
 def seed_of(*key: Hashable) -> int:

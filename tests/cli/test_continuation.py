@@ -116,6 +116,7 @@ def test_the_same_command_resumes_a_killed_run(fit: Fit, runs: Path, monkeypatch
     """Also a job that is queued again, whose command says --fresh for its first start."""
     if fresh:
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    Path("run/checkpoints/.step=6.ckpt.7").touch()  # was being written when the run was killed
     said = fit(*fresh)
     assert said.count("resumes run from step=4.ckpt, its newest checkpoint (--fresh starts from nothing)\n") == 1
     assert weights("run") == weights(runs / "finished")

@@ -250,7 +250,7 @@ def test_a_later_policy_never_replaces_lost_responses(tiny_model, in_tmp):
     keep = ModelCheckpoint("ckpt", every_n_train_steps=1, save_top_k=-1, filename="{step}")
     fit(module_of(tiny_model), on_policy(in_tmp), keep, enable_checkpointing=True, max_epochs=2)
     shutil.rmtree("rounds")
-    with pytest.raises(UserError, match=r"from the middle of round 1, .* no longer in .*rounds.*Restore that folder"):
+    with pytest.raises(UserError, match=r"the responses of round 1, .* no longer in .*rounds.*Restore that folder"):
         fit(module_of(tiny_model), on_policy(in_tmp), ckpt_path="ckpt/step=1.ckpt", max_epochs=2)
 
 

@@ -9,10 +9,10 @@ record   labels, mismatched responses and log π_ref, if needed        Example, 
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import torch
 from lit_align.data.batches import Example
 from lit_align.data.pairing import PairingRule, Pairs, with_mismatched
 from lit_align.data.rounds.groups import groups_of
+from lit_align.data.rounds.kept_weights import KeptWeights
 from lit_align.data.rounds.numbers import RoundNumbers
 from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
 from lit_align.data.rounds.records import SampledTexts, SampleRow, ScoreRow
@@ -39,8 +40,14 @@ class CurrentRound:
     index: int  # from 0
     step: int  # the optimizer step at which its responses are sampled
     key: dict[str, Any]  # all that determines the samples
+    trained_at: int  # the step at which its training begins
     groups: ExampleTable = ExampleTable([])  # noqa: RUF009  # every prompt with its K responses; empty until made
     examples: ExampleTable = ExampleTable([])  # noqa: RUF009  # the examples that are trained on; never written
+
+    @classmethod
+    def of(cls, step: int | None, key: dict[str, Any], trained_at: int | None = None) -> Self | None:
+        """The round of a checkpoint; None without a step."""
+        return None if step is None else cls(int(key["round"]), step, key, step if trained_at is None else trained_at)
 
 
 @dataclass(frozen=True)
@@ -82,45 +89,105 @@ class RoundMaker:
         )
 
     @contextmanager
-    def _open_sampler(self) -> Iterator[Sampler]:
+    def _open_sampler(self) -> Iterator[Sampler | None]:
         self._check_policy()
-        check_stop(self.sampling.stop, self.policy.tokenizer)
-        ready = self.sampler.ready(self.policy, self.sampling_dtype, self.longest)
-        with ready, self.recorder.able_to_compute(self.policy):
-            yield self.sampler
+        with ExitStack() as stack:
+            if missing := any(map(self._is_missing, range(len(self.batches)))):
+                check_stop(self.sampling.stop, self.policy.tokenizer)
+                stack.enter_context(self.sampler.ready(self.policy, self.sampling_dtype, self.longest))
+            stack.enter_context(self.recorder.able_to_compute(self.policy))
+            yield self.sampler if missing else None
 
-    def _sample_batch(self, sampler: Sampler, number: int) -> list[SampleRow]:
+    def _sample_batch(self, sampler: Sampler | None, number: int) -> list[SampleRow]:
+        """The rows of one batch; without a sampler, all batches are drawn."""
+        rows = self.store.drawn.read(number)
+        if sampler is not None:
+            sampled = sampler.sample_in_turn(self.policy, self._request(number) if rows is None else None)
+            rows = self._rows(number, sampled) if rows is None else rows
+        assert rows is not None
+        if not self.record_sampler:
+            return rows
+        logps = self.recorder.logps(self.policy, [Example(r.prompt_ids, r.response_ids, r.source) for r in rows])
+        return [replace(row, sampler_logps=each) for row, each in zip(rows, logps, strict=True)]
+
+    def _sample_nothing(self, sampler: Sampler | None) -> None:
+        """Take part in what other processes compute of their batches."""
+        if self.sampler.streams_weights:
+            if sampler is not None:
+                sampler.sample_in_turn(self.policy, None)
+            if self.record_sampler:
+                self.recorder.logps(self.policy, [])
+
+    def _request(self, number: int) -> SampleRequest:
         prompts = [self.prompts[place] for place in self.batches[number]]
-        request = SampleRequest(
+        return SampleRequest(
             prompts=[prompt.prompt_ids for prompt in prompts],
             keys=[(self.seed, self.round.index, prompt.source) for prompt in prompts],
             count=self.responses_per_prompt,
             sampling=self.sampling,
             end_ids=self.end_ids,
         )
-        sampled = sampler.sample_in_turn(self.policy, request)
-        examples = [
-            Example(prompt.prompt_ids, [response.ids for response in responses], prompt.source)
-            for prompt, responses in zip(prompts, sampled, strict=True)
-        ]
-        logps = self.recorder.logps(self.policy, examples) if self.record_sampler else [None] * len(examples)
-        return [_sample_row(*each) for each in zip(prompts, sampled, logps, strict=True)]
 
-    def _sample_nothing(self, sampler: Sampler) -> None:
-        """Take part in what other processes compute of their batches."""
-        if sampler.streams_weights:
-            sampler.sample_in_turn(self.policy, None)
-            if self.record_sampler:
-                self.recorder.logps(self.policy, [])
+    def _rows(self, number: int, sampled: Sequence[Sequence[Response]]) -> list[SampleRow]:
+        prompts = (self.prompts[place] for place in self.batches[number])
+        return [_sample_row(*each) for each in zip(prompts, sampled, strict=True)]
 
     def _check_policy(self) -> None:
-        """Check that the policy is still the one that this round was sampled from."""
-        if self.recorder.module.global_step != self.round.step:
+        """Check that the policy is the one that samples this round.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self.recorder.module.global_step == self.round.step:
+            return
+        if self.policy.fingerprint() != self.round.key["policy"]:
             raise UserError(
-                f"the checkpoint is from the middle of round {self.round.index + 1}, whose responses were sampled at "
-                f"step {self.round.step} and are no longer in {self.store.path.parent}. Restore that folder "
-                "(data.store), or resume from a checkpoint at the end of an epoch."
+                f"the checkpoint needs the responses of round {self.round.index + 1}, sampled at step "
+                f"{self.round.step}, which are no longer in {self.store.path.parent}. Restore that folder "
+                "(data.store), or, without data.rounds_ahead, resume from a checkpoint at the end of an epoch."
             )
+
+    # --- sample ahead ---
+
+    def missing(self) -> list[int]:
+        """The batches whose responses are not stored."""
+        return list(filter(self._is_missing, range(len(self.batches))))
+
+    def _is_missing(self, number: int) -> bool:
+        return not self.store.drawn.is_stored(number) and not self.store.samples.is_stored(number)
+
+    def prepare_ahead(self) -> None:
+        """Give the sampler the weights of this round, and keep them; every process must call it."""
+        if self.recorder.module.global_step == self.round.step:
+            self._kept.keep(self.policy)
+        with self.sampling_policy():
+            self._check_policy()
+            check_stop(self.sampling.stop, self.policy.tokenizer)
+            self.sampler.prepare(self.policy, self.sampling_dtype, self.longest)
+
+    def draw(self, number: int) -> None:
+        """Sample one batch with a prepared sampler, and store it without log π_s."""
+        self.store.drawn.write(number, self._rows(number, self.sampler.sample(self.policy, self._request(number))))
+
+    @contextmanager
+    def sampling_policy(self) -> Iterator[None]:
+        """Within this context, the policy has the weights that sample this round, if they are kept."""
+        if self.recorder.module.global_step == self.round.step or not self._kept.exist:
+            yield
+        else:
+            with self._kept.given_to(self.policy):
+                yield
+
+    def forget_ahead(self) -> None:
+        """Remove what only sampling ahead needed; the round's samples are stored."""
+        if self.recorder.module.trainer.is_global_zero:
+            self._kept.remove()
+            for number in range(len(self.batches)):
+                self.store.drawn.file(number).unlink(missing_ok=True)
+
+    @property
+    def _kept(self) -> KeptWeights:
+        return KeptWeights(self.store.path)
 
     # --- score ---
 
@@ -193,7 +260,7 @@ class RoundMaker:
             yield self.policy
 
 
-def _sample_row(prompt: Example, responses: Sequence[Response], sampler_logps: list[float] | None) -> SampleRow:
+def _sample_row(prompt: Example, responses: Sequence[Response]) -> SampleRow:
     assert prompt.prompt is not None
     return SampleRow(
         source=prompt.source,
@@ -202,5 +269,17 @@ def _sample_row(prompt: Example, responses: Sequence[Response], sampler_logps: l
         responses=[response.text for response in responses],
         response_ids=[response.ids for response in responses],
         finished=[response.finished for response in responses],
-        sampler_logps=sampler_logps,
+        sampler_logps=None,
     )
+
+
+def check_settings(begun: CurrentRound, settings: dict[str, Any]) -> None:
+    """Check that a round that a checkpoint is in the middle of has the same prompts and settings now."""
+    if different := [name for name, value in settings.items() if begun.key.get(name) != value]:
+        options = [f"{'model' if name == 'policy.temperature' else 'data'}.{name}" for name in different]
+        raise UserError(
+            f"the checkpoint is from the middle of round {begun.index + 1}, whose responses were sampled with "
+            f"another {' and '.join(options)}. (data.prompts, prompts_per_round, seed and, for chunks, "
+            "trainer.max_epochs determine a round's prompts.) Resume with the settings that the round began with, "
+            "or from a checkpoint at the end of a round."
+        )

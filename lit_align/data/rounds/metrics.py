@@ -12,7 +12,8 @@
 | round/pairs, round/dropped | examples trained on; prompts left out by the pairing rule |
 | round/dropped_REASON | the same by reason, and responses or pairs that were taken out |
 | round/dropped_in_no_full_batch | pairs left over after the last batch that every process has one of |
-| round/seconds_sample, round/seconds_score | wall-clock time of the two phases |
+| round/staleness | with data.rounds_ahead: rounds of training between the responses' policy and the round's beginning |
+| round/seconds_sample, round/seconds_score | wall-clock time that training waits for the two phases |
 | round/prompts_per_minute_sample, round/prompts_per_minute_score | new prompts / that time |
 """
 

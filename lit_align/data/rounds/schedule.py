@@ -32,6 +32,43 @@ def share_of_round(per_round: PromptsPerRound, rounds: int) -> int | str:
     return f"chunk of {rounds} rounds" if per_round == "chunk" else per_round
 
 
+def prompts_in_words(per_round: PromptsPerRound) -> str:
+    """Which prompts a round has, for the run's header."""
+    return {"all": "all prompts", "chunk": "an equal share of the prompts"}.get(str(per_round), f"{per_round} prompts")
+
+
+def check_rounds(responses: int, batch: int, per_round: PromptsPerRound, ahead: int) -> None:
+    """Check the options that determine the size and the order of rounds.
+
+    Args:
+        responses: To each prompt.
+        batch: Responses that are sampled at once.
+
+    Raises:
+        UserError: one has no meaning.
+    """
+    if responses < 2:
+        raise UserError(f"data.responses_per_prompt={responses} must be at least 2. Raise it.")
+    if batch < responses:
+        raise UserError(
+            f"data.sampling_batch_size={batch} must be at least data.responses_per_prompt={responses}. Raise it."
+        )
+    if isinstance(per_round, int) and per_round < 1:
+        raise UserError(f"data.prompts_per_round={per_round} must be at least 1, all or chunk.")
+    if ahead not in (0, 1):
+        raise UserError(f"data.rounds_ahead={ahead} must be 0 or 1. Change it.")
+
+
+def check_known(per_round: PromptsPerRound, rounds: int) -> None:
+    """Check that the number of rounds is known where it divides the prompts.
+
+    Raises:
+        UserError: it is not.
+    """
+    if per_round == "chunk" and rounds < 1:
+        raise UserError("data.prompts_per_round=chunk divides the prompts by trainer.max_epochs. Set it.")
+
+
 def check_prompts(count: int, per_round: PromptsPerRound, rounds: int, path: str) -> None:
     """Check that every round has prompts, and no round has one twice (its samples would be the same).
 

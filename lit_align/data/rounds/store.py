@@ -4,6 +4,7 @@
       round_000-3f9a2c1d/           named by what determines its samples: seed, prompts, sampling, policy fingerprint
         round.json                  the same, as readable text
         samples-00000.parquet       one sampling batch: a row per prompt with its responses, tokens, log π_s
+        drawn-00000.parquet         the same without log π_s, until that is known (`ahead.py`)
         scores-<id>-00000.parquet   the scores of one scorer
         reference-<id>-00000.parquet   log π_ref under one reference
 
@@ -55,6 +56,11 @@ class RoundStore:
     def samples(self) -> "Part[SampleRow]":
         """The round's responses."""
         return Part(self, "samples", SampleRow)
+
+    @property
+    def drawn(self) -> "Part[SampleRow]":
+        """The round's responses without log π_s, sampled while the round before it trained."""
+        return Part(self, "drawn", SampleRow)
 
     def scores(self, scorer: str) -> "Part[ScoreRow]":
         """The scores of one scorer, given its identity."""

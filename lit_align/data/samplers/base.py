@@ -45,6 +45,10 @@ class Sampler(ABC):
     streams_weights = False
     """Whether it takes the weights one at a time and samples elsewhere: then no training process needs them all."""
 
+    samples_ahead = False
+    """Whether `sample` may run in a thread while the policy trains: of the policy it reads the tokenizer alone, and it
+    neither draws from nor seeds the process's random generators."""
+
     @property
     def identity(self) -> str:
         """All that determines the samples except weights, prompts and `Sampling`; part of a round's key."""

@@ -42,6 +42,8 @@ class GenerateSampler(CopySampler):
     samples them, and how often.
     """
 
+    samples_ahead = True
+
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
         return sample_responses(
             self.model,

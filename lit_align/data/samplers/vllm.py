@@ -23,6 +23,8 @@ from lit_align.errors import UserError
 from lit_align.policy import Policy
 
 _INSTEAD = "use ContinuousBatchingSampler or GenerateSampler"
+SECONDS_TO_END = 5.0
+"""How long the engine's process has to remove its files."""
 _GROUP = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
@@ -37,6 +39,8 @@ class VLLMSampler(Sampler):
     Args:
         memory: Share of the memory that the engine may use, of the GPU's or, without one, of the machine's.
     """
+
+    samples_ahead = True
 
     def __init__(self, memory: float = 0.4):
         if not 0 < memory < 1:
@@ -158,10 +162,13 @@ class EngineProcess:
     def stop(self) -> None:
         """End the process."""
         self.waits = False
-        self._process.kill()
-        self._process.wait()
         assert self._process.stdin is not None
         self._process.stdin.close()
+        try:
+            self._process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._connection.close()
 
     def _ended(self) -> UserError:

@@ -1,13 +1,15 @@
 """vLLM's engine, and the loop that serves it in a process of its own."""
 
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -139,6 +141,7 @@ def serve(file_descriptor: int) -> None:
 
     A call is the name of a method of `Engine` and its arguments; the weights of `load` follow it.
     """
+    tempfile.tempdir = tempfile.mkdtemp(prefix="lit_align_")  # vLLM leaves a file in it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     connection = Connection(file_descriptor)
     engine: Engine | None = None
@@ -146,7 +149,7 @@ def serve(file_descriptor: int) -> None:
         try:
             name, *arguments = connection.recv()
         except EOFError:
-            os._exit(0)  # without clean-up: vLLM holds nothing that outlives the process
+            _end()
         answer: Any = None
         try:
             if engine is None:
@@ -164,4 +167,10 @@ def serve(file_descriptor: int) -> None:
 def _end_with_parent() -> None:
     """End this process when standard input closes: the other process has closed it, or has died."""
     sys.stdin.buffer.read()
+    _end()
+
+
+def _end() -> NoReturn:
+    """End this process at once: of vLLM only files outlive it."""
+    shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
     os._exit(0)

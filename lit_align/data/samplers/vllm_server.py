@@ -56,6 +56,7 @@ class VLLMServerSampler(Sampler):
     """
 
     streams_weights = True
+    samples_ahead = True
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ def made(folder: Any, count: int) -> tuple[RoundMaker, Loaded[SampleRow], Loaded
     prompts = [Example([7] * (1 + i * 5 % 11), [], f"p:{i}", prompt=f"p{i}") for i in range(count)]
     nothing: Any = SimpleNamespace()
     maker = RoundMaker(
-        round=CurrentRound(0, 0, {}),
+        round=CurrentRound(0, 0, {}, 0),
         store=RoundStore(folder, 0, {"count": count}),
         recorder=nothing,
         prompts=ExampleTable.of(prompts),

@@ -20,12 +20,12 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from served import check_changed_bit, move
 from tiny import byte_tokenizer, llama_config
 from transformers import LlamaForCausalLM
 
 from lit_align.data import GenerateSampler, Sampler, SampleRequest, Sampling, VLLMSampler
 from lit_align.data.generation import filtered_probabilities
-from lit_align.data.samplers.base import check_weights
 from lit_align.data.sampling import Response
 from lit_align.errors import UserError
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 ROOT = Path(__file__).parents[3]
 SMOLLM2 = ROOT / "data/quickstart/model"
 PROMPTS = [list(range(70, 150)), [80], list(range(70, 150)), [90, 91, 92]]
-LONGEST = 120
+LONGEST, LONGER = 120, 320
 MEMORY = 0.1
 
 
@@ -62,12 +62,6 @@ def engine() -> Iterator[VLLMSampler]:
     sampler.stop()
 
 
-def move(policy: Policy) -> None:
-    with torch.no_grad():
-        for _, weight in policy.trainable_weights():
-            weight.add_(0.05 * torch.randn_like(weight))
-
-
 def sample(
     sampler: Sampler,
     policy: Policy,
@@ -75,10 +69,11 @@ def sample(
     count: int = 2,
     prompts: list[list[int]] = PROMPTS,
     end: tuple[int, ...] = (0, 5),
+    longest: int = LONGEST,
     **sampling: Any,
 ) -> list[list[Response]]:
     options = Sampling(**({"max_new_tokens": 20} | sampling))
-    with sampler.ready(policy, torch.float32, LONGEST):
+    with sampler.ready(policy, torch.float32, longest):
         return sampler.sample(policy, SampleRequest(prompts, list(keys), count, options, end))
 
 
@@ -94,11 +89,7 @@ def test_each_refresh_of_a_tied_model_samples_with_the_new_weights(model, engine
 
 
 def test_one_changed_bit_is_noticed(policy, engine):
-    engine.load(policy, torch.float32, LONGEST)
-    check_weights(engine, policy, torch.float32)
-    policy.model.lm_head.weight.data.view(torch.int32)[3, 7] ^= 1
-    with pytest.raises(UserError, match="VLLMSampler does not have the policy's weights"):
-        check_weights(engine, policy, torch.float32)
+    check_changed_bit(engine, policy, LONGEST)
 
 
 def test_a_batch_gives_the_same_responses_after_other_batches(policy, engine):
@@ -152,39 +143,34 @@ def process_state() -> list[Any]:
     return [handlers, threads, rng, dist.is_initialized()]
 
 
-def test_the_engine_changes_nothing_in_this_process(policy):
+def test_a_longer_prompt_restarts_the_engine_and_changes_nothing_here(policy, engine):
+    """The engine is that of the longer prompt; this process keeps its random state, threads, signals and modules."""
+    request = SampleRequest(
+        [[70 + i % 100 for i in range(300)]], ["a"], 1, Sampling(max_new_tokens=20, temperature=0), [0]
+    )
+    expected = GenerateSampler()
+    with expected.ready(policy, torch.float32, LONGER):
+        responses = expected.sample(policy, request)
     before, environment, threads = process_state(), dict(os.environ), threading.active_count()
-    sampler = VLLMSampler(MEMORY)
-    sample(sampler, policy)
+    with engine.ready(policy, torch.float32, LONGER):
+        assert engine.sample(policy, request) == responses
     assert process_state() == before
     assert dict(os.environ) == environment
     assert threading.active_count() <= threads
     assert "vllm" not in sys.modules
-    sampler.stop()
-    assert process_state() == before
-
-
-def test_a_longer_prompt_restarts_the_engine(policy, engine):
-    sample(engine, policy)
-    prompt = [[70 + i % 100 for i in range(300)]]
-    with engine.ready(policy, torch.float32, 320):
-        request = SampleRequest(prompt, ["a"], 1, Sampling(max_new_tokens=20, temperature=0), [0])
-        expected = GenerateSampler()
-        with expected.ready(policy, torch.float32, 320):
-            assert engine.sample(policy, request) == expected.sample(policy, request)
 
 
 def test_an_engine_that_is_killed_is_named_and_starts_again(policy, engine):
-    expected = sample(engine, policy)
+    expected = sample(engine, policy, longest=LONGER)
     os.kill(engine._engine._process.pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"vLLM's process ended with exit code -9, perhaps for lack of memory"):
-        sample(engine, policy)
-    assert sample(engine, policy) == expected
+        sample(engine, policy, longest=LONGER)
+    assert sample(engine, policy, longest=LONGER) == expected
 
 
 def test_a_failure_in_vllm_stops_the_round_with_its_message(policy, engine):
     with pytest.raises(UserError, match=r"VLLMSampler: vLLM failed: .*Error: .*Else use ContinuousBatching"):
-        sample(engine, policy, prompts=[[70] * (LONGEST + 1)], keys="a")
+        sample(engine, policy, prompts=[[70] * (LONGER + 1)], keys="a", longest=LONGER)
 
 
 # --- runs ---

@@ -19,14 +19,12 @@ import pytest
 import torch
 import yaml
 from processes import free_port, run_in
-from served import run, stored
+from served import check_changed_bit, move, run, stored
 from tiny import byte_tokenizer, llama_config, write_prompts
 from transformers import LlamaForCausalLM
 
 from lit_align.data import GenerateSampler, Sampler, SampleRequest, Sampling, VLLMServerSampler
-from lit_align.data.samplers.base import check_weights
 from lit_align.data.sampling import Response
-from lit_align.errors import UserError
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -106,12 +104,6 @@ def server(request, model, tmp_path_factory) -> Iterator[Server]:
     running.kill()
 
 
-def move(policy: Policy) -> None:
-    with torch.no_grad():
-        for _, weight in policy.trainable_weights():
-            weight.add_(0.05 * torch.randn_like(weight))
-
-
 def sample(sampler: Sampler, policy: Policy, **sampling: Any) -> list[list[Response]]:
     options = Sampling(**({"max_new_tokens": 20} | sampling))
     with sampler.ready(policy, torch.float32, LONGEST):
@@ -130,12 +122,7 @@ def test_each_refresh_of_a_tied_model_samples_with_the_new_weights(model, server
 
 
 def test_one_changed_bit_is_noticed(model, server):
-    policy, sampler = Policy.load(PolicyConfig(model)), VLLMServerSampler(server.url)
-    sampler.prepare(policy, torch.float32, LONGEST)
-    check_weights(sampler, policy, torch.float32)
-    policy.model.lm_head.weight.data.view(torch.int32)[3, 7] ^= 1
-    with pytest.raises(UserError, match="VLLMServerSampler does not have the policy's weights"):
-        check_weights(sampler, policy, torch.float32)
+    check_changed_bit(VLLMServerSampler(server.url), Policy.load(PolicyConfig(model)), LONGEST)
 
 
 def test_a_batch_gives_the_same_responses_again(model, server):
@@ -155,6 +142,7 @@ def test_a_stop_string_ends_a_response(model, server):
         assert after.finished == (before.finished or letter in before.text)
 
 
+@pytest.mark.parametrize("server", [2], indirect=True, ids=["two workers"])
 def test_a_killed_server_that_restarts_changes_no_sample_of_two_processes(model, server, tmp_path):
     """One process samples undisturbed; two with FSDP2 lose the server in the second of two rounds."""
     run(model, tmp_path / "one", server.url, "auto", 0.0, None)

@@ -1,19 +1,17 @@
 """`VLLMServerSampler` over a small server that speaks vLLM's calls; `test_vllm_served.py` has the real one."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from processes import run_in
-from served import LoopbackServer, run, stored
+from served import LoopbackServer, at_call, check_changed_bit, die, move, run, stored
 from tiny import adamw, fit, on_policy
 
 from lit_align.cli import main
 from lit_align.data import GenerateSampler, Sampler, SampleRequest, Sampling, VLLMServerSampler
-from lit_align.data.samplers.base import check_weights
 from lit_align.data.sampling import Response
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, KTO
@@ -37,12 +35,6 @@ def sample(sampler: Sampler, policy: Policy, **sampling: Any) -> list[list[Respo
     options = Sampling(**({"max_new_tokens": 8} | sampling))
     with sampler.ready(policy, torch.float32, LONGEST):
         return sampler.sample(policy, SampleRequest(PROMPTS, list("abc"), 2, options, [0, 5]))
-
-
-def move(policy: Policy) -> None:
-    with torch.no_grad():
-        for _, weight in policy.trainable_weights():
-            weight.add_(0.05 * torch.randn_like(weight))
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
@@ -73,12 +65,7 @@ def test_the_server_is_paused_until_its_weights_are_proved(tiny_model, server):
 
 
 def test_one_changed_bit_is_noticed(tiny_model, server):
-    policy, sampler = Policy.load(PolicyConfig(tiny_model)), VLLMServerSampler(server.url)
-    sampler.load(policy, torch.float32, LONGEST)
-    check_weights(sampler, policy, torch.float32)
-    policy.model.lm_head.weight.data.view(torch.int32)[3, 7] ^= 1
-    with pytest.raises(UserError, match="VLLMServerSampler does not have the policy's weights"):
-        check_weights(sampler, policy, torch.float32)
+    check_changed_bit(VLLMServerSampler(server.url), Policy.load(PolicyConfig(tiny_model)), LONGEST)
 
 
 # --- a server that is lost ---
@@ -95,22 +82,6 @@ def rounds(folder: Path, model: str, sampler: Sampler) -> dict[str, bytes]:
     data = on_policy(folder, sampler=sampler, sampling_dtype="policy", **small)
     fit(DPO(PolicyConfig(model), proximal=0.1, optimizer=adamw()), data, max_epochs=2)
     return files(folder)
-
-
-def at_call(server: LoopbackServer, call: str, number: int, do: Callable[[], object]) -> None:
-    """Do something once, when the server answers a call for the nth time."""
-
-    def after(name: str) -> None:
-        if name == call and server.calls.count(call) == number:
-            do()
-
-    server.after = after
-
-
-def die(server: LoopbackServer) -> None:
-    """Die, and come back half a second later without weights."""
-    server.stop()
-    threading.Timer(0.5, server.start).start()
 
 
 def lose_weights(server: LoopbackServer) -> None:

@@ -1,0 +1,121 @@
+"""One round ahead: while the policy trains on a round, a thread samples the next one.
+
+    step          0                       s₁                      s₂
+    training      │ round 0               │ round 1               │ round 2
+    sampling      │ round 1 with θ(0)     │ round 2 with θ(s₁)    │ round 3 with θ(s₂)
+
+Round 0 is sampled first, with θ(0). At the start of each round the sampler takes the policy's weights, which are also
+kept in the next round's folder (`kept_weights.py`). The thread stores responses as they come. When the next round
+begins, the policy gets the kept weights for a moment: it computes log π_s of those responses, and samples whatever the
+thread has not. So a killed run repeats nothing that is stored, and all numbers are those of the weights that sampled.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+
+import torch
+
+from lit_align.console import phase, print_line
+from lit_align.data.rounds.make import RoundMaker
+from lit_align.data.samplers.base import EngineLost, Sampler
+from lit_align.errors import UserError
+from lit_align.sharding import barrier_with_timeout
+
+
+def check_samples_ahead(sampler: Sampler, rounds_ahead: int) -> None:
+    """Check that a sampler can sample while the policy trains, if it is to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if rounds_ahead and not sampler.samples_ahead:
+        raise UserError(
+            f"data.rounds_ahead=1 does not work with data.sampler={type(sampler).__name__}, which cannot sample while "
+            "the policy trains. Use GenerateSampler, VLLMSampler or VLLMServerSampler."
+        )
+
+
+class SamplingAhead:
+    """Samples rounds in a thread of this process, one at a time."""
+
+    def __init__(self) -> None:
+        self._sampling: _SamplerThread | None = None
+
+    def start(self, maker: RoundMaker) -> None:
+        """Begin to sample this process's share of a round, with the weights that it is to be sampled with.
+
+        Every process must call it. Nothing happens if the round is being sampled, or stored.
+        """
+        if self._sampling is not None:
+            return
+        missing = maker.missing()
+        recorder = maker.recorder
+        barrier_with_timeout(f"{maker.store.path.name}, ahead", recorder.wait_minutes)  # all have looked
+        if not missing:
+            return
+        maker.prepare_ahead()
+        trainer = recorder.module.trainer
+        self._sampling = _SamplerThread(maker, missing[trainer.global_rank :: trainer.world_size])
+        self._sampling.start()
+
+    def finish(self) -> float:
+        """Wait until this process's share is sampled; the seconds that it took to wait.
+
+        A lost engine ends it early: what is missing is sampled later.
+
+        Raises:
+            BaseException: sampling failed otherwise.
+        """
+        if self._sampling is None:
+            return 0.0
+        started, sampling = time.monotonic(), self._sampling
+        if sampling.is_alive():
+            with phase("sample", len(sampling.numbers), "batches, one round ahead", done=sampling.done) as bar:
+                shown = sampling.done
+                while sampling.is_alive():
+                    sampling.join(0.1)
+                    bar.advance(sampling.done - shown)
+                    shown = sampling.done
+        self.cancel()
+        if isinstance(sampling.failure, EngineLost):
+            print_line(f"  {sampling.failure}; the rest of the round is sampled now.")
+        elif sampling.failure is not None:
+            raise sampling.failure
+        return time.monotonic() - started
+
+    def cancel(self) -> None:
+        """End the thread after its present batch, and free what the sampler can."""
+        if self._sampling is not None:
+            self._sampling.cancelled.set()
+            self._sampling.join()
+            self._sampling.maker.sampler.release()
+        self._sampling = None
+
+
+class _SamplerThread(threading.Thread):
+    """Samples batches of a round and stores them.
+
+    Args:
+        numbers: Of the batches.
+    """
+
+    def __init__(self, maker: RoundMaker, numbers: Sequence[int]):
+        super().__init__(name="sampling ahead", daemon=True)
+        self.maker = maker
+        self.numbers = numbers
+        self.done = 0
+        self.cancelled = threading.Event()
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            if self.maker.policy.device.type == "cuda":
+                torch.cuda.set_device(self.maker.policy.device)  # each thread has its own
+            for number in self.numbers:
+                if self.cancelled.is_set():
+                    return
+                self.maker.draw(number)
+                self.done += 1
+        except BaseException as error:
+            self.failure = error
