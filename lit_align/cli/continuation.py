@@ -83,6 +83,8 @@ def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: boo
         if trainer.is_global_zero:
             _set_aside(trainer)
         return None
+    if trainer.is_global_zero:
+        _delete_half_written(trainer)
     record, newest = RunRecord.read(folder), newest_whole([folder, *checkpoint_folders(trainer)])
     ended = record is not None and record.ended
     if newest is None and not ended:
@@ -140,6 +142,13 @@ def checkpoint_folders(trainer: Trainer) -> list[Path]:
     saving = (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint))
     default = Path(trainer.default_root_dir, "checkpoints")
     return list(dict.fromkeys([default, *(Path(each.dirpath) for each in saving if each.dirpath)]))
+
+
+def _delete_half_written(trainer: Trainer) -> None:
+    """Delete the files of checkpoints that a killed run had begun to write."""
+    for folder in checkpoint_folders(trainer):
+        for path in folder.glob(".*.ckpt.*"):
+            path.unlink(missing_ok=True)
 
 
 def _refuse_changes(folder: Path, newest: Path | None, changed: dict[str, tuple[Any, Any]], config: Any) -> None:

@@ -116,6 +116,7 @@ def test_the_same_command_resumes_a_killed_run(fit: Fit, runs: Path, monkeypatch
     """Also a job that is queued again, whose command says --fresh for its first start."""
     if fresh:
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    Path("run/checkpoints/.step=6.ckpt.7").touch()  # was being written when the run was killed
     said = fit(*fresh)
     assert said.count("resumes run from step=4.ckpt, its newest checkpoint (--fresh starts from nothing)\n") == 1
     assert weights("run") == weights(runs / "finished")
@@ -148,6 +149,16 @@ def test_a_finished_run_is_not_overwritten_but_extended(fit: Fit, refused: Fit):
     assert said.endswith("extend     python train.py fit --config run/config.yaml --trainer.max_epochs=6\n")
     fit("--trainer.max_epochs=3", "--trainer.default_root_dir=whole")
     assert weights("run") == weights("whole")
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_run_that_ended_within_an_epoch_is_extended_from_there(fit: Fit):
+    """Epochs have four steps."""
+    said = fit("--trainer.max_steps=3", "--trainer.default_root_dir=cut")
+    assert said.endswith("extend     python train.py fit --config cut/config.yaml --trainer.max_steps=6\n")
+    fit("--trainer.max_steps=6", "--trainer.default_root_dir=cut")
+    fit("--trainer.max_steps=6", "--trainer.default_root_dir=whole")
+    assert weights("cut") == weights("whole")
 
 
 @pytest.mark.usefixtures("killed")
