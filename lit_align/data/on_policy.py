@@ -8,6 +8,7 @@ loader was called", since Lightning calls it more often when a run resumes. Ever
 the pairs that it had.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -199,6 +200,7 @@ class OnPolicyPairs(PairsDataModule):
         """
         super().load_state_dict(state_dict)
         state = check_types(RoundsState(**state_dict))
+        json.dumps(state.key)  # names the folder of the round
         self.rounds_made = state.rounds_made
         self._epoch = state.epoch
         self._round = CurrentRound.of(state.made_at, state.key, state.trained_at)

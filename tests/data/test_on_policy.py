@@ -435,6 +435,16 @@ def test_soft_labels_reach_the_loss_or_are_refused(tiny_model, in_tmp, options):
         fit(module, on_policy(in_tmp, pairing=AllPairs(**options)))
 
 
+@pytest.mark.parametrize(
+    "change", [{"made_at": "x"}, {"key": []}, {"key": {"round": 0, "seed": torch.ones(2)}}, {"more": 1}], ids=str
+)
+def test_a_checkpoints_round_of_another_form_is_refused(in_tmp, change):
+    data, state = on_policy(in_tmp), {"rounds_made": 1, "made_at": 0, "epoch": 0, "key": {"round": 0}}
+    data.load_state_dict(state)
+    with pytest.raises(TypeError):
+        data.load_state_dict(state | change)
+
+
 class Killed(BaseException):
     pass
 
