@@ -196,11 +196,12 @@ class OnPolicyPairs(PairsDataModule):
         """Take over the place of a checkpoint.
 
         Raises:
-            KeyError, TypeError: the state has other fields than `RoundsState`, or a field has another type.
+            KeyError, TypeError: the state lacks a field of `RoundsState`, or a field has another type.
         """
         super().load_state_dict(state_dict)
-        state = check_types(RoundsState(**state_dict))
-        json.dumps(state.key)  # names the folder of the round
+        own = {name: value for name, value in state_dict.items() if name in RoundsState._fields}
+        state = check_types(RoundsState(**own))
+        json.dumps([state.key, state.next_key])  # they name folders
         self.rounds_made = state.rounds_made
         self._epoch = state.epoch
         self._round = CurrentRound.of(state.made_at, state.key, state.trained_at)
