@@ -6,6 +6,7 @@ and the counters are written again from it when the checkpoint is loaded. A resu
 alone, however often the run was killed and whatever wrote the checkpoint.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,14 +47,23 @@ class Position:
         epochs: Any = loop.epoch_progress.current  # Lightning declares the narrowest of its trackers
         total: Any = loop.epoch_loop.batch_progress.total
         current: Any = loop.epoch_loop.batch_progress.current
-        seen = total.processed
-        if epochs.started == epochs.completed or epochs.processed > epochs.completed:  # between two epochs
+        seen, batches = total.processed, current.processed
+        ended = epochs.started == epochs.completed or epochs.processed > epochs.completed
+        cut = (
+            ended
+            and 0 < trainer.max_steps <= trainer.global_step
+            and 0 < batches < trainer.num_training_batches < math.inf
+        )
+        if ended and not cut:  # between two epochs
             done = max(epochs.completed, epochs.processed)
             return cls(done, 0, 0, trainer.global_step, seen, False, False)
-        of, batches = int(trainer.num_training_batches), current.processed
+        of = int(trainer.num_training_batches)
         unmade = batches % trainer.accumulate_grad_batches if batches < of else 0
         due = bool(batches) and not unmade and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
-        return cls(epochs.completed, batches - unmade, of, trainer.global_step, seen - unmade, due, trainer.validating)
+        due = due and not cut  # a longer run continues within the epoch, after its validation
+        return cls(
+            epochs.started - 1, batches - unmade, of, trainer.global_step, seen - unmade, due, trainer.validating
+        )
 
     @property
     def at_epochs_end(self) -> bool:

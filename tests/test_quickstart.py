@@ -13,19 +13,19 @@ PREPARED = ROOT / "data" / "quickstart"
 
 
 @pytest.mark.skipif(not (PREPARED / "judge").exists(), reason="`make install` prepares data/quickstart")
-def test_the_quickstart_runs_and_reports_its_results(tmp_path, monkeypatch, capsys):
+def test_the_quickstart_runs_and_reports_its_results(tmp_path, monkeypatch, capsys, blank_figures):
     monkeypatch.chdir(ROOT)
     prompts = (PREPARED / "test.jsonl").read_text().splitlines()
-    (tmp_path / "few.jsonl").write_text("\n".join(prompts[:4]))
+    (tmp_path / "few.jsonl").write_text("\n".join(prompts[:2]))
     main(
         [
             "fit",
             "--config=configs/quickstart.yaml",
             f"--trainer.default_root_dir={tmp_path / 'run'}",
             "--trainer.max_epochs=1",
-            "--data.prompts_per_round=6",
+            "--data.prompts_per_round=4",
             "--data.batch_size=2",
-            "--data.sampling.max_new_tokens=8",
+            "--data.sampling.max_new_tokens=6",
             f"--win_rate.prompts={tmp_path / 'few.jsonl'}",
             f"--win_rate.validation={tmp_path / 'few.jsonl'}",
         ]
@@ -39,7 +39,7 @@ def test_the_quickstart_runs_and_reports_its_results(tmp_path, monkeypatch, caps
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").config.model_type == "llama"
     said = capsys.readouterr().out
     assert "step-0 check" in said
-    assert "Against the start, on 4 held-out prompts" in said
+    assert "Against the start, on 2 held-out prompts" in said
     assert "--trainer.max_epochs=2\n" in said, "the command that extends the run"
 
 

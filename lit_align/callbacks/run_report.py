@@ -28,6 +28,7 @@ from lit_align.console import print_field, print_line, relative
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.objectives.schedule import planned_steps, warm_up_problem
+from lit_align.position import Position
 from lit_align.quantization import scales_of
 from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
@@ -187,10 +188,14 @@ def _warm_up_problem(trainer: Trainer, module: PreferenceObjective) -> str:
 
 
 def _longer(trainer: Trainer) -> str:
-    """The option that trains as long again; empty for a run without an end."""
-    if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
-        return f"--trainer.max_epochs={2 * trainer.max_epochs}"
-    return f"--trainer.max_steps={2 * trainer.max_steps}" if trainer.max_steps > 0 else ""
+    """The options that train as long again; empty for a run without an end."""
+    within_an_epoch = Position.of_run(trainer).batches > 0
+    options = []
+    if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch and not within_an_epoch:
+        options.append(f"--trainer.max_epochs={2 * trainer.max_epochs}")
+    if 0 < trainer.max_steps <= trainer.global_step:
+        options.append(f"--trainer.max_steps={2 * trainer.max_steps}")
+    return " ".join(options)
 
 
 def _write_report(folder: Path) -> None:

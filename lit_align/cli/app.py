@@ -265,6 +265,13 @@ class AlignCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
+        given: Any = self.config_init[subcommand]
+        if subcommand == "test" and given.get("win_rate") and not given.get("ckpt_path"):
+            last = f"{self.trainer.default_root_dir}/checkpoints/last.ckpt"
+            raise UserError(
+                "test: ckpt_path is not set, so the start would be compared with itself, and that verdict replace the "
+                f"run's. Name a checkpoint: --ckpt_path={last}"
+            )
         if subcommand != "fit":
             self._run_explained(subcommand)
             return

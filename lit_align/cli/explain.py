@@ -95,6 +95,9 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
         return f"{option}: there is no such option.{hint} {see}"
     if option == "class_path":
         return f"{where}: put the options of a class under init_args:, next to class_path:."
+    if not options(cls):  # the base class itself
+        key = where.partition(".")[0]
+        return f"{key}: no class is named, so its options are not known. Name it first: --{key}=NAME. {known(cls)}"
     parent = option.rpartition(".")[0]
     siblings = [key for key in options(cls) if not parent or key.rpartition(".")[0] == parent]
     if parent and not siblings:  # the option above it does not exist, either

@@ -362,13 +362,13 @@ class OnPolicyPairs(PairsDataModule):
             "data.sampler": self.sampler.identity,
             "data.sampling_batch_size": self.sampling_batch_size,
             "data.sampling_dtype": self.sampling_dtype,
-            "data.rounds_ahead": self.rounds_ahead,
             "data.record_sampler": self.record_sampler,
             "data.scorer": self.scorer.identity,
             "data.pairing": type(self.pairing).__name__,
         }
         rules = of_options("data.pairing", vars(self.pairing)) | of_options("data.sampling", vars(self.sampling))
-        return super().identity() | own | rules
+        ahead = {"data.rounds_ahead": self.rounds_ahead} if self.rounds_ahead else {}  # older ones lack the key
+        return super().identity() | own | ahead | rules
 
     def describe(self) -> Iterator[tuple[str, str]]:
         yield from self._read.describe("data") if self._read else ()

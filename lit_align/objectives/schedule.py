@@ -172,8 +172,10 @@ def planned_steps(batches: float, accumulated: int, epochs: int | None, most: in
         epochs: Largest number of epochs; None or −1 for no limit.
         most: Largest number of steps; −1 for no limit.
     """
-    known = epochs and epochs > 0 and math.isfinite(batches)
-    steps = math.ceil(batches / accumulated) * epochs if known else 0
+    if epochs is None or epochs < 0 or not math.isfinite(batches):
+        steps = 0
+    else:
+        steps = math.ceil(batches / accumulated) * epochs
     return min(steps or most, most) if most > 0 else steps
 
 

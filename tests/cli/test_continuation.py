@@ -151,6 +151,16 @@ def test_a_finished_run_is_not_overwritten_but_extended(fit: Fit, refused: Fit):
     assert weights("run") == weights("whole")
 
 
+@pytest.mark.usefixtures("finished")
+def test_a_run_that_ended_within_an_epoch_is_extended_from_there(fit: Fit):
+    """Epochs have four steps."""
+    said = fit("--trainer.max_steps=3", "--trainer.default_root_dir=cut")
+    assert said.endswith("extend     python train.py fit --config cut/config.yaml --trainer.max_steps=6\n")
+    fit("--trainer.max_steps=6", "--trainer.default_root_dir=cut")
+    fit("--trainer.max_steps=6", "--trainer.default_root_dir=whole")
+    assert weights("cut") == weights("whole")
+
+
 @pytest.mark.usefixtures("killed")
 def test_other_options_are_listed(fit: Fit, refused: Fit):
     said = refused("--model.optimizer.lr=0.2", "--trainer.gradient_clip_val=1", "--trainer.devices=1")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from command_line import DPO_YAML, FIT, Errors, edited
 from lightning.pytorch import Trainer
+from tiny import REWARDS
 
 from lit_align import cli
-from lit_align.cli import main
+from lit_align.cli import AlignCLI, main
 from lit_align.console import paragraph
 from lit_align.errors import UserError
 
@@ -119,6 +120,15 @@ def test_an_option_below_one_that_does_not_exist_names_the_upper_one(fails: Erro
     said = fails(*FIT, "--data.scorer.help=FunctionScorer")
     assert "data.init_args.scorer: OfflinePairs has no option 'scorer'. See: " in said
     assert "model.init_args.lora=5 must be options (key: value) or null" in fails(*FIT, "--model.lora=5")
+    said = fails("fit", "--data.scorer.help=FunctionScorer")
+    assert "data: no class is named, so its options are not known. Name it first: --data=NAME. Known: Off" in said
+
+
+def test_the_start_is_not_compared_with_itself(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder / "rewards.py").write_text(REWARDS)
+    verdict = ["--win_rate.prompts=pairs.jsonl", "--win_rate.scorer=FunctionScorer"]
+    with pytest.raises(UserError, match=r"test: ckpt_path is not set.*: --ckpt_path=run/checkpoints/last"):
+        AlignCLI(["test", *FIT[1:], *verdict, "--win_rate.scorer.function=rewards.py:reward"])
 
 
 def test_a_missing_file_is_named(fails: Errors):

@@ -5,6 +5,7 @@ training process calls the methods over the server's `/collective_rpc`, so that 
 """
 
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +26,14 @@ class PolicyReceiver:
 
     rank: int
     device: torch.device
+    distributed_init_method: str
     model_runner: Any
     vllm_config: Any
 
     def policy_worker(self) -> dict[str, Any]:
         """What the training process must know of this worker."""
+        if self.device.type == "cpu":  # with one worker a file, which vLLM has read and leaves behind
+            Path(self.distributed_init_method.removeprefix("file://")).unlink(missing_ok=True)
         parallel = self.vllm_config.parallel_config
         return {
             "version": __version__,

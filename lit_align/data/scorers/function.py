@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,7 +81,24 @@ def _import_function(path: str) -> Callable[..., Sequence[float]]:
         raise UserError(f"scorer.function={path!r}: there is no {name!r} in {place!r}. {forms}")
     if not callable(function):
         raise UserError(f"scorer.function={path!r} must be a function, not of type {type(function).__name__}. {forms}")
+    if not _takes_two(function):
+        raise UserError(
+            f"scorer.function={path!r} must take two arguments: reward(prompts, responses) returns one number per "
+            "response. Change its arguments."
+        )
     return function  # type: ignore[return-value]  # `score` checks what it returns
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions of C have none
+        return True
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -1,5 +1,6 @@
 """Functions as scorers."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,13 @@ from lit_align.errors import UserError
 def test_a_function_is_found_by_file_and_by_import_path(in_tmp: Path):
     Path("rewards.py").write_text(CODE)
     assert score(FunctionScorer("rewards.py:length"), ["ab", "c"], ["d", ""]) == [3.0, 1.0]
-    assert FunctionScorer("json.dumps").function({}) == "{}"
+    assert FunctionScorer("operator.add").function([1.0], [2.0]) == [1.0, 2.0]
 
 
 def test_a_file_does_not_hide_the_module_of_its_name(in_tmp: Path):
     Path("json.py").write_text(CODE)
     assert score(FunctionScorer("json.py:length"), ["a"], ["b"]) == [2.0]
-    assert FunctionScorer("json.dumps").function([1]) == "[1]"
+    assert FunctionScorer("json.dump").function is json.dump
 
 
 def test_a_functions_identity_follows_its_code(tmp_path: Path):
@@ -54,8 +55,14 @@ def test_a_missing_function_is_named(in_tmp: Path, function: str, words: list[st
         assert word in message, message
 
 
+def test_a_function_of_one_argument_is_refused(in_tmp: Path):
+    Path("rewards.py").write_text(CODE)
+    with pytest.raises(UserError, match=r"rewards.py:of_one' must take two arguments: reward\(prompts, responses\)"):
+        FunctionScorer("rewards.py:of_one")
+
+
 def test_a_batch_size_below_one_is_refused():
-    assert "batch_size=0" in message_of(UserError, FunctionScorer, "json.dumps", batch_size=0)
+    assert "batch_size=0" in message_of(UserError, FunctionScorer, "json.dump", batch_size=0)
 
 
 def test_a_function_compares_responses(in_tmp):
