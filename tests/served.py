@@ -63,6 +63,7 @@ class LoopbackServer:
         handler = self._handler(self.alive)
         self.http = ThreadingHTTPServer(("127.0.0.1", self.port), handler, bind_and_activate=False)
         self.http.allow_reuse_address = True
+        self.http.request_queue_size = 128  # with fewer, a burst of requests resets connections
         self.http.server_bind()
         self.http.server_activate()
         self.port = self.http.server_address[1]
