@@ -73,9 +73,21 @@ def imported(path: Path, name: str, known: set[str]) -> Iterator[tuple[str, str]
 
 
 def graph(package: Path) -> dict[str, set[str]]:
-    """The modules that each module imports, itself left out."""
+    """The modules that each module imports, itself left out. An import runs the packages of what it imports first."""
     files = modules(package)
-    return {name: {to for to, _ in imported(path, name, set(files))} - {name} for name, path in files.items()}
+    lazy = {name for name, path in files.items() if "lazy_exports(__name__)" in path.read_text()}
+    edges = {}
+    for name, path in files.items():
+        named = {to for to, _ in imported(path, name, set(files))}
+        around = {above for to in named for above in packages_of(to)} - lazy - packages_of(name)
+        edges[name] = (named | around) - {name}
+    return edges
+
+
+def packages_of(name: str) -> set[str]:
+    """The packages that a module is in."""
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
 
 
 def circles(edges: dict[str, set[str]]) -> list[Circle]:

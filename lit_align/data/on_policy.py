@@ -8,6 +8,7 @@ loader was called", since Lightning calls it more often when a run resumes. Ever
 the pairs that it had.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -195,10 +196,12 @@ class OnPolicyPairs(PairsDataModule):
         """Take over the place of a checkpoint.
 
         Raises:
-            KeyError, TypeError: the state has other fields than `RoundsState`, or a field has another type.
+            KeyError, TypeError: the state lacks a field of `RoundsState`, or a field has another type.
         """
         super().load_state_dict(state_dict)
-        state = check_types(RoundsState(**state_dict))
+        own = {name: value for name, value in state_dict.items() if name in RoundsState._fields}
+        state = check_types(RoundsState(**own))
+        json.dumps([state.key, state.next_key])  # they name folders
         self.rounds_made = state.rounds_made
         self._epoch = state.epoch
         self._round = CurrentRound.of(state.made_at, state.key, state.trained_at)

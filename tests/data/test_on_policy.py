@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from tiny import adamw, fit, on_policy, write_pairs
 
 from lit_align.callbacks import Drift, ReferenceRefresh, RunReport
@@ -433,6 +434,19 @@ def test_soft_labels_reach_the_loss_or_are_refused(tiny_model, in_tmp, options):
     module = SPPO(PolicyConfig(tiny_model), optimizer=adamw())
     with pytest.raises(UserError, match=r"data.pairing=AllPairs: soft labels .* have no effect on SPPO"):
         fit(module, on_policy(in_tmp, pairing=AllPairs(**options)))
+
+
+@pytest.mark.parametrize(
+    "change", [{"made_at": "x"}, {"key": []}, {"key": {"round": 0, "seed": torch.ones(2)}}], ids=str
+)
+def test_a_checkpoints_round_of_another_form_is_refused(in_tmp, change):
+    data = on_policy(in_tmp)
+    data.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    data.trainer.state.fn = TrainerFn.FITTING
+    state = {"rounds_made": 1, "made_at": 0, "epoch": 0, "key": {"round": 0}, "sampling_prompt": "answer"}
+    data.load_state_dict(state)
+    with pytest.raises(TypeError):
+        data.load_state_dict(state | change)
 
 
 class Killed(BaseException):

@@ -7,7 +7,14 @@ plain text or all chats. A response is text (in a chat, the content of its last 
 Rows that a rule leaves out are counted by reason; a row that no rule covers is an error that names it.
 """
 
-from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import Answer, DataError, Kind, Message, Row, Rows, Text, answer_text
+from typing import TYPE_CHECKING
+
+from lit_align.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lit_align.data.formats.read import read_rows
+    from lit_align.data.formats.rows import Answer, DataError, Kind, Message, Row, Rows, Text, answer_text
 
 __all__ = ["Answer", "DataError", "Kind", "Message", "Row", "Rows", "Text", "answer_text", "read_rows"]
+
+__getattr__ = lazy_exports(__name__)
