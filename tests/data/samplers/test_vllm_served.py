@@ -99,9 +99,11 @@ def model(tmp_path_factory) -> str:
 @pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
 def server(request, model, tmp_path_factory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("server"), model, request.param)
-    running.wait()
-    yield running
-    running.kill()
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.kill()
 
 
 def sample(sampler: Sampler, policy: Policy, **sampling: Any) -> list[list[Response]]:
