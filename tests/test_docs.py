@@ -109,8 +109,16 @@ def perform(words: list[str], done: set[tuple[str, ...]]) -> None:
         main(args)
 
 
+SLOW_PAGES = {"recipes.md", "reference.md", "results.md"}
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(run for _, run in commands(page))], ids=lambda p: p.name
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW_PAGES else (), id=page.name)
+        for page in PAGES
+        if any(run for _, run in commands(page))
+    ],
 )
 def test_the_commands_of_a_page_run_in_order(page, checkout, done, monkeypatch, blank_figures):
     monkeypatch.setattr("sys.stdin", io.StringIO("A film\n"))

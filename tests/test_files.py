@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 from processes import fork
 
 from lit_align.callbacks import Predictions
+from lit_align.callbacks.predictions import Predicted
+from lit_align.data.formats.rows import Row
+from lit_align.data.sampling import Response
 from lit_align.errors import UserError
 from lit_align.files import write_whole, writing
 from lit_align.policy import Policy, PolicyConfig
@@ -53,6 +56,8 @@ def test_the_metrics_of_a_full_disk_are_one_message(in_tmp, monkeypatch):
 def test_a_model_a_plot_and_predictions_on_a_full_disk_are_one_message(in_tmp: Path, tiny_model: str):
     policy = Policy.load(PolicyConfig(tiny_model, dtype="float32"))
     predictions = Predictions("prompts.jsonl")
+    prompts = [Row(str(i) * 40, source="1") for i in range(2000)]
+    responses = [[Response([1], "a", True)]] * len(prompts)
 
     def limited() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -67,7 +72,7 @@ def test_a_model_a_plot_and_predictions_on_a_full_disk_are_one_message(in_tmp: P
         for name in ("predictions.jsonl", "predictions.parquet"):
             predictions.out = name
             with pytest.raises(UserError, match=f"^run/{name} cannot be written: .*File too large"):
-                predictions.write([{"source": "1", "prompt": str(i) * 40} for i in range(2000)], Path("run"))
+                predictions.write(Predicted(prompts, responses, None), Path("run"))
         raise SystemExit(7)
 
     assert fork(limited) == 7

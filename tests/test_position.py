@@ -127,12 +127,13 @@ def test_offline_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, ev
 
 
 @pytest.mark.parametrize(
-    ("every", "reset"),
+    ("every", "reset", "attempts"),
     [
-        ({}, False),
+        ({}, False, 1),
         *(
-            pytest.param(every, reset, marks=pytest.mark.slow)
+            pytest.param(every, reset, 3, marks=pytest.mark.slow)
             for every, reset in [
+                ({}, False),
                 ({"every_n_train_steps": 2}, False),
                 ({"every_n_train_steps": 2}, True),
                 ({"every_n_train_steps": 3}, False),
@@ -143,7 +144,7 @@ def test_offline_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, ev
     ],
     ids=str,
 )
-def test_on_policy_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, monkeypatch, every, reset):
+def test_on_policy_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, monkeypatch, every, reset, attempts):
     """Killed in steps and in sampling, with λ set each round and a reference that moves by step."""
     target = {"proximal": 0.1, "proximal_target": 0.05, "reset_optimizer_each_round": reset}
     sampled = Killing(monkeypatch)
@@ -164,7 +165,7 @@ def test_on_policy_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, 
     whole: list = []
     weights = state(in_tmp / "whole", whole)
     chance = random.Random(repr((every, reset)))
-    for attempt in range(3):
+    for attempt in range(attempts):
         folder, log = in_tmp / f"cut{attempt}", []
         for _ in range(2):
             kill = chance.choice([chance.randrange(1, 9), None])

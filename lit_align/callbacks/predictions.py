@@ -157,7 +157,7 @@ class Predictions(AlignCallback):
         if self.scorer is not None:
             scores = gather_in_order(trainer, batches, score_share(self.scorer, prompts, batches, share))
         if trainer.is_global_zero:
-            self._write(Predicted(prompts.rows, responses, scores), folder)
+            self.write(Predicted(prompts.rows, responses, scores), folder)
 
     def _respond(
         self, module: PreferenceObjective, model: PreTrainedModel, rows: Rows, stream: tuple[str, int], count: int
@@ -185,7 +185,7 @@ class Predictions(AlignCallback):
         answers = ask(questions, self.responses_per_prompt, is_chat, respond)
         return answers_file(questions, answers, benchmark, name)
 
-    def _write(self, predicted: Predicted, folder: Path) -> None:
+    def write(self, predicted: Predicted, folder: Path) -> None:
         path = self._path(folder)
         write_whole(path, predicted.write_lines if path.suffix == ".jsonl" else predicted.write_parquet)
         print_line(f"responses  {path}")

@@ -36,6 +36,7 @@ def assert_measured(*sides: dict[str, Any]) -> None:
         assert side["peak_bytes"] > 1e8
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_against_trls(run, capsys):
     (row,) = run("step", "--lengths=hh", "--weights=full", "--references=recorded", "--responses=2")
     assert_measured(row["ours"], row["theirs"])
