@@ -140,7 +140,7 @@ class RoundMaker:
         """
         if self.recorder.module.global_step == self.round.step:
             return
-        if self.policy.fingerprint() != self.round.key["policy"]:
+        if self.policy.fingerprint() != self.round.key.get("policy"):
             raise UserError(
                 f"the checkpoint needs the responses of round {self.round.index + 1}, sampled at step "
                 f"{self.round.step}, which are no longer in {self.store.path.parent}. Restore that folder "
