@@ -205,3 +205,14 @@ def stored(folder: Path, part: str = "samples") -> dict[str, list[dict[str, Any]
     return {
         re.sub("-[0-9a-f]{8}", "", str(file.relative_to(folder))): pq.read_table(file).to_pylist() for file in files
     }
+
+
+def check_same_samples(first: Path, second: Path) -> None:
+    """Check that two runs, of one process and of two, stored the same ten files of samples."""
+    one, two = stored(first), stored(second)
+    assert one.keys() == two.keys()
+    assert len(one) == 10
+    for name in one:
+        for row, other in zip(one[name], two[name], strict=True):
+            assert row.pop("sampler_logps") == pytest.approx(other.pop("sampler_logps"), abs=1e-4)
+            assert row == other

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import run_in, train
-from served import LoopbackServer, at_call, die, stored
+from served import LoopbackServer, at_call, check_same_samples, die
 from served import run as run_served
 from tiny import adamw, fit, on_policy, same, weights
 
@@ -198,13 +198,7 @@ def test_a_server_samples_while_sharded_processes_train(tiny_model, server, in_t
     at_call(server, "/v1/completions", 50, lambda: die(server))
     run_in(2, lambda: run_served(tiny_model, in_tmp / "two", server.url, "fsdp2", 0.0, None, **options))
     assert server.calls.count("policy_receive") == 3
-    one, two = stored(in_tmp / "one"), stored(in_tmp / "two")
-    assert one.keys() == two.keys()
-    assert len(one) == 10
-    for name in one:
-        for row, other in zip(one[name], two[name], strict=True):
-            assert row.pop("sampler_logps") == pytest.approx(other.pop("sampler_logps"), abs=1e-4)
-            assert row == other
+    check_same_samples(in_tmp / "one", in_tmp / "two")
 
 
 def test_kept_weights_are_given_to_shards_and_taken_back(tiny_model, in_tmp):

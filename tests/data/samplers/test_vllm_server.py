@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from processes import run_in
-from served import LoopbackServer, at_call, check_changed_bit, die, move, run, stored
+from served import LoopbackServer, at_call, check_changed_bit, check_same_samples, die, move, run, stored
 from tiny import adamw, fit, on_policy
 
 from lit_align.cli import main
@@ -153,13 +153,7 @@ def test_sharded_processes_sample_what_one_process_samples(tiny_model, server, i
     server.calls.clear()
     at_call(server, "/v1/completions", 50, lambda: die(server))
     run_in(2, lambda: run(tiny_model, in_tmp / "two", server.url, "fsdp2", 0.0, lora))
-    one, two = stored(in_tmp / "one"), stored(in_tmp / "two")
-    assert one.keys() == two.keys()
-    assert len(one) == 10
-    for name in one:
-        for row, other in zip(one[name], two[name], strict=True):
-            assert row.pop("sampler_logps") == pytest.approx(other.pop("sampler_logps"), abs=1e-4)
-            assert row == other
+    check_same_samples(in_tmp / "one", in_tmp / "two")
 
 
 def test_sharded_processes_record_what_one_process_records(tiny_model, server, in_tmp):
