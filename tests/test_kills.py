@@ -121,19 +121,24 @@ def count_events(run: Callable[[], None]) -> int:
     return total.value
 
 
+def at_event(place: int, act: Callable[[], None]) -> None:
+    """Let this process act at one of its run's events."""
+    passed = 0
+
+    def count() -> None:
+        nonlocal passed
+        passed += 1
+        if passed == place:
+            act()
+
+    patch_calls(EVENTS, count)
+
+
 def dying_at(place: int, run: Callable[[], None]) -> Callable[[], None]:
     """The run, killed at one of its events."""
 
     def doomed() -> None:
-        passed = 0
-
-        def count() -> None:
-            nonlocal passed
-            passed += 1
-            if passed == place:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        patch_calls(EVENTS, count)
+        at_event(place, lambda: os.kill(os.getpid(), signal.SIGKILL))
         run()
 
     return doomed
@@ -201,16 +206,8 @@ def on_full_disk(place: int, run: Callable[[], None]) -> tuple[int | None, str]:
     read, write = os.pipe()  # a pipe takes what a full disk does not
 
     def doomed() -> None:
-        passed = 0
-
-        def count() -> None:
-            nonlocal passed
-            passed += 1
-            if passed == place:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-
         sys.stdout, sys.stderr = open(os.devnull, "w"), os.fdopen(write, "w", buffering=1)  # noqa: SIM115
-        patch_calls(EVENTS, count)
+        at_event(place, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)))
         run()
 
     code = fork(doomed)

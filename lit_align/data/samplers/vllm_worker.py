@@ -32,7 +32,7 @@ class PolicyReceiver:
 
     def policy_worker(self) -> dict[str, Any]:
         """What the training process must know of this worker."""
-        if self.device.type == "cpu":  # with one worker a file, which vLLM has read and leaves behind
+        if self.device.type == "cpu":  # with one worker a file, which vLLM reads and never deletes
             Path(self.distributed_init_method.removeprefix("file://")).unlink(missing_ok=True)
         parallel = self.vllm_config.parallel_config
         return {
