@@ -33,14 +33,16 @@ SAMPLE = 500
 ROWS_TO_HOLD_OUT = 200
 """Fewest rows of which a share is held out for validation."""
 
-# Options without which an objective cannot learn from pairs in a file, or learns badly.
-PAIRS_OPTIONS: dict[type[PreferenceObjective], dict[str, str]] = {
-    SPPO: {"hard_labels: true": "the chosen response wins; in rounds, the scorer gives win probabilities"},
-    EXO: {"label_smoothing: 0.001": "ε of the target (1−ε, ε)"},
+# Options without which an objective cannot learn, or learns badly: from any data, and from pairs in a file.
+OPTIONS: dict[type[PreferenceObjective], dict[str, str]] = {
     MPO: {
         "beta: 0.0": "weight of texts in data.sft",
         "length_normalize: true": "sums differ so much that σ saturates",
     },
+}
+PAIRS_OPTIONS: dict[type[PreferenceObjective], dict[str, str]] = {
+    SPPO: {"hard_labels: true": "the chosen response wins; in rounds, the scorer gives win probabilities"},
+    EXO: {"label_smoothing: 0.001": "ε of the target (1−ε, ε)"},
 }
 
 
@@ -132,7 +134,7 @@ def configuration(request: Request) -> str:
     """The configuration's text.
 
     Raises:
-        UserError: the model or the data cannot be read.
+        UserError: the model or the data cannot be read, or the objective cannot learn from rounds.
     """
     weights = count_weights(request.policy)
     fit = Fit.of(weights, request.machine, request.objective.anchored)
@@ -182,9 +184,9 @@ def _model(request: Request, weights: int, fit: Fit) -> Iterator[str]:
         yield "      alpha: 32"
     if objective.anchored:
         yield _noted(f"    beta: {options(objective)['beta']}", "weight of staying near the reference")
-    if request.data:
-        for option, note in PAIRS_OPTIONS.get(objective, {}).items():
-            yield _noted(f"    {option}", note)
+    own = OPTIONS.get(objective, {}) | (PAIRS_OPTIONS.get(objective, {}) if request.data else {})
+    for option, note in own.items():
+        yield _noted(f"    {option}", note)
     yield "    optimizer:"
     yield "      class_path: torch.optim.AdamW"
     yield "      init_args:"
@@ -196,6 +198,11 @@ def _model(request: Request, weights: int, fit: Fit) -> Iterator[str]:
 def _data(request: Request) -> Iterator[str]:
     data, source = request.data, str(request.data or request.prompts)
     module = request.objective(PolicyConfig(request.policy))
+    if not data and not module.data_needs().can_sample:
+        name = request.objective.__name__
+        raise UserError(
+            f"init: --prompts={source} must be --data=FILE: {name} learns from a file, not from its own responses."
+        )
     rows = read_rows(source, kind=module.data_needs().data_kind if data else "prompts")
     sample = rows.rows[:SAMPLE]
     tokenizer = PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
