@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lit_align import objectives
 from lit_align.cli.classes import class_names, options
 from lit_align.console import program
+from lit_align.data import FunctionScorer
 from lit_align.data.formats.read import read_rows
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError, first_line
@@ -105,7 +106,10 @@ def objective_of(name: str) -> type[PreferenceObjective]:
     """
     names = class_names(PreferenceObjective)
     if name not in names:
-        raise UserError(f"init: there is no objective {name!r}. Known: {', '.join(names)}.")
+        form, _, of = name.partition("-")
+        forms = {"PR": "init_args.proximal above 0", "TR": "a moving reference (reference_refresh)"}
+        hint = f"{name} is {of} with {forms[form]}. " if form in forms and of in names else ""
+        raise UserError(f"init: there is no objective {name!r}. {hint}Known: {', '.join(names)}.")
     return getattr(objectives, name)
 
 
@@ -134,7 +138,8 @@ def configuration(request: Request) -> str:
     """The configuration's text.
 
     Raises:
-        UserError: the model or the data cannot be read, or the objective cannot learn from rounds.
+        UserError: the model or the data cannot be read, the objective cannot learn from rounds, or there is
+            no such scorer.
     """
     weights = count_weights(request.policy)
     fit = Fit.of(weights, request.machine, request.objective.anchored)
@@ -232,6 +237,7 @@ def _round(request: Request, longest: int) -> Iterator[str]:
         yield _noted("      class_path: Best", "imitate the best response to each prompt")
     yield "    sampling:"
     yield _noted(f"      max_new_tokens: {longest}", "longer responses are cut")
+    FunctionScorer(str(request.scorer))  # raises if there is no such function
     yield "    scorer:"
     yield _noted("      class_path: FunctionScorer", "or a reward model, or a language model as judge")
     yield "      init_args:"

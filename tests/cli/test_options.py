@@ -63,6 +63,13 @@ def test_a_class_may_follow_its_options():
     assert built.config.model.init_args.label_smoothing == 0.1
 
 
+@pytest.mark.parametrize("text", ["prompt,chosen,rejected\na,b,c\n", '{"prompt": "a", "chosen": "b", "rejected": "c"}'])
+def test_the_name_of_a_data_file_is_not_read_as_options(text: str):
+    Path("rows").write_text(text)
+    options = config("--data.train=rows", "--data.validation=rows", "--data.sft=rows")["data"]["init_args"]
+    assert (options["train"], options["validation"], options["sft"]) == ("rows", "rows", "rows")
+
+
 @pytest.mark.parametrize("key", ["model.policy.path", "model.init_args.policy.path"])
 def test_nested_options_are_reached_by_dots(key: str):
     assert config(f"--{key}=elsewhere")["model"]["init_args"]["policy"]["path"] == "elsewhere"
