@@ -107,10 +107,25 @@ def objective_of(name: str) -> type[PreferenceObjective]:
     names = class_names(PreferenceObjective)
     if name not in names:
         form, _, of = name.partition("-")
-        forms = {"PR": "init_args.proximal above 0", "TR": "a moving reference (reference_refresh)"}
+        forms = {"PR": "model.proximal above 0", "TR": "a moving reference (reference_refresh)"}
         hint = f"{name} is {of} with {forms[form]}. " if form in forms and of in names else ""
         raise UserError(f"init: there is no objective {name!r}. {hint}Known: {', '.join(names)}.")
     return getattr(objectives, name)
+
+
+def columns_of(text: str | None) -> dict[str, str]:
+    """The mapping of columns that the option spells out.
+
+    Raises:
+        UserError: it is not a mapping of names to texts.
+    """
+    try:
+        columns = yaml.safe_load(text or "{}")
+    except yaml.YAMLError:
+        columns = None
+    if not isinstance(columns, dict) or not all(isinstance(each, str) for item in columns.items() for each in item):
+        raise UserError(f"init: --columns={text} must be like '{{chosen: good, rejected: bad}}'.")
+    return columns
 
 
 @dataclass(frozen=True)
@@ -122,6 +137,7 @@ class Request:
         data: Rows to train on; None with `prompts`.
         prompts: Prompts of rounds, whose responses `scorer` rewards.
         scorer: path/to/file.py:function.
+        columns: Source of each column, as in data.columns.
         file: Name of the configuration's file, for the commands in its comments.
     """
 
@@ -131,6 +147,7 @@ class Request:
     prompts: str | None
     scorer: str | None
     machine: Machine
+    columns: dict[str, str]
     file: str = "THIS_FILE"
 
 
@@ -144,6 +161,7 @@ def configuration(request: Request) -> str:
     weights = count_weights(request.policy)
     fit = Fit.of(weights, request.machine, request.objective.anchored)
     given = {name: getattr(request, name) for name in ("policy", "data", "prompts", "scorer")}
+    given["columns"] = _columns(request)
     words = shlex.join(word for name, value in given.items() if value for word in (f"--{name}", value))
     lines = [
         f"# Made by: {program()} init {request.objective.__name__} {words}",
@@ -208,7 +226,8 @@ def _data(request: Request) -> Iterator[str]:
         raise UserError(
             f"init: --prompts={source} must be --data=FILE: {name} learns from a file, not from its own responses."
         )
-    rows = read_rows(source, kind=module.data_needs().data_kind if data else "prompts")
+    kind = module.data_needs().data_kind if data else "prompts"
+    rows = read_rows(source, kind=kind, columns=request.columns)
     sample = rows.rows[:SAMPLE]
     tokenizer = PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
     longest = max((len(ids) for _, ids in tokenizer.prompts(sample)), default=1)
@@ -219,6 +238,8 @@ def _data(request: Request) -> Iterator[str]:
     if rows.unread:
         yield f"    # not read: {', '.join(rows.unread)}"
     yield f"    {'train' if data else 'prompts'}: {_scalar(source)}"
+    if request.columns:
+        yield f"    columns: {_columns(request)}"
     if data and len(rows) >= ROWS_TO_HOLD_OUT:
         yield _noted("    validation: 0.05", "a held-out share of the prompts")
     yield _noted(f"    max_prompt_length: {_limit(longest)}", f"the longest of {len(sample)} has {longest} tokens")
@@ -228,6 +249,11 @@ def _data(request: Request) -> Iterator[str]:
     else:
         yield from _round(request, min(256, (module.positions or 1 << 20) - longest))
     yield _noted(f"    batch_size: {8 if request.machine.gpus else 4}", "prompts for each device and micro-batch")
+
+
+def _columns(request: Request) -> str:
+    """The mapping of columns on one line of YAML; empty without one."""
+    return yaml.safe_dump(request.columns, default_flow_style=True, width=1 << 20).strip() if request.columns else ""
 
 
 def _round(request: Request, longest: int) -> Iterator[str]:
