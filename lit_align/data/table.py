@@ -300,8 +300,11 @@ def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
     while some := list(islice(rest, CHUNK)):
         first = some[0]
         columns = {
-            "prompt": pa.array([example.prompt_ids for example in some], TOKENS),
-            "responses": pa.array([example.response_ids for example in some], pa.list_(TOKENS)),
+            "prompt": _tokens([example.prompt_ids for example in some]),
+            "responses": pa.ListArray.from_arrays(
+                _offsets([example.response_ids for example in some]),
+                _tokens([ids for example in some for ids in example.response_ids]),
+            ),
             "source": pa.array([example.source.encode(*_UTF8) for example in some], pa.binary()),
         }
         for name in NUMBERS:
@@ -314,6 +317,16 @@ def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
         metadata = {MISMATCHED: b"1"} if first.mismatched else None
         schema = pa.schema([(name, column.type) for name, column in columns.items()], metadata)
         yield pa.record_batch(list(columns.values()), schema=schema)
+
+
+def _tokens(lists: Sequence[Sequence[int]]) -> pa.ListArray:
+    values = np.concatenate([np.zeros(0, np.int32), *(np.asarray(ids, np.int32) for ids in lists)])
+    return pa.ListArray.from_arrays(_offsets(lists), pa.array(values))
+
+
+def _offsets(lists: Sequence[Sequence[Any]]) -> pa.Int32Array:
+    """Where each list begins in all their values, and where the last ends."""
+    return pa.array(np.cumsum([0, *map(len, lists)]), pa.int32())
 
 
 def _in_python(example: Example) -> Example:
