@@ -83,7 +83,7 @@ class Encoder:
         ends = {prompt: prompt[cut:] for prompt, cut in cuts.items() if cut}
         parts = self._many([*prompts, *ends.values(), *(whole[cuts[prompt] :] for prompt, whole in wholes)])
 
-        def joined() -> dict[str, list[int]]:
+        def joined() -> dict[str, Ids]:
             found = parts()
             tokens = {prompt: found[prompt] for prompt in prompts}
             for prompt, whole in wholes:

@@ -295,7 +295,9 @@ def describe_weights(table: ExampleTable) -> Iterator[tuple[str, str]]:
 
 
 def _pairs_of(row: Row, ids: RowIds, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
-    prompt, responses = ids
+    """Examples to be written; their token ids are arrays, but for those that a rule chooses from."""
+    prompt: Any = ids.prompt
+    responses: list[Any] = ids.responses
     if len(responses) == 1:
         rewards = list(row.rewards) if row.rewards else None
         labels = [float(label) for label in row.labels] if row.labels else None
