@@ -226,9 +226,7 @@ class PreferenceTokenizer:
         is_doubled = begin and ids and ids[0] == begin[-1] == self._bos
         return ids[1:] if is_doubled else ids
 
-    def _prompt_within(
-        self, rendering: Rendering, begin: Ids, wholes: list[Ids], prompt_ids: Ids
-    ) -> Ids | None:
+    def _prompt_within(self, rendering: Rendering, begin: Ids, wholes: list[Ids], prompt_ids: Ids) -> Ids | None:
         """The prompt's tokens that all wholes share, if they differ from the tokens of the prompt alone."""
         if not self.tokenizer.is_fast:
             return None
