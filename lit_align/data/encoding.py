@@ -32,7 +32,7 @@ AT_ONCE, CHARACTERS_AT_ONCE = 256, 1 << 20
 takes about a hundred bytes while it is encoded."""
 
 REMEMBERED = 1 << 16
-"""Words whose tokens a BPE tokenizer remembers, in 20 MB; with the 10,000 of `tokenizers`, English takes a quarter longer."""
+"""Words whose tokens a BPE tokenizer remembers, in 20 MB; with its usual 10,000, English takes a quarter longer."""
 
 T = TypeVar("T")
 Ids = array  # of C's ints: a thousandth of the objects of a list, and copied at once
