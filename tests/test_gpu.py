@@ -8,7 +8,6 @@ import pytest
 import torch
 from architectures import MODELS, build
 from golden import make
-from golden.test_golden import KEPT
 from lightning.fabric.utilities import move_data_to_device
 from test_attention import CASES, SCALE, inputs, outputs_and_gradients, plain
 from test_logprobs import CANNOT_SHARE, logps_and_gradients, one_by_one, random_examples
@@ -64,11 +63,11 @@ def test_logps_and_gradients_equal_those_of_the_cpu(name: str, dtype: torch.dtyp
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", dict(make.cases()))
 def test_every_objective_has_the_trajectory_of_the_cpu(name: str) -> None:
-    now, kept = make.trajectory(dict(make.cases())[name], "gpu"), KEPT[name]
-    assert now.pop("metrics") == pytest.approx(kept["metrics"], rel=1e-5, abs=1e-5, nan_ok=True)
-    assert now.pop("form", None) == kept.get("form")
-    for what in now:
-        assert now[what] == pytest.approx(kept[what], rel=1e-7, abs=1e-7), what
+    found, expected = (make.trajectory(dict(make.cases())[name], device) for device in ("gpu", "cpu"))
+    assert found.pop("metrics") == pytest.approx(expected.pop("metrics"), rel=1e-5, abs=1e-5, nan_ok=True)
+    assert found.pop("form", None) == expected.pop("form", None)
+    for what, value in found.items():
+        assert value == pytest.approx(expected[what], rel=1e-7, abs=1e-7), what
 
 
 @pytest.mark.parametrize("form", ["copy", "offload", "recorded"])
