@@ -102,7 +102,7 @@ def test_a_large_object_is_refused_before_it_is_in_memory(in_tmp, name, indent, 
     Path("row.json").write_text(json.dumps({"prompt": "a"}, indent=indent))
     assert read("row.json") == [{"prompt": "a"}]
     Path("lines.json").write_text('{"prompt": "a", "prompt": "b"}\n' + '{"prompt": "c"}\n' * 10_000)
-    with pytest.raises(DataError, match=r"lines.json:1: an object holds the key 'prompt' twice"):
+    with pytest.raises(DataError, match=r'lines.json:1: an object holds the key "prompt" twice'):
         read("lines.json")
 
 
