@@ -31,6 +31,7 @@ LAYERS = [
     "provenance",
     "quantization",
     "lora_linear",
+    "compilation",
     "loading",
     "policy",
     "metrics",

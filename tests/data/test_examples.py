@@ -14,7 +14,7 @@ from lit_align.data import OfflinePairs, OnPolicyPairs
 from lit_align.data.examples import Source, check_tokens
 from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.holdout import hold_out
-from lit_align.data.tokenization import PreferenceTokenizer, TokenizedRow, in_place
+from lit_align.data.tokenization import PreferenceTokenizer, RowIds, in_place
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, KTO
 from lit_align.policy import Policy, PolicyConfig
@@ -190,11 +190,11 @@ def test_tokens_that_do_not_spell_their_text_stop_the_run():
     check_tokens(rows, made)
     right = made.tokens
 
-    def wrong(rendering: Any) -> TokenizedRow | None:
+    def wrong(rendering: Any) -> RowIds | None:
         found = right(rendering)
         assert found is not None
         if rendering.prompt == "Q3":  # a space more, as of a response tokenized by itself
-            found.response_ids[1].insert(0, made.tokenizer(" ").input_ids[0])
+            found.responses[1].insert(0, made.tokenizer(" ").input_ids[0])
         return found
 
     made.tokens = wrong  # type: ignore[method-assign]

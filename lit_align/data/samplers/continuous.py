@@ -1,6 +1,7 @@
 """`ContinuousBatchingSampler`: transformers' continuous batching."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from lit_align.errors import UserError
 from lit_align.packing import PACKED
 from lit_align.policy import Policy
 from lit_align.sharding import rank
+
+PAGE_OPTION = "page_size" if "page_size" in signature(ContinuousBatchingConfig).parameters else "block_size"
+"""Its name changed between releases of transformers 5."""
 
 
 class ContinuousBatchingSampler(CopySampler):
@@ -78,7 +82,7 @@ class ContinuousBatchingSampler(CopySampler):
                 f"its response of up to {longest} tokens in all. Raise it."
             )
         return ContinuousBatchingConfig(
-            page_size=page,
+            **{PAGE_OPTION: page},
             num_blocks=min(each * len(prompts), self.cache_tokens // page),
             max_batch_tokens=max(1024, len(prompts)),
             seed=seed - rank(),  # transformers adds the rank; a batch must not depend on the process that samples it
