@@ -225,14 +225,14 @@ def steps(bench: Bench) -> list[dict[str, Any]]:
 def trl_steps(bench: Bench) -> list[dict[str, Any]]:
     """The same steps of pairs by TRL's trainer, with a live reference."""
     rows = []
-    for name, form in product(bench.lengths, ("TRL", "TRL, Liger")):
+    for form, name in product(("TRL", "TRL, Liger"), bench.lengths):  # Liger patches transformers for good
         B, prompt, response = bench.lengths[name]
         print(f"{'step':<13}{name:<15}B={B:<4}K=2  {form:<10}", end="")
         row = {"part": "step", "lengths": name, "B": B, "K": 2, "form": form}
         try:
             times, peak = trl_times(bench.policy, *bench.lengths[name], bench.repeats, liger=form != "TRL")
         except ImportError as error:
-            print(f"not installed: {error.name}", flush=True)
+            print(f"  {error.name} is not installed", flush=True)
             continue
         except torch.OutOfMemoryError:
             rows.append(row | {"out of memory": True})

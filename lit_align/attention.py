@@ -286,20 +286,6 @@ class Row:
         return query.device.type == "cpu"
 
 
-def weighted(own: Tensor, shared: Tensor, share: Tensor) -> Tensor:
-    """own + share · (shared − own), [T, heads, D], computed in the type of `share` [T, heads]."""
-    return torch.lerp(own.to(share.dtype), shared.to(share.dtype), share[..., None]).to(own.dtype)
-
-
-_merge = weighted
-
-
-def compile_merge() -> None:
-    """Compile the merge of a response's two attentions, from now on."""
-    global _merge
-    _merge = torch.compile(weighted)
-
-
 class RowAttention(torch.autograd.Function):
     """Attention of a packed row: query [T, heads, D], key and value [T, key heads, D]; the output is like the query."""
 
@@ -309,7 +295,8 @@ class RowAttention(torch.autograd.Function):
         out, lse = row.own.forward(query, key, value, scale)
         if n < len(query):
             shared, shared_lse = row.shared.forward(query[n:], key[:n], value[:n], scale)
-            out[n:] = _merge(out[n:], shared, torch.sigmoid(shared_lse - lse[n:]).contiguous())
+            share = torch.sigmoid(shared_lse - lse[n:])[..., None]
+            out[n:] = out[n:].to(share.dtype).lerp_(shared.to(share.dtype), share)
             lse[n:] = torch.logaddexp(lse[n:], shared_lse)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.row, ctx.scale = row, scale

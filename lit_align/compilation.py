@@ -1,15 +1,13 @@
 """Compilation of a model's blocks by `torch.compile`.
 
-A block is compiled as a whole, apart from its attention over a packed row: the kernels are those of plain steps, and
-only the merge of their results is compiled. All blocks share one compiled form, and so does a reference of the same
-architecture. The row's length may change. Fused operations round where the plain ones do, so that the values with
-gradients and those without agree to the bit.
+A block is compiled as a whole, apart from its attention over a packed row, which has kernels of its own. All blocks
+share one compiled form, and so does a reference of the same architecture. The row's length may change. Fused operations
+round where the plain ones do, so that the values with gradients and those without agree to the bit.
 """
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
-from lit_align.attention import compile_merge
 from lit_align.errors import UserError
 from lit_align.packing import PACKED, packed_attention
 
@@ -27,7 +25,6 @@ def compile_blocks(model: PreTrainedModel) -> None:
             f"model.policy.compile=true has no effect because transformers names no blocks of {type(model).__name__}. "
             "Leave it out."
         )
-    compile_merge()
     AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
     for block in blocks:
         block.compile(dynamic=True, options={"emulate_precision_casts": True})
