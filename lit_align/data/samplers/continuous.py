@@ -81,8 +81,9 @@ class ContinuousBatchingSampler(CopySampler):
                 f"data.sampler.cache_tokens={self.cache_tokens} must be at least {each * page}, for one prompt and "
                 f"its response of up to {longest} tokens in all. Raise it."
             )
+        page_size: dict[str, Any] = {PAGE_OPTION: page}
         return ContinuousBatchingConfig(
-            **{PAGE_OPTION: page},
+            **page_size,
             num_blocks=min(each * len(prompts), self.cache_tokens // page),
             max_batch_tokens=max(1024, len(prompts)),
             seed=seed - rank(),  # transformers adds the rank; a batch must not depend on the process that samples it
