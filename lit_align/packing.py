@@ -20,6 +20,7 @@ Shapes as in `logprobs.py`; T is the row's length, N = B·K.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -52,7 +53,6 @@ class Packing:
     positions: Tensor  # [T]
     prompt_mask: Tensor  # [B, P] bool
     responses: tuple[int, int]  # K, R
-    row: Row
     lengths: tuple[list[int], list[list[int]]]  # of prompts, and of the responses to each
     windows: set[int | None] = field(default_factory=set)  # sliding windows that layers use
     _masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor]] = field(default_factory=dict)
@@ -81,20 +81,25 @@ class Packing:
         response_positions = prompt_mask.sum(-1)[:, None, None] + torch.arange(R, device=mask.device).expand(1, K, R)
         positions = torch.cat([prompt_positions.flatten(), response_positions.flatten()])[inverse]
         lengths = prompt_mask.sum(-1).tolist(), response_mask.sum(-1).tolist()
-        return cls(places, inverse, positions, prompt_mask, (K, R), Row.of(*lengths, mask.device), lengths)
+        return cls(places, inverse, positions, prompt_mask, (K, R), lengths)
+
+    @cached_property
+    def row(self) -> Row:
+        """The row's two attentions, on its device."""
+        return Row.of(*self.lengths, self.places.device)
 
     def to(self, device: torch.device) -> "Packing":
         """The same layout on a device, which need not wait for it."""
-        return self._mapped(lambda value: value.to(device, non_blocking=True), Row.of(*self.lengths, device))
+        return self._mapped(lambda value: value.to(device, non_blocking=True))
 
     def pinned(self) -> "Packing":
         """The same layout in page-locked memory."""
-        return self._mapped(Tensor.pin_memory, self.row)
+        return self._mapped(Tensor.pin_memory)
 
-    def _mapped(self, function: Callable[[Tensor], Tensor], row: Row) -> "Packing":
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Packing":
         names = ("places", "inverse", "positions", "prompt_mask")
         tensors = {name: function(getattr(self, name)) for name in names}
-        return replace(self, **tensors, row=row, windows=set(), _masks={})
+        return replace(self, **tensors, windows=set(), _masks={})
 
     def covers(self, query: Tensor, value: Tensor, window: int | None, dropout: float = 0.0, **kwargs: Any) -> bool:
         """Whether `RowAttention` computes this layer.
