@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import adamw, byte_tokenizer, fit
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_align.data import OfflinePairs, OnPolicyPairs
 from lit_align.data.examples import Source, check_tokens
@@ -201,6 +204,16 @@ def test_tokens_that_do_not_spell_their_text_stop_the_run():
     words = r"rows.jsonl:4: the tokens .* do not spell their text:\n  text:   Q3 no\n  tokens: Q3  no<.endoftext.>"
     with pytest.raises(UserError, match=words):
         check_tokens(rows, made)
+
+
+def test_a_tokenizer_that_decodes_a_space_before_the_end_token_is_right():
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"</s>": 0, "Name": 1, "a": 2, "bird": 3}, unk_token="</s>")),
+        eos_token="</s>",
+    )
+    words.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    made = PreferenceTokenizer(words, max_prompt_length=64, max_response_length=64)
+    check_tokens([Row("Name a", (" bird", " a"), source="rows.jsonl:1")], made)
 
 
 def test_a_response_is_shown_as_it_is_after_its_prompt():
