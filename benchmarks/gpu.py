@@ -50,6 +50,8 @@ from lit_align.reference.copied import CopiedReference
 SIZES = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128256}
     | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64},
+    "3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "vocab_size": 128256}
+    | {"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 300}
     | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
 }
@@ -71,7 +73,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace):
         self.tiny = options.tiny
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.lengths = TINY_LENGTHS if options.tiny else LENGTHS
+        self.size = "tiny" if options.tiny else options.size
+        self.lengths = TINY_LENGTHS if options.tiny else {name: LENGTHS[name] for name in options.lengths}
         self.repeats = options.repeats
         self.name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
         self.peak = next((peak for part, peak in PEAKS.items() if part in self.name), None)
@@ -79,7 +82,7 @@ class Bench:
     def policy(self, dtype: torch.dtype = torch.bfloat16, layers: int | None = None) -> Policy:
         """A policy of random weights, the same at each call."""
         torch.manual_seed(0)
-        size: Any = SIZES["tiny" if self.tiny else "1b"] | ({"num_hidden_layers": layers} if layers else {})
+        size: Any = SIZES[self.size] | ({"num_hidden_layers": layers} if layers else {})
         config = LlamaConfig(**size, max_position_embeddings=16384)
         config._attn_implementation = "sdpa"
         with torch.device(self.device):
@@ -222,14 +225,14 @@ def steps(bench: Bench) -> list[dict[str, Any]]:
 def trl_steps(bench: Bench) -> list[dict[str, Any]]:
     """The same steps of pairs by TRL's trainer, with a live reference."""
     rows = []
-    for name, form in product(bench.lengths, ("TRL", "TRL, Liger")):
+    for form, name in product(("TRL", "TRL, Liger"), bench.lengths):  # Liger patches transformers for good
         B, prompt, response = bench.lengths[name]
         print(f"{'step':<13}{name:<15}B={B:<4}K=2  {form:<10}", end="")
         row = {"part": "step", "lengths": name, "B": B, "K": 2, "form": form}
         try:
             times, peak = trl_times(bench.policy, *bench.lengths[name], bench.repeats, liger=form != "TRL")
         except ImportError as error:
-            print(f"not installed: {error.name}", flush=True)
+            print(f"  {error.name} is not installed", flush=True)
             continue
         except torch.OutOfMemoryError:
             rows.append(row | {"out of memory": True})
@@ -248,7 +251,7 @@ def trl_steps(bench: Bench) -> list[dict[str, Any]]:
 
 def forms(bench: Bench) -> list[dict[str, Any]]:
     """A step with a live reference in CPU memory, and one with sharded weights."""
-    batch = bench.random_batch(*bench.lengths["tldr"], 2)
+    batch = bench.random_batch(*(TINY_LENGTHS if bench.tiny else LENGTHS)["tldr"], 2)
     policy = bench.policy()
     offloaded = CopiedReference(policy, offload=True)
     offloaded._device = bench.device
@@ -288,7 +291,7 @@ def refreshes(bench: Bench) -> list[dict[str, Any]]:
 
 def profile(bench: Bench) -> list[dict[str, Any]]:
     """Milliseconds of the kernels that take the most time, in one step."""
-    name, K = ("tldr", 2) if bench.tiny else ("2k", 8)
+    name, K = "2k" if "2k" in bench.lengths else next(iter(bench.lengths)), 8
     policy = bench.policy()
     reference = policy.merged_copy()
     batch = bench.random_batch(*bench.lengths[name], K)
@@ -333,13 +336,17 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny model and few tokens, on any device")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--size", choices=["1b", "3b"], default="1b", help="a Llama of so many parameters")
+    parser.add_argument(
+        "--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS), help="for steps, trl and profile"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="measured calls of each")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/gpu.json"))
     options = parser.parse_args(args)
     bench = Bench(options)
     if bench.device.type == "cpu" and not options.tiny:
         parser.error("there is no GPU: use --tiny to try the program")
-    print(f"{bench.name}, torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"{bench.name}, {bench.size}, torch {torch.__version__}, transformers {transformers.__version__}")
     rows: list[dict[str, Any]] = []
     began = time.perf_counter()
     for name in options.parts:
@@ -347,7 +354,12 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        about = {"device": bench.name, "torch": torch.__version__, "transformers": transformers.__version__}
+        about = {
+            "device": bench.name,
+            "model": bench.size,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
         about["seconds"] = time.perf_counter() - began
         options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1))  # what is measured so far
         print(f"{'':<13}{time.perf_counter() - began:.0f} s so far", flush=True)

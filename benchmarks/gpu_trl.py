@@ -45,7 +45,7 @@ def trl_times(
         liger: Whether TRL uses Liger's kernels.
     """
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     if liger:
@@ -94,5 +94,6 @@ def trl_times(
             processing_class=word_tokenizer(),
             callbacks=[Steps()],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return times[1:], torch.cuda.max_memory_allocated() / 1e9 if gpu else None

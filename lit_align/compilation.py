@@ -1,8 +1,8 @@
 """Compilation of a model's blocks by `torch.compile`.
 
-A block is compiled as a whole, apart from its attention over a packed row, which torch's tracer leaves as it is. All
-blocks share one compiled form, and so does a reference of the same architecture. The row's length may change. Fused
-operations round where the plain ones do, so that the values with gradients and those without agree to the bit.
+A block is compiled as a whole, apart from its attention over a packed row, which has kernels of its own. All blocks
+share one compiled form, and so does a reference of the same architecture. The row's length may change. Fused operations
+round where the plain ones do, so that the values with gradients and those without agree to the bit.
 """
 
 import torch

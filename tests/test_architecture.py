@@ -21,6 +21,7 @@ LAYERS = [
     "packing",
     "logprobs",
     "decoding",
+    "compilation",
     "sharding",
     "lightning_features",
     "peers",

@@ -89,6 +89,9 @@ class Examination(AlignCallback):
 class Header(RunReport):
     """Prints a run's header and writes nothing."""
 
+    def folder_lines(self, trainer: Trainer) -> list[tuple[str, str]]:
+        return []  # it is the scratch folder
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...

@@ -195,7 +195,7 @@ class _List:
 
 def _loads(data: bytes, name: str, line: int, skipped: Counter[str]) -> Any:
     try:
-        value = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
+        value = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass").rstrip())
     except (ValueError, RecursionError, _RepeatedKey) as error:
         raise _explained(error, name, line) from error
     may_have_half = b"\\ud" in data or b"\\uD" in data or b"\xed" in data  # much faster than the pattern

@@ -197,11 +197,13 @@ class _Example:
         wanted: Name of the rows.
         mapping: The simplest mapping.
         others: Other columns that are read.
+        user: What learns from such rows; empty for prompts, which nearly all columns give.
     """
 
     wanted: str
     mapping: str
     others: str
+    user: str = ""
 
 
 _EXAMPLES: dict[Kind, _Example] = {
@@ -210,9 +212,10 @@ _EXAMPLES: dict[Kind, _Example] = {
         "preferences",
         "prompt: …, chosen: …, rejected: …",
         "prompt + response_1 + response_2 + winner; prompt + responses + rewards (or ranks)",
+        "objectives such as DPO",
     ),
-    "labelled": _Example("labelled responses", "prompt: …, completion: …, label: …", "messages + label; pairs"),
-    "texts": _Example("texts", "prompt: …, completion: …", "messages; text; pairs"),
+    "labelled": _Example("labelled responses", "prompt: …, completion: …, label: …", "messages + label; pairs", "KTO"),
+    "texts": _Example("texts", "prompt: …, completion: …", "messages; text; pairs", "SFT"),
 }
 _HINTS = {
     "message_tree_id": "shows that the rows are messages or trees of them. Make a chat (messages: [{role, content}, "
@@ -241,10 +244,12 @@ def _detect(first: Record, kind: Kind) -> Layout:
             f"{first.source}: the names of the columns {shortened(columns_of(first))} differ from those that are read "
             f"in case or spaces. Set columns={{{changed}}}."
         )
+    others = (other for name, other in _EXAMPLES.items() if other.user and _fitting(first, name))
+    fitting = next((f"; they are {other.wanted}, for {other.user}" for other in others), "")
     raise DataError(
-        f"{first.source}: no {example.wanted} can be read from the columns {shortened(columns_of(first))}. Say which "
-        f"is which with columns={{{example.mapping}}}: names, templates such as '{{question}} {{context}}', or paths "
-        f"such as answers.0.text. These columns are read, too: {example.others}."
+        f"{first.source}: no {example.wanted} can be read from the columns {shortened(columns_of(first))}{fitting}. "
+        f"Say which is which with columns={{{example.mapping}}}: names, templates such as '{{question}} {{context}}', "
+        f"or paths such as answers.0.text. These columns are read, too: {example.others}."
     )
 
 

@@ -43,6 +43,12 @@ def test_a_list_is_the_same_wherever_its_pieces_end(in_tmp, monkeypatch, piece, 
         assert read("rows.json") == json.loads(text)
 
 
+def test_a_line_that_ends_within_an_object_is_named(in_tmp):
+    Path("rows.jsonl").write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl:2: this line is not valid JSON .*, column 6\): .*a"):
+        read("rows.jsonl")
+
+
 @pytest.mark.parametrize("piece", PIECES)
 @pytest.mark.parametrize(
     ("text", "message"),
