@@ -88,11 +88,15 @@ class RunReport(AlignCallback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         lines += data.describe() if isinstance(data, Describes) else []
         self._header = lines
-        lines = [*lines, ("memory", memory_line(pl_module)), ("run", trainer.default_root_dir)]
+        lines = [*lines, ("memory", memory_line(pl_module)), *self.describe_run(trainer)]
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, text in lines:
             table.add_row(Text(name, style="bold"), Text(text))
         print_line(table)
+
+    def describe_run(self, trainer: Trainer) -> list[tuple[str, str]]:
+        """Lines of the header on the run's place."""
+        return [("run", trainer.default_root_dir)]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stepped, self._seconds, self._trained = None, 0.0, 0

@@ -91,6 +91,9 @@ class Header(RunReport):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
 
+    def describe_run(self, trainer: Trainer) -> list[tuple[str, str]]:
+        return []  # a scratch folder
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
