@@ -1,35 +1,45 @@
 """Correctness, speed and memory on a GPU, of a random model without any download: under 8 minutes on an H100.
 
     python benchmarks/gpu.py                      # on a GPU
+    python benchmarks/gpu.py --parts steps trl    # a part of it
     python benchmarks/gpu.py --tiny               # on any machine, in seconds: that it runs
 
-It needs torch, transformers, lightning and peft. `docs/speed.md` has the recipe for a machine without network. It
-prints a table and writes JSON:
+It needs torch, transformers, lightning and peft, and TRL for its part. `docs/speed.md` has the recipe for a machine
+without network. It prints a table and writes JSON:
 
     correctness   log-probabilities and gradients against eager attention, one row per response, in float32 and bfloat16
-    step          seconds, MFU and peak memory of DPO with a live reference, against one row per response
+    steps         seconds, MFU and peak memory of DPO with a live reference: ours, ours compiled, one row per response
+    trl           the same steps by TRL's DPOTrainer, plain and with Liger kernels, if they are installed
     forms         a step with the reference in CPU memory, and with weights sharded by FSDP2 on this one device
-    refresh       a hard and a soft refresh
+    refreshes     a hard and a soft refresh
     sampling      tokens per second
+    profile       where the time of a step goes, by kernel
 """
 
 import argparse
+import gc
 import json
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 from flops import useful_flops
+from gpu_trl import trl_times
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from lit_align.compilation import compile_blocks
 from lit_align.data.generation import generate
 from lit_align.data.sampling import Sampling
 from lit_align.logprobs import PreferenceBatch, response_logps
@@ -40,11 +50,20 @@ from lit_align.reference.copied import CopiedReference
 SIZES = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128256}
     | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64},
+    "3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "vocab_size": 128256}
+    | {"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 300}
     | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
 }
-LENGTHS = {"tldr": (350, 35), "hh": (150, 80), "ultrafeedback": (350, 300), "2k": (2048, 512), "8k": (7168, 1024)}
-TINY_LENGTHS = {"tldr": (35, 4)}
+# prompts in a step, and tokens of a prompt and of a response
+LENGTHS = {
+    "tldr": (16, 350, 35),
+    "hh": (16, 150, 80),
+    "ultrafeedback": (8, 350, 300),
+    "2k": (4, 2048, 512),
+    "8k": (1, 7168, 1024),
+}
+TINY_LENGTHS = {"tldr": (2, 35, 4)}
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16 operations per second, dense
 
 
@@ -54,16 +73,16 @@ class Bench:
     def __init__(self, options: argparse.Namespace):
         self.tiny = options.tiny
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.lengths = TINY_LENGTHS if options.tiny else LENGTHS
+        self.size = "tiny" if options.tiny else options.size
+        self.lengths = TINY_LENGTHS if options.tiny else {name: LENGTHS[name] for name in options.lengths}
         self.repeats = options.repeats
-        self.batch = 2 if options.tiny else options.batch
         self.name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
         self.peak = next((peak for part, peak in PEAKS.items() if part in self.name), None)
 
     def policy(self, dtype: torch.dtype = torch.bfloat16, layers: int | None = None) -> Policy:
         """A policy of random weights, the same at each call."""
         torch.manual_seed(0)
-        size: Any = SIZES["tiny" if self.tiny else "1b"] | ({"num_hidden_layers": layers} if layers else {})
+        size: Any = SIZES[self.size] | ({"num_hidden_layers": layers} if layers else {})
         config = LlamaConfig(**size, max_position_embeddings=16384)
         config._attn_implementation = "sdpa"
         with torch.device(self.device):
@@ -71,10 +90,11 @@ class Bench:
         model.to(dtype)
         return Policy(model, None).train()  # type: ignore[arg-type]  # it needs no tokenizer here
 
-    def random_batch(self, prompt: int, response: int, responses: int, *, unequal: bool = False) -> PreferenceBatch:
+    def random_batch(
+        self, B: int, prompt: int, response: int, responses: int, *, unequal: bool = False
+    ) -> PreferenceBatch:
         """B prompts with K responses, of these lengths or at most these lengths."""
         generator = torch.Generator().manual_seed(1)
-        B = 1 if prompt > 4096 else self.batch
         shape = (B, responses)
 
         def lengths(most: int, *shape: int) -> Tensor:
@@ -93,17 +113,20 @@ class Bench:
             torch.arange(B, device=self.device),
         )
 
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
     def seconds(self, work: Callable[[], Any]) -> tuple[float, float | None]:
         """Median seconds of a call after one that does not count, and the GPU's peak of memory in 10⁹ bytes."""
         times = []
         for _ in range(1 + self.repeats):
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
+            self.synchronize()
             began = time.perf_counter()
             work()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
+            self.synchronize()
             times.append(time.perf_counter() - began)
         peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None
         return median(times[1:]), peak
@@ -115,7 +138,7 @@ def in_gigabytes(peak: float | None) -> str:
 
 def correctness(bench: Bench) -> list[dict[str, Any]]:
     """Distance of log-probabilities and gradients from eager attention in float32, one row per response."""
-    batch = bench.random_batch(*((40, 9) if bench.tiny else (600, 300)), 4, unequal=True)
+    batch = bench.random_batch(*((2, 40, 9) if bench.tiny else (4, 600, 300)), 4, unequal=True)
     weights = torch.linspace(-1, 1, batch.lengths.numel(), device=bench.device).view(batch.lengths.shape)
 
     def measured(dtype: torch.dtype, attention: str) -> tuple[Tensor, Tensor]:
@@ -162,35 +185,73 @@ def one_step(policy: torch.nn.Module, reference: Callable[[PreferenceBatch], Ten
 
 
 def steps(bench: Bench) -> list[dict[str, Any]]:
-    """A step at each length and K, ours and with one row per response."""
+    """A step at each length and K: ours, ours compiled, and with one row per response."""
     rows = []
     policy = bench.policy()
     reference = policy.merged_copy()
-    for (name, (prompt, response)), K in ((item, K) for item in bench.lengths.items() for K in (2, 8)):
-        batch = bench.random_batch(prompt, response, K)
-        flops = useful_flops(policy.model, batch.size, prompt, response, K, live=True)
-        for form, attention in (("ours", PACKED), ("rows", "sdpa")):
-            for model in (policy.model, reference):
-                model.set_attn_implementation(attention)
-            row = {"part": "step", "lengths": name, "K": K, "form": form}
-            try:
-                seconds, peak = bench.seconds(one_step(policy, lambda b: response_logps(reference, b), batch))
-            except torch.OutOfMemoryError:
-                policy.zero_grad()
-                torch.cuda.empty_cache()
-                print(f"{'step':<13}{name:<15}K={K}  {form:<6}out of memory", flush=True)
-                rows.append(row | {"out of memory": True})
-                continue
+    models = (policy.model, reference)
+
+    def measure(form: str, name: str, K: int) -> None:
+        B, prompt, response = bench.lengths[name]
+        batch = bench.random_batch(B, prompt, response, K)
+        row = {"part": "step", "lengths": name, "B": B, "K": K, "form": form}
+        print(f"{'step':<13}{name:<15}B={B:<4}K={K}  {form:<10}", end="")
+        try:
+            seconds, peak = bench.seconds(one_step(policy, lambda b: response_logps(reference, b), batch))
+        except torch.OutOfMemoryError:
+            policy.zero_grad()
+            rows.append(row | {"out of memory": True})
+            print("out of memory", flush=True)
+        else:
+            flops = useful_flops(policy.model, B, prompt, response, K, live=True)
             mfu = flops / seconds / bench.peak if bench.peak else None
             rows.append(row | {"seconds": seconds, "peak": peak, "mfu": mfu})
-            print(f"{'step':<13}{name:<15}K={K}  {form:<6}{seconds:8.4f} s{in_gigabytes(peak)}", end="")
-            print(f"  MFU {mfu:.1%}" if mfu else "", flush=True)
+            print(f"{seconds:8.4f} s{in_gigabytes(peak)}" + (f"  MFU {mfu:.1%}" if mfu else ""), flush=True)
+        torch.cuda.empty_cache()
+
+    cases = [(name, K) for name in bench.lengths for K in (2, 8)]
+    for name, K in cases:
+        for form, attention in (("rows", "sdpa"), ("ours", PACKED)):
+            for model in models:
+                model.set_attn_implementation(attention)
+            measure(form, name, K)
+    for model in models:
+        compile_blocks(model)
+    for name, K in cases:
+        measure("compiled", name, K)
+    return rows
+
+
+def trl_steps(bench: Bench) -> list[dict[str, Any]]:
+    """The same steps of pairs by TRL's trainer, with a live reference."""
+    rows = []
+    for form, name in product(("TRL", "TRL, Liger"), bench.lengths):  # Liger patches transformers for good
+        B, prompt, response = bench.lengths[name]
+        print(f"{'step':<13}{name:<15}B={B:<4}K=2  {form:<10}", end="")
+        row = {"part": "step", "lengths": name, "B": B, "K": 2, "form": form}
+        try:
+            times, peak = trl_times(bench.policy, *bench.lengths[name], bench.repeats, liger=form != "TRL")
+        except ImportError as error:
+            print(f"  {error.name} is not installed", flush=True)
+            continue
+        except torch.OutOfMemoryError:
+            rows.append(row | {"out of memory": True})
+            print("out of memory", flush=True)
+        else:
+            seconds = median(times)
+            flops = useful_flops(bench.policy().model, B, prompt, response, 2, live=True)
+            mfu = flops / seconds / bench.peak if bench.peak else None
+            rows.append(row | {"seconds": seconds, "peak": peak, "mfu": mfu})
+            print(f"{seconds:8.4f} s{in_gigabytes(peak)}" + (f"  MFU {mfu:.1%}" if mfu else ""), flush=True)
+        if bench.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
     return rows
 
 
 def forms(bench: Bench) -> list[dict[str, Any]]:
     """A step with a live reference in CPU memory, and one with sharded weights."""
-    batch = bench.random_batch(*next(iter(bench.lengths.values())), 2)
+    batch = bench.random_batch(*(TINY_LENGTHS if bench.tiny else LENGTHS)["tldr"], 2)
     policy = bench.policy()
     offloaded = CopiedReference(policy, offload=True)
     offloaded._device = bench.device
@@ -228,6 +289,25 @@ def refreshes(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
+def profile(bench: Bench) -> list[dict[str, Any]]:
+    """Milliseconds of the kernels that take the most time, in one step."""
+    name, K = "2k" if "2k" in bench.lengths else next(iter(bench.lengths)), 8
+    policy = bench.policy()
+    reference = policy.merged_copy()
+    batch = bench.random_batch(*bench.lengths[name], K)
+    step = one_step(policy, lambda b: response_logps(reference, b), batch)
+    step()
+    activities = [getattr(ProfilerActivity, "CUDA" if bench.device.type == "cuda" else "CPU")]
+    with torch_profile(activities=activities) as found:
+        step()
+    of = (lambda e: e.self_device_time_total) if bench.device.type == "cuda" else (lambda e: e.self_cpu_time_total)
+    kernels = sorted(found.key_averages(), key=of, reverse=True)[:25]
+    rows = [{"part": "profile", "kernel": k.key, "ms": of(k) / 1000, "calls": k.count} for k in kernels]
+    for row in rows:
+        print(f"{'profile':<13}{row['ms']:8.2f} ms{row['calls']:6}  {row['kernel'][:80]}", flush=True)
+    return rows
+
+
 def sampling(bench: Bench) -> list[dict[str, Any]]:
     """Tokens per second of `generate`, with 4 responses to each prompt."""
     prompts, tokens = (2, 5) if bench.tiny else (32, 64)
@@ -241,25 +321,49 @@ def sampling(bench: Bench) -> list[dict[str, Any]]:
     return [{"part": "sampling", "tokens per second": rate, "seconds": seconds, "peak": peak}]
 
 
+PARTS = {
+    "correctness": correctness,
+    "steps": steps,
+    "trl": trl_steps,
+    "forms": forms,
+    "refreshes": refreshes,
+    "sampling": sampling,
+    "profile": profile,
+}
+
+
 def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny model and few tokens, on any device")
-    parser.add_argument("--batch", type=int, default=4, help="prompts in a step")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--size", choices=["1b", "3b"], default="1b", help="a Llama of so many parameters")
+    parser.add_argument(
+        "--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS), help="for steps, trl and profile"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="measured calls of each")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/gpu.json"))
     options = parser.parse_args(args)
     bench = Bench(options)
     if bench.device.type == "cpu" and not options.tiny:
         parser.error("there is no GPU: use --tiny to try the program")
-    print(f"{bench.name}, torch {torch.__version__}")
+    print(f"{bench.name}, {bench.size}, torch {torch.__version__}, transformers {transformers.__version__}")
     rows: list[dict[str, Any]] = []
     began = time.perf_counter()
-    for part in (correctness, steps, forms, refreshes, sampling):
-        rows += part(bench)
+    for name in options.parts:
+        rows += PARTS[name](bench)
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        about = {"device": bench.name, "torch": torch.__version__, "seconds": time.perf_counter() - began}
+        about = {
+            "device": bench.name,
+            "model": bench.size,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        about["seconds"] = time.perf_counter() - began
         options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1))  # what is measured so far
-    print(f"{time.perf_counter() - began:.0f} s; written to {options.out}")
+        print(f"{'':<13}{time.perf_counter() - began:.0f} s so far", flush=True)
+    print(f"written to {options.out}")
     return rows
 
 

@@ -298,7 +298,6 @@ class RowAttention(torch.autograd.Function):
             share = torch.sigmoid(shared_lse - lse[n:])[..., None]
             out[n:] = out[n:].to(share.dtype).lerp_(shared.to(share.dtype), share)
             lse[n:] = torch.logaddexp(lse[n:], shared_lse)
-        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.row, ctx.scale = row, scale
         return out

@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_align.packing import PACKED, Packing, packed_hidden
 
-KEPT_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
+KEPT_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 """Memory for what the output head keeps for its backward pass; what is beyond it is computed again."""
 LOGITS_CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}
 """Memory for the float32 logits of one chunk of response tokens; small enough to stay in caches."""
@@ -215,11 +215,12 @@ class _HeadLogps(torch.autograd.Function):
         logps = []
         for start in range(0, len(hidden), chunk):
             rows, some = slice(start, start + chunk), targets[start : start + chunk, None]
-            logits = (hidden[rows] @ weight.T).to(wide)
-            every = (logits if factor == 1 else logits.mul_(factor)).log_softmax(-1)
+            logits = hidden[rows] @ weight.T
+            logits = logits if factor == 1 else logits.to(wide).mul_(factor)
+            every = logits.log_softmax(-1, dtype=wide) if logits.is_cuda else logits.to(wide).log_softmax(-1)
             logps.append(every.gather(1, some)[:, 0])
             if keeps:
-                slopes[rows] = every.exp_().scatter_add_(1, some, every.new_full(some.shape, -1.0))
+                _write_slopes(slopes[rows], every, some)
         ctx.save_for_backward(weight, hidden, slopes)
         ctx.factor = factor
         return torch.cat(logps) if logps else hidden.new_zeros(0, dtype=wide)
@@ -232,6 +233,15 @@ class _HeadLogps(torch.autograd.Function):
         to_hidden = ((slopes @ weight) * scale).to(hidden.dtype)
         to_weight = slopes.T @ (hidden * scale).to(hidden.dtype) if ctx.needs_input_grad[0] else None
         return to_weight, None, None, to_hidden, None
+
+
+def _write_slopes(slopes: Tensor, logps: Tensor, targets: Tensor) -> None:
+    """slopes ← softmax − 1 at the target, from log-probabilities [rows, V] that are not needed afterwards."""
+    if logps.is_cuda:  # one pass, which rounds what it writes
+        at_target = logps.gather(1, targets).expm1()
+        torch.exp(logps, out=slopes).scatter_(1, targets, at_target.to(slopes.dtype))
+    else:
+        slopes.copy_(logps.exp_().scatter_add_(1, targets, logps.new_full(targets.shape, -1.0)))
 
 
 def _plain_head(model: PreTrainedModel, hidden: Tensor) -> nn.Linear | None:

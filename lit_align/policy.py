@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_align.compilation import compile_blocks
 from lit_align.errors import UserError
 from lit_align.files import writing
 from lit_align.loading import (
@@ -85,6 +86,8 @@ class Policy(nn.Module):
         adapter = cls.add_adapter(model, lora) if lora else None
         policy = cls(adapter.get_base_model() if adapter else model, tokenizer, adapter)  # type: ignore[arg-type]
         policy.temperature = config.temperature
+        if config.compile:
+            compile_blocks(policy.model)
         return policy.train()
 
     @classmethod

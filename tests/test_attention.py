@@ -58,7 +58,7 @@ def row_attention(lengths: Lengths, kernels: type[Segments] | None = None) -> Ca
 
 def outputs_and_gradients(function: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
     out = function(*leaves)
-    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out)
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
 
 

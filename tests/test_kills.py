@@ -169,7 +169,7 @@ def artefacts(run: Path) -> dict[str, Any]:
         if path.name.startswith(".") or path.name in ("last.ckpt", "run.lock"):  # half written; a link; of a killed run
             continue
         if path.suffix == ".ckpt":
-            found[name] = plain(torch.load(path, weights_only=True))
+            found[name] = plain(torch.load(path, weights_only=True, map_location="cpu"))
         elif path.name == "metrics.csv":
             found[name] = untimed(read_metrics(path))
         elif path.suffix in (".json", ".yaml", ".safetensors", ".parquet") and path.name != "run.json":

@@ -61,7 +61,7 @@ def test_logps_equal_the_definition_in_every_architecture(name: str, branches: i
 
 def logps_and_gradients(model: PreTrainedModel, logps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The log-probabilities, and the gradients of a weighted sum of them."""
-    weights = torch.linspace(-1, 1, logps.numel(), dtype=logps.dtype).view(logps.shape)
+    weights = torch.linspace(-1, 1, logps.numel(), dtype=logps.dtype, device=logps.device).view(logps.shape)
     model.zero_grad()
     (logps * weights).sum().backward()
     return logps.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lit_align.allocation import keeps_freed_memory
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
-from lit_align.console import print_field, print_line, relative
+from lit_align.console import print_field, print_line, program, relative
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.objectives.schedule import planned_steps, warm_up_problem
@@ -88,14 +88,14 @@ class RunReport(AlignCallback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         lines += data.describe() if isinstance(data, Describes) else []
         self._header = lines
-        lines = [*lines, ("memory", memory_line(pl_module)), *self.describe_run(trainer)]
+        lines = [*lines, ("memory", memory_line(pl_module)), *self.folder_lines(trainer)]
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, text in lines:
             table.add_row(Text(name, style="bold"), Text(text))
         print_line(table)
 
-    def describe_run(self, trainer: Trainer) -> list[tuple[str, str]]:
-        """Lines of the header on the run's place."""
+    def folder_lines(self, trainer: Trainer) -> list[tuple[str, str]]:
+        """The lines of the header that name the run's folder."""
         return [("run", trainer.default_root_dir)]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -220,7 +220,7 @@ def last_checkpoint(trainer: Trainer) -> str:
 def resume_command(trainer: Trainer, path: str | Path | None) -> str:
     """The command that resumes from a checkpoint; without one, the command that runs the same again."""
     resume = f" --ckpt_path {relative(path)}" if path else ""
-    return f"python train.py fit --config {Path(trainer.default_root_dir, 'config.yaml')}{resume}"
+    return f"{program()} fit --config {Path(trainer.default_root_dir, 'config.yaml')}{resume}"
 
 
 def memory_line(module: PreferenceObjective) -> str:

@@ -89,10 +89,10 @@ class Examination(AlignCallback):
 class Header(RunReport):
     """Prints a run's header and writes nothing."""
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
+    def folder_lines(self, trainer: Trainer) -> list[tuple[str, str]]:
+        return []  # it is the scratch folder
 
-    def describe_run(self, trainer: Trainer) -> list[tuple[str, str]]:
-        return []  # a scratch folder
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
 

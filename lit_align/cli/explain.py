@@ -66,7 +66,9 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                 file, there = relative(text), map(relative, Path(text).parent.glob("*"))
                 return f"{where}: there is no file '{file}'.{did_you_mean(file, there, 0.8)}"
             case "unloadable":
-                return f"{where}={text} must be options (key: value). Leave {where} out to use the defaults. {see}"
+                takes_path = cls is not None and f"{where.rpartition('.')[2]}.path" in options(cls)
+                fix = f"Set {where}.path={text}." if takes_path else f"Leave {where} out to use the defaults."
+                return f"{where}={text} must be options (key: value). {fix} {see}"
             case "yaml":
                 problem = " ".join(text.replace('in "<unicode string>", ', "at ").split())
                 return f"config: not a YAML with keys and values: {textwrap.shorten(problem, 200)!r}"
@@ -104,8 +106,17 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
         return unknown_option(where, cls, parent.partition(".")[0], None, parser, see)
     names = dict.fromkeys(key.removeprefix(f"{parent}.").partition(".")[0] for key in siblings)
     listed = f" Options: {', '.join(names)}." if len(names) <= 20 else ""
-    hint = did_you_mean(option, siblings)
+    hint = _classes_with(option, cls) or did_you_mean(option, siblings)
     return f"{below(where, cls, option)}: {name(cls)} has no option '{option}'.{hint}{listed} {see}"
+
+
+def _classes_with(option: str, cls: Any) -> str:
+    """Name the other classes of the same kind that have the option, such as OfflinePairs for OnPolicyPairs' `train`."""
+    base = next((base for base in (PreferenceObjective, LightningDataModule) if issubclass(cls, base)), None)
+    named = [
+        each.__name__ for each in subclasses(base) if each.__name__ in class_names(base) and option in options(each)
+    ]
+    return f" It is an option of {', '.join(named)}." if named else ""
 
 
 def wrong_value(where: str, base: Any, report: str, see: str) -> str:
@@ -155,6 +166,6 @@ def known_commands() -> str:
 def did_you_mean(word: str, among: Iterable[str], cutoff: float = 0.6) -> str:
     """Suggest the name with the most similar spelling, or one that ends in the word (`model.beta` for `beta`)."""
     spelled = {name.lower(): name for name in among}
-    close = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=cutoff)
-    close += [lower for lower in spelled if lower.endswith(f".{word.lower()}")]
+    close = [lower for lower in spelled if lower.endswith(f".{word.lower()}")]
+    close += difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=cutoff)
     return f" Did you mean '{spelled[close[0]]}'?" if close else ""

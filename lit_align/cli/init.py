@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lit_align import objectives
 from lit_align.cli.classes import class_names, options
 from lit_align.console import program
+from lit_align.data import FunctionScorer
 from lit_align.data.formats.read import read_rows
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError, first_line
@@ -33,14 +34,16 @@ SAMPLE = 500
 ROWS_TO_HOLD_OUT = 200
 """Fewest rows of which a share is held out for validation."""
 
-# Options without which an objective cannot learn from pairs in a file, or learns badly.
-PAIRS_OPTIONS: dict[type[PreferenceObjective], dict[str, str]] = {
-    SPPO: {"hard_labels: true": "the chosen response wins; in rounds, the scorer gives win probabilities"},
-    EXO: {"label_smoothing: 0.001": "ε of the target (1−ε, ε)"},
+# Options without which an objective cannot learn, or learns badly: from any data, and from pairs in a file.
+OPTIONS: dict[type[PreferenceObjective], dict[str, str]] = {
     MPO: {
         "beta: 0.0": "weight of texts in data.sft",
         "length_normalize: true": "sums differ so much that σ saturates",
     },
+}
+PAIRS_OPTIONS: dict[type[PreferenceObjective], dict[str, str]] = {
+    SPPO: {"hard_labels: true": "the chosen response wins; in rounds, the scorer gives win probabilities"},
+    EXO: {"label_smoothing: 0.001": "ε of the target (1−ε, ε)"},
 }
 
 
@@ -103,8 +106,26 @@ def objective_of(name: str) -> type[PreferenceObjective]:
     """
     names = class_names(PreferenceObjective)
     if name not in names:
-        raise UserError(f"init: there is no objective {name!r}. Known: {', '.join(names)}.")
+        form, _, of = name.partition("-")
+        forms = {"PR": "model.proximal above 0", "TR": "a moving reference (reference_refresh)"}
+        hint = f"{name} is {of} with {forms[form]}. " if form in forms and of in names else ""
+        raise UserError(f"init: there is no objective {name!r}. {hint}Known: {', '.join(names)}.")
     return getattr(objectives, name)
+
+
+def columns_of(text: str | None) -> dict[str, str]:
+    """The mapping of columns that the option spells out.
+
+    Raises:
+        UserError: it is not a mapping of names to texts.
+    """
+    try:
+        columns = yaml.safe_load(text or "{}")
+    except yaml.YAMLError:
+        columns = None
+    if not isinstance(columns, dict) or not all(isinstance(each, str) for item in columns.items() for each in item):
+        raise UserError(f"init: --columns={text} must be like '{{chosen: good, rejected: bad}}'.")
+    return columns
 
 
 @dataclass(frozen=True)
@@ -116,6 +137,7 @@ class Request:
         data: Rows to train on; None with `prompts`.
         prompts: Prompts of rounds, whose responses `scorer` rewards.
         scorer: path/to/file.py:function.
+        columns: Source of each column, as in data.columns.
         file: Name of the configuration's file, for the commands in its comments.
     """
 
@@ -125,6 +147,7 @@ class Request:
     prompts: str | None
     scorer: str | None
     machine: Machine
+    columns: dict[str, str]
     file: str = "THIS_FILE"
 
 
@@ -132,11 +155,13 @@ def configuration(request: Request) -> str:
     """The configuration's text.
 
     Raises:
-        UserError: the model or the data cannot be read.
+        UserError: the model or the data cannot be read, the objective cannot learn from rounds, or there is
+            no such scorer.
     """
     weights = count_weights(request.policy)
     fit = Fit.of(weights, request.machine, request.objective.anchored)
     given = {name: getattr(request, name) for name in ("policy", "data", "prompts", "scorer")}
+    given["columns"] = _columns(request)
     words = shlex.join(word for name, value in given.items() if value for word in (f"--{name}", value))
     lines = [
         f"# Made by: {program()} init {request.objective.__name__} {words}",
@@ -182,9 +207,9 @@ def _model(request: Request, weights: int, fit: Fit) -> Iterator[str]:
         yield "      alpha: 32"
     if objective.anchored:
         yield _noted(f"    beta: {options(objective)['beta']}", "weight of staying near the reference")
-    if request.data:
-        for option, note in PAIRS_OPTIONS.get(objective, {}).items():
-            yield _noted(f"    {option}", note)
+    own = OPTIONS.get(objective, {}) | (PAIRS_OPTIONS.get(objective, {}) if request.data else {})
+    for option, note in own.items():
+        yield _noted(f"    {option}", note)
     yield "    optimizer:"
     yield "      class_path: torch.optim.AdamW"
     yield "      init_args:"
@@ -196,7 +221,13 @@ def _model(request: Request, weights: int, fit: Fit) -> Iterator[str]:
 def _data(request: Request) -> Iterator[str]:
     data, source = request.data, str(request.data or request.prompts)
     module = request.objective(PolicyConfig(request.policy))
-    rows = read_rows(source, kind=module.data_needs().data_kind if data else "prompts")
+    if not data and not module.data_needs().can_sample:
+        name = request.objective.__name__
+        raise UserError(
+            f"init: --prompts={source} must be --data=FILE: {name} learns from a file, not from its own responses."
+        )
+    kind = module.data_needs().data_kind if data else "prompts"
+    rows = read_rows(source, kind=kind, columns=request.columns)
     sample = rows.rows[:SAMPLE]
     tokenizer = PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
     longest = max((len(ids) for _, ids in tokenizer.prompts(sample)), default=1)
@@ -207,6 +238,8 @@ def _data(request: Request) -> Iterator[str]:
     if rows.unread:
         yield f"    # not read: {', '.join(rows.unread)}"
     yield f"    {'train' if data else 'prompts'}: {_scalar(source)}"
+    if request.columns:
+        yield f"    columns: {_columns(request)}"
     if data and len(rows) >= ROWS_TO_HOLD_OUT:
         yield _noted("    validation: 0.05", "a held-out share of the prompts")
     yield _noted(f"    max_prompt_length: {_limit(longest)}", f"the longest of {len(sample)} has {longest} tokens")
@@ -218,6 +251,11 @@ def _data(request: Request) -> Iterator[str]:
     yield _noted(f"    batch_size: {8 if request.machine.gpus else 4}", "prompts for each device and micro-batch")
 
 
+def _columns(request: Request) -> str:
+    """The mapping of columns on one line of YAML; empty without one."""
+    return yaml.safe_dump(request.columns, default_flow_style=True, width=1 << 20).strip() if request.columns else ""
+
+
 def _round(request: Request, longest: int) -> Iterator[str]:
     yield "    responses_per_prompt: 4"
     if request.objective is SFT:
@@ -225,6 +263,7 @@ def _round(request: Request, longest: int) -> Iterator[str]:
         yield _noted("      class_path: Best", "imitate the best response to each prompt")
     yield "    sampling:"
     yield _noted(f"      max_new_tokens: {longest}", "longer responses are cut")
+    FunctionScorer(str(request.scorer))  # raises if there is no such function
     yield "    scorer:"
     yield _noted("      class_path: FunctionScorer", "or a reward model, or a language model as judge")
     yield "      init_args:"

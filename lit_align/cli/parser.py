@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 from jsonargparse import Namespace
+from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
@@ -35,6 +36,18 @@ class AlignParser(LightningArgumentParser):
         text = explain(message, getattr(ex, "subcommand_parser", self)).strip()
         where = f" (in {relative(self._file)})" if self._file else ""
         self.exit(2, paragraph(f"error: {text}{where}"))
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        """Add the options of a class.
+
+        jsonargparse reads an option that may be an object from a file, if one of that name exists. An option that may
+        be a text as well, such as data.train, is the file's name: the file holds data, and a CSV would become the text.
+        """
+        added = super().add_class_arguments(*args, **kwargs)
+        for action in self._actions:
+            if isinstance(action, ActionTypeHint) and str in get_args(action._typehint):
+                action._enable_path = False
+        return added
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
         self._file = str(cfg_path)

@@ -26,7 +26,7 @@ from lit_align.provenance import VALIDATION, Table
 
 
 class PairsDataModule(TokenizingDataModule):
-    """Base class of the data modules: validation pairs, streams of texts, loaders that resume.
+    r"""Base class of the data modules: validation pairs, streams of texts, loaders that resume.
 
     Args:
         validation: Preference pairs whose loss and margins are logged as val/...; the same sources as for training. A

@@ -5,7 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,7 +19,7 @@ from lit_align.data.formats.rows import Kind, Row, Rows, Turns, answer_text
 from lit_align.data.pairing import PairingRule, with_mismatched
 from lit_align.data.sampling_prompt import SeenEnd
 from lit_align.data.table import ExampleTable
-from lit_align.data.tokenization import PreferenceTokenizer, TokenizedRow, listing, notes_on
+from lit_align.data.tokenization import PreferenceTokenizer, RowIds, listing, notes_on
 from lit_align.errors import UserError
 from lit_align.provenance import digest_of_sample, of_options
 
@@ -295,21 +295,24 @@ def describe_weights(table: ExampleTable) -> Iterator[tuple[str, str]]:
         yield "weights", f"{weights.min():g} to {weights.max():g}, {weights.mean():.4g} in the mean (column weight)"
 
 
-def _pairs_of(row: Row, tokens: TokenizedRow, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
-    prompt_ids, responses = tokens
-    texts = [answer_text(answer) for answer in row.responses]
-    rewards = list(row.rewards) if row.rewards else None
-    group = Example(prompt_ids, responses, row.source, rewards=rewards, texts=texts, weight=row.weight)
+def _pairs_of(row: Row, ids: RowIds, pairing: PairingRule) -> tuple[list[Example], Counter[str]]:
+    """Examples to be written; their token ids are arrays, but for those that a rule chooses from."""
+    prompt: Any = ids.prompt
+    responses: list[Any] = ids.responses
     if len(responses) == 1:
+        rewards = list(row.rewards) if row.rewards else None
         labels = [float(label) for label in row.labels] if row.labels else None
-        return [replace(group, labels=labels)], Counter()
-    if group.rewards is not None:
+        example = Example(prompt, responses, row.source, rewards=rewards, labels=labels, weight=row.weight)
+        return [example], Counter()
+    if row.rewards:
+        texts = [answer_text(answer) for answer in row.responses]
+        group = Example(*ids.in_python(), row.source, rewards=list(row.rewards), texts=texts, weight=row.weight)
         pairs = pairing([group])
         return pairs.examples, pairs.counts + pairs.partial_drops
     chosen, *rejected = responses
-    different = [ids for ids in rejected if ids != chosen]
+    different = [each for each in rejected if each != chosen]
     equal = len(rejected) - len(different)
-    examples = [Example(prompt_ids, [chosen, ids], row.source, weight=row.weight) for ids in different]
+    examples = [Example(prompt, [chosen, each], row.source, weight=row.weight) for each in different]
     return examples, Counter({"equal after truncation": equal} if equal else {})
 
 

@@ -40,15 +40,15 @@ class Mixture:
     def _sizes(self) -> list[int]:
         return [max(1, round(count * weight)) for count, weight in zip(self.counts, self.weights, strict=True)]
 
-    def indices(self, seed: int, epoch: int) -> NDArray[np.int64]:
+    def indices(self, seed: int, epoch: int) -> NDArray[np.int32]:
         """Numbers of the examples of an epoch, source by source; in order if each is served equally often."""
-        found: list[NDArray[np.int64]] = []
+        found: list[NDArray[np.int32]] = []
         start = 0
         for count, size in zip(self.counts, self._sizes, strict=True):
-            order = np.arange(count)
+            order = np.arange(start, start + count, dtype=np.int32)
             if size % count:
-                order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + start)).numpy()
-            found.append(start + order[np.arange(epoch * size, (epoch + 1) * size) % count])
+                order = order[torch.randperm(count, generator=torch.Generator().manual_seed(seed + start)).numpy()]
+            found.append(np.resize(np.roll(order, -(epoch * size % count)), size))
             start += count
         return np.concatenate(found)
 
@@ -175,21 +175,21 @@ class ExampleLoader:
                 self._served += 1
                 yield ahead.result()
 
-    def _indices(self, start: int) -> Iterator[NDArray[np.int64]]:
+    def _indices(self, start: int) -> Iterator[NDArray[np.int32]]:
         """Numbers of the examples of each batch."""
-        mine: dict[int, NDArray[np.int64]] = {}  # the examples of one passage, in order
+        mine: dict[int, NDArray[np.int32]] = {}  # the examples of one passage, in order
         for number in range(start, self.length):
             passage, place = divmod(number, self._batches_once)
             if passage not in mine:
                 mine = {passage: self._order(passage)[self.rank :: self.world_size][: self.share]}
             yield mine[passage][place * self.batch_size : (place + 1) * self.batch_size]
 
-    def _collate(self, indices: NDArray[np.int64]) -> PreferenceBatch:
+    def _collate(self, indices: NDArray[np.int32]) -> PreferenceBatch:
         places = indices.tolist()
         batch = collate(self.examples.views(places), places)
         return batch.pinned() if self.pins else batch
 
-    def _order(self, passage: int) -> NDArray[np.int64]:
+    def _order(self, passage: int) -> NDArray[np.int32]:
         """Numbers of the examples of all processes, which take turns."""
         order = self.mixture.indices(self.seed, self.epoch())
         if self.shuffle:
@@ -200,10 +200,10 @@ class ExampleLoader:
                 order = self._grouped(order, generator)
         return order
 
-    def _grouped(self, order: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
+    def _grouped(self, order: NDArray[np.int32], generator: torch.Generator) -> NDArray[np.int32]:
         size = self.batch_size * self.world_size
         full = len(order) // size * size
-        batches = np.empty((full // size, size), np.int64)
+        batches = np.empty((full // size, size), np.int32)
         tokens = self.examples.lengths.total
         for start in range(0, full, 32 * size):
             some = order[start : min(start + 32 * size, full)]

@@ -17,7 +17,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -79,6 +79,16 @@ class _Chunk:
             else:
                 self.singles[name] = np.asarray(column)
 
+    @property
+    def lengths(self) -> Sequence[NDArray[Any]]:
+        """The fields of `Lengths`."""
+        prompt, starts = np.diff(self.prompts.starts), self.responses.starts
+        total = prompt + np.diff(starts[self.first])
+        responses = np.diff(starts)
+        has_some = len(responses) > 0  # prompts to sample from have none
+        longest = np.maximum.reduceat(responses, self.first[:-1]) if has_some else np.zeros_like(prompt)
+        return np.diff(self.first), prompt, total, longest
+
     def view(self, place: int) -> Example:
         """An example whose token ids and numbers are views."""
         responses = range(self.first[place], self.first[place + 1])
@@ -101,23 +111,19 @@ class _Chunk:
 class Lengths:
     """The lengths of a table's examples, in tokens."""
 
-    responses: NDArray[np.int64]  # K of each example: not tokens, but how many there are
-    prompt: NDArray[np.int64]
-    total: NDArray[np.int64]  # of the prompt and all responses
-    longest: NDArray[np.int64]  # of the longest response
+    responses: NDArray[np.int32]  # K of each example: not tokens, but how many there are
+    prompt: NDArray[np.int32]
+    total: NDArray[np.int32]  # of the prompt and all responses
+    longest: NDArray[np.int32]  # of the longest response
 
     @classmethod
     def of(cls, chunks: Sequence[_Chunk]) -> Self:
-        columns: list[list[NDArray[Any]]] = [[np.zeros(0, np.int64)] for _ in range(4)]
+        found = np.empty((len(fields(cls)), sum(chunk.size for chunk in chunks)), np.int32)
+        end = 0
         for chunk in chunks:
-            prompt, starts = np.diff(chunk.prompts.starts), chunk.responses.starts
-            columns[0].append(np.diff(chunk.first))
-            columns[1].append(prompt)
-            columns[2].append(prompt + np.diff(starts[chunk.first]))
-            responses = np.diff(starts)
-            has_some = len(responses) > 0  # prompts to sample from have none
-            columns[3].append(np.maximum.reduceat(responses, chunk.first[:-1]) if has_some else 0 * prompt)
-        return cls(*(np.concatenate(parts).astype(np.int64) for parts in columns))
+            start, end = end, end + chunk.size
+            found[:, start:end] = chunk.lengths
+        return cls(*found)
 
     def take(self, places: NDArray[np.int64]) -> Self:
         """The lengths of some examples."""
@@ -130,7 +136,7 @@ class ExampleTable(Sequence[Example]):
     Args:
         batches: None of them empty, all of the same columns.
         added: Numbers of each response that the batches do not hold, such as log-probabilities, [examples, K].
-        order: Places in the batches of the table's examples; None is all, one after another.
+        order: Places in the batches of the table's examples; None is all, one after another, in no memory.
         digest: Identifies the tokens of all examples, where that is known: it is kept with a file.
     """
 
@@ -144,8 +150,9 @@ class ExampleTable(Sequence[Example]):
         self._chunks = [_Chunk(batch) for batch in batches]
         self._starts = np.cumsum([0, *(chunk.size for chunk in self._chunks)])
         self._added = dict(added or {})
-        self._order = np.arange(self._starts[-1]) if order is None else order
-        self.lengths = Lengths.of(self._chunks).take(self._order)
+        self._order = order
+        lengths = Lengths.of(self._chunks)
+        self.lengths = lengths if order is None else lengths.take(order)
         self.digest = digest
 
     @classmethod
@@ -232,10 +239,10 @@ class ExampleTable(Sequence[Example]):
     def reordered(self, order: NDArray[np.int64]) -> "ExampleTable":
         """The examples at some places, in that order."""
         added = {name: numbers[order] for name, numbers in self._added.items()}
-        return ExampleTable(self.batches, added, self._order[order])
+        return ExampleTable(self.batches, added, order if self._order is None else self._order[order])
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.lengths.prompt)
 
     @overload
     def __getitem__(self, place: int) -> Example: ...
@@ -254,7 +261,7 @@ class ExampleTable(Sequence[Example]):
         return [self._view(place) for place in places]
 
     def _view(self, place: int) -> Example:
-        stored = self._order[place]
+        stored = place if self._order is None else self._order[place]
         number = int(np.searchsorted(self._starts, stored, "right")) - 1
         example = self._chunks[number].view(int(stored - self._starts[number]))
         return replace(example, **{name: numbers[place] for name, numbers in self._added.items()})  # type: ignore[arg-type]
@@ -269,7 +276,11 @@ class ExampleTable(Sequence[Example]):
         if not self._chunks or name not in self._chunks[0].numbers:
             return None
         values = np.concatenate([chunk.numbers[name].values for chunk in self._chunks])
-        return values.reshape(self._starts[-1], -1)[self._order].reshape(-1)
+        return self._ordered(values.reshape(self._starts[-1], -1)).reshape(-1)
+
+    def _ordered(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values of the examples in the batches, as those of the table."""
+        return values if self._order is None else values[self._order]
 
     def digest_of_tokens(self) -> str:
         """Identifies the tokens of all examples in the batches, one after another."""
@@ -299,7 +310,7 @@ class ExampleTable(Sequence[Example]):
         """The weight of each example, as batches hold it: rounded to 32 bits. None if all are 1."""
         if all((chunk.singles["weight"] == 1).all() for chunk in self._chunks):
             return None
-        weights = np.concatenate([chunk.singles["weight"] for chunk in self._chunks])[self._order]
+        weights = self._ordered(np.concatenate([chunk.singles["weight"] for chunk in self._chunks]))
         return weights.astype(np.float32).astype(np.float64)
 
     @property
@@ -315,8 +326,11 @@ def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
     while some := list(islice(rest, CHUNK)):
         first = some[0]
         columns = {
-            "prompt": pa.array([example.prompt_ids for example in some], TOKENS),
-            "responses": pa.array([example.response_ids for example in some], pa.list_(TOKENS)),
+            "prompt": _tokens([example.prompt_ids for example in some]),
+            "responses": pa.ListArray.from_arrays(
+                _offsets([example.response_ids for example in some]),
+                _tokens([ids for example in some for ids in example.response_ids]),
+            ),
             "source": pa.array([example.source.encode(*_UTF8) for example in some], pa.binary()),
         }
         for name in NUMBERS:
@@ -329,6 +343,16 @@ def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
         metadata = {MISMATCHED: b"1"} if first.mismatched else None
         schema = pa.schema([(name, column.type) for name, column in columns.items()], metadata)
         yield pa.record_batch(list(columns.values()), schema=schema)
+
+
+def _tokens(lists: Sequence[Sequence[int]]) -> pa.ListArray:
+    values = np.concatenate([np.zeros(0, np.int32), *(np.asarray(ids, np.int32) for ids in lists)])
+    return pa.ListArray.from_arrays(_offsets(lists), pa.array(values))
+
+
+def _offsets(lists: Sequence[Sequence[Any]]) -> pa.Int32Array:
+    """Where each list begins in all their values, and where the last ends."""
+    return pa.array(np.cumsum([0, *map(len, lists)]), pa.int32())
 
 
 def _in_python(example: Example) -> Example:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_align.data.encoding import Encoder
+from lit_align.data.encoding import Encoder, Ids, ids_of
 from lit_align.data.formats.rows import Row
 from lit_align.data.rendering import ChatRenderer, Form, PromptEnd, Rendering, around, squeezed
 from lit_align.data.sampling_prompt import SeenEnd
@@ -33,6 +33,16 @@ class TokenizedRow(NamedTuple):
 
     prompt_ids: list[int]
     response_ids: list[list[int]]
+
+
+class RowIds(NamedTuple):
+    """The same as arrays."""
+
+    prompt: Ids
+    responses: list[Ids]
+
+    def in_python(self) -> TokenizedRow:
+        return TokenizedRow(self.prompt.tolist(), [ids.tolist() for ids in self.responses])
 
 
 class PreferenceTokenizer:
@@ -87,7 +97,8 @@ class PreferenceTokenizer:
         self._count_specials(row)
         form = Form.PLAIN if isinstance(row.prompt, str) else Form.CHAT
         _, ids = self._opening(self._prompt_text(row), form)
-        return self._limited(ids, self.max_prompt_length, f"max_prompt_length={self.max_prompt_length}", row)
+        ids = self._limited(ids, self.max_prompt_length, f"max_prompt_length={self.max_prompt_length}", row)
+        return None if ids is None else ids.tolist()
 
     def prompts(self, rows: Iterable[Row]) -> Iterator[tuple[Row, list[int]]]:
         """The rows that are kept, with the tokens of their prompts; texts are encoded together, as in `rows`."""
@@ -106,14 +117,15 @@ class PreferenceTokenizer:
                 the row is longer than the model can read (under the rule `error`).
         """
         row = self.as_chat(row)
-        return self._row(row, self.rendering(row))
+        ids = self._row(row, self.rendering(row))
+        return None if ids is None else ids.in_python()
 
-    def rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, TokenizedRow | None]]:
+    def rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, RowIds | None]]:
         """The same for many rows, whose texts are encoded together: several times as fast."""
         rendered = ((row, self.rendering(row)) for row in map(self.as_chat, rows))
         return ((row, self._row(row, rendering)) for row, rendering in self.encoder.ahead(rendered))
 
-    def _row(self, row: Row, rendering: Rendering) -> TokenizedRow | None:
+    def _row(self, row: Row, rendering: Rendering) -> RowIds | None:
         self._count_specials(row)
         if rendering.end is not None and rendering.end not in self.prompt_ends:
             self.prompt_ends[rendering.end] = SeenEnd.of(row.source, rendering)
@@ -123,10 +135,10 @@ class PreferenceTokenizer:
             self.counts[f"rows {reason}, dropped"] += 1
             return None
         limit = f"max_prompt_length={self.max_prompt_length}"
-        prompt_ids = self._limited(tokens.prompt_ids, self.max_prompt_length, limit, row)
+        prompt_ids = self._limited(tokens.prompt, self.max_prompt_length, limit, row)
         if prompt_ids is None:
             return None
-        responses = [self._cut(ids) for ids in tokens.response_ids]
+        responses = [self._cut(ids) for ids in tokens.responses]
         if self.positions is not None:
             room = self.positions - max(map(len, responses))
             if room < 1:
@@ -136,7 +148,7 @@ class PreferenceTokenizer:
                 )
             limit = f"the model {self.tokenizer.name_or_path!r} reads {self.positions} with its response"
             prompt_ids = self._limited(prompt_ids, room, limit, row)
-        return None if prompt_ids is None else TokenizedRow(prompt_ids, responses)
+        return None if prompt_ids is None else RowIds(prompt_ids, responses)
 
     def response_ids(self, row: Row) -> list[list[int]]:
         """Tokens of the responses alone, regardless of the prompt's length.
@@ -151,7 +163,7 @@ class PreferenceTokenizer:
                 f"{row.source}: no tokens of the response spell its text after the prompt. Leave the row out, or begin "
                 "the response with a space or a new line."
             )
-        return [self._cut(ids) for ids in tokens.response_ids]
+        return [self._cut(ids).tolist() for ids in tokens.responses]
 
     def rendering(self, row: Row) -> Rendering:
         """The text of the prompt and of each response, as the chat template renders them; plain text is unchanged."""
@@ -176,7 +188,7 @@ class PreferenceTokenizer:
 
     # --- text to tokens ---
 
-    def tokens(self, rendering: Rendering) -> TokenizedRow | None:
+    def tokens(self, rendering: Rendering) -> RowIds | None:
         """Tokens of a rendering, without limits; each response ends with a token at which sampling ends.
 
         A verbatim text has no other tokens than its own; if it is trained on from its beginning, its first token is the
@@ -197,26 +209,24 @@ class PreferenceTokenizer:
             if ids is None:
                 return None
             responses.append(self._ended(ids, rendering.form))
-        return TokenizedRow(prompt_ids, responses)
+        return RowIds(prompt_ids, responses)
 
-    def _opening(self, prompt: str, form: Form) -> tuple[list[int], list[int]]:
+    def _opening(self, prompt: str, form: Form) -> tuple[Ids, Ids]:
         """The tokens that begin a text, and the prompt's tokens including them; at least one unless it is verbatim."""
-        begin = self._begin if form is Form.PLAIN else []
+        begin = self._begin if form is Form.PLAIN else ids_of(())
         ids = begin + self._encode(prompt, begin)
         if not ids and form is not Form.VERBATIM:
             starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-            begin = ids = [start for start in starts if start is not None][:1]
+            begin = ids = ids_of([start for start in starts if start is not None][:1])
         return begin, ids
 
-    def _encode(self, text: str, begin: Sequence[int]) -> list[int]:
+    def _encode(self, text: str, begin: Ids | None = None) -> Ids:
         """Tokens of a text; a beginning-of-sequence token in the text is left out if `begin` has one."""
         ids = self.encoder(text)
-        doubled = ids[:1] == list(begin[-1:]) == [self._bos]
-        return ids[1:] if doubled else ids
+        is_doubled = begin and ids and ids[0] == begin[-1] == self._bos
+        return ids[1:] if is_doubled else ids
 
-    def _prompt_within(
-        self, rendering: Rendering, begin: list[int], wholes: list[list[int]], prompt_ids: list[int]
-    ) -> list[int] | None:
+    def _prompt_within(self, rendering: Rendering, begin: Ids, wholes: list[Ids], prompt_ids: Ids) -> Ids | None:
         """The prompt's tokens that all wholes share, if they differ from the tokens of the prompt alone."""
         if not self.tokenizer.is_fast:
             return None
@@ -232,31 +242,31 @@ class PreferenceTokenizer:
         same = all(prompt == first for prompt in prompts) and self._decode(first) == self._decode(prompt_ids)
         return first if same else None
 
-    def _continuation(self, prompt_ids: list[int], text: str, whole: list[int]) -> list[int] | None:
+    def _continuation(self, prompt_ids: Ids, text: str, whole: Ids) -> Ids | None:
         """Tokens of a response that spell it after the prompt, for a whole with a token that spans both.
 
         Tokenizers such as SentencePiece's add a space at the beginning of a text, but not after another text.
         """
         expected = unicodedata.normalize("NFC", self._decode(whole))
         for before in ("", "\n", "a", ".", "0", "|", " "):
-            start = self._encode(before, []) if before else []
-            ids = self._encode(before + text, [])
+            start = self._encode(before) if before else ids_of(())
+            ids = self._encode(before + text)
             if _begins(ids, start):
                 ids = ids[len(start) :]
                 if unicodedata.normalize("NFC", self._decode(prompt_ids + ids)) == expected:
                     return ids
         return None
 
-    def _ended(self, ids: list[int], form: Form) -> list[int]:
+    def _ended(self, ids: Ids, form: Form) -> Ids:
         if form is Form.VERBATIM:
             return ids
         if form is Form.PLAIN:
-            return ids if ids[-1:] == [self._eos] else [*ids, self._eos]
+            return ids if ids and ids[-1] == self._eos else ids + ids_of([self._eos])
         ends = self._special_ids if self.renderer.turn_end else self.end_ids()  # a tool call may end differently
-        return ids if ids and ids[-1] in ends else [*ids, self._turn_end]
+        return ids if ids and ids[-1] in ends else ids + ids_of([self._turn_end])
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def _decode(self, ids: Ids) -> str:
+        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def check(self, row: Row) -> None:
         """Check that the row's tokens decode to the same text as the tokenizer's tokens of prompt + response.
@@ -273,12 +283,13 @@ class PreferenceTokenizer:
         if tokens is None:
             return
         begin, _ = self._opening(rendering.prompt, rendering.form)
-        ends = ["", *map(self._decode, ([end] for end in self.end_ids()))]
-        for text, ids in zip(rendering.responses, tokens.response_ids, strict=True):
+        ends = [ids_of(()), *(ids_of([end]) for end in self.end_ids())]
+        for text, ids in zip(rendering.responses, tokens.responses, strict=True):
             whole = rendering.prompt + text
-            own = self._decode(begin + self._encode(whole, begin))
-            decoded = self._decode(tokens.prompt_ids + ids)
-            if decoded not in [own + end for end in ends]:
+            own_ids = begin + self._encode(whole, begin)
+            own = self._decode(own_ids)
+            decoded = self._decode(tokens.prompt + ids)
+            if decoded not in [self._decode(own_ids + end) for end in ends]:
                 place = len(os.path.commonprefix([decoded, own]))  # noqa: RUF071
                 raise UserError(
                     f"{row.source}: the tokens of prompt and response do not spell their text:\n"
@@ -291,7 +302,7 @@ class PreferenceTokenizer:
 
     # --- limits ---
 
-    def _limited(self, ids: list[int], most: int, limit: str, row: Row) -> list[int] | None:
+    def _limited(self, ids: Ids, most: int, limit: str, row: Row) -> Ids | None:
         """The prompt, cut if it is too long and the rule says so; None if the row is dropped."""
         if len(ids) <= most:
             return ids
@@ -303,10 +314,10 @@ class PreferenceTokenizer:
         self.counts[f"prompts too long, {'cut' if self.long_prompts == 'truncate_left' else 'dropped'}"] += 1
         if self.long_prompts == "drop":
             return None
-        start = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []  # models are trained with it
+        start = ids[:1] if ids[0] == self.tokenizer.bos_token_id else ids_of(())  # models are trained with it
         return start + ids[len(ids) - max(0, most - len(start)) :]
 
-    def _cut(self, ids: list[int]) -> list[int]:
+    def _cut(self, ids: Ids) -> Ids:
         if not {self._turn_end, self._eos}.isdisjoint(ids[:-1]):
             self.counts["responses with an end token before their end"] += 1
         if len(ids) > self.max_response_length:
@@ -360,12 +371,12 @@ def in_place(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequence[i
     return whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(response_ids)
 
 
-def _begin(tokenizer: Any) -> list[int]:
+def _begin(tokenizer: Any) -> Ids:
     """The special tokens that the tokenizer puts before a text."""
     bare, whole = list(tokenizer("a", add_special_tokens=False).input_ids), list(tokenizer("a").input_ids)
     place = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-    return whole[:place]
+    return ids_of(whole[:place])
 
 
-def _begins(ids: list[int], start: list[int]) -> bool:
+def _begins(ids: Ids, start: Ids) -> bool:
     return ids[: len(start)] == start

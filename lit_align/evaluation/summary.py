@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from lit_align.console import program
 from lit_align.files import read_versioned, write_versioned
 from lit_align.metrics.win_rate import GREATEST_GAP, Estimate
 
@@ -177,7 +178,7 @@ class Summary:
             UserError: the file cannot be read.
         """
         config, checkpoint = Path(folder, "config.yaml"), Path(folder, "checkpoints", "last.ckpt")
-        fix = f"Write it again: python train.py test --config {config} --ckpt_path {checkpoint}"
+        fix = f"Write it again: {program()} test --config {config} --ckpt_path {checkpoint}"
         return read_versioned(Path(folder, "summary.json"), VERSION, lambda values: _decode(cls, values, ""), fix)
 
 

@@ -162,14 +162,15 @@ class AnchoredObjective(PreferenceObjective):
         if not recorded and self.reference_config.dtype != "auto":
             return other_type_bound(batch)
         fresh = self.lora is None or self.lora.adapter is None  # a fresh adapter adds 0 in any form
-        if not recorded and (fresh or self.reference.computes_as_policy):
+        compiled = self.policy_config.compile
+        if not recorded and not compiled and (fresh or self.reference.computes_as_policy):
             return EXACT
         return rounding_bound(
             self.policy,
             logps,
             batch,
             full_precision=self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision),
-            reason="recorded anchor" if recorded else "live reference that sums in another order",
+            reason="recorded anchor" if recorded else "live reference that may sum in another order",
         )
 
     def _dropout_is_active(self) -> bool:

@@ -2,7 +2,7 @@
 
 It runs on the first training batch, with the same packing, shards and mixed precision as training. A live reference
 of the policy's dtype must agree exactly. Rounding is allowed for recorded log-probabilities, for a reference of another
-dtype, and for a reference that sums in another order.
+dtype, and for a reference that may sum in another order: compiled, or a past adapter.
 """
 
 import math

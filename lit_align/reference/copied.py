@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_align.compilation import compile_blocks, is_compiled
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch, response_logps
 from lit_align.policy import Policy, fingerprint
@@ -35,6 +36,8 @@ class CopiedReference(nn.Module, Reference):
         self.accumulator = policy.merged_copy(torch.float32) if accumulate and half else None
         self.offload = offload
         self._device = torch.device("cpu")  # where it computes
+        if is_compiled(policy.model) and not offload:
+            compile_blocks(self.model)
         if offload:
             for layer in self.model.modules():
                 if any(True for _ in layer.parameters(recurse=False)):

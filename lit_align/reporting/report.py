@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_align.console import program
 from lit_align.errors import UserError
 from lit_align.evaluation.summary import Summary
 from lit_align.files import write_whole, writing
@@ -85,7 +86,7 @@ def compared_runs(folders: Sequence[str | Path]) -> list[Run]:
     for run in runs:
         if not run.scorers:
             command = (
-                f"python train.py test --config {run.folder}/config.yaml --ckpt_path {run.folder}/checkpoints/last.ckpt"
+                f"{program()} test --config {run.folder}/config.yaml --ckpt_path {run.folder}/checkpoints/last.ckpt"
             )
             if "win_rate" not in run.configuration:
                 command += " --win_rate.prompts=PATH --win_rate.scorer=SCORER"

@@ -38,6 +38,10 @@ def test_an_unknown_key_is_named_with_the_nearest_one_and_all_there_are(fails: E
         (["--trainer.max_epoks=1"], "trainer.max_epoks", "'trainer.max_epochs'"),
         (["--trainr.max_epochs=1"], "trainr.max_epochs", "'trainer.max_epochs'"),
         (["--beta=1"], "beta", "'model.beta'"),
+        (["--model.lr=1"], "model.init_args.lr", "'optimizer.init_args.lr'"),
+        (["--model.gamma=1"], "model.init_args.gamma", "It is an option of MPO, SimPO."),
+        (["--data.prompts=p.jsonl"], "data.init_args.prompts", "It is an option of OnPolicyPairs."),
+        (["--model.policy=m"], "model.init_args.policy=m must be options", "Set model.init_args.policy.path=m."),
         (["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitr=x"], "monitr", "'monitor'"),
     ],
 )
@@ -118,7 +122,7 @@ def test_a_function_is_refused_and_not_called(fails: Errors):
 
 def test_an_option_below_one_that_does_not_exist_names_the_upper_one(fails: Errors):
     said = fails(*FIT, "--data.scorer.help=FunctionScorer")
-    assert "data.init_args.scorer: OfflinePairs has no option 'scorer'. See: " in said
+    assert "data.init_args.scorer: OfflinePairs has no option 'scorer'. It is an option of OnPolicyPairs. See: " in said
     assert "model.init_args.lora=5 must be options (key: value) or null" in fails(*FIT, "--model.lora=5")
     said = fails("fit", "--data.scorer.help=FunctionScorer")
     assert "data: no class is named, so its options are not known. Name it first: --data=NAME. Known: Off" in said

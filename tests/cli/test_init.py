@@ -1,17 +1,25 @@
 """`lit-align init`: what it prints is a configuration that `doctor` accepts."""
 
+import json
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lit_align import objectives
 from lit_align.cli import main
+from lit_align.cli.classes import class_names
 from lit_align.cli.init import Fit, Machine
+from lit_align.data.formats import DataError, read_rows
 from lit_align.errors import UserError
+from lit_align.objectives import PreferenceObjective
+from lit_align.policy import PolicyConfig
 
-SAMPLES = Path(__file__).parents[2] / "data" / "samples"
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "data" / "samples"
 SCORER = "rewards.py:reward"
 
 
@@ -26,14 +34,16 @@ def here(in_tmp):
 @pytest.mark.parametrize(
     ("objective", "source"),
     [
-        ("SPPO", ["--data=*airs.jsonl"]),  # YAML would take a bare * for an alias
-        ("KTO", ["--data=labelled.jsonl"]),
-        ("SFT", ["--prompts=pairs.jsonl", f"--scorer={SCORER}"]),
+        ("SPPO", ["--data=*airs.jsonl", "--devices=0"]),  # YAML would take a bare * for an alias
+        ("KTO", ["--data=labelled.jsonl", "--devices=0", "--memory=1e-4"]),  # LoRA
+        ("MPO", ["--prompts=pairs.jsonl", f"--scorer={SCORER}", "--devices=8", "--memory=2e-4"]),  # FSDP2
+        ("DPO", ["--data=own.csv", "--columns={prompt: q, chosen: good, rejected: bad}", "--devices=1"]),
     ],
 )
 def test_doctor_accepts_what_it_prints(here, tiny_model, objective, source, capsys):
-    main(["init", objective, f"--policy={tiny_model}", *source, "--out=made.yaml", "--devices=0"])
-    main(["doctor", "--config=made.yaml", "--trainer.accelerator=cpu"])
+    Path("own.csv").write_text("q,good,bad\n" + "".join(f"p{i},yes,no\n" for i in range(4)))
+    main(["init", objective, f"--policy={tiny_model}", *source, "--out=made.yaml"])
+    main(["doctor", "--config=made.yaml", "--trainer.accelerator=cpu", "--trainer.devices=1"])
     assert "all checks passed" in capsys.readouterr().out
     made = Path("made.yaml").read_text()
     assert len(max(made.splitlines()[2:], key=len)) <= 120
@@ -78,11 +88,19 @@ def test_the_weights_are_trained_as_they_fit(weights, machine, anchored, fit):
         (["DPO", "--policy=m", "--prompts=pairs.jsonl"], "belong together"),
         (["DPO", "--policy=m", "--data=pairs.jsonl", "--memory=nan"], "--memory=nan must be above 0"),
         (["DPO", "--policy=m", "--data=pairs.jsonl", "--out=pairs.jsonl"], "exists already"),
+        (["DPO", "--policy=m", "--data=pairs.jsonl", "--columns=good"], "--columns=good must be like"),
+        (["PR-DPO", "--policy=m", "--data=pairs.jsonl"], "PR-DPO is DPO with model.proximal above 0. Known: .*CPO"),
+        (["DPO", "--data=labelled.jsonl"], "no preferences can be read from .*; they are labelled responses, for KTO"),
+        (
+            ["RewardModel", "--prompts=pairs.jsonl", f"--scorer={SCORER}"],
+            "must be --data=FILE: RewardModel learns from",
+        ),
+        (["DPO", "--prompts=pairs.jsonl", "--scorer=rewards.py:rewards"], "there is no 'rewards' in 'rewards.py'"),
     ],
 )
-def test_bad_input_is_one_message(here, args, message, capsys):
+def test_bad_input_is_one_message(here, tiny_model, args, message, capsys):
     with pytest.raises(SystemExit) as left:
-        main(["init", *args])
+        main(["init", f"--policy={tiny_model}", *args])
     assert left.value.code == 2
     written = " ".join(capsys.readouterr().err.split())
     assert re.search(message, written), written
@@ -92,3 +110,63 @@ def test_the_gpu_of_the_option_counts():
     assert Machine(0, 16.0).with_options(8, 80.0) == Machine(8, 80.0)
     with pytest.raises(UserError, match="--devices=-1 must be at least 0"):
         Machine(0, 16.0).with_options(-1, None)
+
+
+OTHER_LAYOUTS: list[dict] = [
+    {"chosen": "Bird? Crow.", "rejected": "Bird? Stone."},
+    {"prompt": "Bird?", "responses": ["Stone.", "Crow.", "A crow."], "ranks": [3, 2, 1]},
+    {"prompt": "Bird?", "chosen": "Crow.", "rejected": ["Stone.", "Rock."]},
+    {"prompt": "Bird?", "answers": [{"answer": "Stone", "rank": 2}, {"answer": "Crow", "rank": 1}]},
+    {"question": "Bird?", "answer_0": "Stone", "answer_1": "Crow", "score_0": -2, "score_1": -1.0},
+    {"messages": [{"role": "user", "content": "Bird?"}], "chosen": "Crow", "rejected": "Stone"},
+    {"messages": [{"role": "user", "content": "Bird?"}, {"role": "assistant", "content": "Crow"}], "label": True},
+    {"question": "Bird?", "answer": "Crow", "label": False},
+    {"post": "Bird?", "title": "T", "subreddit": "s", "summary": "Crow"},
+    {"text": "Bird? Crow."},
+]
+"""Layouts without an example in docs/data.md."""
+MACHINES = {
+    "CPU": ["--devices=0"],
+    "CPU, LoRA": ["--devices=0", "--memory=1e-4"],
+    "GPU": ["--devices=1", "--memory=80"],
+    "GPU, LoRA": ["--devices=1", "--memory=2e-4"],
+    "GPU, QLoRA": ["--devices=1", "--memory=2e-5"],
+    "GPUs, DDP": ["--devices=2", "--memory=80"],
+    "GPUs, FSDP2": ["--devices=8", "--memory=2e-4"],
+    "GPUs, QLoRA": ["--devices=2", "--memory=2e-5"],
+}
+"""For the tiny model, whose weights take 0.1 MB."""
+
+
+def layouts() -> list[list[dict]]:
+    """Eight rows of each layout, with prompts that differ."""
+    blocks = re.findall(r"```json \w+\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.S)
+    several = [[json.loads(line) for line in block.splitlines()] for block in blocks] + [[row] for row in OTHER_LAYOUTS]
+    texts = [[json.dumps(rows[i % len(rows)]) for i in range(8)] for rows in several]
+    places = re.compile("Bird|capital|Name a")
+    return [
+        [json.loads(places.sub(lambda m, i=i: f"{m[0]} {i}", text)) for i, text in enumerate(rows)] for rows in texts
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [name for name in MACHINES if "QLoRA" not in name or find_spec("bitsandbytes")])
+@pytest.mark.parametrize("objective", [name for name in class_names(PreferenceObjective) if hasattr(objectives, name)])
+def test_every_layout_on_every_machine(here, tiny_model, objective, machine, capsys):
+    needs = getattr(objectives, objective)(PolicyConfig(tiny_model)).data_needs()
+    accepted = 0
+    for rows in layouts():
+        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sources = [(needs.data_kind, ["--data=rows.jsonl"])]
+        sources += [("prompts", ["--prompts=rows.jsonl", f"--scorer={SCORER}"])] if needs.can_sample else []
+        for kind, source in sources:
+            try:
+                read_rows("rows.jsonl", kind=kind)
+            except DataError:
+                continue
+            Path("made.yaml").unlink(missing_ok=True)
+            main(["init", objective, f"--policy={tiny_model}", *source, "--out=made.yaml", *MACHINES[machine]])
+            main(["doctor", "--config=made.yaml", "--trainer.accelerator=cpu", "--trainer.devices=1"])
+            assert "all checks passed" in capsys.readouterr().out
+            accepted += 1
+    assert accepted >= 10

@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import DPO_YAML, FIT, Errors, config, edited, parse
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch import Callback
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from lit_align.callbacks import ReferenceRefresh
+from lit_align.callbacks import AlignCallback, ReferenceRefresh
 from lit_align.cli import AlignCLI, main
+from lit_align.cli.classes import subclasses
 from lit_align.cli.commands import COMMANDS
-from lit_align.objectives import DPO, IPO
+from lit_align.data import PairingRule, Sampler, Scorer
+from lit_align.data.base import PairsDataModule
+from lit_align.objectives import DPO, IPO, PreferenceObjective
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -61,6 +65,21 @@ def test_a_class_may_follow_its_options():
     Path("bare.yaml").write_text(DPO_YAML.replace("class_path: DPO", "class_path: IPO").replace("beta: 0.2", ""))
     built = AlignCLI(["--model.label_smoothing=0.1", "--model=DPO", "--config=bare.yaml"], run=False)
     assert built.config.model.init_args.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize("kind", [PreferenceObjective, PairsDataModule, Scorer, Sampler, PairingRule, AlignCallback])
+def test_every_option_has_a_help_text(kind: type):
+    ours = [cls for cls in subclasses(kind) if cls.__module__.startswith("lit_align.")]
+    undocumented = [(cls, each.name) for cls in ours for each in get_signature_parameters(cls) if not each.doc]
+    assert ours
+    assert not undocumented
+
+
+@pytest.mark.parametrize("text", ["prompt,chosen,rejected\na,b,c\n", '{"prompt": "a", "chosen": "b", "rejected": "c"}'])
+def test_the_name_of_a_data_file_is_not_read_as_options(text: str):
+    Path("rows").write_text(text)
+    options = config("--data.train=rows", "--data.validation=rows", "--data.sft=rows")["data"]["init_args"]
+    assert (options["train"], options["validation"], options["sft"]) == ("rows", "rows", "rows")
 
 
 @pytest.mark.parametrize("key", ["model.policy.path", "model.init_args.policy.path"])

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
+import datasets
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
 from tiny import byte_tokenizer
 
 from lit_align.data import AllPairs, BestWorst, OfflinePairs
@@ -126,17 +126,22 @@ def test_what_decides_no_tokens_does_not(read):
     assert len(read) == 1
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["", "streamed"])
-def test_a_data_set_of_the_hub_goes_into_the_cache(read, monkeypatch, streamed):
-    rows = [json.loads(line) for line in Path(write()).read_text().splitlines()]
-    data = Dataset.from_list(rows)
-    of_hub = IterableDataset.from_generator(lambda: iter(rows)) if streamed else data
-    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: of_hub)
+def test_a_data_set_of_the_hub_goes_into_the_cache(read, monkeypatch):
+    """Its fingerprint is that of real files, whose version stands for the hub's."""
+    load, path = datasets.load_dataset, Path(write()).absolute()
+
+    def load_rows(name: str, configuration: str | None, split: str) -> Any:
+        return load("json", data_files=str(path), split=split, cache_dir="downloaded")
+
+    monkeypatch.setattr("datasets.load_dataset", load_rows)
     expected = [(each.prompt_ids, each.response_ids) for each in setup().train_examples]
     for _ in range(2):
         train = setup("someone/rows").train_examples
         assert [(each.prompt_ids, each.response_ids) for each in train] == expected
-    assert (read.count("someone/rows"), len(entries())) == (2 if streamed else 1, 2)  # a stream has no fingerprint
+    assert (read.count("someone/rows"), len(entries())) == (1, 2)
+    write(word="yea")
+    setup("someone/rows")
+    assert (read.count("someone/rows"), len(entries())) == (2, 2)
 
 
 def test_a_changed_file_replaces_its_entry(read):

@@ -159,6 +159,6 @@ def test_the_next_texts_are_begun_before_the_first_are_used():
     encoder._begin = lambda some: begun.append(len(some)) or begin(some)  # type: ignore[method-assign]
     number, rendering = next(texts)
     assert (number, begun) == (0, [AT_ONCE] * 3)
-    assert encoder("text 0 a") == encoder.tokenizer("text 0 a", add_special_tokens=False).input_ids
+    assert encoder("text 0 a").tolist() == encoder.tokenizer("text 0 a", add_special_tokens=False).input_ids
     assert [number for number, _ in texts] == list(range(1, AT_ONCE * 3 + 1))
     assert rendering.prompt not in encoder._encoded

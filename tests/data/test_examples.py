@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from tiny import adamw, byte_tokenizer, fit
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_align.data import OfflinePairs, OnPolicyPairs
 from lit_align.data.examples import Source, check_tokens
 from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.holdout import hold_out
-from lit_align.data.tokenization import PreferenceTokenizer, TokenizedRow, in_place
+from lit_align.data.tokenization import PreferenceTokenizer, RowIds, in_place
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, KTO
 from lit_align.policy import Policy, PolicyConfig
@@ -190,17 +193,27 @@ def test_tokens_that_do_not_spell_their_text_stop_the_run():
     check_tokens(rows, made)
     right = made.tokens
 
-    def wrong(rendering: Any) -> TokenizedRow | None:
+    def wrong(rendering: Any) -> RowIds | None:
         found = right(rendering)
         assert found is not None
         if rendering.prompt == "Q3":  # a space more, as of a response tokenized by itself
-            found.response_ids[1].insert(0, made.tokenizer(" ").input_ids[0])
+            found.responses[1].insert(0, made.tokenizer(" ").input_ids[0])
         return found
 
     made.tokens = wrong  # type: ignore[method-assign]
     words = r"rows.jsonl:4: the tokens .* do not spell their text:\n  text:   Q3 no\n  tokens: Q3  no<.endoftext.>"
     with pytest.raises(UserError, match=words):
         check_tokens(rows, made)
+
+
+def test_a_tokenizer_that_decodes_a_space_before_the_end_token_is_right():
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"</s>": 0, "Name": 1, "a": 2, "bird": 3}, unk_token="</s>")),
+        eos_token="</s>",
+    )
+    words.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    made = PreferenceTokenizer(words, max_prompt_length=64, max_response_length=64)
+    check_tokens([Row("Name a", (" bird", " a"), source="rows.jsonl:1")], made)
 
 
 def test_a_response_is_shown_as_it_is_after_its_prompt():

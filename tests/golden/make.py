@@ -177,7 +177,7 @@ def norm(tensors: list[torch.Tensor]) -> float:
     return torch.stack([tensor.double().square().sum() for tensor in tensors]).sum().sqrt().item()
 
 
-def trajectory(case: Case) -> dict[str, Any]:
+def trajectory(case: Case, accelerator: str = "cpu") -> dict[str, Any]:
     """Train one case and give what is compared."""
     L.seed_everything(1, verbose=False)
     start, other = models(case.width)
@@ -198,8 +198,9 @@ def trajectory(case: Case) -> dict[str, Any]:
         loader = {"preferences": loader, "sft": DataLoader(batches(case._replace(K=1), False), batch_size=None)}  # type: ignore[arg-type]
     record = Record()
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=EPOCHS, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[record, *([ReferenceRefresh(**case.refresh)] if case.refresh else [])],
+        accelerator=accelerator, devices=1, max_epochs=EPOCHS, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[record, *([ReferenceRefresh(**case.refresh)] if case.refresh else [])],
     )  # fmt: skip
     trainer.fit(module, loader)
     done: dict[str, Any] = {
@@ -215,7 +216,8 @@ def trajectory(case: Case) -> dict[str, Any]:
     reference = getattr(module, "reference", None)
     if reference is not None:
         done["form"] = str(reference)
-        done["reference"] = reference.logps(data[0]).double().sum().item()
+        batch = module.transfer_batch_to_device(data[0], module.device, 0)
+        done["reference"] = reference.logps(batch).double().sum().item()
     return done
 
 

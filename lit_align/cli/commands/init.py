@@ -19,6 +19,7 @@ def run(args: list[str]) -> None:
     parser.add_argument("--data", metavar="FILE", help="rows to train on: a file, a folder or a hub name")
     parser.add_argument("--prompts", metavar="FILE", help="instead of --data: prompts to sample responses to")
     parser.add_argument("--scorer", metavar="FUNCTION", help="with --prompts: rewards, as path/to/file.py:function")
+    parser.add_argument("--columns", metavar="MAP", help="source of each column: '{chosen: good, rejected: bad}'")
     parser.add_argument("--devices", metavar="N", type=int, help="GPUs to use (default: those of this machine)")
     parser.add_argument("--memory", metavar="GB", type=float, help="of each GPU (default: that of this machine)")
     parser.add_argument("--out", metavar="FILE", help="YAML to write (default: print it)")
@@ -29,12 +30,13 @@ def run(args: list[str]) -> None:
         parser.error("--prompts and --scorer belong together: the scorer gives the sampled responses their rewards")
     if given.out and Path(given.out).exists():
         raise UserError(f"init: --out={given.out} exists already. Name a new file.")
-    from lit_align.cli.init import Machine, Request, configuration, objective_of
+    from lit_align.cli.init import Machine, Request, columns_of, configuration, objective_of
 
     machine = Machine.here().with_options(given.devices, given.memory)
     objective = objective_of(given.objective)
     sources = (given.data, given.prompts, given.scorer)
-    text = configuration(Request(objective, given.policy, *sources, machine, given.out or "THIS_FILE"))
+    columns = columns_of(given.columns)
+    text = configuration(Request(objective, given.policy, *sources, machine, columns, given.out or "THIS_FILE"))
     if given.out is None:
         print(text, end="")
         return

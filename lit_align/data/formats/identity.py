@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,10 +71,8 @@ def _add_samples(found: "hashlib._Hash", path: Path, size: int) -> None:
 
 
 def _of_hub(name: str, split: str | None) -> str:
-    """The fingerprint that `datasets` gives a data set; without one, an identity that no other start has."""
-    part = split_slice(split or "")[0]
+    """The fingerprint that `datasets` gives a data set, of its files and their version on the hub."""
     try:
-        data = load_hub(name, part or None)
-    except UserError:  # reading the source reports it
-        data = None
-    return getattr(data, "_fingerprint", None) or uuid.uuid4().hex
+        return load_hub(name, split_slice(split or "")[0] or None)._fingerprint
+    except UserError:
+        return ""  # reading the source reports it

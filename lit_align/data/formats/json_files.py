@@ -15,6 +15,10 @@ from lit_align.errors import first_line, shown
 
 PIECE = 1 << 18
 """Bytes of a list that are read at once."""
+LARGEST_ROW = 1 << 24
+"""Bytes that the one object of a .json file may have: it is read whole."""
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+"""White space, and the mark that some editors put at the beginning of a file."""
 _LONGEST_WORD = len("-Infinity")
 
 
@@ -32,7 +36,7 @@ def read_json(path: Path, skipped: Counter[str]) -> Iterator[Record]:
 def _numbered(path: Path, skipped: Counter[str]) -> Iterator[tuple[int, Any]]:
     if ".json" in path.suffixes:
         with open_binary(path) as file:
-            is_list = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+            is_list = file.read(1024).lstrip(_BLANK).startswith(b"[")
         if is_list:
             with open_binary(path) as file:
                 yield from enumerate(_List(file, path.name, skipped), 1)
@@ -48,20 +52,34 @@ def _numbered(path: Path, skipped: Counter[str]) -> Iterator[tuple[int, Any]]:
 
 
 def _one_object(path: Path) -> dict[str, Any] | None:
-    """The object that a file is as a whole, on one line or several; None if it holds one per line."""
+    """The object that a file is as a whole, on one line or several; None if it holds one per line.
+
+    Raises:
+        DataError: the object is too large for one row.
+    """
     with open_binary(path) as file:
-        first, second = file.readline(), file.readline()
-    try:
-        if isinstance(json.loads(first), dict) and second.strip():
+        first = file.readline(LARGEST_ROW)
+        if isinstance(_parsed(first), dict) and file.readline(PIECE).strip():
             return None
-    except (ValueError, RecursionError):
-        pass
+    with open_binary(path) as file:
+        text = file.read(LARGEST_ROW + 1)
+    if len(text) > LARGEST_ROW:
+        if first.endswith(b"\n") and first.strip(_BLANK) != b"{":
+            return None
+        raise DataError(
+            f"{path.name}: the file begins with an object of more than {LARGEST_ROW >> 20} MB, which is too large for "
+            "one row. Write its rows as a list of objects, or one object per line into a .jsonl file."
+        )
+    value = _parsed(text)
+    return value if isinstance(value, dict) else None
+
+
+def _parsed(text: bytes) -> Any:
+    """The value that a text spells out; None if it does not."""
     try:
-        with open_binary(path) as file:
-            value = json.loads(file.read(), object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError, _RepeatedKey):
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _check_row(values: dict[str, Any], name: str) -> None:
@@ -177,7 +195,7 @@ class _List:
 
 def _loads(data: bytes, name: str, line: int, skipped: Counter[str]) -> Any:
     try:
-        value = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
+        value = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass").rstrip())
     except (ValueError, RecursionError, _RepeatedKey) as error:
         raise _explained(error, name, line) from error
     may_have_half = b"\\ud" in data or b"\\uD" in data or b"\xed" in data  # much faster than the pattern

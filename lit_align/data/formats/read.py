@@ -1,6 +1,7 @@
 """Reading of a data set: its layout is detected once, from the first row, and all other rows must fit it."""
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
@@ -73,9 +74,17 @@ def read_rows(
     layout = _detect(first, kind)
     if kind == "texts" and turns == "last" and layout.parse_turns and layout.turns != TURNS:
         raise DataError(f"{source}: turns=last has no effect on {layout.name}, whose labels choose. Leave it out.")
-    parsed = Spool(_parsed(layout, chain([first], prepared), kind, turns))
+    forms = _Forms()
+    selected = Counter[str]()
+    parsed = _parsed(layout, chain([first], prepared), kind, turns)
+    rows = Spool(forms.seen(SELECT[kind](forms.counted(parsed), selected)))
     ignored.check(source)
-    rows = Spool(_of_one_form(SELECT[kind](_alike(parsed, reading), reading.skipped)))
+    if (column := reading.chat_because_of) is not None:
+        rows = Spool(map(_as_chat, rows))
+        reading.skipped[f"prompts that are now chats, as `{column}` needs"] = forms.count
+    else:
+        forms.check()
+    reading.skipped.update(selected)
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
         raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}.")
@@ -97,17 +106,34 @@ def _form(row: Row) -> str:
     return "plain text" if isinstance(row.prompt, str) else "chat messages"
 
 
-def _of_one_form(rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows, whose prompts must all be plain text, or all chats."""
-    first: Row | None = None
-    for row in rows:
-        first = first or row
-        if _form(row) != _form(first):
+class _Forms:
+    """Counts rows, and keeps the first of those that are selected and the first whose prompt has another form."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: Row | None = None
+        self.other: Row | None = None
+
+    def counted(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            self.count += 1
+            yield row
+
+    def seen(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            self.first = self.first or row
+            if self.other is None and _form(row) != _form(self.first):
+                self.other = row
+            yield row
+
+    def check(self) -> None:
+        """Check that all prompts are plain text, or all chats."""
+        if self.first and self.other:
             raise DataError(
-                f"{row.source}: the prompt is {_form(row)}, but that of {first.source} is {_form(first)}. Make all of "
-                'them plain text, or messages like {"role": "user", "content": "…"}.'
+                f"{self.other.source}: the prompt is {_form(self.other)}, but that of {self.first.source} is "
+                f"{_form(self.first)}. Make all of them plain text, or messages like "
+                '{"role": "user", "content": "…"}.'
             )
-        yield row
 
 
 class _Ignored:
@@ -171,11 +197,13 @@ class _Example:
         wanted: Name of the rows.
         mapping: The simplest mapping.
         others: Other columns that are read.
+        user: What learns from such rows; empty for prompts, which nearly all columns give.
     """
 
     wanted: str
     mapping: str
     others: str
+    user: str = ""
 
 
 _EXAMPLES: dict[Kind, _Example] = {
@@ -184,9 +212,10 @@ _EXAMPLES: dict[Kind, _Example] = {
         "preferences",
         "prompt: …, chosen: …, rejected: …",
         "prompt + response_1 + response_2 + winner; prompt + responses + rewards (or ranks)",
+        "objectives such as DPO",
     ),
-    "labelled": _Example("labelled responses", "prompt: …, completion: …, label: …", "messages + label; pairs"),
-    "texts": _Example("texts", "prompt: …, completion: …", "messages; text; pairs"),
+    "labelled": _Example("labelled responses", "prompt: …, completion: …, label: …", "messages + label; pairs", "KTO"),
+    "texts": _Example("texts", "prompt: …, completion: …", "messages; text; pairs", "SFT"),
 }
 _HINTS = {
     "message_tree_id": "shows that the rows are messages or trees of them. Make a chat (messages: [{role, content}, "
@@ -215,10 +244,12 @@ def _detect(first: Record, kind: Kind) -> Layout:
             f"{first.source}: the names of the columns {shortened(columns_of(first))} differ from those that are read "
             f"in case or spaces. Set columns={{{changed}}}."
         )
+    others = (other for name, other in _EXAMPLES.items() if other.user and _fitting(first, name))
+    fitting = next((f"; they are {other.wanted}, for {other.user}" for other in others), "")
     raise DataError(
-        f"{first.source}: no {example.wanted} can be read from the columns {shortened(columns_of(first))}. Say which "
-        f"is which with columns={{{example.mapping}}}: names, templates such as '{{question}} {{context}}', or paths "
-        f"such as answers.0.text. These columns are read, too: {example.others}."
+        f"{first.source}: no {example.wanted} can be read from the columns {shortened(columns_of(first))}{fitting}. "
+        f"Say which is which with columns={{{example.mapping}}}: names, templates such as '{{question}} {{context}}', "
+        f"or paths such as answers.0.text. These columns are read, too: {example.others}."
     )
 
 
@@ -274,13 +305,5 @@ def _weight(record: Record, first: Record) -> float | None:
     return weight
 
 
-def _alike(rows: Sequence[Row], reading: Reading) -> Iterator[Row]:
-    """The rows, all as chats if a column turned a plain prompt into one."""
-    column, count = reading.chat_because_of, 0
-    for row in rows:
-        if column is not None and isinstance(row.prompt, str):
-            row = replace(row, prompt=[{"role": "user", "content": row.prompt}])
-        count += 1
-        yield row
-    if column is not None:
-        reading.skipped[f"prompts that are now chats, as `{column}` needs"] = count
+def _as_chat(row: Row) -> Row:
+    return replace(row, prompt=[{"role": "user", "content": row.prompt}]) if isinstance(row.prompt, str) else row

@@ -41,8 +41,10 @@ class Record:
             if (value := self.values.get(name)) is not None:
                 self.read.add(name)
                 return name, value
+        first = self.reading.sample[0].values if self.reading.sample else {}
+        missing = next((name for name in column.split("|") if first.get(name) is not None), either(column))
         raise DataError(
-            f"{self.source}: the row has no {either(column)}, as the first row has; its columns are "
+            f"{self.source}: the row has no {missing}, as the first row has; its columns are "
             f"{columns_of(self)}. Fill it in, or take the row out."
         )
 

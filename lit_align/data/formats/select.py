@@ -13,7 +13,8 @@ def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]
     """Prompts; a prompt of several rows with a response each is taken once."""
     seen: set[bytes] = set()
     for row in rows:
-        text = json.dumps([row.prompt, row.tools, dict(row.template_args)], default=str)
+        chat = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt
+        text = json.dumps([chat, row.tools, dict(row.template_args)], default=str)
         key = hashlib.sha256(text.encode()).digest()[:16]
         if row.responses and key in seen:
             skipped["repeated prompts"] += 1

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from lit_align.data.formats.files import FILE_KINDS, find_reader
 from lit_align.data.formats.folders import dataset_records, downloaded_records, is_saved, saved_records
@@ -15,6 +15,9 @@ from lit_align.data.formats.rows import DataError
 from lit_align.data.formats.slices import sliced, split_slice
 from lit_align.data.rounds.stored import find_rounds, read_rounds
 from lit_align.errors import first_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _SOURCES = (
     f"a file ({FILE_KINDS}, or one of these as .gz or .zst), a folder of them or one saved by `datasets`, a run's "
@@ -81,8 +84,10 @@ def _hub_records(source: str, split: str | None) -> Iterator[Record]:
     return dataset_records(load_hub(source, split), f"{source}[{split or 'train'}]")
 
 
-def load_hub(source: str, split: str | None) -> Any:
-    """A data set of the hub, as `datasets` gives it.
+def load_hub(source: str, split: str | None) -> "Dataset":
+    """A data set of the hub, which `datasets` downloads whole into its own cache, as mapped Arrow files.
+
+    A streamed one would have no fingerprint, so that each start would have to read it again.
 
     Raises:
         DataError: the hub has none of that name and split.
@@ -92,7 +97,7 @@ def load_hub(source: str, split: str | None) -> Any:
     name, _, configuration = source.partition(":")
     split = split or "train"
     try:
-        return load_dataset(name, configuration or None, split=split)
+        return cast("Dataset", load_dataset(name, configuration or None, split=split))
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{source}: there is no such file or folder, and the hub gives no data set of that name with "

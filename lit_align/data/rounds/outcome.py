@@ -17,7 +17,10 @@ def check_pairs(pairs: Pairs[ExampleTable], prompts: int, index: int) -> None:
         UserError: it does not.
     """
     if not pairs.examples:
-        raise UserError(f"round {index + 1} gives no pair to train on: of {prompts} prompts, {_dropped(pairs)}.")
+        raise UserError(
+            f"round {index + 1} gives no pair to train on: of {prompts} prompts, {_dropped(pairs)}. Sample other "
+            "or more responses (data.sampling, data.responses_per_prompt), or change data.scorer or data.pairing."
+        )
 
 
 def print_pairs(pairs: Pairs[ExampleTable], prompts: int, unused: int, example_of: Any) -> None:

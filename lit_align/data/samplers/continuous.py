@@ -1,6 +1,7 @@
 """`ContinuousBatchingSampler`: transformers' continuous batching."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from lit_align.errors import UserError
 from lit_align.packing import PACKED
 from lit_align.policy import Policy
 from lit_align.sharding import rank
+
+PAGE_OPTION = "page_size" if "page_size" in signature(ContinuousBatchingConfig).parameters else "block_size"
+"""Its name changed between releases of transformers 5."""
 
 
 class ContinuousBatchingSampler(CopySampler):
@@ -77,8 +81,9 @@ class ContinuousBatchingSampler(CopySampler):
                 f"data.sampler.cache_tokens={self.cache_tokens} must be at least {each * page}, for one prompt and "
                 f"its response of up to {longest} tokens in all. Raise it."
             )
+        page_size: dict[str, Any] = {PAGE_OPTION: page}
         return ContinuousBatchingConfig(
-            page_size=page,
+            **page_size,
             num_blocks=min(each * len(prompts), self.cache_tokens // page),
             max_batch_tokens=max(1024, len(prompts)),
             seed=seed - rank(),  # transformers adds the rank; a batch must not depend on the process that samples it

@@ -18,7 +18,10 @@ from lit_align.errors import UserError
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "Q", "chosen": "a"}, ["rows.jsonl:2", "no rejected", "prompt, chosen", "Fill it in"]),
+        (
+            {"prompt": "Q", "chosen": "a"},
+            ["rows.jsonl:2", "no rejected, as the first row has", "prompt, chosen", "Fill it in"],
+        ),
         ({"prompt": "Q", "chosen": "a", "rejected": None}, ["rows.jsonl:2", "no rejected", "prompt, chosen"]),
         ({"prompt": "Q", "chosen": 3, "rejected": "b"}, ["rows.jsonl:2", "`chosen`", "3", "text, or messages"]),
         ({"prompt": {"a": 1}, "chosen": "a", "rejected": "b"}, ["rows.jsonl:2", "`prompt`", '{"a": 1}']),

@@ -43,6 +43,12 @@ def test_a_list_is_the_same_wherever_its_pieces_end(in_tmp, monkeypatch, piece, 
         assert read("rows.json") == json.loads(text)
 
 
+def test_a_line_that_ends_within_an_object_is_named(in_tmp):
+    Path("rows.jsonl").write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl:2: this line is not valid JSON .*, column 6\): .*a"):
+        read("rows.jsonl")
+
+
 @pytest.mark.parametrize("piece", PIECES)
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -84,6 +90,26 @@ def test_a_large_file_is_never_in_memory(in_tmp, name):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < len(text) / 2
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.json.zst"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_large_object_is_refused_before_it_is_in_memory(in_tmp, name, indent, monkeypatch):
+    monkeypatch.setattr(json_files, "LARGEST_ROW", 100_000)
+    text = json.dumps({"data": [{"prompt": f"{number} " * 1000} for number in range(500)]}, indent=indent)
+    with pa.output_stream(name) as file:
+        file.write(text.encode())
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"{name}: the file begins with an object of more than 0 MB"):
+        read(name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(text) / 2
+    Path("row.json").write_text(json.dumps({"prompt": "a"}, indent=indent))
+    assert read("row.json") == [{"prompt": "a"}]
+    Path("lines.json").write_text('{"prompt": "a", "prompt": "b"}\n' + '{"prompt": "c"}\n' * 10_000)
+    with pytest.raises(DataError, match=r'lines.json:1: an object holds the key "prompt" twice'):
+        read("lines.json")
 
 
 def test_a_zst_file_that_is_cut_off_is_one_message(in_tmp):
