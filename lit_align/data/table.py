@@ -12,6 +12,7 @@ A table of any size costs a process a few numbers per example (`lengths`). Token
 example is shown; batches are padded from NumPy views of the file.
 """
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -218,6 +219,8 @@ class ExampleTable(Sequence[Example]):
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> Self:
         """The examples of several tables, one after another."""
+        if len(tables) == 1:
+            return tables[0]
         digests = [table.digest for table in tables]
         digest = None if None in digests else " ".join(map(str, digests))
         return cls([batch for table in tables for batch in table.batches], digest=digest)
@@ -234,7 +237,9 @@ class ExampleTable(Sequence[Example]):
             name: One of NUMBERS.
             numbers: [examples, K].
         """
-        return ExampleTable(self.batches, self._added | {name: numbers}, self._order, self.digest)
+        table = copy.copy(self)
+        table._added = self._added | {name: numbers}
+        return table
 
     def reordered(self, order: NDArray[np.int64]) -> "ExampleTable":
         """The examples at some places, in that order."""

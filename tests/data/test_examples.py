@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 import torch
 from tiny import adamw, byte_tokenizer, fit
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tiny_tokenizers import word_tokenizer
+from transformers import AutoTokenizer
 
 from lit_align.data import OfflinePairs, OnPolicyPairs
 from lit_align.data.examples import Source, check_tokens
@@ -207,11 +205,7 @@ def test_tokens_that_do_not_spell_their_text_stop_the_run():
 
 
 def test_a_tokenizer_that_decodes_a_space_before_the_end_token_is_right():
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel({"</s>": 0, "Name": 1, "a": 2, "bird": 3}, unk_token="</s>")),
-        eos_token="</s>",
-    )
-    words.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    words = word_tokenizer(["Name", "a", "bird"])
     made = PreferenceTokenizer(words, max_prompt_length=64, max_response_length=64)
     check_tokens([Row("Name a", (" bird", " a"), source="rows.jsonl:1")], made)
 
