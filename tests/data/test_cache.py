@@ -61,6 +61,7 @@ def setup(
     module = SimpleNamespace(tokenizer=tokenizer or byte_tokenizer(), data_needs=lambda: needs)
     data = OfflinePairs(train, **{"batch_size": 2} | options)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        limit_val_batches=1.0,
         lightning_module=module,
         current_epoch=0,
         global_rank=0,
