@@ -4,7 +4,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning.pytorch import Callback
 from processes import train
 from tiny import adamw, on_policy
 from transformers import AutoModelForCausalLM
@@ -26,6 +27,7 @@ from lit_align.data.sampling import uniform_numbers
 from lit_align.errors import UserError
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.reporting.metrics_csv import MetricsCSV
 
 
 class LoopbackServer:
@@ -181,9 +183,10 @@ def run(
     objective: Any = DPO,
     rounds: int = 2,
     rounds_ahead: Any = 0,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> dict[str, Any]:
-    """Rounds of 9 prompts in batches of 2; gives the weights."""
+    """Rounds of 9 prompts in batches of 2; gives the weights, and writes metrics.csv."""
     folder.mkdir(exist_ok=True)
     module = objective(PolicyConfig(model, dtype="float32"), lora=lora, proximal=0.1, optimizer=adamw(lr), **options)
     data = on_policy(
@@ -196,7 +199,8 @@ def run(
         sampling=Sampling(max_new_tokens=4),
         rounds_ahead=rounds_ahead,
     )
-    return train(module, data, strategy=strategy, max_epochs=rounds, default_root_dir=folder)
+    logger = MetricsCSV(folder)
+    return train(module, data, *callbacks, strategy=strategy, max_epochs=rounds, default_root_dir=folder, logger=logger)
 
 
 def stored(folder: Path, part: str = "samples") -> dict[str, list[dict[str, Any]]]:

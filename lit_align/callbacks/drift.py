@@ -41,7 +41,7 @@ from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import AnchoredObjective
 from lit_align.policy import Policy
-from lit_align.sharding import gathered, of_all_processes
+from lit_align.sharding import of_all_processes
 
 
 class Drift(AlignCallback):
@@ -161,7 +161,7 @@ class Drift(AlignCallback):
             Example(example.prompt_ids, [responses[0].ids], example.source)
             for example, responses in zip(examples, sampled, strict=True)
         ]
-        with gathered(policy):
+        with data.recorder.able_to_compute(policy):
             logps = data.recorder.logps(policy, fresh)
         return [
             Example(example.prompt_ids, example.response_ids, example.source, sampler_logps=logp)
@@ -173,11 +173,13 @@ class Drift(AlignCallback):
         policy, reference = module.policy, module.reference
         assert policy is not None
         assert reference is not None
+        recorder = data.recorder
         ours = torch.tensor([example.sampler_logps for example in examples])
-        start = Policy.load_start(module.policy_config, module.lora, module.tokenizer).to(policy.device).eval()
-        from_start = ours - torch.tensor(data.recorder.logps(start, examples))
-        with gathered(policy), reference.present() as present, gathered(present):
-            from_reference = ours - torch.tensor(data.recorder.logps(present.logps, examples))
+        with recorder.able_to_compute(policy), reference.present() as present, recorder.able_to_compute(present):
+            from_start = from_reference = ours - torch.tensor(recorder.logps(present.logps, examples))
+        if not module.reference_is_start:
+            start = Policy.load_start(module.policy_config, module.lora, module.tokenizer).to(policy.device).eval()
+            from_start = ours - torch.tensor(recorder.logps(start, examples))
         kl_reference, kl_start = from_reference.mean().item(), from_start.mean().item()
         values = {
             "kl_policy_reference": kl_reference,

@@ -133,6 +133,13 @@ class AnchoredObjective(PreferenceObjective):
             return None
         return self.reference
 
+    @property
+    def reference_is_start(self) -> bool:
+        """Whether the reference has the start's weights, in the same type, and keeps them."""
+        return (
+            self.refresh_rule is None and self.reference_config.path is None and self.reference_config.dtype == "auto"
+        )
+
     @torch.no_grad()
     def _check_first_step(
         self, loss: Tensor, logps: Tensor, anchor_logps: Tensor | None, beta: float, batch: PreferenceBatch

@@ -9,7 +9,9 @@ import torch
 from processes import run_in
 from served import LoopbackServer, at_call, check_changed_bit, check_same_samples, die, move, run, stored
 from tiny import adamw, fit, on_policy
+from torch.distributed.fsdp import FSDPModule
 
+from lit_align.callbacks import Drift
 from lit_align.cli import main
 from lit_align.data import GenerateSampler, Sampler, SampleRequest, Sampling, VLLMServerSampler
 from lit_align.data.sampling import Response
@@ -17,6 +19,7 @@ from lit_align.errors import UserError
 from lit_align.objectives import DPO, KTO
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 from lit_align.reference.config import ReferenceConfig
+from lit_align.reporting.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = [list(range(70, 150)), [80], [90, 91, 92]]
@@ -152,8 +155,19 @@ def test_sharded_processes_sample_what_one_process_samples(tiny_model, server, i
     run(tiny_model, in_tmp / "one", server.url, "auto", 0.0, lora)
     server.calls.clear()
     at_call(server, "/v1/completions", 50, lambda: die(server))
-    run_in(2, lambda: run(tiny_model, in_tmp / "two", server.url, "fsdp2", 0.0, lora))
+
+    def run_on_shards() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FSDPModule, "unshard", lambda part: pytest.fail("gathers all weights"))
+            patch.setattr(Policy, "load_start", lambda *arguments: pytest.fail("loads the start"))
+            run(tiny_model, in_tmp / "two", server.url, "fsdp2", 0.0, lora, callbacks=[Drift(prompts=3)])
+
+    run_in(2, run_on_shards)
     check_same_samples(in_tmp / "one", in_tmp / "two")
+    measured = [row for row in read_metrics(in_tmp / "two/metrics.csv") if "drift/kl_policy_start" in row]
+    assert len(measured) == 2
+    for name in ("kl_policy_start", "kl_policy_reference"):
+        assert [row[f"drift/{name}"] for row in measured] == pytest.approx([0, 0], abs=1e-4)
 
 
 def test_sharded_processes_record_what_one_process_records(tiny_model, server, in_tmp):
