@@ -77,7 +77,7 @@ def test_wandb_gets_the_configuration(fit: Callable[..., None]):
     import wandb
 
     assert wandb.run is not None
-    assert Path(wandb.run.dir).is_relative_to(Path("run").absolute())
+    assert Path(wandb.run.dir).absolute().is_relative_to(Path("run").absolute())
     assert wandb.run.config["cli"]["model"]["init_args"]["beta"] == 0.2
     saved = yaml.safe_load((Path(wandb.run.dir) / "lit_align.yaml").read_text())
     assert saved["reference_refresh"]["init_args"]["alpha"] == 0.6
