@@ -1,23 +1,26 @@
-"""Coverage and width of a win rate's 95 % interval: `python benchmarks/intervals.py`, some minutes on a CPU.
+"""Coverage and width of a win rate's 95 % interval: `python benchmarks/intervals.py`, a minute on a CPU.
 
-Each line is a true rate, a number of prompts, a number of comparisons for each prompt, and their correlation ρ within a
-prompt. The prompts' own rates have a beta distribution with that mean and ρ. Printed are the share of the simulated
-experiments whose interval holds the true rate, and the mean width (`rate_interval`, percentile bootstrap).
+Printed are three Markdown tables: the share of the simulated experiments whose interval (`rate_interval`) holds the
+true rate, its mean width, and the share for a percentile bootstrap. Each column is a true rate, and by symmetry its
+complement: 99 % is also 1 %. Each line is a number of prompts, a number of comparisons for each prompt, and their
+correlation ρ within a prompt. The prompts' own rates have a beta distribution with that mean and ρ.
 """
 
 import argparse
+import math
 
 import torch
 from torch import Tensor
 
 from lit_align.metrics.win_rate import bootstrap_interval, rate_interval
 
-CASES = [
-    (rate, prompts, comparisons, within)
+RATES = (0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
+DESIGNS = [
+    (prompts, comparisons, within)
     for comparisons, within in ((1, 0.0), (16, 0.0), (16, 0.3), (16, 0.6))
     for prompts in (16, 64, 128)
-    for rate in (0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
 ]
+TITLES = ("Coverage in %", "Mean width in points", "Coverage of a percentile bootstrap in %")
 
 
 def experiments(rate: float, prompts: int, comparisons: int, within: float, count: int) -> Tensor:
@@ -34,35 +37,35 @@ def experiments(rate: float, prompts: int, comparisons: int, within: float, coun
     return torch.distributions.Binomial(comparisons, means).sample() / comparisons
 
 
-def measure(rate: float, values: Tensor, bootstraps: int) -> list[float]:
-    """Coverage and mean width of both intervals."""
-    wilson = [rate_interval(each) for each in values]
-    bootstrap = [bootstrap_interval(each, resamples=1000) for each in values[:bootstraps]]
-    found: list[float] = []
-    for intervals in (wilson, bootstrap):
-        found.append(sum(low <= rate <= high for low, high in intervals) / len(intervals))
-        found.append(sum(high - low for low, high in intervals) / len(intervals))
-    return found
+def measure(rate: float, values: Tensor, bootstraps: int) -> tuple[float, float, float]:
+    """Coverage and mean width of our interval, and the bootstrap's coverage in the first experiments."""
+    ours = torch.tensor([rate_interval(each) for each in values], dtype=torch.float64)
+    others = torch.tensor([bootstrap_interval(each, resamples=1000) for each in values[:bootstraps]])
+    width = (ours[:, 1] - ours[:, 0]).mean().item()
+    return _coverage(rate, ours), width, _coverage(rate, others)
+
+
+def _coverage(rate: float, intervals: Tensor) -> float:
+    low, high = intervals.double().T
+    return ((low <= rate) & (rate <= high)).double().mean().item()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiments", type=int, default=4000, help="simulated for each line")
-    parser.add_argument("--case", nargs="*", type=int, help="numbers of lines, from 0; all if left out")
-    given = parser.parse_args()
-    count = given.experiments
-    print("rate  prompts  comparisons    ρ    coverage  width    bootstrap's  width")
-    for number, (rate, prompts, comparisons, within) in enumerate(CASES):
-        if given.case and number not in given.case:
-            continue
-        torch.manual_seed(number)
-        values = experiments(rate, prompts, comparisons, within, count)
-        covered, width, other, other_width = measure(rate, values, count // 10)
-        print(
-            f"{rate:.2f}  {prompts:7}  {comparisons:11}  {within:.1f}    {covered:8.3f}  {width:.3f}    {other:11.3f}  "
-            f"{other_width:.3f}",
-            flush=True,
-        )
+    parser.add_argument(
+        "--experiments", type=int, default=4000, help="for each figure; a tenth of them for the bootstrap"
+    )
+    count = parser.parse_args().experiments
+    torch.manual_seed(0)
+    found = [[measure(rate, experiments(rate, *design, count), count // 10) for rate in RATES] for design in DESIGNS]
+    for place, title in enumerate(TITLES):
+        of_bootstrap = place == 2
+        error = 100 * math.sqrt(0.05 * 0.95 / (count // 10 if of_bootstrap else count))
+        print(f"\n{title}" + ("" if place == 1 else f" (standard error {error:.1f} at 95 %)"))
+        print(f"\n| prompts | comparisons | ρ | {' | '.join(f'{rate:.0%}' for rate in RATES)} |\n|{'---|' * 9}")
+        for (prompts, comparisons, within), row in zip(DESIGNS, found, strict=True):
+            figures = " | ".join(f"{100 * each[place]:.1f}" for each in row)
+            print(f"| {prompts} | {comparisons} | {within:g} | {figures} |")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ KEY = "identity"
 BASE_MODEL = "model.policy (its weights)"
 EVALUATION = "win_rate."
 """Begins the options of an evaluation. One that is added or left out changes none of the other numbers."""
+VALIDATION = "data.validation"
+"""The pairs of another evaluation."""
 
 Table = dict[str, Any]
 
@@ -57,7 +59,7 @@ def check(then: Table, table: Table, accepted: Collection[str], *, adapter: bool
     refused = {
         key: values
         for key, values in changed.items()
-        if key not in accepted and not (key.startswith(EVALUATION) and None in values)
+        if key not in accepted and not (key.startswith((EVALUATION, VALIDATION)) and None in values)
     }
     if refused:
         raise UserError(
@@ -137,12 +139,8 @@ def of_optimizer(make: Any) -> Table:
     return {"model.optimizer": type(optimizer).__name__} | {f"model.optimizer.{n}": v for n, v in options.items()}
 
 
-SAMPLED = 512
-"""Token sequences that identify a data set are at least this many."""
-
-
 def digest_of_sample(count: int, total: int, sample: list[Any]) -> str:
-    """Identifies token sequences by their number, their total length, and evenly spaced ones in full."""
+    """Identifies token sequences by their number, their total length, some of them, and digests of all."""
     return hashlib.sha256(repr((count, total, sample)).encode()).hexdigest()[:16]
 
 

@@ -1,6 +1,8 @@
 """Tiny real models on disk: a few thousand random weights with a byte-level tokenizer."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -38,10 +40,18 @@ def _token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what launchers of processes leave in the environment: a later test would wait for their processes."""
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take away what launchers of processes leave in the environment: a later test would wait for their processes.
+
+    A process group that a test leaves would hang the processes that later tests fork: its destructor waits for threads,
+    which a fork does not copy.
+    """
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()  # a trainer, which is part of a cycle, holds the group
 
 
 @pytest.fixture

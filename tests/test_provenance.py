@@ -1,5 +1,7 @@
 """A checkpoint resumes the run that it is of. Another one stops with a list of what differs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -8,6 +10,10 @@ from transformers import LlamaForCausalLM
 
 from lit_align.callbacks import WinRate
 from lit_align.data import BestWorst, FunctionScorer, OfflinePairs
+from lit_align.data.batches import Example
+from lit_align.data.examples import digest_of_examples
+from lit_align.data.prompts import identity_of_prompts
+from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, IPO
 from lit_align.policy import LoRAConfig, PolicyConfig
@@ -68,6 +74,33 @@ def test_other_data_do_not_resume(tiny_model, checkpoint, in_tmp):
     (in_tmp / "pairs.jsonl").write_text(text.replace("yes 3", "yes 8"))  # as many tokens as before
     with pytest.raises(UserError, match=r"data\.train: "):
         run(tiny_model, checkpoint, max_epochs=2)
+
+
+def test_other_validation_pairs_do_not_resume(tiny_model, in_tmp):
+    for name in ("train", "held"):
+        (in_tmp / name).mkdir()
+        write_pairs(in_tmp / name)
+
+    def validated(**options) -> OfflinePairs:
+        return OfflinePairs("train/pairs.jsonl", batch_size=2, **{"validation": "held/pairs.jsonl"} | options)
+
+    run(tiny_model, data=validated())
+    text = (in_tmp / "held/pairs.jsonl").read_text()
+    (in_tmp / "held/pairs.jsonl").write_text(text.replace("yes 3", "yes 8"))  # as many tokens as before
+    with pytest.raises(UserError, match=r"\(then → now\):\n  data\.validation: \w+ → \w+\nResume"):
+        run(tiny_model, "ckpt/last.ckpt", data=validated(), max_epochs=2)
+    run(tiny_model, "ckpt/last.ckpt", data=validated(validation=None), max_epochs=2)  # it changes no other number
+
+
+def test_data_are_told_apart_by_every_token_label_and_reward():
+    """However many examples there are: an edited row in a long file, and labels that were turned round."""
+    made = [Example([1, 2], [[place, 5], [6]], "a", labels=[1.0, 0.0], rewards=[0.5, 0.1]) for place in range(3000)]
+    changes = {1499: {"response_ids": [[7, 5], [6]]}, 2999: {"labels": [0.0, 1.0]}, 0: {"rewards": [0.6, 0.1]}}
+    tables = [made, *([*made[:at], replace(made[at], **new), *made[at + 1 :]] for at, new in changes.items())]
+    assert len({digest_of_examples(ExampleTable.of(each)) for each in tables}) == 4
+    prompts = [Example([place, place + 1], [], "a", prompt="") for place in range(3000)]
+    edited = [*prompts[:1499], replace(prompts[0], prompt_ids=[7, 7]), *prompts[1500:]]
+    assert identity_of_prompts(ExampleTable.of(prompts)) != identity_of_prompts(ExampleTable.of(edited))
 
 
 def test_other_held_out_prompts_do_not_resume(tiny_model, in_tmp):

@@ -1,7 +1,7 @@
 """Small tokenizers of the kinds that language models have: SentencePiece's with a word-initial ▁, and bytes' BPE."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -112,6 +112,13 @@ def byte_level(prefix_space: bool = False, trim_offsets: bool = True) -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, trim_offsets=trim_offsets)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """Whole words between spaces; it decodes a space before each token, the end token included."""
+    backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(["</s>", *words])}, unk_token="</s>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="</s>")
 
 
 KINDS: dict[str, Callable[[], Any]] = {

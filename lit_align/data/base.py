@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lit_align.console import print_line
 from lit_align.data.batches import Example
 from lit_align.data.cache import TokenCache
-from lit_align.data.examples import ExampleMaker, Examples, Selection, Source
+from lit_align.data.examples import ExampleMaker, Examples, Selection, Source, digest_of_examples
 from lit_align.data.formats.rows import Kind, Turns
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule, check_pairing
@@ -22,7 +22,7 @@ from lit_align.data.texts import TextStreams
 from lit_align.data.tokenization import in_place
 from lit_align.data.tokenizing import TokenizingDataModule, check_sizes
 from lit_align.errors import UserError, check_number
-from lit_align.provenance import Table
+from lit_align.provenance import VALIDATION, Table
 
 
 class PairsDataModule(TokenizingDataModule):
@@ -103,7 +103,8 @@ class PairsDataModule(TokenizingDataModule):
         self.wait_minutes = wait_minutes
         self.cache_dir = cache_dir
         self.given_seed = seed
-        self._validation_examples: ExampleTable | None = None
+        self._validation_read: ExampleTable | None = None
+        self._validation_examples: ExampleTable | None = None  # with log π_ref, if it is recorded
 
     @property
     def seed(self) -> int:
@@ -127,13 +128,18 @@ class PairsDataModule(TokenizingDataModule):
                 raise UserError("validate needs pairs to validate on. Name some: --data.validation=PATH.")
             return []
         if self._validation_examples is None:
+            self._validation_examples = self._held_out("validation", str(self.validation), self._read_validation())
+        return self._loader(self._validation_examples, shuffle=False)
+
+    def _read_validation(self) -> ExampleTable:
+        if self._validation_read is None:
             given = self.validation
             if isinstance(given, str):
                 made = self.tokenize(self.source(given, self.validation_split), self.needs.data_kind)
             else:
                 made = self.share_of_training()
-            self._validation_examples = self._held_out("validation", str(given), made.examples)
-        return self._loader(self._validation_examples, shuffle=False)
+            self._validation_read = made.examples
+        return self._validation_read
 
     def share_of_training(self) -> Examples:
         """The pairs that `data.validation`, a number, holds out of the training data."""
@@ -237,10 +243,12 @@ class PairsDataModule(TokenizingDataModule):
             )
         check_pairing(pairing, self.needs, name, sampled=sampled)
 
-    def read_texts(self) -> None:
-        """Read the streams of texts that are trained on together with the preferences."""
+    def read_beside(self) -> None:
+        """Read the streams of texts that are trained on together with the preferences, and the validation pairs."""
         assert self.trainer is not None
         self.texts.read(self.trainer.lightning_module, lambda source: self.tokenize(source, "texts"))
+        if self.validation is not None and self.trainer.limit_val_batches:
+            self._read_validation()
 
     def with_texts(self, loader: ExampleLoader) -> ExampleLoader | CombinedLoader:
         """The loader of the preferences, combined with a loader of equal length for each stream of texts."""
@@ -248,17 +256,22 @@ class PairsDataModule(TokenizingDataModule):
         return self.texts.beside(loader, self.trainer, self.text_batch_size or self.batch_size)
 
     def identity(self) -> Table:
-        """Everything that determines the training batches; a resumed run must have the same."""
+        """Everything that determines the batches; a resumed run must have the same."""
         assert self.trainer is not None
-        return self.texts.identity() | {
-            "data": type(self).__name__,
-            "data.seed": self.seed,
-            "data.batch_size": self.batch_size * self.trainer.world_size,  # of all processes together
-            "data.group_by_length": self.group_by_length,
-            "data.max_prompt_length": self.max_prompt_length,
-            "data.max_response_length": self.max_response_length,
-            "data.long_prompts": self.long_prompts,
-        }
+        validation = {} if self._validation_read is None else {VALIDATION: digest_of_examples(self._validation_read)}
+        return (
+            self.texts.identity()
+            | validation
+            | {
+                "data": type(self).__name__,
+                "data.seed": self.seed,
+                "data.batch_size": self.batch_size * self.trainer.world_size,  # of all processes together
+                "data.group_by_length": self.group_by_length,
+                "data.max_prompt_length": self.max_prompt_length,
+                "data.max_response_length": self.max_response_length,
+                "data.long_prompts": self.long_prompts,
+            }
+        )
 
     def describe(self) -> Iterator[tuple[str, str]]:
         """Lines of the run's header."""

@@ -21,7 +21,7 @@ from lit_align.data.sampling_prompt import SeenEnd
 from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import PreferenceTokenizer, RowIds, listing, notes_on
 from lit_align.errors import UserError
-from lit_align.provenance import SAMPLED, digest_of_sample, of_options
+from lit_align.provenance import digest_of_sample, of_options
 
 TABLE, HEADER = "examples.arrow", "examples.json"
 SHOWN_FROM = 2000
@@ -271,10 +271,11 @@ def check_tokens(rows: Sequence[Row], tokenizer: PreferenceTokenizer, seed: int 
 
 
 def digest_of_examples(table: ExampleTable) -> str:
-    """Identifies the tokens and weights of examples."""
-    sample: list[Any] = [[each.prompt_ids, *each.response_ids] for each in table[:: max(1, len(table) // SAMPLED)]]
+    """Identifies the tokens of examples, their weights, labels and other numbers."""
+    some, digests = table.sample()
     if table.weights is not None:
-        sample.append(hashlib.sha256(table.weights.tobytes()).hexdigest())
+        digests.append(hashlib.sha256(table.weights.tobytes()).hexdigest())
+    sample = [*([each.prompt_ids, *each.response_ids] for each in some), *digests, *table.digests_of_numbers()]
     return digest_of_sample(len(table), int(table.lengths.total.sum()), sample)
 
 

@@ -72,7 +72,7 @@ class OfflinePairs(PairsDataModule):
         super().setup(stage)
         if stage == "fit" and self._examples_read is None:
             self.check_needs(self.pairing)
-            self.read_texts()
+            self.read_beside()
             split = self._split
             self._parts = [
                 self.tokenize(source, self.needs.data_kind, self.pairing, split and split.train(place))

@@ -166,7 +166,7 @@ class OnPolicyPairs(PairsDataModule):
         check_can_sample(module)
         self.check_needs(self.pairing, sampled=True)
         check_samples_ahead(self.sampler, self.rounds_ahead)
-        self.read_texts()
+        self.read_beside()
         module.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         check_known(self.prompts_per_round, self._rounds)
         barrier_with_timeout("setup", self.wait_minutes)

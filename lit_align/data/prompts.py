@@ -11,7 +11,7 @@ from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import PreferenceTokenizer, listing, notes_on
 from lit_align.errors import UserError
 from lit_align.files import digest, repr_in_pieces
-from lit_align.provenance import SAMPLED, digest_of_sample
+from lit_align.provenance import digest_of_sample
 
 
 def read_prompts(source: Source, tokenizer: PreferenceTokenizer, cache: TokenCache) -> Examples:
@@ -49,6 +49,7 @@ def digest_of_prompts(table: ExampleTable) -> str:
 
 
 def identity_of_prompts(table: ExampleTable) -> str:
-    """Identifies prompts by their number, their total length and evenly spaced ones."""
-    sample = [prompt.prompt_ids for prompt in table[:: max(1, len(table) // SAMPLED)]]
+    """Identifies the tokens of prompts."""
+    some, digests = table.sample()
+    sample = [*(prompt.prompt_ids for prompt in some), *digests]
     return digest_of_sample(len(table), int(table.lengths.prompt.sum()), sample)

@@ -12,6 +12,7 @@ A table of any size costs a process a few numbers per example (`lengths`). Token
 example is shown; batches are padded from NumPy views of the file.
 """
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -32,6 +33,8 @@ from lit_align.files import writing
 
 CHUNK = 512
 """Examples of one record batch: this many are Python objects while a table is written."""
+SAMPLED = 512
+"""Examples of a sample are at least this many."""
 NUMBERS = ("rewards", "labels", "win_probabilities", "sampler_logps", "reference_logps", "weight")
 """Fields of an example that hold a number for each response; `labels` may be one for the example, `weight` is."""
 OTHERS = ("texts", "preferences")
@@ -216,6 +219,8 @@ class ExampleTable(Sequence[Example]):
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> Self:
         """The examples of several tables, one after another."""
+        if len(tables) == 1:
+            return tables[0]
         digests = [table.digest for table in tables]
         digest = None if None in digests else " ".join(map(str, digests))
         return cls([batch for table in tables for batch in table.batches], digest=digest)
@@ -232,7 +237,9 @@ class ExampleTable(Sequence[Example]):
             name: One of NUMBERS.
             numbers: [examples, K].
         """
-        return ExampleTable(self.batches, self._added | {name: numbers}, self._order, self.digest)
+        table = copy.copy(self)
+        table._added = self._added | {name: numbers}
+        return table
 
     def reordered(self, order: NDArray[np.int64]) -> "ExampleTable":
         """The examples at some places, in that order."""
@@ -289,6 +296,19 @@ class ExampleTable(Sequence[Example]):
                 found.update(lists.values[lists.starts[0] : lists.starts[-1]].tobytes())
             found.update(np.diff(chunk.first).tobytes())
         return found.hexdigest()
+
+    def sample(self) -> tuple[list[Example], list[str]]:
+        """All examples if they are few; otherwise evenly spaced ones, and a digest of the tokens of all."""
+        stride = max(1, len(self) // SAMPLED)
+        return self[::stride], [self.digest or self.digest_of_tokens()] if stride > 1 else []
+
+    def digests_of_numbers(self) -> list[str]:
+        """Identify the numbers that the batches hold of each response, such as labels and rewards, by their names."""
+        found = {name: hashlib.sha256(name.encode()) for chunk in self._chunks for name in sorted(chunk.numbers)}
+        for chunk in self._chunks:
+            for name, lists in chunk.numbers.items():
+                found[name].update(lists.values[lists.starts[0] : lists.starts[-1]].tobytes())
+        return [each.hexdigest() for each in found.values()]
 
     @cached_property
     def weights(self) -> NDArray[np.float64] | None:

@@ -283,12 +283,13 @@ class PreferenceTokenizer:
         if tokens is None:
             return
         begin, _ = self._opening(rendering.prompt, rendering.form)
-        ends = ["", *map(self._decode, (ids_of([end]) for end in self.end_ids()))]
+        ends = [ids_of(()), *(ids_of([end]) for end in self.end_ids())]
         for text, ids in zip(rendering.responses, tokens.responses, strict=True):
             whole = rendering.prompt + text
-            own = self._decode(begin + self._encode(whole, begin))
+            own_ids = begin + self._encode(whole, begin)
+            own = self._decode(own_ids)
             decoded = self._decode(tokens.prompt + ids)
-            if decoded not in [own + end for end in ends]:
+            if decoded not in [self._decode(own_ids + end) for end in ends]:
                 place = len(os.path.commonprefix([decoded, own]))  # noqa: RUF071
                 raise UserError(
                     f"{row.source}: the tokens of prompt and response do not spell their text:\n"

@@ -20,9 +20,13 @@ from lit_align.policy import Policy
 
 
 def measure_forgetting(
-    texts: TokenizedPrompts, policy: Policy, start: Policy, module: PreferenceObjective, batch_size: int
+    name: str, texts: TokenizedPrompts, policy: Policy, start: Policy, module: PreferenceObjective, batch_size: int
 ) -> Forgetting:
-    """Compare the texts' likelihood under the start and the policy; all processes call it together."""
+    """Compare the texts' likelihood under the start and the policy; all processes call it together.
+
+    Args:
+        name: Of the texts, on the terminal.
+    """
     tokenizer = tokenizer_of(module)
     tokenized = ((row, tokenizer.row(row)) for row in texts.rows)
     examples = ExampleTable.temporary(Example(*tokens, row.source) for row, tokens in tokenized if tokens is not None)
@@ -33,7 +37,7 @@ def measure_forgetting(
         both = (record_logps(model, model, some, len(some)) for model in (start, policy))
         return [(-before[0], -after[0]) for before, after in zip(*both, strict=True)]
 
-    share = compute_share(module.trainer, batches, "forgetting", measure)
+    share = compute_share(module.trainer, batches, f"forgetting {name}", measure)
     nll = torch.tensor(list(gather_in_order(module.trainer, batches, share)), dtype=torch.float64)
     tokens = torch.from_numpy(examples.lengths.longest).double()  # there is one response
     before, after = (nll.sum(0) / tokens.sum()).tolist()

@@ -53,7 +53,8 @@ from lit_align.sharding import gathered
 class Evaluator:
     """Answers held-out prompts with the policy and the start, scores the responses, and compares them.
 
-    All processes call its methods together. The start answers each file of prompts once.
+    All processes call its methods together. The start answers each file of prompts once, and so does a policy that is
+    evaluated twice in succession.
 
     Args:
         scorers: By name; the one that training uses is "training".
@@ -85,6 +86,7 @@ class Evaluator:
         self.answering_more = Answering(("best of n", seed), more, sampling) if more else None
         self._tokenized: dict[tuple[str, str], TokenizedPrompts] = {}
         self._held_out: dict[str, HeldOutPrompts] = {}
+        self._answered: tuple[tuple[str, str], ScoredResponses, Tensor] | None = None  # file and policy; last answers
 
     def read_prompts(self, path: str) -> Rows:
         """The prompts of a file; with its own responses where they are compared, each prompt once.
@@ -129,15 +131,15 @@ class Evaluator:
         if path not in self._held_out:
             self._held_out[path] = self._answer_with_start(path, name, start, module)
         held_out = self._held_out[path]
-        prompts, batches = held_out.prompts, held_out.batches
-        model = policy.merged_copy(torch.bfloat16)
-        responses = self.answering.respond(module, model, prompts, batches, f"{name} policy")
-        answers = self._scored(responses, prompts, batches, module)
+        key = (path, policy.fingerprint())
+        if self._answered is None or self._answered[0] != key:  # the verdict may be on what was just validated
+            self._answered = key, *self._answer_with_policy(held_out, name, policy, start, module)
+        _, answers, logps = self._answered
+        size = max(1, self.batch_size // 4)
         with gathered(policy):
-            logps = self._logps(responses, held_out, policy, start, module)
             forgetting = {
-                key: measure_forgetting(self._texts(file, module), policy, start, module, max(1, self.batch_size // 4))
-                for key, file in (texts or {}).items()
+                each: measure_forgetting(each, self._texts(file, module), policy, start, module, size)
+                for each, file in (texts or {}).items()
             }
         samples = self._samples_of_start(held_out, name, start, module) if best_of_n else None
         summary = self._summarize(held_out, answers, logps, forgetting, samples)
@@ -177,6 +179,17 @@ class Evaluator:
             given = compute_share(module.trainer, batches, f"{name} data", respond)
             own = self._scored(given, prompts, batches, module)
         return HeldOutPrompts(prompts, batches, answers, own)
+
+    def _answer_with_policy(
+        self, held_out: HeldOutPrompts, name: str, policy: Policy, start: Policy, module: PreferenceObjective
+    ) -> tuple[ScoredResponses, Tensor]:
+        """The policy's responses, and their log-probabilities under the policy and under the start, [P, n, 2]."""
+        prompts, batches = held_out.prompts, held_out.batches
+        model = policy.merged_copy(torch.bfloat16)
+        responses = self.answering.respond(module, model, prompts, batches, f"{name} policy")
+        answers = self._scored(responses, prompts, batches, module)
+        with gathered(policy):
+            return answers, self._logps(responses, held_out, policy, start, module)
 
     def _samples_of_start(
         self, held_out: HeldOutPrompts, name: str, start: Policy, module: PreferenceObjective

@@ -56,7 +56,7 @@ def test_a_fresh_run_deletes_earlier_results_and_a_resumed_one_not(tiny_model, i
     assert "Verdict" not in Path("run/report.html").read_text()
 
 
-def test_a_checkpoint_of_the_best_win_rate_can_be_kept(tiny_model, in_tmp):
+def test_a_checkpoint_of_the_best_win_rate_can_be_kept(tiny_model, in_tmp, capsys):
     data = on_policy(in_tmp)
     best = ModelCheckpoint("best", monitor="val/win_rate", mode="max")
     stop = EarlyStopping("val/kl_from_start", stopping_threshold=1e9)
@@ -65,6 +65,9 @@ def test_a_checkpoint_of_the_best_win_rate_can_be_kept(tiny_model, in_tmp):
     fit(module, data, verdict, best, stop, logger=MetricsCSV("run"), enable_checkpointing=True, max_epochs=2)
     rates = [row["val/win_rate"] for row in read_metrics("run/metrics.csv") if "val/win_rate" in row]
     assert best.best_model_score == pytest.approx(max(rates))
+    said = capsys.readouterr().out
+    assert said.count("held-out policy") == len(rates) == 1
+    assert "test policy" not in said, "the verdict is on the answers of the last validation"
 
 
 def test_the_verdict_has_the_best_of_n_of_the_starts_responses(tiny_model, in_tmp, capsys):
@@ -210,7 +213,7 @@ def test_test_pairs_are_reported(tiny_model, in_tmp):
     assert "test/reward_margin" in values
 
 
-def test_own_responses_forgetting_and_every_prompt_are_reported(tiny_model, in_tmp):
+def test_own_responses_forgetting_and_every_prompt_are_reported(tiny_model, in_tmp, capsys):
     data = on_policy(in_tmp)
     rows = [{"prompt": f"Say {i}", "completion": f" well {i}"} for i in range(10)]
     (in_tmp / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -232,6 +235,9 @@ def test_own_responses_forgetting_and_every_prompt_are_reported(tiny_model, in_t
     after = nll_by_hand(module.policy.merged_copy(torch.float32), module.tokenizer, rows)
     assert forgetting.nll_end == pytest.approx(after, rel=1e-5)
     assert forgetting.change.low <= forgetting.change.value <= forgetting.change.high
+    said = capsys.readouterr().out
+    assert "forgetting texts 10/10 prompts" in said
+    assert "test policy" in said, "the policy has moved since its last validation"
 
     table = read_held_out(verdict_file("run"))
     assert [row.prompt for row in table] == [row["prompt"] for row in rows]

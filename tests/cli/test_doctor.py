@@ -65,6 +65,7 @@ def test_rounds_are_estimated_from_a_few_prompts(tiny_model, in_tmp, capsys):
     config(in_tmp, tiny_model, ROUNDS)
     main(["doctor", "--config=dpo.yaml"])
     said = capsys.readouterr().out
+    assert not re.search(r"^ *run +/", said, re.M), "the scratch folder is not the run's"
     assert re.search(r"a round +24 prompts, about 1\d batches of 2 pairs", said)
     assert re.search(r"time +[\d.]+ s = [\d.]+ s sample \+ [\d.]+ s score \+ [\d.]+ s train; about", said)
     assert not Path("run").exists()

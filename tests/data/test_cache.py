@@ -4,6 +4,7 @@ import gc
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ import datasets
 import pytest
 import torch
 from tiny import byte_tokenizer
+from tiny_tokenizers import word_tokenizer
 
 from lit_align.data import AllPairs, BestWorst, OfflinePairs
 from lit_align.data import examples as code
@@ -59,6 +61,7 @@ def setup(
     module = SimpleNamespace(tokenizer=tokenizer or byte_tokenizer(), data_needs=lambda: needs)
     data = OfflinePairs(train, **{"batch_size": 2} | options)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        limit_val_batches=1.0,
         lightning_module=module,
         current_epoch=0,
         global_rank=0,
@@ -342,3 +345,31 @@ def test_memory_does_not_grow_with_the_number_of_rows():
     objects(10)  # imports and caches
     few = objects(100)
     assert objects(1900) < few + 500  # a list of the examples would take 20 objects for each
+
+
+@pytest.mark.slow
+def test_data_larger_than_the_memory_that_is_left_are_trained_on():
+    """A file of 90 MB, in a process that may take 64 MB more."""
+    words = " ".join(f"word{number}" for number in range(600))
+    with Path("large.jsonl").open("w") as file:
+        for number in range(10_000):
+            row = {"prompt": f"{words} word{number % 600}", "chosen": f" {words}", "rejected": " word1"}
+            file.write(json.dumps(row) + "\n")
+    tokenizer = word_tokenizer(words.split())
+    setup(write(), tokenizer)  # imports
+    reader, writer = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_serve_within, args=(64 << 20, tokenizer, writer))
+    process.start()
+    writer.close()
+    assert reader.recv() == 10_000
+    process.join()
+    assert process.exitcode == 0
+    assert Path("large.jsonl").stat().st_size > 80 << 20
+
+
+def _serve_within(limit: int, tokenizer: Any, writer: Any) -> None:
+    status = Path("/proc/self/status").read_text().splitlines()
+    taken = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + limit, taken + limit))
+    data = setup("large.jsonl", tokenizer, max_prompt_length=1000, max_response_length=1000)
+    writer.send(sum(len(batch.index) for batch in data.train_dataloader()))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import adamw, byte_tokenizer, fit
+from tiny_tokenizers import word_tokenizer
 from transformers import AutoTokenizer
 
 from lit_align.data import OfflinePairs, OnPolicyPairs
@@ -201,6 +202,12 @@ def test_tokens_that_do_not_spell_their_text_stop_the_run():
     words = r"rows.jsonl:4: the tokens .* do not spell their text:\n  text:   Q3 no\n  tokens: Q3  no<.endoftext.>"
     with pytest.raises(UserError, match=words):
         check_tokens(rows, made)
+
+
+def test_a_tokenizer_that_decodes_a_space_before_the_end_token_is_right():
+    words = word_tokenizer(["Name", "a", "bird"])
+    made = PreferenceTokenizer(words, max_prompt_length=64, max_response_length=64)
+    check_tokens([Row("Name a", (" bird", " a"), source="rows.jsonl:1")], made)
 
 
 def test_a_response_is_shown_as_it_is_after_its_prompt():

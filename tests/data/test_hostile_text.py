@@ -87,7 +87,7 @@ def test_any_rows_become_batches_within_the_limits_or_are_counted(drawn, chat):
             assert 1 <= len(ids) <= 24
             end = 0 if isinstance(row.prompt, str) else 2
             decoded = made.tokenizer.decode(ids, skip_special_tokens=False)
-            if ids[-1] == end:
+            if ids[-1] == end and not (len(ids) == 24 and text.startswith(decoded)):  # the text may hold it
                 assert decoded.removesuffix([EOS, START, END][end]) == text.removesuffix([EOS, START, END][end])
             else:
                 assert len(ids) == 24
