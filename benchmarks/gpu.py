@@ -8,7 +8,8 @@ It needs torch, transformers, lightning and peft, and TRL for its part. `docs/sp
 without network. It prints a table and writes JSON:
 
     correctness   log-probabilities and gradients against eager attention, one row per response, in float32 and bfloat16
-    steps         seconds, MFU and peak memory of DPO with a live reference: ours, ours compiled, one row per response
+    steps         seconds, MFU and peak memory of DPO with a live reference: ours, and with one row per response
+    compiled      the same steps of ours with compiled blocks
     trl           the same steps by TRL's DPOTrainer, plain and with Liger kernels, if they are installed
     forms         a step with the reference in CPU memory, and with weights sharded by FSDP2 on this one device
     refreshes     a hard and a soft refresh
@@ -93,7 +94,7 @@ class Bench:
     def random_batch(
         self, B: int, prompt: int, response: int, responses: int, *, unequal: bool = False
     ) -> PreferenceBatch:
-        """B prompts with K responses, of these lengths or at most these lengths."""
+        """B prompts with K responses, of these lengths or at most these lengths, as a loader gives them."""
         generator = torch.Generator().manual_seed(1)
         shape = (B, responses)
 
@@ -101,17 +102,14 @@ class Bench:
             return torch.randint(1, most + 1, shape, generator=generator) if unequal else torch.full(shape, most)
 
         def ids(*shape: int) -> Tensor:
-            return torch.randint(1, 300, shape, generator=generator).to(self.device)
+            return torch.randint(1, 300, shape, generator=generator)
 
         prompt_mask = torch.arange(prompt) < lengths(prompt, B)[:, None]
         response_mask = torch.arange(response) < lengths(response, *shape)[..., None]
-        return PreferenceBatch(
-            ids(B, prompt),
-            prompt_mask.to(self.device),
-            ids(*shape, response),
-            response_mask.to(self.device),
-            torch.arange(B, device=self.device),
+        batch = PreferenceBatch(
+            ids(B, prompt), prompt_mask, ids(*shape, response), response_mask, index=torch.arange(B)
         )
+        return batch.pinned() if self.device.type == "cuda" else batch
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -138,7 +136,7 @@ def in_gigabytes(peak: float | None) -> str:
 
 def correctness(bench: Bench) -> list[dict[str, Any]]:
     """Distance of log-probabilities and gradients from eager attention in float32, one row per response."""
-    batch = bench.random_batch(*((2, 40, 9) if bench.tiny else (4, 600, 300)), 4, unequal=True)
+    batch = bench.random_batch(*((2, 40, 9) if bench.tiny else (4, 600, 300)), 4, unequal=True).to(bench.device)
     weights = torch.linspace(-1, 1, batch.lengths.numel(), device=bench.device).view(batch.lengths.shape)
 
     def measured(dtype: torch.dtype, attention: str) -> tuple[Tensor, Tensor]:
@@ -167,14 +165,14 @@ def correctness(bench: Bench) -> list[dict[str, Any]]:
 
 def one_step(policy: torch.nn.Module, reference: Callable[[PreferenceBatch], Tensor], batch: PreferenceBatch) -> Any:
     """A closure that makes a step of DPO on pairs of neighbouring responses."""
-    fused = next(policy.parameters()).device.type == "cuda"
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=fused)
+    device = next(policy.parameters()).device
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=device.type == "cuda")
 
     def step() -> None:
-        batch.__dict__.pop("packing", None)  # as of a new batch
+        present = batch.to(device)
         with torch.no_grad():
-            anchor = reference(batch)
-        margins = 0.1 * (policy(batch) - anchor)
+            anchor = reference(present)
+        margins = 0.1 * (policy(present) - anchor)
         loss = -torch.nn.functional.logsigmoid(margins[:, 0::2] - margins[:, 1::2]).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -184,42 +182,49 @@ def one_step(policy: torch.nn.Module, reference: Callable[[PreferenceBatch], Ten
     return step
 
 
+def timed_step(
+    bench: Bench, policy: Policy, reference: PreTrainedModel, form: str, name: str, K: int
+) -> dict[str, Any]:
+    """Measure and print a step of one form, at one length and K."""
+    B, prompt, response = bench.lengths[name]
+    batch = bench.random_batch(B, prompt, response, K)
+    row = {"part": "step", "lengths": name, "B": B, "K": K, "form": form}
+    print(f"{'step':<13}{name:<15}B={B:<4}K={K}  {form:<10}", end="")
+    try:
+        seconds, peak = bench.seconds(one_step(policy, lambda b: response_logps(reference, b), batch))
+    except torch.OutOfMemoryError:
+        policy.zero_grad()
+        row |= {"out of memory": True}
+        print("out of memory", flush=True)
+    else:
+        flops = useful_flops(policy.model, B, prompt, response, K, live=True)
+        mfu = flops / seconds / bench.peak if bench.peak else None
+        row |= {"seconds": seconds, "peak": peak, "mfu": mfu}
+        print(f"{seconds:8.4f} s{in_gigabytes(peak)}" + (f"  MFU {mfu:.1%}" if mfu else ""), flush=True)
+    torch.cuda.empty_cache()
+    return row
+
+
 def steps(bench: Bench) -> list[dict[str, Any]]:
-    """A step at each length and K: ours, ours compiled, and with one row per response."""
+    """A step at each length and K, with one row per response and ours."""
     rows = []
     policy = bench.policy()
     reference = policy.merged_copy()
-    models = (policy.model, reference)
-
-    def measure(form: str, name: str, K: int) -> None:
-        B, prompt, response = bench.lengths[name]
-        batch = bench.random_batch(B, prompt, response, K)
-        row = {"part": "step", "lengths": name, "B": B, "K": K, "form": form}
-        print(f"{'step':<13}{name:<15}B={B:<4}K={K}  {form:<10}", end="")
-        try:
-            seconds, peak = bench.seconds(one_step(policy, lambda b: response_logps(reference, b), batch))
-        except torch.OutOfMemoryError:
-            policy.zero_grad()
-            rows.append(row | {"out of memory": True})
-            print("out of memory", flush=True)
-        else:
-            flops = useful_flops(policy.model, B, prompt, response, K, live=True)
-            mfu = flops / seconds / bench.peak if bench.peak else None
-            rows.append(row | {"seconds": seconds, "peak": peak, "mfu": mfu})
-            print(f"{seconds:8.4f} s{in_gigabytes(peak)}" + (f"  MFU {mfu:.1%}" if mfu else ""), flush=True)
-        torch.cuda.empty_cache()
-
-    cases = [(name, K) for name in bench.lengths for K in (2, 8)]
-    for name, K in cases:
-        for form, attention in (("rows", "sdpa"), ("ours", PACKED)):
-            for model in models:
-                model.set_attn_implementation(attention)
-            measure(form, name, K)
-    for model in models:
-        compile_blocks(model)
-    for name, K in cases:
-        measure("compiled", name, K)
+    for name, K, (form, attention) in product(bench.lengths, (2, 8), (("rows", "sdpa"), ("ours", PACKED))):
+        for model in (policy.model, reference):
+            model.set_attn_implementation(attention)
+        rows.append(timed_step(bench, policy, reference, form, name, K))
     return rows
+
+
+def compiled_steps(bench: Bench) -> list[dict[str, Any]]:
+    """The same steps of ours with compiled blocks."""
+    policy = bench.policy()
+    reference = policy.merged_copy()
+    for model in (policy.model, reference):
+        compile_blocks(model)
+    cases = product(bench.lengths, (2, 8))
+    return [timed_step(bench, policy, reference, "compiled", name, K) for name, K in cases]
 
 
 def trl_steps(bench: Bench) -> list[dict[str, Any]]:
@@ -259,8 +264,9 @@ def forms(bench: Bench) -> list[dict[str, Any]]:
 
     policy = bench.policy()
     reference = policy.merged_copy()
+    present = batch.to(bench.device)
     with torch.no_grad():
-        whole = policy(batch)
+        whole = policy(present)
     backend = "nccl" if bench.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
@@ -269,7 +275,7 @@ def forms(bench: Bench) -> list[dict[str, Any]]:
             fully_shard(layer, mesh=mesh)
         fully_shard(policy, mesh=mesh)
         with torch.no_grad():
-            torch.testing.assert_close(policy(batch), whole, rtol=1e-3, atol=1e-2)
+            torch.testing.assert_close(policy(present), whole, rtol=1e-3, atol=1e-2)
         times["FSDP2"] = bench.seconds(one_step(policy, lambda b: response_logps(reference, b), batch))
     finally:
         dist.destroy_process_group()
@@ -324,6 +330,7 @@ def sampling(bench: Bench) -> list[dict[str, Any]]:
 PARTS = {
     "correctness": correctness,
     "steps": steps,
+    "compiled": compiled_steps,
     "trl": trl_steps,
     "forms": forms,
     "refreshes": refreshes,

@@ -61,7 +61,7 @@ from lit_align.cli.parser import (
     AlignParser,
     SaveConfig,
     arguments_in_order,
-    keep_history_in_wandb,
+    configure_wandb,
     own_folder_in_a_sweep,
     refuse_options_of_another_objective,
 )
@@ -176,7 +176,7 @@ class AlignCLI(LightningCLI):
         check_values(self._given)
         refuse_options_of_another_objective(self._given, args)
         own_folder_in_a_sweep(self._given)
-        keep_history_in_wandb(self._given)
+        configure_wandb(self._given)
         if self._given.get("seed_everything") is True and not self._given.get("fresh"):
             self._given.seed_everything = seed_to_resume(self._given.trainer.default_root_dir) or True
 
