@@ -103,7 +103,7 @@ def test_data_are_told_apart_by_every_token_label_and_reward():
     assert identity_of_prompts(ExampleTable.of(prompts)) != identity_of_prompts(ExampleTable.of(edited))
 
 
-def test_other_held_out_prompts_do_not_resume(tiny_model, in_tmp):
+def test_other_held_out_prompts_and_judges_do_not_resume(tiny_model, in_tmp):
     write_pairs(in_tmp)
     write_prompts(in_tmp, 2)
 
@@ -111,6 +111,10 @@ def test_other_held_out_prompts_do_not_resume(tiny_model, in_tmp):
         return WinRate("prompts.jsonl", FunctionScorer("rewards.py:reward"), responses_per_prompt=1)
 
     run(tiny_model, also=[verdict()])
+    rewards = (in_tmp / "rewards.py").read_text()
+    (in_tmp / "rewards.py").write_text(f"{rewards}\n# another judge")
+    with pytest.raises(UserError, match=r"\(then → now\):\n  win_rate\.scorer: rewards\.py:reward@\w+ → .*\nResume"):
+        run(tiny_model, "ckpt/last.ckpt", also=[verdict()], max_epochs=2)
     write_prompts(in_tmp, 3)
     with pytest.raises(UserError, match=r"\(then → now\):\n  win_rate\.prompts: \w+ → \w+\n"):
         run(tiny_model, "ckpt/last.ckpt", also=[verdict()], max_epochs=2)
@@ -146,7 +150,7 @@ def test_rounds_of_another_scorer_or_other_prompts_do_not_resume(tiny_model, in_
 
 def test_an_option_that_an_earlier_version_lacked_had_its_default(tiny_model, checkpoint):
     saved = torch.load(checkpoint, weights_only=True)
-    del saved["identity"]["model.length_normalize"]
+    del saved["identity"]["model.length_normalize"], saved["identity"]["model.policy.compile"]
     torch.save(saved, "older.ckpt")
     run(tiny_model, "older.ckpt", max_epochs=2)
     with pytest.raises(UserError, match=r"model\.length_normalize: False → True"):

@@ -130,8 +130,9 @@ class WinRate(AlignCallback):
         self._evaluator = evaluator
 
     def identity(self) -> Table:
-        """Everything that is read for evaluations; a resumed run must have the same."""
-        return self._identity
+        """Everything that is read for evaluations, and who judges; a resumed run must have the same."""
+        names = {name: "scorer" if name == TRAINING else f"judges.{name}" for name in self.scorers}
+        return self._identity | {f"{EVALUATION}{names[name]}": each.identity for name, each in self.scorers.items()}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report prompts that cannot be answered before training, too."""
