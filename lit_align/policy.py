@@ -108,7 +108,7 @@ class Policy(nn.Module):
         if any("SequenceClassification" in name for name in model.config.architectures or []):
             raise UserError(
                 f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "
-                "score those of another: take it as a scorer (SequenceClassificationScorer)."
+                "score those of another: use it as a scorer (SequenceClassificationScorer)."
             )
         check_logits(model)
         return model
