@@ -9,7 +9,7 @@ processes.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
@@ -92,7 +92,7 @@ class Predictions(AlignCallback):
         responses_per_prompt: Responses sampled for each prompt.
         sampling: How responses are sampled; None takes the data module's options.
         batch_size: Responses sampled at once.
-        seed: Of the random streams.
+        seed: Seed of the random streams.
     """
 
     option_name = "predictions"
@@ -146,7 +146,7 @@ class Predictions(AlignCallback):
         if self.format != "rows":
             text = self._answers(self.format, pl_module, model, self.name or folder.resolve().name)
             if trainer.is_global_zero:
-                self._write_text(text, folder)
+                self._write(lambda path: path.write_text(text, encoding="utf-8", errors="replace"), folder)
             return
         rows = read_rows(self.prompts, kind="prompts")
         prompts, batches, share = self._respond(
@@ -186,14 +186,10 @@ class Predictions(AlignCallback):
         return answers_file(questions, answers, benchmark, name)
 
     def write(self, predicted: Predicted, folder: Path) -> None:
-        path = self._path(folder)
-        write_whole(path, predicted.write_lines if path.suffix == ".jsonl" else predicted.write_parquet)
-        print_line(f"responses  {path}")
+        """Write the rows, as lines or as Parquet."""
+        self._write(predicted.write_lines if Path(self.out).suffix == ".jsonl" else predicted.write_parquet, folder)
 
-    def _write_text(self, text: str, folder: Path) -> None:
-        path = self._path(folder)
-        write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", errors="replace"))
+    def _write(self, write: Callable[[Path], object], folder: Path) -> None:
+        path = Path(self.out) if Path(self.out).parent != Path() else folder / self.out
+        write_whole(path, write)
         print_line(f"responses  {path}")
-
-    def _path(self, folder: Path) -> Path:
-        return Path(self.out) if Path(self.out).parent != Path() else folder / self.out

@@ -50,7 +50,7 @@ class WinRate(AlignCallback):
         sampling: How responses are sampled; None takes the data module's options.
         batch_size: Responses sampled at once.
         shown: Number of prompts that are printed with a response before and after.
-        seed: Of the random streams, which training never uses.
+        seed: Seed of the random streams, which training never uses.
     """
 
     option_name = "win_rate"

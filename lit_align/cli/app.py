@@ -67,7 +67,7 @@ from lit_align.cli.parser import (
 )
 from lit_align.cli.run_lock import hold
 from lit_align.cli.usage import DESCRIPTION
-from lit_align.cli.values import check_groups, check_values
+from lit_align.cli.values import check_groups, check_values, write_out_enums
 from lit_align.console import program, relative
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
 from lit_align.data.base import PairsDataModule
@@ -174,6 +174,7 @@ class AlignCLI(LightningCLI):
         if self._given.trainer is None:
             raise UserError("trainer=null must be options (key: value). Leave trainer out to use the defaults.")
         check_values(self._given)
+        write_out_enums(self._given)
         refuse_options_of_another_objective(self._given, args)
         own_folder_in_a_sweep(self._given)
         configure_wandb(self._given)
