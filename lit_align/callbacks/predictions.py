@@ -26,11 +26,10 @@ from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.sampling import Response, Sampling, sampling_batches
-from lit_align.data.scorers.base import Scorer
+from lit_align.data.scorers.base import GroupScores, Scorer
 from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import (
     Answering,
-    PromptScores,
     TokenizedPrompts,
     sampling_of,
     score_share,
@@ -52,13 +51,13 @@ class Predicted:
 
     prompts: Sequence[Row]
     responses: Sequence[list[Response]]
-    scores: Sequence[PromptScores] | None
+    scores: Sequence[GroupScores] | None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         scores = repeat(None) if self.scores is None else self.scores
         for row, group, scored in zip(self.prompts, self.responses, scores):  # noqa: B905  # `repeat` has no end
             values = {"source": row.source, "prompt": row.prompt, "responses": [response.text for response in group]}
-            yield values if scored is None else values | {"scores": scored.rewards}
+            yield values if scored is None else values | {"scores": scored.scores}
 
     def write_lines(self, path: Path) -> None:
         with path.open("w", encoding="utf-8", errors="replace") as file:
