@@ -34,7 +34,7 @@ from typing import Any
 from turns import quiet, write
 
 WORDS = (320, 60)
-"""Of a prompt and of a response."""
+"""Words of a prompt and of a response."""
 SIDES = ("tokenizer", "first", "second", "two", "collate", "trl")
 
 
@@ -59,7 +59,7 @@ class Meter:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of those that it started, once they have ended."""
+    """CPU seconds of this process and of those that it started, once they have ended."""
     return sum(os.times()[:4])
 
 

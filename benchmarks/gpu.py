@@ -8,7 +8,8 @@ It needs torch, transformers, lightning and peft, and TRL for its part. `docs/sp
 without network. It prints a table and writes JSON:
 
     correctness   log-probabilities and gradients against eager attention, one row per response, in float32 and bfloat16
-    steps         seconds, MFU and peak memory of DPO with a live reference: ours, ours compiled, one row per response
+    steps         seconds, MFU and peak memory of DPO with a live reference: ours, and with one row per response
+    compiled      the same steps of ours with compiled blocks
     trl           the same steps by TRL's DPOTrainer, plain and with Liger kernels, if they are installed
     forms         a step with the reference in CPU memory, and with weights sharded by FSDP2 on this one device
     refreshes     a hard and a soft refresh
@@ -181,42 +182,49 @@ def one_step(policy: torch.nn.Module, reference: Callable[[PreferenceBatch], Ten
     return step
 
 
+def timed_step(
+    bench: Bench, policy: Policy, reference: PreTrainedModel, form: str, name: str, K: int
+) -> dict[str, Any]:
+    """Measure and print a step of one form, at one length and K."""
+    B, prompt, response = bench.lengths[name]
+    batch = bench.random_batch(B, prompt, response, K)
+    row = {"part": "step", "lengths": name, "B": B, "K": K, "form": form}
+    print(f"{'step':<13}{name:<15}B={B:<4}K={K}  {form:<10}", end="")
+    try:
+        seconds, peak = bench.seconds(one_step(policy, lambda b: response_logps(reference, b), batch))
+    except torch.OutOfMemoryError:
+        policy.zero_grad()
+        row |= {"out of memory": True}
+        print("out of memory", flush=True)
+    else:
+        flops = useful_flops(policy.model, B, prompt, response, K, live=True)
+        mfu = flops / seconds / bench.peak if bench.peak else None
+        row |= {"seconds": seconds, "peak": peak, "mfu": mfu}
+        print(f"{seconds:8.4f} s{in_gigabytes(peak)}" + (f"  MFU {mfu:.1%}" if mfu else ""), flush=True)
+    torch.cuda.empty_cache()
+    return row
+
+
 def steps(bench: Bench) -> list[dict[str, Any]]:
-    """A step at each length and K: ours, ours compiled, and with one row per response."""
+    """A step at each length and K, with one row per response and ours."""
     rows = []
     policy = bench.policy()
     reference = policy.merged_copy()
-    models = (policy.model, reference)
-
-    def measure(form: str, name: str, K: int) -> None:
-        B, prompt, response = bench.lengths[name]
-        batch = bench.random_batch(B, prompt, response, K)
-        row = {"part": "step", "lengths": name, "B": B, "K": K, "form": form}
-        print(f"{'step':<13}{name:<15}B={B:<4}K={K}  {form:<10}", end="")
-        try:
-            seconds, peak = bench.seconds(one_step(policy, lambda b: response_logps(reference, b), batch))
-        except torch.OutOfMemoryError:
-            policy.zero_grad()
-            rows.append(row | {"out of memory": True})
-            print("out of memory", flush=True)
-        else:
-            flops = useful_flops(policy.model, B, prompt, response, K, live=True)
-            mfu = flops / seconds / bench.peak if bench.peak else None
-            rows.append(row | {"seconds": seconds, "peak": peak, "mfu": mfu})
-            print(f"{seconds:8.4f} s{in_gigabytes(peak)}" + (f"  MFU {mfu:.1%}" if mfu else ""), flush=True)
-        torch.cuda.empty_cache()
-
-    cases = [(name, K) for name in bench.lengths for K in (2, 8)]
-    for name, K in cases:
-        for form, attention in (("rows", "sdpa"), ("ours", PACKED)):
-            for model in models:
-                model.set_attn_implementation(attention)
-            measure(form, name, K)
-    for model in models:
-        compile_blocks(model)
-    for name, K in cases:
-        measure("compiled", name, K)
+    for name, K, (form, attention) in product(bench.lengths, (2, 8), (("rows", "sdpa"), ("ours", PACKED))):
+        for model in (policy.model, reference):
+            model.set_attn_implementation(attention)
+        rows.append(timed_step(bench, policy, reference, form, name, K))
     return rows
+
+
+def compiled_steps(bench: Bench) -> list[dict[str, Any]]:
+    """The same steps of ours with compiled blocks."""
+    policy = bench.policy()
+    reference = policy.merged_copy()
+    for model in (policy.model, reference):
+        compile_blocks(model)
+    cases = product(bench.lengths, (2, 8))
+    return [timed_step(bench, policy, reference, "compiled", name, K) for name, K in cases]
 
 
 def trl_steps(bench: Bench) -> list[dict[str, Any]]:
@@ -322,6 +330,7 @@ def sampling(bench: Bench) -> list[dict[str, Any]]:
 PARTS = {
     "correctness": correctness,
     "steps": steps,
+    "compiled": compiled_steps,
     "trl": trl_steps,
     "forms": forms,
     "refreshes": refreshes,

@@ -271,8 +271,8 @@ class Row:
         """Lay out a row.
 
         Args:
-            prompt_lengths: Of each of B prompts.
-            response_lengths: Of the K responses to each.
+            prompt_lengths: Tokens of each of B prompts.
+            response_lengths: Tokens of the K responses to each.
             kernels: The device's by default.
         """
         kernels = kernels or (FlashSegments if device.type == "cuda" else BlockSegments)

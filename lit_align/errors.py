@@ -33,7 +33,7 @@ def check_types(record: T) -> T:
     """Check that the fields of a dataclass or a named tuple that was read from a file have their types.
 
     Raises:
-        TypeError: names the first field that has not.
+        TypeError: names the first field that does not.
     """
     for name, expected in get_type_hints(type(record)).items():
         if not isinstance(getattr(record, name), expected):

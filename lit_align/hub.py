@@ -17,7 +17,7 @@ def push(folder: str | Path, name: str, *, private: bool = False) -> str:
     """Upload a folder as a model, which is made if it does not exist; gives its address.
 
     Args:
-        name: Of the model: USER/NAME, or NAME for the user who is logged in.
+        name: The model's name: USER/NAME, or NAME for the user who is logged in.
         private: Make a new model private; an existing one keeps its visibility.
 
     Raises:

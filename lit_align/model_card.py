@@ -30,7 +30,7 @@ def model_card(objective: SavedObjective, config: dict[str, Any], run: Path | No
         "beta": _number(objective.beta),
         "proximal (λ)": _number(objective.proximal),
         "reference": _reference(objective),
-        "LoRA": str(objective.lora or "no: all weights"),
+        "LoRA": _lora(objective),
         "data": _data(config),
         "arguments of the chat template": _template_args(config),
     }
@@ -40,6 +40,13 @@ def model_card(objective: SavedObjective, config: dict[str, Any], run: Path | No
     if config:
         lines += ["## Configuration", "", "```yaml", _yaml(config), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _lora(objective: SavedObjective) -> str:
+    """The options of LoRA that are set."""
+    if objective.lora is None:
+        return "no: all weights"
+    return ", ".join(f"{name}={value}" for name, value in vars(objective.lora).items() if value not in (None, False))
 
 
 def _number(value: float | None) -> str:

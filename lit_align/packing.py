@@ -119,7 +119,7 @@ class Packing:
         Args:
             window: Positions that a token sees, including itself; None is all.
             groups: Query heads that share keys and values.
-            dtype: Of the scores.
+            dtype: Type of the scores.
         """
         if (window, groups, dtype) not in self._masks:
             (_, P), (K, R) = self.prompt_mask.shape, self.responses

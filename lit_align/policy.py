@@ -34,7 +34,7 @@ from lit_align.loading import (
 )
 from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
 from lit_align.quantization import scales_of, unpacked
-from lit_align.sharding import fsdp_modules, full_tensor, rank, reshard
+from lit_align.sharding import copy_whole, fsdp_modules, full_tensor, rank, reshard
 
 __all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "is_adapter_weight", "weights_of"]
 
@@ -108,7 +108,7 @@ class Policy(nn.Module):
         if any("SequenceClassification" in name for name in model.config.architectures or []):
             raise UserError(
                 f"model.policy.path: {config.path!r} is a classifier or reward model, which gives no responses. It can "
-                "score those of another: take it as a scorer (SequenceClassificationScorer)."
+                "score those of another: use it as a scorer (SequenceClassificationScorer)."
             )
         check_logits(model)
         return model
@@ -185,7 +185,7 @@ class Policy(nn.Module):
             plain = type(self.model)(config)
         for name, value in self.full_weights():
             parent, _, leaf = name.rpartition(".")
-            weight = nn.Parameter(full_tensor(value).to(dtype, copy=True), requires_grad=False)
+            weight = nn.Parameter(copy_whole(value, dtype), requires_grad=False)
             setattr(plain.get_submodule(parent), leaf, weight)
         for name, value in self.model.named_buffers():
             parent, _, leaf = name.replace(".base_layer", "").rpartition(".")

@@ -8,8 +8,8 @@ continue on other machines with the same number of examples per step.
 import hashlib
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, is_dataclass
-from typing import Any
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -124,11 +124,15 @@ def of_options(prefix: str, options: Mapping[str, Any], leave_out: Collection[st
 
 
 def default_options(prefix: str, cls: type) -> Table:
-    """The defaults of a class's options, with those that it passes on to its base classes."""
+    """The defaults of a class's options and of their groups, with those that it passes on to its base classes."""
     table: Table = {}
     for each in reversed(cls.__mro__):
         parameters = inspect.signature(each.__init__).parameters.values()
         table |= of_options(prefix, {p.name: p.default for p in parameters if p.default is not p.empty})
+        for p in parameters:
+            for group in filter(is_dataclass, (p.annotation, *get_args(p.annotation))):  # policy, lora | None
+                given = {field.name: field.default for field in fields(group) if field.default is not MISSING}
+                table |= of_options(f"{prefix}.{p.name}", given)
     return table
 
 

@@ -24,7 +24,9 @@ def check_like(found: Any, ours: Any, name: str) -> None:
     An entry that only one of them has passes, as does one that is None here: versions differ in them.
 
     Args:
-        name: Of the entry, for the message.
+        found: The saved value.
+        ours: The value that this run has.
+        name: The entry's name, for the message.
 
     Raises:
         TypeError: names the first entry of another type, or the first tensor of another shape.

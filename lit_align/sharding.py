@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from itertools import chain
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 BARRIERS = "lit_align: barriers"
 
+_copies_share = ContextVar("copies_share", default=False)
+
 
 def fsdp_modules(module: object) -> list[FSDPModule]:
     """The parts of a module that FSDP2 gathers one at a time; none if it is not sharded, or not a module."""
@@ -36,6 +39,24 @@ def reshard(module: nn.Module) -> None:
     """Free gathered weights, so that parameters are their shards."""
     for part in fsdp_modules(module):
         part.reshard()
+
+
+@contextmanager
+def sharing_copies() -> Iterator[None]:
+    """Within this context, copies share the weights that they copy, where the type is the same.
+
+    For networks of which each is sharded next, and so gets memory of its own, and for originals that are dropped next.
+    """
+    token = _copies_share.set(True)
+    try:
+        yield
+    finally:
+        _copies_share.reset(token)
+
+
+def copy_whole(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of a whole weight in that type; see `sharing_copies`. A collective: every process must call it."""
+    return full_tensor(weight).to(dtype, copy=not _copies_share.get())
 
 
 def full_tensor(weight: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """A checkpoint resumes the run that it is of. Another one stops with a list of what differs."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from lit_align.data.examples import digest_of_examples
 from lit_align.data.prompts import identity_of_prompts
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
+from lit_align.export import export
 from lit_align.objectives import DPO, IPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.provenance import check
@@ -103,7 +106,7 @@ def test_data_are_told_apart_by_every_token_label_and_reward():
     assert identity_of_prompts(ExampleTable.of(prompts)) != identity_of_prompts(ExampleTable.of(edited))
 
 
-def test_other_held_out_prompts_do_not_resume(tiny_model, in_tmp):
+def test_other_held_out_prompts_and_judges_do_not_resume(tiny_model, in_tmp):
     write_pairs(in_tmp)
     write_prompts(in_tmp, 2)
 
@@ -111,6 +114,10 @@ def test_other_held_out_prompts_do_not_resume(tiny_model, in_tmp):
         return WinRate("prompts.jsonl", FunctionScorer("rewards.py:reward"), responses_per_prompt=1)
 
     run(tiny_model, also=[verdict()])
+    rewards = (in_tmp / "rewards.py").read_text()
+    (in_tmp / "rewards.py").write_text(f"{rewards}\n# another judge")
+    with pytest.raises(UserError, match=r"\(then → now\):\n  win_rate\.scorer: rewards\.py:reward@\w+ → .*\nResume"):
+        run(tiny_model, "ckpt/last.ckpt", also=[verdict()], max_epochs=2)
     write_prompts(in_tmp, 3)
     with pytest.raises(UserError, match=r"\(then → now\):\n  win_rate\.prompts: \w+ → \w+\n"):
         run(tiny_model, "ckpt/last.ckpt", also=[verdict()], max_epochs=2)
@@ -122,16 +129,21 @@ def test_an_evaluation_may_be_added_and_left_out():
         check(then, now, [], adapter=False, defaults={})
 
 
-def test_an_adapter_of_another_base_never_resumes(tiny_model, in_tmp):
+def test_an_adapter_of_another_base_neither_resumes_nor_is_exported(tiny_model, in_tmp):
     write_pairs(in_tmp)
+    shutil.copytree(tiny_model, "base")
     torch.manual_seed(1)
     LlamaForCausalLM(llama_config(tie_word_embeddings=True)).save_pretrained("other")
     DPO(PolicyConfig(tiny_model)).tokenizer.save_pretrained("other")
     lora = {"lora": LoRAConfig(r=2)}
-    run(tiny_model, options=lora)
+    run("base", options=lora)
     accepting = lora | {"accept_changes": ["model.policy (its weights)"]}
     with pytest.raises(UserError, match="trained on a base model with other weights"):
         run("other", "ckpt/last.ckpt", options=accepting, max_epochs=2)
+    shutil.copytree("other", "base", dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"last\.ckpt: its adapter was trained on a base model with other weights"):
+        export("ckpt/last.ckpt", "exported")
+    assert not Path("exported").exists()
 
 
 def test_rounds_of_another_scorer_or_other_prompts_do_not_resume(tiny_model, in_tmp):
@@ -146,7 +158,7 @@ def test_rounds_of_another_scorer_or_other_prompts_do_not_resume(tiny_model, in_
 
 def test_an_option_that_an_earlier_version_lacked_had_its_default(tiny_model, checkpoint):
     saved = torch.load(checkpoint, weights_only=True)
-    del saved["identity"]["model.length_normalize"]
+    del saved["identity"]["model.length_normalize"], saved["identity"]["model.policy.compile"]
     torch.save(saved, "older.ckpt")
     run(tiny_model, "older.ckpt", max_epochs=2)
     with pytest.raises(UserError, match=r"model\.length_normalize: False → True"):

@@ -33,7 +33,7 @@ from lit_align.loading import enable_checkpointing
 from lit_align.objectives import PreferenceObjective
 from lit_align.quantization import holds_quantized
 from lit_align.reference.base import Reference
-from lit_align.sharding import fsdp_modules, load_shards
+from lit_align.sharding import fsdp_modules, load_shards, sharing_copies
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -191,7 +191,8 @@ class FSDPSharding(AlignCallback):
         build = pl_module.configure_model
 
         def configure_model() -> None:
-            build()
+            with sharing_copies():
+                build()
             self.shard(pl_module)
 
         configure_model.shards = True  # type: ignore[attr-defined]

@@ -102,9 +102,8 @@ class Interruption(AlignCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._signal is not None:
-            if (
-                trainer.current_epoch + 1 != trainer.max_epochs
-            ):  # Lightning skips the verdict when a finished run resumes
+            # not after the last epoch: Lightning would skip the verdict when the finished run resumes
+            if trainer.current_epoch + 1 != trainer.max_epochs:
                 self._save(trainer)
             raise Interrupted(self._signal)
         self._unsaved = self._in_epoch = False  # ModelCheckpoint's turn

@@ -31,7 +31,7 @@ class MonitorCheck(AlignCallback):
         self._unchecked = []
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
-                _check_validation(trainer, pl_module, type(callback).__name__, callback.monitor)
+                _check_is_logged(trainer, pl_module, type(callback).__name__, callback.monitor)
                 if callback.monitor.startswith("train/"):
                     self._unchecked.append((type(callback).__name__, callback.monitor))
 
@@ -46,8 +46,16 @@ class MonitorCheck(AlignCallback):
             self._unchecked = []
 
 
-def _check_validation(trainer: Trainer, module: PreferenceObjective, callback: str, monitor: str) -> None:
-    """Check that a metric of validation will be logged, and that no metric is monitored that only loggers get."""
+def _check_is_logged(trainer: Trainer, module: PreferenceObjective, callback: str, monitor: str) -> None:
+    """Check that a monitored metric will be logged where callbacks can read it.
+
+    Args:
+        callback: Name of the callback's class, for the message.
+        monitor: Name of the metric.
+
+    Raises:
+        UserError: the metric is only written to loggers, or is never logged.
+    """
     if monitor.startswith(TO_LOGGERS):
         raise UserError(f"{callback}: monitor={monitor} must be a metric train/* or val/*. Name one.")
     if not monitor.startswith("val/"):
@@ -55,7 +63,7 @@ def _check_validation(trainer: Trainer, module: PreferenceObjective, callback: s
             raise UserError(f"{callback}: monitor={monitor} is never logged. Name a metric train/* or val/*.")
         return
     data = trainer.datamodule  # type: ignore[attr-defined]
-    rates = [callback for callback in trainer.callbacks if isinstance(callback, WinRate)]  # type: ignore[attr-defined]
+    rates = [each for each in trainer.callbacks if isinstance(each, WinRate)]  # type: ignore[attr-defined]
     pairs = isinstance(data, PairsDataModule) and data.validation is not None and trainer.limit_val_batches != 0
     prompts = any(rate.validation is not None for rate in rates)
     if isinstance(data, PairsDataModule) and not (pairs or prompts):

@@ -9,7 +9,7 @@ processes.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
@@ -26,11 +26,10 @@ from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.sampling import Response, Sampling, sampling_batches
-from lit_align.data.scorers.base import Scorer
+from lit_align.data.scorers.base import GroupScores, Scorer
 from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import (
     Answering,
-    PromptScores,
     TokenizedPrompts,
     sampling_of,
     score_share,
@@ -52,13 +51,13 @@ class Predicted:
 
     prompts: Sequence[Row]
     responses: Sequence[list[Response]]
-    scores: Sequence[PromptScores] | None
+    scores: Sequence[GroupScores] | None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         scores = repeat(None) if self.scores is None else self.scores
         for row, group, scored in zip(self.prompts, self.responses, scores):  # noqa: B905  # `repeat` has no end
             values = {"source": row.source, "prompt": row.prompt, "responses": [response.text for response in group]}
-            yield values if scored is None else values | {"scores": scored.rewards}
+            yield values if scored is None else values | {"scores": scored.scores}
 
     def write_lines(self, path: Path) -> None:
         with path.open("w", encoding="utf-8", errors="replace") as file:
@@ -92,7 +91,7 @@ class Predictions(AlignCallback):
         responses_per_prompt: Responses sampled for each prompt.
         sampling: How responses are sampled; None takes the data module's options.
         batch_size: Responses sampled at once.
-        seed: Of the random streams.
+        seed: Seed of the random streams.
     """
 
     option_name = "predictions"
@@ -146,7 +145,7 @@ class Predictions(AlignCallback):
         if self.format != "rows":
             text = self._answers(self.format, pl_module, model, self.name or folder.resolve().name)
             if trainer.is_global_zero:
-                self._write_text(text, folder)
+                self._write(lambda path: path.write_text(text, encoding="utf-8", errors="replace"), folder)
             return
         rows = read_rows(self.prompts, kind="prompts")
         prompts, batches, share = self._respond(
@@ -186,14 +185,10 @@ class Predictions(AlignCallback):
         return answers_file(questions, answers, benchmark, name)
 
     def write(self, predicted: Predicted, folder: Path) -> None:
-        path = self._path(folder)
-        write_whole(path, predicted.write_lines if path.suffix == ".jsonl" else predicted.write_parquet)
-        print_line(f"responses  {path}")
+        """Write the rows, as lines or as Parquet."""
+        self._write(predicted.write_lines if Path(self.out).suffix == ".jsonl" else predicted.write_parquet, folder)
 
-    def _write_text(self, text: str, folder: Path) -> None:
-        path = self._path(folder)
-        write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", errors="replace"))
+    def _write(self, write: Callable[[Path], object], folder: Path) -> None:
+        path = Path(self.out) if Path(self.out).parent != Path() else folder / self.out
+        write_whole(path, write)
         print_line(f"responses  {path}")
-
-    def _path(self, folder: Path) -> Path:
-        return Path(self.out) if Path(self.out).parent != Path() else folder / self.out

@@ -50,7 +50,7 @@ class WinRate(AlignCallback):
         sampling: How responses are sampled; None takes the data module's options.
         batch_size: Responses sampled at once.
         shown: Number of prompts that are printed with a response before and after.
-        seed: Of the random streams, which training never uses.
+        seed: Seed of the random streams, which training never uses.
     """
 
     option_name = "win_rate"
@@ -130,8 +130,9 @@ class WinRate(AlignCallback):
         self._evaluator = evaluator
 
     def identity(self) -> Table:
-        """Everything that is read for evaluations; a resumed run must have the same."""
-        return self._identity
+        """Everything that is read for evaluations, and who judges; a resumed run must have the same."""
+        names = {name: "scorer" if name == TRAINING else f"judges.{name}" for name in self.scorers}
+        return self._identity | {f"{EVALUATION}{names[name]}": each.identity for name, each in self.scorers.items()}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report prompts that cannot be answered before training, too."""

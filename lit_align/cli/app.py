@@ -61,13 +61,13 @@ from lit_align.cli.parser import (
     AlignParser,
     SaveConfig,
     arguments_in_order,
-    keep_history_in_wandb,
+    configure_wandb,
     own_folder_in_a_sweep,
     refuse_options_of_another_objective,
 )
 from lit_align.cli.run_lock import hold
 from lit_align.cli.usage import DESCRIPTION
-from lit_align.cli.values import check_groups, check_values
+from lit_align.cli.values import check_groups, check_values, write_out_enums
 from lit_align.console import program, relative
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
 from lit_align.data.base import PairsDataModule
@@ -174,9 +174,10 @@ class AlignCLI(LightningCLI):
         if self._given.trainer is None:
             raise UserError("trainer=null must be options (key: value). Leave trainer out to use the defaults.")
         check_values(self._given)
+        write_out_enums(self._given)
         refuse_options_of_another_objective(self._given, args)
         own_folder_in_a_sweep(self._given)
-        keep_history_in_wandb(self._given)
+        configure_wandb(self._given)
         if self._given.get("seed_everything") is True and not self._given.get("fresh"):
             self._given.seed_everything = seed_to_resume(self._given.trainer.default_root_dir) or True
 

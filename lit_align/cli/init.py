@@ -49,7 +49,7 @@ PAIRS_OPTIONS: dict[type[PreferenceObjective], dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run may use."""
+    """The hardware that a run may use."""
 
     gpus: int
     memory: float  # GB of each GPU; without GPUs, of the machine
@@ -130,7 +130,7 @@ def columns_of(text: str | None) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Request:
-    """What the configuration is for.
+    """The choices that the configuration is made for.
 
     Args:
         policy: Hub name or folder of the model.

@@ -121,15 +121,18 @@ def own_folder_in_a_sweep(config: Any) -> None:
         config.trainer.default_root_dir = os.path.join(root, run)
 
 
-def keep_history_in_wandb(config: Any) -> None:
-    """Let a run that is started again continue its history in W&B, as a WandbLogger does by default.
+def configure_wandb(config: Any) -> None:
+    """Let W&B keep its files in the run's folder, and continue the history of a run that is started again.
 
-    The command line passes on all options of `wandb.init`, and with `resume=None` W&B would start a new history.
+    The command line passes on the logger's defaults: `save_dir=.`, the working directory, and `resume=None`, with which
+    W&B would start a new history.
     """
     given = config.trainer.logger
     for logger in given if isinstance(given, list) else [given]:
         if isinstance(logger, Namespace) and locate(logger.class_path) is WandbLogger:
             logger.init_args.resume = logger.init_args.get("resume") or "allow"
+            if logger.init_args.get("save_dir") == "." and not logger.init_args.get("dir"):
+                logger.init_args.save_dir = os.environ.get("WANDB_DIR") or config.trainer.default_root_dir
 
 
 def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:

@@ -2,8 +2,8 @@
 
 Takes the options of `fit`. The server has the model's architecture and tokenizer, which are written to the folder
 `vllm` of the run, and no weights: the run sends them at the start of each round. It listens at the address that the
-sampler has (`data.sampler.url` or LIT_ALIGN_VLLM_URL) and nowhere else. Whoever reaches it controls it, with or without
-an API key: use private networks only.
+sampler has (`data.sampler.url` or LIT_ALIGN_VLLM_URL) and nowhere else. Anyone who can reach it controls it, with or
+without an API key: use private networks only.
 """
 
 import importlib.util
@@ -105,7 +105,7 @@ def server_command(
     """The environment variables and the command that start the server.
 
     Args:
-        folder: Of the model without weights.
+        folder: Folder of the model without weights.
         longest: Most tokens of a prompt and its response.
     """
     address = urlsplit(sampler.address)

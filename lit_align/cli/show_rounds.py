@@ -72,7 +72,6 @@ def heading(stored: StoredRound) -> list[str]:
 
 def table(stored: StoredRound, count: int) -> Table:
     """The best and the worst response to each of `count` prompts, the widest margins first."""
-
     width = max(20, (console.width - 4) // 3)
     made = Table(pad_edge=False, show_lines=True)
     for column in ("prompt", "best", "worst"):

@@ -22,14 +22,19 @@ def check_values(config: Any) -> None:
         UserError: a class_path names a function, which building the configuration would call (`os.system` for one); a
             number is not finite; a text is empty.
     """
-    for key, parent, value in _entries(config):
+    for key, _, value in _entries(config):
         if key.endswith("class_path") and isinstance(value, str) and not inspect.isclass(locate(value)):
             raise UserError(f"{key}={value} must be a class. Name a class.")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value} must be a finite number. Change it.")
         if value == "" and key.startswith(OURS):
             raise UserError(f"{key} must not be empty. Give a value, or leave the option out.")
-        if isinstance(value, Enum):  # such as the default of `Timer`'s interval, which no YAML can hold
+
+
+def write_out_enums(config: Namespace) -> None:
+    """Replace enumerations, such as the default of `Timer`'s interval, by their values: no YAML can hold them."""
+    for key, parent, value in _entries(config):
+        if isinstance(value, Enum):
             parent[key.rpartition(".")[2]] = value.value
 
 

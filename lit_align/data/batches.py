@@ -40,7 +40,7 @@ class Example:
 
 
 FILLER = Example([0], [[0]], "filler")
-"""What a process computes while others compute examples."""
+"""The example that a process computes while others compute their own."""
 
 
 def collate(examples: Sequence[Example], indices: Sequence[int]) -> PreferenceBatch:

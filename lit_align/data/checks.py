@@ -75,13 +75,15 @@ def check_file_pairs(module: PreferenceObjective, option: str, source: Source, i
         UserError: they have no log π_s, or no rewards, and the objective reads them.
     """
     name, needs = type(module).__name__, module.data_needs()
-    fix = f"eave {option.partition('=')[0]} out: {instead} compares the policy with its start on held-out prompts."
+    key = option.partition("=")[0]
+    why = f"{instead} compares the policy with its start on held-out prompts."
     if needs.reads_sampler:
         raise UserError(
-            f"{option} must record log π_s, which {name} as configured reads, and pairs of a file do not. L{fix}"
+            f"{option} must record log π_s, which {name} as configured reads, and pairs of a file do not. Leave "
+            f"{key} out: {why}"
         )
     if needs.takes_groups and source.read(needs.data_kind)[0].rewards is None:
         raise UserError(
             f"{option} must have rewards, from which {name} as configured learns. Add them (columns score_chosen and "
-            f"score_rejected, or responses and rewards), or l{fix}"
+            f"score_rejected, or responses and rewards), or leave {key} out: {why}"
         )

@@ -19,8 +19,8 @@ class HeldOutShare:
     """The rows of sources, split between training and validation. They are read if a part of them is not in the cache.
 
     Args:
-        share: Of the prompts, held out.
-        seed: Of the choice of prompts.
+        share: Share of the prompts that is held out.
+        seed: Seed of the choice of prompts.
     """
 
     def __init__(self, sources: Sequence[Source], kind: Kind, share: float, seed: int):

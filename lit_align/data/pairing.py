@@ -367,5 +367,5 @@ def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str, *, sampled:
     if needs.needs_whole_groups and not pairing.gives_groups:
         raise UserError(
             f"data.pairing={type(pairing).__name__}: {name}'s constant is estimated from all responses that were "
-            "sampled. Take Listwise, or leave model.estimate_baseline out."
+            "sampled. Use Listwise, or leave model.estimate_baseline out."
         )

@@ -1,4 +1,4 @@
-"""What sampling is given: its options, fixed batches, and one random stream per sample; and how responses are cut.
+"""The inputs of sampling (options, fixed batches, one random stream per sample), and the cutting of responses.
 
 Each sample's uniform numbers come from a hash of (seed, round, prompt, sample) and decide its tokens (`generation.py`).
 The round alone determines how prompts are sorted by length and cut into batches. Equal weights, type and thread count
@@ -57,7 +57,7 @@ class Sampling:
             raise UserError("sampling.stop holds an empty string, at which every response would end. Take it out.")
 
     def described_for(self, temperature: float) -> str:
-        """What makes these samples other than samples of the model at a temperature; empty if nothing does."""
+        """The options that make these samples differ from the model's own at a temperature; empty if none does."""
         parts = [f"temperature {self.temperature:g}"] if self.temperature != temperature else []
         parts += [f"top_p {self.top_p:g}"] if self.top_p < 1 else []
         parts += [f"top_k {self.top_k}"] if self.top_k else []

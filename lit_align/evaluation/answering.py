@@ -17,7 +17,7 @@ from lit_align.data.formats.spool import Spool
 from lit_align.data.generation import sample_responses
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.data.sampling import Response, Sampling
-from lit_align.data.scorers.base import Scorer, score
+from lit_align.data.scorers.base import GroupScores, Scorer
 from lit_align.data.tokenization import PreferenceTokenizer, listing
 from lit_align.errors import UserError
 from lit_align.evaluation.shares import Share, compute_share
@@ -33,14 +33,6 @@ class TokenizedPrompts:
     rows: Sequence[Row]
     ids: Sequence[list[int]]
     lengths: list[int]
-
-
-@dataclass(frozen=True)
-class PromptScores:
-    """The rewards of the responses to one prompt, and the parts that they are made of."""
-
-    rewards: list[float]
-    parts: dict[str, list[float]]
 
 
 def tokenizer_of(module: PreferenceObjective) -> PreferenceTokenizer:
@@ -111,19 +103,13 @@ def score_share(
     prompts: TokenizedPrompts,
     batches: Sequence[Sequence[int]],
     responses: Mapping[int, Sequence[list[Response]]],
-) -> Share[PromptScores]:
+) -> Share[GroupScores]:
     """The scorer's rewards of the responses to each prompt of this process's batches; then releases the scorer."""
 
-    def scored() -> Iterator[list[PromptScores]]:
+    def scored() -> Iterator[list[GroupScores]]:
         for number, groups in responses.items():
-            texts = [prompts.rows[i].prompt for i, group in zip(batches[number], groups, strict=True) for _ in group]
-            scores = score(scorer, texts, [response.text for group in groups for response in group])
-            ends = [sum(map(len, groups[: k + 1])) for k in range(len(groups))]
-            places = [slice(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
-            yield [
-                PromptScores(scores[place], {name: values[place] for name, values in scores.parts.items()})
-                for place in places
-            ]
+            texts = [[response.text for response in group] for group in groups]
+            yield scorer.score_groups([prompts.rows[i].prompt for i in batches[number]], texts)
 
     share = Share(list(responses), scored())
     scorer.release()

@@ -25,7 +25,7 @@ def measure_forgetting(
     """Compare the texts' likelihood under the start and the policy; all processes call it together.
 
     Args:
-        name: Of the texts, on the terminal.
+        name: The texts' name on the terminal.
     """
     tokenizer = tokenizer_of(module)
     tokenized = ((row, tokenizer.row(row)) for row in texts.rows)

@@ -62,7 +62,7 @@ class Evaluator:
         batch_size: Responses sampled at once.
         own_responses: Compare with the data set's own responses, too.
         best_of: Number of the start's responses of which the verdict takes the best.
-        seed: Of the random streams.
+        seed: Seed of the random streams.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Evaluator:
         """Answer the prompts of a file, score the responses and compare them.
 
         Args:
-            name: Of the evaluation, on the terminal.
+            name: The evaluation's name on the terminal.
             texts: Files of texts whose likelihood before and after is compared, by name.
             best_of_n: Also report the best of n of the start's responses.
         """

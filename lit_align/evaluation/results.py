@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lit_align.data.formats.rows import Row
 from lit_align.data.sampling import Response
+from lit_align.data.scorers.base import GroupScores
 from lit_align.errors import UserError
-from lit_align.evaluation.answering import PromptScores, TokenizedPrompts
+from lit_align.evaluation.answering import TokenizedPrompts
 from lit_align.evaluation.rows import HeldOutRow, ScoredRow
 from lit_align.evaluation.summary import (
     TRAINING,
@@ -48,9 +49,9 @@ class Scored(NamedTuple):
     parts: dict[str, Tensor]
 
     @classmethod
-    def stack(cls, scores: Sequence[PromptScores]) -> "Scored":
-        parts = {name: torch.tensor([each.parts[name] for each in scores]) for name in scores[0].parts}
-        return cls(torch.tensor([each.rewards for each in scores]), parts)
+    def stack(cls, scores: Sequence[GroupScores]) -> "Scored":
+        parts = {name: torch.tensor([(each.parts or {})[name] for each in scores]) for name in scores[0].parts or {}}
+        return cls(torch.tensor([each.scores for each in scores]), parts)
 
     def with_more(self, others: "Scored") -> "Scored":
         """The rewards and parts of these and of other responses to the same prompts."""

@@ -1,4 +1,4 @@
-"""What the processes compute for their batches of prompts, and all of it together, in temporary files."""
+"""Results that each process computes for its batches of prompts, and all of them together, in temporary files."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain

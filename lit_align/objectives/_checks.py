@@ -124,16 +124,21 @@ def check_state_dict(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None
             )
 
 
-def check_finite(losses: Tensor, batch: PreferenceBatch, step: int, source: str = "this round's data") -> None:
-    """Check that the mean loss of a batch is finite.
+def check_losses(losses: Tensor, batch: PreferenceBatch, step: int, source: str = "this round's data") -> None:
+    """Check that each example of a batch has a loss, and that their mean is finite.
 
     Args:
         losses: [B], loss of each example.
         source: Where the examples are from, for the message.
 
     Raises:
-        UserError: it is not; names the examples.
+        UserError: one is not; names the shape, or the examples.
     """
+    if losses.shape != (batch.size,):
+        raise UserError(
+            f"loss must return one value per example, [{batch.size}], but returns shape {list(losses.shape)}. "
+            "Leave out its mean or sum."
+        )
     loss = weighted_mean(losses.detach(), batch.weights)
     if not torch.isfinite(loss):
         rows = batch.index[~torch.isfinite(losses.detach())].tolist()

@@ -75,8 +75,15 @@ class AnchoredObjective(PreferenceObjective):
         return DataNeeds(reads_sampler=self.proximal > 0, reads_recorded_reference=recorded)
 
     def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
-        """Closed form of the batch's mean loss when the policy equals its anchor."""
-        raise NotImplementedError
+        """Closed form of the batch's mean loss when the policy equals its anchor.
+
+        Raises:
+            UserError: the objective does not define it.
+        """
+        raise UserError(
+            f"{type(self).__name__} must define loss_at_anchor(beta, batch): the mean loss where the policy equals its "
+            "anchor, with which the step-0 check compares. Define it."
+        )
 
     def implicit_rewards(self, logps: Tensor, anchor_logps: Tensor, beta: float, lengths: Tensor) -> Tensor:
         return beta * (logps - anchor_logps)

@@ -32,7 +32,7 @@ from lit_align.loading import from_fields, load_positions, load_tokenizer, read_
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
-from lit_align.objectives._checks import check_batch, check_finite, check_policy_config
+from lit_align.objectives._checks import check_batch, check_losses, check_policy_config
 from lit_align.objectives._gradients import gradient_scale
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.accumulation import MicroBatch, StepMeans, total_weight, weighted_mean
@@ -233,7 +233,7 @@ class PreferenceObjective(ResumableModule):
         assert self.policy is not None
         losses = sft_loss(self.policy(batch)[:, 0], batch.lengths[:, 0].clamp(min=1))
         loss = weighted_mean(losses, batch.weights)
-        check_finite(losses, batch, self.trainer.global_step, f"data.{name}")
+        check_losses(losses, batch, self.trainer.global_step, f"data.{name}")
         self._step_means.add(f"nll_{name}", loss, total_weight(batch))
         return loss
 
@@ -259,7 +259,7 @@ class PreferenceObjective(ResumableModule):
         losses = self.loss(logps, anchor_logps, beta, batch)
         loss = weighted_mean(losses, batch.weights)
         if stage == "train":
-            check_finite(losses, batch, self.trainer.global_step)
+            check_losses(losses, batch, self.trainer.global_step)
             self._check_first_step(losses.mean(), logps, anchor_logps, beta, batch)
             self.after_loss(logps, anchor_logps, batch)
         metrics: Any = self.metrics[f"{stage}_"]

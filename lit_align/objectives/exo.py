@@ -63,9 +63,8 @@ def exo_loss(
         target_logps = torch.log_softmax(rewards.to(logps.dtype) / reward_temperature, dim=-1)
     elif 0 < label_smoothing < 0.5:
         targets = math.log1p(-label_smoothing), math.log(label_smoothing)
-        target_logps = torch.cat(
-            [logps.new_full((1,), target) for target in targets]
-        )  # building it from a list would synchronize
+        # a tensor made of a list would wait for the GPU
+        target_logps = torch.cat([logps.new_full((1,), target) for target in targets])
     else:
         raise ValueError(
             f"label_smoothing={label_smoothing} must be in (0, ½): EXO's KL to a certain label is infinite."

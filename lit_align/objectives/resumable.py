@@ -129,7 +129,7 @@ class ResumableModule(L.LightningModule):
         """The weights that a checkpoint holds.
 
         Args:
-            prefix: Of their names, if the module is part of another one.
+            prefix: Begins their names, if the module is part of another one.
         """
         state = super().state_dict(*args, prefix=prefix, **kwargs)
         for name in [name for name in state if name.startswith(prefix)]:

@@ -167,7 +167,7 @@ def planned_steps(batches: float, accumulated: int, epochs: int | None, most: in
     """The optimizer steps of a run whose epochs are all of this size; 0 if it has no end.
 
     Args:
-        batches: Of an epoch; infinite if their number is unknown.
+        batches: Batches of an epoch; infinite if their number is unknown.
         accumulated: Batches of a step.
         epochs: Largest number of epochs; None or −1 for no limit.
         most: Largest number of steps; −1 for no limit.
@@ -184,7 +184,7 @@ def warm_up_problem(learning_rate: LearningRate, steps: int, steps_of_round: int
 
     Args:
         steps: Optimizer steps of the run; 0 if it has no end.
-        steps_of_round: Of a round (epoch).
+        steps_of_round: Optimizer steps of a round (epoch).
     """
     warmup_steps, last = learning_rate.warmup_steps, steps_of_round if learning_rate.each_round else steps
     if not 0 < last < warmup_steps:

@@ -18,6 +18,7 @@ from lit_align.reference.lora import (
     ring_bytes,
     ring_size,
 )
+from lit_align.sharding import sharing_copies
 
 
 def make_reference(
@@ -55,9 +56,12 @@ def make_reference(
         origin.quantize = None
     if config.form == "recorded":
         adapter = lora if config.path is None else None
-        return RecordedReference(
-            lambda: CopiedReference(Policy.load(origin, adapter).to(policy.device)), getattr(torch, dtype)
-        )
+
+        def load() -> CopiedReference:
+            with sharing_copies():
+                return CopiedReference(Policy.load(origin, adapter).to(policy.device))
+
+        return RecordedReference(load, getattr(torch, dtype))
     to = None if config.dtype == "auto" else getattr(torch, config.dtype)
     soft = rule is not None and rule.alpha < 1
     source = policy if config.path is None else Policy.load(origin)

@@ -12,7 +12,7 @@ class Report:
 
     Args:
         path: The file, report.html.
-        height: Of the frame that shows it, in pixels.
+        height: Height of the frame that shows it, in pixels.
     """
 
     path: Path
@@ -29,7 +29,7 @@ def report(run: str | Path, height: int = 600) -> Report:
 
     Args:
         run: The run's folder, its `trainer.default_root_dir`.
-        height: Of the frame that shows it in a notebook, in pixels.
+        height: Height of the frame that shows it in a notebook, in pixels.
 
     Raises:
         UserError: the folder holds nothing to report.

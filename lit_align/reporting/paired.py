@@ -75,7 +75,7 @@ def paired_comparison(
     """Compare two runs by one scorer; None if they have no prompt in common that it scored.
 
     Args:
-        names: Of the scorer, in run A and in run B.
+        names: The scorer's name in run A and in run B.
     """
     ours, theirs = (
         {row.prompt: torch.tensor(scored.rewards).double() for row in rows if (scored := row.scored_by(name))}

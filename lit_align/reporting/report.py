@@ -82,6 +82,8 @@ def compared_runs(folders: Sequence[str | Path]) -> list[Run]:
     """
     if len(folders) < 2:
         raise UserError("compare: name at least two runs' folders: lit-align compare RUN RUN --out report.html")
+    if repeated := next((folder for folder in folders if folders.count(folder) > 1), None):
+        raise UserError(f"compare: {repeated} is named twice. Name different runs.")
     runs = open_runs(folders)
     for run in runs:
         if not run.scorers:

@@ -201,6 +201,40 @@ def in_processes(
     return go() if strategy == "auto" else run_in(2, go)[0]
 
 
+@pytest.mark.slow
+def test_no_process_copies_the_whole_model_to_be_sharded(tmp_path, in_tmp):
+    """Counts memory that the kernel cannot drop: unchanged weights are pages of their file until they are sharded."""
+    shape: Any = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 3}
+    LlamaForCausalLM(llama_config(**shape)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    write_pairs(tmp_path, 4)
+    whole = (tmp_path / "model.safetensors").stat().st_size
+
+    def measure() -> list[int]:
+        measured = [anonymous_memory()]
+
+        class Measured(FSDPSharding):
+            def shard(self, pl_module: L.LightningModule) -> None:
+                measured.append(anonymous_memory())
+                super().shard(pl_module)
+                measured.append(anonymous_memory())
+
+        module = objectives.DPO(PolicyConfig(str(tmp_path), dtype="float32"), optimizer=sgd())
+        data = OfflinePairs(str(tmp_path / "pairs.jsonl"), batch_size=1)
+        fit(module, data, Measured(), strategy="fsdp2", devices=2, max_steps=1)
+        return measured
+
+    for before, built, sharded in run_in(2, measure):
+        assert built - before < whole / 4, "a process has a copy of the whole model"
+        assert sharded - before < 2 * whole / 2 + whole / 4, "more than its share of policy and reference"
+
+
+def anonymous_memory() -> int:
+    """Memory of this process that no file backs, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
 # --- modules of other people ---
 
 

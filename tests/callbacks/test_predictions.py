@@ -13,8 +13,8 @@ from lit_align.callbacks.predictions import Predicted
 from lit_align.data import OfflinePairs, Sampling
 from lit_align.data.formats.rows import Row
 from lit_align.data.sampling import Response
+from lit_align.data.scorers.base import GroupScores
 from lit_align.errors import UserError
-from lit_align.evaluation.answering import PromptScores
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
 
@@ -91,7 +91,7 @@ def test_columns_of_a_table_are_those_of_all_rows(tmp_path, monkeypatch):
     chats = [[{"role": "user", "content": f"{n}"} | ({"name": "Ann"} if n == 4 else {})] for n in range(5)]
     rows = [Row(chat, source=f"p:{n}") for n, chat in enumerate(chats)]
     responses = [[Response([n], f"r{n}", True)] for n in range(5)]
-    scores = [PromptScores([float(n)], {}) for n in range(5)]
+    scores = [GroupScores([float(n)]) for n in range(5)]
     predicted = Predicted(rows, responses, scores)
     predicted.write_parquet(tmp_path / "p.parquet")
     predicted.write_lines(tmp_path / "p.jsonl")

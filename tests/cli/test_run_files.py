@@ -73,11 +73,11 @@ def test_wandb_gets_the_configuration(fit: Callable[..., None]):
         "--trainer.limit_train_batches=1",
         "--trainer.logger=WandbLogger",
         "--trainer.logger.mode=offline",
-        "--trainer.logger.save_dir=run",
     )
     import wandb
 
     assert wandb.run is not None
+    assert Path(wandb.run.dir).absolute().is_relative_to(Path("run").absolute())
     assert wandb.run.config["cli"]["model"]["init_args"]["beta"] == 0.2
     saved = yaml.safe_load((Path(wandb.run.dir) / "lit_align.yaml").read_text())
     assert saved["reference_refresh"]["init_args"]["alpha"] == 0.6

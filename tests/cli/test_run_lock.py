@@ -1,10 +1,12 @@
 """One run at a time in a folder, with real processes."""
 
+import fcntl
 import json
 import multiprocessing
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,24 @@ def test_of_two_runs_that_start_together_one_trains(tiny_model, in_tmp, blank_fi
     assert {process.exitcode for process in both} == {0, 2}
     assert len(json.loads(Path("run/run.json").read_text())["starts"]) == 1
     assert not LOCK.exists()
+
+
+def test_a_run_does_not_read_the_lock_while_another_takes_it(in_tmp):
+    LOCK.parent.mkdir()
+
+    def start() -> None:
+        with hold("run"):
+            Path("held").touch()
+
+    run = threading.Thread(target=start)
+    folder = os.open("run", os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)  # as the other run does between reading and writing
+    run.start()
+    run.join(0.2)
+    assert run.is_alive()
+    os.close(folder)
+    run.join(30)
+    assert Path("held").exists()
 
 
 @pytest.mark.parametrize(

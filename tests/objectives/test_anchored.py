@@ -16,7 +16,7 @@ from lit_align.data import Listwise, OfflinePairs, Sampling
 from lit_align.data.batches import Example, record_logps
 from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
-from lit_align.objectives import DPO, SPPO
+from lit_align.objectives import DPO, SPPO, AnchoredObjective
 from lit_align.policy import LoRAConfig, PolicyConfig
 
 LORA = LoRAConfig(r=4)
@@ -195,3 +195,24 @@ def test_recorded_and_live_reference_give_the_same_loss(tiny_model, in_tmp, monk
         watches.append(watch)
     assert watches[0]["train/loss"] == pytest.approx(watches[1]["train/loss"], abs=1e-5)
     assert len(set(watches[0]["train/loss"])) > 2
+
+
+class Forgetful(AnchoredObjective):
+    """Returns the batch's mean, and does not state its loss at the anchor."""
+
+    def loss(self, logps, anchor_logps, beta, batch):
+        losses = (logps - anchor_logps)[:, 0]
+        return losses.mean() if batch.size == 4 else losses
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [
+        (4, r"loss must return one value per example, \[4\], but returns shape \[\]. Leave out its mean or sum"),
+        (2, r"Forgetful must define loss_at_anchor\(beta, batch\): the mean loss where the policy equals its anchor"),
+    ],
+)
+def test_what_an_objective_forgets_is_named(tiny_model, in_tmp, batch_size, message):
+    pairs = OfflinePairs(write_pairs(in_tmp), batch_size=batch_size)
+    with pytest.raises(UserError, match=message):
+        fit(Forgetful(PolicyConfig(tiny_model), optimizer=adamw()), pairs, max_epochs=1)

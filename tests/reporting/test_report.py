@@ -191,6 +191,7 @@ def test_rewards_of_different_scorers_are_not_paired(tmp_path):
     ("command", "said"),
     [
         (["compare", "one"], "at least two runs"),
+        (["compare", "one", "one"], "one is named twice"),
         (["compare", "nowhere", "else"], "nowhere: not a run's folder"),
         (["report"], "the following arguments are required: RUN"),
     ],

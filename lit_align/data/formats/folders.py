@@ -70,10 +70,10 @@ def downloaded_records(path: Path, split: str | None, configuration: str, skippe
     name = split or ("train" if "train" in splits or len(splits) != 1 else next(iter(splits)))
     if name not in splits:
         raise DataError(f"{path}: there is no split {name!r}. Set `split` to one of {listing(splits)}.")
-    return chain.from_iterable(_records(file, path, skipped) for file in splits[name])
+    return chain.from_iterable(_records(file, skipped) for file in splits[name])
 
 
-def _records(file: Path, folder: Path, skipped: Counter[str]) -> Iterator[Record]:
+def _records(file: Path, skipped: Counter[str]) -> Iterator[Record]:
     reader = find_reader(file)
     assert reader is not None
     return reader(file, skipped)

@@ -13,7 +13,7 @@ from lit_align.errors import UserError
 WHOLE = 1 << 26
 """Sources of up to this many bytes are hashed whole, which takes a few hundredths of a second."""
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
-"""Of each file of a larger source."""
+"""Samples of each file of a larger source, and bytes of each sample."""
 SAMPLED_FILES = 32
 """Sources of more files are not sampled."""
 

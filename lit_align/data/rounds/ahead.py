@@ -60,7 +60,7 @@ class SamplingAhead:
         self._sampling.start()
 
     def finish(self) -> float:
-        """Wait until this process's share is sampled; the seconds that it took to wait.
+        """Wait until this process's share is sampled, and return the seconds that it took.
 
         A lost engine ends it early: what is missing is sampled later.
 
@@ -97,7 +97,7 @@ class _SamplerThread(threading.Thread):
     """Samples batches of a round and stores them.
 
     Args:
-        numbers: Of the batches.
+        numbers: Numbers of the batches.
     """
 
     def __init__(self, maker: RoundMaker, numbers: Sequence[int]):

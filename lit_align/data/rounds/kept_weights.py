@@ -21,7 +21,7 @@ class KeptWeights:
     A file for each, so that no process ever holds more than one whole weight of a sharded policy.
 
     Args:
-        folder: Of the round.
+        folder: The round's folder.
     """
 
     def __init__(self, folder: Path):

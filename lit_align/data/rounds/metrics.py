@@ -42,7 +42,7 @@ def round_metrics(
 
     Args:
         groups: Every prompt with all its responses.
-        numbers: Of all responses.
+        numbers: The numbers of all responses.
         in_no_full_batch: Pairs left over because they do not fill a batch on every process.
     """
     by_prompt = groups.numbers("rewards")

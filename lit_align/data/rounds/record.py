@@ -162,7 +162,7 @@ class Recorder:
 
         Args:
             name: Shown beside the progress bar; the files' names begin with it.
-            identity: Of the model.
+            identity: Identifies the model.
         """
         assert self.module.policy is not None
         model = f"({identity!r}, {self.module.policy.temperature!r}, "

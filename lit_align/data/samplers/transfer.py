@@ -26,7 +26,7 @@ ABORTED = "false"
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a receiver must know to join; plain values, since it travels as JSON."""
+    """All that a receiver needs to join; plain values, since it travels as JSON."""
 
     host: str
     port: int

@@ -201,8 +201,7 @@ class Client:
         return JudgeError(
             f"the judge {self.endpoint.model} at {self.endpoint.base_url} gave no answer in {attempts} attempts and "
             f"{seconds:.0f} s; the last: {last}. All responses and answers so far are kept. To resume, run the same "
-            "command again; raise endpoint.retries or endpoint.timeout to try "
-            "longer."
+            "command again; raise endpoint.retries or endpoint.timeout to try longer."
         )
 
     def _post(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from lit_align.data.formats.layouts.layout import (
     Layout,
     any_prompt,
     ends_with_assistant,
-    has_prompt_beside,
+    has_prompt,
     make_row,
     without_prompt,
 )
@@ -120,10 +120,6 @@ def _labelled_chat_row(record: Record) -> Row:
     return replace(_chat_row(record), labels=(record.label(_LABEL),))
 
 
-def _has_prompt(record: Record) -> bool:
-    return record.has("prompt") or has_prompt_beside(record)
-
-
 _ANY_PROMPT = f"prompt|{QUESTIONS}"
 
 LAYOUTS = (
@@ -144,7 +140,7 @@ LAYOUTS = (
         (_ANY_PROMPT, ANSWERS, _LABEL),
         _LABELLED,
         _labelled_row,
-        _has_prompt,
+        has_prompt,
         may_become_chat=True,
     ),
     Layout(
@@ -160,10 +156,10 @@ LAYOUTS = (
         (_ANY_PROMPT, ANSWERS),
         _TEXTS,
         _completion_row,
-        _has_prompt,
+        has_prompt,
         may_become_chat=True,
         parse_turns=_completion_turns,
     ),
-    Layout("prompts", (_ANY_PROMPT,), _PROMPTS, _prompt_row, _has_prompt, may_become_chat=True),
+    Layout("prompts", (_ANY_PROMPT,), _PROMPTS, _prompt_row, has_prompt, may_become_chat=True),
 )
 TEXTS = (Layout("texts", ("text",), _TEXTS, _text_row, is_whole=True),)

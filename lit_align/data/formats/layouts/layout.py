@@ -13,8 +13,6 @@ from lit_align.errors import shown
 
 CHATS = "messages|conversations|conversation|dialog|dialogue|trajectory"
 """Columns that hold a chat."""
-
-
 TURNS = "turns of the assistant"
 
 
@@ -63,6 +61,10 @@ IMITATION: frozenset[Kind] = frozenset({"prompts", "texts"})
 
 def has_prompt_beside(record: Record) -> bool:
     return record.filled(f"{CHATS}|{QUESTIONS}") is not None
+
+
+def has_prompt(record: Record) -> bool:
+    return record.has("prompt") or has_prompt_beside(record)
 
 
 def prompt_beside(record: Record) -> Text:

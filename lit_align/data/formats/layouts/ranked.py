@@ -10,7 +10,7 @@ from lit_align.data.formats.layouts.layout import (
     RANKED,
     Layout,
     any_prompt,
-    has_prompt_beside,
+    has_prompt,
     make_row,
     one_each,
 )
@@ -82,20 +82,16 @@ def _number_key(value: dict[str, Any]) -> str | None:
 
 def _holds_objects(record: Record) -> bool:
     name = record.filled(RESPONSES)
-    if not name or not _has_prompt(record):
+    if not name or not has_prompt(record):
         return False
     values = record.values[name]
     first = values[0] if isinstance(values, list) and values else None
     return isinstance(first, dict) and _number_key(first) is not None and not {*first}.isdisjoint(_TEXT_KEYS)
 
 
-def _has_prompt(record: Record) -> bool:
-    return record.has("prompt") or has_prompt_beside(record)
-
-
 def _has_list_of_ratings(record: Record) -> bool:
     """Whether the ratings are one for each response, as distilabel writes them."""
-    return isinstance(record.get("rating|score")[1], list) and _has_prompt(record)
+    return isinstance(record.get("rating|score")[1], list) and has_prompt(record)
 
 
 _PROMPT = f"prompt|{CHATS}|{QUESTIONS}"
@@ -107,7 +103,7 @@ NAMED = (
 )
 """Layouts that no pair of columns in the same row replaces."""
 FOUND = (
-    Layout(_BY_REWARD, (_PROMPT, RESPONSES, REWARDS), RANKED, _by_reward, _has_prompt, may_become_chat=True),
+    Layout(_BY_REWARD, (_PROMPT, RESPONSES, REWARDS), RANKED, _by_reward, has_prompt, may_become_chat=True),
     Layout(
         _BY_REWARD,
         (_PROMPT, RESPONSES, "rating|score"),
@@ -116,7 +112,7 @@ FOUND = (
         _has_list_of_ratings,
         may_become_chat=True,
     ),
-    Layout(_BY_RANK, (_PROMPT, RESPONSES, RANKS), RANKED, _by_rank, _has_prompt, may_become_chat=True),
+    Layout(_BY_RANK, (_PROMPT, RESPONSES, RANKS), RANKED, _by_rank, has_prompt, may_become_chat=True),
     Layout(
         "responses with a reward or rank each",
         (_PROMPT, RESPONSES),
