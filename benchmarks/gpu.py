@@ -93,7 +93,7 @@ class Bench:
     def random_batch(
         self, B: int, prompt: int, response: int, responses: int, *, unequal: bool = False
     ) -> PreferenceBatch:
-        """B prompts with K responses, of these lengths or at most these lengths."""
+        """B prompts with K responses, of these lengths or at most these lengths, as a loader gives them."""
         generator = torch.Generator().manual_seed(1)
         shape = (B, responses)
 
@@ -101,17 +101,14 @@ class Bench:
             return torch.randint(1, most + 1, shape, generator=generator) if unequal else torch.full(shape, most)
 
         def ids(*shape: int) -> Tensor:
-            return torch.randint(1, 300, shape, generator=generator).to(self.device)
+            return torch.randint(1, 300, shape, generator=generator)
 
         prompt_mask = torch.arange(prompt) < lengths(prompt, B)[:, None]
         response_mask = torch.arange(response) < lengths(response, *shape)[..., None]
-        return PreferenceBatch(
-            ids(B, prompt),
-            prompt_mask.to(self.device),
-            ids(*shape, response),
-            response_mask.to(self.device),
-            torch.arange(B, device=self.device),
+        batch = PreferenceBatch(
+            ids(B, prompt), prompt_mask, ids(*shape, response), response_mask, index=torch.arange(B)
         )
+        return batch.pinned() if self.device.type == "cuda" else batch
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -138,7 +135,7 @@ def in_gigabytes(peak: float | None) -> str:
 
 def correctness(bench: Bench) -> list[dict[str, Any]]:
     """Distance of log-probabilities and gradients from eager attention in float32, one row per response."""
-    batch = bench.random_batch(*((2, 40, 9) if bench.tiny else (4, 600, 300)), 4, unequal=True)
+    batch = bench.random_batch(*((2, 40, 9) if bench.tiny else (4, 600, 300)), 4, unequal=True).to(bench.device)
     weights = torch.linspace(-1, 1, batch.lengths.numel(), device=bench.device).view(batch.lengths.shape)
 
     def measured(dtype: torch.dtype, attention: str) -> tuple[Tensor, Tensor]:
@@ -167,14 +164,14 @@ def correctness(bench: Bench) -> list[dict[str, Any]]:
 
 def one_step(policy: torch.nn.Module, reference: Callable[[PreferenceBatch], Tensor], batch: PreferenceBatch) -> Any:
     """A closure that makes a step of DPO on pairs of neighbouring responses."""
-    fused = next(policy.parameters()).device.type == "cuda"
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=fused)
+    device = next(policy.parameters()).device
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=device.type == "cuda")
 
     def step() -> None:
-        batch.__dict__.pop("packing", None)  # as of a new batch
+        present = batch.to(device)
         with torch.no_grad():
-            anchor = reference(batch)
-        margins = 0.1 * (policy(batch) - anchor)
+            anchor = reference(present)
+        margins = 0.1 * (policy(present) - anchor)
         loss = -torch.nn.functional.logsigmoid(margins[:, 0::2] - margins[:, 1::2]).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -259,8 +256,9 @@ def forms(bench: Bench) -> list[dict[str, Any]]:
 
     policy = bench.policy()
     reference = policy.merged_copy()
+    present = batch.to(bench.device)
     with torch.no_grad():
-        whole = policy(batch)
+        whole = policy(present)
     backend = "nccl" if bench.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
@@ -269,7 +267,7 @@ def forms(bench: Bench) -> list[dict[str, Any]]:
             fully_shard(layer, mesh=mesh)
         fully_shard(policy, mesh=mesh)
         with torch.no_grad():
-            torch.testing.assert_close(policy(batch), whole, rtol=1e-3, atol=1e-2)
+            torch.testing.assert_close(policy(present), whole, rtol=1e-3, atol=1e-2)
         times["FSDP2"] = bench.seconds(one_step(policy, lambda b: response_logps(reference, b), batch))
     finally:
         dist.destroy_process_group()

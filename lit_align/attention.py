@@ -22,7 +22,7 @@ Shapes: T tokens of the row, D head size; keys and values may have fewer heads, 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, Protocol
 
 import torch
@@ -76,9 +76,12 @@ class FlashSegments:
     """The variable-length flash kernels of CUDA devices."""
 
     def __init__(self, queries: Bounds, keys: Bounds, causal: bool, device: torch.device):
-        bounds = (torch.tensor(each, dtype=torch.int32, device=device) for each in (queries, keys))
+        bounds = (torch.tensor(each, dtype=torch.int32) for each in (queries, keys))
+        on_device = (
+            each.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else each for each in bounds
+        )
         longest = (max(map(int.__sub__, each[1:], each)) for each in (queries, keys))
-        self.where = (*bounds, *longest)
+        self.where = (*on_device, *longest)
         self.causal = causal
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -258,19 +261,23 @@ class Row:
     prompt_tokens: int  # of all prompts, which the row begins with
 
     @classmethod
-    def of(cls, prompt_lengths: Tensor, response_lengths: Tensor, kernels: type[Segments] | None = None) -> "Row":
+    def of(
+        cls,
+        prompt_lengths: Sequence[int],
+        response_lengths: Sequence[Sequence[int]],
+        device: torch.device,
+        kernels: type[Segments] | None = None,
+    ) -> "Row":
         """Lay out a row.
 
         Args:
-            prompt_lengths: [B]
-            response_lengths: [B, K]
+            prompt_lengths: Of each of B prompts.
+            response_lengths: Of the K responses to each.
             kernels: The device's by default.
         """
-        device, B = prompt_lengths.device, len(prompt_lengths)
         kernels = kernels or (FlashSegments if device.type == "cuda" else BlockSegments)
-        lengths = torch.cat([prompt_lengths, response_lengths.flatten()]).tolist()
-        own = [0, *accumulate(lengths)]
-        prompts, responses = own[: B + 1], own[B :: response_lengths.shape[1]]
+        own = [0, *accumulate(chain(prompt_lengths, *response_lengths))]
+        prompts, responses = own[: len(prompt_lengths) + 1], own[len(prompt_lengths) :: len(response_lengths[0])]
         return cls(
             kernels(own, own, True, device),
             kernels([end - prompts[-1] for end in responses], prompts, False, device),

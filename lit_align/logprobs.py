@@ -10,8 +10,8 @@ Shapes: B prompts, K branches (responses) of each, P prompt tokens, R response t
 in the whole batch, H hidden units, V vocabulary.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -66,14 +66,35 @@ class PreferenceBatch:
         """The layout of its tokens as one row, computed once for policy and reference."""
         return Packing.of(self.prompt_mask, self.response_mask)
 
+    @cached_property
+    def token_places(self) -> Tensor:
+        """[M], places of the response tokens among all B·K·R."""
+        return self.response_mask.flatten().nonzero().squeeze(1)
+
     def pinned(self) -> "PreferenceBatch":
-        """The batch in page-locked memory."""
-        return replace(self, **{n: value.pin_memory() for n, value in vars(self).items() if isinstance(value, Tensor)})
+        """The batch in page-locked memory, with the layout of its tokens."""
+        pinned = self._mapped(Tensor.pin_memory)
+        vars(pinned).update(packing=self.packing.pinned(), token_places=self.token_places.pin_memory())
+        return pinned
+
+    def to(self, device: torch.device | str) -> "PreferenceBatch":
+        """The batch on a device. A layout that it has goes with it, since the device would wait for one of its own."""
+        device = torch.device(device)
+        moved = self._mapped(lambda value: value.to(device, non_blocking=True))
+        if "packing" in vars(self):
+            vars(moved)["packing"] = self.packing.to(device)
+        if "token_places" in vars(self):
+            vars(moved)["token_places"] = self.token_places.to(device, non_blocking=True)
+        return moved
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> "PreferenceBatch":
+        """A batch of the function's values for each tensor."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return replace(self, **{name: function(value) for name, value in values if isinstance(value, Tensor)})
 
     def select(self, rows: slice) -> "PreferenceBatch":
         """The batch of some of its prompts only."""
-        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+        return self._mapped(lambda value: value[rows])
 
 
 def preferences_of(batch: object) -> PreferenceBatch | None:
@@ -90,11 +111,12 @@ def response_logps(model: PreTrainedModel, batch: PreferenceBatch, *, temperatur
         batch: Prompts must have at least one token each. Empty responses have log-probability 0.
         temperature: Divides the logits.
     """
-    mask = batch.response_mask
     hidden, places = hidden_states(model, batch)
-    predicting = hidden[places[:, :, :-1][mask]]  # [M, H]
-    token_logps_M = _token_logps(model, predicting, batch.response_ids[mask], temperature)
-    return token_logps_M.new_zeros(mask.shape).masked_scatter(mask, token_logps_M).sum(-1)
+    predicting = hidden[places[:, :, :-1].flatten()[batch.token_places]]  # [M, H]
+    targets = batch.response_ids.flatten()[batch.token_places]
+    token_logps_M = _token_logps(model, predicting, targets, temperature)
+    by_token = token_logps_M.new_zeros(batch.response_mask.numel()).index_copy(0, batch.token_places, token_logps_M)
+    return by_token.view(batch.response_mask.shape).sum(-1)
 
 
 def hidden_states(model: PreTrainedModel, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:

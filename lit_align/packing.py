@@ -18,7 +18,9 @@ position ids. In generation it computes the steps of one token and leaves everyt
 Shapes as in `logprobs.py`; T is the row's length, N = B·K.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -51,7 +53,7 @@ class Packing:
     positions: Tensor  # [T]
     prompt_mask: Tensor  # [B, P] bool
     responses: tuple[int, int]  # K, R
-    row: Row
+    lengths: tuple[list[int], list[list[int]]]  # of prompts, and of the responses to each
     windows: set[int | None] = field(default_factory=set)  # sliding windows that layers use
     _masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
@@ -78,8 +80,26 @@ class Packing:
         prompt_positions = torch.arange(prompt_mask.shape[1], device=mask.device).expand(prompt_mask.shape)
         response_positions = prompt_mask.sum(-1)[:, None, None] + torch.arange(R, device=mask.device).expand(1, K, R)
         positions = torch.cat([prompt_positions.flatten(), response_positions.flatten()])[inverse]
-        row = Row.of(prompt_mask.sum(-1), response_mask.sum(-1))
-        return cls(places, inverse, positions, prompt_mask, (K, R), row)
+        lengths = prompt_mask.sum(-1).tolist(), response_mask.sum(-1).tolist()
+        return cls(places, inverse, positions, prompt_mask, (K, R), lengths)
+
+    @cached_property
+    def row(self) -> Row:
+        """The row's two attentions, on its device."""
+        return Row.of(*self.lengths, self.places.device)
+
+    def to(self, device: torch.device) -> "Packing":
+        """The same layout on a device, which need not wait for it."""
+        return self._mapped(lambda value: value.to(device, non_blocking=True))
+
+    def pinned(self) -> "Packing":
+        """The same layout in page-locked memory."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Packing":
+        names = ("places", "inverse", "positions", "prompt_mask")
+        tensors = {name: function(getattr(self, name)) for name in names}
+        return replace(self, **tensors, windows=set(), _masks={})
 
     def covers(self, query: Tensor, value: Tensor, window: int | None, dropout: float = 0.0, **kwargs: Any) -> bool:
         """Whether `RowAttention` computes this layer.

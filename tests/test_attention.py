@@ -52,7 +52,7 @@ def plain(query: Tensor, key: Tensor, value: Tensor, lengths: Lengths) -> Tensor
 
 
 def row_attention(lengths: Lengths, kernels: type[Segments] | None = None) -> Callable[..., Tensor]:
-    row = Row.of(torch.tensor(lengths[0]), torch.tensor(lengths[1]), kernels)
+    row = Row.of(*lengths, torch.device("cpu"), kernels)
     return lambda query, key, value: RowAttention.apply(query, key, value, row, SCALE)  # type: ignore[return-value]
 
 
@@ -142,6 +142,6 @@ def test_bfloat16_is_as_exact_as_the_devices_kernel(sharpness: float) -> None:
 
 
 def test_short_responses_are_computed_together() -> None:
-    row = Row.of(torch.tensor([300, 200]), torch.tensor([[30, 31, 20], [25, 300, 3]]))
+    row = Row.of([300, 200], [[30, 31, 20], [25, 300, 3]], torch.device("cpu"))
     blocks = [1 if block.places is None else len(block.places) for block in row.own.blocks]  # type: ignore[attr-defined]
     assert sorted(blocks) == [1, 1, 1, 1, 4]  # two prompts, 300, 3; and 31, 30, 25, 20

@@ -38,7 +38,7 @@ def test_flash_kernels_attend_like_a_plain_softmax(case: str, dtype: torch.dtype
     leaves = inputs(lengths, dtype)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     expected = outputs_and_gradients(lambda *qkv: plain(*qkv, lengths), exact)
-    row = Row.of(torch.tensor(lengths[0]).cuda(), torch.tensor(lengths[1]).cuda())
+    row = Row.of(*lengths, torch.device("cuda"))
     leaves = [leaf.detach().cuda().requires_grad_() for leaf in leaves]
     found = outputs_and_gradients(lambda *qkv: RowAttention.apply(*qkv, row, SCALE), leaves)
     assert max(map(error, found, expected)) < 4 * torch.finfo(dtype).eps

@@ -208,6 +208,19 @@ def test_layers_other_than_attention_see_no_padding_and_each_prompt_once() -> No
     assert seen == [(1, tokens, model.config.hidden_size)]
 
 
+def test_a_batch_with_its_layout_makes_no_device_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device has shapes only: it cannot say what a GPU would have to wait for."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # refused for that device
+    model, batch = build("llama"), collate(random_examples(), range(3))
+    assert enable_prefix_sharing(model)
+    expected = response_logps(model, batch)  # computes the layout
+    logps = response_logps(model.to("meta"), batch.to("meta"))
+    assert logps.shape == expected.shape
+    logps.sum().backward()
+    with pytest.raises(NotImplementedError):
+        response_logps(model, replace(batch).to("meta"))
+
+
 def test_rows_that_are_not_packed_go_through_sdpa() -> None:
     model = build("qwen2 (window)")
     ids = torch.arange(1, 15)[None]
