@@ -36,8 +36,8 @@ def read_json(path: Path, skipped: Counter[str]) -> Iterator[Record]:
 def _numbered(path: Path, skipped: Counter[str]) -> Iterator[tuple[int, Any]]:
     if ".json" in path.suffixes:
         with open_binary(path) as file:
-            is_list = file.read(1024).lstrip(_BLANK).startswith(b"[")
-        if is_list:
+            head = file.read(1024)
+        if head.decode(json.detect_encoding(head), "ignore").lstrip("\ufeff \t\r\n").startswith("["):
             with open_binary(path) as file:
                 yield from enumerate(_List(file, path.name, skipped), 1)
             return

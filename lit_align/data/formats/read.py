@@ -79,12 +79,12 @@ def read_rows(
     parsed = _parsed(layout, chain([first], prepared), kind, turns)
     rows = Spool(forms.seen(SELECT[kind](forms.counted(parsed), selected)))
     ignored.check(source)
+    reading.skipped.update(selected)
     if (column := reading.chat_because_of) is not None:
         rows = Spool(map(_as_chat, rows))
         reading.skipped[f"prompts that are now chats, as `{column}` needs"] = forms.count
     else:
         forms.check()
-    reading.skipped.update(selected)
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
         raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}.")

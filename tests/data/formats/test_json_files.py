@@ -30,7 +30,7 @@ def read(name: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("piece", PIECES)
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16"])
 def test_a_list_is_the_same_wherever_its_pieces_end(in_tmp, monkeypatch, piece, encoding):
     monkeypatch.setattr(json_files, "PIECE", max(piece, 4))  # the encoding shows in 4 bytes
     for text in (
