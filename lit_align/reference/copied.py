@@ -13,7 +13,7 @@ from lit_align.logprobs import PreferenceBatch, response_logps
 from lit_align.policy import Policy, fingerprint
 from lit_align.reference.base import Reference
 from lit_align.reference.mixing import copy_buffers, mix_weights
-from lit_align.sharding import reshard
+from lit_align.sharding import reshard, type_of
 
 
 class CopiedReference(nn.Module, Reference):
@@ -83,7 +83,7 @@ class CopiedReference(nn.Module, Reference):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype  # type: ignore[return-value]
+        return type_of(self.model.get_input_embeddings().weight)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def logps(self, batch: PreferenceBatch) -> Tensor:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import run_in, train
 from served import LoopbackServer, at_call, check_same_samples, die
 from served import run as run_served
-from tiny import adamw, fit, on_policy, same, weights
+from tiny import adamw, fit, on_policy, round_store, same, weights
 
 from lit_align.callbacks import Drift
 from lit_align.data import (
@@ -49,7 +49,7 @@ class Begins(Callback):
 
 
 def samples(data: OnPolicyPairs) -> list[SampleRow]:
-    return [row for number in range(2) for row in data.round_store.samples.read(number) or []]
+    return [row for number in range(2) for row in round_store(data).samples.read(number) or []]
 
 
 def rounds(
