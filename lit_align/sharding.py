@@ -122,15 +122,21 @@ class Beside:
 
     shard: Callable[[nn.Module], None] | None = None
 
-    def load(self, build: Callable[[], N], device: torch.device) -> N:
-        """The network that `build` loads; where networks are sharded, every process must call it."""
+    @contextmanager
+    def loaded(self, build: Callable[[], N], device: torch.device) -> Iterator[N]:
+        """Within this context, the network that `build` loads; where networks are sharded, every process enters it."""
         with lazy_weights():
             network = build()
             if self.shard is not None:
                 self.shard(network)
-                return network
-            settle(network)
-        return network.to(device)
+            else:
+                settle(network)
+        try:
+            yield network.to(device) if self.shard is None else network
+        finally:
+            if self.shard is not None:  # circular references keep it until Python collects them
+                for weight in network.parameters():
+                    local_shard(weight).untyped_storage().resize_(0)
 
 
 def frozen_copy(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:

@@ -181,8 +181,7 @@ class Drift(AlignCallback):
         with recorder.able_to_compute(policy), reference.present() as present, recorder.able_to_compute(present):
             from_start = from_reference = ours - torch.tensor(recorder.logps(present.logps, examples))
         if not module.reference_is_start:
-            start = module.load_start()
-            with recorder.able_to_compute(start):
+            with module.start() as start, recorder.able_to_compute(start):
                 from_start = ours - torch.tensor(recorder.logps(start, examples))
         kl_reference, kl_start = from_reference.mean().item(), from_start.mean().item()
         values = {

@@ -127,20 +127,20 @@ class Evaluator:
         """
         policy = module.policy
         assert policy is not None
-        start = module.load_start()
-        if path not in self._held_out:
-            self._held_out[path] = self._answer_with_start(path, name, start, module)
-        held_out = self._held_out[path]
-        key = (path, policy.fingerprint())
-        if self._answered is None or self._answered[0] != key:  # the verdict may be on what was just validated
-            self._answered = key, *self._answer_with_policy(held_out, name, policy, start, module)
-        _, answers, logps = self._answered
-        likelihoods = Likelihoods(module, policy, start, max(1, self.batch_size // 4))
-        forgetting = {
-            each: measure_forgetting(each, self._texts(file, module), likelihoods, module)
-            for each, file in (texts or {}).items()
-        }
-        samples = self._samples_of_start(held_out, name, start, module) if best_of_n else None
+        with module.start() as start:
+            if path not in self._held_out:
+                self._held_out[path] = self._answer_with_start(path, name, start, module)
+            held_out = self._held_out[path]
+            key = (path, policy.fingerprint())
+            if self._answered is None or self._answered[0] != key:  # the verdict may be on what was just validated
+                self._answered = key, *self._answer_with_policy(held_out, name, policy, start, module)
+            _, answers, logps = self._answered
+            likelihoods = Likelihoods(module, policy, start, max(1, self.batch_size // 4))
+            forgetting = {
+                each: measure_forgetting(each, self._texts(file, module), likelihoods, module)
+                for each, file in (texts or {}).items()
+            }
+            samples = self._samples_of_start(held_out, name, start, module) if best_of_n else None
         summary = self._summarize(held_out, answers, logps, forgetting, samples)
         summary = replace(summary, kl_sampling=self.sampling.described_for(policy.temperature) or None)
         return Evaluation(held_out, answers, logps[..., 0], logps[..., 1], summary)

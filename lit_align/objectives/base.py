@@ -18,6 +18,7 @@ examples of each optimizer step:
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -160,11 +161,13 @@ class PreferenceObjective(ResumableModule):
         """The policy at the start."""
         return Policy.load(self.policy_config, self.lora, self._tokenizer)
 
-    def load_start(self) -> Policy:
-        """The policy that training started from, to compute beside the policy."""
+    @contextmanager
+    def start(self) -> Iterator[Policy]:
+        """Within this context, the policy that training started from, to compute beside the policy."""
         assert self.policy is not None
         load = partial(Policy.load_start, self.policy_config, self.lora, self.tokenizer)
-        return self.beside.load(load, self.policy.device).eval()
+        with self.beside.loaded(load, self.policy.device) as start:
+            yield start.eval()
 
     def configure_model(self) -> None:
         if self.policy is None:

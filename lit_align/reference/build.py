@@ -1,5 +1,6 @@
 """Choice of the cheapest correct reference for a policy, a configuration and a refresh rule."""
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 import torch
@@ -62,8 +63,8 @@ def make_reference(
         # a fresh adapter adds 0
         adapter = lora if config.path is None and lora is not None and lora.adapter is not None else None
 
-        def load() -> CopiedReference:
-            return beside.load(lambda: CopiedReference(Policy.load(origin, adapter)), policy.device)
+        def load() -> AbstractContextManager[CopiedReference]:
+            return beside.loaded(lambda: CopiedReference(Policy.load(origin, adapter)), policy.device)
 
         return RecordedReference(load, getattr(torch, dtype))
     to = None if config.dtype == "auto" else getattr(torch, config.dtype)

@@ -1,7 +1,7 @@
 """A reference with weights of its own: kept beside the policy, or loaded only to record log π_ref."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -123,11 +123,11 @@ class RecordedReference(Reference):
     """No reference model in memory; its log-probabilities are computed once and stored with the data.
 
     Args:
-        load: Builds the reference on the policy's device, to record log π_ref.
+        load: Within its context, the reference is loaded beside the policy, to record log π_ref.
         dtype: Type of its weights.
     """
 
-    def __init__(self, load: Callable[[], CopiedReference], dtype: torch.dtype):
+    def __init__(self, load: Callable[[], AbstractContextManager[CopiedReference]], dtype: torch.dtype):
         self.load = load
         self._dtype = dtype
         self._fingerprint: str | None = None
@@ -146,9 +146,9 @@ class RecordedReference(Reference):
 
     @contextmanager
     def present(self) -> Iterator[Reference]:
-        present = self.load()
-        self._fingerprint = present.fingerprint()
-        yield present
+        with self.load() as present:
+            self._fingerprint = present.fingerprint()
+            yield present
 
     def fingerprint(self) -> str:
         if self._fingerprint is None:
