@@ -106,20 +106,32 @@ class Answering:
         name: str,
     ) -> Share[list[Response]]:
         """n of a policy's responses to each prompt of this process's batches."""
+        with sampling_with(module, policy, max(prompts.lengths) + self.sampling.max_new_tokens) as sampler:
+            return self.respond_with(sampler, module, policy, prompts, batches, name)
+
+    def respond_with(
+        self,
+        sampler: Sampler,
+        module: PreferenceObjective,
+        policy: Policy,
+        prompts: TokenizedPrompts,
+        batches: Sequence[Sequence[int]],
+        name: str,
+    ) -> Share[list[Response]]:
+        """The same by a sampler that has the policy's weights."""
         end_ids = tokenizer_of(module).end_ids()
 
         def request(places: Sequence[int]) -> SampleRequest:
             keys = [(*self.stream, prompts.rows[i].source) for i in places]
             return SampleRequest([prompts.ids[i] for i in places], keys, self.count, self.sampling, end_ids)
 
-        with sampling_with(module, policy, max(prompts.lengths) + self.sampling.max_new_tokens) as sampler:
-            return compute_share(
-                module.trainer,
-                batches,
-                name,
-                lambda places: sampler.sample_in_turn(policy, request(places)),
-                lambda: sampler.sample_in_turn(policy, None),
-            )
+        return compute_share(
+            module.trainer,
+            batches,
+            name,
+            lambda places: sampler.sample_in_turn(policy, request(places)),
+            lambda: sampler.sample_in_turn(policy, None),
+        )
 
 
 def score_share(
