@@ -18,7 +18,7 @@ examples of each optimizer step:
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -161,13 +161,11 @@ class PreferenceObjective(ResumableModule):
         """The policy at the start."""
         return Policy.load(self.policy_config, self.lora, self._tokenizer)
 
-    @contextmanager
-    def start(self) -> Iterator[Policy]:
-        """Within this context, the policy that training started from, to compute beside the policy."""
+    def start(self) -> AbstractContextManager[Policy]:
+        """Within its context, the policy that training started from, to compute beside the policy."""
         assert self.policy is not None
         load = partial(Policy.load_start, self.policy_config, self.lora, self.tokenizer)
-        with self.beside.loaded(load, self.policy.device) as start:
-            yield start.eval()
+        return self.beside.loaded(load, self.policy.device)
 
     def configure_model(self) -> None:
         if self.policy is None:
