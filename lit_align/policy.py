@@ -92,7 +92,10 @@ class Policy(nn.Module):
 
     @classmethod
     def load_start(cls, config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The policy that training starts from, in eval mode. A fresh adapter, which adds 0, is switched off: that saves its time."""
+        """The policy that training starts from, in eval mode.
+
+        A fresh adapter, which adds 0, is switched off: that saves its time.
+        """
         start = cls.load(config, lora, tokenizer)
         if lora is not None and lora.adapter is None:
             for layer in start._adapted_layers():
