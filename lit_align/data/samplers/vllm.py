@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lit_align.data.samplers.base import Sampler, SampleRequest, whole_weights
+from lit_align.data.samplers.base import Sampler, whole_weights
 from lit_align.data.samplers.vllm_engine import EngineOptions, Failure, send_weight
 from lit_align.data.samplers.vllm_options import GenerateOptions, save_without_weights, seeded_prompts
 from lit_align.data.samplers.weights import weight_sums
-from lit_align.data.sampling import Response
+from lit_align.data.sampling import Response, SampleRequest
 from lit_align.errors import UserError
 from lit_align.policy import Policy
 
