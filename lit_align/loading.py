@@ -262,15 +262,16 @@ def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **opt
             )
         # on the CPU; Lightning moves the packed weights to the device
         options |= {"quantization_config": quantization_config(dtype), "device_map": {"": "cpu"}}
-    stored = stored_type(where) if are_lazy() and config.quantize is None and "gguf_file" not in where else None
+    may_wait = are_lazy() and config.quantize is None and "gguf_file" not in where
     try:
+        stored = stored_type(where) if may_wait else None
         loaded = kind.from_pretrained(**where, **options | {"dtype": stored or dtype})
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if stored not in (None, dtype) and keeps_some_in_float32(model):  # in half precision alone
             return kind.from_pretrained(**where, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
-    if stored is not None:
+    if stored not in (None, dtype):
         model.config.dtype = dtype
         for weight in model.parameters():
             convert_later(weight, dtype)
