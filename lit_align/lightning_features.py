@@ -127,8 +127,7 @@ def check_features(trainer: Trainer) -> None:
         raise UserError("ModelParallelStrategy shards nothing by itself. Use --config configs/overlays/fsdp.yaml.")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         _refuse(callback, REFUSED_CALLBACKS)
-        remaining = callback.time_remaining() if isinstance(callback, Timer) else None
-        if remaining is not None and remaining <= 0:
+        if is_out_of_time(callback):
             raise UserError("trainer.max_time (or a Timer's duration) must be above 0. Raise it.")
         if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError(f"{type(callback).__name__} averages no shards. Train on one device or with ddp.")
@@ -138,6 +137,12 @@ def check_features(trainer: Trainer) -> None:
             f"trainer.val_check_interval={trainer.val_check_interval} must be a share of a round (0.5), or count the "
             "batches of all rounds (trainer.check_val_every_n_epoch=null): rounds differ in their number of batches."
         )
+
+
+def is_out_of_time(callback: Callback) -> bool:
+    """Whether a callback is a timer whose time is over."""
+    remaining = callback.time_remaining() if isinstance(callback, Timer) else None
+    return remaining is not None and remaining <= 0
 
 
 def explained(error: Exception) -> UserError | None:

@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lit_align.errors import check_types
+from lit_align.lightning_features import is_out_of_time
 
 KEY = "position"
 
@@ -30,6 +31,7 @@ class Position:
         seen: Batches completed in all epochs.
         validation_due: Whether validation follows the last of these batches.
         validated: Whether it is done.
+        stopping: Whether a callback such as `EarlyStopping` has ended the training; a timer checks that itself.
     """
 
     epoch: int
@@ -39,6 +41,7 @@ class Position:
     seen: int
     validation_due: bool
     validated: bool
+    stopping: bool = False
 
     @classmethod
     def of_run(cls, trainer: Trainer) -> "Position":
@@ -48,6 +51,7 @@ class Position:
         total: Any = loop.epoch_loop.batch_progress.total
         current: Any = loop.epoch_loop.batch_progress.current
         seen, batches = total.processed, current.processed
+        stopping = trainer.should_stop and not any(map(is_out_of_time, trainer.callbacks))  # type: ignore[attr-defined]
         ended = epochs.started == epochs.completed or epochs.processed > epochs.completed
         cut = (
             ended
@@ -56,14 +60,13 @@ class Position:
         )
         if ended and not cut:  # between two epochs
             done = max(epochs.completed, epochs.processed)
-            return cls(done, 0, 0, trainer.global_step, seen, False, False)
+            return cls(done, 0, 0, trainer.global_step, seen, False, False, stopping)
         of = int(trainer.num_training_batches)
         unmade = batches % trainer.accumulate_grad_batches if batches < of else 0
         due = bool(batches) and not unmade and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
         due = due and not cut  # a longer run continues within the epoch, after its validation
-        return cls(
-            epochs.started - 1, batches - unmade, of, trainer.global_step, seen - unmade, due, trainer.validating
-        )
+        epoch, step, seen = epochs.started - 1, trainer.global_step, seen - unmade
+        return cls(epoch, batches - unmade, of, step, seen, due, trainer.validating, stopping)
 
     @property
     def at_epochs_end(self) -> bool:
@@ -106,6 +109,23 @@ class Position:
         loaders = fit["state_dict"].pop("combined_loader", [])
         if self.batches:
             fit["state_dict"]["combined_loader"] = [_served(loader, self.batches) for loader in loaders]
+
+    def stop_again(self, trainer: Trainer) -> None:
+        """Let a trainer that resumes here end its training where a callback had ended it: now, or with this epoch."""
+        if not self.stopping:
+            return
+        if not self.batches:
+            trainer.should_stop = True
+            return
+        loop = trainer.fit_loop.epoch_loop
+        start = loop.on_run_start
+
+        def start_and_stop(data_fetcher: Any) -> None:
+            loop.on_run_start = start  # type: ignore[method-assign]
+            start(data_fetcher)
+            trainer.should_stop = True
+
+        loop.on_run_start = start_and_stop  # type: ignore[method-assign]
 
     def settle(self, trainer: Trainer) -> None:
         """Tell Lightning's loops, once training starts, that they begin an epoch and do not resume one.

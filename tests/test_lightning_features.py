@@ -246,6 +246,32 @@ def test_an_averaged_run_that_dies_in_its_verdict_judges_the_average(tiny_model:
     assert same(judged[2], judged[0])
 
 
+@pytest.mark.parametrize("within", [False, True], ids=["between epochs", "within an epoch"])
+def test_a_run_that_stopped_early_and_dies_in_its_verdict_trains_no_more(tiny_model: str, in_tmp: Path, within: bool):
+    """Lightning's checkpoints do not say that the training was over."""
+    ends: list[tuple[int, int]] = []
+
+    def end(trainer: Trainer, module: LightningModule) -> None:
+        ends.append((trainer.global_step, trainer.current_epoch))
+        if len(ends) == 1:
+            raise KeyboardInterrupt
+
+    def train(**options: Any) -> None:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
+        saving = callbacks.ModelCheckpoint("ckpt", save_last=True, save_on_train_epoch_end=not within)
+        stopping = callbacks.EarlyStopping("val/loss", stopping_threshold=1e9)
+        given = [stopping, callbacks.LambdaCallback(on_train_end=end), saving]
+        pairs = write_pairs(in_tmp)
+        data = OfflinePairs(pairs, batch_size=2, validation=pairs)
+        options |= {"max_epochs": 3, "enable_checkpointing": True, "val_check_interval": 0.5 if within else 1.0}
+        fit(module, data, *given, default_root_dir=str(in_tmp), **options)
+
+    with pytest.raises(SystemExit):  # Lightning's, after a KeyboardInterrupt
+        train()
+    train(ckpt_path="ckpt/last.ckpt")
+    assert ends == [(2 if within else 4, 1)] * 2
+
+
 # --- metrics that are monitored ---
 
 

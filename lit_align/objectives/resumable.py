@@ -91,6 +91,7 @@ class ResumableModule(L.LightningModule):
         check_callbacks(self.trainer.callbacks, checkpoint.get("callbacks", {}))  # type: ignore[attr-defined]
         self._resumed_at = Position.load(checkpoint)
         self._resumed_at.write_loops(checkpoint)
+        self._resumed_at.stop_again(self.trainer)
 
     @property
     def ends_resumed_epoch(self) -> bool:
