@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BasePredictionWriter,
     BatchSizeFinder,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
     SpikeDetection,
@@ -143,6 +144,11 @@ def is_out_of_time(callback: Callback) -> bool:
     """Whether a callback is a timer whose time is over."""
     remaining = callback.time_remaining() if isinstance(callback, Timer) else None
     return remaining is not None and remaining <= 0
+
+
+def accumulation_schedules(trainer: Trainer) -> list[GradientAccumulationScheduler]:
+    """The callbacks that choose `accumulate_grad_batches` for each epoch; at most one acts."""
+    return [each for each in trainer.callbacks if isinstance(each, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
 
 
 def explained(error: Exception) -> UserError | None:

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lit_align.errors import check_types
-from lit_align.lightning_features import is_out_of_time
+from lit_align.lightning_features import accumulation_schedules, is_out_of_time
 
 KEY = "position"
 
@@ -128,13 +128,16 @@ class Position:
         loop.on_run_start = start_and_stop  # type: ignore[method-assign]
 
     def settle(self, trainer: Trainer) -> None:
-        """Tell Lightning's loops, once training starts, that they begin an epoch and do not resume one.
+        """Give Lightning's loops, once training starts, what they take from no checkpoint.
 
-        With `max_steps` they always take a loaded checkpoint for one of the middle of an epoch.
+        That they begin an epoch and do not resume one (with `max_steps` they always believe the latter), and the number
+        of batches that a step of this epoch accumulates.
         """
         if not self.batches:
             trainer.fit_loop._restarting = False
             trainer.fit_loop.epoch_loop.restarting = False
+        for each in accumulation_schedules(trainer):
+            trainer.accumulate_grad_batches = each.get_accumulate_grad_batches(self.epoch)
 
 
 def end_when_over(trainer: Trainer) -> None:

@@ -182,6 +182,31 @@ def test_a_callback_that_works_trains(run: Run, in_tmp: Path, name: str):
     assert math.isfinite(trainer.callback_metrics["val/loss"])
 
 
+RESUMED = [
+    name if name in ("GradientAccumulationScheduler", "RichProgressBar") else pytest.param(name, marks=pytest.mark.slow)
+    for name in CALLBACKS
+]
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_with_a_callback_resumes_within_an_epoch(tiny_model: str, in_tmp: Path, name: str):
+    def train(*more: Callback, **options: Any) -> dict[str, torch.Tensor]:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
+        pairs = write_pairs(in_tmp)
+        data = OfflinePairs(pairs, batch_size=2, validation=pairs)
+        options |= {"max_epochs": 2, "logger": CSVLogger(in_tmp), "enable_progress_bar": True}
+        options["enable_checkpointing"] = isinstance(given := CALLBACKS[name](), callbacks.Checkpoint)
+        fit(module, data, given, *more, default_root_dir=str(in_tmp), **options)
+        return weights(module)
+
+    def save(trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, number: int) -> None:
+        if trainer.current_epoch == 0 and number == 1:
+            trainer.save_checkpoint("middle.ckpt")
+
+    whole = train(callbacks.LambdaCallback(on_train_batch_end=save))
+    assert same(train(ckpt_path="middle.ckpt"), whole)
+
+
 @pytest.mark.parametrize("cls", [*REFUSED_CALLBACKS, callbacks.BackboneFinetuning], ids=lambda cls: cls.__name__)
 def test_a_callback_that_does_not_work_is_refused(
     cls: type[Callback], tiny_model: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]

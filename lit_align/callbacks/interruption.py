@@ -9,12 +9,15 @@ A trial that W&B's agent stops early ends with 0: the agent counts other codes a
   repeats the evaluation. Several processes are not at the same place, and leave the last checkpoint.
 - During sampling: finished samples are on disk, and the last checkpoint is the one to resume from.
 
+A checkpoint that another callback saves after an error repeats the validation in which the error occurred.
+
 A second signal ends the run at once. Lightning alone misses a SIGTERM after the last batch.
 """
 
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -87,6 +90,7 @@ class Interruption(AlignCallback):
         self._saved: Path | None = None
         self._before_end: dict[str, Any] = {}  # of a checkpoint, when the epoch's last step was done
         self._repeats_end = False  # what is saved now belongs before the epoch's end
+        self._failed = False  # what is saved now belongs before the validation under way
         self._began_at: int | None = None  # the optimizer step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -94,6 +98,7 @@ class Interruption(AlignCallback):
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]  # Lightning iterates the old list
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._signal, self._saved, self._repeats_end, self._failed = None, None, False, False  # of an earlier fit
         self._signals.take_over(partial(self._handle, trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -146,6 +151,7 @@ class Interruption(AlignCallback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._signals.give_back()
+        self._failed = True
         if not isinstance(exception, Interrupted):
             return
         if self._unsaved and not self._in_epoch and self._saved is None and trainer.world_size == 1:
@@ -160,6 +166,8 @@ class Interruption(AlignCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._repeats_end:
             checkpoint.update(self._before_end)
+        elif self._failed:
+            replace(Position.of_run(trainer), validated=False).save(checkpoint)
 
     def _save(self, trainer: Trainer) -> None:
         path = _checkpoint_path(trainer)
