@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lit_align.console import print_line
 from lit_align.errors import check_types
 from lit_align.lightning_features import accumulation_schedules, is_out_of_time
 
@@ -51,13 +52,11 @@ class Position:
         total: Any = loop.epoch_loop.batch_progress.total
         current: Any = loop.epoch_loop.batch_progress.current
         seen, batches = total.processed, current.processed
-        stopping = trainer.should_stop and not any(map(is_out_of_time, trainer.callbacks))  # type: ignore[attr-defined]
+        out_of_time = any(map(is_out_of_time, trainer.callbacks))  # type: ignore[attr-defined]
+        stopping = trainer.should_stop and not out_of_time
         ended = epochs.started == epochs.completed or epochs.processed > epochs.completed
-        cut = (
-            ended
-            and 0 < trainer.max_steps <= trainer.global_step
-            and 0 < batches < trainer.num_training_batches < math.inf
-        )
+        over = out_of_time or 0 < trainer.max_steps <= trainer.global_step  # a longer run is not
+        cut = ended and over and 0 < batches < trainer.num_training_batches < math.inf
         if ended and not cut:  # between two epochs
             done = max(epochs.completed, epochs.processed)
             return cls(done, 0, 0, trainer.global_step, seen, False, False, stopping)
@@ -115,6 +114,7 @@ class Position:
         if not self.stopping:
             return
         if not self.batches:
+            print_line("the training had been stopped early, and ends here again")
             trainer.should_stop = True
             return
         loop = trainer.fit_loop.epoch_loop

@@ -297,6 +297,25 @@ def test_a_run_that_stopped_early_and_dies_in_its_verdict_trains_no_more(tiny_mo
     assert ends == [(2 if within else 4, 1)] * 2
 
 
+def test_a_run_whose_time_ended_within_an_epoch_is_extended_from_there(tiny_model: str, in_tmp: Path):
+    def train(days: int, *more: Callback, **options: Any) -> dict[str, torch.Tensor]:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
+        data = OfflinePairs(write_pairs(in_tmp), batch_size=2, seed=1)
+        saving = callbacks.ModelCheckpoint("ckpt", save_last=True, enable_version_counter=False)
+        given = [*more, callbacks.Timer({"days": days}), saving]
+        fit(module, data, *given, max_epochs=2, enable_checkpointing=True, **options)
+        return weights(module)
+
+    def pass_two_days(trainer: Trainer, module: LightningModule, batch: Any, number: int) -> None:
+        if number == 1:
+            next(each for each in trainer.callbacks if isinstance(each, callbacks.Timer))._offset += 2 * 24 * 3600  # type: ignore[attr-defined]
+
+    whole = train(3)
+    assert not same(train(1, callbacks.LambdaCallback(on_train_batch_start=pass_two_days)), whole)
+    assert torch.load("ckpt/last.ckpt", weights_only=True)["global_step"] == 2
+    assert same(train(3, ckpt_path="ckpt/last.ckpt"), whole)
+
+
 # --- metrics that are monitored ---
 
 
