@@ -278,8 +278,8 @@ def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **opt
             )
         # on the CPU; Lightning moves the packed weights to the device
         options |= {"quantization_config": quantization_config(dtype), "device_map": {"": "cpu"}}
-    stored = stored_type(where) if are_lazy() and config.quantize is None and "gguf_file" not in where else None
     with naming_errors(f"model.policy.path: cannot load {config.path!r}"):
+        stored = stored_type(where) if are_lazy() and config.quantize is None and "gguf_file" not in where else None
         loaded = kind.from_pretrained(**where, **options | {"dtype": stored or dtype})
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if stored not in (None, dtype) and keeps_some_in_float32(model):  # in half precision alone
