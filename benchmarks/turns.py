@@ -160,14 +160,18 @@ def write(out: Path, rows: list[dict[str, Any]], **about: Any) -> None:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     content = {"about": about, "commit": commit, "machine": machine, "packages": packages, "rows": rows}
     out.write_text(json.dumps(content, indent=1))
-    print(f"written to {out}")
+    print(f"{machine['processor']}, commit {commit}; written to {out}")
 
 
 def _processor() -> str:
-    """The CPU's name where Linux gives it, otherwise its architecture."""
+    """The CPU's name and model where Linux gives them, and its units for bfloat16; otherwise its architecture."""
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
+    text = info.read_text() if info.exists() else ""
+    entries = dict(re.findall(r"^(model name|model|flags)\s*: (.*)", text, re.MULTILINE))
+    if "model name" not in entries:
+        return platform.processor() or platform.machine()
+    units = [name for name in ("amx_bf16", "avx512_bf16") if name in entries.get("flags", "").split()]
+    return ", ".join([entries["model name"], f"model {entries['model']}", *(units[:1] or ["no bfloat16 units"])])
 
 
 def as_row(**sides: Side) -> dict[str, Any]:

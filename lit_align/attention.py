@@ -252,6 +252,15 @@ def _block_backward(
     return to_query, to_key, to_value
 
 
+def has_kernel(query: Tensor, value: Tensor) -> bool:
+    """Whether the device has kernels for these heads and this type."""
+    if query.shape[-1] != value.shape[-1]:
+        return False  # values of another size than keys
+    if query.is_cuda:
+        return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256 and not query.shape[-1] % 8
+    return query.device.type == "cpu"
+
+
 @dataclass(frozen=True)
 class Row:
     """The two attentions of a packed row."""
@@ -283,14 +292,6 @@ class Row:
             kernels([end - prompts[-1] for end in responses], prompts, False, device),
             prompts[-1],
         )
-
-    def covers(self, query: Tensor, value: Tensor) -> bool:
-        """Whether the device has kernels for these heads and this type."""
-        if query.shape[-1] != value.shape[-1]:
-            return False  # values of another size than keys
-        if query.is_cuda:
-            return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256 and not query.shape[-1] % 8
-        return query.device.type == "cpu"
 
 
 class RowAttention(torch.autograd.Function):

@@ -31,7 +31,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from lit_align.attention import Row, RowAttention
+from lit_align.attention import Row, RowAttention, has_kernel
 
 PACKED = "lit_align_packed"
 FUSED_ATTENTION_DEVICES = {"cuda"}
@@ -51,6 +51,7 @@ class Packing:
     places: Tensor  # [B·P + N·R] place in the row of each token of prompts and responses; T for padding
     inverse: Tensor  # [T] place of each token of the row among those
     positions: Tensor  # [T]
+    read: Tensor  # places in the row whose output is read: each prompt's last token, and all tokens of responses
     prompt_mask: Tensor  # [B, P] bool
     responses: tuple[int, int]  # K, R
     lengths: tuple[list[int], list[list[int]]]  # of prompts, and of the responses to each
@@ -80,8 +81,10 @@ class Packing:
         prompt_positions = torch.arange(prompt_mask.shape[1], device=mask.device).expand(prompt_mask.shape)
         response_positions = prompt_mask.sum(-1)[:, None, None] + torch.arange(R, device=mask.device).expand(1, K, R)
         positions = torch.cat([prompt_positions.flatten(), response_positions.flatten()])[inverse]
+        ends = prompt_mask.sum(-1).cumsum(0)
+        read = torch.cat([ends - 1, torch.arange(int(ends[-1]), len(inverse), device=mask.device)])
         lengths = prompt_mask.sum(-1).tolist(), response_mask.sum(-1).tolist()
-        return cls(places, inverse, positions, prompt_mask, (K, R), lengths)
+        return cls(places, inverse, positions, read, prompt_mask, (K, R), lengths)
 
     @cached_property
     def row(self) -> Row:
@@ -97,7 +100,7 @@ class Packing:
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Packing":
-        names = ("places", "inverse", "positions", "prompt_mask")
+        names = ("places", "inverse", "positions", "read", "prompt_mask")
         tensors = {name: function(getattr(self, name)) for name in names}
         return replace(self, **tensors, windows=set(), _masks={})
 
@@ -108,7 +111,7 @@ class Packing:
         it, or where masks are faster.
         """
         P, (_, R) = self.prompt_mask.shape[1], self.responses
-        if dropout or (window is not None and window < P + R) or not self.row.covers(query, value):
+        if dropout or (window is not None and window < P + R) or not has_kernel(query, value):
             return False
         return R == 0 or MASKED_REACH.get(query.device.type, 0) < P + R
 
