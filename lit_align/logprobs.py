@@ -65,7 +65,7 @@ class PreferenceBatch:
     @cached_property
     def packing(self) -> Packing:
         """The layout of its tokens as one row, computed once for policy and reference."""
-        return Packing.of(self.prompt_mask, self.response_mask)
+        return Packing.of(self.prompt_ids, self.prompt_mask, self.response_mask)
 
     @cached_property
     def token_places(self) -> Tensor:
