@@ -91,15 +91,6 @@ class Policy(nn.Module):
             compile_blocks(policy.model)
         return policy.train()
 
-    @classmethod
-    def load_start(cls, config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The policy that training starts from. A fresh adapter, which adds 0, is switched off: that saves its time."""
-        start = cls.load(config, lora, tokenizer)
-        if lora is not None and lora.adapter is None:
-            for layer in start._adapted_layers():
-                layer._disable_adapters = True
-        return start
-
     @staticmethod
     def load_model(
         config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase

@@ -38,9 +38,9 @@ from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.data.sampling import Sampling
 from lit_align.errors import UserError
+from lit_align.evaluation.start import Start
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import AnchoredObjective
-from lit_align.policy import Policy
 from lit_align.sharding import of_all_processes
 
 
@@ -178,8 +178,8 @@ class Drift(AlignCallback):
         with recorder.able_to_compute(policy), reference.present() as present, recorder.able_to_compute(present):
             from_start = from_reference = ours - torch.tensor(recorder.logps(present.logps, examples))
         if not module.reference_is_start:
-            start = Policy.load_start(module.policy_config, module.lora, module.tokenizer).to(policy.device).eval()
-            from_start = ours - torch.tensor(recorder.logps(start, examples))
+            with Start(module).present() as start, recorder.able_to_compute(start):
+                from_start = ours - torch.tensor(recorder.logps(start, examples))
         kl_reference, kl_start = from_reference.mean().item(), from_start.mean().item()
         values = {
             "kl_policy_reference": kl_reference,

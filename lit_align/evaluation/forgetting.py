@@ -13,6 +13,7 @@ from lit_align.data.sampling import sampling_batches
 from lit_align.data.table import ExampleTable
 from lit_align.evaluation.answering import TokenizedPrompts, tokenizer_of
 from lit_align.evaluation.shares import compute_share, gather_in_order
+from lit_align.evaluation.start import Start
 from lit_align.evaluation.summary import Forgetting
 from lit_align.metrics.win_rate import Estimate, mean_interval
 from lit_align.objectives import PreferenceObjective
@@ -20,7 +21,7 @@ from lit_align.policy import Policy
 
 
 def measure_forgetting(
-    name: str, texts: TokenizedPrompts, policy: Policy, start: Policy, module: PreferenceObjective, batch_size: int
+    name: str, texts: TokenizedPrompts, policy: Policy, start: Start, module: PreferenceObjective, batch_size: int
 ) -> Forgetting:
     """Compare the texts' likelihood under the start and the policy; all processes call it together.
 
@@ -34,8 +35,10 @@ def measure_forgetting(
 
     def measure(places: Sequence[int]) -> list[tuple[float, float]]:
         some = examples.views(places)
-        both = (record_logps(model, model, some, len(some)) for model in (start, policy))
-        return [(-before[0], -after[0]) for before, after in zip(*both, strict=True)]
+        with start.present() as model:
+            before = record_logps(model, model, some, len(some))
+        after = record_logps(policy, policy, some, len(some))
+        return [(-one[0], -two[0]) for one, two in zip(before, after, strict=True)]
 
     share = compute_share(module.trainer, batches, f"forgetting {name}", measure)
     nll = torch.tensor(list(gather_in_order(module.trainer, batches, share)), dtype=torch.float64)

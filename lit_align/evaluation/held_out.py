@@ -43,6 +43,7 @@ from lit_align.evaluation.answering import (
 from lit_align.evaluation.forgetting import measure_forgetting
 from lit_align.evaluation.results import Evaluation, HeldOutPrompts, Scored, ScoredResponses, summarize_scorer
 from lit_align.evaluation.shares import Share, compute_share, gather_in_order
+from lit_align.evaluation.start import Start
 from lit_align.evaluation.summary import Forgetting, Summary
 from lit_align.metrics.win_rate import Estimate, length_gap
 from lit_align.objectives import PreferenceObjective
@@ -127,7 +128,7 @@ class Evaluator:
         """
         policy = module.policy
         assert policy is not None
-        start = Policy.load_start(module.policy_config, module.lora, module.tokenizer).to(policy.device)
+        start = Start(module)
         if path not in self._held_out:
             self._held_out[path] = self._answer_with_start(path, name, start, module)
         held_out = self._held_out[path]
@@ -158,10 +159,11 @@ class Evaluator:
             self._tokenized[path, "forgetting"] = tokenize_prompts(rows, tokenizer_of(module), path, "forgetting")
         return self._tokenized[path, "forgetting"]
 
-    def _answer_with_start(self, path: str, name: str, start: Policy, module: PreferenceObjective) -> HeldOutPrompts:
+    def _answer_with_start(self, path: str, name: str, start: Start, module: PreferenceObjective) -> HeldOutPrompts:
         prompts = self._prompts(path, name, module)
         batches = sampling_batches(prompts.lengths, self.batch_size // self.responses_per_prompt)
-        model = start.merged_copy(torch.bfloat16)
+        with start.present() as policy:
+            model = policy.merged_copy(torch.bfloat16)
         responses = self.answering.respond(module, model, prompts, batches, f"{name} start")
         answers = self._scored(responses, prompts, batches, module)
         own = None
@@ -181,7 +183,7 @@ class Evaluator:
         return HeldOutPrompts(prompts, batches, answers, own)
 
     def _answer_with_policy(
-        self, held_out: HeldOutPrompts, name: str, policy: Policy, start: Policy, module: PreferenceObjective
+        self, held_out: HeldOutPrompts, name: str, policy: Policy, start: Start, module: PreferenceObjective
     ) -> tuple[ScoredResponses, Tensor]:
         """The policy's responses, and their log-probabilities under the policy and under the start, [P, n, 2]."""
         prompts, batches = held_out.prompts, held_out.batches
@@ -192,12 +194,14 @@ class Evaluator:
             return answers, self._logps(responses, held_out, policy, start, module)
 
     def _samples_of_start(
-        self, held_out: HeldOutPrompts, name: str, start: Policy, module: PreferenceObjective
+        self, held_out: HeldOutPrompts, name: str, start: Start, module: PreferenceObjective
     ) -> dict[str, Scored]:
         """The start's rewards by scorer, with those of more responses if best of n needs more."""
         if self.answering_more is None:
             return held_out.start.scores
-        prompts, model = held_out.prompts, start.merged_copy(torch.bfloat16)
+        prompts = held_out.prompts
+        with start.present() as policy:
+            model = policy.merged_copy(torch.bfloat16)
         batches = sampling_batches(prompts.lengths, max(1, self.batch_size // self.answering_more.count))
         more = self.answering_more.respond(module, model, prompts, batches, f"{name} best of n")
         scored = self._scored(more, prompts, batches, module).scores
@@ -221,7 +225,7 @@ class Evaluator:
         responses: Share[list[Response]],
         held_out: HeldOutPrompts,
         policy: Policy,
-        start: Policy,
+        start: Start,
         module: PreferenceObjective,
     ) -> Tensor:
         """Log-probabilities of the policy's responses under the policy and under the start, [P, n, 2]."""
@@ -233,8 +237,10 @@ class Evaluator:
                 Example(prompts.ids[i], [response.ids for response in group], prompts.rows[i].source)
                 for i, group in zip(held_out.batches[number], groups, strict=True)
             ]
-            both = (record_logps(model, model, examples, size) for model in (policy, start))
-            share[number] = [list(zip(ours, theirs, strict=True)) for ours, theirs in zip(*both, strict=True)]
+            after = record_logps(policy, policy, examples, size)
+            with start.present() as model:
+                before = record_logps(model, model, examples, size)
+            share[number] = [list(zip(*each, strict=True)) for each in zip(after, before, strict=True)]
         return torch.tensor(list(gather_in_order(module.trainer, held_out.batches, share)))
 
     def _summarize(

@@ -159,7 +159,7 @@ def test_sharded_processes_sample_what_one_process_samples(tiny_model, server, i
     def run_on_shards() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(FSDPModule, "unshard", lambda part: pytest.fail("gathers all weights"))
-            patch.setattr(Policy, "load_start", lambda *arguments: pytest.fail("loads the start"))
+            patch.setattr("lit_align.callbacks.drift.Start", lambda module: pytest.fail("computes with the start, too"))
             run(tiny_model, in_tmp / "two", server.url, "fsdp2", 0.0, lora, callbacks=[Drift(prompts=3)])
 
     run_in(2, run_on_shards)
