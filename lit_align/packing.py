@@ -20,7 +20,7 @@ position ids. In generation it computes the steps of one token and leaves everyt
 Shapes as in `logprobs.py`; T is the row's length, N = B·K.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -81,7 +81,8 @@ class Packing:
             response_mask: [B, K, R].
         """
         (B, P), (_, K, R) = prompt_mask.shape, response_mask.shape
-        common = _common_beginning(prompt_ids, prompt_mask, int(response_mask.sum()))
+        lengths = prompt_mask.sum(-1).tolist(), response_mask.sum(-1).tolist()
+        common = _common_beginning(prompt_ids, *lengths)
         first = prompt_mask.clone()
         first[1:, :common] = False
         mask = torch.cat([first.flatten(), response_mask.flatten()])
@@ -91,9 +92,9 @@ class Packing:
         prompt_positions = torch.arange(prompt_mask.shape[1], device=mask.device).expand(prompt_mask.shape)
         response_positions = prompt_mask.sum(-1)[:, None, None] + torch.arange(R, device=mask.device).expand(1, K, R)
         positions = torch.cat([prompt_positions.flatten(), response_positions.flatten()])[inverse]
-        lengths = prompt_mask.sum(-1).tolist(), response_mask.sum(-1).tolist()
         last = common - 1 + (prompt_mask.sum(-1) - common).cumsum(0)
-        read = torch.cat([last, torch.arange(int(last[-1]) + 1, len(inverse), device=mask.device)])
+        start = common + sum(lengths[0]) - B * common  # of the responses
+        read = torch.cat([last, torch.arange(start, len(inverse), device=mask.device)])
         return cls(places, inverse, positions, read, prompt_mask, (K, R), lengths, common)
 
     @cached_property
@@ -175,12 +176,16 @@ class SharedCache(Protocol):
         ...
 
 
-def _common_beginning(prompt_ids: Tensor, prompt_mask: Tensor, response_tokens: int) -> int:
-    """The number of tokens that the row holds once for all prompts, fewer than each has."""
-    B = len(prompt_ids)
-    same = ((prompt_ids == prompt_ids[:1]) & prompt_mask).all(0)
-    common = min(int(same.cumprod(0).sum()), int(prompt_mask.sum(-1).min()) - 1)
-    spared, tokens = (B - 1) * common, int(prompt_mask.sum()) + response_tokens
+def _common_beginning(prompt_ids: Tensor, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> int:
+    """The number of tokens that the row holds once for all prompts, fewer than each has.
+
+    Args:
+        prompt_ids: [B, P]
+        prompts: Tokens of each prompt; responses likewise.
+    """
+    shortest = min(prompts) - 1
+    common = int((prompt_ids == prompt_ids[:1])[:, :shortest].all(0).cumprod(0).sum())
+    spared, tokens = (len(prompts) - 1) * common, sum(prompts) + sum(map(sum, responses))
     return common if spared and spared >= COMMON_SHARE * tokens else 0
 
 
