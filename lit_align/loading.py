@@ -1,6 +1,7 @@
 """Loading of models, tokenizers and LoRA adapters: hub names, folders, GGUF files."""
 
 import importlib.metadata
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,13 +10,18 @@ from typing import Any, Literal, TypeVar
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from lit_align.errors import UserError, check_number, first_line
 from lit_align.lora_linear import keep_updates_in_cache
 from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
+from lit_align.sharding import are_lazy, convert_later, types_shown
+
+_STORED_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 disable_progress_bar()  # loading weights is quick, and its bar would interrupt ours
 
@@ -213,8 +219,30 @@ def gguf_options(where: dict[str, Any]) -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
+def stored_type(where: Mapping[str, Any]) -> torch.dtype | None:
+    """The type of all weights in a model's safetensors files; None if there are several, or no such files.
+
+    Args:
+        where: `from_pretrained`'s arguments, from `locate_model`.
+    """
+    path, revision = where["pretrained_model_name_or_path"], where["revision"]
+    index, whole = (
+        cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        for name in ("model.safetensors.index.json", "model.safetensors")
+    )
+    files = [whole] if whole else []
+    if not whole and index:
+        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [cached_file(path, name, revision=revision) for name in names]
+    types = set()
+    for file in files:
+        with safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
+            types |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  # it is no dict
+    return _STORED_TYPES.get(types.pop()) if len(types) == 1 else None
+
+
 def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **options: Any) -> Any:
-    """A transformers model with its weights, as `from_pretrained` returns it.
+    """A transformers model with its weights, as `from_pretrained` returns it; lazy ones within `lazy_weights`.
 
     Args:
         kind: One of transformers' Auto classes.
@@ -234,12 +262,25 @@ def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **opt
             )
         # on the CPU; Lightning moves the packed weights to the device
         options |= {"quantization_config": quantization_config(dtype), "device_map": {"": "cpu"}}
+    stored = stored_type(where) if are_lazy() and config.quantize is None and "gguf_file" not in where else None
     try:
-        loaded = kind.from_pretrained(**where, **options)
+        loaded = kind.from_pretrained(**where, **options | {"dtype": stored or dtype})
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if stored not in (None, dtype) and keeps_some_in_float32(model):  # in half precision alone
+            return kind.from_pretrained(**where, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
-    keep_layout(loaded[0] if isinstance(loaded, tuple) else loaded)  # the first forward pass may be next
+    if stored is not None:
+        model.config.dtype = dtype
+        for weight in model.parameters():
+            convert_later(weight, dtype)
+    keep_layout(model)  # the first forward pass may be next
     return loaded
+
+
+def keeps_some_in_float32(model: PreTrainedModel) -> bool:
+    """Whether some weights of a model stay in float32 where the others are in half precision."""
+    return bool(model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict)
 
 
 def check_trainable(model: PreTrainedModel, config: PolicyConfig, lora: LoRAConfig | None) -> None:
@@ -268,7 +309,8 @@ def turn_off_dropout(model: nn.Module) -> None:
 def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CAUSAL_LM") -> PeftModel:
     if lora.adapter is not None:
         try:
-            adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
+            with types_shown(model):
+                adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
         except (OSError, ValueError) as error:
             raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {first_line(error)}.") from error
         config = adapter.peft_config["default"]
@@ -287,7 +329,8 @@ def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CA
             use_rslora=lora.rslora,
         )
         try:
-            adapter = get_peft_model(model, config)
+            with types_shown(model):
+                adapter = get_peft_model(model, config)
         except ValueError as error:
             raise UserError(f"model.lora.targets={lora.targets!r}: {first_line(error)}.") from error
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

@@ -56,6 +56,17 @@ def test_a_live_reference_of_the_policys_dtype_agrees_with_it_to_the_bit(tiny_mo
     assert torch.equal(policy(batch), reference.logps(batch))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_start_gives_the_same_bits_without_its_fresh_adapter(tiny_model, batch, dtype):
+    policy = policy_of(tiny_model, LORA, dtype)
+    start = Policy.load_start(PolicyConfig(tiny_model, dtype=dtype), LORA, policy.tokenizer)
+    assert torch.equal(start(batch), policy(batch))
+    jolt(start, 1)
+    assert torch.equal(start(batch), policy(batch)), "the adapter is computed"
+    full = dict(policy_of(tiny_model, None, dtype).full_weights())
+    assert all(torch.equal(weight, full[name]) for name, weight in policy.full_weights())
+
+
 def test_soft_mixing_follows_the_closed_form(tiny_model):
     """ref_T = (1−α)^T ref_0 + Σ_k α(1−α)^(T−k) θ_k."""
     policy, alpha, T = policy_of(tiny_model, dtype="float64"), 0.3, 5
