@@ -1,6 +1,7 @@
 """Loading of models, tokenizers and LoRA adapters: hub names, folders, GGUF files."""
 
 import importlib.metadata
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
@@ -18,6 +20,9 @@ from lit_align.lora_linear import keep_updates_in_cache
 from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
 
 disable_progress_bar()  # loading weights is quick, and its bar would interrupt ours
+
+UNREADABLE = (OSError, ValueError, SafetensorError, struct.error)
+"""Errors of files that are missing, damaged or of another kind; the last two are of cut weights and GGUF files."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -115,12 +120,20 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     where = locate_model(config if config.tokenizer is None else replace(config, path=path, revision=None))
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    except (OSError, ValueError) as error:
-        here = "" if Path(path).exists() else "this folder does not exist, and as a hub name: "
-        raise UserError(f"{option}: no tokenizer for {path!r}: {here}{first_line(error)}.") from error
+    except UNREADABLE as error:
+        raise UserError(f"{option}: no tokenizer for {path!r}: {_why_no_tokenizer(Path(path), error)}.") from error
     if config.chat_template is not None:
         tokenizer.chat_template = read_template(config.chat_template)
     return tokenizer
+
+
+def _why_no_tokenizer(path: Path, error: Exception) -> str:
+    if path.is_file():
+        return "it is a file. Give a folder saved by `save_pretrained`, a hub name, or a GGUF file"
+    if path.is_dir() and not any(path.glob("*token*")):
+        return "the folder holds none. Save one there (`save_pretrained`), or set data.tokenizer"
+    here = "" if path.exists() else "this folder does not exist, and as a hub name: "
+    return f"{here}{first_line(error)}"
 
 
 def read_template(given: str) -> str:
@@ -145,7 +158,7 @@ def load_positions(config: PolicyConfig) -> int | None:
         return None  # its head is read together with its weights only
     try:
         model = AutoConfig.from_pretrained(**locate_model(config))
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
     return getattr(model.get_text_config(), "max_position_embeddings", None)
 
@@ -236,7 +249,7 @@ def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **opt
         options |= {"quantization_config": quantization_config(dtype), "device_map": {"": "cpu"}}
     try:
         loaded = kind.from_pretrained(**where, **options)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
     keep_layout(loaded[0] if isinstance(loaded, tuple) else loaded)  # the first forward pass may be next
     return loaded
@@ -269,7 +282,7 @@ def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CA
     if lora.adapter is not None:
         try:
             adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {first_line(error)}.") from error
         config = adapter.peft_config["default"]
         if type(config) is not LoraConfig or config.use_dora or config.modules_to_save or config.bias != "none":

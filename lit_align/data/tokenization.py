@@ -337,7 +337,10 @@ class PreferenceTokenizer:
     @cached_property
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
-            raise UserError(f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-sequence token.")
+            raise UserError(
+                f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-sequence token, so that no response "
+                "would end. Set eos_token in its tokenizer_config.json, or name another: data.tokenizer."
+            )
         return self.tokenizer.eos_token_id
 
     @cached_property

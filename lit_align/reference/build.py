@@ -59,13 +59,23 @@ def make_reference(
 
         def load() -> CopiedReference:
             with sharing_copies():
-                return CopiedReference(Policy.load(origin, adapter).to(policy.device))
+                return CopiedReference(_load(origin, config, adapter).to(policy.device))
 
         return RecordedReference(load, getattr(torch, dtype))
     to = None if config.dtype == "auto" else getattr(torch, config.dtype)
     soft = rule is not None and rule.alpha < 1
-    source = policy if config.path is None else Policy.load(origin)
+    source = policy if config.path is None else _load(origin, config)
     return CopiedReference(source, dtype=to, accumulate=soft, offload=config.form == "offload")
+
+
+def _load(origin: PolicyConfig, config: ReferenceConfig, adapter: LoRAConfig | None = None) -> Policy:
+    """The model of a reference; errors name its own option."""
+    try:
+        return Policy.load(origin, adapter)
+    except UserError as error:
+        if config.path is None:
+            raise
+        raise UserError(f"model.reference.path: {str(error).removeprefix('model.policy.path: ')}") from error
 
 
 def _adapter_form(policy: Policy, lora: LoRAConfig, rule: RefreshRule | None) -> Reference:
