@@ -24,9 +24,9 @@ class OfflinePairs(PairsDataModule):
     """Preference pairs from a file, a saved data set or the hub; prompts explicit or shared, text or chat.
 
     Args:
-        train: A .jsonl, .json, .csv or .parquet file, a folder saved by `datasets`, a run's folder with rounds (or one
-            of them), or a hub name. Or a list of names or of {path, weight, split, columns, …}, where a weight is how
-            often each row is trained on in an epoch. Preferences, labelled responses (KTO) or texts (SFT).
+        train: A .jsonl, .json, .csv, .parquet or .arrow file, a folder saved by `datasets`, a run's folder with rounds
+            (or one of them), or a hub name. Or a list of names or of {path, weight, split, columns, …}, where a weight
+            is how often each row is trained on in an epoch. Preferences, labelled responses (KTO) or texts (SFT).
         train_split: Split of a saved or hub data set; for rounds with several scorers, a part of one scorer's name.
         pairing: Rule that makes pairs from a row whose responses have rewards; None is the best against the worst.
             Without rewards, each rejected response makes a pair with the chosen one.

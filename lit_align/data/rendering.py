@@ -227,8 +227,9 @@ class ChatRenderer:
     def _ends(self) -> tuple[str, str] | None:
         """The token that ends a turn, and the text from an answer's end up to and including it.
 
-        It is the last of the special tokens directly after an answer: those that follow both within a chat and at its
-        end, or else those at its end (gpt-oss ends the last turn in its own way).
+        It is the tokenizer's end token, or else the last of the special tokens directly after an answer: of those that
+        follow both within a chat and at its end, or else of those at its end (gpt-oss ends the last turn in its own
+        way).
         """
         last = self._after_answer
         chat = [("user", "a"), ("assistant", MARK), ("user", "b")]
@@ -239,6 +240,9 @@ class ChatRenderer:
             within = last
         run = re.compile(rf"\s*(?:{self._specials.pattern})+")
         for text in (os.path.commonprefix([last, within]), last):  # noqa: RUF071
+            before, eos, _ = text.partition(self._eos)
+            if eos:
+                return eos, before + eos
             if found := run.match(text):
                 ends = list(self._specials.finditer(found.group()))
                 while len(ends) > 1 and ends[-1].group() in self._openers:

@@ -313,6 +313,14 @@ def test_a_prompt_that_an_answer_rewrites_is_an_error_that_shows_both():
             "yes<|im_end|>",
             id="contents that are lists of parts",
         ),
+        pytest.param(
+            CHAT_TEMPLATE.replace("<|im_end|>", "<|im_end|>end<|endoftext|>"),
+            {},
+            "several turns",
+            "<|im_start|>assistant\n",
+            "yes<|im_end|>end<|endoftext|>",
+            id="words between the tokens that end a turn",
+        ),
     ],
 )
 def test_training_reads_the_sampled_prompt_and_the_answer_ends_once(template, args, case, prompt, response):

@@ -39,12 +39,18 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
     ".xz": lzma.open,
     ".zst": lambda path: io.BufferedReader(_Zstandard(path)),
 }
-"""By the ending of a file's name."""
+"""By the ending of a file's name, in lower case."""
+
+
+def kind_of(path: Path) -> tuple[str, str]:
+    """The endings of a file's name for its kind and its compression, in lower case: (.csv, .gz), (.csv, "")."""
+    *others, last = ["", *(suffix.lower() for suffix in path.suffixes)]
+    return ((others or [""])[-1], last) if last in OPENERS else (last, "")
 
 
 def open_binary(path: Path) -> BinaryIO:
     """The bytes of a file, unpacked if its name says that they are packed."""
-    opener = OPENERS.get(path.suffix)
+    opener = OPENERS.get(kind_of(path)[1])
     return path.open("rb") if opener is None else opener(path)
 
 

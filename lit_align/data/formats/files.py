@@ -1,10 +1,11 @@
-"""Readers of data files: JSON, JSON lines, CSV, TSV, Parquet, each also compressed."""
+"""Readers of data files: JSON, JSON lines, CSV and TSV, also compressed, Parquet and Arrow."""
 
 import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lit_align.data.formats.compressed import OPENERS, open_binary, whole
+from lit_align.data.formats.compressed import kind_of, open_binary, whole
 from lit_align.data.formats.json_files import read_json
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError, listing
 from lit_align.errors import first_line
 
+BATCH = 1024
+"""Rows of a table that become Python objects at once."""
+
 _Reader = Callable[[Path, Counter[str]], Iterator[Record]]
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+_ARROW_FILE = b"ARROW1"
 
 
 def find_reader(path: Path) -> _Reader | None:
     """The reader of a file of this name; None if its kind is not known."""
-    suffixes = path.suffixes[-2:]
-    suffix = suffixes[-1] if suffixes else ""
-    if suffix in OPENERS and len(suffixes) == 2:
-        suffix = suffixes[0]
-        return None if suffix == ".parquet" else _READERS.get(suffix)
-    return _READERS.get(suffix)
+    kind, compression = kind_of(path)
+    return None if compression and kind in _TABLES else _READERS.get(kind)
 
 
 # --- tables of text ---
@@ -65,7 +66,7 @@ def _read_table(path: Path, skipped: Counter[str]) -> Iterator[Record]:
 
 def _delimiter(path: Path, head: str) -> str:
     """The separator of the names in the first line: a comma, or in files of spreadsheets a semicolon or a tab."""
-    if ".tsv" in path.suffixes:
+    if kind_of(path)[0] == ".tsv":
         return "\t"
     return "," if "," in head else max(",;\t", key=head.count)
 
@@ -80,33 +81,58 @@ def check_unique(names: list[str], source: str) -> None:
         )
 
 
-# --- Parquet ---
+# --- tables of Arrow ---
 
 
 def _read_parquet(path: Path, skipped: Counter[str]) -> Iterator[Record]:
-    try:
+    with _opening(path, "a Parquet"):
         file = pq.ParquetFile(path)
         check_unique(file.schema_arrow.names, path.name)
+    yield from table_records(file.iter_batches(BATCH), str(path), path.name)
+
+
+def _read_arrow(path: Path, skipped: Counter[str]) -> Iterator[Record]:
+    """A file or a stream of Arrow, as `datasets` writes them."""
+    with _opening(path, "an Arrow"):
+        file = pa.memory_map(str(path))
+        is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+        file.seek(0)
+        reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+        check_unique(reader.schema.names, path.name)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+    yield from table_records(batches, str(path), path.name)
+
+
+@contextmanager
+def _opening(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
     except DataError:
         raise
     except _ARROW_ERRORS as error:
-        raise DataError(f"{path}: this is not a Parquet file ({first_line(error)}). Write it again.") from error
-    yield from table_records((batch.to_pylist() for batch in file.iter_batches(1024)), str(path), path.name)
+        raise DataError(f"{path}: this is not {kind} file ({first_line(error)}). Write it again.") from error
 
 
-def table_records(batches: Iterator[list[dict[str, Any]]], path: str, name: str) -> Iterator[Record]:
-    """The rows of Arrow tables.
+def table_records(batches: Iterable[pa.RecordBatch | pa.Table], path: str, name: str) -> Iterator[Record]:
+    """The rows of Arrow tables. Maps become objects.
 
     Raises:
         DataError: the tables are damaged.
     """
+    parts = (batch.slice(start, BATCH) for batch in batches for start in range(0, batch.num_rows, BATCH))
+    rows = chain.from_iterable(map(_objects, parts))
     try:
-        for number, row in enumerate(chain.from_iterable(batches), 1):
+        for number, row in enumerate(rows, 1):
             yield Record({key: without_nulls(value) for key, value in row.items()}, f"{name}:{number}")
     except DataError:
         raise
     except _ARROW_ERRORS as error:
         raise DataError(f"{path}: the file is damaged ({first_line(error)}). Copy or write it again.") from error
+
+
+def _objects(part: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
+    part.validate(full=True)  # offsets of a damaged file would be followed anywhere
+    return part.to_pylist(maps_as_pydicts="strict")
 
 
 def without_nulls(value: Any) -> Any:
@@ -118,12 +144,13 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+_TABLES: dict[str, _Reader] = {".parquet": _read_parquet, ".arrow": _read_arrow}
 _READERS: dict[str, _Reader] = {
     ".jsonl": read_json,
     ".ndjson": read_json,
     ".json": read_json,
     ".csv": _read_table,
     ".tsv": _read_table,
-    ".parquet": _read_parquet,
+    **_TABLES,
 }
 FILE_KINDS = listing(_READERS)

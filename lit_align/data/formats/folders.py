@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 import yaml
 
-from lit_align.data.formats.files import FILE_KINDS, find_reader, table_records
+from lit_align.data.formats.files import BATCH, FILE_KINDS, find_reader, table_records
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError, listing
 from lit_align.errors import first_line
@@ -52,8 +52,7 @@ def saved_records(path: Path, split: str | None) -> Iterator[Record]:
 
 
 def dataset_records(data: "Dataset", name: str) -> Iterator[Record]:
-    batches = data.with_format("arrow").iter(1024)
-    return table_records((cast(pa.Table, batch).to_pylist() for batch in batches), name, name)
+    return table_records(cast(Iterator[pa.Table], data.with_format("arrow").iter(BATCH)), name, name)
 
 
 # --- downloaded folders ---

@@ -5,10 +5,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lit_align.data.formats.compressed import open_binary, whole
+from lit_align.data.formats.compressed import kind_of, open_binary, whole
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError
 from lit_align.errors import first_line, shown
@@ -23,7 +24,7 @@ _LONGEST_WORD = len("-Infinity")
 
 
 def read_json(path: Path, skipped: Counter[str]) -> Iterator[Record]:
-    """The rows of a file: an object per line or, in a .json file, a list of objects, which is read piece by piece."""
+    """The rows of a file: an object per line, or a list of objects, which is read piece by piece."""
     name = path.name
     for number, values in whole(path, _numbered(path, skipped)):
         if not isinstance(values, dict):
@@ -34,21 +35,31 @@ def read_json(path: Path, skipped: Counter[str]) -> Iterator[Record]:
 
 
 def _numbered(path: Path, skipped: Counter[str]) -> Iterator[tuple[int, Any]]:
-    if ".json" in path.suffixes:
+    if _is_list(path):
         with open_binary(path) as file:
-            head = file.read(1024)
-        if head.decode(json.detect_encoding(head), "ignore").lstrip("\ufeff \t\r\n").startswith("["):
-            with open_binary(path) as file:
-                yield from enumerate(_List(file, path.name, skipped), 1)
-            return
-        if (row := _one_object(path)) is not None:
-            _check_row(row, path.name)
-            yield 1, without_surrogates(row, skipped)
-            return
+            yield from enumerate(_List(file, path.name, skipped), 1)
+        return
+    if kind_of(path)[0] == ".json" and (row := _one_object(path)) is not None:
+        _check_row(row, path.name)
+        yield 1, without_surrogates(row, skipped)
+        return
     with open_binary(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, _loads(line, path.name, number, skipped)
+
+
+def _is_list(path: Path) -> bool:
+    """Whether the file as a whole is a list, unlike one that holds a list per line."""
+    with open_binary(path) as file:
+        head = file.read(1024)
+    if not head.decode(json.detect_encoding(head), "ignore").lstrip("\ufeff \t\r\n").startswith("["):
+        return False
+    if kind_of(path)[0] == ".json":
+        return True
+    with open_binary(path) as file:
+        lines = (line for line in iter(partial(file.readline, PIECE), b"") if line.strip(_BLANK))
+        return _parsed(next(lines)) is None or next(lines, None) is None
 
 
 def _one_object(path: Path) -> dict[str, Any] | None:
@@ -218,7 +229,7 @@ def _explained(error: Exception, name: str, line: int, column: int = 0, start: i
         text = error.doc[max(start, error.doc.rfind("\n", 0, error.pos) + 1) :]
         return DataError(
             f"{name}:{line + error.lineno - 1}: this line is not valid JSON ({error.msg}, column {column}): "
-            f"{shown(text)}. A file holds one object per line, or (.json) one list of objects."
+            f"{shown(text)}. A file holds one object per line, or one list of objects."
         )
     if isinstance(error, _RepeatedKey):
         return DataError(

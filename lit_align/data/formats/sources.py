@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _SOURCES = (
-    f"a file ({FILE_KINDS}, or one of these as .gz or .zst), a folder of them or one saved by `datasets`, a run's "
+    f"a file ({FILE_KINDS}; texts also as .gz or .zst), a folder of them or one saved by `datasets`, a run's "
     "rounds, or a hub name"
 )
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
@@ -48,7 +48,7 @@ def _records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[
         return _hub_records(source, split)
     if not path.is_file():
         raise DataError(f"{source}: there is no such file. Give {_SOURCES}.")
-    if path.suffix in (".zip", ".tar", ".7z", ".tgz"):
+    if path.suffix.lower() in (".zip", ".tar", ".7z", ".tgz"):
         raise DataError(f"{source}: an archive cannot be read. Unpack it, and give a file or the folder.")
     if reader is None:
         raise DataError(f"{source}: a {path.suffix or 'nameless'} file cannot be read. Give {_SOURCES}.")

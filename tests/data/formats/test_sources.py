@@ -67,6 +67,43 @@ def test_each_kind_of_file_is_read_compressed_or_not(tmp_path: Path, suffix: str
         assert prompts(path) == PROMPTS, name
 
 
+def test_endings_of_names_may_be_capitals(tmp_path: Path):
+    (tmp_path / "ROWS.JSONL.GZ").write_bytes(gzip.compress(lines()))
+    (tmp_path / "Rows.Csv").write_bytes(table(tmp_path / "x.tsv", ","))
+    (tmp_path / "ROWS.TSV").write_bytes(table(tmp_path / "x.csv", "\t"))
+    for name in ("ROWS.JSONL.GZ", "Rows.Csv", "ROWS.TSV"):
+        assert prompts(tmp_path / name) == PROMPTS, name
+
+
+@pytest.mark.parametrize("content", [json.dumps(PAIRS), json.dumps(PAIRS, indent=1), " \n" + json.dumps(PAIRS)])
+def test_a_jsonl_file_may_be_one_list(tmp_path: Path, content: str):
+    (tmp_path / "rows.jsonl").write_text(content)
+    assert prompts(tmp_path / "rows.jsonl") == PROMPTS
+
+
+def test_a_list_on_each_line_is_refused(tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text(2 * (json.dumps(chat("Q", "a")) + "\n"))
+    assert "rows.jsonl:1: the row is [{" in message_of(lambda: pairs(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("writer", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_arrow_files_are_read(tmp_path: Path, writer: Any):
+    file, rows = tmp_path / "rows.arrow", pa.Table.from_pylist(PAIRS)
+    with writer(str(file), rows.schema) as opened:
+        opened.write_table(rows, max_chunksize=3)
+    assert prompts(file) == PROMPTS
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    assert "rows.arrow" in message_of(lambda: prompts(file))
+
+
+def test_maps_of_arrow_are_objects(tmp_path: Path):
+    messages = [[("role", "user"), ("content", "Q")], [("role", "assistant"), ("content", "a")]]
+    kind = pa.list_(pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"messages": pa.array([messages], kind)}), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet", kind="texts")[0].prompt == chat("Q")
+
+
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_a_csv_file_of_a_spreadsheet_is_read(tmp_path: Path, delimiter: str):
     table(tmp_path / "rows.csv", delimiter)
