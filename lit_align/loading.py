@@ -128,6 +128,8 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
 
 
 def _why_no_tokenizer(path: Path, error: Exception) -> str:
+    if path.suffix == ".gguf":
+        return f"the file is damaged, or of another kind ({first_line(error)}). Copy it again"
     if path.is_file():
         return "it is a file. Give a folder saved by `save_pretrained`, a hub name, or a GGUF file"
     if path.is_dir() and not any(path.glob("*token*")):

@@ -80,6 +80,6 @@ def main(args: list[str] | None = None) -> None:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     """The errors whose message is for the user: ours, and those of Lightning and W&B where these were imported."""
-    lightning, wandb = map(sys.modules.get, ("lightning.fabric.utilities.exceptions", "wandb.errors"))
-    foreign = [lightning.MisconfigurationException] * bool(lightning) + [wandb.Error] * bool(wandb)
-    return (UserError, *foreign)
+    foreign = {"lightning.fabric.utilities.exceptions": "MisconfigurationException", "wandb.errors": "Error"}
+    imported = {module: name for module, name in foreign.items() if module in sys.modules}
+    return (UserError, *(getattr(sys.modules[module], name) for module, name in imported.items()))

@@ -69,10 +69,17 @@ def class_names(base: Any) -> list[str]:
 def type_of(cls: Any, option: str) -> type | None:
     """The class whose subclasses an option takes, or of which it takes a function's result; None without one."""
     for owner in inspect.getmro(cls) if inspect.isclass(cls) else ():
-        if "__init__" in vars(owner) and (hint := get_type_hints(owner.__init__).get(option)):
+        if "__init__" in vars(owner) and (hint := _hints(owner).get(option)):
             parts = [part for part in get_args(hint) or [hint] if inspect.isclass(part) and part is not NoneType]
             return parts[-1] if parts else None
     return None
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls.__init__)
+    except NameError:  # imported for type checkers alone
+        return {}
 
 
 FORMS = {"PR": "model.proximal above 0", "TR": "a moving reference (reference_refresh)"}

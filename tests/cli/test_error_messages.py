@@ -180,7 +180,7 @@ def test_a_file_that_is_not_a_yaml_of_keys_is_named(fails: Errors, text: str):
             ["fit", "dpo.yaml"],
             "'dpo.yaml' is not an option: options are written --key=value. A file is given as --config",
         ),
-        ([*FIT, "--trainer.callbacks=Timer"], "'Timer' is not a list. Add it to the list: --trainer.callbacks+=Timer"),
+        ([*FIT, "--trainer.callbacks=EarlyStopping"], "is not a list. Add it to the list: --trainer.callbacks+=Early"),
         ([*FIT, "--trainer.accelerator=mps"], "trainer.accelerator=mps needs a device that torch does not see here."),
         ([*FIT, "--seed_everything=-1"], "seed_everything=-1 must be at least 0 and below 2³²."),
         ([*FIT, "--model.beta"], "needs a value"),

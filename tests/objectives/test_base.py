@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_read_is_named(tiny_model, pairs, in_tmp):
     shutil.copytree(tiny_model, "mute", ignore=shutil.ignore_patterns("*token*"))
     expected = {
         "cut": r"model.policy.path: cannot load 'cut': ",
-        "cut.gguf": r"model.policy.path: no tokenizer for 'cut.gguf': ",
+        "cut.gguf": r"model.policy.path: no tokenizer for 'cut.gguf': the file is damaged",
         "mute": r"no tokenizer for 'mute': the folder holds none. Save one there",
         "cut.txt": r"no tokenizer for 'cut.txt': it is a file. Give a folder saved by `save_pretrained`",
     }
@@ -120,7 +120,7 @@ def test_a_model_that_cannot_be_read_is_named(tiny_model, pairs, in_tmp):
 
 def test_a_reference_that_does_not_exist_is_named(tiny_model, pairs):
     with pytest.raises(UserError, match=r"model.reference.path: there is no folder './no/such/model'"):
-        fit(DPO(PolicyConfig(tiny_model), reference=ReferenceConfig("./no/such/model")), pairs)
+        fit(DPO(PolicyConfig(tiny_model), reference=ReferenceConfig(path="./no/such/model")), pairs)
 
 
 def test_a_reward_model_is_not_a_policy(pairs, tmp_path):
