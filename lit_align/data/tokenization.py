@@ -338,8 +338,7 @@ class PreferenceTokenizer:
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
             raise UserError(
-                f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-sequence token, so that no response "
-                "would end. Set eos_token in its tokenizer_config.json, or name another: data.tokenizer."
+                f"the tokenizer of {self.tokenizer.name_or_path!r} has no eos_token. Set it, or data.tokenizer."
             )
         return self.tokenizer.eos_token_id
 
