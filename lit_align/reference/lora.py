@@ -59,7 +59,7 @@ class AdapterReference(Reference):
         assert adapter is not None
         config = adapter.peft_config["default"]
         assert isinstance(config, LoraConfig)
-        wider = {"r": self.blocks * config.r, "lora_dropout": 0.0, "inference_mode": True}
+        wider = {"r": self.blocks * config.r, "lora_dropout": 0.0}
         wider["rank_pattern"] = {name: self.blocks * r for name, r in (config.rank_pattern or {}).items()}
         with torch.random.fork_rng(devices=[]):
             adapter.add_adapter(self.SLOT, LoraConfig(**{**config.to_dict(), **wider}))
