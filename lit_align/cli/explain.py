@@ -29,6 +29,7 @@ from lit_align.cli.classes import (
 from lit_align.cli.commands import COMMANDS
 from lit_align.cli.findings import FINDING, PATTERNS
 from lit_align.console import program, relative
+from lit_align.data import FunctionScorer
 from lit_align.objectives import PreferenceObjective
 
 WORDS = {"float": "a number", "int": "an integer", "bool": "true or false", "str": "text", "NoneType": "null"}
@@ -75,6 +76,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                 return f"{where}={value} must be options (key: value) or null. {see}"
             case "unnamed":
                 return f"{where}: no class is named (class_path: NAME, options under init_args:). {known(base)}"
+            case "path":
+                return no_class(where, text, base)
             case "type":
                 return wrong_value(where, base, message[found.start() :], see)
             case "file":
@@ -134,6 +137,14 @@ def _classes_with(option: str, cls: Any) -> str:
     return f" It is an option of {', '.join(named)}." if named else ""
 
 
+def no_class(where: str, word: str, base: Any) -> str:
+    """Name a class that does not exist, and those that do."""
+    if ".py:" in word and inspect.isclass(base) and issubclass(FunctionScorer, base):
+        return f"{where}={word} is a function. Write class_path: FunctionScorer, and under init_args: function: {word}."
+    hint = form_hint(word) or did_you_mean(word, class_names(base))
+    return f"{where}: there is no class '{word}'.{hint} {known(base)}"
+
+
 def wrong_value(where: str, base: Any, report: str, see: str) -> str:
     """Name a value of the wrong type, and the types that fit.
 
@@ -153,8 +164,7 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
     if missing and not {"float", "int", "str"} & set(types):
         if dataclasses.is_dataclass(base):
             return f"{where}={missing[1]} must be options (key: value) or null. {see}"
-        hint = form_hint(missing[1]) or did_you_mean(missing[1], class_names(base))
-        return f"{where}: there is no class '{missing[1]}'.{hint} {known(base)}"
+        return no_class(where, missing[1], base)
     words = [WORDS.get(t, f"a {t.rpartition('.')[2]}") for t in types if not choices or t == "NoneType"]
     if choices:
         words.insert(0, f"one of {', '.join(choices)}")

@@ -167,6 +167,9 @@ def test_a_file_that_is_not_a_yaml_of_keys_is_named(fails: Errors, text: str):
     assert said.endswith("(in bad.yaml)")
 
 
+ROUNDS = ("fit", "--model=DPO", "--model.policy.path=m", "--data=OnPolicyPairs", "--data.prompts=p.jsonl")
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -181,6 +184,8 @@ def test_a_file_that_is_not_a_yaml_of_keys_is_named(fails: Errors, text: str):
             "'dpo.yaml' is not an option: options are written --key=value. A file is given as --config",
         ),
         ([*FIT, "--trainer.callbacks=EarlyStopping"], "is not a list. Add it to the list: --trainer.callbacks+=Early"),
+        ([*ROUNDS, "--data.scorer=r.py:f"], "scorer=r.py:f is a function. Write class_path: FunctionScorer, and under"),
+        ([*ROUNDS, "--data.scorer=Judge"], "data.init_args.scorer: there is no class 'Judge'. Known: Ensemble"),
         ([*FIT, "--trainer.accelerator=mps"], "trainer.accelerator=mps needs a device that torch does not see here."),
         ([*FIT, "--seed_everything=-1"], "seed_everything=-1 must be at least 0 and below 2³²."),
         ([*FIT, "--model.beta"], "needs a value"),
