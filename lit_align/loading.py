@@ -1,8 +1,10 @@
 """Loading of models, tokenizers and LoRA adapters: hub names, folders, GGUF files."""
 
 import importlib.metadata
-import struct
-from collections.abc import Mapping
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -10,19 +12,20 @@ from typing import Any, Literal, TypeVar
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from lit_align.errors import UserError, check_number, first_line
 from lit_align.lora_linear import keep_updates_in_cache
 from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
+from lit_align.sharding import are_lazy, convert_later, types_shown
+
+_STORED_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 disable_progress_bar()  # loading weights is quick, and its bar would interrupt ours
-
-UNREADABLE = (OSError, ValueError, SafetensorError, struct.error)
-"""Errors of files that are missing, damaged or of another kind; the last two are of cut weights and GGUF files."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -109,6 +112,24 @@ class LoRAConfig:
             raise UserError("model.lora.targets must name at least one layer, or be all-linear. Name one.")
 
 
+@contextmanager
+def naming_errors(what: str) -> Iterator[None]:
+    """Turn an error of reading a model's or an adapter's files into a message that begins with what cannot be read.
+
+    Raises:
+        UserError: a file is missing or damaged, does not fit the others, or would run code.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{what}: its weights are a pickle that is damaged or would run code.") from error
+    except Exception as error:  # damaged files can raise anything
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{what}: {kind}{first_line(error)}.") from error
+
+
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of the model, or another one, with its chat template or another.
 
@@ -118,24 +139,12 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     path = config.tokenizer or config.path
     option = "model.policy.path" if config.tokenizer is None else "data.tokenizer"
     where = locate_model(config if config.tokenizer is None else replace(config, path=path, revision=None))
-    try:
+    here = "" if Path(path).exists() else ": this folder does not exist, and as a hub name"
+    with naming_errors(f"{option}: no tokenizer for {path!r}{here}"):
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    except UNREADABLE as error:
-        raise UserError(f"{option}: no tokenizer for {path!r}: {_why_no_tokenizer(Path(path), error)}.") from error
     if config.chat_template is not None:
         tokenizer.chat_template = read_template(config.chat_template)
     return tokenizer
-
-
-def _why_no_tokenizer(path: Path, error: Exception) -> str:
-    if path.suffix == ".gguf":
-        return f"the file is damaged, or of another kind ({first_line(error)}). Copy it again"
-    if path.is_file():
-        return "it is a file. Give a folder saved by `save_pretrained`, a hub name, or a GGUF file"
-    if path.is_dir() and not any(path.glob("*token*")):
-        return "the folder holds none. Save one there (`save_pretrained`), or set data.tokenizer"
-    here = "" if path.exists() else "this folder does not exist, and as a hub name: "
-    return f"{here}{first_line(error)}"
 
 
 def read_template(given: str) -> str:
@@ -158,10 +167,8 @@ def load_positions(config: PolicyConfig) -> int | None:
     """The most tokens that the model reads, without loading it; None where it does not say, or is a GGUF file."""
     if config.path.endswith(".gguf"):
         return None  # its head is read together with its weights only
-    try:
+    with naming_errors(f"model.policy.path: cannot load {config.path!r}"):
         model = AutoConfig.from_pretrained(**locate_model(config))
-    except UNREADABLE as error:
-        raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
     return getattr(model.get_text_config(), "max_position_embeddings", None)
 
 
@@ -228,8 +235,30 @@ def gguf_options(where: dict[str, Any]) -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
+def stored_type(where: Mapping[str, Any]) -> torch.dtype | None:
+    """The type of all weights in a model's safetensors files; None if there are several, or no such files.
+
+    Args:
+        where: `from_pretrained`'s arguments, from `locate_model`.
+    """
+    path, revision = where["pretrained_model_name_or_path"], where["revision"]
+    index, whole = (
+        cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        for name in ("model.safetensors.index.json", "model.safetensors")
+    )
+    files = [whole] if whole else []
+    if not whole and index:
+        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [cached_file(path, name, revision=revision) for name in names]
+    types = set()
+    for file in files:
+        with safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
+            types |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  # it is no dict
+    return _STORED_TYPES.get(types.pop()) if len(types) == 1 else None
+
+
 def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **options: Any) -> Any:
-    """A transformers model with its weights, as `from_pretrained` returns it.
+    """A transformers model with its weights, as `from_pretrained` returns it; lazy ones within `lazy_weights`.
 
     Args:
         kind: One of transformers' Auto classes.
@@ -249,12 +278,23 @@ def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **opt
             )
         # on the CPU; Lightning moves the packed weights to the device
         options |= {"quantization_config": quantization_config(dtype), "device_map": {"": "cpu"}}
-    try:
-        loaded = kind.from_pretrained(**where, **options)
-    except UNREADABLE as error:
-        raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
-    keep_layout(loaded[0] if isinstance(loaded, tuple) else loaded)  # the first forward pass may be next
+    with naming_errors(f"model.policy.path: cannot load {config.path!r}"):
+        stored = stored_type(where) if are_lazy() and config.quantize is None and "gguf_file" not in where else None
+        loaded = kind.from_pretrained(**where, **options | {"dtype": stored or dtype})
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if stored not in (None, dtype) and keeps_some_in_float32(model):  # in half precision alone
+            return kind.from_pretrained(**where, **options)
+    if stored is not None:
+        model.config.dtype = dtype
+        for weight in model.parameters():
+            convert_later(weight, dtype)
+    keep_layout(model)  # the first forward pass may be next
     return loaded
+
+
+def keeps_some_in_float32(model: PreTrainedModel) -> bool:
+    """Whether some weights of a model stay in float32 where the others are in half precision."""
+    return bool(model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict)
 
 
 def check_trainable(model: PreTrainedModel, config: PolicyConfig, lora: LoRAConfig | None) -> None:
@@ -282,10 +322,8 @@ def turn_off_dropout(model: nn.Module) -> None:
 
 def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CAUSAL_LM") -> PeftModel:
     if lora.adapter is not None:
-        try:
+        with naming_errors(f"model.lora.adapter: cannot load {lora.adapter!r}"), types_shown(model):
             adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
-        except UNREADABLE as error:
-            raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {first_line(error)}.") from error
         config = adapter.peft_config["default"]
         if type(config) is not LoraConfig or config.use_dora or config.modules_to_save or config.bias != "none":
             raise UserError(
@@ -302,7 +340,8 @@ def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CA
             use_rslora=lora.rslora,
         )
         try:
-            adapter = get_peft_model(model, config)
+            with types_shown(model):
+                adapter = get_peft_model(model, config)
         except ValueError as error:
             raise UserError(f"model.lora.targets={lora.targets!r}: {first_line(error)}.") from error
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

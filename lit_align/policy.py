@@ -34,7 +34,7 @@ from lit_align.loading import (
 )
 from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
 from lit_align.quantization import scales_of, unpacked
-from lit_align.sharding import copy_whole, fsdp_modules, full_tensor, rank, reshard
+from lit_align.sharding import frozen_copy, fsdp_modules, full_tensor, rank, reshard, settled, type_of
 
 __all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "is_adapter_weight", "weights_of"]
 
@@ -92,12 +92,15 @@ class Policy(nn.Module):
 
     @classmethod
     def load_start(cls, config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The policy that training starts from. A fresh adapter, which adds 0, is switched off: that saves its time."""
+        """The policy that training starts from, in eval mode.
+
+        A fresh adapter, which adds 0, is switched off: that saves its time.
+        """
         start = cls.load(config, lora, tokenizer)
         if lora is not None and lora.adapter is None:
             for layer in start._adapted_layers():
                 layer._disable_adapters = True
-        return start
+        return start.eval()
 
     @staticmethod
     def load_model(
@@ -129,7 +132,7 @@ class Policy(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the model's own weights (an adapter's may be wider)."""
-        return self.model.get_input_embeddings().weight.dtype  # type: ignore[return-value]
+        return type_of(self.model.get_input_embeddings().weight)  # type: ignore[arg-type]
 
     @property
     def positions(self) -> int | None:
@@ -148,7 +151,7 @@ class Policy(nn.Module):
             layer = self.model.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
             if ".base_layer." in name and isinstance(layer, LoraLayer) and name.endswith(".weight"):
                 delta = sum(layer.get_delta_weight(slot).float() for slot in layer.active_adapters)  # type: ignore[operator]
-                yield name.replace(".base_layer", ""), unpacked(parameter).float() + delta
+                yield name.replace(".base_layer", ""), settled(unpacked(parameter)).float() + delta
             else:
                 yield name.replace(".base_layer", ""), unpacked(parameter)
 
@@ -185,8 +188,7 @@ class Policy(nn.Module):
             plain = type(self.model)(config)
         for name, value in self.full_weights():
             parent, _, leaf = name.rpartition(".")
-            weight = nn.Parameter(copy_whole(value, dtype), requires_grad=False)
-            setattr(plain.get_submodule(parent), leaf, weight)
+            setattr(plain.get_submodule(parent), leaf, frozen_copy(value, dtype))
         for name, value in self.model.named_buffers():
             parent, _, leaf = name.replace(".base_layer", "").rpartition(".")
             setattr(plain.get_submodule(parent), leaf, value.clone())
@@ -265,7 +267,7 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     """
     digest = hashlib.sha256()
     for name, shard in sorted(weights, key=lambda pair: pair[0]):
-        weight = full_tensor(shard)
+        weight = full_tensor(settled(shard))
         octets = weight.detach().contiguous().view(-1).view(torch.uint8)
         words = torch.nn.functional.pad(octets, (0, -octets.numel() % 8)).view(torch.int64)
         total = torch.zeros((), dtype=torch.int64, device=weight.device)

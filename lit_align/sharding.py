@@ -25,9 +25,12 @@ from lit_align.errors import UserError, first_line
 
 S = TypeVar("S")
 T = TypeVar("T")
+N = TypeVar("N", bound=nn.Module)
 BARRIERS = "lit_align: barriers"
 
-_copies_share = ContextVar("copies_share", default=False)
+_Types = tuple[torch.dtype, ...]
+# The types that lazy weights still take, one after the other; None outside `lazy_weights`.
+_later: ContextVar[dict[Tensor, _Types] | None] = ContextVar("later", default=None)
 
 
 def fsdp_modules(module: object) -> list[FSDPModule]:
@@ -42,21 +45,108 @@ def reshard(module: nn.Module) -> None:
 
 
 @contextmanager
-def sharing_copies() -> Iterator[None]:
-    """Within this context, copies share the weights that they copy, where the type is the same.
+def lazy_weights() -> Iterator[None]:
+    """Within this context, build networks without memory of their own: weights are pages of their file.
 
-    For networks of which each is sharded next, and so gets memory of its own, and for originals that are dropped next.
+    Copies share the weights that they copy, and no weight is converted before `settle`. For networks that are sharded
+    part by part before the context ends, each part settled first, and for originals that are dropped.
     """
-    token = _copies_share.set(True)
+    token = _later.set({})
     try:
         yield
     finally:
-        _copies_share.reset(token)
+        _later.reset(token)
 
 
-def copy_whole(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of a whole weight in that type; see `sharing_copies`. A collective: every process must call it."""
-    return full_tensor(weight).to(dtype, copy=not _copies_share.get())
+def are_lazy() -> bool:
+    """Whether the weights of new networks are."""
+    return _later.get() is not None
+
+
+def convert_later(weight: Tensor, *types: torch.dtype) -> None:
+    """Convert a lazy weight to these types, one after the other, when it is settled."""
+    later = _later.get()
+    assert later is not None, "only within lazy_weights"
+    if set(types) - {weight.dtype}:
+        later[weight] = types
+
+
+def _types_of(weight: Tensor) -> _Types:
+    return (_later.get() or {}).get(weight, ())
+
+
+def type_of(weight: Tensor) -> torch.dtype:
+    """The type that a weight has, or will have when it is settled."""
+    return (weight.dtype, *_types_of(weight))[-1]
+
+
+def settled(weight: Tensor) -> Tensor:
+    """A weight in the type that it has, or will have when it is settled."""
+    value = weight
+    for dtype in _types_of(weight):
+        value = value.to(dtype)
+    return value
+
+
+@torch.no_grad()
+def settle(network: nn.Module) -> None:
+    """Convert the lazy weights of a network, in place."""
+    for weight in _lazy(network):
+        weight.data = settled(weight)
+        (_later.get() or {}).pop(weight)
+
+
+@contextmanager
+def types_shown(network: nn.Module) -> Iterator[None]:
+    """Within this context, a network's lazy weights have the type that they will have, and no values."""
+    values = {weight: weight.data for weight in _lazy(network)}
+    for weight in values:
+        weight.data = torch.empty((), dtype=type_of(weight)).expand(weight.shape)
+    try:
+        yield
+    finally:
+        for weight, value in values.items():
+            weight.data = value
+
+
+def _lazy(network: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in network.parameters() if _types_of(weight)]
+
+
+class Beside:
+    """Loads networks to compute beside the policy: on its device, or sharded like it.
+
+    Attributes:
+        shard: Shards a network in place, where networks are sharded.
+    """
+
+    shard: Callable[[nn.Module], None] | None = None
+
+    @contextmanager
+    def loaded(self, build: Callable[[], N], device: torch.device) -> Iterator[N]:
+        """Within this context, the network that `build` loads; where networks are sharded, every process enters it."""
+        with lazy_weights():
+            network = build()
+            if self.shard is not None:
+                self.shard(network)
+            else:
+                settle(network)
+        try:
+            yield network.to(device) if self.shard is None else network
+        finally:
+            if self.shard is not None:  # circular references keep it until Python collects them
+                for weight in network.parameters():
+                    local_shard(weight).untyped_storage().resize_(0)
+
+
+def frozen_copy(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """A copy of a whole weight in that type; see `lazy_weights`. A collective: every process must call it."""
+    whole = full_tensor(weight)
+    if not are_lazy() or not isinstance(weight, nn.Parameter):
+        return nn.Parameter(whole.to(dtype, copy=not are_lazy()), requires_grad=False)
+    copied = nn.Parameter(whole, requires_grad=False)
+    convert_later(copied, *_types_of(weight), dtype)
+    return copied
 
 
 def full_tensor(weight: Tensor) -> Tensor:
@@ -234,6 +324,23 @@ def destroy_process_group() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+@contextmanager
+def computing(network: object, on_shards: bool) -> Iterator[None]:
+    """Within this context, a network can compute, by itself in each process or in all together.
+
+    Args:
+        on_shards: All processes compute at the same time, each part gathered when it is needed; no process then holds
+            the whole network.
+    """
+    if not on_shards:
+        with gathered(network):
+            yield
+        return
+    yield
+    if isinstance(network, nn.Module):
+        reshard(network)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from lit_align.data import FunctionScorer, OnPolicyPairs, Sampling
+from lit_align.data.rounds.store import RoundStore
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -89,6 +90,11 @@ def on_policy(folder: Path, **options: Any) -> OnPolicyPairs:
     }
     prompts = write_prompts(folder)
     return OnPolicyPairs(prompts, FunctionScorer(f"{folder / 'rewards.py'}:reward"), **(defaults | options))
+
+
+def round_store(data: OnPolicyPairs) -> RoundStore:
+    """The current round on disk."""
+    return RoundStore(data.folder, data.current_round.index, data.current_round.key)
 
 
 def adamw(lr: float = 1e-3) -> Any:

@@ -33,14 +33,13 @@ from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_field
 from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
-from lit_align.data.generation import sample_responses
 from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
+from lit_align.data.samplers.base import SampleRequest
 from lit_align.data.sampling import Sampling
 from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import AnchoredObjective
-from lit_align.policy import Policy
 from lit_align.sharding import of_all_processes
 
 
@@ -151,12 +150,16 @@ class Drift(AlignCallback):
         """A fresh response to each example's prompt, with log π."""
         policy = module.policy
         assert policy is not None
-        model = policy.merged_copy(torch.bfloat16)
-        prompts = [example.prompt_ids for example in examples]
-        keys = [("drift", data.seed, example.source) for example in examples]
-        sampled = sample_responses(
-            model, policy.tokenizer, prompts, keys, 1, self._sampling(data), data.preference_tokenizer.end_ids()
+        sampling = self._sampling(data)
+        request = SampleRequest(
+            prompts=[example.prompt_ids for example in examples],
+            keys=[("drift", data.seed, example.source) for example in examples],
+            count=1,
+            sampling=sampling,
+            end_ids=data.preference_tokenizer.end_ids(),
         )
+        with data.sampling_with(policy, max(map(len, request.prompts)) + sampling.max_new_tokens) as sampler:
+            sampled = sampler.sample_in_turn(policy, request)
         fresh = [
             Example(example.prompt_ids, [responses[0].ids], example.source)
             for example, responses in zip(examples, sampled, strict=True)
@@ -178,8 +181,8 @@ class Drift(AlignCallback):
         with recorder.able_to_compute(policy), reference.present() as present, recorder.able_to_compute(present):
             from_start = from_reference = ours - torch.tensor(recorder.logps(present.logps, examples))
         if not module.reference_is_start:
-            start = Policy.load_start(module.policy_config, module.lora, module.tokenizer).to(policy.device).eval()
-            from_start = ours - torch.tensor(recorder.logps(start, examples))
+            with module.start() as start, recorder.able_to_compute(start):
+                from_start = ours - torch.tensor(recorder.logps(start, examples))
         kl_reference, kl_start = from_reference.mean().item(), from_start.mean().item()
         values = {
             "kl_policy_reference": kl_reference,

@@ -9,6 +9,7 @@ shard by shard.
     fsdp_sharding: {compute_dtype: bfloat16}
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
+from torch.distributed import DeviceMesh
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -33,7 +35,7 @@ from lit_align.loading import enable_checkpointing
 from lit_align.objectives import PreferenceObjective
 from lit_align.quantization import holds_quantized
 from lit_align.reference.base import Reference
-from lit_align.sharding import fsdp_modules, load_shards, sharing_copies
+from lit_align.sharding import fsdp_modules, lazy_weights, load_shards, settle
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -191,9 +193,11 @@ class FSDPSharding(AlignCallback):
         build = pl_module.configure_model
 
         def configure_model() -> None:
-            with sharing_copies():
+            with lazy_weights():
                 build()
-            self.shard(pl_module)
+                self.shard(pl_module)
+            if isinstance(pl_module, PreferenceObjective):
+                pl_module.beside.shard = partial(self.shard_network, mesh=mesh_of(pl_module))
 
         configure_model.shards = True  # type: ignore[attr-defined]
         pl_module.configure_model = configure_model  # type: ignore[method-assign]
@@ -204,39 +208,42 @@ class FSDPSharding(AlignCallback):
         Raises:
             UserError: a network has none of the given blocks.
         """
-        assert pl_module.device_mesh is not None
-        mesh = pl_module.device_mesh["data_parallel"]
+        for network in pl_module.children():
+            self.shard_network(network, mesh_of(pl_module))
+
+    def shard_network(self, network: nn.Module, mesh: DeviceMesh) -> None:
+        """Shard one network in place over the processes of a mesh, unless it is already; see `shard`."""
         dtype = getattr(torch, self.compute_dtype) if self.compute_dtype else None
         precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
         offload = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
 
         def fully(part: nn.Module) -> None:
+            settle(part)
             fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
 
-        for net in pl_module.children():
-            if isinstance(net, Reference):
-                net.before_sharding()
-            if holds_quantized(net):
-                raise UserError(
-                    "model.policy.quantize=nf4 cannot be sharded: fsdp_sharding would cut packed weights in pieces "
-                    "without their scales. Use strategy=ddp, where each process has all 4-bit weights, or leave "
-                    "quantize out."
-                )
-            if fsdp_modules(net) or not any(True for _ in net.parameters()):
-                continue
-            models = [part for part in net.modules() if isinstance(part, PreTrainedModel)]
-            models = [m for m in models if not any(m in set(other.modules()) for other in models if other is not m)]
-            if self.activation_checkpointing:
-                for model in models:
-                    if any(weight.requires_grad for weight in model.parameters()):
-                        enable_checkpointing(model)
-            for block in self._blocks(net, models):
-                fully(block)
-            for model in models[1:]:  # beside the one that computes: a float32 accumulator of its weights
-                fully(model)
-            fully(net)
-            if isinstance(net, Reference):
-                register_fsdp_forward_method(net, "logps")
+        if isinstance(network, Reference):
+            network.before_sharding()
+        if holds_quantized(network):
+            raise UserError(
+                "model.policy.quantize=nf4 cannot be sharded: fsdp_sharding would cut packed weights in pieces "
+                "without their scales. Use strategy=ddp, where each process has all 4-bit weights, or leave "
+                "quantize out."
+            )
+        if fsdp_modules(network) or not any(True for _ in network.parameters()):
+            return
+        models = [part for part in network.modules() if isinstance(part, PreTrainedModel)]
+        models = [m for m in models if not any(m in set(other.modules()) for other in models if other is not m)]
+        if self.activation_checkpointing:
+            for model in models:
+                if any(weight.requires_grad for weight in model.parameters()):
+                    enable_checkpointing(model)
+        for block in self._blocks(network, models):
+            fully(block)
+        for model in models[1:]:  # beside the one that computes: a float32 accumulator of its weights
+            fully(model)
+        fully(network)
+        if isinstance(network, Reference):
+            register_fsdp_forward_method(network, "logps")
 
     def _blocks(self, net: nn.Module, models: list[PreTrainedModel]) -> list[nn.Module]:
         names = set(self.blocks or [name for model in models for name in model._no_split_modules or []])
@@ -247,3 +254,9 @@ class FSDPSharding(AlignCallback):
                 f"fsdp_sharding.blocks={self.blocks}: {type(net).__name__} has none of them. Take some of {known}."
             )
         return blocks
+
+
+def mesh_of(pl_module: LightningModule) -> DeviceMesh:
+    """The processes over which a module's networks are sharded."""
+    assert pl_module.device_mesh is not None
+    return pl_module.device_mesh["data_parallel"]

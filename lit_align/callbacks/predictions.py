@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from transformers import PreTrainedModel
 
 from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Row, Rows
+from lit_align.data.samplers.base import Sampler
+from lit_align.data.samplers.generate import sampling_copy
 from lit_align.data.sampling import Response, Sampling, sampling_batches
 from lit_align.data.scorers.base import GroupScores, Scorer
 from lit_align.errors import UserError, check_number
@@ -140,16 +140,19 @@ class Predictions(AlignCallback):
         if not isinstance(pl_module, PreferenceObjective) or not pl_module.data_needs().gives_logps:
             raise UserError(f"predict: {type(pl_module).__name__} gives no responses; predict with a language model.")
         assert pl_module.policy is not None
-        model = pl_module.policy.merged_copy(torch.bfloat16)
+        with sampling_copy(pl_module.policy) as sampler:
+            self._predict(trainer, pl_module, sampler)
+
+    def _predict(self, trainer: Trainer, module: PreferenceObjective, sampler: Sampler) -> None:
         folder = Path(trainer.default_root_dir)
         if self.format != "rows":
-            text = self._answers(self.format, pl_module, model, self.name or folder.resolve().name)
+            text = self._answers(self.format, module, sampler, self.name or folder.resolve().name)
             if trainer.is_global_zero:
                 self._write(lambda path: path.write_text(text, encoding="utf-8", errors="replace"), folder)
             return
         rows = read_rows(self.prompts, kind="prompts")
         prompts, batches, share = self._respond(
-            pl_module, model, rows, ("predict", self.seed), self.responses_per_prompt
+            module, sampler, rows, ("predict", self.seed), self.responses_per_prompt
         )
         responses = gather_in_order(trainer, batches, share)
         scores = None
@@ -159,19 +162,20 @@ class Predictions(AlignCallback):
             self.write(Predicted(prompts.rows, responses, scores), folder)
 
     def _respond(
-        self, module: PreferenceObjective, model: PreTrainedModel, rows: Rows, stream: tuple[str, int], count: int
+        self, module: PreferenceObjective, sampler: Sampler, rows: Rows, stream: tuple[str, int], count: int
     ) -> tuple[TokenizedPrompts, list[list[int]], Share[list[Response]]]:
         """The tokenized prompts, their batches, and `count` responses to each prompt of this process's batches."""
         prompts = tokenize_prompts(rows, tokenizer_of(module), self.prompts, "predict")
         batches = sampling_batches(prompts.lengths, self.batch_size // count)
         answering = Answering(stream, count, self.sampling or sampling_of(module.trainer))
-        return prompts, batches, answering.respond(module, model, prompts, batches, "predict")
+        assert module.policy is not None
+        return prompts, batches, answering.respond_with(sampler, module, module.policy, prompts, batches, "predict")
 
-    def _answers(self, benchmark: Benchmark, module: PreferenceObjective, model: PreTrainedModel, name: str) -> str:
+    def _answers(self, benchmark: Benchmark, module: PreferenceObjective, sampler: Sampler, name: str) -> str:
         """The content of a benchmark's file of answers."""
 
         def respond(rows: Rows, turn: int, count: int) -> list[list[str]]:
-            prompts, batches, share = self._respond(module, model, rows, (f"predict turn {turn}", self.seed), count)
+            prompts, batches, share = self._respond(module, sampler, rows, (f"predict turn {turn}", self.seed), count)
             if len(prompts.rows) < len(rows):
                 raise UserError(
                     f"{self.prompts}: {len(rows) - len(prompts.rows)} questions are too long, and a benchmark needs an "

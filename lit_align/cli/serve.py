@@ -59,7 +59,8 @@ def serve(args: list[str], *, only_print: bool) -> None:
     save_without_weights(architecture, load_tokenizer(policy), folder)
 
     data = config.data.init_args
-    longest = data.max_prompt_length + data.sampling.max_new_tokens
+    samplings = [data.sampling, config.get("win_rate.init_args.sampling")]  # the server answers held-out prompts, too
+    longest = data.max_prompt_length + max(each.max_new_tokens for each in samplings if each is not None)
     positions = getattr(architecture.get_text_config(), "max_position_embeddings", longest)
     dtype = torch.bfloat16 if data.sampling_dtype == "bfloat16" else resolve_dtype(policy, lora)
     environment, command = server_command(

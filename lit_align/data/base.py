@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from lit_align.data.formats.rows import Kind, Turns
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule, check_pairing
 from lit_align.data.rounds.record import Recorder
+from lit_align.data.samplers.base import Sampler
+from lit_align.data.samplers.generate import sampling_copy
 from lit_align.data.table import ExampleTable
 from lit_align.data.texts import TextStreams
 from lit_align.data.tokenization import in_place
 from lit_align.data.tokenizing import TokenizingDataModule, check_sizes
 from lit_align.errors import UserError, check_number
+from lit_align.policy import Policy
 from lit_align.provenance import VALIDATION, Table
 
 
@@ -114,6 +118,14 @@ class PairsDataModule(TokenizingDataModule):
     def recorder(self) -> Recorder:
         assert self.trainer is not None
         return Recorder(self.trainer.lightning_module, self.batch_size, self.wait_minutes)  # type: ignore[arg-type]
+
+    def sampling_with(self, policy: Policy, longest: int) -> AbstractContextManager[Sampler]:
+        """Within this context, a sampler with a policy's weights, to look at its responses; every process must call it.
+
+        Args:
+            longest: Most tokens of a prompt and its response.
+        """
+        return sampling_copy(policy)
 
     def record_reference(self, examples: ExampleTable) -> ExampleTable:
         """Examples of a file with log π_ref, if model.reference records it; computed once, kept in the run's folder."""

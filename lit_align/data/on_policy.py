@@ -10,6 +10,7 @@ the pairs that it had.
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,7 @@ from lit_align.data.scorers.base import PairwiseScorer, Scorer
 from lit_align.data.table import ExampleTable
 from lit_align.errors import check_types
 from lit_align.objectives import PreferenceObjective
+from lit_align.policy import Policy
 from lit_align.provenance import Table, of_options
 from lit_align.sharding import barrier_with_timeout
 
@@ -152,12 +154,7 @@ class OnPolicyPairs(PairsDataModule):
         super().setup(stage)
         module = self.module
         if isinstance(module, PreferenceObjective):
-            for name, (path, split, instead) in {
-                "validation": (self.validation, self.validation_split, "win_rate.validation"),
-                "test": (self.test, self.test_split, "win_rate.prompts"),
-            }.items():
-                if path is not None:
-                    check_file_pairs(module, f"data.{name}={path}", self.source(str(path), split), instead)
+            _check_held_out_pairs(self, module)
         if stage != "fit":
             return
         self._epoch = self._next = None  # a round of an earlier fit is not this one's
@@ -226,6 +223,14 @@ class OnPolicyPairs(PairsDataModule):
     def recorder(self) -> Recorder:
         return Recorder(self.module, self.batch_size, self.wait_minutes, on_shards=self.sampler.streams_weights)
 
+    def sampling_with(self, policy: Policy, longest: int) -> AbstractContextManager[Sampler]:
+        if not self.sampler.streams_weights:
+            return super().sampling_with(policy, longest)
+        return self._ahead.lend(self.sampler, policy, self._sampling_type(policy), longest)
+
+    def _sampling_type(self, policy: Policy) -> torch.dtype:
+        return torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype
+
     @property
     def records_sampler(self) -> bool:
         return self.record_sampler
@@ -245,11 +250,6 @@ class OnPolicyPairs(PairsDataModule):
         """The round that is trained on."""
         assert self._round is not None, "no round has begun"
         return self._round
-
-    @property
-    def round_store(self) -> RoundStore:
-        """The current round on disk."""
-        return RoundStore(self.folder, self.current_round.index, self.current_round.key)
 
     @property
     def prompt_count(self) -> int:
@@ -344,7 +344,7 @@ class OnPolicyPairs(PairsDataModule):
             prompts=self.prompts_of_round(round.index),
             sampler=self.sampler,
             sampling=self.sampling,
-            sampling_dtype=torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype,
+            sampling_dtype=self._sampling_type(policy),
             longest=longest + self.sampling.max_new_tokens,
             end_ids=self.preference_tokenizer.end_ids(),
             seed=self.seed,
@@ -380,3 +380,13 @@ class OnPolicyPairs(PairsDataModule):
         logps = "" if self.record_sampler else "; log π_s not recorded"
         yield "sampler", f"{self.sampler.identity}, weights in {dtype}{logps}"
         yield "scorer", self.scorer.identity
+
+
+def _check_held_out_pairs(data: OnPolicyPairs, module: PreferenceObjective) -> None:
+    """Check the pairs of data.validation and data.test; see `check_file_pairs`."""
+    for name, path, split, instead in (
+        ("validation", data.validation, data.validation_split, "win_rate.validation"),
+        ("test", data.test, data.test_split, "win_rate.prompts"),
+    ):
+        if path is not None:
+            check_file_pairs(module, f"data.{name}={path}", data.source(str(path), split), instead)

@@ -5,23 +5,25 @@ numbers do not depend on how many processes there are.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
-from transformers import PreTrainedModel
 
 from lit_align.console import print_field
 from lit_align.data.base import PairsDataModule
 from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.formats.spool import Spool
-from lit_align.data.generation import sample_responses
 from lit_align.data.on_policy import OnPolicyPairs
+from lit_align.data.samplers.base import Sampler, SampleRequest
+from lit_align.data.samplers.generate import sampling_copy
 from lit_align.data.sampling import Response, Sampling
 from lit_align.data.scorers.base import GroupScores, Scorer
 from lit_align.data.tokenization import PreferenceTokenizer, listing
 from lit_align.errors import UserError
 from lit_align.evaluation.shares import Share, compute_share
 from lit_align.objectives import PreferenceObjective
+from lit_align.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,22 @@ def tokenizer_of(module: PreferenceObjective) -> PreferenceTokenizer:
     if isinstance(data, PairsDataModule):
         return data.prompt_tokenizer
     return PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+
+
+def sampling_with(module: PreferenceObjective, policy: Policy, longest: int) -> AbstractContextManager[Sampler]:
+    """Within this context, a sampler with a policy's weights: the rounds' server, or a copy of the policy.
+
+    Args:
+        longest: Most tokens of a prompt and its response.
+    """
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    return data.sampling_with(policy, longest) if isinstance(data, PairsDataModule) else sampling_copy(policy)
+
+
+def computes_on_shards(module: PreferenceObjective) -> bool:
+    """Whether all processes compute log-probabilities together; see `Recorder`."""
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    return isinstance(data, PairsDataModule) and data.recorder.on_shards
 
 
 def sampling_of(trainer: Trainer) -> Sampling:
@@ -82,20 +100,38 @@ class Answering:
     def respond(
         self,
         module: PreferenceObjective,
-        model: PreTrainedModel,
+        policy: Policy,
         prompts: TokenizedPrompts,
         batches: Sequence[Sequence[int]],
         name: str,
     ) -> Share[list[Response]]:
-        """n responses to each prompt of this process's batches."""
+        """n of a policy's responses to each prompt of this process's batches."""
+        with sampling_with(module, policy, max(prompts.lengths) + self.sampling.max_new_tokens) as sampler:
+            return self.respond_with(sampler, module, policy, prompts, batches, name)
+
+    def respond_with(
+        self,
+        sampler: Sampler,
+        module: PreferenceObjective,
+        policy: Policy,
+        prompts: TokenizedPrompts,
+        batches: Sequence[Sequence[int]],
+        name: str,
+    ) -> Share[list[Response]]:
+        """The same by a sampler that has the policy's weights."""
         end_ids = tokenizer_of(module).end_ids()
 
-        def sample(places: Sequence[int]) -> list[list[Response]]:
+        def request(places: Sequence[int]) -> SampleRequest:
             keys = [(*self.stream, prompts.rows[i].source) for i in places]
-            ids = [prompts.ids[i] for i in places]
-            return sample_responses(model, module.tokenizer, ids, keys, self.count, self.sampling, end_ids)
+            return SampleRequest([prompts.ids[i] for i in places], keys, self.count, self.sampling, end_ids)
 
-        return compute_share(module.trainer, batches, name, sample)
+        return compute_share(
+            module.trainer,
+            batches,
+            name,
+            lambda places: sampler.sample_in_turn(policy, request(places)),
+            lambda: sampler.sample_in_turn(policy, None),
+        )
 
 
 def score_share(

@@ -4,23 +4,21 @@ Reported is the negative log-likelihood per response token under the start and u
 with a bootstrap interval over texts.
 """
 
-from collections.abc import Sequence
-
 import torch
 
-from lit_align.data.batches import Example, record_logps
+from lit_align.data.batches import Example
 from lit_align.data.sampling import sampling_batches
 from lit_align.data.table import ExampleTable
 from lit_align.evaluation.answering import TokenizedPrompts, tokenizer_of
-from lit_align.evaluation.shares import compute_share, gather_in_order
+from lit_align.evaluation.likelihoods import Likelihoods
+from lit_align.evaluation.shares import gather_in_order
 from lit_align.evaluation.summary import Forgetting
 from lit_align.metrics.win_rate import Estimate, mean_interval
 from lit_align.objectives import PreferenceObjective
-from lit_align.policy import Policy
 
 
 def measure_forgetting(
-    name: str, texts: TokenizedPrompts, policy: Policy, start: Policy, module: PreferenceObjective, batch_size: int
+    name: str, texts: TokenizedPrompts, likelihoods: Likelihoods, module: PreferenceObjective
 ) -> Forgetting:
     """Compare the texts' likelihood under the start and the policy; all processes call it together.
 
@@ -30,17 +28,12 @@ def measure_forgetting(
     tokenizer = tokenizer_of(module)
     tokenized = ((row, tokenizer.row(row)) for row in texts.rows)
     examples = ExampleTable.temporary(Example(*tokens, row.source) for row, tokens in tokenized if tokens is not None)
-    batches = sampling_batches(examples.lengths.total.tolist(), batch_size)
-
-    def measure(places: Sequence[int]) -> list[tuple[float, float]]:
-        some = examples.views(places)
-        both = (record_logps(model, model, some, len(some)) for model in (start, policy))
-        return [(-before[0], -after[0]) for before, after in zip(*both, strict=True)]
-
-    share = compute_share(module.trainer, batches, f"forgetting {name}", measure)
-    nll = torch.tensor(list(gather_in_order(module.trainer, batches, share)), dtype=torch.float64)
-    tokens = torch.from_numpy(examples.lengths.longest).double()  # there is one response
-    before, after = (nll.sum(0) / tokens.sum()).tolist()
+    batches = sampling_batches(examples.lengths.total.tolist(), likelihoods.batch_size)
+    share = likelihoods.share(batches, examples.views, f"forgetting {name}")
+    logps = torch.tensor(list(gather_in_order(module.trainer, batches, share)), dtype=torch.float64)
+    nll = -logps[..., 0]  # there is one response
+    tokens = torch.from_numpy(examples.lengths.longest).double()
+    after, before = (nll.sum(0) / tokens.sum()).tolist()
     order = [i for places in batches for i in places]
-    low, high = mean_interval((nll[order, 1] - nll[order, 0]) / tokens.mean())
+    low, high = mean_interval((nll[order, 0] - nll[order, 1]) / tokens.mean())
     return Forgetting(before, after, Estimate(after - before, low, high))

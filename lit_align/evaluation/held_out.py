@@ -27,7 +27,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lit_align.data.batches import Example, record_logps
+from lit_align.data.batches import Example
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Row, Rows, answer_text
 from lit_align.data.formats.spool import Spool
@@ -41,13 +41,13 @@ from lit_align.evaluation.answering import (
     tokenizer_of,
 )
 from lit_align.evaluation.forgetting import measure_forgetting
+from lit_align.evaluation.likelihoods import Likelihoods
 from lit_align.evaluation.results import Evaluation, HeldOutPrompts, Scored, ScoredResponses, summarize_scorer
 from lit_align.evaluation.shares import Share, compute_share, gather_in_order
 from lit_align.evaluation.summary import Forgetting, Summary
 from lit_align.metrics.win_rate import Estimate, length_gap
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
-from lit_align.sharding import gathered
 
 
 class Evaluator:
@@ -127,21 +127,20 @@ class Evaluator:
         """
         policy = module.policy
         assert policy is not None
-        start = Policy.load_start(module.policy_config, module.lora, module.tokenizer).to(policy.device)
-        if path not in self._held_out:
-            self._held_out[path] = self._answer_with_start(path, name, start, module)
-        held_out = self._held_out[path]
-        key = (path, policy.fingerprint())
-        if self._answered is None or self._answered[0] != key:  # the verdict may be on what was just validated
-            self._answered = key, *self._answer_with_policy(held_out, name, policy, start, module)
-        _, answers, logps = self._answered
-        size = max(1, self.batch_size // 4)
-        with gathered(policy):
+        with module.start() as start:
+            if path not in self._held_out:
+                self._held_out[path] = self._answer_with_start(path, name, start, module)
+            held_out = self._held_out[path]
+            key = (path, policy.fingerprint())
+            if self._answered is None or self._answered[0] != key:  # the verdict may be on what was just validated
+                self._answered = key, *self._answer_with_policy(held_out, name, policy, start, module)
+            _, answers, logps = self._answered
+            likelihoods = Likelihoods(module, policy, start, max(1, self.batch_size // 4))
             forgetting = {
-                each: measure_forgetting(each, self._texts(file, module), policy, start, module, size)
+                each: measure_forgetting(each, self._texts(file, module), likelihoods, module)
                 for each, file in (texts or {}).items()
             }
-        samples = self._samples_of_start(held_out, name, start, module) if best_of_n else None
+            samples = self._samples_of_start(held_out, name, start, module) if best_of_n else None
         summary = self._summarize(held_out, answers, logps, forgetting, samples)
         summary = replace(summary, kl_sampling=self.sampling.described_for(policy.temperature) or None)
         return Evaluation(held_out, answers, logps[..., 0], logps[..., 1], summary)
@@ -161,8 +160,7 @@ class Evaluator:
     def _answer_with_start(self, path: str, name: str, start: Policy, module: PreferenceObjective) -> HeldOutPrompts:
         prompts = self._prompts(path, name, module)
         batches = sampling_batches(prompts.lengths, self.batch_size // self.responses_per_prompt)
-        model = start.merged_copy(torch.bfloat16)
-        responses = self.answering.respond(module, model, prompts, batches, f"{name} start")
+        responses = self.answering.respond(module, start, prompts, batches, f"{name} start")
         answers = self._scored(responses, prompts, batches, module)
         own = None
         if self.own_responses:
@@ -185,11 +183,21 @@ class Evaluator:
     ) -> tuple[ScoredResponses, Tensor]:
         """The policy's responses, and their log-probabilities under the policy and under the start, [P, n, 2]."""
         prompts, batches = held_out.prompts, held_out.batches
-        model = policy.merged_copy(torch.bfloat16)
-        responses = self.answering.respond(module, model, prompts, batches, f"{name} policy")
+        responses = self.answering.respond(module, policy, prompts, batches, f"{name} policy")
         answers = self._scored(responses, prompts, batches, module)
-        with gathered(policy):
-            return answers, self._logps(responses, held_out, policy, start, module)
+        size = max(1, self.batch_size // self.responses_per_prompt // 4)
+        groups = iter(responses.values())
+
+        def examples(places: Sequence[int]) -> list[Example]:
+            """This process's next batch."""
+            return [
+                Example(prompts.ids[i], [response.ids for response in group], prompts.rows[i].source)
+                for i, group in zip(places, next(groups), strict=True)
+            ]
+
+        share = Likelihoods(module, policy, start, size).share(batches, examples)
+        logps = torch.tensor(list(gather_in_order(module.trainer, batches, share)))  # [P, 2, n]
+        return answers, logps.transpose(1, 2)
 
     def _samples_of_start(
         self, held_out: HeldOutPrompts, name: str, start: Policy, module: PreferenceObjective
@@ -197,9 +205,9 @@ class Evaluator:
         """The start's rewards by scorer, with those of more responses if best of n needs more."""
         if self.answering_more is None:
             return held_out.start.scores
-        prompts, model = held_out.prompts, start.merged_copy(torch.bfloat16)
+        prompts = held_out.prompts
         batches = sampling_batches(prompts.lengths, max(1, self.batch_size // self.answering_more.count))
-        more = self.answering_more.respond(module, model, prompts, batches, f"{name} best of n")
+        more = self.answering_more.respond(module, start, prompts, batches, f"{name} best of n")
         scored = self._scored(more, prompts, batches, module).scores
         return {key: each.with_more(scored[key]) for key, each in held_out.start.scores.items()}
 
@@ -215,27 +223,6 @@ class Evaluator:
         gathered_responses = gather_in_order(module.trainer, batches, responses)
         scores = {name: Scored.stack(gather_in_order(module.trainer, batches, share)) for name, share in shares.items()}
         return ScoredResponses(gathered_responses, scores)
-
-    def _logps(
-        self,
-        responses: Share[list[Response]],
-        held_out: HeldOutPrompts,
-        policy: Policy,
-        start: Policy,
-        module: PreferenceObjective,
-    ) -> Tensor:
-        """Log-probabilities of the policy's responses under the policy and under the start, [P, n, 2]."""
-        size = max(1, self.batch_size // self.responses_per_prompt // 4)
-        prompts = held_out.prompts
-        share = {}
-        for number, groups in responses.items():
-            examples = [
-                Example(prompts.ids[i], [response.ids for response in group], prompts.rows[i].source)
-                for i, group in zip(held_out.batches[number], groups, strict=True)
-            ]
-            both = (record_logps(model, model, examples, size) for model in (policy, start))
-            share[number] = [list(zip(ours, theirs, strict=True)) for ours, theirs in zip(*both, strict=True)]
-        return torch.tensor(list(gather_in_order(module.trainer, held_out.batches, share)))
 
     def _summarize(
         self,

@@ -1,6 +1,7 @@
 """Results that each process computes for its batches of prompts, and all of them together, in temporary files."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any, Generic, TypeVar, overload
 
@@ -57,16 +58,29 @@ class InOrder(Sequence[T], Generic[T]):
 
 
 def compute_share(
-    trainer: Trainer, batches: Batches, name: str, compute: Callable[[Sequence[int]], Sequence[T]]
+    trainer: Trainer,
+    batches: Batches,
+    name: str | None,
+    compute: Callable[[Sequence[int]], Sequence[T]],
+    idle: Callable[[], object] = lambda: None,
 ) -> Share[T]:
-    """`compute` of the places of each of this process's batches."""
+    """`compute` of the places of each of this process's batches, one in each turn of all processes.
+
+    Args:
+        name: Shown beside a progress bar; None shows none.
+        idle: Called in the last turn if there is no batch for this process, where all compute together.
+    """
 
     def results() -> Iterator[Sequence[T]]:
-        with phase(name, sum(map(len, batches)), "prompts") as bar:
-            for number, places in enumerate(batches):
-                if number % trainer.world_size == trainer.global_rank:
-                    yield compute(places)
-                bar.advance(len(places))
+        with phase(name, sum(map(len, batches)), "prompts") if name else nullcontext() as bar:
+            for start in range(0, len(batches), trainer.world_size):
+                turn = batches[start : start + trainer.world_size]
+                if trainer.global_rank < len(turn):
+                    yield compute(turn[trainer.global_rank])
+                else:
+                    idle()
+                if bar is not None:
+                    bar.advance(sum(map(len, turn)))
 
     return Share(range(trainer.global_rank, len(batches), trainer.world_size), results())
 

@@ -93,7 +93,7 @@ class AnchoredObjective(PreferenceObjective):
         if self.reference is None:
             assert self.policy is not None
             self.reference = make_reference(
-                self.policy, self.policy_config, self.lora, self.reference_config, self.refresh_rule
+                self.policy, self.policy_config, self.lora, self.reference_config, self.refresh_rule, self.beside
             )
 
     def on_fit_start(self) -> None:

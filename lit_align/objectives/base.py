@@ -18,7 +18,9 @@ examples of each optimizer step:
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -43,6 +45,7 @@ from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 from lit_align.quantization import size_of
 from lit_align.reference.base import Reference
 from lit_align.reference.build import own_weights
+from lit_align.sharding import Beside
 
 
 class PreferenceObjective(ResumableModule):
@@ -95,6 +98,7 @@ class PreferenceObjective(ResumableModule):
         for name, weight in self.text_weights.items():
             check_number(f"model.{self.text_options[name]}", weight, least=0)
         self.policy: Policy | None = None
+        self.beside = Beside()
         self.reference: Reference | None = None
         self.metrics = torch.nn.ModuleDict()  # filled when the model is built, when all options are known
         self._step_means = StepMeans()
@@ -156,6 +160,12 @@ class PreferenceObjective(ResumableModule):
     def load_policy(self) -> Policy:
         """The policy at the start."""
         return Policy.load(self.policy_config, self.lora, self._tokenizer)
+
+    def start(self) -> AbstractContextManager[Policy]:
+        """Within its context, the policy that training started from, to compute beside the policy."""
+        assert self.policy is not None
+        load = partial(Policy.load_start, self.policy_config, self.lora, self.tokenizer)
+        return self.beside.loaded(load, self.policy.device)
 
     def configure_model(self) -> None:
         if self.policy is None:

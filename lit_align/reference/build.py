@@ -1,5 +1,6 @@
 """Choice of the cheapest correct reference for a policy, a configuration and a refresh rule."""
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 import torch
@@ -18,7 +19,7 @@ from lit_align.reference.lora import (
     ring_bytes,
     ring_size,
 )
-from lit_align.sharding import sharing_copies
+from lit_align.sharding import Beside
 
 
 def make_reference(
@@ -27,8 +28,12 @@ def make_reference(
     lora: LoRAConfig | None,
     config: ReferenceConfig,
     rule: RefreshRule | None,
+    beside: Beside = Beside(),  # noqa: B008  # read, never written
 ) -> Reference:
     """Build the cheapest correct reference.
+
+    Args:
+        beside: Loads a recorded reference.
 
     Raises:
         UserError: the configured form cannot follow the rule.
@@ -55,11 +60,11 @@ def make_reference(
     if config.path is not None:
         origin.quantize = None
     if config.form == "recorded":
-        adapter = lora if config.path is None else None
+        # a fresh adapter adds 0
+        adapter = lora if config.path is None and lora is not None and lora.adapter is not None else None
 
-        def load() -> CopiedReference:
-            with sharing_copies():
-                return CopiedReference(_load(origin, config, adapter).to(policy.device))
+        def load() -> AbstractContextManager[CopiedReference]:
+            return beside.loaded(lambda: CopiedReference(_load(origin, config, adapter)), policy.device)
 
         return RecordedReference(load, getattr(torch, dtype))
     to = None if config.dtype == "auto" else getattr(torch, config.dtype)

@@ -1,7 +1,7 @@
 """A reference with weights of its own: kept beside the policy, or loaded only to record log π_ref."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from lit_align.logprobs import PreferenceBatch, response_logps
 from lit_align.policy import Policy, fingerprint
 from lit_align.reference.base import Reference
 from lit_align.reference.mixing import copy_buffers, mix_weights
-from lit_align.sharding import reshard
+from lit_align.sharding import reshard, type_of
 
 
 class CopiedReference(nn.Module, Reference):
@@ -83,7 +83,7 @@ class CopiedReference(nn.Module, Reference):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype  # type: ignore[return-value]
+        return type_of(self.model.get_input_embeddings().weight)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def logps(self, batch: PreferenceBatch) -> Tensor:
@@ -123,11 +123,11 @@ class RecordedReference(Reference):
     """No reference model in memory; its log-probabilities are computed once and stored with the data.
 
     Args:
-        load: Builds the reference on the policy's device, to record log π_ref.
+        load: Within its context, the reference is loaded beside the policy, to record log π_ref.
         dtype: Type of its weights.
     """
 
-    def __init__(self, load: Callable[[], CopiedReference], dtype: torch.dtype):
+    def __init__(self, load: Callable[[], AbstractContextManager[CopiedReference]], dtype: torch.dtype):
         self.load = load
         self._dtype = dtype
         self._fingerprint: str | None = None
@@ -146,9 +146,9 @@ class RecordedReference(Reference):
 
     @contextmanager
     def present(self) -> Iterator[Reference]:
-        present = self.load()
-        self._fingerprint = present.fingerprint()
-        yield present
+        with self.load() as present:
+            self._fingerprint = present.fingerprint()
+            yield present
 
     def fingerprint(self) -> str:
         if self._fingerprint is None:

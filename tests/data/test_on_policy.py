@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from tiny import adamw, fit, on_policy, write_pairs
+from tiny import adamw, fit, on_policy, round_store, write_pairs
 
 from lit_align.callbacks import Drift, ReferenceRefresh, RunReport
 from lit_align.data import (
@@ -95,7 +95,7 @@ def test_unread_sampler_logps_can_be_left_out(tiny_model, in_tmp, objective):
         module = objective(PolicyConfig(tiny_model), optimizer=adamw())
         data = on_policy(in_tmp, record_sampler=record_sampler)
         fit(module, data, max_epochs=2)
-        return state(module), [vars(row) for row in data.round_store.samples.read(0) or []]
+        return state(module), [vars(row) for row in round_store(data).samples.read(0) or []]
 
     (recorded, with_logps), (unrecorded, without) = run(True), run(False)
     assert_same(recorded, unrecorded)
@@ -150,7 +150,7 @@ def test_file_pairs_with_rewards_validate_sppo_and_exo(tiny_model, in_tmp):
 def test_the_chosen_response_has_the_higher_reward(tiny_model, in_tmp):
     data = on_policy(in_tmp)
     fit(module_of(tiny_model), data)
-    stored = {row.source: row for n in range(2) for row in data.round_store.samples.read(n) or []}
+    stored = {row.source: row for n in range(2) for row in round_store(data).samples.read(n) or []}
     for example in data.current_round.examples:
         row = stored[example.source]
         texts = [row.responses[row.response_ids.index(ids)] for ids in example.response_ids]
@@ -377,7 +377,7 @@ def test_another_pairing_or_scorer_reuses_the_samples(tiny_model, in_tmp, monkey
     data = on_policy(in_tmp)
     data.scorer = FunctionScorer("length.py:reward")
     fit(module_of(tiny_model), data, rounds)
-    stored = {row.source: row for n in range(2) for row in data.round_store.samples.read(n) or []}
+    stored = {row.source: row for n in range(2) for row in round_store(data).samples.read(n) or []}
     for example in rounds.made[1]:
         row = stored[example.source]
         texts = [row.responses[row.response_ids.index(ids)] for ids in example.response_ids]

@@ -2,9 +2,7 @@
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,23 +97,6 @@ def test_a_model_folder_that_does_not_exist_is_named(pairs):
 def test_a_name_neither_here_nor_on_the_hub_is_an_error(pairs):
     with pytest.raises(UserError, match=r"no tokenizer for 'nope': this folder does not exist, and as a hub name"):
         fit(DPO(PolicyConfig("nope")), pairs)
-
-
-def test_a_model_that_cannot_be_read_is_named(tiny_model, pairs, in_tmp):
-    shutil.copytree(tiny_model, "cut")
-    Path("cut/model.safetensors").write_bytes(Path("cut/model.safetensors").read_bytes()[:1000])
-    Path("cut.gguf").write_bytes(b"GGUF" + bytes(4))
-    Path("cut.txt").touch()
-    shutil.copytree(tiny_model, "mute", ignore=shutil.ignore_patterns("*token*"))
-    expected = {
-        "cut": r"model.policy.path: cannot load 'cut': ",
-        "cut.gguf": r"model.policy.path: no tokenizer for 'cut.gguf': the file is damaged",
-        "mute": r"no tokenizer for 'mute': the folder holds none. Save one there",
-        "cut.txt": r"no tokenizer for 'cut.txt': it is a file. Give a folder saved by `save_pretrained`",
-    }
-    for path, message in expected.items():
-        with pytest.raises(UserError, match=message):
-            fit(DPO(PolicyConfig(path)), pairs)
 
 
 def test_a_reference_that_does_not_exist_is_named(tiny_model, pairs):

@@ -12,7 +12,8 @@ thread has not. So a killed run repeats nothing that is stored, and all numbers 
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -20,6 +21,7 @@ from lit_align.console import phase, print_line
 from lit_align.data.rounds.make import RoundMaker
 from lit_align.data.samplers.base import EngineLost, Sampler
 from lit_align.errors import UserError
+from lit_align.policy import Policy
 from lit_align.sharding import barrier_with_timeout
 
 
@@ -58,6 +60,20 @@ class SamplingAhead:
         trainer = recorder.module.trainer
         self._sampling = _SamplerThread(maker, missing[trainer.global_rank :: trainer.world_size])
         self._sampling.start()
+
+    @contextmanager
+    def lend(self, sampler: Sampler, policy: Policy, dtype: torch.dtype, longest: int) -> Iterator[Sampler]:
+        """Within this context, the sampler has a policy's weights; see `Sampler.load`. Every process must call it.
+
+        A round that is sampled with these weights continues meanwhile; with others, it is finished first.
+        """
+        maker = self._sampling.maker if self._sampling else None
+        if maker and policy is maker.policy and maker.round.step == maker.recorder.module.global_step:
+            yield sampler
+            return
+        self.finish()
+        with sampler.ready(policy, dtype, longest):
+            yield sampler
 
     def finish(self) -> float:
         """Wait until this process's share is sampled, and return the seconds that it took.

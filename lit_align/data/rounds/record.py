@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_align.console import phase, print_field
 from lit_align.data.batches import Example, record_logps
@@ -27,7 +27,7 @@ from lit_align.errors import UserError
 from lit_align.files import repr_in_pieces
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
-from lit_align.sharding import barrier_with_timeout, gathered, largest, reshard
+from lit_align.sharding import barrier_with_timeout, computing, largest
 
 R = TypeVar("R", bound=StoredRow)
 M = TypeVar("M")
@@ -87,16 +87,9 @@ class Recorder:
         self.wait_minutes = wait_minutes
         self.on_shards = on_shards
 
-    @contextmanager
-    def able_to_compute(self, network: object) -> Iterator[None]:
+    def able_to_compute(self, network: object) -> AbstractContextManager[None]:
         """Within this context, `logps` can be computed with a network, a policy or a reference."""
-        if not self.on_shards:
-            with gathered(network):
-                yield
-            return
-        yield
-        if isinstance(network, nn.Module):
-            reshard(network)
+        return computing(network, self.on_shards)
 
     def load_or_compute(
         self,

@@ -1,6 +1,7 @@
 """`GenerateSampler`: a copy of the policy samples a batch of prompts at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -54,3 +55,12 @@ class GenerateSampler(CopySampler):
             request.sampling,
             request.end_ids,
         )
+
+
+@contextmanager
+def sampling_copy(policy: Policy) -> Iterator[Sampler]:
+    """Within this context, a sampler with a copy of the policy in bfloat16; every process must call it."""
+    sampler = GenerateSampler()
+    sampler.load(policy, torch.bfloat16, longest=0)  # a copy takes any length
+    yield sampler
+    sampler.release()

@@ -9,6 +9,7 @@ those of the whole model, if each copy is counted once.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,22 @@ class ModelWeights:
         if self._packing and not all(map(multiplies_by_its_weight, self._packing.layers)):
             return None
         return weight_sums(counted(model))
+
+
+def remove_start_file() -> None:
+    """Have the workers on CPUs delete the file through which they find each other, since vLLM never does.
+
+    Each deletes it in the last step of its start; all have found each other by then.
+    """
+    from vllm.v1.worker.cpu_worker import CPUWorker  # type: ignore[import-not-found]
+
+    warm_up = CPUWorker.compile_or_warm_up_model
+
+    def warm_up_and_remove(worker: Any) -> Any:
+        Path(worker.distributed_init_method.removeprefix("file://")).unlink(missing_ok=True)
+        return warm_up(worker)
+
+    CPUWorker.compile_or_warm_up_model = warm_up_and_remove
 
 
 def check_supported(config: Any, model: Any) -> None:

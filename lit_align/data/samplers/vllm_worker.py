@@ -5,7 +5,6 @@ training process calls the methods over the server's `/collective_rpc`, so that 
 """
 
 import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +12,13 @@ from vllm.platforms import current_platform  # type: ignore[import-not-found]
 
 from lit_align import __version__
 from lit_align.data.samplers.transfer import Transfer, receive
-from lit_align.data.samplers.vllm_weights import ModelWeights, check_supported
+from lit_align.data.samplers.vllm_weights import ModelWeights, check_supported, remove_start_file
 from lit_align.errors import first_line
 from lit_align.sharding import drain
 
 _weights = ModelWeights(on_cpu=current_platform.is_cpu())
+if current_platform.is_cpu():
+    remove_start_file()
 _token: str | None = None  # names the weights that the model has; None if they are not a policy's
 
 
@@ -26,14 +27,11 @@ class PolicyReceiver:
 
     rank: int
     device: torch.device
-    distributed_init_method: str
     model_runner: Any
     vllm_config: Any
 
     def policy_worker(self) -> dict[str, Any]:
         """What the training process must know of this worker."""
-        if self.device.type == "cpu":  # with one worker a file, which vLLM reads and never deletes
-            Path(self.distributed_init_method.removeprefix("file://")).unlink(missing_ok=True)
         parallel = self.vllm_config.parallel_config
         return {
             "version": __version__,

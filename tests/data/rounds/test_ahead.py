@@ -13,11 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import run_in, train
 from served import LoopbackServer, at_call, check_same_samples, die
 from served import run as run_served
-from tiny import adamw, fit, on_policy, same, weights
+from tiny import adamw, fit, on_policy, round_store, same, weights, write_prompts
 
-from lit_align.callbacks import Drift
+from lit_align.callbacks import Drift, WinRate
 from lit_align.data import (
     ContinuousBatchingSampler,
+    FunctionScorer,
     GenerateSampler,
     OnPolicyPairs,
     SampleRequest,
@@ -49,7 +50,7 @@ class Begins(Callback):
 
 
 def samples(data: OnPolicyPairs) -> list[SampleRow]:
-    return [row for number in range(2) for row in data.round_store.samples.read(number) or []]
+    return [row for number in range(2) for row in round_store(data).samples.read(number) or []]
 
 
 def rounds(
@@ -178,15 +179,21 @@ def server(tiny_model) -> Any:
 
 
 def test_a_server_that_dies_while_it_samples_ahead_changes_nothing(tiny_model, server, in_tmp, capsys):
+    """Neither do evaluations, for which it takes other weights when the round ahead is sampled."""
     small = {"prompts_per_round": 2, "sampling_batch_size": 4, "batch_size": 2, "sampling": Sampling(max_new_tokens=4)}
     data = {"sampler": VLLMServerSampler(server.url)} | small
-    whole, _ = rounds(tiny_model, "whole", data=data, max_epochs=2)
+    few = write_prompts(in_tmp, 3)
+    reward = FunctionScorer(f"{in_tmp / 'rewards.py'}:reward")
+    looks = [Drift(prompts=2), WinRate(few, reward, validation=few, responses_per_prompt=1)]
+    whole, _ = rounds(tiny_model, "whole", *looks, data=data)
+    # of three rounds; of start and policies in three validations; of the last round's drift, while none samples ahead
+    assert server.calls.count("policy_receive") == 3 + 4 + 1
     server.calls.clear()
     at_call(server, "/v1/completions", 10, lambda: die(server))  # 8 are those of the first round
-    lost, _ = rounds(tiny_model, "lost", data=data, max_epochs=2)
+    lost, _ = rounds(tiny_model, "lost", data=data)
     assert same(weights(lost), weights(whole))
     assert "the rest of the round is sampled now" in capsys.readouterr().out
-    assert server.calls.count("policy_receive") == 3
+    assert server.calls.count("policy_receive") == 4
 
 
 @pytest.mark.slow

@@ -8,18 +8,20 @@ import pytest
 import torch
 from processes import run_in
 from served import LoopbackServer, at_call, check_changed_bit, check_same_samples, die, move, run, stored
-from tiny import adamw, fit, on_policy
+from tiny import adamw, fit, on_policy, write_prompts
 from torch.distributed.fsdp import FSDPModule
 
-from lit_align.callbacks import Drift
+from lit_align.callbacks import Drift, ReferenceRefresh, WinRate
 from lit_align.cli import main
-from lit_align.data import GenerateSampler, Sampler, SampleRequest, Sampling, VLLMServerSampler
+from lit_align.data import FunctionScorer, GenerateSampler, Sampler, SampleRequest, Sampling, VLLMServerSampler
 from lit_align.data.sampling import Response
 from lit_align.errors import UserError
+from lit_align.evaluation.rows import read_held_out
 from lit_align.objectives import DPO, KTO
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 from lit_align.reference.config import ReferenceConfig
 from lit_align.reporting.metrics_csv import read_metrics
+from lit_align.reporting.run_folder import verdict_file
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = [list(range(70, 150)), [80], [90, 91, 92]]
@@ -152,15 +154,26 @@ def test_an_address_must_be_one(url):
 @pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.slow), LORA], ids=["full", "LoRA"])
 def test_sharded_processes_sample_what_one_process_samples(tiny_model, server, in_tmp, lora):
     """Five batches for two processes: the last turn has one. The server dies in the second round."""
-    run(tiny_model, in_tmp / "one", server.url, "auto", 0.0, lora)
+    held_out = write_prompts(in_tmp, 3)
+
+    def go(folder: str, strategy: str) -> None:
+        scorer = FunctionScorer(f"{in_tmp / 'rewards.py'}:reward")
+        callbacks = [
+            Drift(prompts=3),
+            ReferenceRefresh(0.5, 1, "round"),
+            WinRate(held_out, scorer, validation=held_out, responses_per_prompt=2, batch_size=2),
+        ]
+        run(tiny_model, in_tmp / folder, server.url, strategy, 0.0, lora, callbacks=callbacks)
+
+    go("one", "auto")
     server.calls.clear()
     at_call(server, "/v1/completions", 50, lambda: die(server))
 
     def run_on_shards() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(FSDPModule, "unshard", lambda part: pytest.fail("gathers all weights"))
-            patch.setattr(Policy, "load_start", lambda *arguments: pytest.fail("loads the start"))
-            run(tiny_model, in_tmp / "two", server.url, "fsdp2", 0.0, lora, callbacks=[Drift(prompts=3)])
+            patch.setattr(GenerateSampler, "load", lambda *arguments: pytest.fail("copies all weights"))
+            go("two", "fsdp2")
 
     run_in(2, run_on_shards)
     check_same_samples(in_tmp / "one", in_tmp / "two")
@@ -168,6 +181,13 @@ def test_sharded_processes_sample_what_one_process_samples(tiny_model, server, i
     assert len(measured) == 2
     for name in ("kl_policy_start", "kl_policy_reference"):
         assert [row[f"drift/{name}"] for row in measured] == pytest.approx([0, 0], abs=1e-4)
+    one, two = (read_held_out(verdict_file(in_tmp / folder)) for folder in ("one", "two"))
+    assert len(one) == 3
+    for row, other in zip(one, two, strict=True):
+        assert row.responses == row.responses_start, "equal weights and streams"
+        assert (row.responses, row.scorers) == (other.responses, other.scorers)
+        assert row.logps == pytest.approx(other.logps, abs=1e-4)
+        assert other.logps == pytest.approx(other.logps_start, abs=1e-4)
 
 
 def test_sharded_processes_record_what_one_process_records(tiny_model, server, in_tmp):
@@ -197,12 +217,16 @@ def test_serve_prints_the_command_of_a_configuration(tiny_model, in_tmp, capsys)
             *(f"--model.policy.path={tiny_model}", f"--data.prompts={data.prompts}"),
             *("--data.sampler.url=http://10.0.0.7:8123", "--data.sampler.tensor_parallel=2"),
             *(f"--trainer.default_root_dir={in_tmp}/run", "--trainer.devices=8"),
+            *("--data.max_prompt_length=100", "--data.sampling.max_new_tokens=20"),
+            *(f"--win_rate.prompts={data.prompts}", "--win_rate.scorer=FunctionScorer"),
+            *(f"--win_rate.scorer.function={in_tmp}/rewards.py:reward", "--win_rate.sampling.max_new_tokens=30"),
         ]
     )
     said = capsys.readouterr().out
     assert 'VLLM_SERVER_DEV_MODE="1"' in said
     assert "--host 10.0.0.7 --port 8123" in said
     assert "--tensor-parallel-size 2" in said
+    assert "--max-model-len 130" in said, "the longest responses are those to held-out prompts"
     assert "--worker-extension-cls lit_align.data.samplers.vllm_worker.PolicyReceiver" in said
     assert (in_tmp / "run/vllm/config.json").is_file()
     assert not list((in_tmp / "run/vllm").glob("*.safetensors"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from judge_server import endpoint, graded_by_length, grades, in_turn, longer_wins
 from processes import die_at, fork, run_in
-from tiny import adamw, fit, on_policy
+from tiny import adamw, fit, on_policy, round_store
 
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import Endpoint, GradingJudge, Listwise, PairwiseJudge
@@ -244,7 +244,7 @@ def test_a_round_resumes_where_its_judge_went_down(serve, tiny_model, in_tmp, mo
     again.scorer = GradingJudge(endpoint(server))
     fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), again)
     assert not answered & set(calls)
-    rows = again.round_store.scores(again.scorer.identity).read(0)
+    rows = round_store(again).scores(again.scorer.identity).read(0)
     assert rows
     assert rows[0].parts
     assert set(rows[0].parts) == set(CRITERIA)
@@ -256,7 +256,7 @@ def test_sppo_learns_from_a_judges_comparisons(serve, tiny_model, in_tmp, capsys
     data = on_policy(in_tmp, pairing=Listwise(), responses_per_prompt=3, sampling_batch_size=12)
     data.scorer = PairwiseJudge(endpoint(serve(longer_wins)))
     fit(SPPO(PolicyConfig(tiny_model), beta=1.0, optimizer=adamw()), data, ReferenceRefresh(1.0, 1, "round"))
-    (row, *_) = data.round_store.scores(data.scorer.identity).read(0) or []
+    (row, *_) = round_store(data).scores(data.scorer.identity).read(0) or []
     assert row.preferences
     assert row.scores == [pytest.approx((sum(wins) - 0.5) / 2) for wins in row.preferences]
     for example in data.current_round.examples:
