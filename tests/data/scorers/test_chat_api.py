@@ -22,7 +22,8 @@ from processes import fork
 from lit_align.data import Endpoint, GradingJudge
 from lit_align.data.scorers.answer_cache import Answer, AnswerCache
 from lit_align.data.scorers.base import score
-from lit_align.data.scorers.chat_api import Client, JudgeError, _retry_after
+from lit_align.data.scorers.chat_api import Client
+from lit_align.data.scorers.chat_request import JudgeError, retry_after
 from lit_align.errors import UserError
 
 
@@ -139,9 +140,9 @@ def test_the_server_decides_how_long_to_wait(serve, in_tmp):
     began = time.monotonic()
     score(GradingJudge(endpoint(server)), ["q"], ["a"])
     assert 1 <= time.monotonic() - began < 4
-    assert _retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30))) == pytest.approx(30, abs=2)
-    assert (_retry_after("soon"), _retry_after(None), _retry_after("-3")) == (None, None, 0.0)
-    assert (_retry_after("inf"), _retry_after("nan")) == (None, None)
+    assert retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30))) == pytest.approx(30, abs=2)
+    assert (retry_after("soon"), retry_after(None), retry_after("-3")) == (None, None, 0.0)
+    assert (retry_after("inf"), retry_after("nan")) == (None, None)
 
 
 def test_a_judge_that_is_down_is_one_paragraph(serve, in_tmp):
