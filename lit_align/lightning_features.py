@@ -5,18 +5,15 @@ callbacks and options of Lightning work (`tests/test_lightning_features.py`).
 """
 
 import re
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BasePredictionWriter,
     BatchSizeFinder,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
     SpikeDetection,
@@ -28,8 +25,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from lit_align.console import relative
-from lit_align.errors import UserError, first_line
+from lit_align.errors import UserError
 
 REFUSED_CALLBACKS: dict[type[Callback], str] = {
     StochasticWeightAveraging: "copies the module before its policy is loaded, and so averages nothing. Use "
@@ -111,20 +107,6 @@ ERRORS = {
 }
 """Errors that Lightning's loops raise once they know the data, with our message."""
 
-RESTORING = {
-    "_restore_modules_and_callbacks",
-    "restore_training_state",
-    "_load_combined_loader_states",
-    "check_restored",
-    "first_step_after_restoring",
-}
-"""Functions, of Lightning and ours, in which a part of a run takes its state from a checkpoint, or first uses it."""
-
-COMPUTING = {"closure", "_after_closure"}
-"""Functions of Lightning that compute the gradients within an optimizer step."""
-
-NOT_OF_A_CHECKPOINT = (MisconfigurationException, torch.OutOfMemoryError)
-
 
 def check_features(trainer: Trainer) -> None:
     """Check that a trainer uses no feature that objectives do not work with.
@@ -146,8 +128,7 @@ def check_features(trainer: Trainer) -> None:
         raise UserError("ModelParallelStrategy shards nothing by itself. Use --config configs/overlays/fsdp.yaml.")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         _refuse(callback, REFUSED_CALLBACKS)
-        remaining = callback.time_remaining() if isinstance(callback, Timer) else None
-        if remaining is not None and remaining <= 0:
+        if is_out_of_time(callback):
             raise UserError("trainer.max_time (or a Timer's duration) must be above 0. Raise it.")
         if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError(f"{type(callback).__name__} averages no shards. Train on one device or with ddp.")
@@ -159,23 +140,23 @@ def check_features(trainer: Trainer) -> None:
         )
 
 
-def explained(error: Exception, ckpt_path: str | None) -> UserError | None:
-    """An error of Lightning's loops, or of loading a checkpoint, as a message for the user; None for another one."""
+def is_out_of_time(callback: Callback) -> bool:
+    """Whether a callback is a timer whose time is over."""
+    remaining = callback.time_remaining() if isinstance(callback, Timer) else None
+    return remaining is not None and remaining <= 0
+
+
+def accumulation_schedules(trainer: Trainer) -> list[GradientAccumulationScheduler]:
+    """The callbacks that choose `accumulate_grad_batches` for each epoch; at most one acts."""
+    return [each for each in trainer.callbacks if isinstance(each, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+
+
+def explained(error: Exception) -> UserError | None:
+    """An error of Lightning's loops as a message for the user; None for another one."""
     for pattern, message in ERRORS.items():
         if found := re.search(pattern, str(error)):
             return UserError(message.format(*found.groups()))
-    passed = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    restores = not passed.isdisjoint(RESTORING) and passed.isdisjoint(COMPUTING)
-    if not ckpt_path or not restores or isinstance(error, NOT_OF_A_CHECKPOINT):
-        return None
-    path = relative(ckpt_path)
-    if isinstance(error, UserError):
-        names = (path, relative(Path(ckpt_path).resolve()))  # last.ckpt is a link
-        return None if any(name in str(error) for name in names) else UserError(f"ckpt_path={path}: {error}")
-    return UserError(
-        f"ckpt_path={path} cannot be resumed from ({type(error).__name__}: {first_line(error)}): an entry is missing "
-        "or has another form than a run writes. Name a checkpoint that a run wrote."
-    )
+    return None
 
 
 def _refuse(used: object, refused: dict[type, str] | dict[type[Callback], str]) -> None:

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -110,6 +112,24 @@ class LoRAConfig:
             raise UserError("model.lora.targets must name at least one layer, or be all-linear. Name one.")
 
 
+@contextmanager
+def naming_errors(what: str) -> Iterator[None]:
+    """Turn an error of reading a model's or an adapter's files into a message that begins with what cannot be read.
+
+    Raises:
+        UserError: a file is missing or damaged, does not fit the others, or would run code.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{what}: its weights are a pickle that is damaged or would run code.") from error
+    except Exception as error:  # damaged files can raise anything
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{what}: {kind}{first_line(error)}.") from error
+
+
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of the model, or another one, with its chat template or another.
 
@@ -119,11 +139,9 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     path = config.tokenizer or config.path
     option = "model.policy.path" if config.tokenizer is None else "data.tokenizer"
     where = locate_model(config if config.tokenizer is None else replace(config, path=path, revision=None))
-    try:
+    here = "" if Path(path).exists() else ": this folder does not exist, and as a hub name"
+    with naming_errors(f"{option}: no tokenizer for {path!r}{here}"):
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    except (OSError, ValueError) as error:
-        here = "" if Path(path).exists() else "this folder does not exist, and as a hub name: "
-        raise UserError(f"{option}: no tokenizer for {path!r}: {here}{first_line(error)}.") from error
     if config.chat_template is not None:
         tokenizer.chat_template = read_template(config.chat_template)
     return tokenizer
@@ -149,10 +167,8 @@ def load_positions(config: PolicyConfig) -> int | None:
     """The most tokens that the model reads, without loading it; None where it does not say, or is a GGUF file."""
     if config.path.endswith(".gguf"):
         return None  # its head is read together with its weights only
-    try:
+    with naming_errors(f"model.policy.path: cannot load {config.path!r}"):
         model = AutoConfig.from_pretrained(**locate_model(config))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
     return getattr(model.get_text_config(), "max_position_embeddings", None)
 
 
@@ -262,14 +278,12 @@ def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **opt
             )
         # on the CPU; Lightning moves the packed weights to the device
         options |= {"quantization_config": quantization_config(dtype), "device_map": {"": "cpu"}}
-    stored = stored_type(where) if are_lazy() and config.quantize is None and "gguf_file" not in where else None
-    try:
+    with naming_errors(f"model.policy.path: cannot load {config.path!r}"):
+        stored = stored_type(where) if are_lazy() and config.quantize is None and "gguf_file" not in where else None
         loaded = kind.from_pretrained(**where, **options | {"dtype": stored or dtype})
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if stored not in (None, dtype) and keeps_some_in_float32(model):  # in half precision alone
             return kind.from_pretrained(**where, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.policy.path: cannot load {config.path!r}: {first_line(error)}.") from error
     if stored is not None:
         model.config.dtype = dtype
         for weight in model.parameters():
@@ -308,11 +322,8 @@ def turn_off_dropout(model: nn.Module) -> None:
 
 def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CAUSAL_LM") -> PeftModel:
     if lora.adapter is not None:
-        try:
-            with types_shown(model):
-                adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.lora.adapter: cannot load {lora.adapter!r}: {first_line(error)}.") from error
+        with naming_errors(f"model.lora.adapter: cannot load {lora.adapter!r}"), types_shown(model):
+            adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
         config = adapter.peft_config["default"]
         if type(config) is not LoraConfig or config.use_dora or config.modules_to_save or config.bias != "none":
             raise UserError(

@@ -19,13 +19,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import torch.distributed as dist
 
 from lit_align.console import relative
 from lit_align.errors import UserError
+from lit_align.running import Process
 from lit_align.sharding import joined_operations, waiting_group
 
 BEAT, FAREWELL, FAILURE = b".", b"-", b"!"
@@ -51,24 +53,23 @@ class Report:
 
 
 @dataclass
-class Process:
-    """A process of the run, with its latest report."""
+class Rank:
+    """One of the run's processes, with its latest report."""
 
-    rank: int
-    host: str
-    pid: int
+    number: int
+    process: Process
     report: Report = Report()
 
     @classmethod
-    def this(cls) -> "Process":
-        return cls(dist.get_rank(), socket.gethostname(), os.getpid())
+    def this_one(cls) -> Self:
+        return cls(dist.get_rank(), Process.this_one())
 
 
 @dataclass
 class Peer:
     """Another process, and the connection to it."""
 
-    process: Process
+    rank: Rank
     connection: socket.socket
     heard: float  # when it last sent anything
     begun: bytes = b""  # of a message whose end has not arrived
@@ -98,7 +99,7 @@ class PeerWatch:
     def __init__(self, minutes: float, phase: Callable[[], str]):
         self.minutes = minutes
         self.phase = phase
-        self._this = Process.this()
+        self._this = Rank.this_one()
         self._peers = connect()
         self._late: dict[tuple[int, int], float] = {}  # rank and its operations → since when others wait for the next
         self._closed = threading.Event()
@@ -134,11 +135,11 @@ class PeerWatch:
                 self._hear(peer, peer.read(), now)
             for peer in self._peers:
                 if now - peer.heard > self._patience:
-                    self._end(peer.process, f"has not responded for {self.minutes:g} minutes and is ended", hangs=True)
+                    self._end(peer.rank, f"has not responded for {self.minutes:g} minutes and is ended", hangs=True)
             if now - beaten >= SECONDS_BETWEEN:
                 beaten = now
                 self._beat()
-                if self._this.rank == 0:  # which hears all of them
+                if self._this.number == 0:  # which hears all of them
                     self._end_late(now)
 
     def _beat(self) -> None:
@@ -150,46 +151,46 @@ class PeerWatch:
 
     def _hear(self, peer: Peer, messages: list[bytes] | None, now: float) -> None:
         if messages is None:
-            self._end(peer.process, "has died")
+            self._end(peer.rank, "has died")
             return
         peer.heard = now
         for message in messages:
             kind, said = message[:1], message[1:]
             if kind == BEAT and said:
-                peer.process.report = Report(*json.loads(said))
+                peer.rank.report = Report(*json.loads(said))
             elif kind == FAREWELL:
                 self._peers = [each for each in self._peers if each is not peer]
-            elif kind == FAILURE and peer.process.rank == 0:  # which has said why
+            elif kind == FAILURE and peer.rank.number == 0:  # which has said why
                 leave("")
             elif kind == FAILURE:
-                self._end(peer.process, "has ended with an error")
+                self._end(peer.rank, "has ended with an error")
 
     def _end_late(self, now: float) -> None:
         """End a process that lives, and that others have been waiting for too long."""
-        heard = [peer.process for peer in self._peers if now - peer.heard < 5 * SECONDS_BETWEEN]
-        processes = [self._this, *heard]
-        most = max(process.report.joined for process in processes)
-        late = {(each.rank, each.report.joined): each for each in processes if each.report.joined < most}
+        ranks = [self._this, *(peer.rank for peer in self._peers if now - peer.heard < 5 * SECONDS_BETWEEN)]
+        most = max(rank.report.joined for rank in ranks)
+        late = {(rank.number, rank.report.joined): rank for rank in ranks if rank.report.joined < most}
         self._late = {key: self._late.get(key, now) for key in late}
-        for key, process in late.items():
+        for key, rank in late.items():
             if now - self._late[key] > self._patience:
                 how = f"has kept the others waiting for {self.minutes:g} minutes and is ended"
-                self._end(process, how, hangs=True)
+                self._end(rank, how, hangs=True)
 
-    def _end(self, lost: Process, how: str, *, hangs: bool = False) -> None:
+    def _end(self, lost: Rank, how: str, *, hangs: bool = False) -> None:
         """End this process, a hanging one of this machine, and the others."""
         if self._closed.is_set():
             return
-        if hangs and lost is not self._this and lost.host == self._this.host:
+        process = lost.process
+        if hangs and lost is not self._this and process.host == self._this.process.host:
             with suppress(OSError):
-                os.kill(lost.pid, signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
         for each in self._peers:
             each.send(FAILURE)
-        speaks = lost is self._this or self._this.rank == (1 if lost.rank == 0 else 0)
+        speaks = lost is self._this or self._this.number == (1 if lost.number == 0 else 0)
         last = f" It was last in: {lost.report.doing}." if lost.report.doing else ""
         text = (
-            f"error: process {lost.rank} (id {lost.pid} on {lost.host}) {how}, and the run ends in all processes."
-            f"{last} Look at its output, then resume with the same command.\n"
+            f"error: process {lost.number} (id {process.pid} on {process.host}) {how}, and the run ends in all "
+            f"processes.{last} Look at its output, then resume with the same command.\n"
         )
         leave(text if speaks else "")
 
@@ -243,7 +244,7 @@ def accept(server: socket.socket, token: str, count: int) -> list[Peer]:
         try:
             connection, _ = server.accept()
         except TimeoutError as error:
-            missing = sorted({*range(1, count + 1)} - {peer.process.rank for peer in peers})
+            missing = sorted({*range(1, count + 1)} - {peer.rank.number for peer in peers})
             raise UserError(
                 f"process {', '.join(map(str, missing))} has not connected within {SECONDS_TO_CONNECT:g} seconds. Look "
                 "at its output, then start again."
@@ -261,8 +262,7 @@ def greet(connection: socket.socket, token: str) -> Peer:
         OSError: the other side does not answer.
         ValueError: it does not know the token.
     """
-    ours = Process.this()
-    said = {"token": token, "rank": ours.rank, "host": ours.host, "pid": ours.pid}
+    said = {"token": token, "rank": dist.get_rank(), "process": asdict(Process.this_one())}
     connection.sendall(json.dumps(said).encode() + b"\n")
     line = b""
     while not line.endswith(b"\n"):  # byte by byte: what follows belongs to the watch
@@ -273,4 +273,4 @@ def greet(connection: socket.socket, token: str) -> Peer:
     theirs = json.loads(line)
     if not secrets.compare_digest(theirs["token"], token):
         raise ValueError("another token")
-    return Peer(Process(theirs["rank"], theirs["host"], theirs["pid"]), connection, time.monotonic())
+    return Peer(Rank(theirs["rank"], Process(**theirs["process"])), connection, time.monotonic())

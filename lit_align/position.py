@@ -12,7 +12,9 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lit_align.console import print_line
 from lit_align.errors import check_types
+from lit_align.lightning_features import accumulation_schedules, is_out_of_time
 
 KEY = "position"
 
@@ -30,6 +32,7 @@ class Position:
         seen: Batches completed in all epochs.
         validation_due: Whether validation follows the last of these batches.
         validated: Whether it is done.
+        stopping: Whether a callback such as `EarlyStopping` has ended the training; a timer checks that itself.
     """
 
     epoch: int
@@ -39,6 +42,7 @@ class Position:
     seen: int
     validation_due: bool
     validated: bool
+    stopping: bool = False
 
     @classmethod
     def of_run(cls, trainer: Trainer) -> "Position":
@@ -48,22 +52,20 @@ class Position:
         total: Any = loop.epoch_loop.batch_progress.total
         current: Any = loop.epoch_loop.batch_progress.current
         seen, batches = total.processed, current.processed
+        out_of_time = any(map(is_out_of_time, trainer.callbacks))  # type: ignore[attr-defined]
+        stopping = trainer.should_stop and not out_of_time
         ended = epochs.started == epochs.completed or epochs.processed > epochs.completed
-        cut = (
-            ended
-            and 0 < trainer.max_steps <= trainer.global_step
-            and 0 < batches < trainer.num_training_batches < math.inf
-        )
+        over = out_of_time or 0 < trainer.max_steps <= trainer.global_step  # a longer run is not
+        cut = ended and over and 0 < batches < trainer.num_training_batches < math.inf
         if ended and not cut:  # between two epochs
             done = max(epochs.completed, epochs.processed)
-            return cls(done, 0, 0, trainer.global_step, seen, False, False)
+            return cls(done, 0, 0, trainer.global_step, seen, False, False, stopping)
         of = int(trainer.num_training_batches)
         unmade = batches % trainer.accumulate_grad_batches if batches < of else 0
         due = bool(batches) and not unmade and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
         due = due and not cut  # a longer run continues within the epoch, after its validation
-        return cls(
-            epochs.started - 1, batches - unmade, of, trainer.global_step, seen - unmade, due, trainer.validating
-        )
+        epoch, step, seen = epochs.started - 1, trainer.global_step, seen - unmade
+        return cls(epoch, batches - unmade, of, step, seen, due, trainer.validating, stopping)
 
     @property
     def at_epochs_end(self) -> bool:
@@ -107,14 +109,35 @@ class Position:
         if self.batches:
             fit["state_dict"]["combined_loader"] = [_served(loader, self.batches) for loader in loaders]
 
-    def settle(self, trainer: Trainer) -> None:
-        """Tell Lightning's loops, once training starts, that they begin an epoch and do not resume one.
+    def stop_again(self, trainer: Trainer) -> None:
+        """Let a trainer that resumes here end its training where a callback had ended it: now, or with this epoch."""
+        if not self.stopping:
+            return
+        if not self.batches:
+            print_line("the training had been stopped early, and ends here again")
+            trainer.should_stop = True
+            return
+        loop = trainer.fit_loop.epoch_loop
+        start = loop.on_run_start
 
-        With `max_steps` they always take a loaded checkpoint for one of the middle of an epoch.
+        def start_and_stop(data_fetcher: Any) -> None:
+            loop.on_run_start = start  # type: ignore[method-assign]
+            start(data_fetcher)
+            trainer.should_stop = True
+
+        loop.on_run_start = start_and_stop  # type: ignore[method-assign]
+
+    def settle(self, trainer: Trainer) -> None:
+        """Give Lightning's loops, once training starts, what they take from no checkpoint.
+
+        That they begin an epoch and do not resume one (with `max_steps` they always believe the latter), and the number
+        of batches that a step of this epoch accumulates.
         """
         if not self.batches:
             trainer.fit_loop._restarting = False
             trainer.fit_loop.epoch_loop.restarting = False
+        for each in accumulation_schedules(trainer):
+            trainer.accumulate_grad_batches = each.get_accumulate_grad_batches(self.epoch)
 
 
 def end_when_over(trainer: Trainer) -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 from lit_align.errors import UserError
+from lit_align.lightning_features import accumulation_schedules
 from lit_align.sharding import rank, waiting_group
 
 KEY = "identity"
@@ -100,8 +101,11 @@ def listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
 
 def of_trainer(trainer: Trainer) -> Table:
     """The trainer's options that decide numbers."""
+    accumulated = [str(each.scheduling) for each in accumulation_schedules(trainer)] or [
+        trainer.accumulate_grad_batches
+    ]
     return {
-        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "trainer.accumulate_grad_batches": accumulated[0],
         "trainer.gradient_clip_val": trainer.gradient_clip_val,
         "trainer.gradient_clip_algorithm": str(trainer.gradient_clip_algorithm or "norm"),
         "trainer.precision": str(trainer.precision),

@@ -1,4 +1,4 @@
-"""Whether a process that a file names still runs."""
+"""Processes by host and id, and whether one that a file names still runs."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Process:
-    """A process, as a file names it.
+    """A process, as files and other processes name it.
 
     Args:
         started: When it started, by the clock of its system: another process may later have the same id. Empty where

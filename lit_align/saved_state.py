@@ -1,21 +1,64 @@
 """Whether the state in a checkpoint has the form that a run writes.
 
 Lightning and torch take over most of this state as it is: an entry of another type would fail later, somewhere in
-training. A `TypeError` names the entry, and the command line adds the checkpoint (`lightning_features.explained`).
+training. A `TypeError` names the entry, and `restoring` adds the checkpoint.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_align.errors import shown
+from lit_align.console import relative
+from lit_align.errors import UserError, first_line, shown
 
 STATEFUL = (ModelCheckpoint, EarlyStopping, Timer, WeightAveraging)
 """Lightning's callbacks that take over their state as it is."""
+
+NOT_OF_A_CHECKPOINT = (MisconfigurationException, torch.OutOfMemoryError)
+
+
+@contextmanager
+def restoring(trainer: Trainer) -> Iterator[None]:
+    """Name the trainer's checkpoint in an error of what takes over, or first uses, its state.
+
+    Raises:
+        UserError: in place of any other error, but for those that no checkpoint causes.
+    """
+    try:
+        yield
+    except NOT_OF_A_CHECKPOINT:
+        raise
+    except Exception as error:
+        if not trainer.ckpt_path:
+            raise
+        path = relative(trainer.ckpt_path)
+        if not isinstance(error, UserError):
+            raise UserError(
+                f"ckpt_path={path} cannot be resumed from ({type(error).__name__}: {first_line(error)}): an entry is "
+                "missing or has another form than a run writes. Name a checkpoint that a run wrote."
+            ) from error
+        if path in str(error) or relative(Path(trainer.ckpt_path).resolve()) in str(error):  # last.ckpt is a link
+            raise
+        raise UserError(f"ckpt_path={path}: {error}") from error
+
+
+def name_checkpoint_in_errors(trainer: Trainer) -> None:
+    """Let errors of Lightning's functions that restore a checkpoint name it."""
+    connector, loop = trainer._checkpoint_connector, trainer.fit_loop
+    for owner, name in (
+        (connector, "_restore_modules_and_callbacks"),
+        (connector, "restore_training_state"),
+        (loop, "_load_combined_loader_states"),
+    ):
+        setattr(owner, name, restoring(trainer)(getattr(owner, name)))
 
 
 def check_like(found: Any, ours: Any, name: str) -> None:

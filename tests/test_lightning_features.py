@@ -182,6 +182,31 @@ def test_a_callback_that_works_trains(run: Run, in_tmp: Path, name: str):
     assert math.isfinite(trainer.callback_metrics["val/loss"])
 
 
+RESUMED = [
+    name if name in ("GradientAccumulationScheduler", "RichProgressBar") else pytest.param(name, marks=pytest.mark.slow)
+    for name in CALLBACKS
+]
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_with_a_callback_resumes_within_an_epoch(tiny_model: str, in_tmp: Path, name: str):
+    def train(*more: Callback, **options: Any) -> dict[str, torch.Tensor]:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
+        pairs = write_pairs(in_tmp)
+        data = OfflinePairs(pairs, batch_size=2, validation=pairs)
+        options |= {"max_epochs": 2, "logger": CSVLogger(in_tmp), "enable_progress_bar": True}
+        options["enable_checkpointing"] = isinstance(given := CALLBACKS[name](), callbacks.Checkpoint)
+        fit(module, data, given, *more, default_root_dir=str(in_tmp), **options)
+        return weights(module)
+
+    def save(trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, number: int) -> None:
+        if trainer.current_epoch == 0 and number == 1:
+            trainer.save_checkpoint("middle.ckpt")
+
+    whole = train(callbacks.LambdaCallback(on_train_batch_end=save))
+    assert same(train(ckpt_path="middle.ckpt"), whole)
+
+
 @pytest.mark.parametrize("cls", [*REFUSED_CALLBACKS, callbacks.BackboneFinetuning], ids=lambda cls: cls.__name__)
 def test_a_callback_that_does_not_work_is_refused(
     cls: type[Callback], tiny_model: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]
@@ -244,6 +269,51 @@ def test_an_averaged_run_that_dies_in_its_verdict_judges_the_average(tiny_model:
     train(ckpt_path="ckpt/last.ckpt")
     assert len(judged) == 3
     assert same(judged[2], judged[0])
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["between epochs", "within an epoch"])
+def test_a_run_that_stopped_early_and_dies_in_its_verdict_trains_no_more(tiny_model: str, in_tmp: Path, within: bool):
+    """Lightning's checkpoints do not say that the training was over."""
+    ends: list[tuple[int, int]] = []
+
+    def end(trainer: Trainer, module: LightningModule) -> None:
+        ends.append((trainer.global_step, trainer.current_epoch))
+        if len(ends) == 1:
+            raise KeyboardInterrupt
+
+    def train(**options: Any) -> None:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
+        saving = callbacks.ModelCheckpoint("ckpt", save_last=True, save_on_train_epoch_end=not within)
+        stopping = callbacks.EarlyStopping("val/loss", stopping_threshold=1e9)
+        given = [stopping, callbacks.LambdaCallback(on_train_end=end), saving]
+        pairs = write_pairs(in_tmp)
+        data = OfflinePairs(pairs, batch_size=2, validation=pairs)
+        options |= {"max_epochs": 3, "enable_checkpointing": True, "val_check_interval": 0.5 if within else 1.0}
+        fit(module, data, *given, default_root_dir=str(in_tmp), **options)
+
+    with pytest.raises(SystemExit):  # Lightning's, after a KeyboardInterrupt
+        train()
+    train(ckpt_path="ckpt/last.ckpt")
+    assert ends == [(2 if within else 4, 1)] * 2
+
+
+def test_a_run_whose_time_ended_within_an_epoch_is_extended_from_there(tiny_model: str, in_tmp: Path):
+    def train(days: int, *more: Callback, **options: Any) -> dict[str, torch.Tensor]:
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=adamw())
+        data = OfflinePairs(write_pairs(in_tmp), batch_size=2, seed=1)
+        saving = callbacks.ModelCheckpoint("ckpt", save_last=True, enable_version_counter=False)
+        given = [*more, callbacks.Timer({"days": days}), saving]
+        fit(module, data, *given, max_epochs=2, enable_checkpointing=True, **options)
+        return weights(module)
+
+    def pass_two_days(trainer: Trainer, module: LightningModule, batch: Any, number: int) -> None:
+        if number == 1:
+            next(each for each in trainer.callbacks if isinstance(each, callbacks.Timer))._offset += 2 * 24 * 3600  # type: ignore[attr-defined]
+
+    whole = train(3)
+    assert not same(train(1, callbacks.LambdaCallback(on_train_batch_start=pass_two_days)), whole)
+    assert torch.load("ckpt/last.ckpt", weights_only=True)["global_step"] == 2
+    assert same(train(3, ckpt_path="ckpt/last.ckpt"), whole)
 
 
 # --- metrics that are monitored ---

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from lit_align import peers
-from lit_align.peers import BEAT, FAILURE, FAREWELL, Peer, PeerWatch, Process
+from lit_align.peers import BEAT, FAILURE, FAREWELL, Peer, PeerWatch, Rank
+from lit_align.running import Process
 
 # `leave` ends the process, and here the thread
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -38,7 +39,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, joined: list[int]):
         raise SystemExit  # of the thread
 
     ours, theirs = socket.socketpair()
-    peer = Peer(Process(1, HOST, 7777), ours, time.monotonic())
+    peer = Peer(Rank(1, Process(HOST, 7777, "")), ours, time.monotonic())
     monkeypatch.setattr(peers.dist, "get_rank", lambda: 0)
     monkeypatch.setattr(peers, "connect", lambda: [peer])
     monkeypatch.setattr(peers, "leave", leave)

@@ -9,11 +9,16 @@ A trial that W&B's agent stops early ends with 0: the agent counts other codes a
   repeats the evaluation. Several processes are not at the same place, and leave the last checkpoint.
 - During sampling: finished samples are on disk, and the last checkpoint is the one to resume from.
 
+A checkpoint that another callback saves after an error repeats the validation in which the error occurred.
+
 A second signal ends the run at once. Lightning alone misses a SIGTERM after the last batch.
 """
 
 import os
 import signal
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,6 +44,37 @@ class Interrupted(SystemExit):
         self.signum = signum
 
 
+class Signals:
+    """Handlers of Ctrl-C and SIGTERM, which a run takes over and gives back."""
+
+    def __init__(self) -> None:
+        self._handle: Callable[[int], None] | None = None
+        self._before: dict[int, Any] = {}
+
+    def take_over(self, handle: Callable[[int], None]) -> None:
+        """Let a function handle the signals; without effect outside the main thread."""
+        self._handle = handle
+        for signum in SIGNALS:
+            try:
+                before = signal.signal(signum, self._receive)
+            except ValueError:  # not the main thread
+                return
+            self._before.setdefault(signum, before)
+
+    def give_back(self) -> None:
+        """Let those handle the signals that did before."""
+        self._handle = None
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self._handle is not None:
+            self._handle(signum)
+        else:  # Lightning has restored the handler that it found, which is this one
+            signal.signal(signum, self._before[signum])
+            signal.raise_signal(signum)
+
+
 class Interruption(AlignCallback):
     """Saves on Ctrl-C and SIGTERM, and prints the command to resume. It always runs after the other callbacks."""
 
@@ -46,15 +82,15 @@ class Interruption(AlignCallback):
     in_dry_run = DryRun.SKIP
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self._signals = Signals()
+        self._signal: int | None = None  # that the run stops for, after this step or epoch
         self._in_epoch = False  # a step may be under way
         self._unsaved = False  # steps of this epoch are done, and its end is not reached
         self._step = 0  # of the optimizer, before the current batch
-        self._before: dict[int, Any] = {}
-        self._trainer: Trainer | None = None
         self._saved: Path | None = None
         self._before_end: dict[str, Any] = {}  # of a checkpoint, when the epoch's last step was done
         self._repeats_end = False  # what is saved now belongs before the epoch's end
+        self._failed = False  # what is saved now belongs before the validation under way
         self._began_at: int | None = None  # the optimizer step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -62,11 +98,11 @@ class Interruption(AlignCallback):
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]  # Lightning iterates the old list
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._trainer = trainer
-        self._take_over()
+        self._signal, self._saved, self._repeats_end, self._failed = None, None, False, False  # of an earlier fit
+        self._signals.take_over(partial(self._handle, trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_over()  # Lightning has installed its own handler since
+        self._signals.take_over(partial(self._handle, trainer))  # Lightning has installed its own handler since
         self._began_at = trainer.global_step
         path = _checkpoint_path(trainer)
         if path and trainer.is_global_zero and not trainer.ckpt_path:
@@ -114,7 +150,8 @@ class Interruption(AlignCallback):
             checkpoints.remove(path)  # left by an earlier interruption
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._give_back()
+        self._signals.give_back()
+        self._failed = True
         if not isinstance(exception, Interrupted):
             return
         if self._unsaved and not self._in_epoch and self._saved is None and trainer.world_size == 1:
@@ -129,6 +166,8 @@ class Interruption(AlignCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._repeats_end:
             checkpoint.update(self._before_end)
+        elif self._failed:
+            replace(Position.of_run(trainer), validated=False).save(checkpoint)
 
     def _save(self, trainer: Trainer) -> None:
         path = _checkpoint_path(trainer)
@@ -143,32 +182,14 @@ class Interruption(AlignCallback):
         return last if last and beyond else trainer.ckpt_path or last
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._give_back()
+        self._signals.give_back()
 
-    def _take_over(self) -> None:
-        for signum in SIGNALS:
-            try:
-                before = signal.signal(signum, self._handle)
-            except ValueError:  # not the main thread
-                return
-            if signum not in self._before:
-                self._before[signum] = before
-
-    def _give_back(self) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        self._trainer = None
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._trainer is None:  # Lightning restores the handler it found, which is this one
-            signal.signal(signum, self._before[signum])
-            signal.raise_signal(signum)
-            return
+    def _handle(self, trainer: Trainer, signum: int) -> None:
         if self._in_epoch and self._signal is None:
             self._signal = signum
-            print_line(f"\nstopping after {'the end of this epoch' if self._trainer.is_last_batch else 'this step'} …")
+            print_line(f"\nstopping after {'the end of this epoch' if trainer.is_last_batch else 'this step'} …")
             return
-        if (launcher := self._trainer.strategy.launcher) is not None:
+        if (launcher := trainer.strategy.launcher) is not None:
             launcher.kill(signum)  # type: ignore[arg-type]  # the processes that this one has started
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # saving is not interrupted

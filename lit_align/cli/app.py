@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import sys
-import zipfile
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +37,7 @@ with without_scipy_signal():
 import lightning
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -47,11 +48,12 @@ from torch.distributed.constants import default_pg_timeout
 from lit_align import __version__
 from lit_align.callbacks import Interruption, MonitorCheck, PeerWatching, PhaseProgress, RunReport, WandbReport
 from lit_align.callbacks.base import in_order
-from lit_align.checkpoints import HashedCheckpointIO, check_hash
+from lit_align.checkpoints import HashedCheckpointIO
 from lit_align.cli.classes import NAMED_CALLBACKS
 from lit_align.cli.commands import COMMANDS
 from lit_align.cli.construction import raise_constructor_error
 from lit_align.cli.continuation import (
+    check_ckpt_path,
     check_config_is_ours,
     check_named_checkpoint,
     checkpoint_to_resume,
@@ -187,34 +189,8 @@ class AlignCLI(LightningCLI):
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def before_instantiate_classes(self) -> None:
-        config = self._given
-        path = config.get("ckpt_path")
-        if path == "best":
-            raise UserError(
-                "ckpt_path=best has no effect here: only the process that trained knows which is best. Name a "
-                "checkpoint."
-            )
-        if path and path.startswith(("http://", "https://")):
-            raise UserError(
-                f"ckpt_path={path} must be a file: a checkpoint from the web may run code. Download it "
-                "and check where it comes from."
-            )
-        if not path or path in ("last", "hpc", "registry") or "://" in path:
-            return
-        if not Path(path).exists():
-            raise UserError(f"ckpt_path={path} does not exist. Name a file in the run's checkpoints/ folder.")
-        if Path(path).is_file() and not zipfile.is_zipfile(path):  # as torch.save writes it
-            check_hash(path)
-            raise UserError(
-                f"ckpt_path={path} is not a valid checkpoint (truncated?). Checkpoints are in the run's checkpoints/ "
-                "folder."
-            )
-        if Path(path).is_dir() and not config.get("fsdp_sharding"):
-            raise UserError(
-                f"ckpt_path={relative(path)} is a folder of shards, which only a sharded run reads, on any number of "
-                "processes. Add --config configs/overlays/fsdp.yaml. (A checkpoint in one file, the default, fits any "
-                "run.)"
-            )
+        if path := self._given.get("ckpt_path"):
+            check_ckpt_path(path, sharded=bool(self._given.get("fsdp_sharding")))
 
     def instantiate_classes(self) -> None:
         try:
@@ -233,13 +209,7 @@ class AlignCLI(LightningCLI):
                 "over."
             )
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        given = [callback for callback in callbacks if callback is not None]
-        if config.get("enable_checkpointing") is False:
-            given = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
-        for callback in given:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = os.path.join(config["default_root_dir"], "checkpoints")
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: Sequence[Callback | None]) -> Trainer:
         if config.get("fast_dev_run"):
             raise UserError(
                 f"trainer.fast_dev_run={config['fast_dev_run']} is refused because it would overwrite the results in "
@@ -247,19 +217,14 @@ class AlignCLI(LightningCLI):
             )
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # the report's header shows it
         minutes = self.datamodule.wait_minutes if isinstance(self.datamodule, PairsDataModule) else 60.0
-        given += [MonitorCheck(), RunReport(), PeerWatching(minutes), Interruption()]
-        if config.get("enable_progress_bar") is not False:
-            given.append(PhaseProgress())
-        if not any(isinstance(callback, WandbReport) for callback in given):
-            given.append(WandbReport())
         try:
-            trainer = super()._instantiate_trainer(config, given)
-        except (ValueError, TypeError, ModuleNotFoundError) as error:  # such as an unknown strategy
+            trainer = super()._instantiate_trainer(config, all_callbacks(config, callbacks, minutes))
+        except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:  # an unknown strategy
             raise UserError(f"trainer: {first_line(error)}.") from error
         check_features(trainer)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user has set no other
-            trainer.strategy.checkpoint_io = HashedCheckpointIO()
         strategy = trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # the user has set no other
+            strategy.checkpoint_io = HashedCheckpointIO()
         if isinstance(strategy, DDPStrategy | ModelParallelStrategy) and strategy._timeout == default_pg_timeout:
             strategy._timeout = timedelta(minutes=minutes)  # a timeout of the user's own stays
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
@@ -284,7 +249,7 @@ class AlignCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
-            if message := explained(error, self.config_init[subcommand].get("ckpt_path")):
+            if message := explained(error):
                 raise message from error
             raise
 
@@ -302,6 +267,27 @@ class AlignCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyperparameters override the configuration."""
+
+
+def all_callbacks(config: dict[str, Any], given: Sequence[Callback | None], minutes: float) -> list[Callback]:
+    """The callbacks of a run: those of its configuration, and those that every run has.
+
+    Args:
+        config: Options of the trainer.
+        given: Callbacks of the configuration; None where a named one is off.
+        minutes: How long processes wait for each other.
+    """
+    ours: list[Callback] = [MonitorCheck(), RunReport(), PeerWatching(minutes), Interruption()]
+    if config.get("enable_progress_bar") is not False:
+        ours.append(PhaseProgress())
+    if not any(isinstance(callback, WandbReport) for callback in given):
+        ours.append(WandbReport())
+    saves = config.get("enable_checkpointing") is not False
+    kept = [each for each in given if each is not None and (saves or not isinstance(each, ModelCheckpoint))]
+    for callback in kept:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = os.path.join(config["default_root_dir"], "checkpoints")
+    return [*kept, *ours]
 
 
 def _add_fresh(parser: LightningArgumentParser) -> None:

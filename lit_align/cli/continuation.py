@@ -13,6 +13,7 @@ ignores `--fresh`, so that the same script continues. An explicit `ckpt_path` is
 
 import os
 import shutil
+import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_align.checkpoints import complete_hash, newest_whole
+from lit_align.checkpoints import check_hash, complete_hash, newest_whole
 from lit_align.console import print_line, relative
 from lit_align.errors import UserError
 from lit_align.provenance import Table, differences, listed
@@ -118,6 +119,38 @@ def check_config_is_ours(folder: Path) -> None:
         raise UserError(
             f"{relative(path)} was not written by a run, and a run in this folder would overwrite it. Rename it, or "
             "name another folder (trainer.default_root_dir)."
+        )
+
+
+def check_ckpt_path(path: str, *, sharded: bool) -> None:
+    """Check that `ckpt_path` names a checkpoint on this machine; what it holds is checked when it is loaded.
+
+    Raises:
+        UserError: it names none, or a folder of shards for a run that is not sharded.
+    """
+    if path == "best":
+        raise UserError(
+            "ckpt_path=best has no effect here: only the process that trained knows which is best. Name a checkpoint."
+        )
+    if path.startswith(("http://", "https://")):
+        raise UserError(
+            f"ckpt_path={path} must be a file: a checkpoint from the web may run code. Download it and check where it "
+            "comes from."
+        )
+    if path in ("last", "hpc", "registry") or "://" in path:
+        return
+    if not Path(path).exists():
+        raise UserError(f"ckpt_path={path} does not exist. Name a file in the run's checkpoints/ folder.")
+    if Path(path).is_file() and not zipfile.is_zipfile(path):  # as torch.save writes it
+        check_hash(path)
+        raise UserError(
+            f"ckpt_path={path} is not a valid checkpoint (truncated?). Checkpoints are in the run's checkpoints/ "
+            "folder."
+        )
+    if Path(path).is_dir() and not sharded:
+        raise UserError(
+            f"ckpt_path={relative(path)} is a folder of shards, which only a sharded run reads, on any number of "
+            "processes. Add --config configs/overlays/fsdp.yaml. (A checkpoint in one file, the default, fits any run.)"
         )
 
 

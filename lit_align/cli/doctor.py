@@ -14,7 +14,8 @@ import resource
 import shlex
 import tempfile
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -42,15 +43,17 @@ class Examination(AlignCallback):
     Args:
         checked: Callbacks of which only `setup` runs.
         scratch: Folder of the rounds; all processes use the first one's.
-        sampled: Most prompts to sample responses for.
+        epochs: trainer.max_epochs of the whole run.
     """
 
     order = Order.REPORT
 
-    def __init__(self, checked: list[Callback], scratch: str, sampled: int):
+    def __init__(self, checked: list[Callback], scratch: str, epochs: int | None):
         self.checked = checked
         self.scratch = scratch
-        self.sampled = sampled
+        self.epochs = epochs
+        self.prompts = 0  # of a round of the whole run
+        self.sampled = 0  # prompts of the round that is tried
         self.starts: list[float] = []
         self.ends: list[float] = []
 
@@ -58,7 +61,8 @@ class Examination(AlignCallback):
         self.scratch = trainer.strategy.broadcast(self.scratch)
         if isinstance(data := trainer.datamodule, OnPolicyPairs):  # type: ignore[attr-defined]
             data.store = self.scratch
-            data.prompts_per_round = self.sampled = min(self.sampled, data.prompt_count)
+            self.prompts = prompts_of_a_round(data, self.epochs)
+            data.prompts_per_round = self.sampled = min(self.prompts, enough_prompts(data, trainer.world_size))
         for callback in self.checked:
             callback.setup(trainer, pl_module, stage)
 
@@ -107,28 +111,21 @@ def examine(args: list[str]) -> None:
     """
     with tempfile.TemporaryDirectory() as scratch:
         cli = AlignCLI([*args, f"--trainer.default_root_dir={scratch}"], run=False)
-        trainer, module, data = cli.trainer, cli.model, cli.datamodule
+        trainer = cli.trainer
         given: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         acting = [callback for callback in given if dry_run_of(callback) is DryRun.ACT]
         checked = [callback for callback in given if dry_run_of(callback) is DryRun.CHECK]
         trainer.loggers = [MetricsCSV(scratch)]
         trainer.limit_train_batches, trainer.limit_val_batches, trainer.num_sanity_val_steps = BATCHES, 0, 0
-        epochs, prompts_per_round, sampled = trainer.max_epochs, None, 0
-        if isinstance(data, OnPolicyPairs):
-            together = max(1, data.sampling_batch_size // data.responses_per_prompt)
-            sampled = min(max(together, BATCHES * data.batch_size * trainer.world_size), 4 * together)
-            prompts_per_round = data.prompts_per_round
-            sampled = min(prompts_per_round, sampled) if isinstance(prompts_per_round, int) else sampled
-        examination = Examination(checked, scratch, sampled)
+        examination = Examination(checked, scratch, trainer.max_epochs)
         trainer.callbacks = in_order([*acting, Header(), examination])  # type: ignore[attr-defined]
         trainer.fit_loop.max_epochs = 1
-        trainer.fit(module, datamodule=data)
+        trainer.fit(cli.model, datamodule=cli.datamodule)
         if not trainer.is_global_zero:
             return
         rows = read_metrics(f"{scratch}/metrics.csv")
-    lines = estimate(trainer, data, examination.seconds, rows, epochs, prompts_per_round, examination.sampled)
     print_line()
-    for name, text in lines:
+    for name, text in estimate(trainer, examination, rows):
         print_field(name, text)
     print_line(f"\nall checks passed: {program()} fit {shlex.join(args)}")
 
@@ -149,53 +146,72 @@ def show_example(batch: PreferenceBatch, tokenizer: Any) -> None:
         show(f"│{in_place(tokenizer, prompt_ids, ids)}│", "green")
 
 
-def estimate(
-    trainer: Trainer,
-    data: Any,
-    seconds: float,
-    rows: list[dict[str, float]],
-    epochs: int | None,
-    prompts_per_round: Any,
-    sampled: int,
-) -> list[tuple[str, str]]:
-    """Steps, time and memory of the whole run, from what was measured.
+def prompts_of_a_round(data: OnPolicyPairs, rounds: int | None) -> int:
+    """Prompts of a round of the whole run."""
+    if isinstance(data.prompts_per_round, int):
+        return data.prompts_per_round
+    return {"all": data.prompt_count, "chunk": math.ceil(data.prompt_count / (rounds or 1))}[data.prompts_per_round]
+
+
+def enough_prompts(data: OnPolicyPairs, processes: int) -> int:
+    """Prompts that fill a batch of the sampler, and the batches that are trained on, unless these need many."""
+    together = max(1, data.sampling_batch_size // data.responses_per_prompt)
+    return min(max(together, BATCHES * data.batch_size * processes), 4 * together)
+
+
+class Epoch(NamedTuple):
+    """An epoch, or a round, of the whole run.
 
     Args:
-        seconds: Duration of one training batch.
-        rows: The logged metrics; those of a round hold the duration of sampling and scoring, and the number of pairs.
-        epochs: trainer.max_epochs.
-        prompts_per_round: data.prompts_per_round, where there are rounds.
-        sampled: Prompts of the round that was measured.
+        line: Name and text of its line.
+        batches: Of each process.
+        seconds: Duration of each part.
     """
-    lines = []
-    if isinstance(data, OnPolicyPairs):
-        shares = {"all": data.prompt_count, "chunk": math.ceil(data.prompt_count / (epochs or 1))}
-        prompts = prompts_per_round if isinstance(prompts_per_round, int) else shares[str(prompts_per_round)]
+
+    line: tuple[str, str]
+    batches: int
+    seconds: dict[str, float]
+
+    @classmethod
+    def expected(cls, trainer: Trainer, examination: Examination, rows: list[dict[str, float]]) -> Self:
+        """The epoch that the batches and the round that were tried let expect."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        each = examination.seconds
+        if not isinstance(data, OnPolicyPairs):
+            batches = len(data.train_dataloader())
+            text = f"{batches} batches of {data.batch_size} examples per process"
+            return cls(("an epoch", text), batches, {"train": batches * each})
         made = next(row for row in rows if "round/pairs" in row)
-        batches = math.ceil(prompts * made["round/pairs"] / sampled / data.batch_size / trainer.world_size)
-        parts = {"sample": made["round/seconds_sample"], "score": made["round/seconds_score"]}
-        parts = {name: value * prompts / sampled for name, value in parts.items()} | {"train": batches * seconds}
-        lines.append(("a round", f"{prompts} prompts, about {batches} batches of {data.batch_size} pairs per process"))
-    else:
-        batches = len(data.train_dataloader())
-        parts = {"train": batches * seconds}
-        lines.append(("an epoch", f"{batches} batches of {data.batch_size} examples per process"))
-    accumulated = trainer.accumulate_grad_batches
-    steps, total = math.ceil(batches / accumulated), planned_steps(batches, accumulated, epochs, trainer.max_steps)
-    lines.append(("steps", f"{steps} each, {total or 'unlimited'} in all; {seconds:.2f} s per batch"))
+        times = examination.prompts / examination.sampled
+        batches = math.ceil(times * made["round/pairs"] / data.batch_size / trainer.world_size)
+        text = f"{examination.prompts} prompts, about {batches} batches of {data.batch_size} pairs per process"
+        sampling = {"sample": times * made["round/seconds_sample"], "score": times * made["round/seconds_score"]}
+        return cls(("a round", text), batches, sampling | {"train": batches * each})
+
+
+def estimate(trainer: Trainer, examination: Examination, rows: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
+    """Steps, time and memory of the whole run: name and text of each line.
+
+    Args:
+        rows: The logged metrics; those of a round hold the duration of sampling and scoring, and the number of pairs.
+    """
+    epoch, accumulated = Epoch.expected(trainer, examination, rows), trainer.accumulate_grad_batches
+    steps = math.ceil(epoch.batches / accumulated)
+    total = planned_steps(epoch.batches, accumulated, examination.epochs, trainer.max_steps)
+    yield epoch.line
+    yield "steps", f"{steps} each, {total or 'unlimited'} in all; {examination.seconds:.2f} s per batch"
     module = trainer.lightning_module
     if isinstance(module, PreferenceObjective) and (problem := warm_up_problem(module.learning_rate, total, steps)):
-        lines.append(("warm-up", problem))
-    each = sum(parts.values())
-    listed = " + ".join(f"{_time(value)} {name}" for name, value in parts.items())
+        yield "warm-up", problem
+    each = sum(epoch.seconds.values())
+    listed = " + ".join(f"{_time(value)} {name}" for name, value in epoch.seconds.items())
     whole = f"; about {_time(each * total / steps)} in all, without evaluations" if total else ""
-    lines.append(("time", f"{_time(each)} = {listed}{whole}"))
+    yield "time", f"{_time(each)} = {listed}{whole}"
     if torch.cuda.is_available():
-        lines.append(("peak memory", f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB on this GPU in these batches"))
+        yield "peak memory", f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB on this GPU in these batches"
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        lines.append(("peak memory", f"{peak / 1e9:.2f} GB of this process in these batches"))
-    return lines
+        yield "peak memory", f"{peak / 1e9:.2f} GB of this process in these batches"
 
 
 def _time(seconds: float) -> str:

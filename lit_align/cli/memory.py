@@ -14,8 +14,8 @@ from lit_align.callbacks import ReferenceRefresh
 from lit_align.callbacks.run_report import listed_memory, memory_parts
 from lit_align.cli.app import AlignCLI
 from lit_align.console import print_field
-from lit_align.errors import UserError, first_line
-from lit_align.loading import locate_model, resolve_dtype
+from lit_align.errors import UserError
+from lit_align.loading import locate_model, naming_errors, resolve_dtype
 from lit_align.objectives import PreferenceObjective
 from lit_align.objectives.reward_model import Scored
 from lit_align.policy import Policy, is_adapter_weight
@@ -53,10 +53,8 @@ def weightless_policy(module: PreferenceObjective) -> Policy:
     """
     config, lora = module.policy_config, module.lora
     where = locate_model(config)
-    try:
+    with naming_errors(f"model.policy.path: no config.json for {config.path!r}"):
         shape = AutoConfig.from_pretrained(**where)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.policy.path: no config.json for {config.path!r}: {first_line(error)}.") from error
     policy, kind = Policy, AutoModelForCausalLM
     if not module.data_needs().gives_logps:
         policy, kind = Scored, AutoModelForSequenceClassification

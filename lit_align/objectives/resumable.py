@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from itertools import chain
 from typing import Any, Protocol, Self, runtime_checkable
@@ -17,7 +17,13 @@ from lit_align.lightning_features import check_features
 from lit_align.objectives._checks import check_state_dict
 from lit_align.policy import LoRAConfig, is_adapter_weight
 from lit_align.position import KEY, Position, end_when_over
-from lit_align.saved_state import check_callbacks, check_like, check_optimizer
+from lit_align.saved_state import (
+    check_callbacks,
+    check_like,
+    check_optimizer,
+    name_checkpoint_in_errors,
+    restoring,
+)
 
 # Options that say where the base model is; its weights identify it.
 LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
@@ -44,6 +50,7 @@ class ResumableModule(L.LightningModule):
     _resumed_at: Position | None = None
 
     def setup(self, stage: str) -> None:
+        name_checkpoint_in_errors(self.trainer)
         if stage == "fit":
             self._resumed_at = None  # of an earlier fit
             check_features(self.trainer)
@@ -84,6 +91,7 @@ class ResumableModule(L.LightningModule):
         check_callbacks(self.trainer.callbacks, checkpoint.get("callbacks", {}))  # type: ignore[attr-defined]
         self._resumed_at = Position.load(checkpoint)
         self._resumed_at.write_loops(checkpoint)
+        self._resumed_at.stop_again(self.trainer)
 
     @property
     def ends_resumed_epoch(self) -> bool:
@@ -97,10 +105,11 @@ class ResumableModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self._resumed_at is not None:
-            self.check_restored()
+            with restoring(self.trainer):
+                self._check_restored()
             self._resumed_at.settle(self.trainer)
 
-    def check_restored(self) -> None:
+    def _check_restored(self) -> None:
         """Check what optimizers and schedules have taken from a checkpoint.
 
         Raises:
@@ -111,15 +120,28 @@ class ResumableModule(L.LightningModule):
         for config, own in zip(self.trainer.lr_scheduler_configs, self._own_schedules, strict=True):
             check_like(config.scheduler.state_dict(), own, "lr_schedulers")
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        if self._resumed_at is not None and self._resumed_at.step == self.trainer.global_step:
-            self.first_step_after_restoring(*args, **kwargs)
-        else:
-            super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Make a step. The first one after a resume shows whether the optimizer's state fits."""
+        if self._resumed_at is None or self._resumed_at.step != self.trainer.global_step or optimizer_closure is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+        has_gradients = False
 
-    def first_step_after_restoring(self, *args: Any, **kwargs: Any) -> None:
-        """Make the step that shows whether the optimizer's state fits; `lightning_features` knows it by its name."""
-        super().optimizer_step(*args, **kwargs)
+        def compute_gradients() -> Any:
+            nonlocal has_gradients
+            loss = optimizer_closure()
+            has_gradients = True
+            return loss
+
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, compute_gradients)
+        except Exception:
+            if not has_gradients:
+                raise
+            with restoring(self.trainer):
+                raise
 
     def _is_saved(self, name: str) -> bool:
         """Whether a checkpoint holds this weight: under LoRA, weights that the policy's path gives are left out."""

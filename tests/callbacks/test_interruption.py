@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, OnExceptionCheckpoint
 from tiny import adamw, fit, on_policy, sgd, write_pairs, write_prompts
 
 from lit_align.callbacks import Drift, Interruption, ReferenceRefresh, RunReport, WinRate
@@ -155,3 +155,25 @@ def test_a_sweeps_stop_of_a_trial_is_no_failure(monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     assert Interrupted(signal.SIGTERM).code == 0
     assert Interrupted(signal.SIGINT).code == 128 + 2
+
+
+@pytest.mark.parametrize("step", [2, 4], ids=["within an epoch", "at its end"])
+def test_a_validation_that_fails_is_repeated_by_the_resumed_run(tiny_model, in_tmp, step):
+    write_pairs(in_tmp)
+
+    def run(*callbacks: Callback, ckpt_path: str | None = None) -> list[dict[str, float]]:
+        data = OfflinePairs("pairs.jsonl", batch_size=2, validation="pairs.jsonl")
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=sgd(0.05))
+        options = {"val_check_interval": 0.5, "max_epochs": 2, "log_every_n_steps": 1, "enable_checkpointing": True}
+        acting = [RunReport(save_model=False), Interruption(), OnExceptionCheckpoint("kept")]
+        fit(module, data, *callbacks, *acting, ckpt_path=ckpt_path, default_root_dir=".", **options)
+        return untimed("metrics.csv")
+
+    def fail(trainer, module, batch, number, *more):
+        if trainer.global_step == step and number == 1:
+            raise ValueError("out of memory")
+
+    whole = run()
+    with pytest.raises(ValueError, match="out of memory"):
+        run(LambdaCallback(on_validation_batch_start=fail))
+    assert run(ckpt_path="kept/on_exception.ckpt") == whole

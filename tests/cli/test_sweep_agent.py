@@ -14,6 +14,8 @@ import yaml
 from tiny import write_prompts
 from wandb_server import ENTITY, ENVIRONMENT, PROJECT, SWEEP, Server, Trial
 
+from lit_align.reporting.metrics_csv import read_metrics
+
 ROOT = Path(__file__).parents[2]
 BIN = ROOT / ".venv" / "bin"
 
@@ -119,12 +121,16 @@ def test_an_early_stop_saves_and_ends_a_trial_without_failure(long_run, tmp_path
     code, output = run_agent(server, tmp_path)
     (trial,) = server.trials
     assert code == 0, output
-    assert "SIGTERM at step" in output
-    assert "Saved. Resume:" in output
     assert "Traceback" not in output
     assert trial.exit_codes == [0]
     assert trial.summary["val/win_rate_judge"] == trial.values("val/win_rate_judge")[-1]
-    assert (tmp_path / "runs" / trial.id / "checkpoints" / "interrupted.ckpt").exists()
+    # within an epoch or its evaluation a checkpoint of its own is saved; while a round is sampled the last one holds
+    said = re.search(r"SIGTERM at step (\d+)\. Saved\. Resume:\npython (.*)", output)
+    assert said, output
+    command = [str(BIN / "python"), *said[2].split(), f"--trainer.max_steps={int(said[1]) + 1}"]
+    resumed = subprocess.run(command, cwd=ROOT, env=os.environ | {"WANDB_MODE": "disabled"}, capture_output=True)
+    assert resumed.returncode == 0, resumed.stderr.decode()
+    assert read_metrics(tmp_path / "runs" / trial.id / "metrics.csv")[-1]["step"] == int(said[1]) + 1
 
 
 @pytest.mark.slow

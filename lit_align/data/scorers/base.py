@@ -179,7 +179,7 @@ def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> S
         returned = _called(lambda: scorer(prompts, responses), failed, f", on a batch of {len(responses)}")
     except torch.OutOfMemoryError as error:
         raise failed("ran out of memory", f"Lower its batch_size={scorer.batch_size}.") from error
-    parts = returned.parts if isinstance(returned, Scores) else {}
+    parts = returned.parts or {} if isinstance(returned, Scores) else {}
     rewards = _numbers(returned, len(responses), "scores", "", failed)
     return Scores(
         rewards,

@@ -21,6 +21,7 @@ from transformers import (
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import Scorer, check_at_least_one, fingerprint_of, joined
 from lit_align.errors import UserError, first_line
+from lit_align.loading import naming_errors
 
 
 class SequenceClassificationScorer(Scorer):
@@ -158,13 +159,11 @@ class SequenceClassificationScorer(Scorer):
 
     def _load(self) -> PreTrainedModel:
         dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-        try:
-            with torch.random.fork_rng(devices=[]):  # loading must not change training's random numbers
-                model, report = AutoModelForSequenceClassification.from_pretrained(
-                    self.model, dtype=dtype, output_loading_info=True
-                )
-        except (OSError, ValueError) as error:
-            raise UserError(f"scorer.model={self.model!r} cannot be loaded: {first_line(error)}.") from error
+        unchanged = torch.random.fork_rng(devices=[])  # loading must not change training's random numbers
+        with naming_errors(f"scorer.model={self.model!r} cannot be loaded"), unchanged:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                self.model, dtype=dtype, output_loading_info=True
+            )
         if report["missing_keys"]:
             raise UserError(
                 f"scorer.model={self.model!r} has no weights for {', '.join(sorted(report['missing_keys']))}, so its "

@@ -74,6 +74,12 @@ def test_a_value_that_is_not_a_score_is_refused_with_its_response(returned: obje
         assert word in message, message
 
 
+def test_scores_may_have_no_parts():
+    scores = Scores([1.0])
+    scores.parts = None  # type: ignore[assignment]
+    assert score(Given(scores), ["Q"], ["A"]) == [1.0]
+
+
 def test_every_batch_needs_the_same_parts():
     def sometimes(prompts: Sequence[str], responses: Sequence[str]) -> Scores:
         return Scores(lengths(prompts, responses), {"wit": [1.0] * len(responses)} if "long" in responses else {})
