@@ -200,9 +200,13 @@ class Phase:
     def finish(self, note: str = "") -> None:
         """Replace the bar by one line."""
         seconds = time.monotonic() - self.started
-        pace = f" · {60 * (self.done - self.before) / seconds:.0f} a minute" if seconds >= 0.1 else ""
+        pace = f" · {self._pace(seconds)} a minute" if seconds >= 0.1 else ""
         after = f" · {note or self.note}" if note or self.note else ""
         self.stop(_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{after}"))
+
+    def _pace(self, seconds: float) -> str:
+        pace = 60 * (self.done - self.before) / seconds
+        return f"{pace:.0f}" if pace >= 1 else f"{pace:.1f}"
 
 
 @contextmanager

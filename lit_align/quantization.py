@@ -6,7 +6,6 @@ unpacked for each product; embeddings, norms and the output head stay as they ar
 would round the update away.
 """
 
-import logging
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -27,7 +26,6 @@ def quantization_config(dtype: torch.dtype) -> Any:
     Raises:
         UserError: bitsandbytes is not installed.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises another package for CPUs
     try:
         import bitsandbytes  # noqa: F401  # type: ignore[reportMissingImports]
     except ImportError as error:

@@ -20,9 +20,13 @@ def test_a_phase_reports_the_pace_of_its_own_work(monkeypatch, capsys):
     with console.phase("score", 100, "prompts") as running:
         running.advance(100)
         now[0] += 0.01
-    first, second = capsys.readouterr().out.splitlines()
+    with console.phase("train", 1, "batches") as running:
+        running.advance()
+        now[0] += 100
+    first, second, slow = capsys.readouterr().out.splitlines()
     assert first == "  sample          100/100 prompts (40 stored before) · 30.0 s · 120 a minute"
     assert second == "  score           100/100 prompts · 0.0 s"
+    assert slow == "  train           1/1 batches · 100.0 s · 0.6 a minute"
 
 
 def test_text_that_looks_like_markup_is_shown_unchanged(capsys):

@@ -20,11 +20,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # turns: some microseconds
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from lit_align import __version__
 from lit_align.allocation import keep_freed_memory
 from lit_align.cli.commands import COMMANDS
 from lit_align.cli.noise import quiet
 from lit_align.cli.usage import top_level_help
-from lit_align.console import paragraph, relative
+from lit_align.console import paragraph, program, relative
 from lit_align.errors import UserError
 from lit_align.lazy import lazy_exports
 
@@ -51,6 +52,9 @@ def main(args: list[str] | None = None) -> None:
         if args and args[0] in ("-h", "--help"):
             sys.stdout.write(top_level_help())
             sys.exit(0)
+        if args == ["--version"]:
+            sys.stdout.write(f"{program()} {__version__}\n")
+            sys.exit(0)
         keep_freed_memory()
         command = COMMANDS.get(args[0]) if args else None
         if command is not None and command.module:
@@ -75,6 +79,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
-    """The errors whose message is for the user: ours, and Lightning's own where Lightning was imported."""
-    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
-    return (UserError, lightning.MisconfigurationException) if lightning else (UserError,)
+    """The errors whose message is for the user: ours, and those of Lightning and W&B where these were imported."""
+    foreign = {"lightning.fabric.utilities.exceptions": "MisconfigurationException", "wandb.errors": "Error"}
+    imported = {module: name for module, name in foreign.items() if module in sys.modules}
+    return (UserError, *(getattr(sys.modules[module], name) for module, name in imported.items()))

@@ -37,6 +37,7 @@ with without_scipy_signal():
 import lightning
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -218,7 +219,7 @@ class AlignCLI(LightningCLI):
         minutes = self.datamodule.wait_minutes if isinstance(self.datamodule, PairsDataModule) else 60.0
         try:
             trainer = super()._instantiate_trainer(config, all_callbacks(config, callbacks, minutes))
-        except (ValueError, TypeError, ModuleNotFoundError) as error:  # such as an unknown strategy
+        except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:  # an unknown strategy
             raise UserError(f"trainer: {first_line(error)}.") from error
         check_features(trainer)
         strategy = trainer.strategy

@@ -54,7 +54,11 @@ class Speaker:
         run_model = Path(path) / "model"
         path = str(run_model) if run_model.is_dir() else path
         template_args = _template_args_of_run(path) | prompting.template_args
-        policy = Policy.load(PolicyConfig(path, tokenizer=prompting.tokenizer, chat_template=prompting.chat_template))
+        try:
+            config = PolicyConfig(path, tokenizer=prompting.tokenizer, chat_template=prompting.chat_template)
+            policy = Policy.load(config)
+        except UserError as error:
+            raise UserError(f"chat: {str(error).removeprefix('model.policy.path: ')}") from error
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.name = path
         self.tokenizer = policy.tokenizer

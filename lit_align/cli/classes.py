@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pydoc
+import re
+import sys
 from functools import cache
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -44,10 +48,49 @@ def subclasses(base: Any) -> list[type]:
     return list(dict.fromkeys([base, *(c for child in base.__subclasses__() for c in subclasses(child))]))
 
 
+def is_base(cls: type) -> bool:
+    """Whether a class is only inherited from: it has abstract methods, no formula, or a name that its room keeps."""
+    if inspect.isabstract(cls) or cls.__name__.startswith("_"):
+        return True
+    if issubclass(cls, PreferenceObjective) and not hasattr(cls, "formula"):
+        return True
+    package, _, rest = cls.__module__.partition(".")
+    if package != "lit_align" or dataclasses.is_dataclass(cls):
+        return False
+    room = sys.modules[f"{package}.{rest.partition('.')[0]}"]
+    return cls.__name__ not in vars(room).get("__all__", [cls.__name__])
+
+
 def class_names(base: Any) -> list[str]:
-    """Names to choose from. An objective states its formula; one without a formula is a base class."""
-    classes = [c for c in subclasses(base) if c is not base and not c.__name__.startswith("_")]
-    return sorted({c.__name__ for c in classes if base is not PreferenceObjective or hasattr(c, "formula")})
+    """Names to choose from."""
+    return sorted({c.__name__ for c in subclasses(base) if c is not base and not is_base(c)})
+
+
+def type_of(cls: Any, option: str) -> type | None:
+    """The class whose subclasses an option takes, or of which it takes a function's result; None without one."""
+    for owner in inspect.getmro(cls) if inspect.isclass(cls) else ():
+        if "__init__" in vars(owner) and (hint := _hints(owner).get(option)):
+            parts = [part for part in get_args(hint) or [hint] if inspect.isclass(part) and part is not NoneType]
+            return parts[-1] if parts else None
+    return None
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls.__init__)
+    except NameError:  # imported for type checkers alone
+        return {}
+
+
+FORMS = {"PR": "model.proximal above 0", "TR": "a moving reference (reference_refresh)"}
+
+
+def form_hint(word: str) -> str:
+    """A sentence on a name such as PR-DPO, which is a form of an objective and has no class; else empty."""
+    form = re.fullmatch(r"(PR|TR)[-_ ]?(\w+)", word)
+    if form is None or form[2] not in class_names(PreferenceObjective):
+        return ""
+    return f" {word} is {form[2]} with {FORMS[form[1]]}."
 
 
 def known(base: Any) -> str:

@@ -14,10 +14,22 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_align.cli.classes import NAMED_CALLBACKS, class_names, known, locate, name, options, subclasses
+from lit_align.cli.classes import (
+    NAMED_CALLBACKS,
+    class_names,
+    form_hint,
+    is_base,
+    known,
+    locate,
+    name,
+    options,
+    subclasses,
+    type_of,
+)
 from lit_align.cli.commands import COMMANDS
 from lit_align.cli.findings import FINDING, PATTERNS
 from lit_align.console import program, relative
+from lit_align.data import FunctionScorer
 from lit_align.objectives import PreferenceObjective
 
 WORDS = {"float": "a number", "int": "an integer", "bool": "true or false", "str": "text", "NoneType": "null"}
@@ -32,7 +44,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         text = found[kind]
         match kind:
             case "key":
-                where = below(where, cls, text)
+                where, base = below(where, cls, text), type_of(cls, text)
             case "subtypes":
                 base = next(filter(inspect.isclass, map(locate, re.findall(r"\w+\.[\w.]+", text))), None)
             case "cls" | "callable":
@@ -44,7 +56,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                 if not inspect.isclass(cls):
                     return f"{where}.class_path={text} must be a class. Name a class."
             case "argument" if not (cls or text.startswith("-")):
-                return f"'{text}' is not an option: options are written --key=value. {see}"
+                fix = f"A file is given as --config {text}" if Path(text).suffix in (".yaml", ".yml") else see
+                return f"'{text}' is not an option: options are written --key=value. {fix}"
             case "option" | "extra" | "argument":
                 return unknown_option(where, cls, text, found["group"], parser, see)
             case "required" if cls is None:  # 'fit.model, fit.data'
@@ -58,8 +71,13 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                 return f"{where}: {text} is not a subclass of {name(base)}. {known(base)}"
             case "made":
                 return f"{where}: {text} is not a subclass of {found['of']}. {see}"
+            case "unnamed" if dataclasses.is_dataclass(base):
+                value = message.partition("Given value: ")[2].partition("\n")[0]
+                return f"{where}={value} must be options (key: value) or null. {see}"
             case "unnamed":
                 return f"{where}: no class is named (class_path: NAME, options under init_args:). {known(base)}"
+            case "path":
+                return no_class(where, text, base)
             case "type":
                 return wrong_value(where, base, message[found.start() :], see)
             case "file":
@@ -97,7 +115,7 @@ def unknown_option(where: str, cls: Any, option: str, group: str | None, parser:
         return f"{option}: there is no such option.{hint} {see}"
     if option == "class_path":
         return f"{where}: put the options of a class under init_args:, next to class_path:."
-    if not options(cls):  # the base class itself
+    if is_base(cls) or not options(cls):
         key = where.partition(".")[0]
         return f"{key}: no class is named, so its options are not known. Name it first: --{key}=NAME. {known(cls)}"
     parent = option.rpartition(".")[0]
@@ -119,6 +137,14 @@ def _classes_with(option: str, cls: Any) -> str:
     return f" It is an option of {', '.join(named)}." if named else ""
 
 
+def no_class(where: str, word: str, base: Any) -> str:
+    """Name a class that does not exist, and those that do."""
+    if ".py:" in word and inspect.isclass(base) and issubclass(FunctionScorer, base):
+        return f"{where}={word} is a function. Write class_path: FunctionScorer, and under init_args: function: {word}."
+    hint = form_hint(word) or did_you_mean(word, class_names(base))
+    return f"{where}: there is no class '{word}'.{hint} {known(base)}"
+
+
 def wrong_value(where: str, base: Any, report: str, see: str) -> str:
     """Name a value of the wrong type, and the types that fit.
 
@@ -138,11 +164,12 @@ def wrong_value(where: str, base: Any, report: str, see: str) -> str:
     if missing and not {"float", "int", "str"} & set(types):
         if dataclasses.is_dataclass(base):
             return f"{where}={missing[1]} must be options (key: value) or null. {see}"
-        hint = did_you_mean(missing[1], class_names(base))
-        return f"{where}: there is no class '{missing[1]}'.{hint} {known(base)}"
+        return no_class(where, missing[1], base)
     words = [WORDS.get(t, f"a {t.rpartition('.')[2]}") for t in types if not choices or t == "NoneType"]
     if choices:
         words.insert(0, f"one of {', '.join(choices)}")
+    if "list" in types and where.startswith("trainer.callbacks"):
+        return f"{where}: '{value}' is not a list. Add it to the list: --{where}+={value}"
     wanted = " or ".join(dict.fromkeys(words)) or " ".join(tried.removeprefix("Expected a").split())
     return f"{where}: '{value}' is not {wanted}.{did_you_mean(value, choices)} {see}"
 

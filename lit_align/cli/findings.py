@@ -17,6 +17,7 @@ PATTERNS = {
     "required": r"arguments are required: (?P<required>(?:(?!\. Got value)[^\n])+)",
     "other": r"Import path (?P<other>\S+) does not correspond to a subclass",
     "unnamed": r"(?P<unnamed>Not a valid subclass)",
+    "path": r"Unexpected import path format: (?P<path>[^\n]+)",
     "made": r"Expected '(?P<made>[^']+)' to be a (?:function that returns|subclass of) <class '(?P<of>\w+)'>",
     "type": r"Expected an? (?P<type>(?!path but)\S[^\n]*)",
     "file": r"File does not exist: '(?P<file>[^\n]+)'",

@@ -18,7 +18,8 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_align import objectives
-from lit_align.cli.classes import class_names, options
+from lit_align.cli.classes import class_names, form_hint, options
+from lit_align.cli.explain import did_you_mean
 from lit_align.console import program
 from lit_align.data import FunctionScorer
 from lit_align.data.formats.read import read_rows
@@ -106,10 +107,8 @@ def objective_of(name: str) -> type[PreferenceObjective]:
     """
     names = class_names(PreferenceObjective)
     if name not in names:
-        form, _, of = name.partition("-")
-        forms = {"PR": "model.proximal above 0", "TR": "a moving reference (reference_refresh)"}
-        hint = f"{name} is {of} with {forms[form]}. " if form in forms and of in names else ""
-        raise UserError(f"init: there is no objective {name!r}. {hint}Known: {', '.join(names)}.")
+        hint = form_hint(name) or did_you_mean(name, names)
+        raise UserError(f"init: there is no objective {name!r}.{hint} Known: {', '.join(names)}.")
     return getattr(objectives, name)
 
 

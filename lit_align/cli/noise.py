@@ -12,6 +12,7 @@ WARNINGS = [
     r"Total length of `list` across ranks is zero",  # validation data are missing on purpose
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
     r"`is_gradient_checkpointing` is deprecated",  # between peft and transformers
+    r"Checkpoint directory .* exists and is not empty",  # of a run that resumes
     r"predict returned None",  # `Predictions` writes the responses to a file
 ]
 # Advertisements, and a device that nobody expects.
@@ -28,3 +29,4 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(logger).addFilter(is_not_a_tip)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises another package for CPUs

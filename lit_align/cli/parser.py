@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lit_align.callbacks import AlignCallback, DryRun, Order
 from lit_align.cli.classes import import_path, locate, name, options, subclasses
 from lit_align.cli.explain import explain
+from lit_align.cli.yaml_check import check_yaml
 from lit_align.console import paragraph, relative
 from lit_align.errors import UserError
 from lit_align.files import write_whole
@@ -51,6 +52,10 @@ class AlignParser(LightningArgumentParser):
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
         self._file = str(cfg_path)
+        try:
+            check_yaml(Path(cfg_path))
+        except UserError as error:
+            self.error(str(error), error)
         namespace = super().parse_path(cfg_path, *args, **kwargs)
         self._file = ""
         return namespace

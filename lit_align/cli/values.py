@@ -7,6 +7,9 @@ from enum import Enum
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.accelerators import CPUAccelerator as CPU
+from lightning.pytorch.accelerators import CUDAAccelerator as CUDA
+from lightning.pytorch.accelerators import MPSAccelerator as MPS
 
 from lit_align.cli.classes import NAMED_CALLBACKS, locate, options
 from lit_align.errors import UserError, shown
@@ -14,19 +17,26 @@ from lit_align.errors import UserError, shown
 OURS = ("model.", "data.", *(f"{key}." for key in NAMED_CALLBACKS if key != "checkpoint"))
 """Keys below which an empty text means nothing."""
 
+DEVICES = {"gpu": [CUDA, MPS], "cuda": [CUDA], "mps": [MPS]}
+"""Accelerators that a machine may lack; of several, one is enough."""
+
 
 def check_values(config: Any) -> None:
     """Check the values of a configuration before anything is built.
 
     Raises:
         UserError: a class_path names a function, which building the configuration would call (`os.system` for one); a
-            number is not finite; a text is empty.
+            number is not finite; a text is empty; the accelerator is not in this machine.
     """
     for key, _, value in _entries(config):
         if key.endswith("class_path") and isinstance(value, str) and not inspect.isclass(locate(value)):
             raise UserError(f"{key}={value} must be a class. Name a class.")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value} must be a finite number. Change it.")
+        if key == "trainer.accelerator" and not any(each.is_available() for each in DEVICES.get(str(value), [CPU])):
+            raise UserError(f"{key}={value} needs a device that torch does not see here. Use auto or cpu.")
+        if key == "seed_everything" and not 0 <= value < 1 << 32:
+            raise UserError(f"{key}={value} must be at least 0 and below 2³². Change it.")
         if value == "" and key.startswith(OURS):
             raise UserError(f"{key} must not be empty. Give a value, or leave the option out.")
 

@@ -337,7 +337,7 @@ class PreferenceTokenizer:
     @cached_property
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
-            raise UserError(f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-sequence token.")
+            raise UserError(f"the tokenizer of {self.tokenizer.name_or_path!r} has no eos_token. Set data.tokenizer.")
         return self.tokenizer.eos_token_id
 
     @cached_property

@@ -22,7 +22,7 @@ Logged: the tables of `metrics.preference` and `objectives.base`, with the rewar
 
 | metric | formula |
 |---|---|
-| z0 | as above, from the step just taken, in nats; train only |
+| z0 | max(0, mean of log(π/anchor) over mismatched prompts and responses) of the step just taken, in nats; train only |
 """
 
 from dataclasses import replace

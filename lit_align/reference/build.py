@@ -64,13 +64,23 @@ def make_reference(
         adapter = lora if config.path is None and lora is not None and lora.adapter is not None else None
 
         def load() -> AbstractContextManager[CopiedReference]:
-            return beside.loaded(lambda: CopiedReference(Policy.load(origin, adapter)), policy.device)
+            return beside.loaded(lambda: CopiedReference(_load(origin, config, adapter)), policy.device)
 
         return RecordedReference(load, getattr(torch, dtype))
     to = None if config.dtype == "auto" else getattr(torch, config.dtype)
     soft = rule is not None and rule.alpha < 1
-    source = policy if config.path is None else Policy.load(origin)
+    source = policy if config.path is None else _load(origin, config)
     return CopiedReference(source, dtype=to, accumulate=soft, offload=config.form == "offload")
+
+
+def _load(origin: PolicyConfig, config: ReferenceConfig, adapter: LoRAConfig | None = None) -> Policy:
+    """The model of a reference; errors name its own option."""
+    try:
+        return Policy.load(origin, adapter)
+    except UserError as error:
+        if config.path is None:
+            raise
+        raise UserError(f"model.reference.path: {str(error).removeprefix('model.policy.path: ')}") from error
 
 
 def _adapter_form(policy: Policy, lora: LoRAConfig, rule: RefreshRule | None) -> Reference:

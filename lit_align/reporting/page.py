@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -28,6 +29,7 @@ th { text-align: left; font-size: 12px; color: #667; font-weight: 600 }
 th, td { padding: 6px 10px; border-bottom: 1px solid #eceff2; vertical-align: top }
 .facts thead { display: none }
 .facts td { overflow-wrap: anywhere; font-size: 13px }
+.option { display: inline-block; max-width: 100% }
 .facts td:first-child { color: #667; white-space: nowrap; width: 1% }
 .numbers td { font-variant-numeric: tabular-nums }
 .numbers small { display: block; white-space: pre-line; overflow-wrap: anywhere; color: #667; font-size: 12px }
@@ -76,12 +78,14 @@ def section(title: str, body: str) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
     """A table of text, escaped; on a narrow screen each row becomes a block with the head beside each cell.
 
-    Beside numbers, what stands on further lines of a cell is small.
+    Beside numbers, what stands on further lines of a cell is small. No line ends at an option's hyphens.
     """
     if not rows:
         return ""
 
     def content(cell: str) -> str:
+        if kind == "facts":
+            return re.sub(r"--\S+", r'<span class="option">\g<0></span>', text(cell))
         first, line, more = cell.partition("\n") if kind == "numbers" else (cell, "", "")
         return f"<span>{text(first)}<small>{text(more)}</small></span>" if line else text(cell)
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,9 @@ def test_unknown_keys_anywhere(fails: Errors, args: list[str], key: str, fix: st
         ("max_epochs", "max_epoks", "trainer.max_epoks", "'trainer.max_epochs'"),
         ("init_args: {train: pairs.jsonl, batch_size: 2}", "train: pairs.jsonl", "data", "under init_args:"),
         ("class_path: DPO", "class_pth: DPO", "model", "class_path: NAME"),
+        ("class_path: DPO", "class_path: TR-DPO", "model", "TR-DPO is DPO with a moving reference (reference_refresh)"),
+        ("  class_path: DPO\n", "", "model", "no class is named, so its options are not known. Name it first:"),
+        ("torch.optim.AdamW", "adamw", "model.init_args.optimizer", "no class 'adamw'. Did you mean 'AdamW'?"),
     ],
 )
 def test_unknown_keys_in_a_file(fails: Errors, old: str, new: str, key: str, fix: str):
@@ -124,6 +128,8 @@ def test_an_option_below_one_that_does_not_exist_names_the_upper_one(fails: Erro
     said = fails(*FIT, "--data.scorer.help=FunctionScorer")
     assert "data.init_args.scorer: OfflinePairs has no option 'scorer'. It is an option of OnPolicyPairs. See: " in said
     assert "model.init_args.lora=5 must be options (key: value) or null" in fails(*FIT, "--model.lora=5")
+    said = fails("fit", "--config", edited("lora: {r: 4}", "lora: true"))
+    assert "model.init_args.lora=True must be options (key: value) or null" in said
     said = fails("fit", "--data.scorer.help=FunctionScorer")
     assert "data: no class is named, so its options are not known. Name it first: --data=NAME. Known: Off" in said
 
@@ -141,11 +147,27 @@ def test_a_missing_file_is_named(fails: Errors):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model:\n  beta: 1\n  tau: {a: 1}\n  beta: 2\n", "model.beta is given twice, in lines 2 and 4. Delete one."),
+        ("model:\n  beta: 1\n\ttau: 1\n", "line 3 is indented with a tab. Indent with spaces."),
+        ("model: caf\xe9\n", "line 1 is not UTF-8. Save the file with the encoding UTF-8."),
+    ],
+)
+def test_a_mistake_that_yaml_parsers_pass_over_is_named(fails: Errors, text: str, said: str):
+    Path("odd.yaml").write_bytes(text.encode("latin-1"))
+    assert fails("fit", "--config", "odd.yaml") == f"error: config: {said} (in odd.yaml)"
+
+
 @pytest.mark.parametrize("text", ["model: [1", "just text", ""])
 def test_a_file_that_is_not_a_yaml_of_keys_is_named(fails: Errors, text: str):
     Path("bad.yaml").write_text(text)
     assert "not a YAML with keys and values" in (said := fails("fit", "--config", "bad.yaml"))
     assert said.endswith("(in bad.yaml)")
+
+
+ROUNDS = ("fit", "--model=DPO", "--model.policy.path=m", "--data=OnPolicyPairs", "--data.prompts=p.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +179,15 @@ def test_a_file_that_is_not_a_yaml_of_keys_is_named(fails: Errors, text: str):
         (["--config", "dpo.yaml"], "a command is needed: python train.py fit --config X.yaml. Known: fit, validate"),
         (["fitt", "--config", "dpo.yaml"], "there is no command 'fitt'. Did you mean 'fit'?"),
         ([*FIT, "stray"], "'stray' is not an option"),
+        (
+            ["fit", "dpo.yaml"],
+            "'dpo.yaml' is not an option: options are written --key=value. A file is given as --config",
+        ),
+        ([*FIT, "--trainer.callbacks=EarlyStopping"], "is not a list. Add it to the list: --trainer.callbacks+=Early"),
+        ([*ROUNDS, "--data.scorer=r.py:f"], "scorer=r.py:f is a function. Write class_path: FunctionScorer, and under"),
+        ([*ROUNDS, "--data.scorer=Judge"], "data.init_args.scorer: there is no class 'Judge'. Known: Ensemble"),
+        ([*FIT, "--trainer.accelerator=mps"], "trainer.accelerator=mps needs a device that torch does not see here."),
+        ([*FIT, "--seed_everything=-1"], "seed_everything=-1 must be at least 0 and below 2³²."),
         ([*FIT, "--model.beta"], "needs a value"),
         (["--config=dpo.yaml", "fit"], "the command must be the first argument: python train.py fit"),
         (["--trainer.max_epochs=1", "fit"], "the command must be the first argument"),
@@ -236,6 +267,19 @@ def test_a_package_that_a_logger_needs_is_named(capsys: pytest.CaptureFixture[st
             ]
         )
     assert "error: a package is missing: Neither `tensorboard` nor" in capsys.readouterr().err
+
+
+def test_an_error_of_wandb_is_one_paragraph(fails: Errors, monkeypatch: pytest.MonkeyPatch):
+    class Error(Exception):
+        pass
+
+    def fit(*args: object, **kwargs: object) -> None:
+        raise Error("No API key configured.")
+
+    monkeypatch.setitem(sys.modules, "wandb.errors", SimpleNamespace(Error=Error))
+    monkeypatch.setattr(Trainer, "fit", fit)
+    monkeypatch.setattr(cli, "quiet", lambda: None)
+    assert fails(*FIT, "--model.policy.path=nowhere").endswith("error: No API key configured.")
 
 
 def test_an_objective_that_passes_no_policy_on_is_told(capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch):

@@ -81,7 +81,7 @@ def test_the_weights_are_trained_as_they_fit(weights, machine, anchored, fit):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["DPOO", "--policy=m", "--data=pairs.jsonl"], "there is no objective 'DPOO'. Known: .*DPO"),
+        (["DPOO", "--policy=m", "--data=pairs.jsonl"], "no objective 'DPOO'. Did you mean 'DPO'\\? Known: .*DPO"),
         (["DPO", "--policy=nowhere/at/all", "--data=pairs.jsonl"], "there is no folder 'nowhere/at/all'"),
         (["DPO", "--policy=m.gguf", "--data=pairs.jsonl"], "must be a folder or a hub name"),
         (["DPO", "--policy=m"], "give either --data or --prompts"),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_align import __version__
+from lit_align.cli import main
 from lit_align.cli.app import AlignCLI
 from lit_align.cli.usage import top_level_help
 
@@ -47,6 +49,13 @@ def test_modules_import_no_tool_that_only_some_runs_use(tmp_path):
     assert found["app"] & {"wandb", "datasets", "sklearn"} == set()
     assert "torch" in found["app"]
     assert "scipy" in found["with signal"]
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.split()[-1] == __version__
 
 
 @pytest.mark.parametrize("width", ["80", "120"])

@@ -18,6 +18,7 @@ from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.reference import ReferenceConfig
 
 LORA = LoRAConfig(r=4)
 
@@ -96,6 +97,11 @@ def test_a_model_folder_that_does_not_exist_is_named(pairs):
 def test_a_name_neither_here_nor_on_the_hub_is_an_error(pairs):
     with pytest.raises(UserError, match=r"no tokenizer for 'nope': this folder does not exist, and as a hub name"):
         fit(DPO(PolicyConfig("nope")), pairs)
+
+
+def test_a_reference_that_does_not_exist_is_named(tiny_model, pairs):
+    with pytest.raises(UserError, match=r"model.reference.path: there is no folder './no/such/model'"):
+        fit(DPO(PolicyConfig(tiny_model), reference=ReferenceConfig(path="./no/such/model")), pairs)
 
 
 def test_a_reward_model_is_not_a_policy(pairs, tmp_path):

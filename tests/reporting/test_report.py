@@ -80,7 +80,10 @@ def make_run(folder: Path, seed: int, shift: float = 0.0, identity: str = "a", f
     )
     (folder / "config.yaml").write_text(f"model: {HOSTILE!r}\n")
     header = [("objective", f"DPO {HOSTILE}"), ("", "more"), ("scorer", f"{identity}training")]
-    starts = [RunStart("2026-01-02 03:04 UTC", "python train.py fit", 0), RunStart("2026-01-03 03:04 UTC", "again", 4)]
+    starts = [
+        RunStart("2026-01-02 03:04 UTC", "train.py fit --a-b=<1>", 0),
+        RunStart("2026-01-03 03:04 UTC", "again", 4),
+    ]
     RunRecord(header, starts).write(folder)
     return folder
 
@@ -133,8 +136,9 @@ def test_a_report_opens_with_the_run_and_the_verdict_in_words(tmp_path):
     page = report.write_report(run).read_text()
     check_page(page)
     opening = page.partition("<figure>")[0]
-    for piece in ("objective", "; more", "8 optimizer steps in 2 rounds", "40 × 2 responses", "python train.py fit"):
+    for piece in ("objective", "; more", "8 optimizer steps in 2 rounds", "40 × 2 responses", "train.py fit"):
         assert piece in opening
+    assert '<span class="option">--a-b=&lt;1&gt;</span>' in opening
     assert "resumed at step 4" in opening
     assert "win 60.0% of the comparisons" in opening
     assert page.count("<figcaption>") == page.count("<img")

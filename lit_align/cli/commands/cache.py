@@ -17,7 +17,7 @@ def run(args: list[str]) -> None:
         UserError: there is no entry of a name.
     """
     parser = Arguments("cache", "List or clear the tokenized data that later starts read.")
-    parser.add_argument("action", nargs="?", choices=["list", "clear"], default="list")
+    parser.add_argument("action", nargs="?", choices=["list", "clear"], default="list", help="default: list")
     parser.add_argument("names", metavar="NAME", nargs="*", help="entries to clear, or their sources; default: all")
     parser.add_argument("--folder", metavar="FOLDER", help="the cache, where a run has data.cache_dir")
     given = parser.parse_args(args)

@@ -14,10 +14,12 @@ def run(args: list[str]) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a model, an adapter or a run, or a hub name")
     parser.add_argument("--against", metavar="START", help="second model, which answers the same messages")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, help="longest answer, in tokens (default: %(default)s)"
+        "--max-new-tokens", metavar="N", type=int, default=256, help="longest answer, in tokens (default: %(default)s)"
     )
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, default=0.8, help="0 is greedy (default: %(default)s)"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the sampling (default: %(default)s)")
     parser.add_argument(
         "--template-args",
         metavar="ARGS",

@@ -13,7 +13,7 @@ def run(args: list[str]) -> None:
         "compare", "Put several runs into one report: frontier curves, intervals, and paired tests by prompt."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (its trainer.default_root_dir)")
-    parser.add_argument("--out", default="comparison.html", help="file to write (default: %(default)s)")
+    parser.add_argument("--out", metavar="FILE", default="comparison.html", help="file to write (default: %(default)s)")
     given = parser.parse_args(args)
     if Path(given.out).is_dir():
         raise UserError(f"compare: --out={given.out} must be a file, not a folder. Try --out={given.out}/all.html.")

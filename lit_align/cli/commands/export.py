@@ -11,7 +11,7 @@ def run(args: list[str]) -> None:
     """Write the folder."""
     parser = Arguments("export", "Write a run's policy in transformers' format, with its tokenizer and a model card.")
     parser.add_argument("source", metavar="RUN_OR_CKPT", help="folder of a run, or one of its checkpoints")
-    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
     parser.add_argument(
         "--adapter", action="store_true", help="write the LoRA adapter alone, for peft (default: merge it)"
     )

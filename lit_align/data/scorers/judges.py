@@ -21,7 +21,8 @@ from typing import Any, Generic, TypeVar
 from lit_align.console import print_field
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, excerpt
-from lit_align.data.scorers.chat_api import ATTEMPTS, Client, JudgeError, TooLong, UsageStats
+from lit_align.data.scorers.chat_api import ATTEMPTS, Client, TooLong, UsageStats
+from lit_align.data.scorers.chat_request import JudgeError
 from lit_align.data.scorers.endpoint import Endpoint
 from lit_align.errors import UserError, check_number
 

@@ -22,7 +22,8 @@ from processes import fork
 from lit_align.data import Endpoint, GradingJudge
 from lit_align.data.scorers.answer_cache import Answer, AnswerCache
 from lit_align.data.scorers.base import score
-from lit_align.data.scorers.chat_api import Client, JudgeError, _retry_after
+from lit_align.data.scorers.chat_api import Client
+from lit_align.data.scorers.chat_request import JudgeError, retry_after
 from lit_align.errors import UserError
 
 
@@ -139,9 +140,9 @@ def test_the_server_decides_how_long_to_wait(serve, in_tmp):
     began = time.monotonic()
     score(GradingJudge(endpoint(server)), ["q"], ["a"])
     assert 1 <= time.monotonic() - began < 4
-    assert _retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30))) == pytest.approx(30, abs=2)
-    assert (_retry_after("soon"), _retry_after(None), _retry_after("-3")) == (None, None, 0.0)
-    assert (_retry_after("inf"), _retry_after("nan")) == (None, None)
+    assert retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30))) == pytest.approx(30, abs=2)
+    assert (retry_after("soon"), retry_after(None), retry_after("-3")) == (None, None, 0.0)
+    assert (retry_after("inf"), retry_after("nan")) == (None, None)
 
 
 def test_a_judge_that_is_down_is_one_paragraph(serve, in_tmp):
@@ -272,6 +273,10 @@ def test_threads_that_wait_for_a_lock_give_up_together(in_tmp, monkeypatch, caps
         waiting = [pool.submit(cache.put, str(n), "judge", Answer("10", 1, 1, 0.1)) for n in range(6)]
     assert time.monotonic() - started < 2.5
     assert all("is locked" in str(each.exception()) for each in waiting)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="is locked"):
+        cache.release("0")
+    assert time.monotonic() - started < 0.4, "a request that gave up is not released after another wait"
     assert "locked by another process; waiting" in capsys.readouterr().out
     lock.close()
 

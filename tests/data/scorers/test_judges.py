@@ -19,7 +19,7 @@ from tiny import adamw, fit, on_policy, round_store
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import Endpoint, GradingJudge, Listwise, PairwiseJudge
 from lit_align.data.scorers.base import compare, score
-from lit_align.data.scorers.chat_api import JudgeError
+from lit_align.data.scorers.chat_request import JudgeError
 from lit_align.data.scorers.judges import CRITERIA
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, SPPO
