@@ -2,7 +2,8 @@
 
 The floor counts matrix products and attention: each prompt once, the output head for response tokens only, a backward
 pass of twice the forward pass, and one more forward pass for a live reference. It divides them by the measured rate at
-which one thread multiplies matrices of the model's shapes. The profile sums the time of the operations by purpose.
+which one thread multiplies matrices of the model's shapes. The profile sums the time of the operations by purpose; an
+operation within attention counts as attention.
 
     python benchmarks/floor.py
 """
@@ -24,15 +25,17 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 from turns import quiet, write
 
+from lit_align.allocation import keep_freed_memory
+
 PARTS = {
-    "linear layers": r"aten::(mm|addmm)$",
-    "attention": r"[aA]ttention|aten::(bmm|baddbmm|exp_)$",
-    "softmax and loss": r"softmax|nll|cross_entropy|logsumexp|gather",
-    "copies and casts": r"aten::(copy_|cat|index|index_select|clone|_to_copy|embedding.*|index_put.*|.*scatter.*)$",
-    "optimizer and clipping": r"aten::(lerp_|addcmul_|addcdiv_|sqrt|linalg_vector_norm|_foreach_.*|_fused_adam.*)$",
-    "norms, activations, sums": r"",
+    "attention": r"RowAttention|scaled_dot_product|\b_(Attention|Move)(Backward)?\b",
+    "output head and loss": r"_HeadLogps|log_sigmoid|softmax|cross_entropy",
+    "optimizer and clipping": r"Optimizer\.step|linalg_vector_norm|_foreach_",
+    "linear layers": r"aten::(mm|addmm)$|LoRAProduct",
+    "gradients added to weights": r"AccumulateGrad",
+    "norms, rotary positions, activations, sums": r"",
 }
-"""Purpose of an operation by its name; the first match counts."""
+"""Purpose of an operation, by its name and those of the operations that it is a part of; the first match counts."""
 
 
 class Stopwatch:
@@ -61,9 +64,12 @@ class Stopwatch:
     def parts(self) -> dict[str, float]:
         """Share of the profiled step's time in each part."""
         seconds: Counter[str] = Counter()
-        for each in self.profile.key_averages():
-            part = next(part for part, names in PARTS.items() if re.search(names, each.key))
-            seconds[part] += each.self_cpu_time_total
+        for event in self.profile.events() or []:
+            path, part_of = event.name, event.cpu_parent
+            while part_of is not None:
+                path, part_of = f"{part_of.name} {path}", part_of.cpu_parent
+            part = next(part for part, names in PARTS.items() if re.search(names, path))
+            seconds[part] += event.self_cpu_time_total
         return {part: seconds[part] / seconds.total() for part in PARTS}
 
 
@@ -119,4 +125,5 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -138,13 +138,16 @@ def trls(turn: Turn, *, model: str, data: str, batch_size: int, steps: int, lora
         trainer.train()
 
 
-def write_batch(path: Path, model: str, batch_size: int, prompt: int, response: int, responses: int = 2) -> str:
+def write_batch(
+    path: Path, model: str, batch_size: int, prompt: int, response: int, responses: int = 2, beginning: int = 0
+) -> str:
     """Write a batch of pairs, or of groups with rewards, with the given numbers of tokens; return its path."""
     tokenizer = AutoTokenizer.from_pretrained(model)
+    common = words(tokenizer, beginning, seed=-1)
     rows = []
     for b in range(batch_size):
         texts = [words(tokenizer, response - 1, seed=b * 1000 + k) for k in range(1, responses + 1)]  # 1 token ends it
-        row = {"prompt": words(tokenizer, prompt, seed=b * 1000)}
+        row = {"prompt": common + words(tokenizer, prompt - beginning, seed=b * 1000)}
         if responses == 2:
             row |= dict(zip(("chosen", "rejected"), texts, strict=True))
         else:
@@ -157,7 +160,8 @@ def write_batch(path: Path, model: str, batch_size: int, prompt: int, response: 
 def measure(lengths: str, weights: str, reference: str, responses: int, options: Any) -> tuple[Side, Side]:
     """Measure our side and the rival's."""
     with tempfile.TemporaryDirectory() as folder:
-        data = write_batch(Path(folder, "batch.jsonl"), options.model, options.batch, *LENGTHS[lengths], responses)
+        file, sizes = Path(folder, "batch.jsonl"), (*LENGTHS[lengths], responses, options.beginning)
+        data = write_batch(file, options.model, options.batch, *sizes)
         steps = 1 + options.repeats
         common = {"model": options.model, "data": data, "batch_size": options.batch, "steps": steps}
         common["lora"] = weights == "lora"
@@ -177,6 +181,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--references", nargs="+", choices=["live", "recorded"], default=["live", "recorded"])
     parser.add_argument("--responses", nargs="+", type=int, default=[2, 8], metavar="K")
     parser.add_argument("--batch", type=int, default=4, help="prompts in a step")
+    parser.add_argument("--beginning", type=int, default=0, help="tokens with which all prompts of the batch begin")
     parser.add_argument("--repeats", type=int, default=5, help="measured steps of each side")
     parser.add_argument("--model", default="data/quickstart/model")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/step.json"))
@@ -211,7 +216,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
         numbers += [f"{ratio(two, one, 'wall_seconds'):.2f} ×", f"{one.peak:.1f} GB", f"{two.peak:.1f} GB"]
         numbers += [f"{one.peak / two.peak:.2f}", case["rival"]]
         print(columns.format(lengths, responses, weights, reference, *numbers), flush=True)
-        write(options.out, rows, batch=options.batch, model=options.model)
+        write(options.out, rows, batch=options.batch, beginning=options.beginning, model=options.model)
     return rows
 
 

@@ -18,12 +18,13 @@ import resource
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from lit_align.allocation import SWITCH, keep_freed_memory
@@ -72,22 +73,31 @@ def ratio(side: Side, other: Side, what: str = "cpu_seconds") -> float:
     return median(a / b for a, b in zip(getattr(side, what), getattr(other, what), strict=True))
 
 
-def take_turns(sides: dict[str, Callable[[Turn], Any]], turns: int, *, warmup: int = 1, threads: int = 1) -> list[Side]:
+def take_turns(
+    sides: dict[str, Callable[[Turn], Any]],
+    turns: int,
+    *,
+    warmup: int = 1,
+    threads: int = 1,
+    environments: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> list[Side]:
     """Run every side for `warmup + turns` steps, taking turns step by step; the warm-up does not count.
 
     Args:
         sides: Picklable functions by name; each runs that many steps with a `Turn` around each step.
         threads: Number of torch threads of every side.
+        environments: Environment variables of a side's process alone, by the side's name.
     """
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it warns about the locks of progress bars
     context = multiprocessing.get_context("spawn")
     processes, lines, results = [], [], [Side() for _ in sides]
-    for side in sides.values():
+    for name, side in sides.items():
         ours, theirs = context.Pipe()
         processes.append(context.Process(target=_run, args=(side, theirs, threads), daemon=True))
-        processes[-1].start()
+        with _environment(environments.get(name, {})):
+            processes[-1].start()
         theirs.close()
         lines.append(ours)
     try:
@@ -106,6 +116,18 @@ def take_turns(sides: dict[str, Callable[[Turn], Any]], turns: int, *, warmup: i
         for process in processes:
             process.kill()  # a side that waits for its turn ignores SIGTERM
     return results
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Within this context, new processes have these environment variables."""
+    before = {**os.environ}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _run(side: Callable[[Turn], Any], line: Connection, threads: int) -> None:
@@ -160,14 +182,18 @@ def write(out: Path, rows: list[dict[str, Any]], **about: Any) -> None:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     content = {"about": about, "commit": commit, "machine": machine, "packages": packages, "rows": rows}
     out.write_text(json.dumps(content, indent=1))
-    print(f"written to {out}")
+    print(f"{machine['processor']}, commit {commit}; written to {out}")
 
 
 def _processor() -> str:
-    """The CPU's name where Linux gives it, otherwise its architecture."""
+    """The CPU's name and model where Linux gives them, and its units for bfloat16; otherwise its architecture."""
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
+    text = info.read_text() if info.exists() else ""
+    entries = dict(re.findall(r"^(model name|model|flags)\s*: (.*)", text, re.MULTILINE))
+    if "model name" not in entries:
+        return platform.processor() or platform.machine()
+    units = [name for name in ("amx_bf16", "avx512_bf16") if name in entries.get("flags", "").split()]
+    return ", ".join([entries["model name"], f"model {entries['model']}", *(units[:1] or ["no bfloat16 units"])])
 
 
 def as_row(**sides: Side) -> dict[str, Any]:

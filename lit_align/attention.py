@@ -1,12 +1,15 @@
 """Attention over a packed row, without masks, padding or repeated keys.
 
-The row holds all prompts and then all responses, those to one prompt side by side. It needs two attentions:
+The row holds the tokens with which all prompts begin, then the rest of each prompt, then all responses, those to one
+prompt side by side. It needs three attentions:
 
-    own:     each prompt and each response over its own tokens, causal
-    shared:  all responses to a prompt over that prompt, not causal
+    own:     the beginning, each rest and each response over its own tokens, causal
+    shared:  all responses to a prompt over the rest of that prompt, not causal
+    common:  all rests and responses over the beginning, not causal
 
-Each gives an output o and the log-sum-exp ℓ of its scores. A response's two outputs are merged by their shares of the
-whole softmax, exp(ℓ_own − ℓ) and exp(ℓ_shared − ℓ), with ℓ = log(exp ℓ_own + exp ℓ_shared). In the backward pass
+Each gives an output o and the log-sum-exp ℓ of its scores. A token's outputs are merged by their shares of the whole
+softmax: two of them by exp(ℓ_own − ℓ) and exp(ℓ_shared − ℓ), with ℓ = log(exp ℓ_own + exp ℓ_shared). In the backward
+pass
 
     P = exp(scale·q kᵀ − ℓ),   dS = P ∘ (dO vᵀ − rowsum(dO ∘ O)),   dq = scale·dS k,   dk = scale·dSᵀ q,   dv = Pᵀ dO
 
@@ -19,7 +22,7 @@ the first with CUDA's operators replaced by their definition.
 Shapes: T tokens of the row, D head size; keys and values may have fewer heads, each for a group of G query heads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -252,13 +255,30 @@ def _block_backward(
     return to_query, to_key, to_value
 
 
+def has_kernel(query: Tensor, value: Tensor) -> bool:
+    """Whether the device has kernels for these heads and this type."""
+    if query.shape[-1] != value.shape[-1]:
+        return False  # values of another size than keys
+    if query.is_cuda:
+        return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256 and not query.shape[-1] % 8
+    return query.device.type == "cpu"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """An attention beside the tokens' own: some queries of the row over keys of other tokens."""
+
+    queries: slice
+    keys: slice
+    segments: Segments
+
+
 @dataclass(frozen=True)
 class Row:
-    """The two attentions of a packed row."""
+    """The attentions of a packed row."""
 
     own: Segments
-    shared: Segments
-    prompt_tokens: int  # of all prompts, which the row begins with
+    beside: Sequence[Beside]
 
     @classmethod
     def of(
@@ -267,6 +287,7 @@ class Row:
         response_lengths: Sequence[Sequence[int]],
         device: torch.device,
         kernels: type[Segments] | None = None,
+        common: int = 0,
     ) -> "Row":
         """Lay out a row.
 
@@ -274,23 +295,24 @@ class Row:
             prompt_lengths: Tokens of each of B prompts.
             response_lengths: Tokens of the K responses to each.
             kernels: The device's by default.
+            common: Tokens with which all prompts begin, fewer than each has; the row holds them once.
         """
         kernels = kernels or (FlashSegments if device.type == "cuda" else BlockSegments)
-        own = [0, *accumulate(chain(prompt_lengths, *response_lengths))]
-        prompts, responses = own[: len(prompt_lengths) + 1], own[len(prompt_lengths) :: len(response_lengths[0])]
-        return cls(
-            kernels(own, own, True, device),
-            kernels([end - prompts[-1] for end in responses], prompts, False, device),
-            prompts[-1],
-        )
+        beginning, rests = [common] if common else [], [length - common for length in prompt_lengths]
+        own = _bounds([*beginning, *rests, *chain(*response_lengths)])
+        start, end = own[len(beginning) + len(rests)], own[-1]  # of the responses
+        beside = []
+        if start < end:
+            families = kernels(_bounds(map(sum, response_lengths)), _bounds(rests), False, device)
+            beside.append(Beside(slice(start, end), slice(common, start), families))
+        if common:
+            others = kernels([0, end - common], [0, common], False, device)
+            beside.append(Beside(slice(common, end), slice(0, common), others))
+        return cls(kernels(own, own, True, device), beside)
 
-    def covers(self, query: Tensor, value: Tensor) -> bool:
-        """Whether the device has kernels for these heads and this type."""
-        if query.shape[-1] != value.shape[-1]:
-            return False  # values of another size than keys
-        if query.is_cuda:
-            return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256 and not query.shape[-1] % 8
-        return query.device.type == "cpu"
+
+def _bounds(lengths: Iterable[int]) -> Bounds:
+    return [0, *accumulate(lengths)]
 
 
 class RowAttention(torch.autograd.Function):
@@ -298,13 +320,13 @@ class RowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, row: Row, scale: float) -> Tensor:
-        n = row.prompt_tokens
         out, lse = row.own.forward(query, key, value, scale)
-        if n < len(query):
-            shared, shared_lse = row.shared.forward(query[n:], key[:n], value[:n], scale)
-            share = torch.sigmoid(shared_lse - lse[n:])[..., None]
-            out[n:] = out[n:].to(share.dtype).lerp_(shared.to(share.dtype), share)
-            lse[n:] = torch.logaddexp(lse[n:], shared_lse)
+        for part in row.beside:
+            q, k = part.queries, part.keys
+            more, more_lse = part.segments.forward(query[q], key[k], value[k], scale)
+            share = torch.sigmoid(more_lse - lse[q])[..., None]
+            out[q] = out[q].to(share.dtype).lerp_(more.to(share.dtype), share)
+            lse[q] = torch.logaddexp(lse[q], more_lse)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.row, ctx.scale = row, scale
         return out
@@ -313,12 +335,13 @@ class RowAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (grad,), (query, key, value, out, lse) = grads, ctx.saved_tensors
-        n, own, shared = ctx.row.prompt_tokens, ctx.row.own, ctx.row.shared
+        own: Segments = ctx.row.own
         queries, keys = own.prepare((grad, query, out, lse), (key, value), ctx.scale)
         with _products_in(query.dtype):
             to_query, to_key, to_value = own.backward(queries, keys, ctx.scale)
-            if n < len(query):
-                more = shared.backward(tuple(x[n:] for x in queries), tuple(x[:n] for x in keys), ctx.scale)
-                for whole, part in zip((to_query[n:], to_key[:n], to_value[:n]), more, strict=True):
-                    whole += part
+            for part in ctx.row.beside:
+                q, k = part.queries, part.keys
+                more = part.segments.backward(tuple(x[q] for x in queries), tuple(x[k] for x in keys), ctx.scale)
+                for whole, of_part in zip((to_query[q], to_key[k], to_value[k]), more, strict=True):
+                    whole += of_part
         return *(x.to(query.dtype) for x in (to_query, to_key, to_value)), None, None

@@ -8,6 +8,7 @@ round where the plain ones do, so that the values with gradients and those witho
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
+from lit_align.blocks import blocks_of
 from lit_align.errors import UserError
 from lit_align.packing import PACKED, packed_attention
 
@@ -18,8 +19,7 @@ def compile_blocks(model: PreTrainedModel) -> None:
     Raises:
         UserError: transformers names none.
     """
-    names = set(model._no_split_modules or [])
-    blocks = [part for part in model.modules() if type(part).__name__ in names]
+    blocks = blocks_of(model)
     if not blocks:
         raise UserError(
             f"model.policy.compile=true has no effect because transformers names no blocks of {type(model).__name__}. "

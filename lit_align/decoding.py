@@ -82,13 +82,14 @@ def _prompts_hidden(model: PreTrainedModel, prompts: Sequence[Sequence[int]], ca
     """The decoder's output for the last token of each prompt, [n, H]; None if `decode` does not run the model."""
     lengths = torch.tensor(cache.lengths)
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    packing = Packing.of(mask, mask.new_zeros(len(prompts), 1, 0))
-    ids = torch.tensor([token for prompt in prompts for token in prompt])
-    hidden = row_hidden(model, ids, packing.positions, packing=packing, shared_cache=cache)
+    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
+    packing = Packing.of(ids, mask, mask.new_zeros(len(prompts), 1, 0))
+    row = ids.flatten()[packing.inverse]
+    hidden = row_hidden(model, row, packing.positions, packing=packing, shared_cache=cache)
     longest = mask.shape[1] + cache.steps
     if any(window is not None and window < longest for window in packing.windows) or not cache.fits:
         return None
-    return hidden[lengths.cumsum(0) - 1]
+    return hidden[packing.read]
 
 
 class SharedCache:
@@ -112,14 +113,13 @@ class SharedCache:
         self._layer = 0
         self._mask: Tensor | None = None  # added to scores, [n, 1, 1, P]
 
-    def add_prompts(self, key: Tensor, value: Tensor) -> None:
-        """Keep one layer's keys and values of all prompts, [1, key heads, tokens, D]."""
+    def add_prompts(self, key: Tensor, value: Tensor, packing: Packing) -> None:
+        """Keep one layer's keys and values of a packed row of prompts, [1, key heads, T, D]."""
         self.fits &= key.shape[-1] == value.shape[-1]
         if not self._prompts and len(set(self.lengths)) > 1:
             padding = torch.arange(max(self.lengths)) >= torch.tensor(self.lengths)[:, None]
             self._mask = torch.zeros(padding.shape, dtype=key.dtype).masked_fill(padding, -torch.inf)[:, None, None]
-        by_prompt = [x[0].transpose(0, 1).split(self.lengths) for x in (key, value)]
-        padded = [pad_sequence(list(x), batch_first=True).transpose(1, 2).contiguous() for x in by_prompt]
+        padded = [packing.by_prompt(x) for x in (key, value)]
         self._prompts.append((padded[0], padded[1]))
         shapes = [(len(self.rows), x.shape[1], self.steps, x.shape[3]) for x in padded]
         self._responses.append((key.new_zeros(shapes[0]), value.new_zeros(shapes[1])))

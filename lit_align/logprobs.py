@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lit_align.blocks import skip_unread_rows
 from lit_align.packing import PACKED, Packing, packed_hidden
 
 KEPT_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
@@ -64,7 +65,7 @@ class PreferenceBatch:
     @cached_property
     def packing(self) -> Packing:
         """The layout of its tokens as one row, computed once for policy and reference."""
-        return Packing.of(self.prompt_mask, self.response_mask)
+        return Packing.of(self.prompt_ids, self.prompt_mask, self.response_mask)
 
     @cached_property
     def token_places(self) -> Tensor:
@@ -186,6 +187,7 @@ def enable_prefix_sharing(model: PreTrainedModel) -> bool:
     try:
         single = tokens()
         model.set_attn_implementation(PACKED)
+        skip_unread_rows(model)
         off = (tokens() - single).norm() / single.norm()
         same = off.item() < max(1e-4, 6 * torch.finfo(model.dtype).eps)
         same = same and (window is None or window in batch.packing.windows)

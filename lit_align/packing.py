@@ -1,8 +1,10 @@
 """A batch as one row without padding, and attention over that row: each prompt once, followed by its responses.
 
-The row holds the tokens of all prompts, then those of all responses. A prompt's tokens see the earlier tokens of the
-prompt. A response's tokens see the prompt and the earlier tokens of the same response; their positions continue from
-the prompt's end. Every layer except attention runs on the row as it is, and so does attention (`attention.py`).
+The row holds the tokens of all prompts, then those of all responses. Tokens with which all prompts begin, such as a
+system prompt or examples, are there once, if that spares a good part of the row. A prompt's tokens see the earlier
+tokens of the prompt. A response's tokens see the prompt and the earlier tokens of the same response; their positions
+continue from the prompt's end. Every layer except attention runs on the row as it is, and so does attention
+(`attention.py`).
 
 Attention dropout, and sliding windows that do not reach the whole of a sequence, take another way: attention over
 prompts and over responses separately, each padded among its kind, under masks. So do types and head sizes for which the
@@ -18,7 +20,7 @@ position ids. In generation it computes the steps of one token and leaves everyt
 Shapes as in `logprobs.py`; T is the row's length, N = B·K.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -31,7 +33,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from lit_align.attention import Row, RowAttention
+from lit_align.attention import Row, RowAttention, has_kernel
 
 PACKED = "lit_align_packed"
 FUSED_ATTENTION_DEVICES = {"cuda"}
@@ -39,6 +41,8 @@ FUSED_ATTENTION_DEVICES = {"cuda"}
 time, and its backward pass forms all scores of a block at once."""
 MASKED_REACH = {"cpu": 256}
 """Most tokens of a prompt and its response together for which masks are faster than `RowAttention`, by device."""
+COMMON_SHARE = 1 / 8
+"""The row holds the common beginning of its prompts once if this spares at least this share of all tokens."""
 PROMPT_BLOCK = 256
 """Prompt tokens in a block, which sees the keys up to its own. Processing a whole prompt at once would waste half the
 work on masked positions."""
@@ -49,11 +53,13 @@ class Packing:
     """The layout of a packed row."""
 
     places: Tensor  # [B·P + N·R] place in the row of each token of prompts and responses; T for padding
-    inverse: Tensor  # [T] place of each token of the row among those
+    inverse: Tensor  # [T] place of each token of the row among those, the first of several
     positions: Tensor  # [T]
+    read: Tensor  # places in the row whose output is read: each prompt's last token, and all tokens of responses
     prompt_mask: Tensor  # [B, P] bool
     responses: tuple[int, int]  # K, R
     lengths: tuple[list[int], list[list[int]]]  # of prompts, and of the responses to each
+    common: int = 0  # tokens with which all prompts begin and which the row holds once
     windows: set[int | None] = field(default_factory=set)  # sliding windows that layers use
     _masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
@@ -66,27 +72,41 @@ class Packing:
         return torch.cat([last[:, None].expand(B, K, 1), responses.view(B, K, R)], dim=-1)
 
     @classmethod
-    def of(cls, prompt_mask: Tensor, response_mask: Tensor) -> "Packing":
+    def of(cls, prompt_ids: Tensor, prompt_mask: Tensor, response_mask: Tensor) -> "Packing":
         """Lay out a batch.
 
         Args:
+            prompt_ids: [B, P]
             prompt_mask: [B, P], True on tokens.
             response_mask: [B, K, R].
         """
-        _, K, R = response_mask.shape
-        mask = torch.cat([prompt_mask.flatten(), response_mask.flatten()])
+        (B, P), (_, K, R) = prompt_mask.shape, response_mask.shape
+        lengths = prompt_mask.sum(-1).tolist(), response_mask.sum(-1).tolist()
+        common = _common_beginning(prompt_ids, *lengths)
+        first = prompt_mask.clone()
+        first[1:, :common] = False
+        mask = torch.cat([first.flatten(), response_mask.flatten()])
         inverse = mask.nonzero().squeeze(1)
         places = (mask.cumsum(0) - 1).masked_fill(~mask, len(inverse))
+        places[: B * P].view(B, P)[:, :common] = torch.arange(common, device=mask.device)
         prompt_positions = torch.arange(prompt_mask.shape[1], device=mask.device).expand(prompt_mask.shape)
         response_positions = prompt_mask.sum(-1)[:, None, None] + torch.arange(R, device=mask.device).expand(1, K, R)
         positions = torch.cat([prompt_positions.flatten(), response_positions.flatten()])[inverse]
-        lengths = prompt_mask.sum(-1).tolist(), response_mask.sum(-1).tolist()
-        return cls(places, inverse, positions, prompt_mask, (K, R), lengths)
+        last = common - 1 + (prompt_mask.sum(-1) - common).cumsum(0)
+        start = common + sum(lengths[0]) - B * common  # of the responses
+        read = torch.cat([last, torch.arange(start, len(inverse), device=mask.device)])
+        return cls(places, inverse, positions, read, prompt_mask, (K, R), lengths, common)
 
     @cached_property
     def row(self) -> Row:
         """The row's two attentions, on its device."""
-        return Row.of(*self.lengths, self.places.device)
+        return Row.of(*self.lengths, self.places.device, common=self.common)
+
+    def by_prompt(self, x: Tensor) -> Tensor:
+        """The prompts' part of a row [1, heads, T, D], each by itself with zeros for padding, [B, heads, P, D]."""
+        padded = torch.cat([x[0], x.new_zeros(x.shape[1], 1, x.shape[3])], dim=1)
+        places = self.places[: self.prompt_mask.numel()]
+        return padded.index_select(1, places).unflatten(1, self.prompt_mask.shape).transpose(0, 1).contiguous()
 
     def to(self, device: torch.device) -> "Packing":
         """The same layout on a device, which need not wait for it."""
@@ -97,7 +117,7 @@ class Packing:
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Packing":
-        names = ("places", "inverse", "positions", "prompt_mask")
+        names = ("places", "inverse", "positions", "read", "prompt_mask")
         tensors = {name: function(getattr(self, name)) for name in names}
         return replace(self, **tensors, windows=set(), _masks={})
 
@@ -108,9 +128,9 @@ class Packing:
         it, or where masks are faster.
         """
         P, (_, R) = self.prompt_mask.shape[1], self.responses
-        if dropout or (window is not None and window < P + R) or not self.row.covers(query, value):
+        if dropout or (window is not None and window < P + R) or not has_kernel(query, value):
             return False
-        return R == 0 or MASKED_REACH.get(query.device.type, 0) < P + R
+        return R == 0 or self.common > 0 or MASKED_REACH.get(query.device.type, 0) < P + R
 
     def masks(self, window: int | None, groups: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """Masks that are added to scores: of prompts, [P, P], and of responses, [N, 1, groups·R, P+R]. The first is
@@ -147,13 +167,26 @@ class Packing:
 class SharedCache(Protocol):
     """Keys and values of every layer, of prompts and of the responses to them (`decoding.py`)."""
 
-    def add_prompts(self, key: Tensor, value: Tensor) -> None:
-        """Keep one layer's keys and values of all prompts, [1, key heads, tokens, D]."""
+    def add_prompts(self, key: Tensor, value: Tensor, packing: Packing) -> None:
+        """Keep one layer's keys and values of a packed row of prompts, [1, key heads, T, D]."""
         ...
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """The next layer's attention of the present token of each response, [1, A, heads, D]."""
         ...
+
+
+def _common_beginning(prompt_ids: Tensor, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> int:
+    """The number of tokens that the row holds once for all prompts, fewer than each has.
+
+    Args:
+        prompt_ids: [B, P]
+        prompts: Tokens of each prompt; responses likewise.
+    """
+    shortest = min(prompts) - 1
+    common = int((prompt_ids == prompt_ids[:1])[:, :shortest].all(0).cumprod(0).sum())
+    spared, tokens = (len(prompts) - 1) * common, sum(prompts) + sum(map(sum, responses))
+    return common if spared and spared >= COMMON_SHARE * tokens else 0
 
 
 class _Move(torch.autograd.Function):
@@ -168,6 +201,13 @@ class _Move(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         places, inverse = ctx.saved_tensors
         return _Move.apply(grads[0], inverse, places), None, None  # type: ignore[return-value]
+
+
+def _moved(x: Tensor, places: Tensor, inverse: Tensor, common: int) -> Tensor:
+    """Rows of x at given places; several places may be one row only if there is a common beginning."""
+    if common:
+        return torch.cat([x, x.new_zeros(1, x.shape[1])]).index_select(0, places)
+    return _Move.apply(x, places, inverse)  # type: ignore[return-value]
 
 
 class _Attention(torch.autograd.Function):
@@ -219,7 +259,7 @@ def _grouped(
         attended = _Attention.apply(stacked, key, value, mask, scaling or stacked.shape[-1] ** -0.5)
     else:
         attended = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    return attended.reshape(*query.shape[:3], -1).transpose(1, 2)
+    return attended.reshape(*query.shape[:3], value.shape[-1]).transpose(1, 2)
 
 
 def packed_attention(
@@ -257,7 +297,7 @@ def packed_attention(
         )
     packing.windows.add(sliding_window)
     if shared_cache is not None:
-        shared_cache.add_prompts(key, value)
+        shared_cache.add_prompts(key, value, packing)
     if packing.covers(query, value, sliding_window, **kwargs):
         by_token = (x[0].transpose(0, 1) for x in (query, key, value))
         return RowAttention.apply(*by_token, packing.row, scale)[None], None  # type: ignore[index]
@@ -275,8 +315,9 @@ def _masked_attention(
     def spread(x: Tensor) -> tuple[Tensor, Tensor]:
         """[1, heads, T, size] as prompts [B, heads, P, size] and responses [B·K, heads, R, size]."""
         _, heads, T, size = x.shape
-        moved = _Move.apply(x[0].transpose(0, 1).reshape(T, heads * size), packing.places, packing.inverse)
-        prompt, response = moved.split([B * P, B * K * R])  # type: ignore[union-attr]
+        by_token = x[0].transpose(0, 1).reshape(T, heads * size)
+        moved = _moved(by_token, packing.places, packing.inverse, packing.common)
+        prompt, response = moved.split([B * P, B * K * R])
         return (
             prompt.view(B, P, heads, size).transpose(1, 2),
             response.view(B * K, R, heads, size).transpose(1, 2),
@@ -303,8 +344,8 @@ def _masked_attention(
     values = torch.cat([value_p.repeat_interleave(K, 0), value_r], dim=2)
     responses = _grouped(query_r, keys, values, added, **kwargs)
     whole = torch.cat([prompts.flatten(0, 1).flatten(1), responses.flatten(0, 1).flatten(1)])  # [B·P + N·R, heads·size]
-    row = _Move.apply(whole, packing.inverse, packing.places)
-    return row.view(1, len(row), *prompts.shape[2:])  # type: ignore[union-attr]
+    row = _moved(whole, packing.inverse, packing.places, packing.common)
+    return row.view(1, len(row), *prompts.shape[2:])
 
 
 AttentionInterface.register(PACKED, packed_attention)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_align.blocks import skip_unread_rows
 from lit_align.compilation import compile_blocks
 from lit_align.errors import UserError
 from lit_align.files import writing
@@ -193,6 +194,8 @@ class Policy(nn.Module):
             parent, _, leaf = name.replace(".base_layer", "").rpartition(".")
             setattr(plain.get_submodule(parent), leaf, value.clone())
         plain.tie_weights()
+        if self.shares_prefix:
+            skip_unread_rows(plain)
         if (generation := getattr(self.model, "generation_config", None)) is not None:
             plain.generation_config = copy.deepcopy(generation)
         return plain.eval()

@@ -37,22 +37,23 @@ def inputs(lengths: Lengths, dtype: torch.dtype = torch.float64, sharpness: floa
     return [(torch.randn(shape, generator=generator) * sharpness).to(dtype).requires_grad_() for shape in shapes]
 
 
-def plain(query: Tensor, key: Tensor, value: Tensor, lengths: Lengths) -> Tensor:
+def plain(query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, common: int = 0) -> Tensor:
     """The definition: each token sees the earlier tokens of its sequence, and a response's also its prompt."""
     prompts, responses = lengths
     sequence = torch.tensor(
-        [(b, 0, i) for b, n in enumerate(prompts) for i in range(n)]
+        [(-1, 0, i) for i in range(common)]
+        + [(b, 0, i) for b, n in enumerate(prompts) for i in range(common, n)]
         + [(b, 1 + k, i) for b, each in enumerate(responses) for k, n in enumerate(each) for i in range(n)]
     )
     (b, k, i), (other_b, other_k, other_i) = sequence.T[:, :, None], sequence.T[:, None]
-    seen = (b == other_b) & (((k == other_k) & (other_i <= i)) | ((k > 0) & (other_k == 0)))
+    seen = ((b == other_b) | (other_b < 0)) & (((k == other_k) & (other_i <= i)) | ((k > 0) & (other_k == 0)))
     key, value = (x.repeat_interleave(HEADS // KEY_HEADS, 1) for x in (key, value))
     scores = torch.einsum("qhd,khd->hqk", query, key) * SCALE
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), value)
 
 
-def row_attention(lengths: Lengths, kernels: type[Segments] | None = None) -> Callable[..., Tensor]:
-    row = Row.of(*lengths, torch.device("cpu"), kernels)
+def row_attention(lengths: Lengths, kernels: type[Segments] | None = None, common: int = 0) -> Callable[..., Tensor]:
+    row = Row.of(*lengths, torch.device("cpu"), kernels, common)
     return lambda query, key, value: RowAttention.apply(query, key, value, row, SCALE)  # type: ignore[return-value]
 
 
@@ -113,6 +114,20 @@ def test_a_row_attends_like_a_plain_softmax(case: str, kernels: Any, monkeypatch
     lengths = CASES[case]
     ours = outputs_and_gradients(row_attention(lengths, kernels), inputs(lengths))
     exact = outputs_and_gradients(lambda q, k, v: plain(q, k, v, lengths), inputs(lengths))
+    torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kernels", [BlockSegments, FlashSegments], ids=["CPU", "GPU"])
+@pytest.mark.parametrize("common", [1, 4, TILE - 1])
+def test_a_beginning_that_prompts_share_is_seen_by_all(
+    common: int, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels is FlashSegments:
+        monkeypatch.setattr(attention.torch.ops, "aten", VarlenKernels())
+    lengths = [common + 1, common + 9, common + 1], [[3, 1], [0, 2], [4, 4]]
+    leaves = [x[: x.shape[0] - 2 * common].detach().requires_grad_() for x in inputs(lengths)]
+    ours = outputs_and_gradients(row_attention(lengths, kernels, common), leaves)
+    exact = outputs_and_gradients(lambda q, k, v: plain(q, k, v, lengths, common), leaves)
     torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
 
 

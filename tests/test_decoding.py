@@ -19,9 +19,10 @@ def drawn(rows: Tensor, step: int, vocabulary: int) -> Tensor:
     return tokens.masked_fill(rows % 5 + rows // 3 == step, END)
 
 
+@pytest.mark.parametrize("beginning", [[], [4, 9, 16, 25, 36, 49, 7, 3]], ids=["", "a common beginning"])
 @pytest.mark.parametrize("architecture", MODELS)
-def test_each_step_has_the_logits_of_the_whole_text(architecture: str) -> None:
-    model = build(architecture)
+def test_each_step_has_the_logits_of_the_whole_text(architecture: str, beginning: list[int]) -> None:
+    model, prompts = build(architecture), [beginning + prompt for prompt in PROMPTS]
     seen: dict[tuple[int, int], Tensor] = {}
 
     def choose(logits: Tensor, rows: Tensor, step: int) -> Tensor:
@@ -31,7 +32,7 @@ def test_each_step_has_the_logits_of_the_whole_text(architecture: str) -> None:
     if not enable_prefix_sharing(model):
         assert not can_decode(model)
         return
-    responses = decode(model, PROMPTS, COUNT, STEPS, choose, lambda each: [ids[-1] == END for ids in each])
+    responses = decode(model, prompts, COUNT, STEPS, choose, lambda each: [ids[-1] == END for ids in each])
     if architecture in WINDOWED:
         assert responses is None
         return
@@ -39,7 +40,7 @@ def test_each_step_has_the_logits_of_the_whole_text(architecture: str) -> None:
     for row, ids in enumerate(responses):
         assert END not in ids[:-1]
         assert ids[-1] == END or len(ids) == STEPS
-        prompt = PROMPTS[row // COUNT]
+        prompt = prompts[row // COUNT]
         with torch.no_grad():
             exact = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
         torch.testing.assert_close(torch.stack([seen[row, step] for step in range(len(ids))]), exact)

@@ -22,6 +22,7 @@ CANNOT_SHARE = ("gemma2 (soft-capped)", "bloom (ALiBi)")
 def short_rows_without_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short rows, as these tests have them, attend like long ones."""
     monkeypatch.setattr(packing, "MASKED_REACH", {})
+    monkeypatch.setattr(packing, "COMMON_SHARE", 0)
 
 
 def random_examples(seed: int = 0, count: int = 3, branches: int = 2) -> list[Example]:
@@ -32,6 +33,12 @@ def random_examples(seed: int = 0, count: int = 3, branches: int = 2) -> list[Ex
         return torch.randint(1, 61, (length,), generator=generator).tolist()
 
     return [Example(tokens(1, 14), [tokens(1, 12) for _ in range(branches)], "") for _ in range(count)]
+
+
+def with_a_common_beginning(examples: list[Example]) -> list[Example]:
+    """The examples after ten tokens that all prompts begin with; two prompts share one more."""
+    beginning = [*range(20, 30)]
+    return [replace(each, prompt_ids=beginning + [7] * (i < 2) + each.prompt_ids) for i, each in enumerate(examples)]
 
 
 def one_by_one(model: PreTrainedModel, examples: list[Example]) -> Tensor:
@@ -46,10 +53,12 @@ def one_by_one(model: PreTrainedModel, examples: list[Example]) -> Tensor:
     return torch.stack(rows).view(len(examples), -1)
 
 
-@pytest.mark.parametrize("branches", [1, 2, 5])
+@pytest.mark.parametrize(("branches", "common"), [(1, False), (2, False), (5, False), (1, True), (3, True)])
 @pytest.mark.parametrize("name", MODELS)
-def test_logps_equal_the_definition_in_every_architecture(name: str, branches: int) -> None:
+def test_logps_equal_the_definition_in_every_architecture(name: str, branches: int, common: bool) -> None:
     model, examples = build(name), random_examples(branches=branches)
+    examples = with_a_common_beginning(examples) if common else examples
+    assert collate(examples, range(3)).packing.common == 10 * common
     with torch.no_grad():
         expected = one_by_one(model, examples)
         rows = response_logps(model, collate(examples, range(3)))
@@ -67,12 +76,12 @@ def logps_and_gradients(model: PreTrainedModel, logps: Tensor) -> tuple[Tensor, 
     return logps.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("branches", [2, 5])
+@pytest.mark.parametrize(("branches", "common"), [(2, True), (5, False)], ids=["a common beginning", ""])
 @pytest.mark.parametrize("recomputed", [False, True], ids=["", "activations recomputed"])
 @pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_equal_the_definition(
-    name: str, lora: bool, recomputed: bool, branches: int, monkeypatch: pytest.MonkeyPatch
+    name: str, lora: bool, recomputed: bool, branches: int, common: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(logprobs.LOGITS_CHUNK_BYTES, "cpu", 5 * 61 * 8)
     monkeypatch.setitem(logprobs.KEPT_BYTES, "cpu", 11 * 61 * 8)
@@ -80,6 +89,7 @@ def test_gradients_equal_the_definition(
     monkeypatch.setattr(attention, "TILE_SCORES", 100)
     monkeypatch.setattr(attention, "SHORT", 6)
     model, examples = build(name), random_examples(branches=branches)
+    examples = with_a_common_beginning(examples) if common else examples
     if lora:
         model = add_adapter(model, LoRAConfig(r=2)).double().get_base_model()
         for parameter in model.parameters():
@@ -101,18 +111,36 @@ def test_gradients_equal_the_definition(
 
 
 @pytest.mark.parametrize("kernels", [set(), {"cpu"}], ids=["", "the device's kernels"])
+@pytest.mark.parametrize("common", [False, True], ids=["", "a common beginning"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral (window)"])
 def test_float32_gradients_under_masks_are_within_rounding(
-    name: str, kernels: set[str], monkeypatch: pytest.MonkeyPatch
+    name: str, common: bool, kernels: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "FUSED_ATTENTION_DEVICES", kernels)
     monkeypatch.setattr(packing.Packing, "covers", lambda *args, **kwargs: False)
     model, examples = build(name, torch.float32), random_examples()
+    examples = with_a_common_beginning(examples) if common else examples
     _, single = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
     assert enable_prefix_sharing(model)
     _, packed = logps_and_gradients(model, response_logps(model, collate(examples, range(3))))
     for weight, gradient in packed.items():
         assert (gradient - single[weight]).norm() <= 1e-5 * single[weight].norm() + 1e-9, weight
+
+
+def test_a_common_beginning_is_computed_once_where_this_spares_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "COMMON_SHARE", 0.2)
+
+    def tokens_computed(*prompts: list[int]) -> int:
+        return len(
+            collate([Example(prompt, [[1, 2]], "") for prompt in prompts], range(len(prompts))).packing.positions
+        )
+
+    beginning = [*range(10)]
+    assert tokens_computed([*beginning, 4], [*beginning, 5, 6]) == 10 + 1 + 2 + 4
+    assert tokens_computed([*beginning], [*beginning, 5, 6]) == 9 + 1 + 3 + 4, "each prompt keeps a token of its own"
+    assert tokens_computed(beginning, beginning) == 9 + 1 + 1 + 4
+    assert tokens_computed([1, 2, 3, 4, 5], [1, 2, 8, 9, 9]) == 5 + 5 + 4, "2 of 14 tokens are few"
+    assert tokens_computed(beginning) == 10 + 2
 
 
 def test_only_dropout_and_windows_within_a_sequence_need_masks(monkeypatch: pytest.MonkeyPatch) -> None:

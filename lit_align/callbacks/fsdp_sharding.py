@@ -28,6 +28,7 @@ from torch.distributed.fsdp import (
 )
 from transformers import PreTrainedModel
 
+from lit_align.blocks import blocks_of
 from lit_align.callbacks.base import AlignCallback, DryRun
 from lit_align.checkpoints import check_hash, check_shards, forget_hash, write_hash
 from lit_align.errors import UserError
@@ -246,9 +247,10 @@ class FSDPSharding(AlignCallback):
             register_fsdp_forward_method(network, "logps")
 
     def _blocks(self, net: nn.Module, models: list[PreTrainedModel]) -> list[nn.Module]:
-        names = set(self.blocks or [name for model in models for name in model._no_split_modules or []])
-        blocks = [part for part in net.modules() if type(part).__name__ in names]
-        if self.blocks and not blocks:
+        if self.blocks is None:
+            return [block for model in models for block in blocks_of(model)]
+        blocks = [part for part in net.modules() if type(part).__name__ in self.blocks]
+        if not blocks:
             known = sorted({type(part).__name__ for part in net.modules()})
             raise UserError(
                 f"fsdp_sharding.blocks={self.blocks}: {type(net).__name__} has none of them. Take some of {known}."

@@ -25,7 +25,7 @@ def run(tiny_model, in_tmp, monkeypatch):
         return rows
 
     yield run
-    for name in ("turns", "step", "round", "refresh", "proximal", "floor", "flops"):
+    for name in ("turns", "step", "round", "refresh", "proximal", "floor", "flops", "allocation", "commits"):
         sys.modules.pop(name, None)
 
 
@@ -67,6 +67,18 @@ def test_a_round_is_measured_against_trls(run):
 def test_refreshes_are_measured_against_a_step(run):
     (row,) = run("refresh", "--dtypes=bfloat16", "--lengths=hh")
     assert_measured(row["step"], row["soft"], row["hard"])
+
+
+@pytest.mark.slow
+def test_steps_are_measured_with_freed_memory_kept_and_not(run):
+    (row,) = run("allocation", "--lengths=hh", "--sides", "plain", "kept", "huge", "huge_kept")
+    assert_measured(row["plain"], row["kept"], row["huge"], row["huge_kept"])
+
+
+@pytest.mark.slow
+def test_two_commits_are_compared(run):
+    (row,) = run("commits", str(FOLDER.parent), "--cases=examples")
+    assert_measured(row["before"], row["now"])
 
 
 @pytest.mark.slow

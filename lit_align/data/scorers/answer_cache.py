@@ -58,6 +58,7 @@ class AnswerCache:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock = threading.Lock()
+        self._locked_since: float | None = None  # by another process, as far as this one has noticed
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -110,20 +111,24 @@ class AnswerCache:
     def _execute(self, command: str, *values: Any) -> list[Any]:
         """Run one command; wait for a lock, and replace a damaged file."""
         tables = {"answers": COLUMNS, "held": CLAIM_COLUMNS}
-        started, noticed = time.monotonic(), False  # threads that wait for each other wait for the same lock
+        started, noticed = time.monotonic(), False
         with self._lock:
             while True:
                 try:
                     for table, columns in tables.items():
                         columns = ", ".join(f"{name} {kind}" for name, kind in columns.items())
                         self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
-                    return self._connection.execute(command, values).fetchall()
+                    rows = self._connection.execute(command, values).fetchall()
+                    self._locked_since = None
+                    return rows
                 except sqlite3.Error as error:
                     kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bytes are variants of a kind
                     if kind in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) and self.path.is_file():
                         self._set_aside(error)
                         continue
-                    waited = time.monotonic() - started
+                    # threads, and commands after one that has given up, wait for the same lock
+                    self._locked_since = min(started, self._locked_since or started)
+                    waited = time.monotonic() - self._locked_since
                     if kind not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or waited > LOCK_SECONDS:
                         verb = "read" if command.startswith("SELECT") else "written"
                         raise self._unusable("opened" if command.startswith("PRAGMA") else verb, error) from error

@@ -273,6 +273,10 @@ def test_threads_that_wait_for_a_lock_give_up_together(in_tmp, monkeypatch, caps
         waiting = [pool.submit(cache.put, str(n), "judge", Answer("10", 1, 1, 0.1)) for n in range(6)]
     assert time.monotonic() - started < 2.5
     assert all("is locked" in str(each.exception()) for each in waiting)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="is locked"):
+        cache.release("0")
+    assert time.monotonic() - started < 0.4, "a request that gave up is not released after another wait"
     assert "locked by another process; waiting" in capsys.readouterr().out
     lock.close()
 
