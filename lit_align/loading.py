@@ -278,13 +278,14 @@ def load_weights(kind: Any, config: PolicyConfig, lora: LoRAConfig | None, **opt
             )
         # on the CPU; Lightning moves the packed weights to the device
         options |= {"quantization_config": quantization_config(dtype), "device_map": {"": "cpu"}}
+    may_wait = are_lazy() and config.quantize is None and "gguf_file" not in where
     with naming_errors(f"model.policy.path: cannot load {config.path!r}"):
-        stored = stored_type(where) if are_lazy() and config.quantize is None and "gguf_file" not in where else None
+        stored = stored_type(where) if may_wait else None
         loaded = kind.from_pretrained(**where, **options | {"dtype": stored or dtype})
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if stored not in (None, dtype) and keeps_some_in_float32(model):  # in half precision alone
             return kind.from_pretrained(**where, **options)
-    if stored is not None:
+    if stored not in (None, dtype):
         model.config.dtype = dtype
         for weight in model.parameters():
             convert_later(weight, dtype)

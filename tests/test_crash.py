@@ -97,9 +97,9 @@ def judged(model: str, folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "moment",
     [
-        ("lit_align.evaluation.answering", "sample_responses", 5),
+        ("lit_align.data.samplers.generate", "sample_responses", 5),
         pytest.param(("lit_align.data.scorers.base", "score", 2), marks=pytest.mark.slow),
-        pytest.param(("lit_align.evaluation.held_out", "record_logps", 3), marks=pytest.mark.slow),
+        pytest.param(("lit_align.evaluation.likelihoods", "record_logps", 3), marks=pytest.mark.slow),
         pytest.param(("lit_align.callbacks.win_rate", "write_held_out", 1), marks=pytest.mark.slow),
     ],
     ids=["answering", "scoring", "measuring", "writing"],

@@ -22,7 +22,7 @@ from lit_align.callbacks import FSDP2Strategy, FSDPSharding, ReferenceRefresh
 from lit_align.cli import main
 from lit_align.cli.chat import Speaker, chat
 from lit_align.data import OfflinePairs
-from lit_align.data.sampling import Response, Sampling
+from lit_align.data.sampling import Response, SampleRequest, Sampling
 from lit_align.errors import UserError
 from lit_align.export import export, load_policy
 from lit_align.model_card import model_card
@@ -321,8 +321,8 @@ def test_a_chat_prompts_as_its_run_was_trained(tiny_model, in_tmp, monkeypatch, 
         Path(run, "config.yaml").write_text(yaml.safe_dump(config))
     prompts = []
 
-    def record(model: Any, tokenizer: Any, ids: list[list[int]], *args: Any) -> list[list[Response]]:
-        prompts.append(tokenizer.decode(ids[0]))
+    def record(model: Any, tokenizer: Any, request: SampleRequest) -> list[list[Response]]:
+        prompts.append(tokenizer.decode(request.prompts[0]))
         return [[Response([0], "", finished=True)]]
 
     monkeypatch.setattr(lit_align.cli.chat, "sample_responses", record)

@@ -35,8 +35,7 @@ from lit_align.data.base import PairsDataModule
 from lit_align.data.batches import Example
 from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
-from lit_align.data.samplers.base import SampleRequest
-from lit_align.data.sampling import Sampling
+from lit_align.data.sampling import SampleRequest, Sampling
 from lit_align.errors import UserError
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import AnchoredObjective

@@ -18,7 +18,7 @@ from rich.text import Text as Styled
 from lit_align.console import print_line
 from lit_align.data.formats.rows import Message, Row
 from lit_align.data.generation import sample_responses
-from lit_align.data.sampling import Sampling
+from lit_align.data.sampling import SampleRequest, Sampling
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError
 from lit_align.export import configuration_of
@@ -88,9 +88,8 @@ class Speaker:
                 )
             turns = turns[2:]  # a question and its answer
         key = ("chat", self.seed, self.answered)
-        responses = sample_responses(
-            self.model, self.tokenizer, [ids], [key], 1, self.sampling, self.preference_tokenizer.end_ids()
-        )
+        request = SampleRequest([ids], [key], 1, self.sampling, self.preference_tokenizer.end_ids())
+        responses = sample_responses(self.model, self.tokenizer, request)
         self.answered += 1
         text = responses[0][0].text
         self.turns = [*turns, {"role": "assistant", "content": text}]

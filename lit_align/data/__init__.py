@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from lit_align.data.offline_pairs import OfflinePairs
     from lit_align.data.on_policy import OnPolicyPairs
     from lit_align.data.pairing import AllPairs, Best, BestRandom, BestWorst, Listwise, PairingRule
-    from lit_align.data.samplers.base import Sampler, SampleRequest
+    from lit_align.data.samplers.base import Sampler
     from lit_align.data.samplers.continuous import ContinuousBatchingSampler
     from lit_align.data.samplers.generate import GenerateSampler
     from lit_align.data.samplers.vllm import VLLMSampler
     from lit_align.data.samplers.vllm_server import VLLMServerSampler
-    from lit_align.data.sampling import Sampling
+    from lit_align.data.sampling import SampleRequest, Sampling
     from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores
     from lit_align.data.scorers.classifier import SequenceClassificationScorer
     from lit_align.data.scorers.endpoint import Endpoint

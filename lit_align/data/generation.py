@@ -3,7 +3,7 @@
 On CPUs, `decode` samples from models that share prefixes. Other models, and GPUs, take transformers' `generate`.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from lit_align.data.sampling import Response, Sampling, check_stop, cut, uniform_numbers
+from lit_align.data.sampling import Response, SampleRequest, Sampling, check_stop, uniform_numbers
 from lit_align.decoding import can_decode, decode
 
 CPU_CHUNK_ELEMENTS = 1 << 18
@@ -22,30 +22,22 @@ CPU_CHUNK_ELEMENTS = 1 << 18
 
 
 def sample_responses(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    keys: Sequence[Hashable],
-    count: int,
-    sampling: Sampling,
-    end_ids: Sequence[int],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: SampleRequest
 ) -> list[list[Response]]:
-    """Sample `count` responses to each prompt of one batch.
+    """Sample the responses to each prompt of one batch; sample k of a prompt uses the random stream (key, k).
 
     Args:
         model: A plain transformers model in eval mode.
-        prompts: Token ids of each prompt.
-        keys: Identifies each prompt's random streams; sample k of a prompt uses the stream (key, k).
-        end_ids: Tokens that end a response.
 
     Raises:
         UserError: a stop string holds a special token.
     """
+    sampling = request.sampling
     check_stop(sampling.stop, tokenizer)
-    uniforms = torch.stack([uniform_numbers(sampling.max_new_tokens, key, k) for key in keys for k in range(count)])
-    tokens = generate(model, prompts, sampling, uniforms, end_ids, tokenizer)
-    responses = [cut(ids, tokenizer, sampling.stop, end_ids) for ids in tokens]
-    return [responses[start : start + count] for start in range(0, len(responses), count)]
+    streams = ((key, k) for key in request.keys for k in range(request.count))
+    uniforms = torch.stack([uniform_numbers(sampling.max_new_tokens, key, k) for key, k in streams])
+    tokens = generate(model, request.prompts, sampling, uniforms, request.end_ids, tokenizer)
+    return request.grouped(tokens, tokenizer)
 
 
 def generate(

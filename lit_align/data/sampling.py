@@ -73,6 +73,22 @@ class Response:
     finished: bool  # whether it ended by itself within max_new_tokens
 
 
+@dataclass(frozen=True)
+class SampleRequest:
+    """One batch of prompts, and how to sample the responses to them."""
+
+    prompts: Sequence[list[int]]  # token ids of each prompt
+    keys: Sequence[Hashable]  # identifies each prompt's random streams
+    count: int  # responses to each prompt
+    sampling: Sampling
+    end_ids: Sequence[int]  # tokens that end a response
+
+    def grouped(self, tokens: Sequence[list[int]], tokenizer: Any) -> list[list[Response]]:
+        """The responses of each prompt, decoded and cut at stop strings, from the tokens of all responses in order."""
+        responses = [cut(ids, tokenizer, self.sampling.stop, self.end_ids) for ids in tokens]
+        return [responses[start : start + self.count] for start in range(0, len(responses), self.count)]
+
+
 def sampling_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Cut prompts into batches of `size`, the longest first, so that a lack of memory shows in the first batch.
 

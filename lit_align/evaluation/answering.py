@@ -15,9 +15,9 @@ from lit_align.data.base import PairsDataModule
 from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.formats.spool import Spool
 from lit_align.data.on_policy import OnPolicyPairs
-from lit_align.data.samplers.base import Sampler, SampleRequest
+from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.generate import sampling_copy
-from lit_align.data.sampling import Response, Sampling
+from lit_align.data.sampling import Response, SampleRequest, Sampling
 from lit_align.data.scorers.base import GroupScores, Scorer
 from lit_align.data.tokenization import PreferenceTokenizer, listing
 from lit_align.errors import UserError

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from lit_align.data.generation import filtered_probabilities, generate, sample_responses
 from lit_align.data.sampling import (
     Response,
+    SampleRequest,
     Sampling,
     check_stop,
     cut,
@@ -58,7 +60,9 @@ def test_each_sample_has_its_own_stream_whatever_samples_with_it(model):
     prompts = {"a": [70, 71], "b": [80], "c": [90, 91, 92]}
 
     def draw(*keys):
-        drawn = sample_responses(model, tokenizer, [prompts[k] for k in keys], list(keys), 3, sampling, [0])
+        drawn = sample_responses(
+            model, tokenizer, SampleRequest([prompts[k] for k in keys], list(keys), 3, sampling, [0])
+        )
         return dict(zip(keys, drawn, strict=True))
 
     together = draw("a", "b", "c")
@@ -152,9 +156,11 @@ def test_cutting_a_long_response_decodes_it_a_few_times_only():
 
 def test_stopping_a_row_early_equals_cutting_it_later(model):
     tokenizer, prompts, keys = byte_tokenizer(), [[70, 71]], ["a"]
-    free = sample_responses(model, tokenizer, prompts, keys, 20, Sampling(max_new_tokens=30), [0])[0]
+    request = SampleRequest(prompts, keys, 20, Sampling(max_new_tokens=30), [0])
+    (free,) = sample_responses(model, tokenizer, request)
     letter = next(c for r in free for c in r.text[3:] if c.isascii() and c.isalnum())
-    stopped = sample_responses(model, tokenizer, prompts, keys, 20, Sampling(max_new_tokens=30, stop=[letter]), [0])[0]
+    stopping = Sampling(max_new_tokens=30, stop=[letter])
+    (stopped,) = sample_responses(model, tokenizer, replace(request, sampling=stopping))
     assert any(letter in r.text for r in free)
     for before, after in zip(free, stopped, strict=True):
         assert after.text == before.text.partition(letter)[0]
@@ -216,7 +222,7 @@ def test_a_stop_string_that_is_not_text_is_refused_before_sampling():
     message = r"sampling.stop: '<\|im_end\|>\\n' would never .* '<\|im_end\|>' is a special token.* Take it out"
     sampling = Sampling(stop=["END", "<|im_end|>\n"])
     with pytest.raises(UserError, match=message):
-        sample_responses(None, tokenizer, [[70]], ["a"], 1, sampling, [0])  # type: ignore[arg-type]
+        sample_responses(None, tokenizer, SampleRequest([[70]], ["a"], 1, sampling, [0]))  # type: ignore[arg-type]
     check_stop(["<|im_en", "im_end", ">"], tokenizer)
 
 

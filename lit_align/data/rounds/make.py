@@ -25,8 +25,8 @@ from lit_align.data.rounds.numbers import RoundNumbers
 from lit_align.data.rounds.record import Loaded, LogpsFn, Recorder
 from lit_align.data.rounds.records import SampledTexts, SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
-from lit_align.data.samplers.base import Sampler, SampleRequest
-from lit_align.data.sampling import Response, Sampling, check_stop, sampling_batches
+from lit_align.data.samplers.base import Sampler
+from lit_align.data.sampling import Response, SampleRequest, Sampling, check_stop, sampling_batches
 from lit_align.data.scorers.base import BaseScorer
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError

@@ -5,34 +5,16 @@ influences log π_s: the policy itself computes it from the sampled tokens.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_align.data.sampling import Response, Sampling, cut
+from lit_align.data.sampling import Response, SampleRequest
 from lit_align.errors import UserError
 from lit_align.policy import Policy
 from lit_align.sharding import full_tensor, reshard
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """One batch of prompts, and how to sample the responses to them."""
-
-    prompts: Sequence[list[int]]  # token ids of each prompt
-    keys: Sequence[Hashable]  # identifies each prompt's random streams
-    count: int  # responses to each prompt
-    sampling: Sampling
-    end_ids: Sequence[int]  # tokens that end a response
-
-    def grouped(self, tokens: Sequence[list[int]], tokenizer: Any) -> list[list[Response]]:
-        """The responses of each prompt, decoded and cut at stop strings, from the tokens of all responses in order."""
-        responses = [cut(ids, tokenizer, self.sampling.stop, self.end_ids) for ids in tokens]
-        return [responses[start : start + self.count] for start in range(0, len(responses), self.count)]
 
 
 class EngineLost(UserError):

@@ -8,9 +8,8 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from lit_align.data.generation import without_generation_defaults
-from lit_align.data.samplers.base import SampleRequest
 from lit_align.data.samplers.generate import CopySampler
-from lit_align.data.sampling import Response, Sampling, seed_of
+from lit_align.data.sampling import Response, SampleRequest, Sampling, seed_of
 from lit_align.errors import UserError
 from lit_align.packing import PACKED
 from lit_align.policy import Policy

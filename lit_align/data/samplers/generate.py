@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_align.data.generation import sample_responses
-from lit_align.data.samplers.base import Sampler, SampleRequest
+from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.weights import same_bits
-from lit_align.data.sampling import Response
+from lit_align.data.sampling import Response, SampleRequest
 from lit_align.policy import Policy
 
 
@@ -46,15 +46,7 @@ class GenerateSampler(CopySampler):
     samples_ahead = True
 
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
-        return sample_responses(
-            self.model,
-            policy.tokenizer,
-            request.prompts,
-            request.keys,
-            request.count,
-            request.sampling,
-            request.end_ids,
-        )
+        return sample_responses(self.model, policy.tokenizer, request)
 
 
 @contextmanager

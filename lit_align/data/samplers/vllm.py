@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lit_align.data.samplers.base import Sampler, SampleRequest, whole_weights
+from lit_align.data.samplers.base import Sampler, whole_weights
 from lit_align.data.samplers.vllm_engine import EngineOptions, Failure, send_weight
 from lit_align.data.samplers.vllm_options import GenerateOptions, save_without_weights, seeded_prompts
 from lit_align.data.samplers.weights import weight_sums
-from lit_align.data.sampling import Response
+from lit_align.data.sampling import Response, SampleRequest
 from lit_align.errors import UserError
 from lit_align.policy import Policy
 
@@ -73,7 +73,7 @@ class VLLMSampler(Sampler):
     def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
         engine = self._running
         engine.ask("weight_sums")
-        ours = weight_sums(weight for _, weight in weights)  # while the engine computes its own
+        ours = weight_sums(weight for _, weight in weights)  # while the engine packs weights and computes its own
         return engine.answer() == ours
 
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
@@ -104,7 +104,7 @@ class EngineProcess:
     """A process that runs `vllm_engine.serve`, and ends when this process does."""
 
     def __init__(self, options: EngineOptions, device: torch.device):
-        self.waits = True  # for a call; not while it answers one, nor after a failure
+        self._asked = 0  # calls without an answer
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from {send_weight.__module__} import serve; serve({theirs.fileno()})"],
@@ -122,34 +122,41 @@ class EngineProcess:
             self.stop()
             raise
 
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a call; not while it answers one, nor after a failure."""
+        return not self._asked
+
     def ask(self, name: str, *arguments: Any) -> None:
-        """Call a method of `Engine`; `answer` gives its result."""
-        self.waits = False
+        """Call a method of `Engine`, after those that it has not answered; `answer` gives the result."""
+        self._asked += 1
         try:
             self._connection.send((name, *arguments))
         except OSError:
             raise self._ended() from None
 
     def answer(self) -> Any:
-        """The result of the last call.
+        """The result of the last call, when all calls have been answered.
 
         Raises:
-            UserError: it failed, or the process has ended.
+            UserError: one failed, or the process has ended.
         """
-        try:
-            answer = self._connection.recv()
-        except (EOFError, OSError):
-            raise self._ended() from None
-        if isinstance(answer, Failure):
-            raise UserError(
-                f"data.sampler=VLLMSampler: vLLM failed: {answer.message} (its own messages are above). "
-                f"If it lacks memory, change data.sampler.memory. Else {_INSTEAD}."
-            )
-        self.waits = True
+        answer = None
+        while self._asked:
+            try:
+                answer = self._connection.recv()
+            except (EOFError, OSError):
+                raise self._ended() from None
+            if isinstance(answer, Failure):
+                raise UserError(
+                    f"data.sampler=VLLMSampler: vLLM failed: {answer.message} (its own messages are above). "
+                    f"If it lacks memory, change data.sampler.memory. Else {_INSTEAD}."
+                )
+            self._asked -= 1
         return answer
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Send weights, one at a time."""
+        """Send weights, one at a time; it packs them meanwhile and afterwards, and answers then."""
         self.ask("load")
         try:
             for name, weight in weights:
@@ -157,11 +164,9 @@ class EngineProcess:
             self._connection.send(None)
         except OSError:
             raise self._ended() from None
-        self.answer()
 
     def stop(self) -> None:
         """End the process."""
-        self.waits = False
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:

@@ -8,8 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lit_align.data.samplers.base import SampleRequest
-from lit_align.data.sampling import seed_of
+from lit_align.data.sampling import SampleRequest, seed_of
 
 
 @dataclass(frozen=True)

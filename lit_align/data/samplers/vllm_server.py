@@ -19,12 +19,12 @@ from torch import Tensor
 
 from lit_align import __version__
 from lit_align.console import print_line
-from lit_align.data.samplers.base import EngineLost, Sampler, SampleRequest, whole_weights
+from lit_align.data.samplers.base import EngineLost, Sampler, whole_weights
 from lit_align.data.samplers.transfer import Sender, address_towards
 from lit_align.data.samplers.vllm_client import RESTART, Completion, VLLMClient, WorkerState
 from lit_align.data.samplers.vllm_options import GenerateOptions, seeded_prompts, stopped_at_nothing
 from lit_align.data.samplers.weights import add_sums, weight_sums
-from lit_align.data.sampling import Response
+from lit_align.data.sampling import Response, SampleRequest
 from lit_align.errors import UserError
 from lit_align.policy import Policy
 from lit_align.sharding import first_with_all, largest, on_first

@@ -87,16 +87,20 @@ class Server:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """A tied Llama whose heads are large enough for vLLM's attention; two workers have copies of keys and values."""
+    """A tied Llama whose heads are large enough for vLLM's attention, and whose sizes three workers can share.
+
+    The workers have copies of keys and values.
+    """
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    config = llama_config(hidden_size=128, tie_word_embeddings=True, num_key_value_heads=1)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    sizes = {"vocab_size": 384, "hidden_size": 192, "intermediate_size": 96}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 1}
+    LlamaForCausalLM(llama_config(**sizes, **heads, tie_word_embeddings=True)).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
+@pytest.fixture(scope="module", params=[1, 3], ids=["one worker", "three workers"])
 def server(request, model, tmp_path_factory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("server"), model, request.param)
     try:
@@ -144,7 +148,7 @@ def test_a_stop_string_ends_a_response(model, server):
         assert after.finished == (before.finished or letter in before.text)
 
 
-@pytest.mark.parametrize("server", [2], indirect=True, ids=["two workers"])
+@pytest.mark.parametrize("server", [3], indirect=True, ids=["three workers"])
 def test_a_killed_server_that_restarts_changes_no_sample_of_two_processes(model, server, tmp_path):
     """One process samples undisturbed; two with FSDP2 lose the server in the second of two rounds."""
     run(model, tmp_path / "one", server.url, "auto", 0.0, None)
