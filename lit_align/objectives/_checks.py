@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives.accumulation import weighted_mean
-from lit_align.policy import PolicyConfig
+from lit_align.policy import LoRAConfig, PolicyConfig
 
 
 def check_shape(argument: str, tensor: Tensor | None, *needed: int | str) -> None:
@@ -41,17 +41,26 @@ def check_positive(**options: float) -> None:
             raise UserError(f"model.{name}={value} must be above 0.")
 
 
-def check_policy_config(objective: str, policy: object) -> None:
-    """Check that an objective passes on which model is trained.
+def check_arguments(objective: str, policy: object, lora: object, optimizer: object) -> None:
+    """Check what an objective gets, or passes on to its base class.
 
     Raises:
-        UserError: it does not; without an annotation the command line cannot make a PolicyConfig of the options.
+        UserError: an argument has another type; without an annotation the command line makes no PolicyConfig.
     """
+    if isinstance(policy, str):
+        raise UserError(f"{objective} must get a PolicyConfig, not a text. Write PolicyConfig({policy!r}).")
     if not isinstance(policy, PolicyConfig):
         raise UserError(
             f"{objective} must pass a PolicyConfig to its base class, which got {type(policy).__name__}. Write "
             "`def __init__(self, policy: PolicyConfig, **kwargs)`, with this annotation, and "
             "`super().__init__(policy, **kwargs)`."
+        )
+    if lora is not None and not isinstance(lora, LoRAConfig):
+        raise UserError(f"model.lora must be a LoRAConfig, not of type {type(lora).__name__}. Write LoRAConfig(r=16).")
+    if not callable(optimizer):
+        raise UserError(
+            "model.optimizer must make an optimizer once the model is loaded, not be of type "
+            f"{type(optimizer).__name__}. Write lambda parameters: torch.optim.AdamW(parameters, lr=1e-5)."
         )
 
 

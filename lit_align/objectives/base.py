@@ -34,7 +34,7 @@ from lit_align.loading import from_fields, load_positions, load_tokenizer, read_
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
-from lit_align.objectives._checks import check_batch, check_losses, check_policy_config
+from lit_align.objectives._checks import check_arguments, check_batch, check_losses
 from lit_align.objectives._gradients import gradient_scale
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.accumulation import MicroBatch, StepMeans, total_weight, weighted_mean
@@ -89,8 +89,8 @@ class PreferenceObjective(ResumableModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight", "accept_changes"])
         self.policy_config = from_fields(PolicyConfig, policy)
-        check_policy_config(type(self).__name__, self.policy_config)
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
+        check_arguments(type(self).__name__, self.policy_config, self.lora, optimizer)
         self.optimizer = optimizer
         self.learning_rate = LearningRate(schedule, warmup_steps, reset_optimizer_each_round)
         self.reset_optimizer_each_round = reset_optimizer_each_round

@@ -99,6 +99,19 @@ def test_a_name_neither_here_nor_on_the_hub_is_an_error(pairs):
         fit(DPO(PolicyConfig("nope")), pairs)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"policy": "model"}, r"DPO must get a PolicyConfig, not a text. Write PolicyConfig\('model'\)"),
+        ({"lora": 16}, r"model.lora must be a LoRAConfig, not of type int. Write LoRAConfig"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, r"model.optimizer must make an optimizer .* of type SGD"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(arguments: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        DPO(**{"policy": PolicyConfig("model")} | arguments)
+
+
 def test_a_reference_that_does_not_exist_is_named(tiny_model, pairs):
     with pytest.raises(UserError, match=r"model.reference.path: there is no folder './no/such/model'"):
         fit(DPO(PolicyConfig(tiny_model), reference=ReferenceConfig(path="./no/such/model")), pairs)

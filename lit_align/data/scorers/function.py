@@ -102,8 +102,9 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Run a file once, as a module whose name hides no other module."""
-    name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    """Run a file once, as a module whose name hides no other module; an edited file, as in a notebook, is run again."""
+    digest = hashlib.sha256(str(path.resolve()).encode() + path.read_bytes()).hexdigest()
+    name = f"{path.stem}_{digest[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

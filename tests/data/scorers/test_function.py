@@ -35,6 +35,15 @@ def test_a_functions_identity_follows_its_code(tmp_path: Path):
     assert identities[0] == identities[1] != identities[2]
 
 
+def test_an_edited_file_is_run_again_in_the_same_process(in_tmp: Path):
+    """Its identity changes, under which rewards are stored."""
+    rewards = []
+    for code in ("[1.0] * len(responses)", "[22.0] * len(responses)"):
+        Path("edited.py").write_text(f"def reward(prompts, responses): return {code}\n")
+        rewards += score(FunctionScorer("edited.py:reward"), ["a"], ["b"])
+    assert rewards == [1.0, 22.0]
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
