@@ -35,7 +35,7 @@ def check_values(config: Any) -> None:
             raise UserError(f"{key}={value} must be a finite number. Change it.")
         if key == "trainer.accelerator" and not any(each.is_available() for each in DEVICES.get(str(value), [CPU])):
             raise UserError(f"{key}={value} needs a device that torch does not see here. Use auto or cpu.")
-        if key == "seed_everything" and not 0 <= value < 1 << 32:
+        if key == "seed_everything" and isinstance(value, int) and not 0 <= value < 1 << 32:
             raise UserError(f"{key}={value} must be at least 0 and below 2³². Change it.")
         if value == "" and key.startswith(OURS):
             raise UserError(f"{key} must not be empty. Give a value, or leave the option out.")
