@@ -30,7 +30,7 @@ from lit_align.allocation import keep_freed_memory
 PARTS = {
     "attention": r"RowAttention|scaled_dot_product|\b_(Attention|Move)(Backward)?\b",
     "output head and loss": r"_HeadLogps|log_sigmoid|softmax|cross_entropy",
-    "optimizer and clipping": r"Optimizer\.step|linalg_vector_norm|_foreach_",
+    "optimizer and clipping": r"_foreach_|_fused_adam|linalg_vector_norm|aten::(lerp_|addcmul_|addcdiv_|sqrt)$",
     "linear layers": r"aten::(mm|addmm)$|LoRAProduct",
     "gradients added to weights": r"AccumulateGrad",
     "norms, rotary positions, activations, sums": r"",
