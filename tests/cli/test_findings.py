@@ -28,6 +28,10 @@ PROVOKED = {
     "argument": ([*FIT, "--trainer.max_epoks=1"], "trainer.max_epoks: there is no such option."),
     "required": (["fit"], "model: not given."),
     "other": (["fit", "--config=other.yaml"], "model: torch.nn.Linear is not a subclass of PreferenceObjective."),
+    "path": (
+        ["fit", "--model=DPO", "--model.policy.path=m", "--data=OnPolicyPairs", "--data.scorer=rewards.py:f"],
+        "data.init_args.scorer=rewards.py:f is a function.",
+    ),
     "unnamed": (["fit", "--config=unnamed.yaml"], "model: no class is named"),
     "made": (
         ["fit", "--config=popen.yaml"],

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -55,6 +55,7 @@ def whole(text: str) -> str:
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=4), st.booleans())
 def test_any_rows_become_batches_within_the_limits_or_are_counted(drawn, chat):
+    assume(not all(whole(answer).startswith(whole(row[0])) for row in drawn for answer in row[1:]))  # read without it
     rows = [
         {
             "prompt": [{"role": "user", "content": prompt}],

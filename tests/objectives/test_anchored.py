@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import Watch, adamw, fit, on_policy, same, sgd, weights, write_pairs
+from tiny import Watch, adamw, fit, on_policy, round_store, same, sgd, weights, write_pairs
 
 from lit_align.callbacks import Drift, ReferenceRefresh
 from lit_align.data import Listwise, OfflinePairs, Sampling
@@ -125,7 +125,7 @@ class Adapt(Callback):
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        rows = trainer.datamodule.round_store.samples.read(0)
+        rows = round_store(trainer.datamodule).samples.read(0) or []
         examples = [Example(row.prompt_ids, row.response_ids, row.source) for row in rows]
         logps = torch.tensor(record_logps(pl_module.policy, pl_module.policy, examples, 8))
         assert logps.shape == (8, 4), "all K responses, not the pairs"
