@@ -81,7 +81,7 @@ def run(model: str, folder: Path, url: str) -> dict[str, int]:
         sampler=VLLMServerSampler(url),
         sampling_dtype="policy",
         batch_size=1,
-        prompts_per_round=3,
+        prompts_per_round=6,
         responses_per_prompt=2,
         sampling_batch_size=2,
         sampling=Sampling(max_new_tokens=4),
