@@ -3,8 +3,8 @@
 Both sides compute `response_logps` of the same batch of random tokens, forward and backward, with all weights in
 bfloat16.
 
-    git worktree add /tmp/before 80641ec
-    python benchmarks/commits.py /tmp/before
+    git worktree add ../before 80641ec
+    python benchmarks/commits.py ../before
 """
 
 import argparse

@@ -253,7 +253,7 @@ def stored_type(where: Mapping[str, Any]) -> torch.dtype | None:
     types = set()
     for file in files:
         with safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
-            types |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  # it is no dict
+            types |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  # not a dict
     return _STORED_TYPES.get(types.pop()) if len(types) == 1 else None
 
 

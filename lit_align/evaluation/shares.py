@@ -68,7 +68,7 @@ def compute_share(
 
     Args:
         name: Shown beside a progress bar; None shows none.
-        idle: Called in the last turn if there is no batch for this process, where all compute together.
+        idle: Called in the last turn by a process without a batch, where all compute together.
     """
 
     def results() -> Iterator[Sequence[T]]:
