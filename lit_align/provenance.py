@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 
 from lit_align.errors import UserError
 from lit_align.lightning_features import accumulation_schedules
-from lit_align.sharding import rank, waiting_group
+from lit_align.sharding import rank, waiting_group, world_size
 
 KEY = "identity"
 BASE_MODEL = "model.policy (its weights)"
@@ -75,9 +75,9 @@ def check_processes(table: Table) -> None:
     Raises:
         UserError: another process has other options or data; on rank 0, and the others exit.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return
-    tables: list[Any] = [None] * dist.get_world_size()
+    tables: list[Any] = [None] * world_size()
     dist.all_gather_object(tables, table, group=waiting_group())
     for number, other in enumerate(tables):
         if changed := differences(tables[0], other):

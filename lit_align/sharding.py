@@ -195,13 +195,18 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def barrier_with_timeout(what: str, minutes: float) -> None:
     """Wait until every process has called this.
 
     Raises:
         UserError: some processes have not, within that time, or have died; the message names them.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return
     group, started = _barrier_group(), time.monotonic()
     try:
@@ -214,7 +219,7 @@ def barrier_with_timeout(what: str, minutes: float) -> None:
 
 def on_first(function: Callable[[], T]) -> T:
     """Rank 0 calls the function; every process returns its result, or raises its `UserError`."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return function()
     outcome: list[Any] = [None, None]  # result, error
     if rank() == 0:
@@ -245,6 +250,13 @@ def first_with_all(items: Iterator[S], function: Callable[[Iterator[S]], T]) -> 
     return on_first(call)
 
 
+def in_turns(items: Sequence[T], rank: int, world_size: int) -> Iterator[tuple[Sequence[T], T | None]]:
+    """The items of each turn, one for each process, and this process's item; None if the last turn has none for it."""
+    for start in range(0, len(items), world_size):
+        turn = items[start : start + world_size]
+        yield turn, turn[rank] if rank < len(turn) else None
+
+
 def drain(items: Iterable[object]) -> None:
     """Read what is left: another process waits until it is read."""
     for _ in items:
@@ -253,7 +265,7 @@ def drain(items: Iterable[object]) -> None:
 
 def largest(value: int) -> int:
     """The largest of all processes' numbers. A collective: every process must call it."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return value
     number = torch.tensor(value)
     dist.all_reduce(number, dist.ReduceOp.MAX, group=waiting_group())
@@ -262,9 +274,9 @@ def largest(value: int) -> int:
 
 def of_all_processes(values: Sequence[T]) -> list[T]:
     """The values of all processes, in the order of their ranks. A collective: every process must call it."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return list(values)
-    found: list[Any] = [None] * dist.get_world_size()
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, list(values), group=waiting_group())
     return list(chain.from_iterable(found))
 
@@ -306,7 +318,7 @@ def joined_operations() -> int:
     Barriers are not counted: they report missing processes themselves, and take more operations on rank 0.
     """
     groups: list[Any] = [*dist.distributed_c10d._world.pg_map]  # a copy: another thread may make a group
-    counted = (each for each in groups if each.size() == dist.get_world_size() and each.group_desc != BARRIERS)
+    counted = (each for each in groups if each.size() == world_size() and each.group_desc != BARRIERS)
     return sum(each._get_sequence_number_for_group() for each in counted)
 
 

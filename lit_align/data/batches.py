@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_align.data.formats.rows import Text
 from lit_align.logprobs import PreferenceBatch
 from lit_align.policy import Policy
+from lit_align.sharding import largest
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def record_logps(
     policy: Policy,
     examples: Sequence[Example],
     batch_size: int,
-    passes: int = 0,
+    *,
+    on_shards: bool = False,
 ) -> list[list[float]]:
     """Log-probabilities of every response of each example.
 
@@ -88,10 +90,11 @@ def record_logps(
         of: The policy itself, or a reference's `logps`.
         policy: In eval mode while it computes; batches go to its device.
         batch_size: Examples that are computed at once.
-        passes: Compute at least so many times: a pass through sharded weights takes all processes.
+        on_shards: All processes call it at the same time, also one without examples, since each pass takes all of them.
     """
     logps: list[list[float]] = []
     starts = range(0, len(examples), batch_size)
+    passes = largest(len(starts)) if on_shards else len(starts)
     with policy.evaluating():
         for start in starts:
             some = examples[start : start + batch_size]

@@ -8,7 +8,7 @@ from lit_align.evaluation.answering import computes_on_shards
 from lit_align.evaluation.shares import Batches, Share, compute_share
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
-from lit_align.sharding import computing, largest
+from lit_align.sharding import computing
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Likelihoods:
         on_shards = computes_on_shards(self.module)
 
         def compute(examples: Sequence[Example]) -> list[tuple[list[float], list[float]]]:
-            passes = largest(-(-len(examples) // self.batch_size)) if on_shards else 0
-            models = (self.policy, self.start)
-            both = [record_logps(model, model, examples, self.batch_size, passes) for model in models]
+            both = [
+                record_logps(model, model, examples, self.batch_size, on_shards=on_shards)
+                for model in (self.policy, self.start)
+            ]
             return list(zip(*both, strict=True))
 
         with computing(self.policy, on_shards), computing(self.start, on_shards):

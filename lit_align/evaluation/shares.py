@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 
 from lit_align.console import phase
 from lit_align.data.formats.spool import Spool
+from lit_align.sharding import in_turns
 
 T = TypeVar("T")
 Batches = Sequence[Sequence[int]]
@@ -73,10 +74,9 @@ def compute_share(
 
     def results() -> Iterator[Sequence[T]]:
         with phase(name, sum(map(len, batches)), "prompts") if name else nullcontext() as bar:
-            for start in range(0, len(batches), trainer.world_size):
-                turn = batches[start : start + trainer.world_size]
-                if trainer.global_rank < len(turn):
-                    yield compute(turn[trainer.global_rank])
+            for turn, own in in_turns(batches, trainer.global_rank, trainer.world_size):
+                if own is not None:
+                    yield compute(own)
                 else:
                     idle()
                 if bar is not None:

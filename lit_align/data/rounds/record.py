@@ -27,7 +27,7 @@ from lit_align.errors import UserError
 from lit_align.files import repr_in_pieces
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
-from lit_align.sharding import barrier_with_timeout, computing, largest
+from lit_align.sharding import barrier_with_timeout, computing, in_turns
 
 R = TypeVar("R", bound=StoredRow)
 M = TypeVar("M")
@@ -120,11 +120,9 @@ class Recorder:
         if missing:
             before = f" ({total - to_do} stored before)" if to_do < total else ""
             with open_model() as model, phase(name, total, f"prompts{before}", done=total - to_do) as bar:
-                for start in range(0, len(missing), trainer.world_size):
-                    turn = missing[start : start + trainer.world_size]  # a batch for each process
-                    if trainer.global_rank < len(turn):
-                        number = turn[trainer.global_rank]
-                        part.write(number, compute(model, number))
+                for turn, own in in_turns(missing, trainer.global_rank, trainer.world_size):
+                    if own is not None:
+                        part.write(own, compute(model, own))
                     elif idle is not None:
                         idle(model)
                     bar.advance(sum(len(batches[number]) for number in turn))
@@ -139,9 +137,8 @@ class Recorder:
         If they are computed `on_shards`, every process must call this at the same time, also one without examples.
         """
         assert self.module.policy is not None
-        passes = largest(-(-len(examples) // self.batch_size)) if self.on_shards else 0
         with self.module.trainer.precision_plugin.forward_context():
-            return record_logps(model, self.module.policy, examples, self.batch_size, passes)
+            return record_logps(model, self.module.policy, examples, self.batch_size, on_shards=self.on_shards)
 
     def logps_column(
         self,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lit_align.data.samplers.base import Sampler, whole_weights
@@ -21,6 +20,7 @@ from lit_align.data.samplers.weights import weight_sums
 from lit_align.data.sampling import Response, SampleRequest
 from lit_align.errors import UserError
 from lit_align.policy import Policy
+from lit_align.sharding import world_size
 
 _INSTEAD = "use ContinuousBatchingSampler or GenerateSampler"
 SECONDS_TO_END = 5.0
@@ -55,7 +55,7 @@ class VLLMSampler(Sampler):
         self._started_for: tuple[torch.dtype, int] | None = None  # type, and most tokens of a prompt and its response
 
     def load(self, policy: Policy, dtype: torch.dtype, longest: int) -> None:
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             raise UserError(
                 f"data.sampler=VLLMSampler works with one process only. Set trainer.devices=1, or {_INSTEAD}."
             )
