@@ -77,8 +77,7 @@ class VLLMSampler(Sampler):
         return engine.answer() == ours
 
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
-        prompts, seeds = zip(*seeded_prompts(request), strict=True)
-        self._running.ask("generate", prompts, seeds, GenerateOptions.of(request))
+        self._running.ask("generate", seeded_prompts(request), GenerateOptions.of(request))
         return request.grouped(self._running.answer(), policy.tokenizer)
 
     def release(self) -> None:

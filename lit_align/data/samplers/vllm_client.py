@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_align.data.samplers.base import EngineLost
+from lit_align.data.samplers.vllm_options import Completion
 from lit_align.errors import UserError, first_line
 
 MODEL = "policy"
@@ -25,14 +26,6 @@ class WorkerState:
     longest: int  # most tokens of a prompt and its response
     workers: int
     other_parallelism: bool  # beside tensor parallelism
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A sampled response."""
-
-    ids: list[int]
-    stop_reason: object  # the stop string or token that ended it
 
 
 class VLLMClient:

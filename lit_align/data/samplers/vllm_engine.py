@@ -7,14 +7,14 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from lit_align.data.samplers.vllm_options import GenerateOptions, stopped_at_nothing
+from lit_align.data.samplers.vllm_options import Completion, GenerateOptions, SeededPrompt, complete_all
 from lit_align.data.samplers.vllm_weights import ModelWeights, check_supported
 from lit_align.errors import first_line
 from lit_align.sharding import drain
@@ -84,28 +84,22 @@ class Engine:
         """`weight_sums` of the weights; None if a layer multiplies by others."""
         return self._weights.sums(self._model)
 
-    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], options: GenerateOptions) -> list[list[int]]:
+    def generate(self, prompts: Sequence[SeededPrompt], options: GenerateOptions) -> list[list[int]]:
         """The tokens of one response to each prompt."""
         # keys and values of old weights are wrong; those of the last batch would make this one depend on it
         self._llm.reset_prefix_cache()
-        responses = self._responses(prompts, seeds, options)
-        tokenizer = self._llm.get_tokenizer()
-        if wrong := [i for i, r in enumerate(responses) if stopped_at_nothing(r.stop_reason, r.token_ids, tokenizer)]:
-            without = replace(options, stop=[])
-            again = self._responses([prompts[i] for i in wrong], [seeds[i] for i in wrong], without)
-            for i, response in zip(wrong, again, strict=True):
-                responses[i] = response
-        return [list(response.token_ids) for response in responses]
+        return complete_all(self._complete, prompts, options, self._llm.get_tokenizer())
 
-    def _responses(self, prompts: Sequence[list[int]], seeds: Sequence[int], options: GenerateOptions) -> list[Any]:
+    def _complete(self, prompts: Sequence[SeededPrompt], options: GenerateOptions) -> list[Completion]:
         from vllm import SamplingParams  # type: ignore[import-not-found]
 
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": prompt} for prompt in prompts],
-            [SamplingParams(seed=seed, **options.arguments()) for seed in seeds],
+        requests = self._llm.generate(
+            [{"prompt_token_ids": prompt} for prompt, _ in prompts],
+            [SamplingParams(seed=seed, **options.arguments()) for _, seed in prompts],
             use_tqdm=False,
         )
-        return [output.outputs[0] for output in outputs]
+        outputs = [request.outputs[0] for request in requests]
+        return [Completion(list(output.token_ids), output.stop_reason) for output in outputs]
 
     def sleep(self) -> None:
         """Free weights and cache, on GPUs."""

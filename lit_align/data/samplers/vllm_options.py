@@ -1,8 +1,8 @@
 """How vLLM is asked for responses, in this process's child or on a server."""
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,19 @@ class GenerateOptions:
         }
 
 
-def seeded_prompts(request: SampleRequest) -> list[tuple[list[int], int]]:
+@dataclass(frozen=True)
+class Completion:
+    """A sampled response."""
+
+    ids: list[int]
+    stop_reason: object  # the stop string or token that ended it
+
+
+SeededPrompt = tuple[list[int], int]
+"""The prompt of one response, and its seed."""
+
+
+def seeded_prompts(request: SampleRequest) -> list[SeededPrompt]:
     """The prompt and the seed of each response."""
     return [
         (prompt, seed_of(key, k))
@@ -50,12 +62,34 @@ def seeded_prompts(request: SampleRequest) -> list[tuple[list[int], int]]:
     ]
 
 
-def stopped_at_nothing(stop_reason: object, ids: Sequence[int], tokenizer: Any) -> bool:
-    """Whether vLLM ended a response at a stop string that the response does not hold.
+def complete_all(
+    complete: Callable[[Sequence[SeededPrompt], GenerateOptions], list[Completion]],
+    prompts: Sequence[SeededPrompt],
+    options: GenerateOptions,
+    tokenizer: Any,
+) -> list[list[int]]:
+    """The tokens of one response to each prompt.
 
-    Where a prompt ends within a character, vLLM reads the prompt's text as part of the response.
+    Where a prompt ends within a character, vLLM reads the prompt's text as part of the response, and may end it at a
+    stop string that the response does not hold. Such a response is sampled again without stop strings.
+
+    Args:
+        complete: Has vLLM sample one response to each of some prompts.
     """
-    return isinstance(stop_reason, str) and stop_reason not in tokenizer.decode(ids, skip_special_tokens=True)
+    responses = complete(prompts, options)
+    wrong = [place for place, response in enumerate(responses) if _stopped_at_nothing(response, tokenizer)]
+    if wrong:
+        again = complete([prompts[place] for place in wrong], replace(options, stop=[]))
+        for place, response in zip(wrong, again, strict=True):
+            responses[place] = response
+    return [response.ids for response in responses]
+
+
+def _stopped_at_nothing(response: Completion, tokenizer: Any) -> bool:
+    """Whether vLLM ended a response at a stop string that the response does not hold."""
+    if not isinstance(response.stop_reason, str):
+        return False
+    return response.stop_reason not in tokenizer.decode(response.ids, skip_special_tokens=True)
 
 
 def save_without_weights(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -21,8 +21,14 @@ from lit_align import __version__
 from lit_align.console import print_line
 from lit_align.data.samplers.base import EngineLost, Sampler, whole_weights
 from lit_align.data.samplers.transfer import Sender, address_towards
-from lit_align.data.samplers.vllm_client import RESTART, Completion, VLLMClient, WorkerState
-from lit_align.data.samplers.vllm_options import GenerateOptions, seeded_prompts, stopped_at_nothing
+from lit_align.data.samplers.vllm_client import RESTART, VLLMClient, WorkerState
+from lit_align.data.samplers.vllm_options import (
+    Completion,
+    GenerateOptions,
+    SeededPrompt,
+    complete_all,
+    seeded_prompts,
+)
 from lit_align.data.samplers.weights import add_sums, weight_sums
 from lit_align.data.sampling import Response, SampleRequest
 from lit_align.errors import UserError
@@ -183,14 +189,10 @@ class VLLMServerSampler(Sampler):
     # --- samples ---
 
     def sample(self, policy: Policy, request: SampleRequest) -> list[list[Response]]:
-        seeded, options = seeded_prompts(request), GenerateOptions.of(request)
-        responses = self._complete(seeded, options)
-        wrong = [i for i, r in enumerate(responses) if stopped_at_nothing(r.stop_reason, r.ids, policy.tokenizer)]
-        again = self._complete([seeded[i] for i in wrong], replace(options, stop=[]))
-        for i, response in zip(wrong, again, strict=True):
-            responses[i] = response
+        options = GenerateOptions.of(request)
+        tokens = complete_all(self._complete, seeded_prompts(request), options, policy.tokenizer)
         self._check_token()
-        return request.grouped([response.ids for response in responses], policy.tokenizer)
+        return request.grouped(tokens, policy.tokenizer)
 
     def sample_in_turn(self, policy: Policy, request: SampleRequest | None) -> list[list[Response]]:
         assert self._prepared_for is not None, "call prepare before sampling"
@@ -213,10 +215,10 @@ class VLLMServerSampler(Sampler):
             "own messages, then repeat the command: the responses sampled so far are kept."
         )
 
-    def _complete(self, seeded: Sequence[tuple[list[int], int]], options: GenerateOptions) -> list[Completion]:
+    def _complete(self, prompts: Sequence[SeededPrompt], options: GenerateOptions) -> list[Completion]:
         client, fields = self.client, options.arguments()
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            pending = [pool.submit(client.complete, prompt, seed, fields) for prompt, seed in seeded]
+            pending = [pool.submit(client.complete, prompt, seed, fields) for prompt, seed in prompts]
             return results(pending)
 
     def release(self) -> None:

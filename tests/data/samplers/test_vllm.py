@@ -1,15 +1,18 @@
 """`VLLMSampler` without vLLM: what it says, what its process is given, and how weights travel and are proved."""
 
 import importlib.util
+from collections.abc import Sequence
 from multiprocessing import Pipe
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import byte_tokenizer
 
-from lit_align.data import VLLMSampler
+from lit_align.data import SampleRequest, Sampling, VLLMSampler
 from lit_align.data.samplers.vllm import engine_environment
 from lit_align.data.samplers.vllm_engine import received_weights, send_weight
+from lit_align.data.samplers.vllm_options import Completion, GenerateOptions, SeededPrompt, complete_all
 from lit_align.data.samplers.vllm_weights import multiplies_by_its_weight
 from lit_align.errors import UserError
 
@@ -45,6 +48,20 @@ def test_weights_travel_to_another_process_unchanged(dtype):
     received = {name: weight.clone() for name, weight in received_weights(far)}
     assert received.keys() == sent.keys()
     assert all(torch.equal(received[name], weight) for name, weight in sent.items())
+
+
+def test_a_response_that_holds_no_stop_string_is_sampled_again_without():
+    tokenizer, asked = byte_tokenizer(), []
+    whole, cut, again = (tokenizer(text).input_ids for text in ("a. ", "b", "b c."))
+
+    def complete(prompts: Sequence[SeededPrompt], options: GenerateOptions) -> list[Completion]:
+        asked.append((prompts, options.stop))
+        return [Completion(whole, "."), Completion(cut, ".")] if options.stop else [Completion(again, None)]
+
+    prompts = [([1], 10), ([2], 20)]
+    request = SampleRequest([[1], [2]], ["x", "y"], 1, Sampling(stop=["."]), [0])
+    assert complete_all(complete, prompts, GenerateOptions.of(request), tokenizer) == [whole, again]
+    assert asked == [(prompts, ["."]), ([([2], 20)], [])]
 
 
 def test_a_layer_that_multiplies_by_an_old_copy_is_found():
