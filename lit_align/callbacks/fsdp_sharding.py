@@ -26,6 +26,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from lit_align.blocks import blocks_of
@@ -91,11 +92,7 @@ class FSDP2Strategy(ModelParallelStrategy):
                 write_hash(path)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load weights and optimizer states, from shards or from one file; return the rest.
-
-        Lightning reads the numbers of an optimizer's weights in a file as positions among all weights of the module,
-        which is wrong where some are frozen. Here they number the optimizer's own weights.
-        """
+        """Load weights and optimizer states, from shards or from one file; return the rest."""
         path = Path(self.broadcast(str(checkpoint_path)))
         check_hash(path)
         if path.is_dir():
@@ -108,24 +105,32 @@ class FSDP2Strategy(ModelParallelStrategy):
         if isinstance(module, PreferenceObjective):
             module.check_state_dict(weights)
         load_shards(module, weights)
-        names = {weight: name for name, weight in module.named_parameters()}
         for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
-            if not saved["state"]:  # plain SGD has none, and torch would not know its device
-                for group, values in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-                    group |= {key: value for key, value in values.items() if key != "params"}
-                continue
-            ours = [names[weight] for group in optimizer.param_groups for weight in group["params"]]
-            theirs = [number for group in saved["param_groups"] for number in group["params"]]
-            name_of = dict(zip(theirs, ours, strict=True))
-            state = {
-                "state": {name_of[number]: value for number, value in saved["state"].items()},
-                "param_groups": [
-                    group | {"params": [name_of[number] for number in group["params"]]}
-                    for group in saved["param_groups"]
-                ],
-            }
-            set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(full_state_dict=True))
+            load_optimizer(module, optimizer, saved)
         return checkpoint
+
+
+def load_optimizer(module: nn.Module, optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Load a whole optimizer state from a checkpoint's file; each process takes its shard.
+
+    Lightning reads the numbers of the weights in it as positions among all weights of the module, which is wrong where
+    some are frozen. Here they number the optimizer's own weights.
+    """
+    if not saved["state"]:  # plain SGD has none, and torch would not know its device
+        for group, values in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+            group |= {key: value for key, value in values.items() if key != "params"}
+        return
+    names = {weight: name for name, weight in module.named_parameters()}
+    ours = [names[weight] for group in optimizer.param_groups for weight in group["params"]]
+    theirs = [number for group in saved["param_groups"] for number in group["params"]]
+    name_of = dict(zip(theirs, ours, strict=True))
+    state = {
+        "state": {name_of[number]: value for number, value in saved["state"].items()},
+        "param_groups": [
+            group | {"params": [name_of[number] for number in group["params"]]} for group in saved["param_groups"]
+        ],
+    }
+    set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(full_state_dict=True))
 
 
 if "fsdp2" not in StrategyRegistry:
@@ -214,14 +219,6 @@ class FSDPSharding(AlignCallback):
 
     def shard_network(self, network: nn.Module, mesh: DeviceMesh) -> None:
         """Shard one network in place over the processes of a mesh, unless it is already; see `shard`."""
-        dtype = getattr(torch, self.compute_dtype) if self.compute_dtype else None
-        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
-        offload = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
-
-        def fully(part: nn.Module) -> None:
-            settle(part)
-            fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
-
         if isinstance(network, Reference):
             network.before_sharding()
         if holds_quantized(network):
@@ -232,8 +229,15 @@ class FSDPSharding(AlignCallback):
             )
         if fsdp_modules(network) or not any(True for _ in network.parameters()):
             return
-        models = [part for part in network.modules() if isinstance(part, PreTrainedModel)]
-        models = [m for m in models if not any(m in set(other.modules()) for other in models if other is not m)]
+        dtype = getattr(torch, self.compute_dtype) if self.compute_dtype else None
+        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
+        offload = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
+
+        def fully(part: nn.Module) -> None:
+            settle(part)
+            fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
+
+        models = models_of(network)
         if self.activation_checkpointing:
             for model in models:
                 if any(weight.requires_grad for weight in model.parameters()):
@@ -256,6 +260,13 @@ class FSDPSharding(AlignCallback):
                 f"fsdp_sharding.blocks={self.blocks}: {type(net).__name__} has none of them. Take some of {known}."
             )
         return blocks
+
+
+def models_of(network: nn.Module) -> list[PreTrainedModel]:
+    """The transformers models in a network that are not a part of another one."""
+    models = [part for part in network.modules() if isinstance(part, PreTrainedModel)]
+    within = {part for model in models for part in model.modules() if part is not model}
+    return [model for model in models if model not in within]
 
 
 def mesh_of(pl_module: LightningModule) -> DeviceMesh:
