@@ -23,6 +23,7 @@ from lit_align.saved_state import (
     check_callbacks,
     check_like,
     check_optimizer,
+    continue_saving,
     name_checkpoint_in_errors,
     restoring,
 )
@@ -97,7 +98,9 @@ class ResumableModule(L.LightningModule):
             print_line(f"{identity['model.optimizer']} starts without the state of the checkpoint's optimizer")
             checkpoint["optimizer_states"] = []
         check_like(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict(), "fit_loop")
-        check_callbacks(self.trainer.callbacks, checkpoint.get("callbacks", {}))  # type: ignore[attr-defined]
+        callbacks, states = self.trainer.callbacks, checkpoint.get("callbacks", {})  # type: ignore[attr-defined]
+        check_callbacks(callbacks, states)
+        continue_saving(callbacks, states, self.trainer.ckpt_path or "")
         self._monitored = checkpoint.get(MONITORED, {})
         self._resumed_at = Position.load(checkpoint)
         self._resumed_at.write_loops(checkpoint)
