@@ -122,9 +122,12 @@ def continue_saving(callbacks: Iterable[Callback], states: Mapping[str, Any], ck
         kept = state["best_k_models"]
         state["best_k_models"] = {_moved(path, state["dirpath"], folder): score for path, score in kept.items()}
         state["dirpath"] = folder
-        for path in (state["best_model_path"], *state["best_k_models"]):
-            if Path(path).name == written.name:  # not interrupted.ckpt
-                callback._last_checkpoint_saved = path
+        own = {Path(path).name for path in (state["best_model_path"], *state["best_k_models"])}
+        last = Path(state["last_model_path"])
+        if written.name in own:
+            callback._last_checkpoint_saved = os.path.join(folder, written.name)
+        elif last.is_symlink():  # the run was interrupted after it
+            callback._last_checkpoint_saved = os.path.join(folder, last.resolve().name)
 
 
 def check_optimizer(optimizer: Optimizer) -> None:

@@ -105,7 +105,10 @@ def test_a_moved_folder_keeps_the_list_of_its_checkpoints(in_tmp, before: str):
     saves.load_state_dict(states[saves.state_key])
     assert saves.best_k_models == {f"{now}/a.ckpt": 1.0, f"{now}/b.ckpt": 2.0}
     assert [saves.best_model_path, saves.kth_best_model_path] == [f"{now}/a.ckpt", f"{now}/b.ckpt"]
-    assert saves._last_checkpoint_saved == f"{now}/b.ckpt", "last.ckpt is to be a link again"
+    for resumed in ("last.ckpt", "interrupted.ckpt"):
+        saves._last_checkpoint_saved = ""
+        continue_saving([saves], states, now / resumed)
+        assert saves._last_checkpoint_saved == f"{now}/b.ckpt", "last.ckpt is to be a link again"
 
 
 def test_another_runs_checkpoint_brings_no_list_of_checkpoints(in_tmp):
