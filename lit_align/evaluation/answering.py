@@ -75,7 +75,7 @@ def tokenize_prompts(rows: Rows, tokenizer: PreferenceTokenizer, path: str, name
     kept = Spool(tokenizer.prompts(rows))
     counts = rows.skipped + tokenizer.counts
     if not kept:
-        raise UserError(f"{path}: no prompt is left: {listing(counts)}.")
+        raise UserError(f"{path}: no prompt is left: {listing(counts)}. Give other prompts.")
     if counts:
         print_field(name, f"{len(kept)} prompts from {path}; {listing(counts)}")
     ids = Spool(ids for _, ids in kept)
