@@ -65,7 +65,10 @@ def check(then: Table, table: Table, accepted: Collection[str], defaults: Table)
         )
     if unknown := [key for key in accepted if key not in then and key not in table]:
         known = ", ".join(sorted(changed)) or "none"
-        raise UserError(f"model.accept_changes={unknown}: the checkpoint has no such option. Changed: {known}.")
+        raise UserError(
+            f"model.accept_changes={unknown}: the checkpoint has no such option. Changed: {known}. Name these, or "
+            "leave it out."
+        )
     refused = {
         key: values
         for key, values in changed.items()

@@ -32,6 +32,7 @@ LAYERS = [
     "provenance",
     "quantization",
     "lora_linear",
+    "row_norm",
     "compilation",
     "loading",
     "policy",

@@ -158,6 +158,20 @@ def check_ckpt_path(path: str, *, sharded: bool) -> None:
         )
 
 
+def check_last(trainer: Trainer) -> None:
+    """Check that the run has the checkpoint that `ckpt_path=last` names.
+
+    Raises:
+        UserError: it has none.
+    """
+    saving = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    if not any(each._find_last_checkpoints(trainer) for each in saving):
+        folders = " or ".join(relative(each.dirpath) for each in saving) or "a run without checkpoints"
+        raise UserError(
+            f"ckpt_path=last: there is no last checkpoint in {folders}. Name one, or leave ckpt_path out to start over."
+        )
+
+
 def check_named_checkpoint(trainer: Trainer, path: str) -> None:
     """Check that a run that resumes from a named checkpoint overwrites no other, finished run.
 

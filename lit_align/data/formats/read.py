@@ -228,11 +228,16 @@ _HINTS = {
 def _detect(first: Record, kind: Kind) -> Layout:
     if hint := next((f"`{name}` {hint}" for name, hint in _HINTS.items() if name in first.values), None):
         raise DataError(f"{first.source}: {hint}")
-    if (layout := _fitting(first, kind)) is not None:
-        return layout
+    if (layout := _fitting(first, kind)) is None:
+        raise _unknown_layout(first, kind)
+    return layout
+
+
+def _unknown_layout(first: Record, kind: Kind) -> DataError:
+    """The error for columns that no layout reads: which names to change, or how to map them."""
     example = _EXAMPLES[kind]
     if "segments" in first.values and kind != "texts":
-        raise DataError(
+        return DataError(
             f"{first.source}: `segments` are the parts of a text to imitate, and no {example.wanted} can be made of "
             "them. Imitate them (SFT), or give other data."
         )
@@ -241,13 +246,13 @@ def _detect(first: Record, kind: Kind) -> Layout:
         changed = ", ".join(
             f"{name}: {given!r}" for name, given in lowered.items() if name in TARGETS and name != given
         )
-        raise DataError(
+        return DataError(
             f"{first.source}: the names of the columns {shortened(columns_of(first))} differ from those that are read "
             f"in case or spaces. Set columns={{{changed}}}."
         )
     others = (other for name, other in _EXAMPLES.items() if other.user and _fitting(first, name))
     fitting = next((f"; they are {other.wanted}, for {other.user}" for other in others), "")
-    raise DataError(
+    return DataError(
         f"{first.source}: no {example.wanted} can be read from the columns {shortened(columns_of(first))}{fitting}. "
         f"Say which is which with columns={{{example.mapping}}}: names, templates such as '{{question}} {{context}}', "
         f"or paths such as answers.0.text. These columns are read, too: {example.others}."
