@@ -35,6 +35,7 @@ def _eps_of(layer: nn.Module) -> float | None:
 
 
 @cache
+@torch.device("cpu")  # also where a model without weights is built on the meta device
 def _is_plain(kind: type[nn.Module], eps: float) -> bool:
     """Whether `RowNorm` gives the numbers of a class of norms, to the bit."""
     generator = torch.Generator().manual_seed(0)
