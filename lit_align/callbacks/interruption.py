@@ -182,7 +182,7 @@ class Interruption(AlignCallback):
     def _save(self, trainer: Trainer) -> None:
         path = _checkpoint_path(trainer)
         if path:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
         self._saved = path
 
     def _last(self, trainer: Trainer) -> str | Path | None:

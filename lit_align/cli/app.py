@@ -215,6 +215,10 @@ class AlignCLI(LightningCLI):
             trainer = super()._instantiate_trainer(config, all_callbacks(config, callbacks, minutes))
         except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:  # an unknown strategy
             raise UserError(f"trainer: {first_line(error)}.") from error
+        except RuntimeError as error:
+            if message := explained(error):
+                raise message from error
+            raise
         check_features(trainer)
         strategy = trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # the user has set no other

@@ -126,7 +126,7 @@ def check_ckpt_path(path: str, *, sharded: bool) -> None:
     """Check that `ckpt_path` names a checkpoint on this machine; what it holds is checked when it is loaded.
 
     Raises:
-        UserError: it names none, or a folder of shards for a run that is not sharded.
+        UserError: it names none, a folder of several, or a folder of shards for a run that is not sharded.
     """
     if path == "best":
         raise UserError(
@@ -147,6 +147,10 @@ def check_ckpt_path(path: str, *, sharded: bool) -> None:
             f"ckpt_path={path} is not a valid checkpoint (truncated?). Checkpoints are in the run's checkpoints/ "
             "folder."
         )
+    if Path(path).is_dir() and not (Path(path) / ".metadata").exists():
+        newest = newest_whole([Path(path), Path(path, "checkpoints")])
+        named = f"the newest one in it: {relative(newest)}" if newest else "a file in the run's checkpoints/ folder."
+        raise UserError(f"ckpt_path={path} is a folder, not a checkpoint. Name {named}")
     if Path(path).is_dir() and not sharded:
         raise UserError(
             f"ckpt_path={relative(path)} is a folder of shards, which only a sharded run reads, on any number of "

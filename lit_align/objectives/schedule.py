@@ -16,6 +16,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Trainer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align.errors import UserError, check_number
 
@@ -146,6 +147,15 @@ def set_learning_rate(trainer: Trainer, factor: float) -> None:
     scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
     for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
         group["lr"] = rate * factor
+
+
+def renew_learning_rates(trainer: Trainer) -> None:
+    """Compute the rate of the next step again: a resumed run may be longer, or have another schedule or base rate."""
+    for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
+        if isinstance(scheduler, LambdaLR):
+            groups = scheduler.optimizer.param_groups
+            for group, rate, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+                group["lr"] = rate * factor(scheduler.last_epoch)
 
 
 def reset_optimization(trainer: Trainer, first_factor: float) -> None:
