@@ -56,27 +56,15 @@ def read_rows(
     """
     paths = [path_or_name] if isinstance(path_or_name, str | os.PathLike) else path_or_name
     source = listing(str(path) for path in paths)
-    reading = Reading(mapped=frozenset(columns or ()))
+    reading, ignored = Reading(mapped=frozenset(columns or ())), _Ignored(ignore_columns)
     records = chain.from_iterable(read_records(os.fspath(path), split, reading.skipped) for path in paths)
-    sample = list(islice(records, SAMPLE))
-    if not sample:
-        raise DataError(f"{source}: the data set is empty. Give one with at least one row.")
-    ignored = _Ignored(ignore_columns)
-    if columns:
-        check_columns(columns, sample)
-    prepare = mapped(columns or {})
-    reading.sample = [_flat(prepare(record, reading)) for record in sample]
-    prepared = (
-        ignored.without(_flat(prepare(ignored.without(record), reading)), but=reading.mapped)
-        for record in chain(sample, records)
-    )
+    prepared = _prepared(records, source, columns or {}, ignored, reading)
     first = next(prepared)
     _check_first(first)
     layout = _detect(first, kind)
     if kind == "texts" and turns == "last" and layout.parse_turns and layout.turns != TURNS:
         raise DataError(f"{source}: turns=last has no effect on {layout.name}, whose labels choose. Leave it out.")
-    forms = _Forms()
-    selected = Counter[str]()
+    forms, selected = _Forms(), Counter[str]()
     parsed = _parsed(layout, chain([first], prepared), kind, turns)
     rows = Spool(forms.seen(SELECT[kind](forms.counted(parsed), selected)))
     ignored.check(source)
@@ -93,6 +81,21 @@ def read_rows(
     if kind == "texts" and layout.parse_turns and (rows[0].is_verbatim or not isinstance(rows[0].prompt, str)):
         description += f"; {_count_turns(layout, rows, turns)}"
     return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
+
+
+def _prepared(
+    records: Iterator[Record], source: str, columns: Mapping[str, str], ignored: "_Ignored", reading: Reading
+) -> Iterator[Record]:
+    """The records as layouts read them: with the mapped columns, flat, and without the ignored ones."""
+    sample = list(islice(records, SAMPLE))
+    if not sample:
+        raise DataError(f"{source}: the data set is empty. Give one with at least one row.")
+    if columns:
+        check_columns(columns, sample)
+    prepare = mapped(columns)
+    reading.sample = [_flat(prepare(record, reading)) for record in sample]
+    for record in chain(sample, records):
+        yield ignored.without(_flat(prepare(ignored.without(record), reading)), but=reading.mapped)
 
 
 def _count_turns(layout: Layout, rows: Sequence[Row], turns: Turns) -> str:
