@@ -106,6 +106,14 @@ def test_the_first_step_of_a_longer_run_has_its_own_rate(tiny_model, checkpoint)
     assert longer.seen[0]["lr"] == pytest.approx(0.001 / 2)
 
 
+def test_a_resume_at_the_end_of_warm_up_does_not_record_it_again(tiny_model, in_tmp):
+    write_pairs(in_tmp)
+    first = run(tiny_model, options={"warmup_steps": 4}).learning_rate.warmed_up_at
+    assert first == (4, 0, 1.0)
+    resumed = run(tiny_model, "ckpt/last.ckpt", options={"warmup_steps": 4}, max_epochs=2)
+    assert resumed.learning_rate.warmed_up_at == first
+
+
 def test_another_optimizer_starts_without_state(tiny_model, checkpoint, capsys):
     options = {"optimizer": sgd(), "schedule": "constant"}
     with pytest.raises(UserError, match=r"model\.optimizer: AdamW → SGD") as error:
