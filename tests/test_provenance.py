@@ -135,8 +135,11 @@ def test_a_run_without_an_accepted_option_resumes_its_own_checkpoints():
 
 
 def test_weights_without_an_adapter_are_not_taken_for_one(tiny_model, checkpoint):
-    with pytest.raises(UserError, match=r"model\.lora\.r: None → 2"):
-        run(tiny_model, checkpoint, options={"lora": LoRAConfig(r=2)}, max_epochs=2)
+    options = {"lora": LoRAConfig(r=2), "accept_changes": ["model.lora.r"]}
+    with pytest.raises(
+        UserError, match=r"model\.lora\.r: None → 2\n(.|\n)*with another model\.lora\.r or model\.lora\."
+    ):
+        run(tiny_model, checkpoint, options=options, max_epochs=2)
 
 
 def test_other_data_do_not_resume(tiny_model, checkpoint, in_tmp):
