@@ -90,7 +90,7 @@ class Groups(Callback):
 def test_accepted_options_of_the_optimizer_take_effect_at_once(tiny_model, checkpoint):
     as_before, changed, checkpoint = Groups(), Groups(), shutil.copy(checkpoint, "start.ckpt")
     run(tiny_model, checkpoint, also=[as_before], max_epochs=2)
-    options = {"optimizer": partial(torch.optim.AdamW, lr=0.01, betas=(0.5, 0.9), weight_decay=0.3)}
+    options: dict[str, Any] = {"optimizer": partial(torch.optim.AdamW, lr=0.01, betas=(0.5, 0.9), weight_decay=0.3)}
     options["accept_changes"] = [f"model.optimizer.{name}" for name in ("lr", "betas", "weight_decay")]
     run(tiny_model, checkpoint, also=[changed], options=options, max_epochs=2)
     rates = [group["lr"] for group in as_before.seen]
@@ -154,8 +154,8 @@ def test_other_validation_pairs_do_not_resume(tiny_model, in_tmp):
         (in_tmp / name).mkdir()
         write_pairs(in_tmp / name)
 
-    def validated(**options) -> OfflinePairs:
-        return OfflinePairs("train/pairs.jsonl", batch_size=2, **{"validation": "held/pairs.jsonl"} | options)
+    def validated(validation: str | None = "held/pairs.jsonl") -> OfflinePairs:
+        return OfflinePairs("train/pairs.jsonl", batch_size=2, validation=validation)
 
     run(tiny_model, data=validated())
     text = (in_tmp / "held/pairs.jsonl").read_text()
