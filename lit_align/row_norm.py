@@ -37,16 +37,17 @@ def _eps_of(layer: nn.Module) -> float | None:
 @cache
 def _is_plain(kind: type[nn.Module], eps: float) -> bool:
     """Whether `RowNorm` gives the numbers of a class of norms, to the bit."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((8, 64), (64,)))
-    try:
-        theirs = kind(64, eps=eps)
-    except TypeError:  # it is made of other arguments
-        return False
-    ours = RowNorm(nn.Parameter(weight), eps)
-    theirs.weight = ours.weight
-    dtypes = torch.float64, torch.float32, torch.bfloat16
-    return all(torch.equal(theirs.to(dtype)(x.to(dtype)), ours.to(dtype)(x.to(dtype))) for dtype in dtypes)
+    with torch.device("cpu"):  # also where a model without weights is built on the meta device
+        generator = torch.Generator().manual_seed(0)
+        x, weight = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((8, 64), (64,)))
+        try:
+            theirs = kind(64, eps=eps)
+        except TypeError:  # it is made of other arguments
+            return False
+        ours = RowNorm(nn.Parameter(weight), eps)
+        theirs.weight = ours.weight
+        dtypes = torch.float64, torch.float32, torch.bfloat16
+        return all(torch.equal(theirs.to(dtype)(x.to(dtype)), ours.to(dtype)(x.to(dtype))) for dtype in dtypes)
 
 
 class RowNorm(nn.Module):
