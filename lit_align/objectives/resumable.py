@@ -102,9 +102,9 @@ class ResumableModule(L.LightningModule):
         check_like(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict(), "fit_loop")
         callbacks, states = self.trainer.callbacks, checkpoint.get("callbacks", {})  # type: ignore[attr-defined]
         check_callbacks(callbacks, states)
-        continue_saving(callbacks, states, self.trainer.ckpt_path or "")
         self._monitored = checkpoint.get(MONITORED, {})
         self._resumed_at = Position.load(checkpoint)
+        continue_saving(callbacks, states, self.trainer.ckpt_path or "", self._resumed_at.step)
         self._resumed_at.write_loops(checkpoint)
         self._resumed_at.stop_again(self.trainer)
 
