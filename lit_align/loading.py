@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
+from lit_align.arguments import CheckedArguments
 from lit_align.errors import UserError, check_number, first_line
 from lit_align.lora_linear import keep_updates_in_cache
 from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
@@ -31,7 +32,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
 @dataclass
-class PolicyConfig:
+class PolicyConfig(metaclass=CheckedArguments):
     """The language model to train, and how it is loaded.
 
     Args:
@@ -85,7 +86,7 @@ def from_fields(cls: type[T], value: T | Mapping[str, Any]) -> T:
 
 
 @dataclass
-class LoRAConfig:
+class LoRAConfig(metaclass=CheckedArguments):
     """A low-rank adapter is trained and the model itself stays frozen (Hu et al., arXiv 2106.09685).
 
     Args:
