@@ -114,8 +114,11 @@ class LoRAConfig(metaclass=CheckedArguments):
 
 
 @contextmanager
-def naming_errors(what: str) -> Iterator[None]:
+def naming_errors(what: str, fix: str = "") -> Iterator[None]:
     """Turn an error of reading a model's or an adapter's files into a message that begins with what cannot be read.
+
+    Args:
+        fix: A sentence at the message's end.
 
     Raises:
         UserError: a file is missing or damaged, does not fit the others, or would run code.
@@ -125,10 +128,10 @@ def naming_errors(what: str) -> Iterator[None]:
     except (UserError, torch.OutOfMemoryError):
         raise
     except pickle.UnpicklingError as error:
-        raise UserError(f"{what}: its weights are a pickle that is damaged or would run code.") from error
+        raise UserError(f"{what}: its weights are a pickle that is damaged or would run code. {fix}".strip()) from error
     except Exception as error:  # damaged files can raise anything
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise UserError(f"{what}: {kind}{first_line(error)}.") from error
+        raise UserError(f"{what}: {kind}{first_line(error)}. {fix}".strip()) from error
 
 
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
@@ -141,7 +144,8 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     option = "model.policy.path" if config.tokenizer is None else "data.tokenizer"
     where = locate_model(config if config.tokenizer is None else replace(config, path=path, revision=None))
     here = "" if Path(path).exists() else ": this folder does not exist, and as a hub name"
-    with naming_errors(f"{option}: no tokenizer for {path!r}{here}"):
+    fix = "Check the name" + (", or set data.tokenizer." if config.tokenizer is None else ".")
+    with naming_errors(f"{option}: no tokenizer for {path!r}{here}", fix):
         tokenizer = AutoTokenizer.from_pretrained(**where)
     if config.chat_template is not None:
         tokenizer.chat_template = read_template(config.chat_template)

@@ -89,7 +89,9 @@ def sampler_of(config: Any) -> VLLMServerSampler:
     """
     sampler = config.data.init_args.get("sampler")
     if sampler is None or not issubclass(locate(sampler.class_path), VLLMServerSampler):
-        raise UserError("serve starts the server of data.sampler=VLLMServerSampler, which this configuration lacks.")
+        raise UserError(
+            "serve needs data.sampler=VLLMServerSampler, whose server it starts. Set it; others need no server."
+        )
     return VLLMServerSampler(**sampler.get("init_args", {}))
 
 

@@ -30,7 +30,7 @@ class FunctionScorer(Scorer):
         batch_size: Most responses per call.
     """
 
-    def __init__(self, function: str | Callable[..., Sequence[float]], batch_size: int = 256):
+    def __init__(self, function: str | Callable[..., Any], batch_size: int = 256):
         self.function = _import_function(function) if isinstance(function, str) else _checked(function)
         self.batch_size = check_at_least_one("batch_size", batch_size)
         self._identity = _identity_of(self.function, function if isinstance(function, str) else None)
@@ -78,8 +78,9 @@ def _import_function(path: str) -> Callable[..., Sequence[float]]:
     except BaseException as error:  # whatever the user's file does, sys.exit included
         if asks_to_end(error):
             raise
+        fix = forms if isinstance(error, ImportError) else "The error is in its code: fix it, or set what it needs."
         raise UserError(
-            f"scorer.function={path!r}: cannot import {place!r} ({type(error).__name__}: {error}). {forms}"
+            f"scorer.function={path!r}: cannot import {place!r} ({type(error).__name__}: {error}). {fix}"
         ) from error
     function: Any = getattr(module, name, None)
     if function is None:
