@@ -51,13 +51,8 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
         policy.tokenizer.save_pretrained(folder)
     else:
         policy.save(folder)
-    if not objective.scores and (generation := getattr(policy.model, "generation_config", None)):
-        tokenizer = PreferenceTokenizer(policy.tokenizer, max_prompt_length=1, max_response_length=1)
-        generation.eos_token_id = tokenizer.end_ids()
-        sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
-        if sampling.get("temperature", 0) > 0:
-            generation.update(do_sample=True, temperature=sampling["temperature"], top_p=sampling["top_p"])
-        generation.save_pretrained(folder)
+    if not objective.scores:
+        _save_generation_config(policy, config, folder)
     (folder / "README.md").write_text(model_card(objective, config, run, adapter), encoding="utf-8")
     return folder
 
@@ -69,6 +64,19 @@ def _check_folder(folder: Path, ours: str) -> None:
         raise UserError(
             f"export: --out={folder} must be a new folder or an earlier export; it holds other files. Name another."
         )
+
+
+def _save_generation_config(policy: Policy, config: dict[str, Any], folder: Path) -> None:
+    """Write the generation config: the tokens that end a response, and the temperature and top_p of the run."""
+    generation = getattr(policy.model, "generation_config", None)
+    if generation is None:
+        return
+    tokenizer = PreferenceTokenizer(policy.tokenizer, max_prompt_length=1, max_response_length=1)
+    generation.eos_token_id = tokenizer.end_ids()
+    sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
+    if sampling.get("temperature", 0) > 0:
+        generation.update(do_sample=True, temperature=sampling["temperature"], top_p=sampling["top_p"])
+    generation.save_pretrained(folder)
 
 
 def configuration_of(run: Path) -> dict[str, Any]:
@@ -107,18 +115,7 @@ def find_checkpoint(source: str | Path) -> Path:
 
 def load_policy(path: Path) -> tuple[Policy, SavedObjective]:
     """The policy of a checkpoint with its weights, without reference adapters, and the objective that trained it."""
-    check_hash(path)
-    try:
-        rest = path / "meta.pt" if path.is_dir() else path  # a folder of shards keeps all but the tensors there
-        checkpoint = torch.load(rest, map_location="cpu", weights_only=True, mmap=True)
-        objective = SavedObjective.read(checkpoint)
-        state = _shards(path) if path.is_dir() else checkpoint["state_dict"]
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file can raise anything from pickle and zip
-        raise UserError(
-            f"{path}: not a valid checkpoint of lit_align ({type(error).__name__}). Is it truncated? Name another."
-        ) from error
+    checkpoint, objective = _read(path)
     policy = (Scored if objective.scores else Policy).load(objective.policy, objective.lora)
     base = checkpoint.get(provenance.KEY, {}).get(provenance.BASE_MODEL)
     if objective.lora and base and base != policy.base_fingerprint():
@@ -126,6 +123,7 @@ def load_policy(path: Path) -> tuple[Policy, SavedObjective]:
             f"{path}: its adapter was trained on a base model with other weights than {objective.policy.path!r} has "
             "now. Restore the model that was trained."
         )
+    state = checkpoint["state_dict"]
     weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
     left, more = policy.load_state_dict(weights, strict=False)
     trained = {f"model.{name}" for name, _ in policy.trainable_weights()}
@@ -135,6 +133,23 @@ def load_policy(path: Path) -> tuple[Policy, SavedObjective]:
             "Restore the model that was trained."
         )
     return policy.eval(), objective
+
+
+def _read(path: Path) -> tuple[dict[str, Any], SavedObjective]:
+    """A checkpoint with the policy's weights as its `state_dict`, and the objective that wrote it."""
+    check_hash(path)
+    try:
+        rest = path / "meta.pt" if path.is_dir() else path  # a folder of shards keeps all but the tensors there
+        checkpoint = torch.load(rest, map_location="cpu", weights_only=True, mmap=True)
+        objective = SavedObjective.read(checkpoint)
+        state = _shards(path) if path.is_dir() else checkpoint["state_dict"]
+        return checkpoint | {"state_dict": state}, objective
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can raise anything from pickle and zip
+        raise UserError(
+            f"{path}: not a valid checkpoint of lit_align ({type(error).__name__}). Is it truncated? Name another."
+        ) from error
 
 
 def _shards(folder: Path) -> dict[str, Tensor]:

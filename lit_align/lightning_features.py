@@ -98,6 +98,10 @@ ERRORS = {
     r"Early stopping conditioned on metric `([^`]*)` which is not available": (
         "EarlyStopping: monitor={} is never logged. Name a metric train/* or val/*."
     ),
+    r"Found more than one stateful callback of type `([^`]*)`": (
+        "trainer.callbacks: there are two {} with the same options, so that a checkpoint cannot tell their states "
+        "apart. Change the monitor or the cadence of one, or leave one out (checkpoint=null)."
+    ),
     r"Timed out after (\d+) seconds waiting for clients. (\d+)/(\d+) clients joined": (
         "only {1} of {2} processes have started within {0} seconds. Look at the output of the others, then start again."
     ),
@@ -105,7 +109,7 @@ ERRORS = {
         "process 0 at {1} has not started within {0} ms. Look at its output, then start again."
     ),
 }
-"""Errors that Lightning's loops raise once they know the data, with our message."""
+"""Errors that Lightning raises, with our message."""
 
 
 def check_features(trainer: Trainer) -> None:
@@ -152,7 +156,7 @@ def accumulation_schedules(trainer: Trainer) -> list[GradientAccumulationSchedul
 
 
 def explained(error: Exception) -> UserError | None:
-    """An error of Lightning's loops as a message for the user; None for another one."""
+    """An error of Lightning as a message for the user; None for another one."""
     for pattern, message in ERRORS.items():
         if found := re.search(pattern, str(error)):
             return UserError(message.format(*found.groups()))

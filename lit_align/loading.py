@@ -207,7 +207,7 @@ def locate_model(config: PolicyConfig) -> dict[str, Any]:
         if colon:
             path = _file_of_package(package, file)
         if not path.is_file():
-            raise UserError(f"model.policy.path: the GGUF file {str(path)!r} does not exist.")
+            raise UserError(f"model.policy.path: the GGUF file {str(path)!r} does not exist. Give another.")
         return options | {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     looks_local = Path(config.path).is_absolute() or config.path.startswith(".") or config.path.count("/") != 1
     if looks_local and "/" in config.path and not Path(config.path).is_dir():
@@ -222,11 +222,11 @@ def _file_of_package(package: str, file: str) -> Path:
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(f"model.policy.path: the package {package!r} is not installed.") from error
+        raise UserError(f"model.policy.path: the package {package!r} is not installed. Install it.") from error
     for entry in files:
         if entry.name == Path(file).name:
             return Path(str(entry.locate()))
-    raise UserError(f"model.policy.path: the package {package!r} ships no file {file!r}.")
+    raise UserError(f"model.policy.path: the package {package!r} ships no file {file!r}. Give another.")
 
 
 def gguf_options(where: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from lit_align.loading import (
 )
 from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
 from lit_align.quantization import scales_of, unpacked
+from lit_align.row_norm import keep_norms_in_cache
 from lit_align.sharding import frozen_copy, fsdp_modules, full_tensor, rank, reshard, settled, type_of
 
 __all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "is_adapter_weight", "weights_of"]
@@ -80,6 +81,7 @@ class Policy(nn.Module):
         model = cls.load_model(config, lora, tokenizer)
         check_vocabulary(tokenizer, model, config)
         check_trainable(model, config, lora)
+        keep_norms_in_cache(model)
         if not config.dropout:
             turn_off_dropout(model)
         if config.gradient_checkpointing:
@@ -194,6 +196,7 @@ class Policy(nn.Module):
             parent, _, leaf = name.replace(".base_layer", "").rpartition(".")
             setattr(plain.get_submodule(parent), leaf, value.clone())
         plain.tie_weights()
+        keep_norms_in_cache(plain)
         if self.shares_prefix:
             skip_unread_rows(plain)
         if (generation := getattr(self.model, "generation_config", None)) is not None:

@@ -47,25 +47,24 @@ class Position:
     @classmethod
     def of_run(cls, trainer: Trainer) -> "Position":
         """The position of a run at the moment at which a checkpoint is written."""
-        loop = trainer.fit_loop
+        loop, step = trainer.fit_loop, trainer.global_step
         epochs: Any = loop.epoch_progress.current  # Lightning declares the narrowest of its trackers
-        total: Any = loop.epoch_loop.batch_progress.total
-        current: Any = loop.epoch_loop.batch_progress.current
-        seen, batches = total.processed, current.processed
+        progress: Any = loop.epoch_loop.batch_progress
+        seen, batches = progress.total.processed, progress.current.processed
         out_of_time = any(map(is_out_of_time, trainer.callbacks))  # type: ignore[attr-defined]
         stopping = trainer.should_stop and not out_of_time
-        ended = epochs.started == epochs.completed or epochs.processed > epochs.completed
-        over = out_of_time or 0 < trainer.max_steps <= trainer.global_step  # a longer run is not
-        cut = ended and over and 0 < batches < trainer.num_training_batches < math.inf
-        if ended and not cut:  # between two epochs
+        between_epochs = epochs.started == epochs.completed or epochs.processed > epochs.completed
+        reached_limit = out_of_time or 0 < trainer.max_steps <= step
+        # a run that is extended continues within the epoch that the limit has cut short, after its validation
+        is_cut = between_epochs and reached_limit and 0 < batches < trainer.num_training_batches < math.inf
+        if between_epochs and not is_cut:
             done = max(epochs.completed, epochs.processed)
-            return cls(done, 0, 0, trainer.global_step, seen, False, False, stopping)
+            return cls(done, 0, 0, step, seen, False, False, stopping)
         of = int(trainer.num_training_batches)
         unmade = batches % trainer.accumulate_grad_batches if batches < of else 0
         due = bool(batches) and not unmade and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
-        due = due and not cut  # a longer run continues within the epoch, after its validation
-        epoch, step, seen = epochs.started - 1, trainer.global_step, seen - unmade
-        return cls(epoch, batches - unmade, of, step, seen, due, trainer.validating, stopping)
+        epoch = epochs.started - 1
+        return cls(epoch, batches - unmade, of, step, seen - unmade, due and not is_cut, trainer.validating, stopping)
 
     @property
     def at_epochs_end(self) -> bool:

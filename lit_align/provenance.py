@@ -25,30 +25,42 @@ EVALUATION = "win_rate."
 """Begins the options of an evaluation. One that is added or left out changes none of the other numbers."""
 VALIDATION = "data.validation"
 """The pairs of another evaluation."""
+SHAPES = {"model.lora.r", "model.lora.targets"}
+"""Options that decide which weights there are, so that no change of them can be accepted."""
 
 Table = dict[str, Any]
 
 
-def save(checkpoint: dict[str, Any], table: Table) -> None:
-    """Record what the run is in a checkpoint."""
-    checkpoint[KEY] = table
+def save(checkpoint: dict[str, Any], table: Table, accepted: Collection[str]) -> None:
+    """Record what the run is in a checkpoint.
+
+    Args:
+        checkpoint: The checkpoint that is written.
+        table: This run's table.
+        accepted: Options whose change is accepted. Those that the run no longer has are recorded as None, so that the
+            same command resumes this checkpoint, too.
+    """
+    checkpoint[KEY] = dict.fromkeys(accepted) | table
 
 
-def check(then: Table, table: Table, accepted: Collection[str], *, adapter: bool, defaults: Table) -> None:
+def check(then: Table, table: Table, accepted: Collection[str], defaults: Table) -> None:
     """Check that a checkpoint is of this run.
 
     Args:
         then: The checkpoint's table.
         table: This run's table.
         accepted: Options whose change is intended.
-        adapter: Whether the checkpoint holds an adapter alone, which belongs to one base model.
-        defaults: Values of options that the checkpoint lacks because an earlier version, which had none of them, wrote
-            it.
+        defaults: Values of options that the checkpoint lacks because an earlier version wrote it.
 
     Raises:
-        UserError: an option differs that is not accepted. Another base model under an adapter is never accepted.
+        UserError: an option differs that is not accepted. Another base model under an adapter, and an adapter of
+            another shape, is never accepted.
     """
-    changed = differences({key: defaults[key] for key in table.keys() & defaults.keys()} | then, table)
+    lacked = {
+        key: defaults[key] for key in table.keys() & defaults.keys() if then.get(key.rpartition(".")[0], "") is not None
+    }
+    changed = differences(lacked | then, table)
+    adapter = "model.lora.r" in table and "model.lora.r" in then
     if adapter and BASE_MODEL in changed and "model.policy.dtype" not in changed:
         raise UserError(
             "the checkpoint's adapter was trained on a base model with other weights than model.policy.path has now. "
@@ -56,16 +68,22 @@ def check(then: Table, table: Table, accepted: Collection[str], *, adapter: bool
         )
     if unknown := [key for key in accepted if key not in then and key not in table]:
         known = ", ".join(sorted(changed)) or "none"
-        raise UserError(f"model.accept_changes={unknown}: the checkpoint has no such option. Changed: {known}.")
+        raise UserError(
+            f"model.accept_changes={unknown}: the checkpoint has no such option. Changed: {known}. Name these, or "
+            "leave it out."
+        )
     refused = {
         key: values
         for key, values in changed.items()
-        if key not in accepted and not (key.startswith((EVALUATION, VALIDATION)) and None in values)
+        if key in SHAPES or (key not in accepted and not (key.startswith((EVALUATION, VALIDATION)) and None in values))
     }
+    if shapes := sorted(refused.keys() & SHAPES):
+        fix = f": with another {' or '.join(shapes)} its weights do not fit."
+    else:
+        fix = f", or accept the changes: --model.accept_changes=[{','.join(sorted(refused))}]"
     if refused:
         raise UserError(
-            f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had, or "
-            f"accept the changes: --model.accept_changes=[{','.join(sorted(refused))}]"
+            f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had{fix}"
         )
 
 
@@ -106,6 +124,7 @@ def of_trainer(trainer: Trainer) -> Table:
     ]
     return {
         "trainer.accumulate_grad_batches": accumulated[0],
+        "trainer.limit_train_batches": str(trainer.limit_train_batches),  # 1 is a batch, 1.0 all of them
         "trainer.gradient_clip_val": trainer.gradient_clip_val,
         "trainer.gradient_clip_algorithm": str(trainer.gradient_clip_algorithm or "norm"),
         "trainer.precision": str(trainer.precision),

@@ -4,6 +4,7 @@ Lightning and torch take over most of this state as it is: an entry of another t
 training. A `TypeError` names the entry, and `restoring` adds the checkpoint.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ from lit_align.errors import UserError, first_line, shown
 
 STATEFUL = (ModelCheckpoint, EarlyStopping, Timer, WeightAveraging)
 """Lightning's callbacks that take over their state as it is."""
+
+ADDED = "differentiable"
+"""The option that torch adds to the defaults of every optimizer that loads a state."""
 
 NOT_OF_A_CHECKPOINT = (MisconfigurationException, torch.OutOfMemoryError)
 
@@ -98,6 +102,37 @@ def check_callbacks(callbacks: Iterable[Callback], states: Mapping[str, Any]) ->
                 _check_kept(name, state, callback.save_top_k)
 
 
+def continue_saving(callbacks: Iterable[Callback], states: Mapping[str, Any], ckpt_path: str | Path) -> None:
+    """Let each ModelCheckpoint that wrote a checkpoint continue in its folder, also if the folder has another name now.
+
+    Lightning compares the names alone, and forgets which checkpoints it keeps where they differ. It never restores
+    which checkpoint `last.ckpt` links to.
+
+    Args:
+        callbacks: Those of this run.
+        states: Their states in the checkpoint; those of moved folders are changed.
+        ckpt_path: The checkpoint.
+    """
+    written = Path(ckpt_path).resolve()  # last.ckpt is a link
+    for callback in callbacks:
+        if not isinstance(callback, ModelCheckpoint) or callback.state_key not in states or callback.dirpath is None:
+            continue
+        state, folder = states[callback.state_key], str(callback.dirpath)
+        if Path(folder).resolve() != written.parent:
+            continue
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = _moved(state[name], state["dirpath"], folder)
+        kept = state["best_k_models"]
+        state["best_k_models"] = {_moved(path, state["dirpath"], folder): score for path, score in kept.items()}
+        state["dirpath"] = folder
+        own = {Path(path).name for path in (state["best_model_path"], *state["best_k_models"])}
+        last = Path(state["last_model_path"])
+        if written.name in own:
+            callback._last_checkpoint_saved = os.path.join(folder, written.name)
+        elif last.is_symlink():  # the run was interrupted after it
+            callback._last_checkpoint_saved = os.path.join(folder, last.resolve().name)
+
+
 def check_optimizer(optimizer: Optimizer) -> None:
     """Check the options and the kind of state that an optimizer has taken from a checkpoint.
 
@@ -108,7 +143,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
     """
     for group in optimizer.param_groups:
         for option, default in optimizer.defaults.items():
-            check_like(group[option], default, option)
+            if option in group or option != ADDED:
+                check_like(group[option], default, option)
         for weight in group["params"]:
             if not isinstance(state := optimizer.state.get(weight, {}), dict):
                 raise TypeError(f"the state of a weight is {shown(state)}")
@@ -122,6 +158,11 @@ def _fits(found: Any, ours: Any) -> bool:
     if type(ours) in (bool, str):
         return type(found) is type(ours)
     return not isinstance(ours, dict | list | tuple)  # those of one kind and length are compared by their entries
+
+
+def _moved(path: str, before: str, now: str) -> str:
+    """The present name of a file whose folder had another name before; empty if it is."""
+    return path and os.path.join(now, os.path.relpath(path, before))
 
 
 def _check_kept(name: str, state: Mapping[str, Any], most: int) -> None:

@@ -144,10 +144,7 @@ def die_at(where: str, what: str, call: int, signum: int = signal.SIGKILL) -> No
 
 def act_at(where: str, what: str, call: int, act: Callable[[], object]) -> None:
     """Have something done when `what` is called for the nth time, before it begins."""
-    owner: Any = importlib.import_module(where)
-    *path, name = what.split(".")
-    for part in path:
-        owner = getattr(owner, part)
+    owner, name = owner_of(where, what)
     original, calls = getattr(owner, name), 0
 
     def acting(*args: Any, **kwargs: Any) -> Any:
@@ -160,13 +157,23 @@ def act_at(where: str, what: str, call: int, act: Callable[[], object]) -> None:
     setattr(owner, name, acting)
 
 
+def owner_of(where: str, what: str) -> tuple[Any, str]:
+    """The module or class that has an attribute, and the attribute's name.
+
+    Args:
+        where: The module.
+        what: The attribute's path in the module: function, or Class.method.
+    """
+    *path, name = what.split(".")
+    owner: Any = importlib.import_module(where)
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, name
+
+
 def patch_calls(functions: Iterable[tuple[str, str]], called: Callable[[], None]) -> None:
     """Have `called` called before and after each call of some functions, in this process."""
-    for where, what in functions:
-        owner: Any = importlib.import_module(where)
-        *path, name = what.split(".")
-        for part in path:
-            owner = getattr(owner, part)
+    for owner, name in itertools.starmap(owner_of, functions):
         setattr(owner, name, _noticed(getattr(owner, name), called))
 
 

@@ -33,6 +33,7 @@ LAYERS = [
     "provenance",
     "quantization",
     "lora_linear",
+    "row_norm",
     "compilation",
     "loading",
     "policy",

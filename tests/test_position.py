@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from tiny import adamw, fit, on_policy, write_pairs, write_prompts
 
 from lit_align.callbacks import Drift, Interruption, ReferenceRefresh, RunReport, WinRate
@@ -108,7 +108,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_offline_killed_twice_a_run_ends_as_the_whole_one(tiny_model, in_tmp, every, options):
     pairs = write_pairs(in_tmp, 9)
-    data = lambda: OfflinePairs(pairs, validation=pairs, batch_size=2, seed=3)  # noqa: E731
+    data = lambda: OfflinePairs(pairs, validation=f"{pairs}[:3]", batch_size=2, seed=3)  # noqa: E731
     whole: list = []
     weights = run(tiny_model, in_tmp / "whole", whole, None, data, every, **options)
     total = sum(entry[0] == "batch" for entry in whole)
@@ -195,3 +195,31 @@ def test_a_round_that_is_over_records_no_reference_again(tiny_model, in_tmp):
     assert len(whole) == 2
     assert files(in_tmp / "cut", KillAtEnd()) == whole[:1]
     assert files(in_tmp / "cut") == whole
+
+
+def test_a_run_in_float64_resumes_with_all_digits(tiny_model, in_tmp):
+    pairs = write_pairs(in_tmp, 9)
+    options = {"max_epochs": 2, "precision": "64-true"}
+    weights = {}
+    for name, kills in {"whole": [None], "cut": [3, None]}.items():
+        for kill in kills:
+            with contextlib.suppress(Killed):
+                data = lambda: OfflinePairs(pairs, batch_size=2)  # noqa: E731
+                weights[name] = run(tiny_model, in_tmp / name, [], kill, data, {"every_n_train_steps": 1}, **options)
+    assert all(weight.dtype == torch.float64 for weight in weights["cut"].values())
+    assert all(torch.equal(weight, weights["cut"][name]) for name, weight in weights["whole"].items())
+
+
+def test_an_epochs_end_that_is_left_to_do_is_monitored_by_its_last_step(tiny_model, in_tmp):
+    pairs = write_pairs(in_tmp)
+    seen = {}
+    for name, kills in {"whole": [[]], "cut": [[KillAtEnd()], []]}.items():
+        for kill in kills:
+            stopping = EarlyStopping("train/loss", patience=9, check_on_train_epoch_end=True)
+            with contextlib.suppress(Killed):
+                data = lambda: OfflinePairs(pairs, batch_size=2)  # noqa: E731
+                run(
+                    tiny_model, in_tmp / name, [], None, data, {"every_n_train_steps": 1}, *kill, stopping, max_epochs=2
+                )
+            seen[name] = str(stopping.state_dict())
+    assert seen["cut"] == seen["whole"]

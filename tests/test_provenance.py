@@ -1,11 +1,15 @@
 """A checkpoint resumes the run that it is of. Another one stops with a list of what differs."""
 
+import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, llama_config, on_policy, sgd, write_pairs, write_prompts
 from transformers import LlamaForCausalLM
@@ -20,7 +24,7 @@ from lit_align.errors import UserError
 from lit_align.export import export
 from lit_align.objectives import DPO, IPO
 from lit_align.policy import LoRAConfig, PolicyConfig
-from lit_align.provenance import check
+from lit_align.provenance import check, save
 
 
 def run(model: str, ckpt_path: str | None = None, objective=DPO, data=None, options=None, also=(), **trainer) -> DPO:
@@ -50,6 +54,7 @@ CHANGES = {
         "data": lambda: OfflinePairs("pairs.jsonl", batch_size=2, pairing=BestWorst(0.5))
     },
     "trainer.accumulate_grad_batches: 1 → 2": {"accumulate_grad_batches": 2},
+    "trainer.limit_train_batches: 1.0 → 1": {"limit_train_batches": 1},
     "trainer.gradient_clip_val: None → 0.5": {"gradient_clip_val": 0.5},
 }
 
@@ -72,6 +77,71 @@ def test_a_change_that_is_accepted_resumes(tiny_model, checkpoint):
         run(tiny_model, checkpoint, options={"beta": 0.3, "accept_changes": ["beta"]}, max_epochs=2)
 
 
+class Groups(Callback):
+    """The optimizer's options at each step."""
+
+    def __init__(self):
+        self.seen: list[dict[str, Any]] = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.seen.append({name: value for name, value in optimizer.param_groups[0].items() if name != "params"})
+
+
+def test_accepted_options_of_the_optimizer_take_effect_at_once(tiny_model, checkpoint):
+    as_before, changed, checkpoint = Groups(), Groups(), shutil.copy(checkpoint, "start.ckpt")
+    run(tiny_model, checkpoint, also=[as_before], max_epochs=2)
+    options: dict[str, Any] = {"optimizer": partial(torch.optim.AdamW, lr=0.01, betas=(0.5, 0.9), weight_decay=0.3)}
+    options["accept_changes"] = [f"model.optimizer.{name}" for name in ("lr", "betas", "weight_decay")]
+    run(tiny_model, checkpoint, also=[changed], options=options, max_epochs=2)
+    rates = [group["lr"] for group in as_before.seen]
+    assert len(rates) > 1
+    assert [group["lr"] for group in changed.seen] == pytest.approx([10 * rate for rate in rates])
+    assert all(group["betas"] == (0.5, 0.9) and group["weight_decay"] == 0.3 for group in changed.seen)
+
+
+def test_the_first_step_of_a_longer_run_has_its_own_rate(tiny_model, checkpoint):
+    """The checkpoint's rate of the next step is 0: its run was over."""
+    longer = Groups()
+    run(tiny_model, checkpoint, also=[longer], max_epochs=2)
+    assert longer.seen[0]["lr"] == pytest.approx(0.001 / 2)
+
+
+def test_a_resume_at_the_end_of_warm_up_does_not_record_it_again(tiny_model, in_tmp):
+    write_pairs(in_tmp)
+    first = run(tiny_model, options={"warmup_steps": 4}).learning_rate.warmed_up_at
+    assert first == (4, 0, 1.0)
+    resumed = run(tiny_model, "ckpt/last.ckpt", options={"warmup_steps": 4}, max_epochs=2)
+    assert resumed.learning_rate.warmed_up_at == first
+
+
+def test_another_optimizer_starts_without_state(tiny_model, checkpoint, capsys):
+    options = {"optimizer": sgd(), "schedule": "constant"}
+    with pytest.raises(UserError, match=r"model\.optimizer: AdamW → SGD") as error:
+        run(tiny_model, checkpoint, options=options, max_epochs=2)
+    (listed,) = re.findall(r"accept_changes=\[(.*)\]", str(error.value))
+    options["accept_changes"] = listed.split(",")
+    module = run(tiny_model, checkpoint, options=options, max_epochs=2)
+    assert "SGD starts without the state of the checkpoint's optimizer" in capsys.readouterr().out
+    assert module.trainer.current_epoch == 2
+    assert run(tiny_model, "ckpt/last.ckpt", options=options, max_epochs=3).trainer.current_epoch == 3
+
+
+def test_a_run_without_an_accepted_option_resumes_its_own_checkpoints():
+    then, now, accepted = {"model": "DPO", "model.robust": False}, {"model": "IPO"}, ["model", "model.robust"]
+    check(then, now, accepted, {})
+    checkpoint: dict[str, Any] = {}
+    save(checkpoint, now, accepted)
+    check(checkpoint["identity"], now, accepted, {})
+
+
+def test_weights_without_an_adapter_are_not_taken_for_one(tiny_model, checkpoint):
+    options = {"lora": LoRAConfig(r=2), "accept_changes": ["model.lora.r"]}
+    with pytest.raises(
+        UserError, match=r"model\.lora\.r: None → 2\n(.|\n)*with another model\.lora\.r or model\.lora\."
+    ):
+        run(tiny_model, checkpoint, options=options, max_epochs=2)
+
+
 def test_other_data_do_not_resume(tiny_model, checkpoint, in_tmp):
     text = (in_tmp / "pairs.jsonl").read_text()
     (in_tmp / "pairs.jsonl").write_text(text.replace("yes 3", "yes 8"))  # as many tokens as before
@@ -84,8 +154,8 @@ def test_other_validation_pairs_do_not_resume(tiny_model, in_tmp):
         (in_tmp / name).mkdir()
         write_pairs(in_tmp / name)
 
-    def validated(**options) -> OfflinePairs:
-        return OfflinePairs("train/pairs.jsonl", batch_size=2, **{"validation": "held/pairs.jsonl"} | options)
+    def validated(validation: str | None = "held/pairs.jsonl") -> OfflinePairs:
+        return OfflinePairs("train/pairs.jsonl", batch_size=2, validation=validation)
 
     run(tiny_model, data=validated())
     text = (in_tmp / "held/pairs.jsonl").read_text()
@@ -126,7 +196,7 @@ def test_other_held_out_prompts_and_judges_do_not_resume(tiny_model, in_tmp):
 def test_an_evaluation_may_be_added_and_left_out():
     without, beside = {"model.beta": 0.1}, {"model.beta": 0.1, "win_rate.prompts": "digest"}
     for then, now in ((without, beside), (beside, without)):
-        check(then, now, [], adapter=False, defaults={})
+        check(then, now, [], {})
 
 
 def test_an_adapter_of_another_base_neither_resumes_nor_is_exported(tiny_model, in_tmp):

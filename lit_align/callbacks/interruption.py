@@ -18,6 +18,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -75,6 +76,17 @@ class Signals:
             signal.raise_signal(signum)
 
 
+class Stage(Enum):
+    """The part of a run that a signal interrupts."""
+
+    OUTSIDE = "outside"
+    """The time before and between epochs: what they trained is saved."""
+    STEPS = "steps"
+    """The steps of an epoch, of which one may be under way."""
+    END = "end"
+    """The end of an epoch, with its evaluations, after its last step."""
+
+
 class Interruption(AlignCallback):
     """Saves on Ctrl-C and SIGTERM, and prints the command to resume. It always runs after the other callbacks."""
 
@@ -84,8 +96,7 @@ class Interruption(AlignCallback):
     def __init__(self) -> None:
         self._signals = Signals()
         self._signal: int | None = None  # that the run stops for, after this step or epoch
-        self._in_epoch = False  # a step may be under way
-        self._unsaved = False  # steps of this epoch are done, and its end is not reached
+        self._stage = Stage.OUTSIDE
         self._step = 0  # of the optimizer, before the current batch
         self._saved: Path | None = None
         self._before_end: dict[str, Any] = {}  # of a checkpoint, when the epoch's last step was done
@@ -109,18 +120,17 @@ class Interruption(AlignCallback):
             checkpoints.remove(path)  # left by another run in this folder
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._in_epoch = True
+        self._stage = Stage.STEPS
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._in_epoch = True  # a run that resumes within an epoch does not start it
+        self._stage = Stage.STEPS  # a run that resumes within an epoch does not start it
         self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._unsaved = True
-        self._in_epoch = not trainer.is_last_batch
-        if not self._in_epoch:
+        if trainer.is_last_batch:
+            self._stage = Stage.END
             self._before_end = {}
             Position.of_run(trainer).save(self._before_end)
             save_metrics(trainer, self._before_end)
@@ -133,7 +143,7 @@ class Interruption(AlignCallback):
             return
         self._signal = self._signal or signal.SIGTERM
         self._save(trainer)
-        if self._in_epoch:
+        if self._stage is Stage.STEPS:
             raise Interrupted(self._signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,7 +152,7 @@ class Interruption(AlignCallback):
             if trainer.current_epoch + 1 != trainer.max_epochs:
                 self._save(trainer)
             raise Interrupted(self._signal)
-        self._unsaved = self._in_epoch = False  # ModelCheckpoint's turn
+        self._stage = Stage.OUTSIDE  # ModelCheckpoint saves next
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = _checkpoint_path(trainer)
@@ -154,7 +164,7 @@ class Interruption(AlignCallback):
         self._failed = True
         if not isinstance(exception, Interrupted):
             return
-        if self._unsaved and not self._in_epoch and self._saved is None and trainer.world_size == 1:
+        if self._stage is Stage.END and self._saved is None and trainer.world_size == 1:
             self._repeats_end = True
             self._save(trainer)
         newest = self._saved or self._last(trainer)
@@ -172,7 +182,7 @@ class Interruption(AlignCallback):
     def _save(self, trainer: Trainer) -> None:
         path = _checkpoint_path(trainer)
         if path:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
         self._saved = path
 
     def _last(self, trainer: Trainer) -> str | Path | None:
@@ -185,7 +195,7 @@ class Interruption(AlignCallback):
         self._signals.give_back()
 
     def _handle(self, trainer: Trainer, signum: int) -> None:
-        if self._in_epoch and self._signal is None:
+        if self._stage is Stage.STEPS and self._signal is None:
             self._signal = signum
             print_line(f"\nstopping after {'the end of this epoch' if trainer.is_last_batch else 'this step'} …")
             return

@@ -55,6 +55,7 @@ from lit_align.cli.construction import raise_constructor_error
 from lit_align.cli.continuation import (
     check_ckpt_path,
     check_config_is_ours,
+    check_last,
     check_named_checkpoint,
     checkpoint_to_resume,
     seed_to_resume,
@@ -70,7 +71,7 @@ from lit_align.cli.parser import (
 from lit_align.cli.run_lock import hold
 from lit_align.cli.usage import DESCRIPTION
 from lit_align.cli.values import check_groups, check_values, write_out_enums
-from lit_align.console import program, relative
+from lit_align.console import program
 from lit_align.data import *  # noqa: F403  # a class is found by its short name once it is imported
 from lit_align.data.base import PairsDataModule
 from lit_align.errors import UserError, first_line
@@ -199,15 +200,8 @@ class AlignCLI(LightningCLI):
             raise_constructor_error(error)
             check_groups(self._given)
             raise
-        saving = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-        if self._given.get("ckpt_path") == "last" and not any(
-            each._find_last_checkpoints(self.trainer) for each in saving
-        ):
-            folders = " or ".join(relative(each.dirpath) for each in saving) or "a run without checkpoints"
-            raise UserError(
-                f"ckpt_path=last: there is no last checkpoint in {folders}. Name one, or leave ckpt_path out to start "
-                "over."
-            )
+        if self._given.get("ckpt_path") == "last":
+            check_last(self.trainer)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: Sequence[Callback | None]) -> Trainer:
         if config.get("fast_dev_run"):
@@ -221,6 +215,10 @@ class AlignCLI(LightningCLI):
             trainer = super()._instantiate_trainer(config, all_callbacks(config, callbacks, minutes))
         except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:  # an unknown strategy
             raise UserError(f"trainer: {first_line(error)}.") from error
+        except RuntimeError as error:
+            if message := explained(error):
+                raise message from error
+            raise
         check_features(trainer)
         strategy = trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # the user has set no other

@@ -117,7 +117,6 @@ def _template_args_of_run(path: str) -> dict[str, Any]:
 def chat(speakers: list[Speaker], read: Callable[[str], str] = input) -> None:
     """Read lines and print every speaker's answer, until the input ends."""
     print_line("/reset clears the history, Ctrl-C stops an answer, /quit or Ctrl-D ends the chat")
-    names = [speaker.name for speaker in speakers]
     while True:
         try:
             words = read("> ").strip()
@@ -130,13 +129,18 @@ def chat(speakers: list[Speaker], read: Callable[[str], str] = input) -> None:
             for speaker in speakers:
                 speaker.reset()
         elif words:
-            for name, speaker in zip(names, speakers, strict=True):
-                if len(speakers) > 1:
-                    print_line(Styled(name, style="bold"))
-                try:
-                    print_line(Styled(speaker.answer(words)))
-                except UserError as error:
-                    print_line(Styled(str(error)))
-                except KeyboardInterrupt:
-                    print_line("\ninterrupted")
-                    break
+            _answer(speakers, words)
+
+
+def _answer(speakers: list[Speaker], words: str) -> None:
+    """Print every speaker's answer; Ctrl-C stops the present one and leaves the others out."""
+    for speaker in speakers:
+        if len(speakers) > 1:
+            print_line(Styled(speaker.name, style="bold"))
+        try:
+            print_line(Styled(speaker.answer(words)))
+        except UserError as error:
+            print_line(Styled(str(error)))
+        except KeyboardInterrupt:
+            print_line("\ninterrupted")
+            return

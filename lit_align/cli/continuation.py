@@ -126,7 +126,7 @@ def check_ckpt_path(path: str, *, sharded: bool) -> None:
     """Check that `ckpt_path` names a checkpoint on this machine; what it holds is checked when it is loaded.
 
     Raises:
-        UserError: it names none, or a folder of shards for a run that is not sharded.
+        UserError: it names none, a folder of several, or a folder of shards for a run that is not sharded.
     """
     if path == "best":
         raise UserError(
@@ -147,10 +147,28 @@ def check_ckpt_path(path: str, *, sharded: bool) -> None:
             f"ckpt_path={path} is not a valid checkpoint (truncated?). Checkpoints are in the run's checkpoints/ "
             "folder."
         )
+    if Path(path).is_dir() and not (Path(path) / ".metadata").exists():
+        newest = newest_whole([Path(path), Path(path, "checkpoints")])
+        named = f"the newest one in it: {relative(newest)}" if newest else "a file in the run's checkpoints/ folder."
+        raise UserError(f"ckpt_path={path} is a folder, not a checkpoint. Name {named}")
     if Path(path).is_dir() and not sharded:
         raise UserError(
             f"ckpt_path={relative(path)} is a folder of shards, which only a sharded run reads, on any number of "
             "processes. Add --config configs/overlays/fsdp.yaml. (A checkpoint in one file, the default, fits any run.)"
+        )
+
+
+def check_last(trainer: Trainer) -> None:
+    """Check that the run has the checkpoint that `ckpt_path=last` names.
+
+    Raises:
+        UserError: it has none.
+    """
+    saving = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    if not any(each._find_last_checkpoints(trainer) for each in saving):
+        folders = " or ".join(relative(each.dirpath) for each in saving) or "a run without checkpoints"
+        raise UserError(
+            f"ckpt_path=last: there is no last checkpoint in {folders}. Name one, or leave ckpt_path out to start over."
         )
 
 

@@ -60,7 +60,7 @@ class Place:
 
 def explain(message: str, parser: LightningArgumentParser) -> str:
     """Reduce jsonargparse's report to one paragraph: the key, the value, the fix."""
-    place, example = Place(f"See: {program()} fit --help"), f"{program()} fit --config X.yaml"
+    place = Place(f"See: {program()} fit --help")
     for found in FINDING.finditer(message):
         kind = next(name for name in PATTERNS if found[name])
         text = found[kind]
@@ -78,51 +78,56 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
                     return f"{place.key}: cannot import '{text}' ({reason}). {known(place.base)}"
                 if not inspect.isclass(place.cls):
                     return f"{place.key}.class_path={text} must be a class. Name a class."
-            case "argument" if place.cls is None and not text.startswith("-"):
-                fix = f"A file is given as --config {text}" if Path(text).suffix in (".yaml", ".yml") else place.see
-                return f"'{text}' is not an option: options are written --key=value. {fix}"
-            case "option" | "extra" | "argument":
-                return unknown_option(place, text, found["group"], parser)
-            case "required" if place.cls is None:  # 'fit.model, fit.data'
-                missing = max(key.rpartition(".")[2] for key in text.split(", "))
-                which = known(PreferenceObjective if missing == "model" else LightningDataModule)
-                return f"{missing}: not given. Name a YAML ({example}) or a class (--{missing}=NAME). {which}"
-            case "required":
-                keys = map(place.below, text.split(", "))
-                return f"{' and '.join(keys)}: {name(place.cls)} needs a value, and none is given. {place.see}"
-            case "other":
-                return f"{place.key}: {text} is not a subclass of {name(place.base)}. {known(place.base)}"
-            case "made":
-                return f"{place.key}: {text} is not a subclass of {found['of']}. {place.see}"
-            case "unnamed" if dataclasses.is_dataclass(place.base):
-                value = message.partition("Given value: ")[2].partition("\n")[0]
-                return f"{place.key}={value} must be options (key: value) or null. {place.see}"
-            case "unnamed":
-                return (
-                    f"{place.key}: no class is named (class_path: NAME, options under init_args:). {known(place.base)}"
-                )
-            case "path":
-                return no_class(place, text)
-            case "type":
-                return wrong_value(place, message[found.start() :])
-            case "file":
-                file, there = relative(text), map(relative, Path(text).parent.glob("*"))
-                return f"{place.key}: there is no file '{file}'.{did_you_mean(file, there, 0.8)}"
-            case "unloadable":
-                takes_path = place.cls is not None and f"{place.key.rpartition('.')[2]}.path" in options(place.cls)
-                fix = f"Set {place.key}.path={text}." if takes_path else f"Leave {place.key} out to use the defaults."
-                return f"{place.key}={text} must be options (key: value). {fix} {place.see}"
-            case "yaml":
-                problem = " ".join(text.replace('in "<unicode string>", ', "at ").split())
-                return f"config: not a YAML with keys and values: {textwrap.shorten(problem, 200)!r}"
-            case "command":
-                hint = did_you_mean(text, COMMANDS)
-                return f"there is no command '{text}'.{hint} {known_commands()}"
-            case "nothing":
-                return f"a command is needed: {example}. {known_commands()}"
-            case "bare":
-                return f"{text}, or the option below it, needs a value: --key=value. {place.see}"
+            case _:
+                return _fault(kind, found, place, parser)
     return " ".join(message.split())
+
+
+def _fault(kind: str, found: re.Match[str], place: Place, parser: LightningArgumentParser) -> str:
+    """The paragraph for a finding that says what is wrong at the place."""
+    text, example = found[kind], f"{program()} fit --config X.yaml"
+    match kind:
+        case "argument" if place.cls is None and not text.startswith("-"):
+            fix = f"A file is given as --config {text}" if Path(text).suffix in (".yaml", ".yml") else place.see
+            return f"'{text}' is not an option: options are written --key=value. {fix}"
+        case "option" | "extra" | "argument":
+            return unknown_option(place, text, found["group"], parser)
+        case "required" if place.cls is None:  # 'fit.model, fit.data'
+            missing = max(key.rpartition(".")[2] for key in text.split(", "))
+            which = known(PreferenceObjective if missing == "model" else LightningDataModule)
+            return f"{missing}: not given. Name a YAML ({example}) or a class (--{missing}=NAME). {which}"
+        case "required":
+            keys = map(place.below, text.split(", "))
+            return f"{' and '.join(keys)}: {name(place.cls)} needs a value, and none is given. {place.see}"
+        case "other":
+            return f"{place.key}: {text} is not a subclass of {name(place.base)}. {known(place.base)}"
+        case "made":
+            return f"{place.key}: {text} is not a subclass of {found['of']}. {place.see}"
+        case "unnamed" if dataclasses.is_dataclass(place.base):
+            value = found.string.partition("Given value: ")[2].partition("\n")[0]
+            return f"{place.key}={value} must be options (key: value) or null. {place.see}"
+        case "unnamed":
+            return f"{place.key}: no class is named (class_path: NAME, options under init_args:). {known(place.base)}"
+        case "path":
+            return no_class(place, text)
+        case "type":
+            return wrong_value(place, found.string[found.start() :])
+        case "file":
+            file, there = relative(text), map(relative, Path(text).parent.glob("*"))
+            return f"{place.key}: there is no file '{file}'.{did_you_mean(file, there, 0.8)}"
+        case "unloadable":
+            takes_path = place.cls is not None and f"{place.key.rpartition('.')[2]}.path" in options(place.cls)
+            fix = f"Set {place.key}.path={text}." if takes_path else f"Leave {place.key} out to use the defaults."
+            return f"{place.key}={text} must be options (key: value). {fix} {place.see}"
+        case "yaml":
+            problem = " ".join(text.replace('in "<unicode string>", ', "at ").split())
+            return f"config: not a YAML with keys and values: {textwrap.shorten(problem, 200)!r}"
+        case "command":
+            return f"there is no command '{text}'.{did_you_mean(text, COMMANDS)} {known_commands()}"
+        case "nothing":
+            return f"a command is needed: {example}. {known_commands()}"
+        case _:  # bare
+            return f"{text}, or the option below it, needs a value: --key=value. {place.see}"
 
 
 def unknown_option(place: Place, option: str, group: str | None, parser: Any) -> str:

@@ -23,6 +23,7 @@ from lit_align.cli.explain import did_you_mean
 from lit_align.console import program
 from lit_align.data import FunctionScorer
 from lit_align.data.formats.read import read_rows
+from lit_align.data.formats.rows import Rows
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError, first_line
 from lit_align.loading import locate_model
@@ -150,6 +151,47 @@ class Request:
     file: str = "THIS_FILE"
 
 
+@dataclass(frozen=True)
+class Data:
+    """The rows of a configuration's data, and their lengths.
+
+    Args:
+        looked_at: Rows whose lengths are known.
+        prompt: Tokens of the longest prompt among them.
+        response: Tokens of the longest response among them; of rounds, those that are sampled at most.
+    """
+
+    rows: Rows
+    looked_at: int
+    prompt: int
+    response: int
+
+    @classmethod
+    def read(cls, request: Request) -> Data:
+        """Look up the data of a configuration.
+
+        Raises:
+            UserError: it cannot be read, the objective cannot learn from rounds, or there is no such scorer.
+        """
+        source, module = request.data or str(request.prompts), request.objective(PolicyConfig(request.policy))
+        if not request.data and not module.data_needs().can_sample:
+            name = request.objective.__name__
+            raise UserError(
+                f"init: --prompts={source} must be --data=FILE: {name} learns from a file, not from its own responses."
+            )
+        kind = module.data_needs().data_kind if request.data else "prompts"
+        rows = read_rows(source, kind=kind, columns=request.columns)
+        sample = rows.rows[:SAMPLE]
+        tokenizer = PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+        prompt = max((len(ids) for _, ids in tokenizer.prompts(sample)), default=1)
+        if request.data:
+            response = max((len(ids) for row in sample for ids in tokenizer.response_ids(row)), default=1)
+        else:
+            response = min(256, (module.positions or 1 << 20) - prompt)
+            FunctionScorer(str(request.scorer))  # raises if there is no such function
+        return cls(rows, len(sample), prompt, response)
+
+
 def configuration(request: Request) -> str:
     """The configuration's text.
 
@@ -159,6 +201,7 @@ def configuration(request: Request) -> str:
     """
     weights = count_weights(request.policy)
     fit = Fit.of(weights, request.machine, request.objective.anchored)
+    data = Data.read(request)
     given = {name: getattr(request, name) for name in ("policy", "data", "prompts", "scorer")}
     given["columns"] = _columns(request)
     words = shlex.join(word for name, value in given.items() if value for word in (f"--{name}", value))
@@ -166,7 +209,7 @@ def configuration(request: Request) -> str:
         f"# Made by: {program()} init {request.objective.__name__} {words}",
         f"# Try it: {program()} doctor --config {request.file}; train: {program()} fit --config {request.file}",
         *_model(request, weights, fit),
-        *_data(request),
+        *_data(request, data),
         *_trainer(request, fit),
     ]
     return "\n".join(lines) + "\n"
@@ -217,36 +260,25 @@ def _model(request: Request, weights: int, fit: Fit) -> Iterator[str]:
     yield "        weight_decay: 0.0"
 
 
-def _data(request: Request) -> Iterator[str]:
-    data, source = request.data, str(request.data or request.prompts)
-    module = request.objective(PolicyConfig(request.policy))
-    if not data and not module.data_needs().can_sample:
-        name = request.objective.__name__
-        raise UserError(
-            f"init: --prompts={source} must be --data=FILE: {name} learns from a file, not from its own responses."
-        )
-    kind = module.data_needs().data_kind if data else "prompts"
-    rows = read_rows(source, kind=kind, columns=request.columns)
-    sample = rows.rows[:SAMPLE]
-    tokenizer = PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
-    longest = max((len(ids) for _, ids in tokenizer.prompts(sample)), default=1)
+def _data(request: Request, data: Data) -> Iterator[str]:
+    rows = data.rows
     yield "data:"
-    yield f"  class_path: {'OfflinePairs' if data else 'OnPolicyPairs'}"
+    yield f"  class_path: {'OfflinePairs' if request.data else 'OnPolicyPairs'}"
     yield "  init_args:"
     yield f"    # {len(rows)} rows: {rows.description}"
     if rows.unread:
         yield f"    # not read: {', '.join(rows.unread)}"
-    yield f"    {'train' if data else 'prompts'}: {_scalar(source)}"
+    yield f"    train: {_scalar(request.data)}" if request.data else f"    prompts: {_scalar(str(request.prompts))}"
     if request.columns:
         yield f"    columns: {_columns(request)}"
-    if data and len(rows) >= ROWS_TO_HOLD_OUT:
+    if request.data and len(rows) >= ROWS_TO_HOLD_OUT:
         yield _noted("    validation: 0.05", "a held-out share of the prompts")
-    yield _noted(f"    max_prompt_length: {_limit(longest)}", f"the longest of {len(sample)} has {longest} tokens")
-    if data:
-        answer = max((len(ids) for row in sample for ids in tokenizer.response_ids(row)), default=1)
-        yield _noted(f"    max_response_length: {_limit(answer)}", f"the longest has {answer}")
+    longest = f"the longest of {data.looked_at} has {data.prompt} tokens"
+    yield _noted(f"    max_prompt_length: {_limit(data.prompt)}", longest)
+    if request.data:
+        yield _noted(f"    max_response_length: {_limit(data.response)}", f"the longest has {data.response}")
     else:
-        yield from _round(request, min(256, (module.positions or 1 << 20) - longest))
+        yield from _round(request, data.response)
     yield _noted(f"    batch_size: {8 if request.machine.gpus else 4}", "prompts for each device and micro-batch")
 
 
@@ -262,7 +294,6 @@ def _round(request: Request, longest: int) -> Iterator[str]:
         yield _noted("      class_path: Best", "imitate the best response to each prompt")
     yield "    sampling:"
     yield _noted(f"      max_new_tokens: {longest}", "longer responses are cut")
-    FunctionScorer(str(request.scorer))  # raises if there is no such function
     yield "    scorer:"
     yield _noted("      class_path: FunctionScorer", "or a reward model, or a language model as judge")
     yield "      init_args:"

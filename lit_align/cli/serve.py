@@ -90,7 +90,7 @@ def sampler_of(config: Any) -> VLLMServerSampler:
     sampler = config.data.init_args.get("sampler")
     if sampler is None or not issubclass(locate(sampler.class_path), VLLMServerSampler):
         raise UserError(
-            "serve needs data.sampler=VLLMServerSampler, whose server it starts. Set it; others need no server."
+            "serve starts the server of data.sampler=VLLMServerSampler, which this configuration lacks. Set it."
         )
     return VLLMServerSampler(**sampler.get("init_args", {}))
 

@@ -24,7 +24,7 @@ def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None 
         scorer: A part of the scorer's name, where several scored the round.
     """
     if rows < 1:
-        raise UserError(f"rounds show: --rows={rows} must be at least 1.")
+        raise UserError(f"rounds show: --rows={rows} must be at least 1. Raise it.")
     rounds = read_rounds(run, scorer)
     if round is None and len(rounds) > 1:
         print_line(summary(rounds))

@@ -1,4 +1,4 @@
-"""What is wrong with a YAML file, where its parser would say nothing, or not where."""
+"""Mistakes in a YAML file that its parser does not report, or not with their line."""
 
 import re
 from collections.abc import Iterator

@@ -173,18 +173,21 @@ class PairsDataModule(TokenizingDataModule):
 
     def test_dataloader(self) -> ExampleLoader | range:
         if self.test is None:
-            callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
-            if all(type(callback).on_test_end is Callback.on_test_end for callback in callbacks):
+            if not self._has_callback("on_test_end"):
                 raise UserError("test: there is nothing to test. Name pairs (--data.test=PATH), or configure win_rate.")
             return range(1)  # a dummy batch: without batches Lightning calls no hook, and `WinRate` needs one
         made = self.tokenize(self.source(self.test, self.test_split), self.needs.data_kind)
         return self._loader(self._held_out("test", self.test, made.examples), shuffle=False)
 
     def predict_dataloader(self) -> range:
-        callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
-        if all(type(callback).on_predict_end is Callback.on_predict_end for callback in callbacks):
+        if not self._has_callback("on_predict_end"):
             raise UserError("predict needs prompts to answer. Name some: --predictions.prompts=PATH.")
         return range(1)  # a dummy batch: without batches Lightning calls no hook, and `Predictions` needs one
+
+    def _has_callback(self, hook: str) -> bool:
+        """Whether a callback does something in a hook of Lightning's."""
+        callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
+        return any(getattr(type(each), hook) is not getattr(Callback, hook) for each in callbacks)
 
     @property
     def records_sampler(self) -> bool:

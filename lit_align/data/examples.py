@@ -190,7 +190,7 @@ class ExampleMaker:
             counts[f"groups of other than {K} responses"] += sizes.total() - most
             table = self._table((each for each in table if len(each.response_ids) == K), folder)
         if not table:
-            raise UserError(f"{path}: no row remains to train on: {listing(counts)}.")
+            raise UserError(f"{path}: no row remains to train on: {listing(counts)}. Give other rows.")
         names = {"preferences": "groups", "labelled": "labelled responses"}
         what = "pairs" if len(table[0].response_ids) == 2 else names.get(kind, "texts")
         line = f"{len(table)} {what} from {path}: {rows.description}" + (f"; {listing(counts)}" if counts else "")

@@ -216,7 +216,7 @@ def _moment(given: object) -> datetime | None:
     try:
         return None if given is None else datetime.fromisoformat(str(given))
     except ValueError as error:
-        raise UserError(f"{CLOCK}={given} of template_args must be a date such as 2026-11-26.") from error
+        raise UserError(f"{CLOCK}={given} of template_args must be a date such as 2026-11-26. Change it.") from error
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:

@@ -50,7 +50,8 @@ class TextStreams:
             module.check_texts(self.sources)
         elif self.sources:
             raise UserError(
-                f"data.{next(iter(self.sources))} needs a lit_align objective, which weighs texts beside preferences."
+                f"data.{next(iter(self.sources))} needs a lit_align objective, which weighs texts beside preferences. "
+                "Train one, or leave it out."
             )
         for name, source in self.sources.items():
             if name not in self._read:

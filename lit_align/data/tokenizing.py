@@ -119,14 +119,15 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         if self.sampling_prompt == "auto":
             self._prompt_end = prompts.settle(self._ends_seen, samples=sampled is not None)
             self._apply_prompt_end()
-        else:
-            rows = () if self._ends_seen or sampled is None else sampled()
-            chats = (self.preference_tokenizer.as_chat(row) for row in rows)
-            if not self._ends_seen and all(isinstance(row.prompt, str) for row in chats):
+            return
+        tokenizer = self.preference_tokenizer
+        if not self._ends_seen:  # in training
+            rows = () if sampled is None else sampled()
+            if all(isinstance(tokenizer.as_chat(row).prompt, str) for row in rows):
                 raise prompts.without_effect(self.sampling_prompt, "no prompt is a chat")
-            if not any(end.differs for end in self._ends_seen) and self.preference_tokenizer.renderer.ends_alike:
-                reason = "the chat template ends prompts alike in sampling and before an answer"
-                raise prompts.without_effect(self.sampling_prompt, reason)
+        if not any(end.differs for end in self._ends_seen) and tokenizer.renderer.ends_alike:
+            reason = "the chat template ends prompts alike in sampling and before an answer"
+            raise prompts.without_effect(self.sampling_prompt, reason)
 
     def _apply_prompt_end(self) -> None:
         """Give the trained module the chat template whose generation prompt is used in sampling."""

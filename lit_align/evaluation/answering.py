@@ -30,8 +30,6 @@ from lit_align.policy import Policy
 class TokenizedPrompts:
     """The prompts of a file with their tokens."""
 
-    name: str  # of the phase, on the terminal
-    path: str
     rows: Sequence[Row]
     ids: Sequence[list[int]]
     lengths: list[int]
@@ -77,11 +75,11 @@ def tokenize_prompts(rows: Rows, tokenizer: PreferenceTokenizer, path: str, name
     kept = Spool(tokenizer.prompts(rows))
     counts = rows.skipped + tokenizer.counts
     if not kept:
-        raise UserError(f"{path}: no prompt is left: {listing(counts)}.")
+        raise UserError(f"{path}: no prompt is left: {listing(counts)}. Give other prompts.")
     if counts:
         print_field(name, f"{len(kept)} prompts from {path}; {listing(counts)}")
     ids = Spool(ids for _, ids in kept)
-    return TokenizedPrompts(name, path, Spool(row for row, _ in kept), ids, list(map(len, ids)))
+    return TokenizedPrompts(Spool(row for row, _ in kept), ids, list(map(len, ids)))
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ At the end of training the results are written to `summary.json` (`summary.py`),
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -146,16 +147,17 @@ class Evaluator:
         return Evaluation(held_out, answers, logps[..., 0], logps[..., 1], summary)
 
     def _prompts(self, path: str, name: str, module: PreferenceObjective) -> TokenizedPrompts:
-        if (path, name) not in self._tokenized:
-            tokenizer = tokenizer_of(module)
-            self._tokenized[path, name] = tokenize_prompts(self.read_prompts(path), tokenizer, path, name)
-        return self._tokenized[path, name]
+        return self._tokenize(path, name, module, self.read_prompts)
 
     def _texts(self, path: str, module: PreferenceObjective) -> TokenizedPrompts:
-        if (path, "forgetting") not in self._tokenized:
-            rows = read_rows(path, kind="texts")
-            self._tokenized[path, "forgetting"] = tokenize_prompts(rows, tokenizer_of(module), path, "forgetting")
-        return self._tokenized[path, "forgetting"]
+        return self._tokenize(path, "forgetting", module, partial(read_rows, kind="texts"))
+
+    def _tokenize(
+        self, path: str, name: str, module: PreferenceObjective, read: Callable[[str], Rows]
+    ) -> TokenizedPrompts:
+        if (path, name) not in self._tokenized:
+            self._tokenized[path, name] = tokenize_prompts(read(path), tokenizer_of(module), path, name)
+        return self._tokenized[path, name]
 
     def _answer_with_start(self, path: str, name: str, start: Policy, module: PreferenceObjective) -> HeldOutPrompts:
         prompts = self._prompts(path, name, module)
@@ -166,15 +168,13 @@ class Evaluator:
         if self.own_responses:
             tokenizer = tokenizer_of(module)
 
-            def respond(places: Sequence[int]) -> list[list[Response]]:
-                rows = [prompts.rows[i] for i in places]
-                texts = [answer_text(row.responses[0]) for row in rows]
-                return [
-                    [Response(tokenizer.response_ids(row)[0], text, True)]
-                    for row, text in zip(rows, texts, strict=True)
-                ]
+            def own_response(place: int) -> list[Response]:
+                row = prompts.rows[place]
+                return [Response(tokenizer.response_ids(row)[0], answer_text(row.responses[0]), finished=True)]
 
-            given = compute_share(module.trainer, batches, f"{name} data", respond)
+            given = compute_share(
+                module.trainer, batches, f"{name} data", lambda places: list(map(own_response, places))
+            )
             own = self._scored(given, prompts, batches, module)
         return HeldOutPrompts(prompts, batches, answers, own)
 

@@ -33,10 +33,12 @@ interval covers the truth too rarely: it is then not shown.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 BOOTSTRAP_CHUNK = 1 << 22
 """Number of values that a bootstrap resamples at once."""
@@ -187,6 +189,8 @@ class RewardComparison:
     win_rate: Estimate
     win_rate_ties_as_wins: float
     win_rate_length_controlled: Estimate
+    length: float
+    other_length: float
 
 
 def compare_rewards(rewards: Tensor, other: Tensor, lengths: Tensor, other_lengths: Tensor) -> RewardComparison:
@@ -198,4 +202,41 @@ def compare_rewards(rewards: Tensor, other: Tensor, lengths: Tensor, other_lengt
         win_rate=Estimate.of_rates(wins.mean((1, 2))),
         win_rate_ties_as_wins=win_rates(rewards, other, tie=1.0).mean().item(),
         win_rate_length_controlled=Estimate(*length_controlled_win_rate(wins, lengths, other_lengths)),
+        length=lengths.double().mean().item(),
+        other_length=other_lengths.double().mean().item(),
     )
+
+
+class WinRateMetric(Metric):
+    """Mean rewards, lengths and win rates with their intervals, over all prompts seen; `compute` returns them by name.
+
+    Args:
+        other: Name of the model that the policy is compared with.
+    """
+
+    full_state_update = False
+    rewards: list[Tensor]
+    other: list[Tensor]
+    lengths: list[Tensor]
+    other_lengths: list[Tensor]
+
+    def __init__(self, other: str = "start", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.other_name = other
+        for name in ("rewards", "other", "lengths", "other_lengths"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, rewards: Tensor, other: Tensor, lengths: Tensor, other_lengths: Tensor) -> None:
+        """Add P prompts; arguments as in `compare_rewards`."""
+        self.rewards.append(rewards)
+        self.other.append(other)
+        self.lengths.append(lengths)
+        self.other_lengths.append(other_lengths)
+
+    def compute(self) -> dict[str, float]:
+        columns = (self.rewards, self.other, self.lengths, self.other_lengths)
+        found = compare_rewards(*(dim_zero_cat(column) for column in columns))
+        values = found.other_reward.named(f"reward_{self.other_name}") | found.reward.named("reward_end")
+        values |= found.win_rate.named("win_rate") | {"win_rate_ties_as_wins": found.win_rate_ties_as_wins}
+        values |= found.win_rate_length_controlled.named("win_rate_length_controlled")
+        return values | {f"length_{self.other_name}": found.other_length, "length_end": found.length}

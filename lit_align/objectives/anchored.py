@@ -143,9 +143,7 @@ class AnchoredObjective(PreferenceObjective):
     @property
     def reference_is_start(self) -> bool:
         """Whether the reference has the start's weights, in the same type, and keeps them."""
-        return (
-            self.refresh_rule is None and self.reference_config.path is None and self.reference_config.dtype == "auto"
-        )
+        return self.refresh_rule is None and self.reference_config.is_start
 
     @torch.no_grad()
     def _check_first_step(

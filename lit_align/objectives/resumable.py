@@ -8,26 +8,33 @@ from itertools import chain
 from typing import Any, Protocol, Self, runtime_checkable
 
 import lightning as L
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align import provenance
 from lit_align.arguments import CheckedArguments
+from lit_align.console import print_line
 from lit_align.errors import UserError
 from lit_align.lightning_features import check_features
 from lit_align.objectives._checks import check_state_dict
+from lit_align.objectives.schedule import renew_learning_rates
 from lit_align.policy import LoRAConfig, is_adapter_weight
 from lit_align.position import KEY, Position, end_when_over
 from lit_align.saved_state import (
     check_callbacks,
     check_like,
     check_optimizer,
+    continue_saving,
     name_checkpoint_in_errors,
     restoring,
 )
 
 # Options that say where the base model is; its weights identify it.
 LOCATIONS = ("model.policy.path", "model.policy.revision", "model.lora.adapter", "model.accept_changes")
+
+MONITORED = "callback_metrics"
+"""Entry of a checkpoint: the last values that callbacks can monitor, for those that read them before the next step."""
 
 
 @runtime_checkable
@@ -61,7 +68,9 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         """Save the position, and the hyperparameters as plain values that can be read without our classes."""
         if KEY not in checkpoint:  # `Interruption` may know better
             Position.of_run(self.trainer).save(checkpoint)
-        provenance.save(checkpoint, self.identity())
+        provenance.save(checkpoint, self.identity(), self.accept_changes)
+        monitored = self.trainer.callback_metrics.items()
+        checkpoint[MONITORED] = {name: torch.as_tensor(value).clone() for name, value in monitored}
         hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
             name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -81,15 +90,21 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
                 "the checkpoint holds weights, but not the state of the optimizer, so no run can resume from it. Name "
                 "another, and save with checkpoint.save_weights_only=false."
             )
+        identity = self.identity()
         provenance.check(
             checkpoint[provenance.KEY],
-            self.identity(),
+            identity,
             self.accept_changes,
-            adapter=self.lora is not None,
-            defaults=provenance.default_options("model", type(self)),
+            provenance.default_options("model", type(self)) | provenance.of_trainer(self.trainer),
         )
+        if checkpoint[provenance.KEY].get("model.optimizer") != identity["model.optimizer"]:  # an accepted change
+            print_line(f"{identity['model.optimizer']} starts without the state of the checkpoint's optimizer")
+            checkpoint["optimizer_states"] = []
         check_like(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict(), "fit_loop")
-        check_callbacks(self.trainer.callbacks, checkpoint.get("callbacks", {}))  # type: ignore[attr-defined]
+        callbacks, states = self.trainer.callbacks, checkpoint.get("callbacks", {})  # type: ignore[attr-defined]
+        check_callbacks(callbacks, states)
+        continue_saving(callbacks, states, self.trainer.ckpt_path or "")
+        self._monitored = checkpoint.get(MONITORED, {})
         self._resumed_at = Position.load(checkpoint)
         self._resumed_at.write_loops(checkpoint)
         self._resumed_at.stop_again(self.trainer)
@@ -103,11 +118,15 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
     def on_fit_start(self) -> None:
         provenance.check_processes(self.identity())
         self._own_schedules = [dict(each.scheduler.state_dict()) for each in self.trainer.lr_scheduler_configs]
+        self._own_groups = [[{**group} for group in each.param_groups] for each in self.trainer.optimizers]
 
     def on_train_start(self) -> None:
         if self._resumed_at is not None:
             with restoring(self.trainer):
                 self._check_restored()
+                self._apply_accepted_options()
+                self.trainer.callback_metrics.update({n: value.to(self.device) for n, value in self._monitored.items()})
+            renew_learning_rates(self.trainer)
             self._resumed_at.settle(self.trainer)
 
     def _check_restored(self) -> None:
@@ -120,6 +139,16 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
             check_optimizer(optimizer)
         for config, own in zip(self.trainer.lr_scheduler_configs, self._own_schedules, strict=True):
             check_like(config.scheduler.state_dict(), own, "lr_schedulers")
+
+    def _apply_accepted_options(self) -> None:
+        """Give optimizers this run's values of the options in which it may differ from its checkpoint."""
+        accepted = {name.removeprefix("model.optimizer.") for name in self.accept_changes}
+        for optimizer, own in zip(self.trainer.optimizers, self._own_groups, strict=True):
+            for group, own_group in zip(optimizer.param_groups, own, strict=True):
+                group |= {name: own_group[name] for name in accepted & optimizer.defaults.keys()}
+        for config, own in zip(self.trainer.lr_scheduler_configs, self._own_schedules, strict=True):
+            if "lr" in accepted and "base_lrs" in own:
+                config.scheduler.base_lrs = own["base_lrs"]
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -169,6 +198,8 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         self.configure_model()
+        if self._trainer is not None:  # Lightning converts after it has loaded, so that 64-true would lose digits
+            self._trainer.precision_plugin.convert_module(self)
         if strict:
             self.check_state_dict(state_dict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)

@@ -16,6 +16,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Trainer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align.errors import UserError, check_number
 
@@ -106,7 +107,7 @@ class LearningRate:
         if 0 < self.warmup_steps < 1:
             warmed = self._share(done.and_a_step(trainer), trainer) / self.warmup_steps
             return learning_rate_factor(self.schedule, warmed, self._share(done, trainer), self.warmup_steps)
-        if step == self.warmup_steps:
+        if step == self.warmup_steps and done.steps != self.warmed_up_at.steps:  # not again when a run resumes there
             self.warmed_up_at = done
         warmed = (step + 1) / self.warmup_steps if self.warmup_steps else math.inf
         warmed_up_at = self._share(self.warmed_up_at, trainer)
@@ -146,6 +147,15 @@ def set_learning_rate(trainer: Trainer, factor: float) -> None:
     scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
     for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
         group["lr"] = rate * factor
+
+
+def renew_learning_rates(trainer: Trainer) -> None:
+    """Compute the rate of the next step again: a resumed run may be longer, or have another schedule or base rate."""
+    for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
+        if isinstance(scheduler, LambdaLR):
+            groups = scheduler.optimizer.param_groups
+            for group, rate, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+                group["lr"] = rate * factor(scheduler.last_epoch)
 
 
 def reset_optimization(trainer: Trainer, first_factor: float) -> None:

@@ -1,7 +1,7 @@
 """Choice of the cheapest correct reference for a policy, a configuration and a refresh rule."""
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -38,25 +38,12 @@ def make_reference(
     Raises:
         UserError: the configured form cannot follow the rule.
     """
-    plain = config.path is None and config.dtype == "auto"
-    if config.form == "adapter" and lora is None:
-        raise UserError("model.reference.form=adapter needs an adapter. Set model.lora, or use form=copy.")
-    if config.form == "adapter" and not plain:
-        raise UserError(
-            "model.reference: path and dtype have no effect because form=adapter uses the policy's own weights. "
-            "Leave them out."
-        )
-    if config.form == "adapter" or (config.form == "auto" and lora is not None and plain):
-        assert lora is not None
+    _check_form(config, lora, rule)
+    if lora is not None and (config.form == "adapter" or (config.form == "auto" and config.is_start)):
         return _adapter_form(policy, lora, rule)
-    if config.form == "recorded" and rule is not None:
-        raise UserError(
-            f"model.reference.form=recorded computes log π_ref once, but this reference moves ({rule}). Use "
-            "form=auto, or leave the refresh out (--reference_refresh=null)."
-        )
-
-    dtype = str(policy.dtype).removeprefix("torch.") if config.dtype == "auto" else config.dtype
-    origin = PolicyConfig(**{**asdict(policy_config), "path": config.path or policy_config.path, "dtype": dtype})
+    dtype = policy.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    path = config.path or policy_config.path
+    origin = replace(policy_config, path=path, dtype=str(dtype).removeprefix("torch."))
     if config.path is not None:
         origin.quantize = None
     if config.form == "recorded":
@@ -66,11 +53,30 @@ def make_reference(
         def load() -> AbstractContextManager[CopiedReference]:
             return beside.loaded(lambda: CopiedReference(_load(origin, config, adapter)), policy.device)
 
-        return RecordedReference(load, getattr(torch, dtype))
-    to = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    soft = rule is not None and rule.alpha < 1
+        return RecordedReference(load, dtype)
     source = policy if config.path is None else _load(origin, config)
-    return CopiedReference(source, dtype=to, accumulate=soft, offload=config.form == "offload")
+    is_soft = rule is not None and rule.alpha < 1
+    return CopiedReference(source, dtype=dtype, accumulate=is_soft, offload=config.form == "offload")
+
+
+def _check_form(config: ReferenceConfig, lora: LoRAConfig | None, rule: RefreshRule | None) -> None:
+    """Check that the configured form is possible.
+
+    Raises:
+        UserError: it needs an adapter that is not there, or the policy's own weights; or it cannot follow the rule.
+    """
+    if config.form == "adapter" and lora is None:
+        raise UserError("model.reference.form=adapter needs an adapter. Set model.lora, or use form=copy.")
+    if config.form == "adapter" and not config.is_start:
+        raise UserError(
+            "model.reference: path and dtype have no effect because form=adapter uses the policy's own weights. "
+            "Leave them out."
+        )
+    if config.form == "recorded" and rule is not None:
+        raise UserError(
+            f"model.reference.form=recorded computes log π_ref once, but this reference moves ({rule}). Use "
+            "form=auto, or leave the refresh out (--reference_refresh=null)."
+        )
 
 
 def _load(origin: PolicyConfig, config: ReferenceConfig, adapter: LoRAConfig | None = None) -> Policy:

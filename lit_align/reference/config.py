@@ -56,3 +56,8 @@ class ReferenceConfig(metaclass=CheckedArguments):
     form: Literal["auto", "copy", "adapter", "offload", "recorded"] = "auto"
     dtype: Dtype = "auto"
     path: str | None = None
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it begins with the policy's own weights, in the same type."""
+        return self.path is None and self.dtype == "auto"

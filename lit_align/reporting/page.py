@@ -78,7 +78,7 @@ def section(title: str, body: str) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
     """A table of text, escaped; on a narrow screen each row becomes a block with the head beside each cell.
 
-    Beside numbers, what stands on further lines of a cell is small. No line ends at an option's hyphens.
+    In a table of numbers, the further lines of a cell are small. No line ends at an option's hyphens.
     """
     if not rows:
         return ""

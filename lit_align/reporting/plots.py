@@ -128,12 +128,12 @@ def _figure(draw: Draw) -> Figure | None:
     return figure if draw(figure.add_subplot()) else None
 
 
-def _styled(axis: Axes, title: str, x: str, legend: bool = True) -> bool:
+def _styled(axis: Axes, title: str, x: str) -> bool:
     axis.set_title(label_of(title), fontsize=10, loc="left")
     axis.set_xlabel(x, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    if legend and axis.get_legend_handles_labels()[1]:
+    if axis.get_legend_handles_labels()[1]:
         axis.legend(fontsize=7, frameon=False)
     return True
 
@@ -142,8 +142,7 @@ def _draw_lines(axis: Axes, run: Run, title: str, metrics: Sequence[str]) -> boo
     drawn = 0
     for name in metrics:
         if points := run.points("step", name):
-            if name == "val/reward" and (start := _start_reward(run, TRAINING)) is not None:
-                points = [(0.0, start), *points]
+            points = _with_start(run, TRAINING, points) if name == "val/reward" else points
             marker = "o" if len(points) < 12 else None
             style = (drawn * 3, (5, 2)) if drawn else "-"  # equal lines stay visible, one through the other's gaps
             axis.plot(
@@ -165,26 +164,8 @@ def _draw_frontier(axis: Axes, runs: Sequence[Run], scorer: SharedScorer) -> boo
     """Reward against KL from the start, along the validations; a diamond is the verdict on the test prompts."""
     drawn = False
     for number, run in enumerate(runs):
-        if (name := scorer.names.get(run.name)) is None:
-            continue
-        color = f"C{number % 10}"
-        points = run.points("val/kl_from_start", metric_of("val/reward", name))
-        if points and (start := _start_reward(run, name)) is not None:
-            points = [(0.0, start), *points]
-        if points:
-            label = label_of(run.name) if len(runs) > 1 else "validation prompts"
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.2, color=color, label=label)
-            if len(runs) == 1:
-                for place, (x, y) in enumerate(points):
-                    axis.annotate(str(place), (x, y), fontsize=7, textcoords="offset points", xytext=(4, -9))
-        if run.summary:
-            x, (y, low, high) = run.summary.kl_from_start.value, run.summary.scorers[name].reward_end
-            axis.errorbar(
-                [x], [y], yerr=[[y - low], [high - y]], marker="D", markersize=5, color=color, capsize=2,
-                label=(label_of(run.name) if not points else None) if len(runs) > 1 else "test prompts, 95 %",
-            )  # fmt: skip
-            drawn = True
-        drawn = drawn or bool(points)
+        if name := scorer.names.get(run.name):
+            drawn |= _draw_frontier_of(axis, run, name, f"C{number % 10}", several=len(runs) > 1)
     if not drawn:
         return False
     for label, points in _best_of_n(runs, scorer).items():
@@ -194,6 +175,27 @@ def _draw_frontier(axis: Axes, runs: Sequence[Run], scorer: SharedScorer) -> boo
         )  # fmt: skip
     axis.set_ylabel("mean reward", fontsize=8)
     return _styled(axis, f"reward against KL ({scorer.label})", "KL(policy‖start), nats per response")
+
+
+def _draw_frontier_of(axis: Axes, run: Run, scorer: str, color: str, *, several: bool) -> bool:
+    """One run's validations and verdict, by the scorer of a name; False if it has neither.
+
+    Args:
+        several: Whether the plot has other runs, so that labels name the run.
+    """
+    points = _with_start(run, scorer, run.points("val/kl_from_start", metric_of("val/reward", scorer)))
+    if points:
+        label = label_of(run.name) if several else "validation prompts"
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.2, color=color, label=label)
+    for place, (x, y) in enumerate([] if several else points):
+        axis.annotate(str(place), (x, y), fontsize=7, textcoords="offset points", xytext=(4, -9))
+    if run.summary:
+        x, (y, low, high) = run.summary.kl_from_start.value, run.summary.scorers[scorer].reward_end
+        axis.errorbar(
+            [x], [y], yerr=[[y - low], [high - y]], marker="D", markersize=5, color=color, capsize=2,
+            label=(label_of(run.name) if not points else None) if several else "test prompts, 95 %",
+        )  # fmt: skip
+    return bool(points or run.summary)
 
 
 def _best_of_n(runs: Sequence[Run], scorer: SharedScorer) -> dict[str, list[tuple[float, float]]]:
@@ -209,11 +211,11 @@ def _best_of_n(runs: Sequence[Run], scorer: SharedScorer) -> dict[str, list[tupl
     return lines
 
 
-def _start_reward(run: Run, name: str) -> float | None:
-    """Mean reward of the start on the validation prompts, by one scorer."""
+def _with_start(run: Run, scorer: str, points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Rewards at the validations, with the start's mean reward on the same prompts at 0, if it is known."""
     rows = next(iter(run.validations.values()), [])
-    rewards = [reward for row in rows if (scored := row.scored_by(name)) for reward in scored.rewards_start]
-    return sum(rewards) / len(rewards) if rewards else None
+    rewards = [reward for row in rows if (scored := row.scored_by(scorer)) for reward in scored.rewards_start]
+    return [(0.0, sum(rewards) / len(rewards)), *points] if points and rewards else points
 
 
 def _draw_win_rate(axis: Axes, runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> bool:

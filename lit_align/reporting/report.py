@@ -8,11 +8,12 @@ page forbids itself scripts and requests.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lit_align.console import program
 from lit_align.errors import UserError
+from lit_align.evaluation.rows import HeldOutRow
 from lit_align.evaluation.summary import Summary
 from lit_align.files import write_whole, writing
 from lit_align.reporting.page import number, page, section, table, text
@@ -178,26 +179,30 @@ def _facts_of(summary: Summary) -> dict[str, tuple[str, str]]:
 
 def _responses(run: Run) -> str:
     """One response to each of some prompts: of the start, at each validation, and at the end."""
-    parts = []
-    if run.validations:
-        steps = list(run.validations)
-        first = run.validations[steps[0]]
-        kept = steps if len(steps) <= 6 else [steps[round(i * (len(steps) - 1) / 5)] for i in range(6)]
-        head = ["prompt", "start", *(f"step {step}" for step in kept)]
-        rows = []
-        for place, prompt in enumerate(_prompts([row.prompt for row in first])[:SHOWN_PROMPTS]):
-            during = [run.validations[step][place].responses[0] for step in kept]
-            rows.append([prompt, first[place].responses_start[0], *during])
-        parts.append("<h3>During training</h3>" + table(head, rows, "responses"))
-    if run.held_out:
-        own = run.held_out[0].response_data is not None
-        rows = [
-            [prompt, *([row.response_data or ""] if own else []), row.responses_start[0], row.responses[0]]
-            for prompt, row in zip(_prompts([row.prompt for row in run.held_out]), run.held_out, strict=True)
-        ][:SHOWN_PROMPTS]
-        head = ["prompt", *(["data"] if own else []), "start", "end"]
-        parts.append("<h3>Test prompts</h3>" + table(head, rows, "responses"))
-    return "".join(parts)
+    during = "<h3>During training</h3>" + _validated(run.validations) if run.validations else ""
+    return during + ("<h3>Test prompts</h3>" + _tested(run.held_out) if run.held_out else "")
+
+
+def _validated(validations: Mapping[int, Sequence[HeldOutRow]]) -> str:
+    """The responses at up to six validations, by their optimizer steps."""
+    steps = list(validations)
+    first = validations[steps[0]]
+    kept = steps if len(steps) <= 6 else [steps[round(i * (len(steps) - 1) / 5)] for i in range(6)]
+    rows = []
+    for place, prompt in enumerate(_prompts([row.prompt for row in first])[:SHOWN_PROMPTS]):
+        responses = [validations[step][place].responses[0] for step in kept]
+        rows.append([prompt, first[place].responses_start[0], *responses])
+    return table(["prompt", "start", *(f"step {step}" for step in kept)], rows, "responses")
+
+
+def _tested(held_out: Sequence[HeldOutRow]) -> str:
+    """The responses at the end, with the data set's own if they were compared."""
+    own = held_out[0].response_data is not None
+    rows = [
+        [prompt, *([row.response_data or ""] if own else []), row.responses_start[0], row.responses[0]]
+        for prompt, row in zip(_prompts([row.prompt for row in held_out]), held_out, strict=True)
+    ][:SHOWN_PROMPTS]
+    return table(["prompt", *(["data"] if own else []), "start", "end"], rows, "responses")
 
 
 def _side_by_side(runs: Sequence[Run]) -> str:

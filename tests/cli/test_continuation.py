@@ -245,6 +245,13 @@ def test_another_runs_checkpoint_does_not_overwrite_a_finished_run(refused: Fit,
     assert said.endswith("checkpoints/last.ckpt belongs to another. Name another folder.")
 
 
+def test_a_folder_of_checkpoints_is_no_checkpoint(refused: Fit, runs: Path):
+    newest = (runs / "finished/checkpoints/last.ckpt").resolve()
+    for name in ("finished", "finished/checkpoints"):
+        said = refused(f"--ckpt_path={runs}/{name}")
+        assert said.endswith(f"{name} is a folder, not a checkpoint. Name the newest one in it: {newest}"), said
+
+
 def test_the_newest_checkpoint_that_is_whole_is_found(in_tmp: Path):
     for age, name in enumerate(("new", "damaged", "torn", "old")):
         torch.save({"step": age}, f"{name}.ckpt")

@@ -8,16 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_align.metrics import bootstrap_interval, length_controlled_win_rate, win_rates
-from lit_align.metrics.win_rate import (
-    Estimate,
-    compare_rewards,
-    length_gap,
-    mean_interval,
-    pair_wins,
-    rate_interval,
-    student_t,
-)
+from lit_align.metrics import WinRateMetric, bootstrap_interval, length_controlled_win_rate, win_rates
+from lit_align.metrics.win_rate import length_gap, mean_interval, pair_wins, rate_interval, student_t
 
 
 def test_win_rates_count_pairs_with_ties_as_half_or_as_wins():
@@ -32,13 +24,16 @@ def test_win_rates_count_pairs_with_ties_as_half_or_as_wins():
 
 def test_a_policy_wins_half_of_its_own_samples_or_five_eighths():
     rewards = torch.randn(50, 4)
+    metric = WinRateMetric()
     lengths = torch.randint(1, 40, (50, 4))
-    found = compare_rewards(rewards, rewards, lengths, lengths)
-    assert found.win_rate == Estimate(0.5, 0.5, 0.5)
-    assert found.win_rate_ties_as_wins == 0.625
-    assert found.win_rate_length_controlled.value == pytest.approx(0.5)
-    assert found.reward == found.other_reward
-    assert found.reward.value == pytest.approx(rewards.double().mean().item())
+    for part in (slice(20), slice(20, None)):
+        metric.update(rewards[part], rewards[part], lengths[part], lengths[part])
+    values = metric.compute()
+    assert values["win_rate"] == 0.5 == values["win_rate_low"] == values["win_rate_high"]
+    assert values["win_rate_ties_as_wins"] == 0.625
+    assert values["win_rate_length_controlled"] == pytest.approx(0.5)
+    assert values["length_start"] == values["length_end"] == lengths.double().mean().item()
+    assert values["reward_start"] == values["reward_end"] == pytest.approx(rewards.double().mean().item())
 
 
 def test_intervals_of_95_percent_cover_the_truth_that_often():

@@ -1,7 +1,7 @@
 """Columns beside prompt and responses: they become part of the row, stop the run, or are reported as unread."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -165,13 +165,7 @@ def check_unread(row: Row, record: Record, kind: Kind, *, is_whole: bool) -> Non
         DataError: such a column is not empty; or the row is a text to imitate, and thoughts are in another column.
     """
     unread = {name: value for name, value in record.values.items() if name not in record.read and not is_empty(value)}
-    if media := [name for name, value in unread.items() if _MEDIA.fullmatch(_stem(name)) or _holds_bytes(value)]:
-        holds, columns = ("holds", "column") if len(media) == 1 else ("hold", "columns")
-        raise DataError(
-            f"{record.source}: {listing(f'`{name}`' for name in media)} {holds} {shown(unread[media[0]])}, but images "
-            f"and sound are not read. Leave the {columns} out with ignore_columns=[{listing(media)}] if the text is "
-            "complete without."
-        )
+    _check_media(unread, record.source)
     for name, value in unread.items():
         is_chat = _is_chat(value) and not _OF_JUDGES.match(name) and not name.endswith(OTHER_ITEMS)
         belongs = _stem(name.lower().rpartition(".")[2]) in _CONTEXT or is_chat
@@ -186,6 +180,16 @@ def check_unread(row: Row, record: Record, kind: Kind, *, is_whole: bool) -> Non
                 f"it. {_advice_on_thoughts(name, value, record)} with ignore_columns=[{name}]."
             )
         record.reading.unread[name] = None
+
+
+def _check_media(unread: Mapping[str, object], source: str) -> None:
+    if media := [name for name, value in unread.items() if _MEDIA.fullmatch(_stem(name)) or _holds_bytes(value)]:
+        holds, columns = ("holds", "column") if len(media) == 1 else ("hold", "columns")
+        raise DataError(
+            f"{source}: {listing(f'`{name}`' for name in media)} {holds} {shown(unread[media[0]])}, but images and "
+            f"sound are not read. Leave the {columns} out with ignore_columns=[{listing(media)}] if the text is "
+            "complete without."
+        )
 
 
 def _stem(name: str) -> str:

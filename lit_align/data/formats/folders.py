@@ -104,16 +104,9 @@ def _configured(path: Path, files: list[Path], configuration: str) -> dict[str, 
             f"{path}: the folder has the configurations {listing(by_name)}. Name one after a colon: {path}:"
             f"{next(iter(by_name))}."
         )
-    given = by_name[name].get("data_files")
-    if isinstance(given, list) and all(isinstance(each, dict) for each in given):
-        wanted = {str(each.get("split", "train")): each.get("path") for each in given}
-    elif isinstance(given, dict):
-        wanted = {str(split): patterns for split, patterns in given.items()}
-    else:
-        wanted = {"train": given}
     splits = {
-        split: list(dict.fromkeys(chain.from_iterable(_matching(path, files, pattern) for pattern in _patterns(paths))))
-        for split, paths in wanted.items()
+        split: list(dict.fromkeys(chain.from_iterable(_matching(path, files, pattern) for pattern in patterns)))
+        for split, patterns in _patterns(by_name[name]["data_files"]).items()
     }
     missing = [split for split, found in splits.items() if not found]
     if missing:
@@ -138,8 +131,15 @@ def _configurations(path: Path) -> list[dict[str, Any]]:
     return [each for each in configs or [] if isinstance(each, dict) and each.get("data_files")]
 
 
-def _patterns(paths: object) -> list[str]:
-    return [str(each) for each in paths] if isinstance(paths, list) else [str(paths)]
+def _patterns(given: Any) -> dict[str, list[str]]:
+    """The patterns of each split's files, from a configuration's `data_files`: of each split, or of all files."""
+    if isinstance(given, list) and all(isinstance(each, dict) for each in given):
+        given = {each.get("split", "train"): each.get("path") for each in given}
+    by_split = given if isinstance(given, dict) else {"train": given}
+    return {
+        str(split): [str(each) for each in (paths if isinstance(paths, list) else [paths])]
+        for split, paths in by_split.items()
+    }
 
 
 def _matching(path: Path, files: list[Path], pattern: str) -> list[Path]:

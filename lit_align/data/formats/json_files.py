@@ -242,7 +242,7 @@ def _explained(error: Exception, name: str, line: int, column: int = 0, start: i
 
 
 class _RepeatedKey(Exception):
-    """A key that stands twice in an object."""
+    """A key that an object has twice."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

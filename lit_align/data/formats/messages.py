@@ -37,6 +37,7 @@ _CALLS = ("function_call", "tool_call")  # roles of ShareGPT and ms-swift: the c
 KEPT = ("tool_calls", "tool_call_id", "name", "thinking", "reasoning_content", "reasoning", "tool_plan")
 """Keys of a message that chat templates read, beside role and content."""
 
+_WANTED = 'messages with text in both keys, like {"role": "user", "content": "…"}'
 _PLAIN = frozenset({"role", "content"})
 _ROLE_KEYS = ("role", "from", "speaker")
 _CONTENT_KEYS = ("content", "value", "text")
@@ -103,7 +104,7 @@ class MessageReader:
 
     def _messages(self, value: object) -> list[Message]:
         if not isinstance(value, dict):
-            raise self._wrong(value, 'messages with text in both keys, like {"role": "user", "content": "…"}')
+            raise self._wrong(value, _WANTED)
         if value.keys() == _PLAIN and isinstance(value["content"], str) and str(value["role"]) in ROLES:  # read fast
             return [{"role": ROLES[value["role"]], "content": value["content"]}]
         role_key = next((key for key in _ROLE_KEYS if value.get(key) is not None), None)
@@ -117,17 +118,21 @@ class MessageReader:
         self._note({key: each for key, each in value.items() if key not in known})
         if isinstance(role, str) and role.strip().lower() in _CALLS:
             return [{"role": "assistant", "content": None, "tool_calls": self._calls(content)}]
-        message: Message = {"role": self._role(role), "content": self._content(content)}
-        extras = {key: value[key] for key in KEPT if not is_empty(value.get(key))}
-        if "tool_calls" in extras:
-            extras["tool_calls"] = self._objects("tool_calls", extras["tool_calls"])
+        message: Message = {"role": self._role(role), "content": self._content(content)} | self._kept(value)
+        if message["content"] is None and "tool_calls" not in message:
+            raise self._wrong(value, _WANTED)
+        if any(value.get(key) in (0, False) for key in _WEIGHTS):
+            message[UNTRAINED] = True
+        return [message]
+
+    def _kept(self, value: dict[str, Any]) -> dict[str, Any]:
+        """The further keys of a message that chat templates read."""
+        kept = {key: value[key] for key in KEPT if not is_empty(value.get(key))}
+        if "tool_calls" in kept:
+            kept["tool_calls"] = self._objects("tool_calls", kept["tool_calls"])
         elif not is_empty(value.get("function_call")):
-            extras["tool_calls"] = self._calls(value["function_call"])
-        if message["content"] is None and "tool_calls" not in extras:
-            raise self._wrong(value, 'messages with text in both keys, like {"role": "user", "content": "…"}')
-        if any(value.get(key) in (0, False) and value.get(key) is not None for key in _WEIGHTS):
-            extras[UNTRAINED] = True
-        return [message | extras]
+            kept["tool_calls"] = self._calls(value["function_call"])
+        return kept
 
     def _exchange(self, value: dict[str, Any]) -> list[Message]:
         """A question with its answer in one object."""
@@ -138,7 +143,7 @@ class MessageReader:
                     {"role": "user", "content": value[question]},
                     {"role": "assistant", "content": value[answer]},
                 ]
-        raise self._wrong(value, 'messages with text in both keys, like {"role": "user", "content": "…"}')
+        raise self._wrong(value, _WANTED)
 
     def _role(self, role: object) -> str:
         name = ROLES.get(role.strip().lower()) if isinstance(role, str) else None

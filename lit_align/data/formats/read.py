@@ -56,27 +56,15 @@ def read_rows(
     """
     paths = [path_or_name] if isinstance(path_or_name, str | os.PathLike) else path_or_name
     source = listing(str(path) for path in paths)
-    reading = Reading(mapped=frozenset(columns or ()))
+    reading, ignored = Reading(mapped=frozenset(columns or ())), _Ignored(ignore_columns)
     records = chain.from_iterable(read_records(os.fspath(path), split, reading.skipped) for path in paths)
-    sample = list(islice(records, SAMPLE))
-    if not sample:
-        raise DataError(f"{source}: the data set is empty. Give one with at least one row.")
-    ignored = _Ignored(ignore_columns)
-    if columns:
-        check_columns(columns, sample)
-    prepare = mapped(columns or {})
-    reading.sample = [_flat(prepare(record, reading)) for record in sample]
-    prepared = (
-        ignored.without(_flat(prepare(ignored.without(record), reading)), but=reading.mapped)
-        for record in chain(sample, records)
-    )
+    prepared = _prepared(records, source, columns or {}, ignored, reading)
     first = next(prepared)
     _check_first(first)
     layout = _detect(first, kind)
     if kind == "texts" and turns == "last" and layout.parse_turns and layout.turns != TURNS:
         raise DataError(f"{source}: turns=last has no effect on {layout.name}, whose labels choose. Leave it out.")
-    forms = _Forms()
-    selected = Counter[str]()
+    forms, selected = _Forms(), Counter[str]()
     parsed = _parsed(layout, chain([first], prepared), kind, turns)
     rows = Spool(forms.seen(SELECT[kind](forms.counted(parsed), selected)))
     ignored.check(source)
@@ -93,6 +81,21 @@ def read_rows(
     if kind == "texts" and layout.parse_turns and (rows[0].is_verbatim or not isinstance(rows[0].prompt, str)):
         description += f"; {_count_turns(layout, rows, turns)}"
     return Rows(rows, layout.name, description, reading.skipped, tuple(reading.unread))
+
+
+def _prepared(
+    records: Iterator[Record], source: str, columns: Mapping[str, str], ignored: "_Ignored", reading: Reading
+) -> Iterator[Record]:
+    """The records as layouts read them: with the mapped columns, flat, and without the ignored ones."""
+    sample = list(islice(records, SAMPLE))
+    if not sample:
+        raise DataError(f"{source}: the data set is empty. Give one with at least one row.")
+    if columns:
+        check_columns(columns, sample)
+    prepare = mapped(columns)
+    reading.sample = [_flat(prepare(record, reading)) for record in sample]
+    for record in chain(sample, records):
+        yield ignored.without(_flat(prepare(ignored.without(record), reading)), but=reading.mapped)
 
 
 def _count_turns(layout: Layout, rows: Sequence[Row], turns: Turns) -> str:
@@ -228,11 +231,16 @@ _HINTS = {
 def _detect(first: Record, kind: Kind) -> Layout:
     if hint := next((f"`{name}` {hint}" for name, hint in _HINTS.items() if name in first.values), None):
         raise DataError(f"{first.source}: {hint}")
-    if (layout := _fitting(first, kind)) is not None:
-        return layout
+    if (layout := _fitting(first, kind)) is None:
+        raise _unknown_layout(first, kind)
+    return layout
+
+
+def _unknown_layout(first: Record, kind: Kind) -> DataError:
+    """The error for columns that no layout reads: which names to change, or how to map them."""
     example = _EXAMPLES[kind]
     if "segments" in first.values and kind != "texts":
-        raise DataError(
+        return DataError(
             f"{first.source}: `segments` are the parts of a text to imitate, and no {example.wanted} can be made of "
             "them. Imitate them (SFT), or give other data."
         )
@@ -241,13 +249,13 @@ def _detect(first: Record, kind: Kind) -> Layout:
         changed = ", ".join(
             f"{name}: {given!r}" for name, given in lowered.items() if name in TARGETS and name != given
         )
-        raise DataError(
+        return DataError(
             f"{first.source}: the names of the columns {shortened(columns_of(first))} differ from those that are read "
             f"in case or spaces. Set columns={{{changed}}}."
         )
     others = (other for name, other in _EXAMPLES.items() if other.user and _fitting(first, name))
     fitting = next((f"; they are {other.wanted}, for {other.user}" for other in others), "")
-    raise DataError(
+    return DataError(
         f"{first.source}: no {example.wanted} can be read from the columns {shortened(columns_of(first))}{fitting}. "
         f"Say which is which with columns={{{example.mapping}}}: names, templates such as '{{question}} {{context}}', "
         f"or paths such as answers.0.text. These columns are read, too: {example.others}."

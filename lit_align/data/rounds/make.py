@@ -92,7 +92,7 @@ class RoundMaker:
     def _open_sampler(self) -> Iterator[Sampler | None]:
         self._check_policy()
         with ExitStack() as stack:
-            if missing := any(map(self._is_missing, range(len(self.batches)))):
+            if missing := self.missing():
                 check_stop(self.sampling.stop, self.policy.tokenizer)
                 stack.enter_context(self.sampler.ready(self.policy, self.sampling_dtype, self.longest))
             stack.enter_context(self.recorder.able_to_compute(self.policy))
@@ -151,10 +151,9 @@ class RoundMaker:
 
     def missing(self) -> list[int]:
         """The batches whose responses are not stored."""
-        return list(filter(self._is_missing, range(len(self.batches))))
-
-    def _is_missing(self, number: int) -> bool:
-        return not self.store.drawn.is_stored(number) and not self.store.samples.is_stored(number)
+        drawn, samples = self.store.drawn, self.store.samples
+        numbers = range(len(self.batches))
+        return [number for number in numbers if not drawn.is_stored(number) and not samples.is_stored(number)]
 
     def prepare_ahead(self) -> None:
         """Give the sampler the weights of this round, and keep them; every process must call it."""

@@ -92,7 +92,7 @@ def counted(model: Any) -> Iterator[Tensor]:
 
 
 def _share(layer: Any, name: str, weight: Tensor) -> Tensor | None:
-    """What this worker alone has of a weight, or is the first to have; None if each worker has all of it."""
+    """The part of a weight that this worker alone has, or is the first to have; None if each worker has all of it."""
     from vllm.model_executor.layers import linear, vocab_parallel_embedding  # type: ignore[import-not-found]
 
     by_output = linear.ColumnParallelLinear | vocab_parallel_embedding.VocabParallelEmbedding

@@ -31,7 +31,7 @@ class PolicyReceiver:
     vllm_config: Any
 
     def policy_worker(self) -> dict[str, Any]:
-        """What the training process must know of this worker."""
+        """The properties of this worker that the training process checks."""
         parallel = self.vllm_config.parallel_config
         return {
             "version": __version__,

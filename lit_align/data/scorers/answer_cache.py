@@ -4,6 +4,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,23 +18,24 @@ LOCK_SECONDS = 60.0
 NOTICE_SECONDS = 5.0
 """After this time, a line says what the run waits for."""
 
-COLUMNS = {
-    "request": "TEXT PRIMARY KEY",
-    "model": "TEXT",
-    "text": "TEXT",
-    "prompt_tokens": "INTEGER",
-    "answer_tokens": "INTEGER",
-    "seconds": "REAL",
+TABLES = {
+    "answers": {
+        "request": "TEXT PRIMARY KEY",
+        "model": "TEXT",
+        "text": "TEXT",
+        "prompt_tokens": "INTEGER",
+        "answer_tokens": "INTEGER",
+        "seconds": "REAL",
+    },
+    "held": {
+        "request": "TEXT PRIMARY KEY",
+        "expires": "REAL",
+        "host": "TEXT",
+        "pid": "INTEGER",
+        "started": "TEXT",  # when the process started
+    },
 }
-
-
-CLAIM_COLUMNS = {
-    "request": "TEXT PRIMARY KEY",
-    "expires": "REAL",
-    "host": "TEXT",
-    "pid": "INTEGER",
-    "started": "TEXT",  # when the process started
-}
+"""The columns of each table: answers, and the requests that processes have claimed."""
 
 
 class Answer(NamedTuple):
@@ -65,7 +67,7 @@ class AnswerCache:
             raise self._unusable("opened", error) from error
         self._connection = self._open()
         columns = [row[1] for row in self._execute("PRAGMA table_info(answers)")]
-        if columns != list(COLUMNS):
+        if columns != list(TABLES["answers"]):
             raise UserError(
                 f"endpoint.cache={str(self.path)!r} must be a cache of answers, but its table `answers` has the "
                 f"columns {', '.join(columns)}. Name another file."
@@ -110,15 +112,11 @@ class AnswerCache:
 
     def _execute(self, command: str, *values: Any) -> list[Any]:
         """Run one command; wait for a lock, and replace a damaged file."""
-        tables = {"answers": COLUMNS, "held": CLAIM_COLUMNS}
         started, noticed = time.monotonic(), False
         with self._lock:
             while True:
                 try:
-                    for table, columns in tables.items():
-                        columns = ", ".join(f"{name} {kind}" for name, kind in columns.items())
-                        self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
-                    rows = self._connection.execute(command, values).fetchall()
+                    rows = self._run(command, values)
                     self._locked_since = None
                     return rows
                 except sqlite3.Error as error:
@@ -135,6 +133,13 @@ class AnswerCache:
                     if waited > NOTICE_SECONDS and not noticed:
                         print_line(f"  {self.path} is locked by another process; waiting {LOCK_SECONDS:.0f} s for it.")
                         noticed = True
+
+    def _run(self, command: str, values: Sequence[Any]) -> list[Any]:
+        """Run one command on a file that has the tables."""
+        for table, columns in TABLES.items():
+            kinds = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+            self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({kinds})")
+        return self._connection.execute(command, values).fetchall()
 
     def _set_aside(self, error: sqlite3.Error) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
