@@ -13,6 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align import provenance
+from lit_align.arguments import CheckedArguments
 from lit_align.console import print_line
 from lit_align.errors import UserError
 from lit_align.lightning_features import check_features
@@ -43,7 +44,7 @@ class StatesIdentity(Protocol):
     def identity(self) -> provenance.Table: ...
 
 
-class ResumableModule(L.LightningModule):
+class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
     """A module whose checkpoints resume only the same run, at its position.
 
     A subclass sets the attributes below, and builds its networks in `configure_model`.
