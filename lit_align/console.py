@@ -197,11 +197,11 @@ class Phase:
         self._bar.stop(line)
         self.running.remove(self)
 
-    def finish(self, note: str = "") -> None:
+    def finish(self) -> None:
         """Replace the bar by one line."""
         seconds = time.monotonic() - self.started
         pace = f" · {self._pace(seconds)} a minute" if seconds >= 0.1 else ""
-        after = f" · {note or self.note}" if note or self.note else ""
+        after = f" · {self.note}" if self.note else ""
         self.stop(_field(self.name, f"{self.done}/{self.total} {self.unit} · {seconds:.1f} s{pace}{after}"))
 
     def _pace(self, seconds: float) -> str:

@@ -23,6 +23,9 @@ from lit_align.errors import UserError, first_line, shown
 STATEFUL = (ModelCheckpoint, EarlyStopping, Timer, WeightAveraging)
 """Lightning's callbacks that take over their state as it is."""
 
+ADDED = "differentiable"
+"""The option that torch adds to the defaults of every optimizer that loads a state."""
+
 NOT_OF_A_CHECKPOINT = (MisconfigurationException, torch.OutOfMemoryError)
 
 
@@ -140,7 +143,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
     """
     for group in optimizer.param_groups:
         for option, default in optimizer.defaults.items():
-            check_like(group[option], default, option)
+            if option in group or option != ADDED:
+                check_like(group[option], default, option)
         for weight in group["params"]:
             if not isinstance(state := optimizer.state.get(weight, {}), dict):
                 raise TypeError(f"the state of a weight is {shown(state)}")

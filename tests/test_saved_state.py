@@ -118,6 +118,21 @@ def test_another_runs_checkpoint_brings_no_list_of_checkpoints(in_tmp):
     assert states[saves.state_key]["dirpath"] == "other"
 
 
+STEP_OTHERWISE = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
+OPTIMIZERS = [each for each in vars(torch.optim).values() if isinstance(each, type) and each not in STEP_OTHERWISE]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_state_of_torchs_optimizers_passes(kind: Any):
+    optimizers = [kind([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1) for _ in range(2)]
+    for made in optimizers:
+        made.param_groups[0]["params"][0].sum().backward()
+    optimizers[0].step()
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    check_optimizer(optimizers[1])
+    optimizers[1].step()
+
+
 def test_an_optimizers_options_and_state_are_checked():
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([weight], lr=1)

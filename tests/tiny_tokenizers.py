@@ -61,7 +61,10 @@ def llama_legacy() -> Any:
 
 def metaspace_bpe(scheme: str, split: bool) -> Any:
     """A pre-tokenizer puts ▁ before every stretch of text (always), the first, or none (never)."""
-    backend = _byte_fallback_bpe()
+    return _metaspace(_byte_fallback_bpe(), scheme, split)
+
+
+def _metaspace(backend: Tokenizer, scheme: str, split: bool) -> Any:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)  # type: ignore[arg-type]
     stripped = [] if scheme == "never" else [decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(
@@ -84,12 +87,7 @@ def metaspace_unigram(scheme: str, split: bool) -> Any:
     """As T5's and Gemma's kind: the likeliest pieces."""
     backend = Tokenizer(models.Unigram(_unigram(), unk_id=0, byte_fallback=True))
     backend.add_special_tokens(SPECIAL)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)  # type: ignore[arg-type]
-    stripped = [] if scheme == "never" else [decoders.Strip(" ", 1, 0)]
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *stripped]
-    )
-    return _begun(backend)
+    return _metaspace(backend, scheme, split)
 
 
 @cache

@@ -83,5 +83,8 @@ def adapted_proximal(proximal: float, kl: float, target: float) -> float:
         target: The KL that a round should reach.
     """
     if math.isnan(kl):
-        raise UserError("proximal_target: KL(policy‖sampler) of this round is NaN.")
+        raise UserError(
+            f"proximal_target={target:g} cannot be held: KL(policy‖sampler) of this round is NaN, so that the policy "
+            "has diverged. Lower the learning rate, or clip gradients (trainer.gradient_clip_val)."
+        )
     return proximal * (1 + min(max(kl / target - 1, -1.0), 1.0) / 2)

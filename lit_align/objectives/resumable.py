@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, Protocol, Self, runtime_checkable
 
 import lightning as L
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -67,7 +68,8 @@ class ResumableModule(L.LightningModule):
         if KEY not in checkpoint:  # `Interruption` may know better
             Position.of_run(self.trainer).save(checkpoint)
         provenance.save(checkpoint, self.identity(), self.accept_changes)
-        checkpoint[MONITORED] = {name: value.clone() for name, value in self.trainer.callback_metrics.items()}
+        monitored = self.trainer.callback_metrics.items()
+        checkpoint[MONITORED] = {name: torch.as_tensor(value).clone() for name, value in monitored}
         hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
             name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

@@ -128,12 +128,12 @@ def _figure(draw: Draw) -> Figure | None:
     return figure if draw(figure.add_subplot()) else None
 
 
-def _styled(axis: Axes, title: str, x: str, legend: bool = True) -> bool:
+def _styled(axis: Axes, title: str, x: str) -> bool:
     axis.set_title(label_of(title), fontsize=10, loc="left")
     axis.set_xlabel(x, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    if legend and axis.get_legend_handles_labels()[1]:
+    if axis.get_legend_handles_labels()[1]:
         axis.legend(fontsize=7, frameon=False)
     return True
 

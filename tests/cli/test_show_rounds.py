@@ -3,25 +3,12 @@
 import re
 
 import pytest
+from stored_rounds import stored
 
 from lit_align.cli import main
 from lit_align.console import console
 from lit_align.data.rounds.records import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
-
-
-def stored(folder, index=0):
-    """A round of one batch with two prompts."""
-    made = RoundStore(folder, index, {"index": index})
-    prompts = [[{"role": "user", "content": text}] for text in ("Once upon", "Hi")]
-    responses = [[" a time", " a\x1b[31m hill\nred"], ["Hello", "Go away"]]
-    samples = [
-        SampleRow(f"p.jsonl:{n}", prompt, [1], texts, [[1], [2]], [True, False], None)
-        for n, (prompt, texts) in enumerate(zip(prompts, responses, strict=True))
-    ]
-    made.samples.write(0, samples)
-    rewards = [[0.5, 2.0], [1.0, -1.0]]
-    made.scores("vader").write(0, [ScoreRow(f"p.jsonl:{n}", "vader", each) for n, each in enumerate(rewards)])
 
 
 def test_best_and_worst_responses_fit_80_columns(tmp_path, capsys, monkeypatch):

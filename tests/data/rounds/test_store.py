@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stored_rounds import stored
 
 from lit_align.data.formats.read import read_rows
 from lit_align.data.rounds.records import LogpsRow, SampledTexts, SampleRow, ScoreRow
@@ -222,21 +223,6 @@ def test_a_round_of_an_earlier_version_is_read(tmp_path):
 
 
 # --- rounds as data ---
-
-
-def stored(folder, scores=(("vader", [[0.5, 2.0], [1.0, -1.0]]),), index=0):
-    """A round of one batch with two prompts, under each of several scorers."""
-    made = RoundStore(folder, index, {"index": index})
-    prompts = [[{"role": "user", "content": text}] for text in ("Once upon", "Hi")]
-    responses = [[" a time", " a\x1b[31m hill\nred"], ["Hello", "Go away"]]
-    samples = [
-        SampleRow(f"p.jsonl:{n}", prompt, [1], texts, [[1], [2]], [True, False], None)
-        for n, (prompt, texts) in enumerate(zip(prompts, responses, strict=True))
-    ]
-    made.samples.write(0, samples)
-    for name, values in scores:
-        made.scores(name).write(0, [ScoreRow(f"p.jsonl:{n}", name, v) for n, v in enumerate(values)])
-    return made
 
 
 def test_a_round_is_a_data_set_of_ranked_responses(tmp_path):
