@@ -173,10 +173,9 @@ class PreferenceObjective(ResumableModule):
             self.base_fingerprint = self.policy.base_fingerprint()
         if not self.metrics:
             needs = self.data_needs()
+            preferences = needs.data_kind != "texts"
             for stage in ("train_", "val_", "test_"):
-                self.metrics[stage] = PreferenceMetrics(
-                    self.anchored, needs.output_name, preferences=needs.data_kind != "texts"
-                )
+                self.metrics[stage] = PreferenceMetrics(self.anchored, needs.output_name, preferences=preferences)
 
     def configure_optimizers(self) -> Any:
         assert self.policy is not None
