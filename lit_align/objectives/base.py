@@ -33,7 +33,7 @@ from lit_align.loading import from_fields, load_positions, load_tokenizer, read_
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
-from lit_align.objectives._checks import check_arguments, check_batch, check_losses
+from lit_align.objectives._checks import FIXES, check_batch, check_losses, checked_policy
 from lit_align.objectives._gradients import gradient_scale
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.accumulation import MicroBatch, StepMeans, total_weight, weighted_mean
@@ -69,6 +69,7 @@ class PreferenceObjective(ResumableModule):
 
     formula: ClassVar[str]
     anchored: ClassVar[bool] = False
+    argument_fixes = FIXES
     # The option with the weight of each stream of texts.
     text_options: ClassVar[dict[str, str]] = {"sft": "sft_weight", "pretraining": "pretraining_weight"}
 
@@ -87,9 +88,8 @@ class PreferenceObjective(ResumableModule):
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight", "accept_changes"])
-        self.policy_config = from_fields(PolicyConfig, policy)
+        self.policy_config = checked_policy(type(self).__name__, policy)
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
-        check_arguments(type(self).__name__, self.policy_config, self.lora, optimizer)
         self.optimizer = optimizer
         self.learning_rate = LearningRate(schedule, warmup_steps, reset_optimizer_each_round)
         self.reset_optimizer_each_round = reset_optimizer_each_round

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align import provenance
+from lit_align.arguments import CheckedArguments
 from lit_align.console import print_line
 from lit_align.errors import UserError
 from lit_align.lightning_features import check_features
@@ -43,7 +44,7 @@ class StatesIdentity(Protocol):
     def identity(self) -> provenance.Table: ...
 
 
-class ResumableModule(L.LightningModule):
+class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
     """A module whose checkpoints resume only the same run, at its position.
 
     A subclass sets the attributes below, and builds its networks in `configure_model`.
@@ -102,9 +103,9 @@ class ResumableModule(L.LightningModule):
         check_like(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict(), "fit_loop")
         callbacks, states = self.trainer.callbacks, checkpoint.get("callbacks", {})  # type: ignore[attr-defined]
         check_callbacks(callbacks, states)
-        continue_saving(callbacks, states, self.trainer.ckpt_path or "")
         self._monitored = checkpoint.get(MONITORED, {})
         self._resumed_at = Position.load(checkpoint)
+        continue_saving(callbacks, states, self.trainer.ckpt_path or "", self._resumed_at.step)
         self._resumed_at.write_loops(checkpoint)
         self._resumed_at.stop_again(self.trainer)
 
