@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
+from lit_align.arguments import CheckedArguments
 from lit_align.errors import UserError, check_number, first_line
 from lit_align.lora_linear import keep_updates_in_cache
 from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
@@ -31,7 +32,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
 @dataclass
-class PolicyConfig:
+class PolicyConfig(metaclass=CheckedArguments):
     """The language model to train, and how it is loaded.
 
     Args:
@@ -85,7 +86,7 @@ def from_fields(cls: type[T], value: T | Mapping[str, Any]) -> T:
 
 
 @dataclass
-class LoRAConfig:
+class LoRAConfig(metaclass=CheckedArguments):
     """A low-rank adapter is trained and the model itself stays frozen (Hu et al., arXiv 2106.09685).
 
     Args:
@@ -113,8 +114,11 @@ class LoRAConfig:
 
 
 @contextmanager
-def naming_errors(what: str) -> Iterator[None]:
+def naming_errors(what: str, fix: str = "") -> Iterator[None]:
     """Turn an error of reading a model's or an adapter's files into a message that begins with what cannot be read.
+
+    Args:
+        fix: A sentence at the message's end.
 
     Raises:
         UserError: a file is missing or damaged, does not fit the others, or would run code.
@@ -124,10 +128,10 @@ def naming_errors(what: str) -> Iterator[None]:
     except (UserError, torch.OutOfMemoryError):
         raise
     except pickle.UnpicklingError as error:
-        raise UserError(f"{what}: its weights are a pickle that is damaged or would run code.") from error
+        raise UserError(f"{what}: its weights are a pickle that is damaged or would run code. {fix}".strip()) from error
     except Exception as error:  # damaged files can raise anything
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise UserError(f"{what}: {kind}{first_line(error)}.") from error
+        raise UserError(f"{what}: {kind}{first_line(error)}. {fix}".strip()) from error
 
 
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
@@ -140,7 +144,8 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     option = "model.policy.path" if config.tokenizer is None else "data.tokenizer"
     where = locate_model(config if config.tokenizer is None else replace(config, path=path, revision=None))
     here = "" if Path(path).exists() else ": this folder does not exist, and as a hub name"
-    with naming_errors(f"{option}: no tokenizer for {path!r}{here}"):
+    fix = "Check the name" + (", or set data.tokenizer." if config.tokenizer is None else ".")
+    with naming_errors(f"{option}: no tokenizer for {path!r}{here}", fix):
         tokenizer = AutoTokenizer.from_pretrained(**where)
     if config.chat_template is not None:
         tokenizer.chat_template = read_template(config.chat_template)

@@ -25,6 +25,8 @@ EVALUATION = "win_rate."
 """Begins the options of an evaluation. One that is added or left out changes none of the other numbers."""
 VALIDATION = "data.validation"
 """The pairs of another evaluation."""
+SHAPES = {"model.lora.r", "model.lora.targets"}
+"""Options that decide which weights there are, so that no change of them can be accepted."""
 
 Table = dict[str, Any]
 
@@ -51,7 +53,8 @@ def check(then: Table, table: Table, accepted: Collection[str], defaults: Table)
         defaults: Values of options that the checkpoint lacks because an earlier version wrote it.
 
     Raises:
-        UserError: an option differs that is not accepted. Another base model under an adapter is never accepted.
+        UserError: an option differs that is not accepted. Another base model under an adapter, and an adapter of
+            another shape, is never accepted.
     """
     lacked = {
         key: defaults[key] for key in table.keys() & defaults.keys() if then.get(key.rpartition(".")[0], "") is not None
@@ -72,12 +75,15 @@ def check(then: Table, table: Table, accepted: Collection[str], defaults: Table)
     refused = {
         key: values
         for key, values in changed.items()
-        if key not in accepted and not (key.startswith((EVALUATION, VALIDATION)) and None in values)
+        if key in SHAPES or (key not in accepted and not (key.startswith((EVALUATION, VALIDATION)) and None in values))
     }
+    if shapes := sorted(refused.keys() & SHAPES):
+        fix = f": with another {' or '.join(shapes)} its weights do not fit."
+    else:
+        fix = f", or accept the changes: --model.accept_changes=[{','.join(sorted(refused))}]"
     if refused:
         raise UserError(
-            f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had, or "
-            f"accept the changes: --model.accept_changes=[{','.join(sorted(refused))}]"
+            f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had{fix}"
         )
 
 

@@ -23,6 +23,9 @@ from lit_align.errors import UserError, first_line, shown
 STATEFUL = (ModelCheckpoint, EarlyStopping, Timer, WeightAveraging)
 """Lightning's callbacks that take over their state as it is."""
 
+ADDED = "differentiable"
+"""The option that torch adds to the defaults of every optimizer that loads a state."""
+
 NOT_OF_A_CHECKPOINT = (MisconfigurationException, torch.OutOfMemoryError)
 
 
@@ -99,16 +102,17 @@ def check_callbacks(callbacks: Iterable[Callback], states: Mapping[str, Any]) ->
                 _check_kept(name, state, callback.save_top_k)
 
 
-def continue_saving(callbacks: Iterable[Callback], states: Mapping[str, Any], ckpt_path: str | Path) -> None:
+def continue_saving(callbacks: Iterable[Callback], states: Mapping[str, Any], ckpt_path: str | Path, step: int) -> None:
     """Let each ModelCheckpoint that wrote a checkpoint continue in its folder, also if the folder has another name now.
 
     Lightning compares the names alone, and forgets which checkpoints it keeps where they differ. It never restores
-    which checkpoint `last.ckpt` links to.
+    which checkpoint `last.ckpt` links to, and at which step it was saved, and so would save that step again.
 
     Args:
         callbacks: Those of this run.
         states: Their states in the checkpoint; those of moved folders are changed.
         ckpt_path: The checkpoint.
+        step: The optimizer step at which it was saved.
     """
     written = Path(ckpt_path).resolve()  # last.ckpt is a link
     for callback in callbacks:
@@ -126,6 +130,7 @@ def continue_saving(callbacks: Iterable[Callback], states: Mapping[str, Any], ck
         last = Path(state["last_model_path"])
         if written.name in own:
             callback._last_checkpoint_saved = os.path.join(folder, written.name)
+            callback._last_global_step_saved = step
         elif last.is_symlink():  # the run was interrupted after it
             callback._last_checkpoint_saved = os.path.join(folder, last.resolve().name)
 
@@ -140,7 +145,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
     """
     for group in optimizer.param_groups:
         for option, default in optimizer.defaults.items():
-            check_like(group[option], default, option)
+            if option in group or option != ADDED:
+                check_like(group[option], default, option)
         for weight in group["params"]:
             if not isinstance(state := optimizer.state.get(weight, {}), dict):
                 raise TypeError(f"the state of a weight is {shown(state)}")

@@ -14,6 +14,7 @@ LAYERS = [
     "allocation",
     "lazy",
     "errors",
+    "arguments",
     "console",
     "files",
     "running",

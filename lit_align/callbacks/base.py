@@ -7,6 +7,8 @@ from typing import ClassVar
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_align.arguments import CheckedArguments
+
 
 class Order(IntEnum):
     """Places in each hook, first to last. Checkpoints come after all of them, as Lightning itself has it."""
@@ -38,7 +40,7 @@ class DryRun(Enum):
     """Nothing: it writes files or takes over the terminal."""
 
 
-class AlignCallback(Callback):
+class AlignCallback(Callback, metaclass=CheckedArguments):
     """A Lightning callback that states its place.
 
     `in_order` sorts by `order`; the command line and `Interruption` call it. In a Trainer without `Interruption`,

@@ -23,6 +23,7 @@ from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Row, Rows
+from lit_align.data.given_rows import reading_rows
 from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.generate import sampling_copy
 from lit_align.data.sampling import Response, Sampling, sampling_batches
@@ -95,6 +96,7 @@ class Predictions(AlignCallback):
     """
 
     option_name = "predictions"
+    argument_conversions = reading_rows("prompts")
 
     def __init__(
         self,

@@ -13,8 +13,9 @@ from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_field
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Rows
+from lit_align.data.given_rows import reading_rows
 from lit_align.data.sampling import Sampling
-from lit_align.data.scorers.base import Scorer
+from lit_align.data.scorers.base import SCORER_FIXES, Scorer
 from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import sampling_of
 from lit_align.evaluation.held_out import Evaluator
@@ -54,6 +55,8 @@ class WinRate(AlignCallback):
     """
 
     option_name = "win_rate"
+    argument_fixes = SCORER_FIXES
+    argument_conversions = reading_rows("prompts", "validation")
 
     def __init__(
         self,

@@ -59,7 +59,8 @@ def weightless_policy(module: PreferenceObjective) -> Policy:
     if not module.data_needs().gives_logps:
         policy, kind = Scored, AutoModelForSequenceClassification
         shape.num_labels = 1
-    model = kind.from_config(shape, dtype=resolve_dtype(config, lora), attn_implementation=config.attention)
+    shape.dtype = resolve_dtype(config, lora)  # also of the model within a classifier
+    model = kind.from_config(shape, dtype=shape.dtype, attn_implementation=config.attention)
     adapter: Any = None if lora is None else policy.add_adapter(model, lora)
     return policy(model if adapter is None else adapter.get_base_model(), None, adapter).train()  # type: ignore[arg-type]
 

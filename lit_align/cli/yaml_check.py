@@ -13,7 +13,8 @@ def check_yaml(path: Path) -> None:
     """Check a configuration before it is parsed. Other mistakes are left to its parser.
 
     Raises:
-        UserError: the file is not UTF-8, is indented with tabs, or gives a key twice, of which a parser takes the last.
+        UserError: the file is not UTF-8, is indented with tabs, has a decimal comma within braces, or gives a key twice
+            (a parser takes the last).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -29,8 +30,26 @@ def check_yaml(path: Path) -> None:
             line = text[: tab.start()].count("\n") + 1
             raise UserError(f"config: line {line} is indented with a tab. Indent with spaces.") from error
         return
+    if comma := next(_decimal_commas(root), None):
+        number, line = comma
+        point = number.replace(",", ".")
+        raise UserError(f"config: {number} in line {line} must be written with a point. Write {point}.")
     for key, first, second in _repeated(root, ""):
         raise UserError(f"config: {key} is given twice, in lines {first} and {second}. Delete one.")
+
+
+def _decimal_commas(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
+    """Each number like 0,001 within braces, which a parser reads as 0 and an option 001, with its line."""
+    if isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            yield from _decimal_commas(entry)
+    if isinstance(node, yaml.MappingNode):
+        before: yaml.Node | None = None
+        for key, value in node.value:
+            if node.flow_style and key.value.isdecimal() and value.value == "" and before is not None:
+                yield f"{before.value},{key.value}", key.start_mark.line + 1
+            yield from _decimal_commas(value)
+            before = value if isinstance(value, yaml.ScalarNode) else None
 
 
 def _repeated(node: yaml.Node | None, where: str) -> Iterator[tuple[str, int, int]]:

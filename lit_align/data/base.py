@@ -15,6 +15,7 @@ from lit_align.data.batches import Example
 from lit_align.data.cache import TokenCache
 from lit_align.data.examples import ExampleMaker, Examples, Selection, Source, digest_of_examples
 from lit_align.data.formats.rows import Kind, Turns
+from lit_align.data.given_rows import reading_rows
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule, check_pairing
 from lit_align.data.rounds.record import Recorder
@@ -58,6 +59,7 @@ class PairsDataModule(TokenizingDataModule):
         seed: Seed of the order of examples; None is seed_everything's.
     """
 
+    argument_conversions = reading_rows("validation", "test", "sft", "pretraining")
     trains_on_files = False
     """Whether the training pairs come from files, so that a share can be held out."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from lit_align.arguments import CheckedArguments
 from lit_align.console import phase
 from lit_align.data.batches import Example
 from lit_align.data.cache import OPTION, Report, TokenCache, code_version
@@ -16,6 +17,7 @@ from lit_align.data.encoding import AT_ONCE
 from lit_align.data.formats.identity import identity_of
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Kind, Row, Rows, Turns, answer_text
+from lit_align.data.given_rows import reading_rows
 from lit_align.data.pairing import PairingRule, with_mismatched
 from lit_align.data.sampling_prompt import SeenEnd
 from lit_align.data.table import ExampleTable
@@ -31,7 +33,7 @@ CHECKED = (8, 56)
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(metaclass=CheckedArguments):
     """A source of rows.
 
     Args:
@@ -50,6 +52,8 @@ class Source:
     columns: dict[str, str] | None = None
     ignore_columns: list[str] | None = None
     turns: Turns | None = None
+
+    argument_conversions = reading_rows("path")
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):

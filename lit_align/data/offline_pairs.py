@@ -11,6 +11,7 @@ from lit_align.console import print_line
 from lit_align.data.base import PairsDataModule, describe_example
 from lit_align.data.checks import check_fits, check_joinable
 from lit_align.data.examples import Examples, Source, digest_of_examples
+from lit_align.data.given_rows import as_files
 from lit_align.data.holdout import HeldOutShare
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule
@@ -32,6 +33,7 @@ class OfflinePairs(PairsDataModule):
             Without rewards, each rejected response makes a pair with the chosen one.
     """
 
+    argument_conversions = PairsDataModule.argument_conversions | {"train": as_files}
     trains_on_files = True
 
     def __init__(

@@ -24,6 +24,7 @@ from lit_align.data.base import PairsDataModule
 from lit_align.data.cache import TokenCache
 from lit_align.data.checks import check_can_sample, check_file_pairs
 from lit_align.data.examples import Examples
+from lit_align.data.given_rows import reading_rows
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule
 from lit_align.data.prompts import digest_of_prompts, identity_of_prompts, read_prompts
@@ -46,7 +47,7 @@ from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.fastest import fastest_sampler
 from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
-from lit_align.data.scorers.base import PairwiseScorer, Scorer
+from lit_align.data.scorers.base import SCORER_FIXES, PairwiseScorer, Scorer
 from lit_align.data.table import ExampleTable
 from lit_align.errors import check_types
 from lit_align.objectives import PreferenceObjective
@@ -106,6 +107,9 @@ class OnPolicyPairs(PairsDataModule):
         pairing: The rule that selects which of the K responses are trained on; None is BestWorst.
         store: Folder of the rounds; None is `rounds` in the run's folder (trainer.default_root_dir).
     """
+
+    argument_fixes = SCORER_FIXES
+    argument_conversions = PairsDataModule.argument_conversions | reading_rows("prompts")
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ K responses ──drop empty, repeated, too long──▶ distinct ──thresho
 import itertools
 import math
 import unicodedata
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
+from lit_align.arguments import CheckedArguments
 from lit_align.data.batches import Example
 from lit_align.data.sampling import uniform_numbers
 from lit_align.errors import UserError
@@ -32,7 +33,7 @@ class Pairs(Generic[E]):
     partial_drops: Counter[str] = field(default_factory=Counter)  # responses and pairs dropped from prompts that stay
 
 
-class PairingRule(ABC):
+class PairingRule(metaclass=CheckedArguments):
     """Selects examples from groups; a group holds one prompt, K responses and their rewards.
 
     First, empty responses (no text, at most an end token), repeated responses and too long responses are dropped. A

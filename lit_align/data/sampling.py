@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_align.arguments import CheckedArguments
 from lit_align.data.template import special_tokens
 from lit_align.errors import UserError
 
 
 @dataclass
-class Sampling:
+class Sampling(metaclass=CheckedArguments):
     """Length, temperature and filters of sampling.
 
     Args:
@@ -51,8 +52,6 @@ class Sampling:
         if self.temperature == 0 and (self.top_p < 1 or self.top_k):
             name, value = ("top_k", self.top_k) if self.top_k else ("top_p", self.top_p)
             raise UserError(f"sampling.{name}={value} has no effect at temperature=0, the greedy choice. Leave it out.")
-        if isinstance(self.stop, str):
-            raise UserError(f"sampling.stop={self.stop!r} must be a list of strings. Write [{self.stop!r}].")
         if "" in self.stop:
             raise UserError("sampling.stop holds an empty string, at which every response would end. Take it out.")
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_align.arguments import CheckedArguments
 from lit_align.data import sampling_prompt as prompts
 from lit_align.data.examples import Examples
 from lit_align.data.formats.rows import Row
@@ -17,7 +18,7 @@ from lit_align.needs import DataNeeds, needs_of
 from lit_align.objectives import PreferenceObjective
 
 
-class TokenizingDataModule(L.LightningDataModule):
+class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
     """Base class of data modules that make tokens of rows.
 
     Args:

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 
 from lit_align.errors import UserError
+from lit_align.loading import from_fields
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives.accumulation import weighted_mean
-from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.policy import PolicyConfig
+
+FIXES = {
+    "policy": "Write PolicyConfig(path).",
+    "lora": "Write LoRAConfig(r=16).",
+    "optimizer": "It makes the optimizer once the model is loaded. Write lambda parameters: "
+    "torch.optim.AdamW(parameters, lr=1e-5).",
+}
+"""Fixes of wrong arguments of an objective."""
 
 
 def check_shape(argument: str, tensor: Tensor | None, *needed: int | str) -> None:
@@ -41,27 +50,20 @@ def check_positive(**options: float) -> None:
             raise UserError(f"model.{name}={value} must be above 0.")
 
 
-def check_arguments(objective: str, policy: object, lora: object, optimizer: object) -> None:
-    """Check what an objective gets, or passes on to its base class.
+def checked_policy(objective: str, policy: PolicyConfig | Mapping[str, Any]) -> PolicyConfig:
+    """The policy that an objective passes on to its base class; a mapping of its fields becomes a PolicyConfig.
 
     Raises:
-        UserError: an argument has another type; without an annotation the command line makes no PolicyConfig.
+        UserError: it is something else.
     """
-    if isinstance(policy, str):
-        raise UserError(f"{objective} must get a PolicyConfig, not a text. Write PolicyConfig({policy!r}).")
+    policy = from_fields(PolicyConfig, policy)
     if not isinstance(policy, PolicyConfig):
         raise UserError(
             f"{objective} must pass a PolicyConfig to its base class, which got {type(policy).__name__}. Write "
             "`def __init__(self, policy: PolicyConfig, **kwargs)`, with this annotation, and "
             "`super().__init__(policy, **kwargs)`."
         )
-    if lora is not None and not isinstance(lora, LoRAConfig):
-        raise UserError(f"model.lora must be a LoRAConfig, not of type {type(lora).__name__}. Write LoRAConfig(r=16).")
-    if not callable(optimizer):
-        raise UserError(
-            "model.optimizer must make an optimizer once the model is loaded, not be of type "
-            f"{type(optimizer).__name__}. Write lambda parameters: torch.optim.AdamW(parameters, lr=1e-5)."
-        )
+    return policy
 
 
 def check_batch(batch: object) -> None:

@@ -18,9 +18,8 @@ examples of each optimizer step:
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,14 +33,14 @@ from lit_align.loading import from_fields, load_positions, load_tokenizer, read_
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
-from lit_align.objectives._checks import check_arguments, check_batch, check_losses
+from lit_align.objectives._checks import FIXES, check_batch, check_losses, checked_policy
 from lit_align.objectives._gradients import gradient_scale
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.accumulation import MicroBatch, StepMeans, total_weight, weighted_mean
 from lit_align.objectives.resumable import ResumableModule
 from lit_align.objectives.saved import SavedObjective
 from lit_align.objectives.schedule import Completed, LearningRate, Schedule, reset_optimization
-from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig, PolicyWithoutAdapter
 from lit_align.quantization import size_of
 from lit_align.reference.base import Reference
 from lit_align.reference.build import own_weights
@@ -70,6 +69,7 @@ class PreferenceObjective(ResumableModule):
 
     formula: ClassVar[str]
     anchored: ClassVar[bool] = False
+    argument_fixes = FIXES
     # The option with the weight of each stream of texts.
     text_options: ClassVar[dict[str, str]] = {"sft": "sft_weight", "pretraining": "pretraining_weight"}
 
@@ -88,9 +88,8 @@ class PreferenceObjective(ResumableModule):
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight", "accept_changes"])
-        self.policy_config = from_fields(PolicyConfig, policy)
+        self.policy_config = checked_policy(type(self).__name__, policy)
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
-        check_arguments(type(self).__name__, self.policy_config, self.lora, optimizer)
         self.optimizer = optimizer
         self.learning_rate = LearningRate(schedule, warmup_steps, reset_optimizer_each_round)
         self.reset_optimizer_each_round = reset_optimizer_each_round
@@ -164,8 +163,9 @@ class PreferenceObjective(ResumableModule):
     def start(self) -> AbstractContextManager[Policy]:
         """Within its context, the policy that training started from, to compute beside the policy."""
         assert self.policy is not None
-        load = partial(Policy.load_start, self.policy_config, self.lora, self.tokenizer)
-        return self.beside.loaded(load, self.policy.device)
+        if self.lora is not None and self.lora.adapter is None:
+            return nullcontext(PolicyWithoutAdapter(self.policy))
+        return self.beside.loaded(lambda: self.load_policy().eval(), self.policy.device)
 
     def configure_model(self) -> None:
         if self.policy is None:
@@ -173,10 +173,9 @@ class PreferenceObjective(ResumableModule):
             self.base_fingerprint = self.policy.base_fingerprint()
         if not self.metrics:
             needs = self.data_needs()
+            preferences = needs.data_kind != "texts"
             for stage in ("train_", "val_", "test_"):
-                self.metrics[stage] = PreferenceMetrics(
-                    self.anchored, needs.output_name, preferences=needs.data_kind != "texts"
-                )
+                self.metrics[stage] = PreferenceMetrics(self.anchored, needs.output_name, preferences=preferences)
 
     def configure_optimizers(self) -> Any:
         assert self.policy is not None

@@ -8,10 +8,12 @@ from itertools import chain
 from typing import Any, Protocol, Self, runtime_checkable
 
 import lightning as L
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align import provenance
+from lit_align.arguments import CheckedArguments
 from lit_align.console import print_line
 from lit_align.errors import UserError
 from lit_align.lightning_features import check_features
@@ -42,7 +44,7 @@ class StatesIdentity(Protocol):
     def identity(self) -> provenance.Table: ...
 
 
-class ResumableModule(L.LightningModule):
+class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
     """A module whose checkpoints resume only the same run, at its position.
 
     A subclass sets the attributes below, and builds its networks in `configure_model`.
@@ -67,7 +69,8 @@ class ResumableModule(L.LightningModule):
         if KEY not in checkpoint:  # `Interruption` may know better
             Position.of_run(self.trainer).save(checkpoint)
         provenance.save(checkpoint, self.identity(), self.accept_changes)
-        checkpoint[MONITORED] = {name: value.clone() for name, value in self.trainer.callback_metrics.items()}
+        monitored = self.trainer.callback_metrics.items()
+        checkpoint[MONITORED] = {name: torch.as_tensor(value).clone() for name, value in monitored}
         hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
             name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -100,9 +103,9 @@ class ResumableModule(L.LightningModule):
         check_like(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict(), "fit_loop")
         callbacks, states = self.trainer.callbacks, checkpoint.get("callbacks", {})  # type: ignore[attr-defined]
         check_callbacks(callbacks, states)
-        continue_saving(callbacks, states, self.trainer.ckpt_path or "")
         self._monitored = checkpoint.get(MONITORED, {})
         self._resumed_at = Position.load(checkpoint)
+        continue_saving(callbacks, states, self.trainer.ckpt_path or "", self._resumed_at.step)
         self._resumed_at.write_loops(checkpoint)
         self._resumed_at.stop_again(self.trainer)
 

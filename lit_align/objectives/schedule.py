@@ -107,7 +107,7 @@ class LearningRate:
         if 0 < self.warmup_steps < 1:
             warmed = self._share(done.and_a_step(trainer), trainer) / self.warmup_steps
             return learning_rate_factor(self.schedule, warmed, self._share(done, trainer), self.warmup_steps)
-        if step == self.warmup_steps:
+        if step == self.warmup_steps and done.steps != self.warmed_up_at.steps:  # not again when a run resumes there
             self.warmed_up_at = done
         warmed = (step + 1) / self.warmup_steps if self.warmup_steps else math.inf
         warmed_up_at = self._share(self.warmed_up_at, trainer)

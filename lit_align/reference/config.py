@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lit_align.arguments import CheckedArguments
 from lit_align.errors import UserError
 from lit_align.loading import Dtype
 
@@ -40,7 +41,7 @@ class RefreshRule:
 
 
 @dataclass
-class ReferenceConfig:
+class ReferenceConfig(metaclass=CheckedArguments):
     """The model that the policy is held near.
 
     Args:

@@ -150,6 +150,7 @@ def test_a_missing_file_is_named(fails: Errors):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("a: 1\nb: [{r: 16, lr: 0,001}, [0,1]]\n", "0,001 in line 2 must be written with a point. Write 0.001."),
         ("model:\n  beta: 1\n  tau: {a: 1}\n  beta: 2\n", "model.beta is given twice, in lines 2 and 4. Delete one."),
         ("model:\n  beta: 1\n\ttau: 1\n", "line 3 is indented with a tab. Indent with spaces."),
         ("model: caf\xe9\n", "line 1 is not UTF-8. Save the file with the encoding UTF-8."),

@@ -11,7 +11,7 @@ from tiny import adamw, byte_tokenizer, fit
 from tiny_tokenizers import word_tokenizer
 from transformers import AutoTokenizer
 
-from lit_align.data import OfflinePairs, OnPolicyPairs
+from lit_align.data import FunctionScorer, OfflinePairs, OnPolicyPairs
 from lit_align.data.examples import Source, check_tokens
 from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.holdout import hold_out
@@ -101,7 +101,7 @@ def test_options_without_effect_are_refused(tiny_model, in_tmp, options, said):
 
 def test_a_share_can_only_be_held_out_of_files():
     with pytest.raises(UserError, match=r"data.validation=0.1 has no effect: .*OnPolicyPairs does not have"):
-        OnPolicyPairs("prompts.jsonl", None, validation=0.1)  # type: ignore[arg-type]
+        OnPolicyPairs("prompts.jsonl", FunctionScorer("json.dump"), validation=0.1)
 
 
 def test_rows_longer_than_the_models_positions_are_refused(tiny_model, in_tmp):

@@ -67,7 +67,7 @@ def test_a_negative_margin_is_refused():
 
 @pytest.mark.parametrize("option", ["min_margin", "reward_temperature", "threshold", "max_length"])
 def test_an_option_of_nan_is_refused(option):
-    with pytest.raises(UserError, match=f"pairing.{option}=nan "):
+    with pytest.raises(UserError, match=rf"{option}=(nan|NaN) must be "):
         BestWorst(**{option: math.nan})
 
 

@@ -99,19 +99,6 @@ def test_a_name_neither_here_nor_on_the_hub_is_an_error(pairs):
         fit(DPO(PolicyConfig("nope")), pairs)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"policy": "model"}, r"DPO must get a PolicyConfig, not a text. Write PolicyConfig\('model'\)"),
-        ({"lora": 16}, r"model.lora must be a LoRAConfig, not of type int. Write LoRAConfig"),
-        ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, r"model.optimizer must make an optimizer .* of type SGD"),
-    ],
-)
-def test_an_argument_of_another_type_is_named(arguments: dict[str, Any], message: str):
-    with pytest.raises(UserError, match=message):
-        DPO(**{"policy": PolicyConfig("model")} | arguments)
-
-
 def test_a_reference_that_does_not_exist_is_named(tiny_model, pairs):
     with pytest.raises(UserError, match=r"model.reference.path: there is no folder './no/such/model'"):
         fit(DPO(PolicyConfig(tiny_model), reference=ReferenceConfig(path="./no/such/model")), pairs)
@@ -130,13 +117,14 @@ def test_an_optimizer_that_cannot_be_is_named(tiny_model, pairs):
         fit(DPO(PolicyConfig(tiny_model), optimizer=adamw(-1.0)), pairs)
 
 
-def test_an_objective_without_a_policy_annotation_is_refused(tiny_model):
+def test_an_objective_that_passes_on_another_policy_is_refused(tiny_model):
     class Bare(DPO):
-        def __init__(self, policy, **kwargs):  # the command line then passes what it parsed
-            super().__init__(policy, **kwargs)
+        def __init__(self, model, **kwargs):
+            super().__init__(model, **kwargs)
 
-    with pytest.raises(UserError, match=r"Bare must pass a PolicyConfig to its base class, which got list. Write `def"):
-        Bare(["path", tiny_model])
+    assert Bare({"path": tiny_model}).policy_config == PolicyConfig(tiny_model)
+    with pytest.raises(UserError, match=r"Bare must pass a PolicyConfig to its base class, which got str. Write `def"):
+        Bare(tiny_model)
 
 
 @pytest.mark.parametrize(

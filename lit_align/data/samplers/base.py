@@ -4,13 +4,14 @@ Before a round's first response, each proves bit by bit that its weights are the
 influences log π_s: the policy itself computes it from the sampled tokens.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from lit_align.arguments import CheckedArguments
 from lit_align.data.sampling import Response, SampleRequest
 from lit_align.errors import UserError
 from lit_align.policy import Policy
@@ -21,7 +22,7 @@ class EngineLost(UserError):
     """An engine has died or has other weights now; it may be loaded again."""
 
 
-class Sampler(ABC):
+class Sampler(metaclass=CheckedArguments):
     """Samples responses. A round loads the policy's weights, samples all its batches, and frees what it can."""
 
     streams_weights = False

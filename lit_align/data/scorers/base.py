@@ -3,16 +3,20 @@
 import hashlib
 import math
 import numbers
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from lit_align.arguments import CheckedArguments
 from lit_align.data.formats.record import LARGEST
 from lit_align.data.formats.rows import Text
 from lit_align.errors import UserError, shown
+
+SCORER_FIXES: dict[str, str] = dict.fromkeys(("scorer", "scorers", "judges"), "Write FunctionScorer(function).")
+"""Fixes of an argument that is not a scorer."""
 
 
 class ScorerError(UserError):
@@ -27,7 +31,7 @@ class GroupScores(NamedTuple):
     preferences: list[list[float]] | None = None  # P(y_i ≻ y_j), [K, K], of a scorer that compares
 
 
-class BaseScorer(ABC):
+class BaseScorer(metaclass=CheckedArguments):
     """The common part of all scorers: an identity, and loading and freeing of resources."""
 
     @property
@@ -43,10 +47,10 @@ class BaseScorer(ABC):
             ScorerError: the scorer raises, or returns values that cannot be used.
         """
 
-    def start(self) -> None:  # noqa: B027  # not every scorer has something to load
+    def start(self) -> None:  # not every scorer has something to load
         """Load what scoring needs; a second call does nothing."""
 
-    def release(self) -> None:  # noqa: B027
+    def release(self) -> None:
         """Free it, as between rounds, and report its cost; the next score loads it again."""
 
 

@@ -5,11 +5,12 @@ import re
 import urllib.parse
 from dataclasses import dataclass
 
+from lit_align.arguments import CheckedArguments
 from lit_align.errors import UserError, check_number
 
 
 @dataclass
-class Endpoint:
+class Endpoint(metaclass=CheckedArguments):
     """The server of a judge, and how to query it.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from lit_align.data.formats.rows import Text
-from lit_align.data.scorers.base import Scorer, Scores, check_at_least_one, score
+from lit_align.data.scorers.base import SCORER_FIXES, Scorer, Scores, check_at_least_one, score
 from lit_align.errors import UserError
 
 
@@ -20,6 +20,8 @@ class EnsembleScorer(Scorer):
         weights: Weight of each member by name; the default is 1.
         batch_size: Most responses per call.
     """
+
+    argument_fixes = SCORER_FIXES
 
     def __init__(self, scorers: dict[str, Scorer], weights: dict[str, float] | None = None, batch_size: int = 256):
         self.scorers = scorers

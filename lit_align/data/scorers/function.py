@@ -13,6 +13,10 @@ from typing import Any
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import PairwiseScorer, Scorer, asks_to_end, check_at_least_one, fingerprint_of
 from lit_align.errors import UserError
+from lit_align.files import digest
+
+_IMPORTED: dict[str, str] = {}
+"""Fingerprint of each imported module's file when it was run."""
 
 
 class FunctionScorer(Scorer):
@@ -21,19 +25,19 @@ class FunctionScorer(Scorer):
     A prompt is a string, or a list of messages with `role` and `content`.
 
     Args:
-        function: Import path of the function: package.module.function, or path/to/file.py:function.
+        function: Import path of the function: package.module.function, or path/to/file.py:function. In Python also the
+            function itself.
         batch_size: Most responses per call.
     """
 
-    def __init__(self, function: str, batch_size: int = 256):
-        self.function = _import_function(function)
+    def __init__(self, function: str | Callable[..., Any], batch_size: int = 256):
+        self.function = _import_function(function) if isinstance(function, str) else _checked(function)
         self.batch_size = check_at_least_one("batch_size", batch_size)
-        file = getattr(sys.modules.get(self.function.__module__ or ""), "__file__", None)
-        self._identity = f"{function}@{fingerprint_of([Path(file)])}" if file else function
+        self._identity = _identity_of(self.function, function if isinstance(function, str) else None)
 
     @property
     def identity(self) -> str:
-        """The import path and a fingerprint of the file that holds the function."""
+        """The function's name and a fingerprint of the file that holds it, or of its code."""
         return self._identity
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
@@ -44,10 +48,11 @@ class PairwiseFunctionScorer(PairwiseScorer):
     """A Python function that compares K responses: `prefer(prompt, responses)` returns P(i beats j), [K, K].
 
     Args:
-        function: Import path of the function: package.module.function, or path/to/file.py:function.
+        function: Import path of the function: package.module.function, or path/to/file.py:function. In Python also the
+            function itself.
     """
 
-    def __init__(self, function: str):
+    def __init__(self, function: str | Callable[..., Any]):
         self._function = FunctionScorer(function)
 
     @property
@@ -69,24 +74,44 @@ def _import_function(path: str) -> Callable[..., Sequence[float]]:
     if ":" in path and not Path(place).is_file():
         raise UserError(f"scorer.function={path!r}: there is no file {place!r}. {forms}")
     try:
-        module = _import_file(Path(place)) if ":" in path else importlib.import_module(place)
+        module = _import_file(Path(place)) if ":" in path else _import_module(place)
     except BaseException as error:  # whatever the user's file does, sys.exit included
         if asks_to_end(error):
             raise
+        fix = forms if isinstance(error, ImportError) else "The error is in its code: fix it, or set what it needs."
         raise UserError(
-            f"scorer.function={path!r}: cannot import {place!r} ({type(error).__name__}: {error}). {forms}"
+            f"scorer.function={path!r}: cannot import {place!r} ({type(error).__name__}: {error}). {fix}"
         ) from error
     function: Any = getattr(module, name, None)
     if function is None:
         raise UserError(f"scorer.function={path!r}: there is no {name!r} in {place!r}. {forms}")
     if not callable(function):
         raise UserError(f"scorer.function={path!r} must be a function, not of type {type(function).__name__}. {forms}")
+    return _checked(function, path)
+
+
+def _checked(function: Callable[..., Any], path: str = "") -> Callable[..., Any]:
+    """A function that takes two arguments; `score` checks what it returns."""
     if not _takes_two(function):
         raise UserError(
-            f"scorer.function={path!r} must take two arguments: reward(prompts, responses) returns one number per "
-            "response. Change its arguments."
+            f"scorer.function={path or _name_of(function)!r} must take two arguments: reward(prompts, responses) "
+            "returns one number per response. Change its arguments."
         )
-    return function  # type: ignore[return-value]  # `score` checks what it returns
+    return function
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+def _identity_of(function: Callable[..., Any], path: str | None) -> str:
+    """The path that names a function, or its name, with a fingerprint of its file; of a notebook's, of its code."""
+    file = getattr(sys.modules.get(function.__module__ or ""), "__file__", None)
+    name = path or _name_of(function)
+    if file:
+        return f"{name}@{fingerprint_of([Path(file)])}"
+    code = getattr(function, "__code__", None)
+    return name if path or code is None else f"{name}@{digest(repr((code.co_code, code.co_consts, code.co_names)))}"
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
@@ -99,6 +124,17 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _import_module(name: str) -> ModuleType:
+    """Import a module; run it again if its file has been edited since."""
+    module = importlib.import_module(name)
+    file = getattr(module, "__file__", None)
+    now = fingerprint_of([Path(file)]) if file else ""
+    if _IMPORTED.setdefault(name, now) != now:
+        module = importlib.reload(module)
+        _IMPORTED[name] = now
+    return module
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scoring import CODE, message_of
@@ -44,6 +45,29 @@ def test_an_edited_file_is_run_again_in_the_same_process(in_tmp: Path):
     assert rewards == [1.0, 22.0]
 
 
+def test_an_edited_module_is_run_again_in_the_same_process(in_tmp: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(in_tmp)
+    rewards = []
+    for code in ("[1.0] * len(responses)", "[22.0] * len(responses)"):
+        Path("edited_module.py").write_text(f"def reward(prompts, responses): return {code}\n")
+        rewards += score(FunctionScorer("edited_module.reward"), ["a"], ["b"])
+    assert rewards == [1.0, 22.0]
+
+
+def test_a_function_itself_is_a_scorer_whose_identity_follows_its_code(in_tmp: Path):
+    def scorer(code: str) -> FunctionScorer:
+        notebook: dict[str, Any] = {"__name__": "notebook"}  # has no file
+        exec(f"def reward(prompts, responses): return {code}", notebook)
+        return FunctionScorer(notebook["reward"])
+
+    one, other = scorer("[1.0] * len(responses)"), scorer("[2.0] * len(responses)")
+    assert score(one, ["a"], ["b"]) == [1.0]
+    assert one.identity == scorer("[1.0] * len(responses)").identity != other.identity
+    assert compare(PairwiseFunctionScorer(lambda prompt, group: [[0.5, 1], [0, 0.5]]), ["q"], [["a", "b"]])
+    with pytest.raises(UserError, match="lambda>' must take two arguments"):
+        FunctionScorer(lambda responses: [1.0])
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -62,6 +86,12 @@ def test_a_missing_function_is_named(in_tmp: Path, function: str, words: list[st
     message = message_of(UserError, FunctionScorer, function)
     for word in ["scorer.function=", "path/to/file.py:function", *words]:
         assert word in message, message
+
+
+def test_an_error_within_a_functions_file_is_told_apart(in_tmp: Path):
+    Path("keyed.py").write_text("import os\nKEY = os.environ['NO_SUCH_KEY']\ndef reward(prompts, responses): ...\n")
+    with pytest.raises(UserError, match=r"KeyError: 'NO_SUCH_KEY'\). The error is in its code: fix it, or set what"):
+        FunctionScorer("keyed.py:reward")
 
 
 def test_a_function_of_one_argument_is_refused(in_tmp: Path):

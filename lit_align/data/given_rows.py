@@ -1,0 +1,67 @@
+"""Rows that are given in Python in place of a file's name: a list of dicts, or a `datasets.Dataset`.
+
+They are written once to the cache of tokenized data, and read from there as any other file, by all processes.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_align.data.cache import TokenCache
+from lit_align.errors import UserError, first_line
+from lit_align.files import digest
+
+
+def as_file(given: Any) -> Any:
+    """The path of a file with the rows, if rows are given, written if it is not there yet; else what is given.
+
+    Raises:
+        UserError: a row holds something other than texts, numbers, lists and dicts.
+    """
+    if not (_is_dataset(given) or _are_rows(given)):
+        return given
+    name = "rows.parquet" if _is_dataset(given) else "rows.jsonl"
+    identity = given._fingerprint if _is_dataset(given) else digest(_lines(given))
+
+    def write(folder: Path, _: object) -> None:
+        if _is_dataset(given):
+            given.to_parquet(folder / name)
+        else:
+            with (folder / name).open("w", encoding="utf-8") as file:
+                file.writelines(_lines(given))
+
+    return str(TokenCache.at(None).load_or_make("rows", {"rows": identity}, {}, write) / name)
+
+
+def as_files(given: Any) -> Any:
+    """The same for one source or for a list of several."""
+    one = as_file(given)
+    return [as_file(each) for each in given] if one is given and isinstance(given, list) else one
+
+
+def reading_rows(*arguments: str) -> dict[str, Callable[[Any], Any]]:
+    """The `argument_conversions` of a class, of which each of these arguments names a source."""
+    return dict.fromkeys(arguments, as_file)
+
+
+def _are_rows(given: Any) -> bool:
+    """Whether it is a list of dicts that are not sources, {path: …}."""
+    rows = given if isinstance(given, list) else []
+    return len(rows) > 0 and all(isinstance(row, Mapping) and "path" not in row for row in rows)
+
+
+def _is_dataset(value: Any) -> bool:
+    datasets = sys.modules.get("datasets")  # takes seconds to import
+    return datasets is not None and isinstance(value, datasets.Dataset)
+
+
+def _lines(rows: list[Mapping[str, Any]]) -> Iterator[str]:
+    for place, row in enumerate(rows):
+        try:
+            yield json.dumps(row, ensure_ascii=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"rows[{place}] cannot be written as JSON: {first_line(error)}. Give texts, numbers, lists and dicts."
+            ) from error
