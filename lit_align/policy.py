@@ -38,7 +38,15 @@ from lit_align.quantization import scales_of, unpacked
 from lit_align.row_norm import keep_norms_in_cache
 from lit_align.sharding import frozen_copy, fsdp_modules, full_tensor, rank, reshard, settled, type_of
 
-__all__ = ["LoRAConfig", "Policy", "PolicyConfig", "fingerprint", "is_adapter_weight", "weights_of"]
+__all__ = [
+    "LoRAConfig",
+    "Policy",
+    "PolicyConfig",
+    "PolicyWithoutAdapter",
+    "fingerprint",
+    "is_adapter_weight",
+    "weights_of",
+]
 
 CPU_CHUNK_ELEMENTS = 1 << 17
 """Words that a fingerprint reads at once, few enough for a processor's cache."""
@@ -92,18 +100,6 @@ class Policy(nn.Module):
         if config.compile:
             compile_blocks(policy.model)
         return policy.train()
-
-    @classmethod
-    def load_start(cls, config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The policy that training starts from, in eval mode.
-
-        A fresh adapter, which adds 0, is switched off: that saves its time.
-        """
-        start = cls.load(config, lora, tokenizer)
-        if lora is not None and lora.adapter is None:
-            for layer in start._adapted_layers():
-                layer._disable_adapters = True
-        return start.eval()
 
     @staticmethod
     def load_model(
@@ -250,6 +246,39 @@ class Policy(nn.Module):
     def tokenizer_to_save(self) -> PreTrainedTokenizerBase:
         """The tokenizer that goes with the saved model."""
         return self.tokenizer
+
+
+class PolicyWithoutAdapter(Policy):
+    """A policy's model without its adapter, over the same weights in memory; it only computes.
+
+    It is the start of a policy whose adapter was fresh.
+    """
+
+    adapter = None
+
+    def __init__(self, policy: Policy):
+        nn.Module.__init__(self)
+        self.policy = policy
+        self.tokenizer = policy.tokenizer
+        self.shares_prefix = policy.shares_prefix
+        self.temperature = policy.temperature
+
+    @property
+    def model(self) -> PreTrainedModel:  # type: ignore[override]
+        return self.policy.model
+
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        with self.policy.adapters([]):
+            log_probabilities: Tensor = self.policy(batch)
+        return log_probabilities
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, weight in self.model.named_parameters():
+            if not is_adapter_weight(name):
+                yield name.replace(".base_layer", ""), unpacked(weight)
+
+    def fingerprint(self) -> str:
+        return self.base_fingerprint()
 
 
 def is_adapter_weight(name: str) -> bool:

@@ -102,16 +102,17 @@ def check_callbacks(callbacks: Iterable[Callback], states: Mapping[str, Any]) ->
                 _check_kept(name, state, callback.save_top_k)
 
 
-def continue_saving(callbacks: Iterable[Callback], states: Mapping[str, Any], ckpt_path: str | Path) -> None:
+def continue_saving(callbacks: Iterable[Callback], states: Mapping[str, Any], ckpt_path: str | Path, step: int) -> None:
     """Let each ModelCheckpoint that wrote a checkpoint continue in its folder, also if the folder has another name now.
 
     Lightning compares the names alone, and forgets which checkpoints it keeps where they differ. It never restores
-    which checkpoint `last.ckpt` links to.
+    which checkpoint `last.ckpt` links to, and at which step it was saved, and so would save that step again.
 
     Args:
         callbacks: Those of this run.
         states: Their states in the checkpoint; those of moved folders are changed.
         ckpt_path: The checkpoint.
+        step: The optimizer step at which it was saved.
     """
     written = Path(ckpt_path).resolve()  # last.ckpt is a link
     for callback in callbacks:
@@ -129,6 +130,7 @@ def continue_saving(callbacks: Iterable[Callback], states: Mapping[str, Any], ck
         last = Path(state["last_model_path"])
         if written.name in own:
             callback._last_checkpoint_saved = os.path.join(folder, written.name)
+            callback._last_global_step_saved = step
         elif last.is_symlink():  # the run was interrupted after it
             callback._last_checkpoint_saved = os.path.join(folder, last.resolve().name)
 

@@ -16,7 +16,7 @@ from lit_align.data.batches import Example, collate
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import DPO
-from lit_align.policy import LoRAConfig, Policy, PolicyConfig, fingerprint
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig, PolicyWithoutAdapter, fingerprint
 from lit_align.reference.build import make_reference
 from lit_align.reference.config import ReferenceConfig, RefreshRule
 from lit_align.reference.copied import CopiedReference
@@ -57,14 +57,22 @@ def test_a_live_reference_of_the_policys_dtype_agrees_with_it_to_the_bit(tiny_mo
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_start_gives_the_same_bits_without_its_fresh_adapter(tiny_model, batch, dtype):
-    policy = policy_of(tiny_model, LORA, dtype)
-    start = Policy.load_start(PolicyConfig(tiny_model, dtype=dtype), LORA, policy.tokenizer)
-    assert torch.equal(start(batch), policy(batch))
-    jolt(start, 1)
-    assert torch.equal(start(batch), policy(batch)), "the adapter is computed"
-    full = dict(policy_of(tiny_model, None, dtype).full_weights())
-    assert all(torch.equal(weight, full[name]) for name, weight in policy.full_weights())
+def test_a_policy_without_its_adapter_is_the_plain_model_to_the_bit(tiny_model, batch, dtype):
+    policy, plain = policy_of(tiny_model, LORA, dtype), policy_of(tiny_model, None, dtype)
+    assert torch.equal(policy(batch), plain(batch)), "a fresh adapter adds 0"
+    start = PolicyWithoutAdapter(policy)
+    jolt(policy, 1)
+    trained = policy(batch)
+    assert not torch.equal(trained, plain(batch))
+    assert torch.equal(start(batch), plain(batch))
+    assert torch.equal(policy(batch), trained), "the adapter stays switched off"
+    full = dict(plain.full_weights())
+    assert all(torch.equal(weight, full.pop(name)) for name, weight in start.full_weights())
+    assert not full
+    assert start.fingerprint() == policy_of(tiny_model, LORA, dtype).base_fingerprint()
+    assert (start.dtype, start.positions) == (plain.dtype, plain.positions)
+    copied, expected = start.merged_copy(), plain.merged_copy()
+    assert all(torch.equal(*both) for both in zip(copied.parameters(), expected.parameters(), strict=True))
 
 
 def test_soft_mixing_follows_the_closed_form(tiny_model):

@@ -101,20 +101,21 @@ def test_a_moved_folder_keeps_the_list_of_its_checkpoints(in_tmp, before: str):
     kept = {"best_model_path": a, "kth_best_model_path": b, "last_model_path": f"{before}/last.ckpt"}
     scores = {a: torch.tensor(1.0), b: torch.tensor(2.0)}
     states = {saves.state_key: saving(dirpath=before, best_k_models=scores, **kept)}
-    continue_saving([saves], states, now / "last.ckpt")
+    continue_saving([saves], states, now / "last.ckpt", 7)
     saves.load_state_dict(states[saves.state_key])
     assert saves.best_k_models == {f"{now}/a.ckpt": 1.0, f"{now}/b.ckpt": 2.0}
     assert [saves.best_model_path, saves.kth_best_model_path] == [f"{now}/a.ckpt", f"{now}/b.ckpt"]
     for resumed in ("last.ckpt", "interrupted.ckpt"):
         saves._last_checkpoint_saved = ""
-        continue_saving([saves], states, now / resumed)
+        continue_saving([saves], states, now / resumed, 7)
         assert saves._last_checkpoint_saved == f"{now}/b.ckpt", "last.ckpt is to be a link again"
+    assert saves._last_global_step_saved == 7, "the step is not saved again"
 
 
 def test_another_runs_checkpoint_brings_no_list_of_checkpoints(in_tmp):
     saves = ModelCheckpoint(in_tmp / "new", monitor="loss", save_top_k=2)
     states = {saves.state_key: saving(dirpath="other")}
-    continue_saving([saves], states, in_tmp / "other" / "b.ckpt")
+    continue_saving([saves], states, in_tmp / "other" / "b.ckpt", 7)
     assert states[saves.state_key]["dirpath"] == "other"
 
 

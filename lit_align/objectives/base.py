@@ -18,9 +18,8 @@ examples of each optimizer step:
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -41,7 +40,7 @@ from lit_align.objectives.accumulation import MicroBatch, StepMeans, total_weigh
 from lit_align.objectives.resumable import ResumableModule
 from lit_align.objectives.saved import SavedObjective
 from lit_align.objectives.schedule import Completed, LearningRate, Schedule, reset_optimization
-from lit_align.policy import LoRAConfig, Policy, PolicyConfig
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig, PolicyWithoutAdapter
 from lit_align.quantization import size_of
 from lit_align.reference.base import Reference
 from lit_align.reference.build import own_weights
@@ -164,8 +163,9 @@ class PreferenceObjective(ResumableModule):
     def start(self) -> AbstractContextManager[Policy]:
         """Within its context, the policy that training started from, to compute beside the policy."""
         assert self.policy is not None
-        load = partial(Policy.load_start, self.policy_config, self.lora, self.tokenizer)
-        return self.beside.loaded(load, self.policy.device)
+        if self.lora is not None and self.lora.adapter is None:
+            return nullcontext(PolicyWithoutAdapter(self.policy))
+        return self.beside.loaded(lambda: self.load_policy().eval(), self.policy.device)
 
     def configure_model(self) -> None:
         if self.policy is None:
@@ -173,10 +173,9 @@ class PreferenceObjective(ResumableModule):
             self.base_fingerprint = self.policy.base_fingerprint()
         if not self.metrics:
             needs = self.data_needs()
+            preferences = needs.data_kind != "texts"
             for stage in ("train_", "val_", "test_"):
-                self.metrics[stage] = PreferenceMetrics(
-                    self.anchored, needs.output_name, preferences=needs.data_kind != "texts"
-                )
+                self.metrics[stage] = PreferenceMetrics(self.anchored, needs.output_name, preferences=preferences)
 
     def configure_optimizers(self) -> Any:
         assert self.policy is not None

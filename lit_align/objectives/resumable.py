@@ -103,9 +103,9 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         check_like(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict(), "fit_loop")
         callbacks, states = self.trainer.callbacks, checkpoint.get("callbacks", {})  # type: ignore[attr-defined]
         check_callbacks(callbacks, states)
-        continue_saving(callbacks, states, self.trainer.ckpt_path or "")
         self._monitored = checkpoint.get(MONITORED, {})
         self._resumed_at = Position.load(checkpoint)
+        continue_saving(callbacks, states, self.trainer.ckpt_path or "", self._resumed_at.step)
         self._resumed_at.write_loops(checkpoint)
         self._resumed_at.stop_again(self.trainer)
 
@@ -118,7 +118,10 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
     def on_fit_start(self) -> None:
         provenance.check_processes(self.identity())
         self._own_schedules = [dict(each.scheduler.state_dict()) for each in self.trainer.lr_scheduler_configs]
-        self._own_groups = [[{**group} for group in each.param_groups] for each in self.trainer.optimizers]
+        self._own_options = [
+            [{name: value for name, value in group.items() if name != "params"} for group in each.param_groups]
+            for each in self.trainer.optimizers
+        ]
 
     def on_train_start(self) -> None:
         if self._resumed_at is not None:
@@ -143,9 +146,9 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
     def _apply_accepted_options(self) -> None:
         """Give optimizers this run's values of the options in which it may differ from its checkpoint."""
         accepted = {name.removeprefix("model.optimizer.") for name in self.accept_changes}
-        for optimizer, own in zip(self.trainer.optimizers, self._own_groups, strict=True):
-            for group, own_group in zip(optimizer.param_groups, own, strict=True):
-                group |= {name: own_group[name] for name in accepted & optimizer.defaults.keys()}
+        for optimizer, groups in zip(self.trainer.optimizers, self._own_options, strict=True):
+            for group, own in zip(optimizer.param_groups, groups, strict=True):
+                group |= {name: own[name] for name in accepted & own.keys()}
         for config, own in zip(self.trainer.lr_scheduler_configs, self._own_schedules, strict=True):
             if "lr" in accepted and "base_lrs" in own:
                 config.scheduler.base_lrs = own["base_lrs"]

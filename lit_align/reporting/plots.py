@@ -14,6 +14,7 @@ import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lit_align.evaluation.summary import TRAINING
@@ -102,20 +103,21 @@ def comparison_plots(
 
 def plot_curves(folder: str | Path) -> Path | None:
     """Draw all plots of a run into `curves.png`; None if nothing was logged."""
-    run = Run(Path(folder), Path(folder).name)
-    scratch = Figure()
-    drawn = [draw for draw in draws_of(run).values() if draw(scratch.add_subplot())]
-    if not drawn:
+    run, figure = Run(Path(folder), Path(folder).name), Figure()
+    for draw in draws_of(run).values():
+        axis = figure.add_subplot()
+        if not draw(axis):
+            axis.remove()
+    axes = figure.axes
+    if not axes:
         return None
-    columns = min(3, len(drawn))
-    height = -(-len(drawn) // columns)
-    size = (4.6 * columns, 3.2 * height)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(height, columns, squeeze=False)
-    for axis in axes.flat[len(drawn) :]:
-        axis.set_visible(False)
-    for axis, draw in zip(axes.flat, drawn, strict=False):
-        draw(axis)
+    columns = min(3, len(axes))
+    height = -(-len(axes) // columns)
+    figure.set_size_inches(4.6 * columns, 3.2 * height)
+    grid = figure.add_gridspec(height, columns)
+    for place, axis in enumerate(axes):
+        axis.set_subplotspec(grid[place])
+    _lay_out(figure)
     path = run.folder / "curves.png"
     with writing(path):
         figure.savefig(path, dpi=120)
@@ -124,8 +126,16 @@ def plot_curves(folder: str | Path) -> Path | None:
 
 def _figure(draw: Draw) -> Figure | None:
     """A plot; None where there is nothing to draw."""
-    figure = Figure(figsize=(5, 3.4), layout="constrained")
-    return figure if draw(figure.add_subplot()) else None
+    figure = Figure(figsize=(5, 3.4))
+    if not draw(figure.add_subplot()):
+        return None
+    _lay_out(figure)
+    return figure
+
+
+def _lay_out(figure: Figure) -> None:
+    """Make room for the texts around the axes, once; a figure with `layout=` does so in each format it is saved in."""
+    ConstrainedLayoutEngine().execute(figure)
 
 
 def _styled(axis: Axes, title: str, x: str) -> bool:

@@ -68,7 +68,10 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
     paths = [Path(folder) for folder in folders]
     for path in paths:
         if not (path / "metrics.csv").exists() and not (path / "summary.json").exists():
-            raise UserError(f"{path}: not a run's folder; it has neither metrics.csv nor summary.json.")
+            raise UserError(
+                f"{path}: not a run's folder; it has neither metrics.csv nor summary.json. Name the "
+                "trainer.default_root_dir of a run."
+            )
     short = [path.resolve().name for path in paths]
     names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
     return [Run(path, name) for path, name in zip(paths, names, strict=True)]

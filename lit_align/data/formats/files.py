@@ -61,7 +61,9 @@ def _read_table(path: Path, skipped: Counter[str]) -> Iterator[Record]:
                 f"{path.name}: the file is not UTF-8 near line {rows.line_num + 1} ({error.reason}). Save it as UTF-8."
             ) from error
         except csv.Error as error:
-            raise DataError(f"{path.name}: line {rows.line_num} is not valid CSV ({first_line(error)}).") from error
+            raise DataError(
+                f"{path.name}: line {rows.line_num} is not valid CSV ({first_line(error)}). Correct it, or take it out."
+            ) from error
 
 
 def _delimiter(path: Path, head: str) -> str:

@@ -29,7 +29,8 @@ def read_json(path: Path, skipped: Counter[str]) -> Iterator[Record]:
     for number, values in whole(path, _numbered(path, skipped)):
         if not isinstance(values, dict):
             raise DataError(
-                f'{name}:{number}: the row is {shown(values)}, but needs to be an object such as {{"prompt": "…"}}.'
+                f'{name}:{number}: the row is {shown(values)}, but needs to be an object such as {{"prompt": "…"}}. '
+                "Correct it, or take it out."
             )
         yield Record(values, f"{name}:{number}")
 

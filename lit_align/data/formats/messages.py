@@ -54,12 +54,15 @@ _EXCHANGES = (
 )
 """Keys of a turn that holds a question with its answer."""
 
-_WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
-
-
 _DIALOGUES = ("messages", "conversations", "conversation", "dialog", "dialogue")
 """Columns in which a list of texts holds the turns of user and assistant, as in LIMA."""
+
+_WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 _ONE_WRITTEN_OUT = re.compile(r"""\s*\{\s*["'](role|content|from|value)["']\s*:""")
+"""Beginnings of texts that spell out a list of messages, or one message."""
+
+UNTRAINED = "_untrained"
+"""Marks an assistant's message whose weight is 0, until its chat is split into turns."""
 
 
 class MessageReader:
@@ -207,10 +210,6 @@ def _one_message(text: str) -> dict[str, Any] | None:
         return None
     is_message = isinstance(value, dict) and any(str(value.get(key)).lower() in ROLES for key in _ROLE_KEYS)
     return value if is_message and not value.keys().isdisjoint(_CONTENT_KEYS) else None
-
-
-UNTRAINED = "_untrained"
-"""Marks an assistant's message whose weight is 0, until its chat is split into turns."""
 
 
 def trained_turns(chat: list[Message]) -> tuple[list[Message], list[int]]:
