@@ -48,6 +48,8 @@ def main(args: list[str] | None = None) -> None:
     """
     args = sys.argv[1:] if args is None else args
     quiet()
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # modules of the user's own classes; last, so that none hides an installed one
     try:
         if args and args[0] in ("-h", "--help"):
             sys.stdout.write(top_level_help())

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,19 @@ def test_a_printed_configuration_reads_back_as_itself(capsys: pytest.CaptureFixt
     Path("printed.yaml").write_text(printed("dpo.yaml"))
     assert yaml.safe_load(Path("printed.yaml").read_text())["model"]["init_args"]["beta"] == 0.2
     assert printed("printed.yaml") == Path("printed.yaml").read_text()
+
+
+def test_modules_of_the_current_folder_are_found(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    Path("own_pairing.py").write_text("from lit_align.data import BestWorst\nclass Mine(BestWorst): ...\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    options = "--model=DPO --model.policy.path=m --data=OfflinePairs --data.train=t --data.pairing=own_pairing.Mine"
+    with pytest.raises(SystemExit) as left:
+        main(["fit", *options.split(), "--print_config"])
+    assert left.value.code == 0
+    assert "class_path: own_pairing.Mine" in capsys.readouterr().out
+    assert sys.path[-1] == str(in_tmp)
 
 
 def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str]):
