@@ -128,7 +128,8 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
             with restoring(self.trainer):
                 self._check_restored()
                 self._apply_accepted_options()
-                self.trainer.callback_metrics.update({n: value.to(self.device) for n, value in self._monitored.items()})
+                monitored = {name: value.to(self.device).reshape(()) for name, value in self._monitored.items()}
+                self.trainer.callback_metrics.update(monitored)
             renew_learning_rates(self.trainer)
             self._resumed_at.settle(self.trainer)
 
