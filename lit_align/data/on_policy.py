@@ -130,7 +130,7 @@ class OnPolicyPairs(PairsDataModule):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        check_rounds(responses_per_prompt, sampling_batch_size, prompts_per_round, rounds_ahead)
+        check_rounds(responses_per_prompt, sampling_batch_size, prompts_per_round)
         self.prompts = prompts
         self.scorer = scorer
         self.prompts_split = prompts_split

@@ -37,8 +37,8 @@ def prompts_in_words(per_round: PromptsPerRound) -> str:
     return {"all": "all prompts", "chunk": "an equal share of the prompts"}.get(str(per_round), f"{per_round} prompts")
 
 
-def check_rounds(responses: int, batch: int, per_round: PromptsPerRound, ahead: int) -> None:
-    """Check the options that determine the size and the order of rounds.
+def check_rounds(responses: int, batch: int, per_round: PromptsPerRound) -> None:
+    """Check the options that determine the size of rounds.
 
     Args:
         responses: To each prompt.
@@ -55,8 +55,6 @@ def check_rounds(responses: int, batch: int, per_round: PromptsPerRound, ahead: 
         )
     if isinstance(per_round, int) and per_round < 1:
         raise UserError(f"data.prompts_per_round={per_round} must be at least 1, all or chunk.")
-    if ahead not in (0, 1):
-        raise UserError(f"data.rounds_ahead={ahead} must be 0 or 1. Change it.")
 
 
 def check_known(per_round: PromptsPerRound, rounds: int) -> None:
