@@ -92,7 +92,7 @@ def test_the_end_of_warm_up_survives_a_resume_of_a_longer_run(tiny_model, in_tmp
 
     assert rates(keep, max_epochs=2, enable_checkpointing=True) == pytest.approx([0.5, 1, 1, 0.5])
     resumed = rates(max_epochs=3, ckpt_path="kept/step=3.ckpt")
-    assert resumed == pytest.approx([0.5, 1 / 2, 1 / 4])  # the first was set at the end of the step before
+    assert resumed == pytest.approx([3 / 4, 2 / 4, 1 / 4])
 
 
 class Optimizer(Callback):
