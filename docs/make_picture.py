@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 FOLDER = Path(__file__).parent
-WIDTH, HEIGHT = 1200, 1380  # the verdict and the plots
+WIDTH, HEIGHT = 1200, 1460  # the verdict and the plots
 LIMIT = 300_000  # bytes
 
 
