@@ -251,6 +251,8 @@ def _fit(model: Any, tokenizer: Any, snippets: list[Snippet], peak: float = 2e-4
     import torch
     from torch.nn.functional import mse_loss
 
+    from lit_align.dtypes import is_fast
+
     texts = [snippet.text for snippet in snippets]
     ratings = torch.tensor([snippet.rating for snippet in snippets])
     batches = _batches_by_length(texts, 32)
@@ -261,7 +263,7 @@ def _fit(model: Any, tokenizer: Any, snippets: list[Snippet], peak: float = 2e-4
     model.train()
     for indices in batches:
         inputs = tokenizer([texts[i] for i in indices], padding=True, truncation=True, return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_fast(torch.bfloat16)):
             predicted = model(**inputs).logits[:, 0]
         mse_loss(predicted.float(), ratings[indices]).backward()
         optimizer.step()

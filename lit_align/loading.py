@@ -19,6 +19,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from lit_align.arguments import CheckedArguments
+from lit_align.dtypes import fast_dtype
 from lit_align.errors import UserError, check_number, first_line
 from lit_align.lora_linear import keep_updates_in_cache
 from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
@@ -38,7 +39,8 @@ class PolicyConfig(metaclass=CheckedArguments):
     Args:
         path: Hub name, folder, or GGUF file; `PACKAGE:FILE.gguf` is a file that an installed package ships.
         dtype: Type of the weights. auto: float32, so that small updates are not rounded away; bfloat16 under LoRA,
-            whose frozen weights need no more (the adapter stays float32).
+            whose frozen weights need no more (the adapter stays float32), but float32 on CPUs that multiply bfloat16
+            slowly.
         attention: transformers' attention implementation: sdpa, eager, flash_attention_2, ...
         temperature: Train the tempered policy: log-probabilities of policy, reference and sampler alike come from
             logits divided by it. EXO's authors use the 0.8 at which they sample (sampling.temperature).
@@ -194,7 +196,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
 def resolve_dtype(config: PolicyConfig, lora: LoRAConfig | None) -> torch.dtype:
     """The type in which the model's weights are loaded."""
     if config.dtype == "auto":
-        return torch.bfloat16 if lora else torch.float32
+        return fast_dtype(torch.bfloat16) if lora else torch.float32
     return getattr(torch, config.dtype)
 
 

@@ -56,6 +56,8 @@ def check(then: Table, table: Table, accepted: Collection[str], defaults: Table)
         UserError: an option differs that is not accepted. Another base model under an adapter, and an adapter of
             another shape, is never accepted.
     """
+    if then.get("model.policy.dtype") == "auto":  # of an earlier version, which did not ask the machine
+        then = then | {"model.policy.dtype": "bfloat16" if "model.lora.r" in then else "float32"}
     lacked = {
         key: defaults[key] for key in table.keys() & defaults.keys() if then.get(key.rpartition(".")[0], "") is not None
     }

@@ -17,6 +17,7 @@ LAYERS = [
     "arguments",
     "console",
     "files",
+    "dtypes",
     "running",
     "attention",
     "packing",

@@ -49,6 +49,7 @@ from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import SCORER_FIXES, PairwiseScorer, Scorer
 from lit_align.data.table import ExampleTable
+from lit_align.dtypes import dtype_name, fast_dtype
 from lit_align.errors import check_types
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
@@ -99,7 +100,7 @@ class OnPolicyPairs(PairsDataModule):
         sampler: The engine that samples. None is GenerateSampler; auto is the fastest that is installed, which
             is shown when the run starts.
         sampling_batch_size: Responses sampled at once. It determines the samples to the bit, so keep it when resuming.
-        sampling_dtype: Type of the weights while sampling: bfloat16 is fastest, policy is the policy's own.
+        sampling_dtype: Type of the sampler's weights. auto is the faster of bfloat16 and float32; policy the policy's.
         rounds_ahead: 1 samples the next round while the present one is trained on, with the policy that its training
             began with; 0 samples each round with the policy as it then is. log π_s is always the sampler's.
         record_sampler: Compute log π_s of every response. Proximal anchors, SPPO's estimated baseline and drift read
@@ -122,7 +123,7 @@ class OnPolicyPairs(PairsDataModule):
         sampling: Sampling = Sampling(),  # noqa: B008  # read, never written
         sampler: Sampler | Literal["auto"] | None = None,
         sampling_batch_size: int = 128,
-        sampling_dtype: Literal["bfloat16", "policy"] = "bfloat16",
+        sampling_dtype: Literal["auto", "bfloat16", "float32", "policy"] = "auto",
         rounds_ahead: Literal[0, 1] = 0,
         record_sampler: bool = True,
         pairing: PairingRule | None = None,
@@ -139,7 +140,7 @@ class OnPolicyPairs(PairsDataModule):
         self.sampling = sampling
         self._given_sampler: Sampler | Literal["auto"] = sampler or GenerateSampler()
         self.sampling_batch_size = sampling_batch_size
-        self.sampling_dtype = sampling_dtype
+        self.sampling_dtype = dtype_name(fast_dtype(torch.bfloat16)) if sampling_dtype == "auto" else sampling_dtype
         self.rounds_ahead = rounds_ahead
         self.record_sampler = record_sampler
         self.pairing = pairing or BestWorst()
@@ -233,7 +234,7 @@ class OnPolicyPairs(PairsDataModule):
         return self._ahead.lend(self.sampler, policy, self._sampling_type(policy), longest)
 
     def _sampling_type(self, policy: Policy) -> torch.dtype:
-        return torch.bfloat16 if self.sampling_dtype == "bfloat16" else policy.dtype
+        return policy.dtype if self.sampling_dtype == "policy" else getattr(torch, self.sampling_dtype)
 
     @property
     def records_sampler(self) -> bool:
@@ -380,7 +381,7 @@ class OnPolicyPairs(PairsDataModule):
         prompts, most = prompts_in_words(self.prompts_per_round), self.sampling.max_new_tokens
         ahead = ", sampled one round ahead" if self.rounds_ahead else ""
         yield "rounds", f"{prompts} × {self.responses_per_prompt} responses of up to {most} tokens{ahead}"
-        dtype = "bfloat16" if self.sampling_dtype == "bfloat16" else "the policy's type"
+        dtype = "the policy's type" if self.sampling_dtype == "policy" else self.sampling_dtype
         logps = "" if self.record_sampler else "; log π_s not recorded"
         yield "sampler", f"{self.sampler.identity}, weights in {dtype}{logps}"
         yield "scorer", self.scorer.identity

@@ -28,8 +28,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align import provenance
+from lit_align.dtypes import dtype_name, is_fast
 from lit_align.errors import UserError, check_number, check_types
-from lit_align.loading import from_fields, load_positions, load_tokenizer, read_template
+from lit_align.loading import from_fields, load_positions, load_tokenizer, read_template, resolve_dtype
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
 from lit_align.needs import DataNeeds
@@ -311,8 +312,9 @@ class PreferenceObjective(ResumableModule):
 
     def identity(self) -> provenance.Table:
         """Everything that determines the numbers of the run; a resumed run must have the same."""
-        texts = {f"model.{self.text_options[name]}": weight for name, weight in self.text_weights.items()}
-        return super().identity() | texts
+        own = {f"model.{self.text_options[name]}": weight for name, weight in self.text_weights.items()}
+        own["model.policy.dtype"] = dtype_name(resolve_dtype(self.policy_config, self.lora))  # auto differs by machine
+        return super().identity() | own
 
     # --- checkpoints ---
 
@@ -337,7 +339,7 @@ class PreferenceObjective(ResumableModule):
         how = (
             f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights" if self.lora else f"{total / 1e6:.0f} M weights"
         )
-        yield "policy", f"{self.policy_config.path} ({how}, {str(self.policy.dtype).removeprefix('torch.')})"
+        yield "policy", f"{self.policy_config.path} ({how}, {dtype_name(self.policy.dtype)})"
         if self.policy_config.quantize is not None:
             yield "", f"frozen weights in 4 bits ({self.policy_config.quantize}); sampling and export unpack them"
         if not self.policy.shares_prefix:
@@ -345,5 +347,12 @@ class PreferenceObjective(ResumableModule):
             yield "", f"each prompt is computed once per response: this model cannot share prefixes under {why}"
         if self.reset_optimizer_each_round:
             yield "optimizer", "restarts each round, with its schedule"
-        if self.lora is None and self.policy.dtype.itemsize < 4:
-            yield "", "half-precision weights are trained directly: updates below 0.4 % of a weight are lost"
+        yield from (("", warning) for warning in _warnings(self.policy.dtype, adapts=self.lora is not None))
+
+
+def _warnings(dtype: torch.dtype, *, adapts: bool) -> Iterator[str]:
+    """Warnings of the header about the type of the policy's weights."""
+    if dtype.itemsize < 4 and not adapts:
+        yield "half-precision weights are trained directly: updates below 0.4 % of a weight are lost"
+    if not is_fast(dtype):
+        yield f"this CPU multiplies {dtype_name(dtype)} slowly; model.policy.dtype=float32 is faster"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from lit_align.dtypes import dtype_name
 from lit_align.errors import UserError
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 from lit_align.reference.base import Reference
@@ -43,7 +44,7 @@ def make_reference(
         return _adapter_form(policy, lora, rule)
     dtype = policy.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     path = config.path or policy_config.path
-    origin = replace(policy_config, path=path, dtype=str(dtype).removeprefix("torch."))
+    origin = replace(policy_config, path=path, dtype=dtype_name(dtype))
     if config.path is not None:
         origin.quantize = None
     if config.form == "recorded":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.compilation import compile_blocks, is_compiled
+from lit_align.dtypes import dtype_name
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch, response_logps
 from lit_align.policy import Policy, fingerprint
@@ -113,7 +114,7 @@ class CopiedReference(nn.Module, Reference):
         return fingerprint(self.model.named_parameters())
 
     def __str__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.dtype)
         beside = " with a float32 accumulator" if self.accumulator is not None else ""
         where = " in CPU memory" if self.offload else ""
         return f"frozen copy{where}, {dtype}{beside}"

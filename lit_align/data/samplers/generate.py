@@ -11,6 +11,7 @@ from lit_align.data.generation import sample_responses
 from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.weights import same_bits
 from lit_align.data.sampling import Response, SampleRequest
+from lit_align.dtypes import fast_dtype
 from lit_align.policy import Policy
 
 
@@ -51,8 +52,8 @@ class GenerateSampler(CopySampler):
 
 @contextmanager
 def sampling_copy(policy: Policy) -> Iterator[Sampler]:
-    """Within this context, a sampler with a copy of the policy in bfloat16; every process must call it."""
+    """Within this context, a sampler with a copy of the policy in the fastest type; every process must call it."""
     sampler = GenerateSampler()
-    sampler.load(policy, torch.bfloat16, longest=0)  # a copy takes any length
+    sampler.load(policy, fast_dtype(torch.bfloat16), longest=0)  # a copy takes any length
     yield sampler
     sampler.release()

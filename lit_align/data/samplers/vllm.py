@@ -18,6 +18,7 @@ from lit_align.data.samplers.vllm_engine import EngineOptions, Failure, send_wei
 from lit_align.data.samplers.vllm_options import GenerateOptions, save_without_weights, seeded_prompts
 from lit_align.data.samplers.weights import weight_sums
 from lit_align.data.sampling import Response, SampleRequest
+from lit_align.dtypes import dtype_name
 from lit_align.errors import UserError
 from lit_align.policy import Policy
 from lit_align.sharding import world_size
@@ -67,7 +68,7 @@ class VLLMSampler(Sampler):
     def _start(self, policy: Policy, dtype: torch.dtype, longest: int) -> "EngineProcess":
         with tempfile.TemporaryDirectory() as folder:
             save_without_weights(policy.model.config, policy.tokenizer, folder)
-            options = EngineOptions(folder, str(dtype).removeprefix("torch."), self.memory, longest)
+            options = EngineOptions(folder, dtype_name(dtype), self.memory, longest)
             return EngineProcess(options, policy.device)
 
     def weights_match(self, weights: Iterable[tuple[str, Tensor]]) -> bool:

@@ -31,6 +31,7 @@ from lit_align.data.samplers.vllm_options import (
 )
 from lit_align.data.samplers.weights import add_sums, weight_sums
 from lit_align.data.sampling import Response, SampleRequest
+from lit_align.dtypes import dtype_name
 from lit_align.errors import UserError
 from lit_align.policy import Policy
 from lit_align.sharding import first_with_all, largest, on_first
@@ -252,7 +253,7 @@ def check_server(client: VLLMClient, state: WorkerState, dtype: torch.dtype, lon
     Raises:
         UserError: it has another type, or too short a context, or more than tensor parallelism.
     """
-    wanted = str(dtype).removeprefix("torch.")
+    wanted = dtype_name(dtype)
     if state.version != __version__:
         problem = f"has lit_align {state.version}, and this is {__version__}"
     elif state.dtype != wanted:

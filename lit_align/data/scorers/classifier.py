@@ -20,6 +20,7 @@ from transformers import (
 
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import Scorer, check_at_least_one, fingerprint_of, joined
+from lit_align.dtypes import fast_dtype
 from lit_align.errors import UserError, first_line
 from lit_align.loading import naming_errors
 
@@ -33,7 +34,8 @@ class SequenceClassificationScorer(Scorer):
     Args:
         model: Folder saved by `save_pretrained`, or a hub name.
         batch_size: Most texts per forward pass.
-        dtype: Type of the weights; auto is the type that they are saved in.
+        dtype: Type of the weights. auto is the type that they are saved in, but float32 on CPUs that multiply that
+            type slowly.
         device: auto is the GPU if there is one; or cpu, cuda, cuda:1, mps.
         template: The model's input, such as "Q: {prompt} A: {response}"; a chat's messages are joined by blank lines.
             None is the tokenizer's chat template, with a plain prompt as the user's message; if there is none, the
@@ -171,6 +173,8 @@ class SequenceClassificationScorer(Scorer):
             )
         model.config.pad_token_id = self.tokenizer.pad_token_id  # by which decoders find a text's last token
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        if self.dtype == "auto":
+            model = model.to(fast_dtype(model.dtype))
         return model.eval().requires_grad_(False).to(device)
 
 

@@ -1,0 +1,29 @@
+"""Names of weight types, and which half-precision types this machine multiplies quickly.
+
+CPUs without AVX-512 (most laptops) multiply matrices of bfloat16 and float16 many times slower than of float32
+(docs/speed.md has the figures), so `auto` means float32 there.
+"""
+
+from typing import Final
+
+import torch
+
+# torch's own question before it takes oneDNN's kernels; without them it multiplies element by element
+_KERNELS: Final = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+
+
+def is_fast(dtype: torch.dtype) -> bool:
+    """Whether the GPU, or without one the CPU, multiplies matrices of this type at least as fast as of float32."""
+    if dtype not in _KERNELS or torch.accelerator.is_available():
+        return True
+    return torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, _KERNELS[dtype])())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The type's name as in options, such as bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def fast_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type itself, or float32 where this machine multiplies it slowly."""
+    return dtype if is_fast(dtype) else torch.float32
