@@ -33,7 +33,7 @@ pipeline: .venv/installed  ## SFT, a reward model and three ways to align, in on
 	$(BIN)/lit-align compare runs/pipeline/prpo runs/pipeline/iterative_dpo runs/pipeline/offline_dpo \
 		--out runs/pipeline/report.html
 
-# All runs of a study are made at one commit, on one kind of machine: studies/papers/protocol.md
+# All counted runs are made at one commit, those of a seed on one kind of machine: studies/papers/protocol.md
 STUDY_WORKERS ?= 1
 study: .venv/installed  ## run what is missing of the study of three papers' claims; hours, stopped and continued at will
 	$(BIN)/python -m studies.papers.prepare

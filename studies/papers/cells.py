@@ -88,6 +88,15 @@ class Cell:
         """Held-out prompts: the test prompts are for counted cells only."""
         return f"{WORK}/data/{'test' if self.trial is None else 'validation'}.jsonl"
 
+    @property
+    def pairs(self) -> str | None:
+        """The file of offline pairs."""
+        return None if self.arm.data == "rounds" else f"{WORK}/samples/seed{self.seed}/{self.proxy}.jsonl"
+
+    @property
+    def proxy(self) -> str:
+        return "proxy_small" if self.arm.small_proxy else "proxy_large"
+
 
 def tuning_cells(arms: Mapping[str, Arm]) -> list[Cell]:
     tuned = [arm for arm in arms.values() if arm.tuned_as is None]
@@ -120,17 +129,13 @@ def configuration(cell: Cell, setting: Setting, folder: str) -> dict[str, Any]:
 
 def _own_options(cell: Cell, setting: Setting) -> Iterator[dict[str, Any]]:
     arm = cell.arm
-    proxy = "proxy_small" if arm.small_proxy else "proxy_large"
     model: dict[str, Any] = {"optimizer": {"init_args": {"lr": setting.lr}}}
     model |= {"beta": setting.beta} if arm.beta else {}
     model |= {"proximal": arm.proximal * setting.beta} if arm.proximal else {}
     model |= {"gamma": setting.beta} if arm.gamma else {}
     yield {"seed_everything": cell.seed, "model": {"init_args": model}}
-    scorer = {"init_args": {"model": f"{WORK}/{proxy}/model"}}
-    if arm.data == "rounds":
-        yield {"data": {"init_args": {"scorer": scorer}}}
-    else:
-        yield {"data": {"init_args": {"train": f"{WORK}/samples/seed{cell.seed}/{proxy}.jsonl"}}}
+    scorer = {"init_args": {"model": f"{WORK}/{cell.proxy}/model"}}
+    yield {"data": {"init_args": {"train": cell.pairs} if cell.pairs else {"scorer": scorer}}}
     yield {"win_rate": {"prompts": cell.prompts, "seed": cell.seed, "scorer": scorer}}
     if cell.trial is None:
         forgetting = {name: f"{WORK}/data/{name}_held_out.jsonl" for name in ("news", "tweets")}

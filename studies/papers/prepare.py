@@ -7,10 +7,11 @@ It needs `data/quickstart/` (`make install`) and writes into `runs/study/`; what
     sft/            the start: SmolLM2-135M after one epoch on review sentences
     proxy_large/    the training scorer: a reward model on the start, from 380 pairs of rated sentences
     proxy_small/    the same from the first 60 of these pairs, in as many steps
-    samples/seedS/  the start's responses to the training prompts, and each proxy's pairs of the best and the worst
+    samples/seedS/  the start's responses to the training prompts, and each proxy's pairs of the best and the worst;
+                    `run` makes them before the first cell of seed S
 
-At the end it writes `prepared.json` into the folder of results: the size and hash of every part of the data, hashes of
-the models, and how well gold judge and proxies rank held-out sentences.
+At the end it writes `prepared/HASH.json` into the folder of results: the size and hash of every part of the data,
+hashes of the models, and how well gold judge and proxies rank held-out sentences. HASH is the file's own.
 """
 
 import argparse
@@ -28,7 +29,6 @@ from typing import Any
 from data.quickstart import Snippet, download_snippets, fit_judge, opening_of, read_snippets
 from lit_align.data.formats.read import read_rows
 from lit_align.reporting.metrics_csv import read_metrics
-from studies.papers.cells import SEEDS, TUNING_SEED
 
 HERE = Path(__file__).parent
 WORK = Path("runs/study")
@@ -164,11 +164,12 @@ def steps() -> dict[str, Callable[[Path], None]]:
         "sft": lambda folder: fit("sft", folder),
         "proxy_large": make_proxy,
         "proxy_small": lambda folder: make_proxy(folder, f"[:{SMALL}]", SMALL_EPOCHS),
-        **{
-            f"samples/seed{seed}": lambda folder, seed=seed: make_samples(folder, seed)
-            for seed in (TUNING_SEED, *SEEDS)
-        },
     }
+
+
+def sample(seed: int) -> None:
+    """Make a seed's offline pairs, unless they exist."""
+    make(f"samples/seed{seed}", lambda folder: make_samples(folder, seed))
 
 
 def make(name: str, step: Callable[[Path], None]) -> None:
@@ -190,7 +191,7 @@ def digest(path: Path) -> str:
 
 def summary() -> dict[str, Any]:
     """What was prepared, for the record."""
-    files = [*sorted((WORK / "data").glob("*.jsonl")), *sorted((WORK / "samples").glob("*/*.jsonl"))]
+    files = sorted((WORK / "data").glob("*.jsonl"))
     accuracy = {
         name: [
             row["val/reward_accuracy"]
@@ -212,28 +213,22 @@ def summary() -> dict[str, Any]:
     }
 
 
+def record(results: Path) -> str:
+    """Write what was prepared; its hash, which the results of the cells name."""
+    text = json.dumps(summary(), indent=1) + "\n"
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    (results / "prepared").mkdir(parents=True, exist_ok=True)
+    (results / "prepared" / f"{name}.json").write_text(text)
+    return name
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prepare data, judges, start and samples of the study.")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of prepared.json")
+    parser = argparse.ArgumentParser(description="Prepare data, judges and start of the study.")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of prepared/HASH.json")
     results = parser.parse_args().results
     for name, step in steps().items():
         make(name, step)
-    results.mkdir(parents=True, exist_ok=True)
-    record(results / "prepared.json", json.dumps(summary(), indent=1) + "\n")
-
-
-def record(path: Path, text: str) -> None:
-    """Write what was prepared; all cells of the study start from the same.
-
-    Raises:
-        SystemExit: the results were made with something else.
-    """
-    if path.exists() and path.read_text() != text:
-        raise SystemExit(
-            f"{path} names other data or models than {WORK} has now: other versions or another machine made them. "
-            "Results of the two must not be mixed. Give another folder with --results."
-        )
-    path.write_text(text)
+    record(results)
 
 
 if __name__ == "__main__":

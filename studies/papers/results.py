@@ -39,8 +39,9 @@ class Result:
     """What is kept of a cell, beside its Parquet file.
 
     Args:
-        prepared: Hash of prepared.json, which names the data and the models that the cell started from.
+        prepared: The file in prepared/ that names the data and the models that the cell started from.
         starts: How often the run was started; a resumed run's seconds are those since the queue's last start.
+        pairs: Hash of the file of offline pairs.
         failed: The last line of the program's output, if it failed twice.
         series: Logged values, by the names of SERIES.
     """
@@ -56,6 +57,7 @@ class Result:
     seconds: float
     cpu_seconds: float
     starts: int = 1
+    pairs: str = ""
     failed: str = ""
     series: dict[str, list[float]] = field(default_factory=dict)
     diversity: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -6,7 +6,8 @@ result is not run again, and an unfinished one resumes from its checkpoint. A ce
 failure as its result.
 
 The tuning cells run first. Then the counted cells run seed by seed, each arm with the configuration that its tuning
-cells choose. All results name the commit; a checkout with changed files is refused.
+cells choose. All results name the commit, the preparation and the machine; those of one seed have the same, and a
+checkout with changed files is refused.
 """
 
 import argparse
@@ -21,7 +22,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -34,6 +34,7 @@ from lit_align.reporting.run_record import RunRecord
 from studies.papers.cells import (
     FIRST_SEEDS,
     SEEDS,
+    TUNING_SEED,
     WORK,
     Cell,
     Setting,
@@ -43,7 +44,7 @@ from studies.papers.cells import (
     settings,
     tuning_cells,
 )
-from studies.papers.prepare import digest
+from studies.papers.prepare import digest, record, sample
 from studies.papers.results import Result, chosen, identity, take, write_rows
 
 HERE = Path(__file__).parent
@@ -63,21 +64,33 @@ def commit_of(root: Path) -> str:
     return subprocess.check_output([*git, "rev-parse", "--short=10", "HEAD"], text=True).strip()
 
 
-def check_commit(results: Path, cells: Sequence[Cell], commit: str) -> None:
-    """Refuse to mix results of two commits.
+def check_blocks(results: Path, counted: Sequence[Cell], here: Mapping[str, str]) -> None:
+    """Refuse to mix commits among counted results, and preparations or machines within a seed that is to be continued.
+
+    Args:
+        here: `commit`, `prepared` and `machine` of results that are made now.
 
     Raises:
-        SystemExit: a result was made at another commit.
+        SystemExit: a result was made with another.
     """
-    found = (Result.read(results, cell.name) for cell in cells)
-    if other := next((result.commit for result in found if result and result.commit != commit), None):
-        raise SystemExit(
-            f"{results} holds results of commit {other}, and this checkout is at {commit}. Run there instead: "
-            f"git worktree add --detach ../study-cells {other}"
-        )
+    seeds: dict[int, list[Result | None]] = {}
+    for cell in counted:
+        seeds.setdefault(cell.seed, []).append(Result.read(results, cell.name))
+    for seed, found in seeds.items():
+        for result in filter(None, found):
+            if result.commit != here["commit"]:
+                raise SystemExit(
+                    f"{results} holds counted results of commit {result.commit}, and this checkout is at "
+                    f"{here['commit']}. Run there instead: git worktree add --detach ../study-cells {result.commit}"
+                )
+            other = [name for name in ("prepared", "machine") if getattr(result, name) != here[name]]
+            if other and None in found:
+                raise SystemExit(
+                    f"seed {seed} was begun with other values of {' and '.join(other)} than now. Finish it there, or "
+                    f"delete {results}/*-{seed}.* (not the tuning-* among them) to run the whole seed here."
+                )
 
 
-@cache
 def machine() -> str:
     """The processor and the versions that decide a run's numbers."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -117,25 +130,27 @@ class Queue:
     Args:
         folder: Folder of the results.
         work: Folder of the cells' own folders.
-        commit: Named in each result, like `prepared`.
+        here: `commit`, `prepared` and `machine`, named in each result.
         start: Starts the program with options and a file for its output.
     """
 
     folder: Path
     work: Path
-    commit: str
-    prepared: str
+    here: Mapping[str, str]
     start: Start = start_program
     stopped: bool = False
     running: set[int] = field(default_factory=set)
 
+    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells that have no result."""
+        return [cell for cell in cells if not (self.folder / f"{cell.name}.json").exists()]
+
     def run(self, cells: Sequence[Cell], configurations: Mapping[str, Setting], workers: int) -> None:
         """Run those of the cells that have no result."""
-        missing = [cell for cell in cells if not (self.folder / f"{cell.name}.json").exists()]
+        missing = self.missing(cells)
         with ThreadPoolExecutor(workers) as pool:
-            for cell, result in zip(
-                missing, pool.map(lambda cell: self._run(cell, configurations), missing), strict=True
-            ):
+            results = pool.map(lambda cell: self._run(cell, configurations), missing)
+            for cell, result in zip(missing, results, strict=True):
                 if result is not None:
                     how = f"failed: {result.failed}" if result.failed else f"{result.cpu_seconds:.0f} CPU seconds"
                     print(f"{time.strftime('%H:%M')} {cell.name}: {how}", flush=True)
@@ -171,9 +186,8 @@ class Queue:
             write_rows(self.folder, cell.name, rows)
         result = Result(
             **identity(cell, setting),
-            commit=self.commit,
-            prepared=self.prepared,
-            machine=machine(),
+            **self.here,
+            pairs="" if cell.pairs is None else digest(Path(cell.pairs)),
             seconds=time.monotonic() - started,
             cpu_seconds=spent,
             **kept,
@@ -214,18 +228,20 @@ def main() -> None:
     args = parser.parse_args()
     args.results = args.results.absolute()
     os.chdir(ROOT)
-    prepared = args.results / "prepared.json"
-    if not prepared.exists():
-        raise SystemExit(f"{prepared} does not exist. Run: python -m studies.papers.prepare --results {args.results}")
-    queue = Queue(args.results, Path(WORK, "cells"), commit_of(ROOT), digest(prepared))
+    if not Path(WORK, "gold").exists():
+        raise SystemExit(f"{WORK} is not prepared. Run: python -m studies.papers.prepare --results {args.results}")
+    here = {"commit": commit_of(ROOT), "prepared": record(args.results), "machine": machine()}
+    queue = Queue(args.results, Path(WORK, "cells"), here)
     arms = read_arms()
     tuning, counted = tuning_cells(arms), counted_cells(arms, args.seeds)
-    check_commit(args.results, [*tuning, *counted], queue.commit)
+    check_blocks(args.results, counted, here)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, queue.stop)
-    queue.run(tuning, {}, args.workers)
-    if not queue.stopped:
-        queue.run(counted, chosen(args.results, arms), args.workers)
+    for seed in (TUNING_SEED, *SEEDS[: args.seeds]):
+        cells = queue.missing([cell for cell in (*tuning, *counted) if cell.seed == seed])
+        if cells and not queue.stopped:
+            sample(seed)
+            queue.run(cells, chosen(args.results, arms), args.workers)
 
 
 if __name__ == "__main__":

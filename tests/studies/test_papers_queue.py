@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from studies.papers.results import Result, read_rows
 ROOT = Path(__file__).parents[2]
 ARMS = read_arms()
 STUDY = Path("runs/study")
+HERE = {"commit": "abc", "prepared": "def", "machine": "this one"}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,6 @@ def forked(options: list[str], log: IO[str]) -> SimpleNamespace:
 @pytest.mark.slow
 def test_a_killed_queue_continues_and_runs_no_cell_twice(study, tmp_path, monkeypatch, blank_figures):
     monkeypatch.setattr(cells, "EVALUATED_EVERY", 3)
-    monkeypatch.setattr(run, "machine", lambda: "this one")
     two = [Cell(ARMS["offline_dpo"], 1), Cell(ARMS["pr_dpo_1"], 1)]
     chosen = {cell.arm.name: Setting(1e-3, 0.1) for cell in two}
     results, work = tmp_path / "results", tmp_path / "cells"
@@ -113,11 +113,11 @@ def test_a_killed_queue_continues_and_runs_no_cell_twice(study, tmp_path, monkey
             os.kill(process.pid, signal.SIGKILL)
         return process
 
-    queue = run.Queue(results, work, "abc", "def", start_and_kill_the_second)
+    queue = run.Queue(results, work, HERE, start_and_kill_the_second)
     queue.run(two, chosen, workers=1)
     assert sorted(path.name for path in results.iterdir()) == ["offline_dpo-1.json", "offline_dpo-1.parquet"]
 
-    run.Queue(results, work, "abc", "def", start).run(two, chosen, workers=1)
+    run.Queue(results, work, HERE, start).run(two, chosen, workers=1)
     assert len(started) == 3
     found = Result.read(results, "pr_dpo_1-1")
     assert found is not None
@@ -128,7 +128,7 @@ def test_a_killed_queue_continues_and_runs_no_cell_twice(study, tmp_path, monkey
     assert not any(work.iterdir())
 
 
-def test_a_cell_that_fails_twice_has_the_failure_as_its_result(study, tmp_path, monkeypatch):
+def test_a_cell_that_fails_twice_has_the_failure_as_its_result(study, tmp_path):
     def fail(options, log):
         log.write("loss is nan\n")
         log.flush()
@@ -137,8 +137,29 @@ def test_a_cell_that_fails_twice_has_the_failure_as_its_result(study, tmp_path, 
             os._exit(1)
         return SimpleNamespace(pid=process, returncode=None)
 
-    monkeypatch.setattr(run, "machine", lambda: "this one")
-    run.Queue(tmp_path, tmp_path / "cells", "abc", "def", fail).run([Cell(ARMS["mpo"], 101, 2)], {}, workers=1)
-    found = Result.read(tmp_path, "tuning-mpo-2")
+    run.Queue(tmp_path, tmp_path / "cells", HERE, fail).run([Cell(ARMS["iterative_dpo"], 101, 2)], {}, workers=1)
+    found = Result.read(tmp_path, "tuning-iterative_dpo-2")
     assert found is not None
     assert found.failed == "loss is nan"
+
+
+def result_of(cell: Cell, **made: str) -> Result:
+    places: Any = HERE | made
+    return Result(cell.arm.name, cell.seed, None, 1e-4, 0.1, seconds=1.0, cpu_seconds=1.0, **places)
+
+
+def test_a_seed_is_not_continued_on_another_machine(tmp_path):
+    cells = [Cell(ARMS[arm], seed) for seed in (1, 2) for arm in ("offline_dpo", "pr_dpo_1")]
+    for cell in cells[:2]:
+        result_of(cell, machine="another").write(tmp_path, cell.name)
+    run.check_blocks(tmp_path, cells, HERE)  # seed 1 is whole
+    result_of(cells[2], machine="another", prepared="other").write(tmp_path, cells[2].name)
+    with pytest.raises(SystemExit, match="seed 2 was begun with other values of prepared and machine"):
+        run.check_blocks(tmp_path, cells, HERE)
+
+
+def test_counted_results_are_of_one_commit(tmp_path):
+    cell = Cell(ARMS["offline_dpo"], 1)
+    result_of(cell, commit="0123456789").write(tmp_path, cell.name)
+    with pytest.raises(SystemExit, match=r"git worktree add --detach \.\./study-cells 0123456789"):
+        run.check_blocks(tmp_path, [cell], HERE)
