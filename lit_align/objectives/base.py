@@ -312,7 +312,7 @@ class PreferenceObjective(ResumableModule):
 
     def identity(self) -> provenance.Table:
         """Everything that determines the numbers of the run; a resumed run must have the same."""
-        own = {f"model.{self.text_options[name]}": weight for name, weight in self.text_weights.items()}
+        own: provenance.Table = {f"model.{self.text_options[name]}": each for name, each in self.text_weights.items()}
         own["model.policy.dtype"] = dtype_name(resolve_dtype(self.policy_config, self.lora))  # auto differs by machine
         return super().identity() | own
 
