@@ -12,7 +12,7 @@ import pytest
 import lit_align.cli.commands
 import lit_align.data.formats.layouts
 from lit_align.cli import main
-from lit_align.data.formats import read
+from lit_align.data.formats import detect
 from lit_align.reporting.metrics_csv import read_metrics
 
 PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
@@ -48,7 +48,7 @@ def test_an_example_is_short(path):
 
 def test_the_examples_run_together(project, monkeypatch, capsys, blank_figures):
     threads = importlib.import_module("lit_align.data.formats.layouts.threads")
-    monkeypatch.setattr(read, "LAYOUTS", (*threads.LAYOUTS, *read.LAYOUTS))
+    monkeypatch.setattr(detect, "LAYOUTS", (*threads.LAYOUTS, *detect.LAYOUTS))
     rows = [{"title": f"Title {i}", "post": f"Post {i}."} for i in range(8)]
     Path("threads.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

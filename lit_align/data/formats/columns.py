@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
-from lit_align.data.formats.beside import OTHER_ITEMS
 from lit_align.data.formats.messages import written_out
 from lit_align.data.formats.record import Reading, Record
 from lit_align.data.formats.rows import DataError, is_empty, listing
@@ -39,6 +38,9 @@ TARGETS = {
     "tools": "functions for the chat template",
     "documents": "documents for the chat template",
 }
+
+OTHER_ITEMS = "[…]"
+"""Ends the name of a column with the items of a list that no path of the user's mapping leads to."""
 
 Value = Callable[[Record], Any]
 

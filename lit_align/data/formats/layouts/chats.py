@@ -3,9 +3,8 @@
 from dataclasses import replace
 from itertools import groupby
 
-from lit_align.data.formats.beside import ANSWERS, QUESTIONS
+from lit_align.data.formats.column_names import ANSWERS, CHATS, QUESTIONS
 from lit_align.data.formats.layouts.layout import (
-    CHATS,
     IMITATION,
     Layout,
     any_prompt,

@@ -5,14 +5,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lit_align.data.formats.beside import QUESTIONS
+from lit_align.data.formats.column_names import PROMPT_BESIDE, QUESTIONS
 from lit_align.data.formats.messages import as_answer, without_marks
 from lit_align.data.formats.record import Record, either
-from lit_align.data.formats.rows import DataError, Kind, Message, Row, Skip, Text, listing
+from lit_align.data.formats.rows import DataError, Kind, Message, Row, Skip, Text, Turns, listing
 from lit_align.errors import shown
 
-CHATS = "messages|conversations|conversation|dialog|dialogue|trajectory"
-"""Columns that hold a chat."""
 TURNS = "turns of the assistant"
 
 
@@ -45,6 +43,13 @@ class Layout:
     def matches(self, record: Record) -> bool:
         return all(record.has(column) for column in self.columns) and self.condition(record)
 
+    def rows(self, record: Record, kind: Kind, turns: Turns) -> list[Row]:
+        """The rows of a record: one, or for texts one of each part that is trained on; or of the last part only."""
+        if kind != "texts" or self.parse_turns is None:
+            return [self.parse(record)]
+        parts = self.parse_turns(record)
+        return parts[-1:] if turns == "last" else parts
+
 
 _DIFFERENT_CHATS = (
     "rows whose responses differ before their last turn (their first answers make pairs with "
@@ -60,7 +65,7 @@ IMITATION: frozenset[Kind] = frozenset({"prompts", "texts"})
 
 
 def has_prompt_beside(record: Record) -> bool:
-    return record.filled(f"{CHATS}|{QUESTIONS}") is not None
+    return record.filled(PROMPT_BESIDE) is not None
 
 
 def has_prompt(record: Record) -> bool:
@@ -69,7 +74,7 @@ def has_prompt(record: Record) -> bool:
 
 def prompt_beside(record: Record) -> Text:
     """The prompt that a chat, a question, or an instruction with its input holds."""
-    name = record.filled(f"{CHATS}|{QUESTIONS}") or QUESTIONS
+    name = record.filled(PROMPT_BESIDE) or QUESTIONS
     prompt = record.text(name)
     if name == "instruction" and isinstance(prompt, str) and record.filled("input"):
         prompt = f"{prompt}\n{record.string('input')}"

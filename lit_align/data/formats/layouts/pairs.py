@@ -3,9 +3,8 @@
 import re
 from dataclasses import replace
 
-from lit_align.data.formats.beside import QUESTIONS
+from lit_align.data.formats.column_names import PROMPT_BESIDE, QUESTIONS
 from lit_align.data.formats.layouts.layout import (
-    CHATS,
     PAIRS,
     Layout,
     any_prompt,
@@ -117,7 +116,7 @@ def _holds_its_prompt_beside(record: Record) -> bool:
     answers = _answers(record)
     if any(isinstance(answer, list) and any(each["role"] == "user" for each in answer) for answer in answers):
         return False
-    name = record.filled(f"{CHATS}|{QUESTIONS}")
+    name = record.filled(PROMPT_BESIDE)
     question = record.values.get(name or "")
     return not (isinstance(question, str) and all(_begins_with(answer, question.strip()) for answer in answers))
 
@@ -147,8 +146,6 @@ def _dialogue(transcript: str) -> list[Message]:
     ]
 
 
-_BESIDE = f"{CHATS}|{QUESTIONS}"
-
 LAYOUTS = (
     Layout(
         "preferences with several rejected responses",
@@ -167,7 +164,7 @@ LAYOUTS = (
     ),
     Layout(
         "preference pairs with the prompt in another column",
-        (_BESIDE, CHOSEN, REJECTED),
+        (PROMPT_BESIDE, CHOSEN, REJECTED),
         PAIRS,
         _pair_beside,
         _holds_its_prompt_beside,
@@ -177,7 +174,7 @@ LAYOUTS = (
     Layout("chats with a rejected answer", ("messages", "rejected_response|rejected_messages"), PAIRS, _rejected_chat),
     Layout(
         "responses with a rejected one",
-        (f"prompt|{_BESIDE}", "response", "rejected_response"),
+        (f"prompt|{PROMPT_BESIDE}", "response", "rejected_response"),
         PAIRS,
         _rejected_beside_response,
         may_become_chat=True,

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lit_align.data.formats.beside import QUESTIONS
+from lit_align.data.formats.column_names import PROMPT_BESIDE, RESPONSES
 from lit_align.data.formats.layouts.layout import (
-    CHATS,
     RANKED,
     Layout,
     any_prompt,
@@ -17,7 +16,6 @@ from lit_align.data.formats.layouts.layout import (
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import Row
 
-RESPONSES = "responses|completions|answers|candidates|generations|outputs"
 REWARDS = "rewards|scores|ratings"
 RANKS = "ranks|ranking|rankings"
 
@@ -94,7 +92,7 @@ def _has_list_of_ratings(record: Record) -> bool:
     return isinstance(record.get("rating|score")[1], list) and has_prompt(record)
 
 
-_PROMPT = f"prompt|{CHATS}|{QUESTIONS}"
+_PROMPT = f"prompt|{PROMPT_BESIDE}"
 _BY_REWARD, _BY_RANK = "ranked responses with rewards", "ranked responses, rank 1 the best"
 
 NAMED = (
