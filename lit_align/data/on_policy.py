@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
@@ -29,10 +29,12 @@ from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule
 from lit_align.data.prompts import digest_of_prompts, identity_of_prompts, read_prompts
 from lit_align.data.rounds.ahead import SamplingAhead, check_samples_ahead
-from lit_align.data.rounds.make import CurrentRound, RoundMaker, check_settings
+from lit_align.data.rounds.current import CurrentRound, RoundsState, check_settings
+from lit_align.data.rounds.make import RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
 from lit_align.data.rounds.outcome import check_pairs, print_pairs
 from lit_align.data.rounds.record import Recorder
+from lit_align.data.rounds.sample import RoundSamples
 from lit_align.data.rounds.schedule import (
     PromptsPerRound,
     check_known,
@@ -55,34 +57,6 @@ from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
 from lit_align.provenance import Table, of_options
 from lit_align.sharding import barrier_with_timeout
-
-
-class RoundsState(NamedTuple):
-    """The place of a run in its rounds, in a checkpoint.
-
-    Args:
-        rounds_made: Rounds begun.
-        made_at: The optimizer step at which the current one began; None before the first.
-        epoch: The epoch that it belongs to.
-        key: All that determines its samples.
-        trained_at: The step at which its training began; None in checkpoints of an early version.
-        next_at: The same as made_at, of the next round if that is sampled ahead.
-        next_key: The key of that round.
-    """
-
-    rounds_made: int
-    made_at: int | None
-    epoch: int | None
-    key: dict
-    trained_at: int | None = None
-    next_at: int | None = None
-    next_key: dict | None = None
-
-    @classmethod
-    def of(cls, made: int, epoch: int | None, now: CurrentRound | None, later: CurrentRound | None) -> Self:
-        """The state after `made` rounds, with the current round and the one that is sampled ahead."""
-        key, trained_at = (now.key, now.trained_at) if now else ({}, None)
-        return cls(made, now and now.step, epoch, key, trained_at, later and later.step, later and later.key)
 
 
 class OnPolicyPairs(PairsDataModule):
@@ -287,7 +261,7 @@ class OnPolicyPairs(PairsDataModule):
         """Sample the next round while the current one is trained on, if rounds are sampled ahead and there is one."""
         if self.rounds_ahead and not 0 < self._rounds <= self.module.current_epoch + 1:
             self._next = self._next or self._round_from_now(self.rounds_made)
-            self._ahead.start(self._maker_of(self._next))
+            self._ahead.start(self._samples_of(self._next))
 
     def _round_from_now(self, index: int) -> CurrentRound:
         """A round that the present policy samples."""
@@ -313,12 +287,13 @@ class OnPolicyPairs(PairsDataModule):
 
     def _make_round(self) -> None:
         """Sample, score, pair and record; stored parts are read."""
-        begun, maker = self.current_round, self._maker_of(self.current_round)
+        begun, samples = self.current_round, self._samples_of(self.current_round)
         check_settings(begun, self._settings(begun.index))
         print_line(f"round {begun.index + 1}" + (f" of {self._rounds}" if self._rounds > 0 else ""))
 
         waited = self._ahead.finish()
-        with maker.sampling_policy():
+        maker = RoundMaker(samples, self.scorer)
+        with samples.sampling_policy():
             sampled = maker.sample()
             scored = maker.score(sampled)
             groups, numbers = maker.group(sampled, scored)
@@ -327,7 +302,7 @@ class OnPolicyPairs(PairsDataModule):
             unused = self._training_loader(pairs.examples).dropped
             print_pairs(pairs, len(groups), unused, example_of=self.tokenizer if begun.index == 0 else None)
             examples = maker.record(pairs.examples, mismatched=self.needs.needs_mismatched)
-        maker.forget_ahead()
+        samples.forget_ahead()
         self._round = replace(begun, groups=groups, examples=examples)
 
         sampled = replace(sampled, seconds=waited + sampled.seconds)
@@ -337,12 +312,12 @@ class OnPolicyPairs(PairsDataModule):
             for logger in self.module.trainer.loggers:  # `self.log` cannot be used while Lightning asks for a loader
                 logger.log_metrics(metrics, step=self.module.global_step)
 
-    def _maker_of(self, round: CurrentRound) -> RoundMaker:
+    def _samples_of(self, round: CurrentRound) -> RoundSamples:
         policy = self.module.policy
         assert policy is not None
         longest = int(self._all_prompts.lengths.prompt.max())
         check_positions(policy.positions, longest, self.sampling, self.prompts)
-        return RoundMaker(
+        return RoundSamples(
             round=round,
             store=RoundStore(self.folder, round.index, round.key),
             recorder=self.recorder,
@@ -356,7 +331,6 @@ class OnPolicyPairs(PairsDataModule):
             responses_per_prompt=self.responses_per_prompt,
             prompts_per_batch=self.sampling_batch_size // self.responses_per_prompt,
             record_sampler=self.record_sampler,
-            scorer=self.scorer,
         )
 
     def identity(self) -> Table:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import torch
 
 from lit_align.console import phase, print_line
-from lit_align.data.rounds.make import RoundMaker
+from lit_align.data.rounds.sample import RoundSamples
 from lit_align.data.samplers.base import EngineLost, Sampler
 from lit_align.errors import UserError
 from lit_align.policy import Policy
@@ -44,21 +44,21 @@ class SamplingAhead:
     def __init__(self) -> None:
         self._sampling: _SamplerThread | None = None
 
-    def start(self, maker: RoundMaker) -> None:
+    def start(self, samples: RoundSamples) -> None:
         """Begin to sample this process's share of a round, with the weights that it is to be sampled with.
 
         Every process must call it. Nothing happens if the round is being sampled, or stored.
         """
         if self._sampling is not None:
             return
-        missing = maker.missing()
-        recorder = maker.recorder
-        barrier_with_timeout(f"{maker.store.path.name}, ahead", recorder.wait_minutes)  # all have looked
+        missing = samples.missing()
+        recorder = samples.recorder
+        barrier_with_timeout(f"{samples.store.path.name}, ahead", recorder.wait_minutes)  # all have looked
         if not missing:
             return
-        maker.prepare_ahead()
+        samples.prepare_ahead()
         trainer = recorder.module.trainer
-        self._sampling = _SamplerThread(maker, missing[trainer.global_rank :: trainer.world_size])
+        self._sampling = _SamplerThread(samples, missing[trainer.global_rank :: trainer.world_size])
         self._sampling.start()
 
     @contextmanager
@@ -67,8 +67,8 @@ class SamplingAhead:
 
         A round that is sampled with these weights continues meanwhile; with others, it is finished first.
         """
-        maker = self._sampling.maker if self._sampling else None
-        if maker and policy is maker.policy and maker.round.step == maker.recorder.module.global_step:
+        samples = self._sampling.samples if self._sampling else None
+        if samples and policy is samples.policy and samples.has_present_weights:
             yield sampler
             return
         self.finish()
@@ -105,7 +105,7 @@ class SamplingAhead:
         if self._sampling is not None:
             self._sampling.cancelled.set()
             self._sampling.join()
-            self._sampling.maker.sampler.release()
+            self._sampling.samples.sampler.release()
         self._sampling = None
 
 
@@ -116,9 +116,9 @@ class _SamplerThread(threading.Thread):
         numbers: Numbers of the batches.
     """
 
-    def __init__(self, maker: RoundMaker, numbers: Sequence[int]):
+    def __init__(self, samples: RoundSamples, numbers: Sequence[int]):
         super().__init__(name="sampling ahead", daemon=True)
-        self.maker = maker
+        self.samples = samples
         self.numbers = numbers
         self.done = 0
         self.cancelled = threading.Event()
@@ -126,12 +126,12 @@ class _SamplerThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            if self.maker.policy.device.type == "cuda":
-                torch.cuda.set_device(self.maker.policy.device)  # each thread has its own
+            if self.samples.policy.device.type == "cuda":
+                torch.cuda.set_device(self.samples.policy.device)  # each thread has its own
             for number in self.numbers:
                 if self.cancelled.is_set():
                     return
-                self.maker.draw(number)
+                self.samples.draw(number)
                 self.done += 1
         except BaseException as error:
             self.failure = error

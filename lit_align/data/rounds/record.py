@@ -6,6 +6,7 @@ are gathered once for all batches.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -30,9 +31,6 @@ from lit_align.objectives import PreferenceObjective
 from lit_align.sharding import barrier_with_timeout, computing, in_turns
 
 R = TypeVar("R", bound=StoredRow)
-M = TypeVar("M")
-BatchFn = Callable[[M, int], list[R]]
-"""Computes the rows of one batch, given the opened model and the batch's number."""
 LogpsFn = Callable[[PreferenceBatch], Tensor]
 """Log-probabilities of a batch's responses: a policy, or a reference's `logps`."""
 
@@ -70,6 +68,24 @@ class Loaded(Generic[R]):
         return np.argsort(np.concatenate([np.asarray(indices) for indices in self.batches]))
 
 
+class Computation(ABC, Generic[R]):
+    """How the missing batches of a part are computed."""
+
+    @abstractmethod
+    def ready(self) -> AbstractContextManager[None]:
+        """Load what `compute` needs, and free it afterwards.
+
+        Entered if any batch is missing, and then by all processes, since sharded weights take all of them.
+        """
+
+    @abstractmethod
+    def compute(self, number: int) -> list[R]:
+        """The rows of one batch."""
+
+    def idle(self) -> None:
+        """Take part in what other processes compute, without a batch of one's own; most need no other process."""
+
+
 class Recorder:
     """Computes and reads the parts of stored rounds.
 
@@ -92,23 +108,13 @@ class Recorder:
         return computing(network, self.on_shards)
 
     def load_or_compute(
-        self,
-        name: str,
-        part: Part[R],
-        batches: Sequence[Sequence[int]],
-        open_model: Callable[[], AbstractContextManager[M]],
-        compute: BatchFn[M, R],
-        idle: Callable[[M], object] | None = None,
+        self, name: str, part: Part[R], batches: Sequence[Sequence[int]], computation: Computation[R]
     ) -> Loaded[R]:
-        """Check the batches that are stored; compute and store the others.
+        """Check the batches that are stored; compute and store the others. Every process must call it.
 
         Args:
             name: Shown beside the progress bar.
             batches: Indices of the prompts of each batch; every process computes its share of the batches.
-            open_model: Loads what `compute` needs, and frees it afterwards. Called if any batch is missing, and then by
-                all processes, since sharded weights take all of them.
-            compute: Gives the rows of one batch.
-            idle: Called in a process that has no batch while others have one, if all must compute at the same time.
         """
         started = time.monotonic()
         trainer = self.module.trainer
@@ -119,12 +125,12 @@ class Recorder:
         barrier_with_timeout(where, self.wait_minutes)  # all have looked before any writes
         if missing:
             before = f" ({total - to_do} stored before)" if to_do < total else ""
-            with open_model() as model, phase(name, total, f"prompts{before}", done=total - to_do) as bar:
+            with computation.ready(), phase(name, total, f"prompts{before}", done=total - to_do) as bar:
                 for turn, own in in_turns(missing, trainer.global_rank, trainer.world_size):
                     if own is not None:
-                        part.write(own, compute(model, own))
-                    elif idle is not None:
-                        idle(model)
+                        part.write(own, computation.compute(own))
+                    else:
+                        computation.idle()
                     bar.advance(sum(len(batches[number]) for number in turn))
         else:
             print_field(name, f"{total} prompts, stored before in {part.store.path}")
@@ -146,31 +152,27 @@ class Recorder:
         identity: str,
         store: RoundStore,
         examples: ExampleTable,
-        open_model: Callable[[], AbstractContextManager[LogpsFn]],
+        model: AbstractContextManager[LogpsFn],
     ) -> NDArray[np.float64]:
         """Log-probabilities of all responses, [examples, K], stored under the model, temperature and tokens.
 
         Args:
             name: Shown beside the progress bar; the files' names begin with it.
             identity: Identifies the model.
+            model: Gives the model if any batch is missing.
         """
         assert self.module.policy is not None
-        model = f"({identity!r}, {self.module.policy.temperature!r}, "
+        under = f"({identity!r}, {self.module.policy.temperature!r}, "
 
         def determined_by() -> Iterator[str]:
             tokens = repr_in_pieces((example.prompt_ids, example.response_ids) for example in examples)
-            return chain([model], tokens, [")"])
+            return chain([under], tokens, [")"])
 
-        part = store.logps(name, determined_by, known_as=examples.digest and f"{model}{examples.digest}")
+        part = store.logps(name, determined_by, known_as=examples.digest and f"{under}{examples.digest}")
         starts = range(0, len(examples), EXAMPLES_PER_FILE)
         batches = [range(start, min(start + EXAMPLES_PER_FILE, len(examples))) for start in starts]
 
-        def compute(model: LogpsFn, number: int) -> list[LogpsRow]:
-            some = examples[batches[number].start : batches[number].stop]
-            return [LogpsRow(e.source, logps) for e, logps in zip(some, self.logps(model, some), strict=True)]
-
-        idle = (lambda model: self.logps(model, [])) if self.on_shards else None
-        rows = self.load_or_compute(name, part, batches, open_model, compute, idle)
+        rows = self.load_or_compute(name, part, batches, _LogpsComputation(self, model, examples, batches))
         return np.fromiter(chain.from_iterable(row.logps for row in rows), np.float64).reshape(len(examples), -1)
 
     def with_reference(self, store: RoundStore, examples: ExampleTable) -> ExampleTable:
@@ -184,7 +186,7 @@ class Recorder:
             with reference.present() as present, self.able_to_compute(present):
                 yield present.logps
 
-        recorded = self.logps_column("reference", reference.fingerprint(), store, examples, open_reference)
+        recorded = self.logps_column("reference", reference.fingerprint(), store, examples, open_reference())
         return examples.with_numbers("reference_logps", recorded)
 
     def with_stored_reference(self, folder: Path, examples: ExampleTable) -> ExampleTable:
@@ -203,6 +205,29 @@ class Recorder:
         bound = 1e-3 if reference.dtype.itemsize >= 4 else 1.0
         check_cache(first.reference_logps or [], again, bound, str(store.path))
         return recorded
+
+
+@dataclass
+class _LogpsComputation(Computation[LogpsRow]):
+    """The log-probabilities of examples under a model."""
+
+    recorder: Recorder
+    model: AbstractContextManager[LogpsFn]
+    examples: ExampleTable
+    batches: Sequence[range]
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        with self.model as self._logps:
+            yield
+
+    def compute(self, number: int) -> list[LogpsRow]:
+        some = self.examples[self.batches[number].start : self.batches[number].stop]
+        return [LogpsRow(e.source, each) for e, each in zip(some, self.recorder.logps(self._logps, some), strict=True)]
+
+    def idle(self) -> None:
+        if self.recorder.on_shards:
+            self.recorder.logps(self._logps, [])
 
 
 def check_cache(recorded: Sequence[float], recomputed: Sequence[float], bound: float, where: str) -> None:

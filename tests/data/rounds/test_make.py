@@ -6,10 +6,12 @@ from typing import Any
 
 from lit_align.data import BestWorst
 from lit_align.data.batches import Example
+from lit_align.data.rounds.current import CurrentRound
 from lit_align.data.rounds.groups import groups_of
-from lit_align.data.rounds.make import CurrentRound, RoundMaker
+from lit_align.data.rounds.make import RoundMaker
 from lit_align.data.rounds.record import Loaded
 from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.sample import RoundSamples
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.sampling import Sampling
 from lit_align.data.table import ExampleTable
@@ -19,7 +21,7 @@ def made(folder: Any, count: int) -> tuple[RoundMaker, Loaded[SampleRow], Loaded
     """A maker of a round whose samples and scores are stored; prompts of different lengths in batches of 8."""
     prompts = [Example([7] * (1 + i * 5 % 11), [], f"p:{i}", prompt=f"p{i}") for i in range(count)]
     nothing: Any = SimpleNamespace()
-    maker = RoundMaker(
+    its = RoundSamples(
         round=CurrentRound(0, 0, {}, 0),
         store=RoundStore(folder, 0, {"count": count}),
         recorder=nothing,
@@ -33,10 +35,9 @@ def made(folder: Any, count: int) -> tuple[RoundMaker, Loaded[SampleRow], Loaded
         responses_per_prompt=2,
         prompts_per_batch=8,
         record_sampler=True,
-        scorer=nothing,
     )
-    samples, scores = maker.store.samples, maker.store.scores("s")
-    for number, places in enumerate(maker.batches):
+    samples, scores = its.store.samples, its.store.scores("s")
+    for number, places in enumerate(its.batches):
         rows = [
             SampleRow(
                 f"p:{i}", f"p{i}", prompts[i].prompt_ids, [f"a{i}", f"b{i}"], [[i], [i, 1]], [True] * 2, [-1.0, -2.0]
@@ -45,15 +46,15 @@ def made(folder: Any, count: int) -> tuple[RoundMaker, Loaded[SampleRow], Loaded
         ]
         samples.write(number, rows)
         scores.write(number, [ScoreRow(row.source, "s", [0.0, 1.0]) for row in rows])
-    return maker, Loaded(samples, maker.batches, 0.0, 0), Loaded(scores, maker.batches, 0.0, 0)
+    return RoundMaker(its, nothing), Loaded(samples, its.batches, 0.0, 0), Loaded(scores, its.batches, 0.0, 0)
 
 
 def test_groups_are_in_the_order_of_the_prompts(tmp_path):
     maker, samples, scores = made(tmp_path, 30)
-    assert [place for places in maker.batches for place in places] != list(range(30))
+    assert [place for places in maker.samples.batches for place in places] != list(range(30))
     groups, _ = groups_of(samples, scores)
     assert [group.source for group in groups] == [f"p:{i}" for i in range(30)]
-    assert groups[17].prompt_ids == maker.prompts[17].prompt_ids
+    assert groups[17].prompt_ids == maker.samples.prompts[17].prompt_ids
     assert (groups[17].texts, groups[17].response_ids) == (["a17", "b17"], [[17], [17, 1]])
     pairs = maker.pair(BestWorst(), groups)
     assert list(pairs.examples)[17].response_ids == [[17, 1], [17]]
