@@ -148,7 +148,7 @@ class Policy(nn.Module):
             if is_adapter_weight(name):
                 continue
             layer = self.model.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
-            if ".base_layer." in name and isinstance(layer, LoraLayer) and name.endswith(".weight"):
+            if self.adapter is not None and isinstance(layer, LoraLayer) and name.endswith(".base_layer.weight"):
                 delta = sum(layer.get_delta_weight(slot).float() for slot in layer.active_adapters)  # type: ignore[operator]
                 yield name.replace(".base_layer", ""), settled(unpacked(parameter)).float() + delta
             else:
@@ -161,7 +161,7 @@ class Policy(nn.Module):
     def fingerprint(self) -> str:
         """Identifies the policy's present weights, the adapter's included."""
         reshard(self)
-        return fingerprint(weights_of(self.model, "default"))
+        return fingerprint(weights_of(self.model, None if self.adapter is None else "default"))
 
     def base_fingerprint(self) -> str:
         """Identifies the present weights of the model without its adapters."""
@@ -271,14 +271,6 @@ class PolicyWithoutAdapter(Policy):
         with self.policy.adapters([]):
             log_probabilities: Tensor = self.policy(batch)
         return log_probabilities
-
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in self.model.named_parameters():
-            if not is_adapter_weight(name):
-                yield name.replace(".base_layer", ""), unpacked(weight)
-
-    def fingerprint(self) -> str:
-        return self.base_fingerprint()
 
 
 def is_adapter_weight(name: str) -> bool:

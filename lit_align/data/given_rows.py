@@ -20,19 +20,14 @@ def as_file(given: Any) -> Any:
     Raises:
         UserError: a row holds something other than texts, numbers, lists and dicts.
     """
-    if not (_is_dataset(given) or _are_rows(given)):
+    if _is_dataset(given):
+        name, identity, write = "rows.parquet", given._fingerprint, given.to_parquet
+    elif _are_rows(given):
+        name, identity, write = "rows.jsonl", digest(_lines(given)), lambda path: _write_lines(path, given)
+    else:
         return given
-    name = "rows.parquet" if _is_dataset(given) else "rows.jsonl"
-    identity = given._fingerprint if _is_dataset(given) else digest(_lines(given))
-
-    def write(folder: Path, _: object) -> None:
-        if _is_dataset(given):
-            given.to_parquet(folder / name)
-        else:
-            with (folder / name).open("w", encoding="utf-8") as file:
-                file.writelines(_lines(given))
-
-    return str(TokenCache.at(None).load_or_make("rows", {"rows": identity}, {}, write) / name)
+    rows = TokenCache.at(None).load_or_make("rows", {"rows": identity}, {}, lambda folder, _: write(folder / name))
+    return str(rows / name)
 
 
 def as_files(given: Any) -> Any:
@@ -55,6 +50,11 @@ def _are_rows(given: Any) -> bool:
 def _is_dataset(value: Any) -> bool:
     datasets = sys.modules.get("datasets")  # takes seconds to import
     return datasets is not None and isinstance(value, datasets.Dataset)
+
+
+def _write_lines(path: Path, rows: list[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(_lines(rows))
 
 
 def _lines(rows: list[Mapping[str, Any]]) -> Iterator[str]:

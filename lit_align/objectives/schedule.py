@@ -128,29 +128,16 @@ class LearningRate:
         """
         if trainer.global_step or not 0 < self.warmup_steps < 1:
             return
-        factor = self.factor(trainer, 0)
-        if not factor:
+        if not self.factor(trainer, 0):
             raise UserError(
                 f"model.warmup_steps={self.warmup_steps} has no effect: it is a share of the run, which has no end. "
                 "Set trainer.max_steps, or a number of steps."
             )
-        set_learning_rate(trainer, factor)
-
-
-def set_learning_rate(trainer: Trainer, factor: float) -> None:
-    """Set the learning rate of the next step.
-
-    Args:
-        factor: That rate, divided by the configured one.
-    """
-    (optimizer,) = trainer.optimizers
-    scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
-    for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
-        group["lr"] = rate * factor
+        renew_learning_rates(trainer)
 
 
 def renew_learning_rates(trainer: Trainer) -> None:
-    """Compute the rate of the next step again: a resumed run may be longer, or have another schedule or base rate."""
+    """Compute the rate of the next step again: the schedule, its base rate or the length of the run have changed."""
     for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
         if isinstance(scheduler, LambdaLR):
             groups = scheduler.optimizer.param_groups
@@ -158,19 +145,15 @@ def renew_learning_rates(trainer: Trainer) -> None:
                 group["lr"] = rate * factor(scheduler.last_epoch)
 
 
-def reset_optimization(trainer: Trainer, first_factor: float) -> None:
-    """Reset the optimizer state and the schedule.
-
-    Args:
-        first_factor: The first step's learning rate, divided by the configured one.
-    """
+def reset_optimization(trainer: Trainer) -> None:
+    """Reset the optimizer's state and options, and the schedule."""
     (optimizer,) = trainer.optimizers
     scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
     optimizer.state.clear()
     scheduler.last_epoch = 0
     for group in optimizer.param_groups:
         group.update(optimizer.defaults)
-    set_learning_rate(trainer, first_factor)
+    renew_learning_rates(trainer)
 
 
 def planned_steps(batches: float, accumulated: int, epochs: int | None, most: int) -> int:
