@@ -4,6 +4,7 @@ CPUs without AVX-512 (most laptops) multiply matrices of bfloat16 and float16 ma
 (docs/speed.md has the figures), so `auto` means float32 there.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 import torch
@@ -27,3 +28,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 def fast_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type itself, or float32 where this machine multiplies it slowly."""
     return dtype if is_fast(dtype) else torch.float32
+
+
+def warn_if_slow(dtype: torch.dtype, instead: str) -> Iterator[tuple[str, str]]:
+    """A line of a run's header if this machine multiplies a type slowly that its options ask for.
+
+    Args:
+        instead: The option that is faster.
+    """
+    if not is_fast(dtype):
+        yield "", f"this CPU multiplies {dtype_name(dtype)} slowly; {instead} is faster"

@@ -21,6 +21,7 @@ from lit_align.sharding import rank, waiting_group, world_size
 
 KEY = "identity"
 BASE_MODEL = "model.policy (its weights)"
+DTYPE = "model.policy.dtype"
 EVALUATION = "win_rate."
 """Begins the options of an evaluation. One that is added or left out changes none of the other numbers."""
 VALIDATION = "data.validation"
@@ -56,14 +57,12 @@ def check(then: Table, table: Table, accepted: Collection[str], defaults: Table)
         UserError: an option differs that is not accepted. Another base model under an adapter, and an adapter of
             another shape, is never accepted.
     """
-    if then.get("model.policy.dtype") == "auto":  # of an earlier version, which did not ask the machine
-        then = then | {"model.policy.dtype": "bfloat16" if "model.lora.r" in then else "float32"}
     lacked = {
         key: defaults[key] for key in table.keys() & defaults.keys() if then.get(key.rpartition(".")[0], "") is not None
     }
-    changed = differences(lacked | then, table)
+    changed = differences(with_dtype(lacked | then), table)
     adapter = "model.lora.r" in table and "model.lora.r" in then
-    if adapter and BASE_MODEL in changed and "model.policy.dtype" not in changed:
+    if adapter and BASE_MODEL in changed and DTYPE not in changed:
         raise UserError(
             "the checkpoint's adapter was trained on a base model with other weights than model.policy.path has now. "
             "Give the base model that it was trained on."
@@ -87,6 +86,13 @@ def check(then: Table, table: Table, accepted: Collection[str], defaults: Table)
         raise UserError(
             f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had{fix}"
         )
+
+
+def with_dtype(table: Table) -> Table:
+    """A checkpoint's table with the type of the weights that auto meant in earlier versions, on every machine."""
+    if table.get(DTYPE) != "auto":
+        return table
+    return table | {DTYPE: "bfloat16" if "model.lora.r" in table else "float32"}
 
 
 def check_processes(table: Table) -> None:

@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -52,6 +52,19 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         gc.collect()  # a trainer, which is part of a cycle, holds the group
+
+
+@pytest.fixture
+def set_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Makes this a machine without a GPU, whose CPU multiplies half precision quickly, or does not."""
+
+    def become(has_kernels: bool) -> None:
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+            monkeypatch.setattr(torch.ops.mkldnn, name, lambda: has_kernels)
+
+    return become
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """`lit-align init`: a commented configuration for an objective, a model, data and a machine.
 
 Memory is estimated from bytes per weight: full training keeps weights, gradients and two moments in float32 (16), and
-an anchored objective's reference (4 more); LoRA keeps the model in bfloat16 (2), and in 4 bits under QLoRA (0.6). A
-third is left for activations. `doctor` measures what this estimates.
+an anchored objective's reference (4 more). On GPUs, LoRA keeps the model in bfloat16 (2), and in 4 bits under QLoRA
+(0.6). A third is left for activations. `doctor` measures what this estimates.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from lit_align.callbacks import ReferenceRefresh
 from lit_align.callbacks.run_report import listed_memory, memory_parts
 from lit_align.cli.app import AlignCLI
 from lit_align.console import print_field
+from lit_align.dtypes import is_fast
 from lit_align.errors import UserError
 from lit_align.loading import locate_model, naming_errors, resolve_dtype
 from lit_align.objectives import PreferenceObjective
@@ -78,8 +79,11 @@ def describe_memory(module: PreferenceObjective) -> list[tuple[str, str]]:
     if config.gradient_checkpointing:
         kept = 1000 * shape.num_hidden_layers * shape.hidden_size * itemsize
         activations = f"{kept / 1e9:.2f} GB more for 1,000 tokens of a batch, and those of one layer (checkpointing)"
+    lines = [("model", f"{config.path}: {numbers / 1e9:.2f} billion weights")]
+    if config.dtype == "auto" and module.lora is not None and not is_fast(torch.bfloat16):
+        lines.append(("type", "float32, as auto means on this CPU; for a GPU, add --model.policy.dtype=bfloat16"))
     return [
-        ("model", f"{config.path}: {numbers / 1e9:.2f} billion weights"),
+        *lines,
         ("training", listed_memory(parts)),
         (
             "sampling",

@@ -23,7 +23,7 @@ from lit_align.console import print_line
 from lit_align.data import VLLMServerSampler
 from lit_align.data.samplers.vllm_client import MODEL
 from lit_align.data.samplers.vllm_options import save_without_weights
-from lit_align.dtypes import dtype_name
+from lit_align.dtypes import dtype_name, fast_dtype
 from lit_align.errors import UserError
 from lit_align.loading import (
     LoRAConfig,
@@ -63,7 +63,7 @@ def serve(args: list[str], *, only_print: bool) -> None:
     samplings = [data.sampling, config.get("win_rate.init_args.sampling")]  # the server answers held-out prompts, too
     longest = data.max_prompt_length + max(each.max_new_tokens for each in samplings if each is not None)
     positions = getattr(architecture.get_text_config(), "max_position_embeddings", longest)
-    named = {"auto": torch.bfloat16, "policy": resolve_dtype(policy, lora)}
+    named = {"auto": fast_dtype(torch.bfloat16), "policy": resolve_dtype(policy, lora)}
     dtype = named.get(data.sampling_dtype) or getattr(torch, data.sampling_dtype)
     environment, command = server_command(
         sampler, folder, dtype, min(longest, positions), on_cpu=not torch.cuda.is_available()

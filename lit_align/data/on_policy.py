@@ -51,7 +51,7 @@ from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.sampling import Sampling, check_positions
 from lit_align.data.scorers.base import SCORER_FIXES, PairwiseScorer, Scorer
 from lit_align.data.table import ExampleTable
-from lit_align.dtypes import dtype_name, fast_dtype
+from lit_align.dtypes import dtype_name, fast_dtype, warn_if_slow
 from lit_align.errors import check_types
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
@@ -358,6 +358,8 @@ class OnPolicyPairs(PairsDataModule):
         dtype = "the policy's type" if self.sampling_dtype == "policy" else self.sampling_dtype
         logps = "" if self.record_sampler else "; log π_s not recorded"
         yield "sampler", f"{self.sampler.identity}, weights in {dtype}{logps}"
+        if self.sampling_dtype != "policy" and not self.sampler.streams_weights:  # a server has its own machine
+            yield from warn_if_slow(getattr(torch, self.sampling_dtype), "data.sampling_dtype=float32")
         yield "scorer", self.scorer.identity
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align import provenance
-from lit_align.dtypes import dtype_name, is_fast
+from lit_align.dtypes import dtype_name, warn_if_slow
 from lit_align.errors import UserError, check_number, check_types
 from lit_align.loading import from_fields, load_positions, load_tokenizer, read_template, resolve_dtype
 from lit_align.logprobs import PreferenceBatch
@@ -313,7 +313,7 @@ class PreferenceObjective(ResumableModule):
     def identity(self) -> provenance.Table:
         """Everything that determines the numbers of the run; a resumed run must have the same."""
         own: provenance.Table = {f"model.{self.text_options[name]}": each for name, each in self.text_weights.items()}
-        own["model.policy.dtype"] = dtype_name(resolve_dtype(self.policy_config, self.lora))  # auto differs by machine
+        own[provenance.DTYPE] = dtype_name(resolve_dtype(self.policy_config, self.lora))  # auto differs by machine
         return super().identity() | own
 
     # --- checkpoints ---
@@ -347,12 +347,9 @@ class PreferenceObjective(ResumableModule):
             yield "", f"each prompt is computed once per response: this model cannot share prefixes under {why}"
         if self.reset_optimizer_each_round:
             yield "optimizer", "restarts each round, with its schedule"
-        yield from (("", warning) for warning in _warnings(self.policy.dtype, adapts=self.lora is not None))
-
-
-def _warnings(dtype: torch.dtype, *, adapts: bool) -> Iterator[str]:
-    """Warnings of the header about the type of the policy's weights."""
-    if dtype.itemsize < 4 and not adapts:
-        yield "half-precision weights are trained directly: updates below 0.4 % of a weight are lost"
-    if not is_fast(dtype):
-        yield f"this CPU multiplies {dtype_name(dtype)} slowly; model.policy.dtype=float32 is faster"
+        if self.lora is None and self.policy.dtype.itemsize < 4:
+            yield "", "half-precision weights are trained directly: updates below 0.4 % of a weight are lost"
+        if self._trainer is not None and str(self.trainer.precision).startswith("bf16"):
+            yield from warn_if_slow(torch.bfloat16, "trainer.precision=32-true")
+        else:
+            yield from warn_if_slow(self.policy.dtype, "model.policy.dtype=float32")

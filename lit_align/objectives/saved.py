@@ -1,9 +1,10 @@
 """An objective as a checkpoint states it, for readers that do not train, such as `export`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
+from lit_align import provenance
 from lit_align.loading import LoRAConfig, PolicyConfig, from_fields
 from lit_align.reference.config import ReferenceConfig, RefreshRule
 
@@ -57,9 +58,11 @@ class SavedObjective:
             name, output_name = checkpoint["identity"]["model"], checkpoint["output_name"]
             stated = {"name": name, "formula": "", "output_name": output_name}
         reference, rule = options.get("reference"), checkpoint.get("refresh_rule")
+        policy = from_fields(PolicyConfig, options["policy"])
+        dtype = provenance.with_dtype(checkpoint.get(provenance.KEY, {})).get(provenance.DTYPE, policy.dtype)
         return cls(
             **stated,
-            policy=from_fields(PolicyConfig, options["policy"]),
+            policy=replace(policy, dtype=dtype),  # also on a machine where auto means another
             lora=from_fields(LoRAConfig, options["lora"]) if options["lora"] else None,
             beta=options.get("beta"),
             proximal=options.get("proximal"),

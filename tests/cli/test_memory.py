@@ -49,13 +49,22 @@ def test_a_model_without_weights_has_the_memory_of_the_loaded_one(tiny_model, ob
     assert computed == loaded
 
 
-def test_a_7b_model_fits_a_gpu_of_24_gb_in_4_bits(in_tmp, capsys):
+def test_a_7b_model_fits_a_gpu_of_24_gb_in_4_bits(in_tmp, capsys, set_kernels):
     """By hand: 6.979 billion packed weights of 0.516 bytes, 0.54 GB of embeddings and head, 41.9 M of the adapter."""
     Path("config.json").write_text(json.dumps(MISTRAL))
     Path("pairs.jsonl").write_text("")
     options = ["--model.policy.path=.", "--model.policy.quantize=nf4", "--model.policy.gradient_checkpointing=true"]
-    main(["doctor", "--memory", "--model=DPO", *options, "--model.lora.r=16", "--data=OfflinePairs", "--data.train=x"])
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    options += ["--model=DPO", "--model.lora.r=16", "--data=OfflinePairs", "--data.train=x"]
+
+    def shown(*args: str) -> dict[str, str]:
+        main(["doctor", "--memory", *options, *args])
+        return {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+
+    set_kernels(False)
+    assert "float32, as auto means on this CPU; for a GPU, add --model.policy.dtype=bfloat16" in shown()["type"]
+    lines = shown("--model.policy.dtype=bfloat16")
+    set_kernels(True)
+    assert shown() == lines
     assert "7.25 billion weights" in lines["model"]
     assert "about 4.81 GB = 4.31 policy + 0.17 gradients + 0.34 AdamW" in lines["training"]
     assert "14.50 GB more while a plain copy samples" in lines["sampling"]

@@ -257,7 +257,8 @@ def check_server(client: VLLMClient, state: WorkerState, dtype: torch.dtype, lon
     if state.version != __version__:
         problem = f"has lit_align {state.version}, and this is {__version__}"
     elif state.dtype != wanted:
-        problem = f"computes in {state.dtype}, and data.sampling_dtype asks for {wanted}"
+        asked = f"data.sampling_dtype asks for {wanted} (name the type there: auto depends on the machine)"
+        problem = f"computes in {state.dtype}, and {asked}"
     elif state.longest < longest:
         problem = f"takes {state.longest} tokens, and the longest prompt and its response have {longest}"
     elif state.other_parallelism:

@@ -20,7 +20,7 @@ from transformers import (
 
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import Scorer, check_at_least_one, fingerprint_of, joined
-from lit_align.dtypes import fast_dtype
+from lit_align.dtypes import is_fast
 from lit_align.errors import UserError, first_line
 from lit_align.loading import naming_errors
 
@@ -173,8 +173,8 @@ class SequenceClassificationScorer(Scorer):
             )
         model.config.pad_token_id = self.tokenizer.pad_token_id  # by which decoders find a text's last token
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        if self.dtype == "auto":
-            model = model.to(fast_dtype(model.dtype))
+        if self.dtype == "auto" and not is_fast(model.dtype):
+            model = model.float()
         return model.eval().requires_grad_(False).to(device)
 
 

@@ -208,7 +208,9 @@ def test_sharded_processes_record_what_one_process_records(tiny_model, server, i
 # --- serve ---
 
 
-def test_serve_prints_the_command_of_a_configuration(tiny_model, in_tmp, capsys):
+@pytest.mark.parametrize(("has_kernels", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_serve_prints_the_command_of_a_configuration(tiny_model, in_tmp, capsys, set_kernels, has_kernels, dtype):
+    set_kernels(has_kernels)
     data = on_policy(in_tmp)
     main(
         [
@@ -226,6 +228,7 @@ def test_serve_prints_the_command_of_a_configuration(tiny_model, in_tmp, capsys)
     assert 'VLLM_SERVER_DEV_MODE="1"' in said
     assert "--host 10.0.0.7 --port 8123" in said
     assert "--tensor-parallel-size 2" in said
+    assert f"--dtype {dtype}" in said, "the type in which the run on this machine samples"
     assert "--max-model-len 130" in said, "the longest responses are those to held-out prompts"
     assert "--worker-extension-cls lit_align.data.samplers.vllm_worker.PolicyReceiver" in said
     assert (in_tmp / "run/vllm/config.json").is_file()

@@ -160,6 +160,20 @@ def test_weights_have_the_configured_dtype_or_the_saved_one(reward_model: str, t
         assert not any(weight.requires_grad for weight in scorer._loaded.parameters())
 
 
+def test_weights_saved_in_a_type_that_is_slow_are_converted(tmp_path: Path, set_kernels):
+    """Where it is fast they stay as saved, with the rotary frequencies, which bfloat16 would round, in float32."""
+    model = LlamaForSequenceClassification(llama_config(num_labels=1))
+    model.bfloat16().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    for has_kernels, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        set_kernels(has_kernels)
+        scorer = SequenceClassificationScorer(str(tmp_path))
+        scorer.start()
+        assert scorer._loaded is not None
+        assert {weight.dtype for weight in scorer._loaded.parameters()} == {dtype}
+        assert {buffer.dtype for buffer in scorer._loaded.buffers()} == {torch.float32}
+
+
 def test_a_models_identity_follows_its_weights_and_options(bert, reward_model: str):
     def identity(folder: str = reward_model, **options) -> str:
         return SequenceClassificationScorer(folder, **options).identity
