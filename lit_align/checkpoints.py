@@ -3,6 +3,9 @@
 `NAME.ckpt.sha256` is written after the checkpoint, checked when the checkpoint is loaded, and deleted with it. A
 checkpoint without one (of another tool, of a run that was killed between the two, or on a remote file system) loads
 unchecked. The hash of a folder of shards covers the names and contents of all its files.
+
+Which checkpoint of a run is the newest is decided by what each says: how often the run had been started, for a start
+may go back to an earlier one, and then its position.
 """
 
 import hashlib
@@ -22,6 +25,12 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from lit_align.console import relative
 from lit_align.errors import UserError, first_line
 from lit_align.files import write_whole, writing
+from lit_align.position import Position
+
+STARTS = "starts"
+"""Entry of a checkpoint: how often its run had been started, itself counted."""
+OF_SHARDS = "meta.pt"
+"""File in a folder of shards for the entries that are not sharded."""
 
 SHARD_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
@@ -134,11 +143,37 @@ def check_hash(path: str | Path) -> None:
     raise UserError(f"{relative(real)} is damaged: its content is not what {_hash_file(real).name} says. {fix}")
 
 
-def newest_whole(folders: Iterable[Path]) -> Path | None:
-    """The newest checkpoint in some folders that is as it was written; None if there is none."""
-    found = [each for folder in folders for each in folder.glob("*.ckpt") if not each.is_symlink()]
-    newest = sorted(found, key=lambda each: each.stat().st_mtime_ns, reverse=True)
-    return next((each for each in newest if _loads(each)), None)
+def newest_whole(folders: Iterable[Path], since: int = -1) -> Path | None:
+    """The newest checkpoint in some folders that is as it was written; None if there is none.
+
+    Args:
+        since: The first start of the run whose checkpoints count.
+    """
+    found = (each for folder in folders for each in folder.glob("*.ckpt") if not each.is_symlink())
+    return next((each for each in newest_first(found, since) if _loads(each)), None)
+
+
+def newest_first(paths: Iterable[Path], since: int = -1) -> list[Path]:
+    """Checkpoints of a run in the reverse order in which it wrote them.
+
+    The order is in the checkpoints, since copies have the times at which they were copied. Those that do not say it,
+    because they are damaged or of another tool, come last.
+    """
+    places = {each: _place(each) for each in paths if each.exists()}  # last.ckpt may be a link to none
+    counted = [each for each, place in places.items() if place[0] >= since]
+    return sorted(counted, key=lambda each: (places[each], each.stat().st_mtime_ns), reverse=True)
+
+
+def _place(path: Path) -> tuple[int, ...]:
+    """The place of a checkpoint among those of its run. Of its weights nothing is read."""
+    try:
+        saved = torch.load(
+            path / OF_SHARDS if path.is_dir() else path, weights_only=True, map_location="cpu", mmap=True
+        )
+        at = Position.load(saved)
+        return int(saved.get(STARTS, 0)), at.seen, at.epoch, at.validated
+    except Exception:  # damaged files can raise anything
+        return (-1,)
 
 
 def check_shards(folder: Path) -> Metadata:

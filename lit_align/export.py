@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from lit_align import provenance
-from lit_align.checkpoints import CheckedShardReader, check_hash
+from lit_align.checkpoints import CheckedShardReader, check_hash, newest_first
 from lit_align.console import relative
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError, first_line
@@ -103,13 +103,13 @@ def find_checkpoint(source: str | Path) -> Path:
     if not path.exists():
         raise UserError(f"{source}: no such folder or checkpoint. Name a run's folder or one of its checkpoints.")
     if path.is_dir() and not (path / ".metadata").exists():
-        found = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda each: each.stat().st_mtime)
+        found = newest_first((path / "checkpoints").glob("*.ckpt"))
         if not found:
             raise UserError(
                 f"{source}: there is no checkpoint in {path / 'checkpoints'}. Name a checkpoint, or use the model that "
                 "the run wrote to model/."
             )
-        path = found[-1]
+        path = found[0]
     return path.resolve() if path.is_symlink() else path
 
 

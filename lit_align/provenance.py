@@ -44,7 +44,7 @@ def save(checkpoint: dict[str, Any], table: Table, accepted: Collection[str]) ->
     checkpoint[KEY] = dict.fromkeys(accepted) | table
 
 
-def check(then: Table, table: Table, accepted: Collection[str], defaults: Table) -> None:
+def check(then: Table, table: Table, accepted: Collection[str], defaults: Table, *, fits: bool = True) -> None:
     """Check that a checkpoint is of this run.
 
     Args:
@@ -52,6 +52,7 @@ def check(then: Table, table: Table, accepted: Collection[str], defaults: Table)
         table: This run's table.
         accepted: Options whose change is intended.
         defaults: Values of options that the checkpoint lacks because an earlier version wrote it.
+        fits: Whether the checkpoint's weights are of this run's networks; if not, no other objective can be accepted.
 
     Raises:
         UserError: an option differs that is not accepted. Another base model under an adapter, and an adapter of
@@ -73,12 +74,13 @@ def check(then: Table, table: Table, accepted: Collection[str], defaults: Table)
             f"model.accept_changes={unknown}: the checkpoint has no such option. Changed: {known}. Name these, or "
             "leave it out."
         )
+    fixed = SHAPES if fits else SHAPES | {"model"}
     refused = {
         key: values
         for key, values in changed.items()
-        if key in SHAPES or (key not in accepted and not (key.startswith((EVALUATION, VALIDATION)) and None in values))
+        if key in fixed or (key not in accepted and not (key.startswith((EVALUATION, VALIDATION)) and None in values))
     }
-    if shapes := sorted(refused.keys() & SHAPES):
+    if shapes := sorted(refused.keys() & fixed):
         fix = f": with another {' or '.join(shapes)} its weights do not fit."
     else:
         fix = f", or accept the changes: --model.accept_changes=[{','.join(sorted(refused))}]"

@@ -145,12 +145,13 @@ def dying_at(place: int, run: Callable[[], None]) -> Callable[[], None]:
 
 
 def plain(value: Any) -> Any:
-    """A checkpoint's contents without measured times, and without what Lightning keeps for itself.
+    """A checkpoint's contents without measured times and starts, and without what Lightning keeps for itself.
 
     Its counters are written again from our position, and its paths depend on what was deleted when.
     """
     if isinstance(value, dict):
-        kept = {key: inner for key, inner in value.items() if key != "loops" and "seconds" not in str(key)}
+        without = ("loops", "starts")
+        kept = {key: inner for key, inner in value.items() if key not in without and "seconds" not in str(key)}
         return {key: plain(inner) for key, inner in kept.items() if "ModelCheckpoint" not in str(key)}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]

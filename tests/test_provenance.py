@@ -22,7 +22,7 @@ from lit_align.data.prompts import identity_of_prompts
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.export import export
-from lit_align.objectives import DPO, IPO
+from lit_align.objectives import DPO, IPO, KTO, RewardModel, SimPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.provenance import check, save
 
@@ -124,6 +124,30 @@ def test_another_optimizer_starts_without_state(tiny_model, checkpoint, capsys):
     assert "Adafactor starts without the state of the checkpoint's optimizer" in capsys.readouterr().out
     assert module.trainer.current_epoch == 2
     assert run(tiny_model, "ckpt/last.ckpt", options=options, max_epochs=3).trainer.current_epoch == 3
+
+
+@pytest.mark.parametrize(("then", "now"), [(DPO, KTO), (KTO, DPO), (SimPO, IPO), (DPO, RewardModel)])
+def test_what_a_message_offers_to_accept_is_accepted(tiny_model, in_tmp, capsys, then, now):
+    """Objectives with state of their own, without a reference, and with another network."""
+    write_pairs(in_tmp)
+    run(tiny_model, objective=then)
+    checkpoint = shutil.copy("ckpt/last.ckpt", "start.ckpt")
+    with pytest.raises(UserError) as error:
+        run(tiny_model, checkpoint, objective=now, max_epochs=2)
+    listed = re.findall(r"accept_changes=\[(.*)\]", str(error.value))
+    if now is RewardModel:
+        assert not listed
+        assert "with another model its weights do not fit." in str(error.value)
+        return
+    if then is SimPO:
+        assert not listed
+        assert "is not of an objective with a reference" in str(error.value)
+        return
+    options = {"accept_changes": listed[0].split(",")}
+    assert run(tiny_model, checkpoint, objective=now, options=options, max_epochs=2).trainer.current_epoch == 2
+    z0 = "z0 of the new objective begins as at the start of a run"
+    assert (z0 in capsys.readouterr().out) == (now is KTO)
+    assert run(tiny_model, "ckpt/last.ckpt", objective=now, options=options, max_epochs=3).trainer.current_epoch == 3
 
 
 def test_a_run_without_an_accepted_option_resumes_its_own_checkpoints():

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM save first, print the command to resume, and end the run with exit code 128 + signal number.
 
+So does SIGHUP, which a closed terminal sends. A run that was started to outlive its terminal (`nohup`) ignores it.
+
 A trial that W&B's agent stops early ends with 0: the agent counts other codes as failures, and gives up after a few.
 
 - Within an epoch: the current step is finished, with all batches that it accumulates, and `interrupted.ckpt` is written
@@ -11,12 +13,15 @@ A trial that W&B's agent stops early ends with 0: the agent counts other codes a
 
 A checkpoint that another callback saves after an error repeats the validation in which the error occurred.
 
-A second signal ends the run at once. Lightning alone misses a SIGTERM after the last batch.
+A second signal ends the run at once, but for a second SIGHUP: the terminal and its shell each send one. Lightning alone
+misses a SIGTERM after the last batch.
 """
 
 import os
 import signal
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -33,7 +38,7 @@ from lit_align.callbacks.run_report import last_checkpoint, resume_command, save
 from lit_align.console import print_line
 from lit_align.position import Position
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(SystemExit):
@@ -46,7 +51,7 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """Handlers of Ctrl-C and SIGTERM, which a run takes over and gives back."""
+    """Handlers of Ctrl-C, SIGTERM and SIGHUP, which a run takes over and gives back."""
 
     def __init__(self) -> None:
         self._handle: Callable[[int], None] | None = None
@@ -56,6 +61,8 @@ class Signals:
         """Let a function handle the signals; without effect outside the main thread."""
         self._handle = handle
         for signum in SIGNALS:
+            if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
+                continue
             try:
                 before = signal.signal(signum, self._receive)
             except ValueError:  # not the main thread
@@ -88,7 +95,7 @@ class Stage(Enum):
 
 
 class Interruption(AlignCallback):
-    """Saves on Ctrl-C and SIGTERM, and prints the command to resume. It always runs after the other callbacks."""
+    """Saves on these signals and prints the command to resume. It always runs after the other callbacks."""
 
     order = Order.LAST
     in_dry_run = DryRun.SKIP
@@ -195,6 +202,10 @@ class Interruption(AlignCallback):
         self._signals.give_back()
 
     def _handle(self, trainer: Trainer, signum: int) -> None:
+        if signum == signal.SIGHUP:
+            if self._signal is not None:
+                return
+            _leave_terminal()
         if self._stage is Stage.STEPS and self._signal is None:
             self._signal = signum
             print_line(f"\nstopping after {'the end of this epoch' if trainer.is_last_batch else 'this step'} …")
@@ -204,6 +215,14 @@ class Interruption(AlignCallback):
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # saving is not interrupted
         raise Interrupted(signum)
+
+
+def _leave_terminal() -> None:
+    """Let what is printed to a terminal go nowhere: the terminal is closed, so that writing to it fails."""
+    for descriptor in (1, 2):
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere.fileno(), descriptor)
 
 
 def _checkpoint_path(trainer: Trainer) -> Path | None:

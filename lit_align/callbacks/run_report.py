@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lit_align.allocation import keeps_freed_memory
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
+from lit_align.checkpoints import STARTS
 from lit_align.console import print_field, print_line, program, relative
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
@@ -34,7 +35,7 @@ from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
-from lit_align.reporting.run_record import record_end, record_start
+from lit_align.reporting.run_record import RunStart, record_end, record_start
 from lit_align.sharding import local_shard
 
 
@@ -59,6 +60,9 @@ class RunReport(AlignCallback):
 
     def __init__(self, save_model: bool = True):
         self.save_model = save_model
+        self.named_checkpoint = ""
+        """The command's `ckpt_path`, which may be another than the one that the run resumes from."""
+        self._starts = 0  # of the run
         self._header: list[tuple[str, str]] = []
         self._stepped: float | None = None  # when the last batch of this epoch ended
         self._seconds = 0.0  # of this epoch's training so far
@@ -79,7 +83,9 @@ class RunReport(AlignCallback):
         if not resumes:
             (folder / "summary.json").unlink(missing_ok=True)
             shutil.rmtree(folder / "held_out", ignore_errors=True)
-        record_start(folder, self._header, trainer.global_step, resumes)
+        start = RunStart.now(trainer.global_step, self.named_checkpoint)
+        counted = record_start(folder, self._header, start, resumes)
+        self._starts = max(counted, self._starts + 1 if resumes else 1)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, PreferenceObjective):
@@ -132,9 +138,13 @@ class RunReport(AlignCallback):
         for logger in _metrics_csv(trainer):
             logger.save()
         save_metrics(trainer, checkpoint)
+        checkpoint[STARTS] = self._starts
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and "metrics_csv" in checkpoint:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._starts = int(checkpoint.get(STARTS, 0))
+        if "metrics_csv" in checkpoint:
             for logger in _metrics_csv(trainer):
                 logger.resume(checkpoint["metrics_csv"])
 

@@ -56,7 +56,6 @@ from lit_align.cli.continuation import (
     check_ckpt_path,
     check_config_is_ours,
     check_last,
-    check_named_checkpoint,
     checkpoint_to_resume,
     seed_to_resume,
 )
@@ -252,13 +251,13 @@ class AlignCLI(LightningCLI):
             raise
 
     def _continue_run(self) -> None:
-        """Resume the run that the folder holds, if there is one and no checkpoint is named."""
+        """Resume the run that the folder holds, if there is one."""
         given: Any = self.config_init["fit"]
         if not given.fresh:
             check_config_is_ours(Path(self.trainer.default_root_dir))
-        if given.get("ckpt_path"):
-            check_named_checkpoint(self.trainer, given.ckpt_path)
-            return
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunReport):
+                callback.named_checkpoint = given.ckpt_path or ""
         config = yaml.safe_load(self._parser("fit").dump(self._given, skip_unset=False))
         path = checkpoint_to_resume(self.trainer, config, fresh=given.fresh)
         given.ckpt_path = None if path is None else str(path)

@@ -8,7 +8,10 @@
 
 `--fresh` moves the run's files beside the folder (`FOLDER-1`, `FOLDER-2`, ...) and starts from nothing. They are
 gathered within the folder first, so that a killed move is finished by the next `fit`. A job that its scheduler restarts
-ignores `--fresh`, so that the same script continues. An explicit `ckpt_path` is used as given.
+ignores `--fresh`, so that the same script continues.
+
+An explicit `ckpt_path` is used as given, but for one case: the run in the folder has started from it by the same
+command. It then continues like any other, from its newest checkpoint since.
 """
 
 import os
@@ -69,24 +72,31 @@ GATHERED = ".set_aside"
 """Folder in a run's folder for the files that `--fresh` moves."""
 
 
-def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: bool) -> Path | None:
-    """The checkpoint from which a `fit` without `ckpt_path` continues the run in its folder; None to start one.
+def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: bool) -> str | Path | None:
+    """The checkpoint from which a `fit` continues the run in its folder; None to start one.
 
     Args:
         config: The command's configuration, as plain values.
         fresh: Whether to set aside the run in the folder.
 
     Raises:
-        UserError: the folder holds a finished run, or a run with another configuration.
+        UserError: the folder holds a finished run, or a run with another configuration, or another run's checkpoint is
+            named.
     """
-    folder = Path(trainer.default_root_dir)
+    folder, named = Path(trainer.default_root_dir), config["ckpt_path"]
     if (fresh and not _is_started_again()) or (folder / GATHERED).exists():
+        _refuse_to_move(named, folder)
         if trainer.is_global_zero:
             _set_aside(trainer)
-        return None
+        return named
     if trainer.is_global_zero:
         _delete_half_written(trainer)
-    record, newest = RunRecord.read(folder), newest_whole([folder, *checkpoint_folders(trainer)])
+    record = RunRecord.read(folder)
+    since = _first_start_from(named, record, folder, config) if named else -1
+    newest = None if since is None else newest_whole([folder, *checkpoint_folders(trainer)], since)
+    if named and newest is None:
+        _check_named(trainer, named, record)
+        return named
     ended = record is not None and record.ended
     if newest is None and not ended:
         if record is not None:
@@ -98,7 +108,8 @@ def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: boo
         raise _finished(folder, config, newest)
     if trainer.is_global_zero:
         complete_hash(newest)
-    print_line(f"resumes {relative(folder)} from {newest.name}, its newest checkpoint (--fresh starts from nothing)")
+    again = f"to start again from {named}, name another folder" if named else "--fresh starts from nothing"
+    print_line(f"resumes {relative(folder)} from {newest.name}, its newest checkpoint ({again})")
     last = newest.with_name("last.ckpt")  # by this name, for Lightning never deletes the file that a run resumed from
     return last if last.is_symlink() and last.resolve() == newest.resolve() else newest
 
@@ -172,27 +183,48 @@ def check_last(trainer: Trainer) -> None:
         )
 
 
-def check_named_checkpoint(trainer: Trainer, path: str) -> None:
-    """Check that a run that resumes from a named checkpoint overwrites no other, finished run.
+def checkpoint_folders(trainer: Trainer) -> list[Path]:
+    """Where the run's checkpoints are."""
+    saving = (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint))
+    default = Path(trainer.default_root_dir, "checkpoints")
+    return list(dict.fromkeys([default, *(Path(each.dirpath) for each in saving if each.dirpath)]))
+
+
+def _first_start_from(named: str, record: RunRecord | None, folder: Path, config: dict[str, Any]) -> int | None:
+    """The first start in the folder from a named checkpoint by this command; None if the last one was another."""
+    if record is None or not Path(named).exists() or not record.starts or record.starts[-1].ckpt_path != named:
+        return None
+    if not differences(_read(folder / "config.yaml", config), _flat(config)).keys() <= FREE:
+        return None
+    return 1 + max((number for number, start in enumerate(record.starts, 1) if start.ckpt_path != named), default=0)
+
+
+def _refuse_to_move(named: str | None, folder: Path) -> None:
+    """Check that a named checkpoint is not in the folder whose run is moved.
+
+    Raises:
+        UserError: it is.
+    """
+    if named and (not Path(named).exists() or Path(named).resolve().is_relative_to(folder.resolve())):
+        raise UserError(
+            f"ckpt_path={named} is of the run in {relative(folder)}, which --fresh moves. Leave --fresh out, or name "
+            "another folder (trainer.default_root_dir)."
+        )
+
+
+def _check_named(trainer: Trainer, path: str, record: RunRecord | None) -> None:
+    """Check that a run that starts from a named checkpoint overwrites no other, finished run.
 
     Raises:
         UserError: the folder holds one, and the checkpoint is not its own.
     """
     folder = Path(trainer.default_root_dir)
-    record = RunRecord.read(folder)
     own = [each.resolve() for each in (folder, *checkpoint_folders(trainer))]
     if record and record.ended and Path(path).exists() and Path(path).absolute().parent.resolve() not in own:
         raise UserError(
             f"trainer.default_root_dir={relative(folder)} holds a finished run, and ckpt_path={path} belongs to "
             "another. Name another folder."
         )
-
-
-def checkpoint_folders(trainer: Trainer) -> list[Path]:
-    """Where the run's checkpoints are."""
-    saving = (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint))
-    default = Path(trainer.default_root_dir, "checkpoints")
-    return list(dict.fromkeys([default, *(Path(each.dirpath) for each in saving if each.dirpath)]))
 
 
 def _delete_half_written(trainer: Trainer) -> None:

@@ -21,6 +21,7 @@ from lit_align.objectives._checks import check_state_dict
 from lit_align.objectives.schedule import renew_learning_rates
 from lit_align.policy import LoRAConfig, is_adapter_weight
 from lit_align.position import KEY, Position, end_when_over
+from lit_align.reference.build import belongs_to_reference
 from lit_align.saved_state import (
     check_callbacks,
     check_like,
@@ -90,14 +91,20 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
                 "the checkpoint holds weights, but not the state of the optimizer, so no run can resume from it. Name "
                 "another, and save with checkpoint.save_weights_only=false."
             )
-        identity = self.identity()
+        identity, then = self.identity(), checkpoint[provenance.KEY]
+        ours = self.state_dict()
+        weights = checkpoint.get("state_dict", ours)  # a sharded strategy has loaded them
+        networks = {name for name in weights.keys() ^ ours.keys() if "." in name and not belongs_to_reference(name)}
         provenance.check(
-            checkpoint[provenance.KEY],
+            then,
             identity,
             self.accept_changes,
             provenance.default_options("model", type(self)) | provenance.of_trainer(self.trainer),
+            fits=not networks,
         )
-        if checkpoint[provenance.KEY].get("model.optimizer") != identity["model.optimizer"]:  # an accepted change
+        if then.get("model") != identity["model"] and weights is not ours:  # an accepted change
+            _start_own_state(weights, ours)
+        if then.get("model.optimizer") != identity["model.optimizer"]:  # an accepted change
             print_line(f"{identity['model.optimizer']} starts without the state of the checkpoint's optimizer")
             checkpoint["optimizer_states"] = []
         check_like(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict(), "fit_loop")
@@ -236,3 +243,18 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
             **provenance.of_trainer(self.trainer),
             **dict(chain.from_iterable(table.items() for table in stated)),
         }
+
+
+def _start_own_state(weights: dict[str, Any], ours: Mapping[str, Any]) -> None:
+    """Replace what another objective has beside its networks by what ours has at the start, such as KTO's z0.
+
+    Args:
+        weights: The checkpoint's weights, changed in place.
+        ours: This module's weights.
+    """
+    for name in [name for name in weights if "." not in name]:
+        del weights[name]
+    started = {name: value for name, value in ours.items() if "." not in name}
+    if started:
+        print_line(f"{', '.join(started)} of the new objective begins as at the start of a run")
+    weights |= started

@@ -20,14 +20,15 @@ class RunStart:
     time: str  # UTC
     command: str
     step: int  # of the optimizer
+    ckpt_path: str = ""  # as the command named it
 
     @classmethod
-    def now(cls, step: int) -> Self:
+    def now(cls, step: int, ckpt_path: str = "") -> Self:
         program, *args = sys.argv
         if Path(program).name == "ipykernel_launcher.py":  # its arguments are the kernel's
-            return cls(_now(), "a notebook", step)
+            return cls(_now(), "a notebook", step, ckpt_path)
         name = ["python", "train.py"] if Path(program).name == "train.py" else [Path(program).name]
-        return cls(_now(), shlex.join([*name, *args]), step)
+        return cls(_now(), shlex.join([*name, *args]), step, ckpt_path)
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,12 @@ class RunRecord:
         write_versioned(Path(folder, "run.json"), VERSION, asdict(self))
 
 
-def record_start(folder: str | Path, header: Sequence[tuple[str, str]], step: int, resumes: bool) -> None:
-    """Write `run.json`; a resumed run adds its start to those of the run it continues."""
+def record_start(folder: str | Path, header: Sequence[tuple[str, str]], start: RunStart, resumes: bool) -> int:
+    """Write `run.json`; a resumed run adds its start to those of the run it continues. Gives their number."""
     before = RunRecord.read(folder) if resumes else None
-    RunRecord(list(header), [*(before.starts if before else []), RunStart.now(step)]).write(folder)
+    starts = [*(before.starts if before else []), start]
+    RunRecord(list(header), starts).write(folder)
+    return len(starts)
 
 
 def record_end(folder: str | Path) -> None:

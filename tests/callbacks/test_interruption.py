@@ -2,12 +2,14 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, OnExceptionCheckpoint
+from processes import fork
 from tiny import adamw, fit, on_policy, sgd, write_pairs, write_prompts
 
 from lit_align.callbacks import Drift, Interruption, ReferenceRefresh, RunReport, WinRate
@@ -116,6 +118,37 @@ def test_a_step_is_finished_with_its_accumulation_and_refresh(tiny_model, in_tmp
     path = "checkpoints/interrupted.ckpt"
     assert torch.load(path, weights_only=True)["global_step"] == saved_at
     assert_same_weights(whole, run(ckpt_path=path))
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "nohup"])
+def test_a_terminal_that_closes_ends_the_run_as_sigterm(tiny_model, in_tmp, ignored):
+    """The system sends SIGHUP, the shell a second one, and writing to the terminal fails."""
+    write_pairs(in_tmp, 16)
+
+    def train() -> None:
+        os.setsid()  # so that the terminal is this process's
+        terminal, other_end = os.openpty()
+        printed = os.open("nohup.out" if ignored else os.ttyname(other_end), os.O_RDWR | os.O_CREAT)
+        os.close(other_end)
+        for descriptor in (1, 2):
+            os.dup2(printed, descriptor)
+        os.close(printed)
+        sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+        def close(trainer, module, batch, number):
+            if trainer.global_step == 2:
+                os.close(terminal)
+                os.kill(os.getpid(), signal.SIGHUP)
+
+        acting = [LambdaCallback(on_train_batch_start=close), Interruption(), ModelCheckpoint("checkpoints")]
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=sgd(0.05))
+        fit(module, OfflinePairs("pairs.jsonl", batch_size=2), *acting, enable_checkpointing=True)
+
+    assert fork(train) == (0 if ignored else 128 + signal.SIGHUP)
+    (saved,) = Path("checkpoints").iterdir()
+    assert saved.name == ("epoch=0-step=8.ckpt" if ignored else "interrupted.ckpt")
+    assert torch.load(saved, weights_only=True)["global_step"] == (8 if ignored else 3)
 
 
 def test_ctrl_c_in_the_first_rounds_sampling_says_to_start_again(tiny_model, in_tmp, capsys):

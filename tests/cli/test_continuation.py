@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from processes import fork
 from tiny import write_pairs
 
 from lit_align.checkpoints import newest_whole, write_hash
@@ -127,6 +130,20 @@ def test_the_same_command_resumes_a_killed_run(fit: Fit, runs: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("killed")
+@pytest.mark.parametrize("links", [True, False], ids=["links stay", "links become files"])
+def test_the_newest_checkpoint_of_a_copied_run_is_found(fit: Fit, links: bool):
+    """Copies, restored backups and checkouts have other times."""
+    fit("--trainer.max_epochs=3", "--checkpoint.save_top_k=-1")
+    shutil.copytree("run", "copy", symlinks=links)
+    for age, name in enumerate(("last", "step=12", "step=8", "step=4")):
+        os.utime(f"copy/checkpoints/{name}.ckpt", (1000 + age, 1000 + age))
+    said = fit("--trainer.max_epochs=4", "--trainer.default_root_dir=copy")
+    assert "resumes copy from step=12.ckpt" in said
+    fit("--trainer.max_epochs=4", "--trainer.default_root_dir=whole")
+    assert weights("copy") == weights("whole")
+
+
+@pytest.mark.usefixtures("killed")
 def test_a_run_killed_before_its_checkpoint_had_a_hash_writes_it(fit: Fit):
     hashed = Path("run/checkpoints/step=4.ckpt.sha256")
     expected = hashed.read_text()
@@ -243,6 +260,74 @@ def test_another_runs_checkpoint_does_not_overwrite_a_finished_run(refused: Fit,
     said = refused(named, "--trainer.max_epochs=3")
     assert "trainer.default_root_dir=run holds a finished run, and ckpt_path=" in said
     assert said.endswith("checkpoints/last.ckpt belongs to another. Name another folder.")
+
+
+RATE = ["--model.optimizer.lr=0.2", "--model.accept_changes=[model.optimizer.lr]", "--checkpoint.save_top_k=-1"]
+
+
+@pytest.fixture
+def killed_at(tiny_model: str, fit: Fit) -> Callable[..., str]:
+    """Run `fit` in a process that is killed before a step; returns what it prints."""
+
+    def run(step: int, *args: str) -> str:
+        def kill(module: SFT, *more: object) -> None:
+            if module.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def doomed() -> None:
+            sys.stdout = Path("said").open("w", buffering=1)  # noqa: SIM115
+            SFT.on_train_batch_start = kill
+            main(command(tiny_model, *args))
+
+        assert fork(doomed) == -signal.SIGKILL
+        return Path("said").read_text()
+
+    return run
+
+
+@pytest.mark.usefixtures("killed")
+@pytest.mark.parametrize("where", ["run", "other"], ids=["of its own folder", "of another folder"])
+def test_a_run_from_a_named_checkpoint_continues_by_the_same_command(fit: Fit, killed_at, refused: Fit, where: str):
+    """Not again from that checkpoint, once it has one of its own."""
+    Path("run").rename("before")
+    shutil.copytree("before", where, symlinks=True)
+    named = f"--ckpt_path={where}/checkpoints/step=4.ckpt"
+    args = [named, *RATE, "--trainer.max_epochs=4"]
+    assert "resumes" not in killed_at(6, *args)
+    assert "resumes" not in killed_at(10, *args), "it had no checkpoint of its own"
+    for _ in range(2):
+        said = killed_at(10, *args)
+        assert "resumes run from step=8.ckpt, its newest checkpoint (to start again from " in said
+    assert "resumes run from step=8.ckpt" in fit(*args)
+    assert "run holds a finished run, which is not overwritten" in refused(*args)
+
+    fit("--ckpt_path=before/checkpoints/step=4.ckpt", *args[1:], "--trainer.default_root_dir=whole")
+    assert weights("run") == weights("whole")
+
+
+@pytest.mark.usefixtures("finished")
+def test_another_command_starts_from_the_checkpoint_that_it_names(fit: Fit, killed_at):
+    """The checkpoints beyond it, of the start before, are not the newest any more."""
+    fit("--trainer.max_epochs=4", "--checkpoint.save_top_k=-1")
+    named = "--ckpt_path=run/checkpoints/step=12.ckpt"
+    longer = ["--trainer.max_epochs=6", "--checkpoint.save_top_k=-1"]
+    assert "resumes" not in killed_at(18, named, *longer)
+    Path("run/checkpoints/step=16.ckpt").rename("run/checkpoints/other.ckpt")
+    torch.save(torch.load("run/checkpoints/other.ckpt", weights_only=True) | {"starts": 1}, "run/checkpoints/old.ckpt")
+    os.utime("run/checkpoints/other.ckpt", (1000, 1000))
+    assert "resumes run from other.ckpt" in killed_at(18, *longer)
+    assert "resumes" not in killed_at(18, named, *longer), "the last start named none"
+    assert "resumes" not in killed_at(18, named, *longer, *RATE[:2]), "other options"
+
+
+@pytest.mark.usefixtures("killed")
+def test_fresh_from_a_named_checkpoint_moves_the_run_before(fit: Fit, refused: Fit, runs: Path):
+    said = refused("--fresh", "--ckpt_path=run/checkpoints/step=4.ckpt")
+    assert "ckpt_path=run/checkpoints/step=4.ckpt is of the run in run, which --fresh moves. Leave" in said
+    assert "ckpt_path=last is of the run in run" in refused("--fresh", "--ckpt_path=last")
+    said = fit("--fresh", f"--ckpt_path={runs}/killed/checkpoints/step=4.ckpt")
+    assert "the run in run is now in run-1\n" in said
+    assert weights("run") == weights(runs / "finished")
 
 
 def test_a_folder_of_checkpoints_is_no_checkpoint(refused: Fit, runs: Path):
