@@ -355,12 +355,15 @@ class OnPolicyPairs(PairsDataModule):
         prompts, most = prompts_in_words(self.prompts_per_round), self.sampling.max_new_tokens
         ahead = ", sampled one round ahead" if self.rounds_ahead else ""
         yield "rounds", f"{prompts} × {self.responses_per_prompt} responses of up to {most} tokens{ahead}"
-        dtype = "the policy's type" if self.sampling_dtype == "policy" else self.sampling_dtype
-        logps = "" if self.record_sampler else "; log π_s not recorded"
-        yield "sampler", f"{self.sampler.identity}, weights in {dtype}{logps}"
-        if self.sampling_dtype != "policy" and not self.sampler.streams_weights:  # a server has its own machine
-            yield from warn_if_slow(getattr(torch, self.sampling_dtype), "data.sampling_dtype=float32")
+        yield from _describe_sampler(self.sampler, self.sampling_dtype, self.record_sampler)
         yield "scorer", self.scorer.identity
+
+
+def _describe_sampler(sampler: Sampler, sampling_dtype: str, records: bool) -> Iterator[tuple[str, str]]:
+    dtype = "the policy's type" if sampling_dtype == "policy" else sampling_dtype
+    yield "sampler", f"{sampler.identity}, weights in {dtype}{'' if records else '; log π_s not recorded'}"
+    if sampling_dtype != "policy" and not sampler.streams_weights:  # a server has its own machine
+        yield from warn_if_slow(getattr(torch, sampling_dtype), "data.sampling_dtype=float32")
 
 
 def _check_held_out_pairs(data: OnPolicyPairs, module: PreferenceObjective) -> None:

@@ -334,22 +334,24 @@ class PreferenceObjective(ResumableModule):
         """Lines of the run's header: label and value."""
         assert self.policy is not None
         yield "objective", f"{type(self).__name__}: {self.formula}"
-        trained = sum(weight.numel() for _, weight in self.policy.trainable_weights())
-        total = sum(map(size_of, own_weights(self.policy)))
-        how = (
-            f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights" if self.lora else f"{total / 1e6:.0f} M weights"
-        )
-        yield "policy", f"{self.policy_config.path} ({how}, {dtype_name(self.policy.dtype)})"
-        if self.policy_config.quantize is not None:
-            yield "", f"frozen weights in 4 bits ({self.policy_config.quantize}); sampling and export unpack them"
-        if not self.policy.shares_prefix:
-            why = self.policy.model.config._attn_implementation
-            yield "", f"each prompt is computed once per response: this model cannot share prefixes under {why}"
+        yield from _describe_policy(self.policy, self.policy_config, adapts=self.lora is not None)
         if self.reset_optimizer_each_round:
             yield "optimizer", "restarts each round, with its schedule"
-        if self.lora is None and self.policy.dtype.itemsize < 4:
-            yield "", "half-precision weights are trained directly: updates below 0.4 % of a weight are lost"
         if self._trainer is not None and str(self.trainer.precision).startswith("bf16"):
             yield from warn_if_slow(torch.bfloat16, "trainer.precision=32-true")
         else:
             yield from warn_if_slow(self.policy.dtype, "model.policy.dtype=float32")
+
+
+def _describe_policy(policy: Policy, config: PolicyConfig, *, adapts: bool) -> Iterator[tuple[str, str]]:
+    trained = sum(weight.numel() for _, weight in policy.trainable_weights())
+    total = sum(map(size_of, own_weights(policy)))
+    how = f"LoRA, {trained / 1e6:.1f} of {total / 1e6:.0f} M weights" if adapts else f"{total / 1e6:.0f} M weights"
+    yield "policy", f"{config.path} ({how}, {dtype_name(policy.dtype)})"
+    if config.quantize is not None:
+        yield "", f"frozen weights in 4 bits ({config.quantize}); sampling and export unpack them"
+    if not policy.shares_prefix:
+        why = policy.model.config._attn_implementation
+        yield "", f"each prompt is computed once per response: this model cannot share prefixes under {why}"
+    if not adapts and policy.dtype.itemsize < 4:
+        yield "", "half-precision weights are trained directly: updates below 0.4 % of a weight are lost"
