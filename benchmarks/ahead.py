@@ -25,6 +25,7 @@ from typing import Any
 import lightning as L
 import torch
 from round import REWARD
+from turns import weight_type
 
 from lit_align.data import FunctionScorer, GenerateSampler, OnPolicyPairs, Sampling, VLLMServerSampler
 from lit_align.objectives import DPO
@@ -99,7 +100,7 @@ def fit(options: argparse.Namespace, ahead: Any) -> dict[str, float]:
             enable_model_summary=False,
             callbacks=[clock],
         )
-        trainer.fit(DPO(PolicyConfig(options.model, dtype="bfloat16"), schedule="constant"), data)
+        trainer.fit(DPO(PolicyConfig(options.model, dtype=weight_type()), schedule="constant"), data)
     whole = [later - begun for begun, later in zip(clock.begins, clock.begins[1:], strict=False)]
     sampling = [later - before for before, later in zip(clock.sampled, clock.sampled[1:], strict=False)]
     rows = {"round": whole, "sampling": sampling}

@@ -1,8 +1,8 @@
 """A training step with glibc's own thresholds, with freed memory kept (`lit_align/allocation.py`), and with huge pages.
 
-The sides take turns on one thread, each with full weights in bfloat16 and a live reference. Huge pages are asked for by
-GLIBC_TUNABLES, with which `keep_freed_memory` leaves glibc alone; they need a kernel that gives them on request
-(/sys/kernel/mm/transparent_hugepage/enabled).
+The sides take turns on one thread, each with full weights in `turns.weight_type` and a live reference. Huge pages are
+asked for by GLIBC_TUNABLES, with which `keep_freed_memory` leaves glibc alone; they need a kernel that gives them on
+request (/sys/kernel/mm/transparent_hugepage/enabled).
 
     python benchmarks/allocation.py
 """

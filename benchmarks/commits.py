@@ -1,7 +1,7 @@
 """Log-probabilities with their gradients, at this commit and at another one, in turns on one thread.
 
 Both sides compute `response_logps` of the same batch of random tokens, forward and backward, with all weights in
-bfloat16.
+bfloat16, or in float32 on CPUs that multiply bfloat16 slowly.
 
     git worktree add ../before 80641ec
     python benchmarks/commits.py ../before
@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from turns import Turn, as_row, ratio, take_turns, write
+from turns import Turn, as_row, ratio, take_turns, weight_type, write
+
+from lit_align.dtypes import dtype_name
 
 
 class Case(NamedTuple):
@@ -41,7 +43,7 @@ CASES = {
 }
 
 
-def passes(turn: Turn, *, checkout: str, model: str, case: Case, count: int) -> None:
+def passes(turn: Turn, *, checkout: str, model: str, dtype: str, case: Case, count: int) -> None:
     """Compute the batch `count` times with a checkout's code."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "lit_align"]:
         del sys.modules[name]
@@ -51,7 +53,7 @@ def passes(turn: Turn, *, checkout: str, model: str, case: Case, count: int) -> 
     from lit_align.logprobs import PreferenceBatch, response_logps
     from lit_align.policy import Policy, PolicyConfig
 
-    policy = Policy.load(PolicyConfig(model, dtype="bfloat16"))
+    policy = Policy.load(PolicyConfig(model, dtype=dtype))
     generator = torch.Generator().manual_seed(0)
     words = policy.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     prompts = torch.randint(words, (case.prompts, case.prompt), generator=generator)
@@ -77,7 +79,8 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     rows = []
     for name in options.cases:
         case = CASES[name]
-        side = partial(passes, model=str(Path(options.model).resolve()), case=case, count=1 + options.repeats)
+        model = str(Path(options.model).resolve())
+        side = partial(passes, model=model, dtype=dtype_name(weight_type()), case=case, count=1 + options.repeats)
         checkouts = {"before": options.before, "now": str(Path(__file__).parents[1])}
         sides = {each: partial(side, checkout=folder) for each, folder in checkouts.items()}
         before, now = take_turns(sides, options.repeats)

@@ -31,7 +31,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from turns import quiet, write
+from turns import quiet, weight_type, write
 
 WORDS = (320, 60)
 """Words of a prompt and of a response."""
@@ -102,7 +102,7 @@ def ours(report: Callable[[dict[str, float]], None], *, model: str, data: str, c
             os._exit(0)
 
     L.seed_everything(1, verbose=False)
-    module = DPO(PolicyConfig(model, dtype="bfloat16"))
+    module = DPO(PolicyConfig(model, dtype=weight_type()))
     pairs = OfflinePairs(data, batch_size=4, cache_dir=cache, long_prompts="truncate_left")
     options: Any = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False}
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +135,6 @@ def trls(report: Callable[[dict[str, float]], None], *, model: str, data: str, f
     """TRL's preparation of the same file."""
     os.environ["HF_DATASETS_CACHE"] = folder
     meter = Meter()
-    import torch
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
@@ -152,7 +151,7 @@ def trls(report: Callable[[dict[str, float]], None], *, model: str, data: str, f
         dataset_num_proc=len(os.sched_getaffinity(0)),
     )
     trainer = DPOTrainer(
-        AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16),
+        AutoModelForCausalLM.from_pretrained(model, dtype=weight_type()),
         args=settings,
         train_dataset=load_dataset("json", data_files=data, split="train"),  # type: ignore[arg-type]
         processing_class=AutoTokenizer.from_pretrained(model),

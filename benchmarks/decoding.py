@@ -1,6 +1,7 @@
 """Our decoding against transformers' `generate`, both with our choice of tokens, in turns on one thread of a CPU.
 
-Each side samples the same responses, which end by length only, from the same bfloat16 weights.
+Each side samples the same responses, which end by length only, from the same weights, in
+bfloat16, or in float32 on CPUs that multiply bfloat16 slowly.
 
     python benchmarks/decoding.py
 """
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from turns import Turn, as_row, ratio, take_turns, write
+from turns import Turn, as_row, ratio, take_turns, weight_type, write
 
 from lit_align.data.sampling import Sampling, uniform_numbers
 
@@ -34,7 +35,7 @@ def sample(turn: Turn, *, model: str, case: Case, batches: int, ours: bool) -> N
     from lit_align.data.generation import generate, generate_with_transformers
     from lit_align.policy import Policy, PolicyConfig
 
-    policy = Policy.load(PolicyConfig(model, dtype="bfloat16")).merged_copy()
+    policy = Policy.load(PolicyConfig(model, dtype=weight_type())).merged_copy()
     end_ids = [policy.config.vocab_size]  # no token is this one
     spread = [case.prompt * 5 // 4 - i * case.prompt // 2 // max(1, case.prompts - 1) for i in range(case.prompts)]
     prompts = [[(7 * i + 11 * j) % 40000 + 100 for j in range(length)] for i, length in enumerate(spread)]

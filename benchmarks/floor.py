@@ -23,7 +23,7 @@ from flops import useful_flops
 from step import LENGTHS, ours, write_batch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
-from turns import quiet, write
+from turns import quiet, weight_type, write
 
 from lit_align.allocation import keep_freed_memory
 
@@ -97,7 +97,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     options = parser.parse_args(args)
 
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=weight_type())
     rows = []
     for lengths in options.lengths:
         prompt, response = LENGTHS[lengths]

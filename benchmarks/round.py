@@ -1,9 +1,9 @@
 """A whole on-policy round against one of TRL's OnlineDPOTrainer: sample, score, pair, one step.
 
 Both sides have the same prompts, two responses of a fixed number of tokens each, a reward that costs nothing, full
-weights in bfloat16, and a fixed reference. Neither records log π_s, which online DPO does not need. By default TRL
-recomputes activations and samples without a key-value cache. Its best setting here turns that off, and mixed precision
-too, since the weights are bfloat16 already.
+weights in `turns.weight_type`, and a fixed reference. Neither records log π_s, which online DPO does not need. By
+default TRL recomputes activations and samples without a key-value cache. Its best setting here turns off both that and
+mixed precision.
 
     python benchmarks/round.py
 """
@@ -19,7 +19,7 @@ import lightning as L
 import torch
 from step import RATE
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from turns import Turn, as_row, ratio, take_turns, words, write
+from turns import Turn, as_row, ratio, take_turns, weight_type, words, write
 
 from lit_align.data import FunctionScorer, OnPolicyPairs, Sampling
 from lit_align.objectives import DPO
@@ -52,7 +52,7 @@ def ours(turn: Turn, *, model: str, folder: str, texts: list[str], tokens: int, 
     Path(folder, "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     Path(folder, "reward.py").write_text(REWARD)
     module = DPO(
-        PolicyConfig(model, dtype="bfloat16"),
+        PolicyConfig(model, dtype=weight_type()),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True),
         schedule="constant",
     )
@@ -112,7 +112,7 @@ def trls(
         **settings,
     )
     trainer = OnlineDPOTrainer(
-        AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16),
+        AutoModelForCausalLM.from_pretrained(model, dtype=weight_type()),
         reward_funcs=reward,
         args=arguments,
         train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),

@@ -1,4 +1,6 @@
-"""Speed of a sampler: 32 prompts × 4 responses × 48 tokens from SmolLM2 in bfloat16, after one batch to warm up.
+"""Speed of a sampler: 32 prompts × 4 responses × 48 tokens from SmolLM2, after one batch to warm up.
+
+It samples in bfloat16, or in float32 on CPUs that multiply bfloat16 slowly.
 
 Run each sampler in its own environment, since vLLM brings other versions:
 
@@ -11,6 +13,7 @@ import time
 
 import psutil
 import torch
+from turns import weight_type
 
 from lit_align import data
 from lit_align.data import SampleRequest, Sampling
@@ -33,10 +36,10 @@ def main() -> None:
     request = SampleRequest(prompts, range(32), 4, Sampling(max_new_tokens=48), end_ids)  # type: ignore[arg-type]
     longest = max(map(len, prompts)) + 48
     sampler = data.VLLMSampler(options.memory) if options.sampler == "VLLMSampler" else getattr(data, options.sampler)()
-    with sampler.ready(policy, torch.bfloat16, longest):
+    with sampler.ready(policy, weight_type(), longest):
         sampler.sample(policy, request)
     start, used = time.perf_counter(), cpu_seconds()
-    with sampler.ready(policy, torch.bfloat16, longest):
+    with sampler.ready(policy, weight_type(), longest):
         seconds, used = time.perf_counter() - start, cpu_seconds() - used
         print(f"new weights and their check: {seconds:.2f} s, {used:.2f} s of CPU")
         for _ in range(options.repeats):

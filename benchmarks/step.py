@@ -1,9 +1,10 @@
 """Time and peak memory of a training step against TRL's DPOTrainer, in the same run, on the same pairs.
 
-Both sides run their own training loop on a bfloat16 model, with fused AdamW, gradient clipping, no dropout and no
-activation checkpointing. A step is forward, backward and optimizer; fetching the batch does not count. `live` computes
-the reference's log-probabilities in each step; `recorded` computes them before (TRL: precompute_ref_log_probs). TRL
-supports pairs only: for K > 2 responses the rival is our own step with one row per response, which repeats the prompt.
+Both sides run their own training loop on a model in bfloat16, or in float32 on CPUs that multiply bfloat16 slowly, with
+fused AdamW, gradient clipping, no dropout and no activation checkpointing. A step is forward, backward and optimizer;
+fetching the batch does not count. `live` computes the reference's log-probabilities in each step; `recorded` computes
+them before (TRL: precompute_ref_log_probs). TRL supports pairs only: for K > 2 responses the rival is our own step with
+one row per response, which repeats the prompt.
 
     python benchmarks/step.py                                   # the table of docs/speed.md, about an hour
     python benchmarks/step.py --lengths tldr --weights full     # a part of it
@@ -20,7 +21,7 @@ from typing import Any
 import lightning as L
 import torch
 from transformers import AutoTokenizer
-from turns import Side, Turn, as_row, ratio, take_turns, words, write
+from turns import Side, Turn, as_row, ratio, take_turns, weight_type, words, write
 
 from lit_align.data import Listwise, OfflinePairs
 from lit_align.objectives import DPO
@@ -67,12 +68,12 @@ def ours(
     recorded: tuple[str, ...] = (),
     shared_prefix: bool = True,
     callbacks: tuple[L.Callback, ...] = (),
-    dtype: Any = "bfloat16",
+    dtype: Any = None,
 ) -> None:
     """Run our loop; `data` holds the one batch that every step takes."""
     groups = "rewards" in Path(data).read_text().partition("\n")[0]
     module = DPO(
-        PolicyConfig(model, dtype=dtype),
+        PolicyConfig(model, dtype=dtype or weight_type()),
         lora=LoRAConfig(r=16, alpha=32) if lora else None,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True),
         schedule="constant",
@@ -121,14 +122,14 @@ def trls(turn: Turn, *, model: str, data: str, batch_size: int, steps: int, lora
             max_grad_norm=1.0,
             precompute_ref_log_probs=recorded,
             gradient_checkpointing=False,
-            bf16=False,  # the weights are bfloat16 already
+            bf16=False,  # the weights are in that type already
             use_cpu=True,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
         )
         trainer = DPOTrainer(
-            AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16),
+            AutoModelForCausalLM.from_pretrained(model, dtype=weight_type()),
             args=settings,
             train_dataset=Dataset.from_list([json.loads(line) for line in Path(data).read_text().splitlines()]),
             processing_class=AutoTokenizer.from_pretrained(model),

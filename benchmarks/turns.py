@@ -196,5 +196,14 @@ def _processor() -> str:
     return ", ".join([entries["model name"], f"model {entries['model']}", *(units[:1] or ["no bfloat16 units"])])
 
 
+def weight_type() -> Any:
+    """The type of the weights on all sides: bfloat16, or float32 on CPUs that multiply bfloat16 slowly."""
+    import torch
+
+    from lit_align.dtypes import fast_dtype
+
+    return fast_dtype(torch.bfloat16)
+
+
 def as_row(**sides: Side) -> dict[str, Any]:
     return {name: asdict(side) for name, side in sides.items()}
