@@ -173,7 +173,7 @@ def write(out: Path, rows: list[dict[str, Any]], **about: Any) -> None:
     """Write the measurements as JSON, with the machine, the commit and the packages."""
     packages = {name: version(name) for name in ("torch", "transformers", "lightning", "trl")}
     machine = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
         "keeps freed memory": os.environ.get(SWITCH) != "0",
@@ -185,7 +185,7 @@ def write(out: Path, rows: list[dict[str, Any]], **about: Any) -> None:
     print(f"{machine['processor']}, commit {commit}; written to {out}")
 
 
-def _processor() -> str:
+def processor() -> str:
     """The CPU's name and model where Linux gives them, and its units for bfloat16; otherwise its architecture."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""

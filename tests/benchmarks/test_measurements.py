@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("trl", minversion="1.16", reason="the peer that is measured against; `make install` has it")
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -41,6 +42,18 @@ def test_a_step_is_measured_against_trls(run, capsys):
     (row,) = run("step", "--lengths=hh", "--weights=full", "--references=recorded", "--responses=2")
     assert_measured(row["ours"], row["theirs"])
     assert " TRL" in capsys.readouterr().out
+
+
+def test_the_rate_of_products_is_shown_by_type(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    try:
+        importlib.import_module("products").main(["--repeats=1"])
+    finally:
+        torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["float32", "bfloat16", "float16"]
+    assert lines[2].endswith("fast")
 
 
 def test_a_step_has_a_floor_and_parts(run):
