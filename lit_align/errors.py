@@ -32,13 +32,28 @@ def check_number(
 def check_types(record: T) -> T:
     """Check that the fields of a dataclass or a named tuple that was read from a file have their types.
 
+    Its numbers are counts and shares.
+
     Raises:
-        TypeError: names the first field that does not.
+        TypeError: names the first field that does not, or that is a number below 0.
     """
     for name, expected in get_type_hints(type(record)).items():
-        if not isinstance(getattr(record, name), expected):
-            raise TypeError(f"{name} is {shown(getattr(record, name))}")
+        value = getattr(record, name)
+        fits = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+        if not fits or (isinstance(value, int | float) and not value >= 0):
+            raise TypeError(f"{name} is {shown(value)}")
     return record
+
+
+def counted(name: str, value: object, least: int = 0) -> int:
+    """A count that was read from a file.
+
+    Raises:
+        TypeError: it is no integer, or below the least.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise TypeError(f"{name} is {shown(value)}")
+    return value
 
 
 def first_line(error: BaseException) -> str:

@@ -80,9 +80,12 @@ class Position:
         """The position that a checkpoint records.
 
         Raises:
-            TypeError: the record has other fields, or a field another type.
+            TypeError: the record has other fields, a field has another type, or the epoch more batches than it has.
         """
-        return check_types(cls(**checkpoint[KEY]))
+        at = check_types(cls(**checkpoint[KEY]))
+        if at.batches > at.of:
+            raise TypeError(f"batches is {at.batches} of {at.of}")
+        return at
 
     def write_loops(self, checkpoint: dict[str, Any]) -> None:
         """Write the counters of Lightning's loops that belong to this position into a loaded checkpoint."""

@@ -156,7 +156,7 @@ def _fits(found: Any, ours: Any) -> bool:
     if isinstance(ours, Tensor):
         return isinstance(found, Tensor) and found.shape == ours.shape
     if type(ours) in (int, float):
-        return type(found) in (int, float)
+        return type(found) in (int, float) and found == found  # not NaN
     if type(ours) in (bool, str):
         return type(found) is type(ours)
     return not isinstance(ours, dict | list | tuple)  # those of one kind and length are compared by their entries

@@ -6,6 +6,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from lit_align.callbacks import Drift, ReferenceRefresh, RunReport
+from lit_align.data.loader import LoaderState
+from lit_align.data.rounds.current import RoundsState
+from lit_align.errors import check_types
+from lit_align.objectives.schedule import Completed
+from lit_align.position import KEY, Position
+from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.saved_state import check_callbacks, check_like, check_optimizer, continue_saving
 
 OURS = {
@@ -40,6 +47,7 @@ def test_a_state_of_the_same_form_passes(found: dict[str, Any]):
         ("count", None, "state.count is null"),
         ("count", True, "state.count is true"),
         ("rate", "x", 'state.rate is "x"'),
+        ("rate", float("nan"), "state.rate is NaN"),
         ("betas", (0.9,), r"state.betas is \[0.9\]"),
         ("betas", (0.9, "x"), 'state.betas.1 is "x"'),
         ("best", torch.ones(2), "state.best is "),
@@ -151,3 +159,42 @@ def test_an_optimizers_options_and_state_are_checked():
     optimizer.state[weight] = 3  # type: ignore[assignment]
     with pytest.raises(TypeError, match="the state of a weight is 3"):
         check_optimizer(optimizer)
+
+
+AT = Position(epoch=1, batches=2, of=4, step=6, seen=6, validation_due=False, validated=False)
+RECORDS = [AT, LoaderState(1, 4, 8, 99), RoundsState(1, 0, 0, {}), Completed(4, 1, 0.5)]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+@pytest.mark.parametrize("value", [None, "3", -1, True, float("nan"), torch.tensor(1)], ids=str)
+def test_a_record_of_other_values_names_the_field(record: Any, value: Any):
+    check_types(record)
+    fields = record._asdict() if isinstance(record, tuple) else vars(record)
+    name = next(iter(fields))
+    with pytest.raises(TypeError, match=f"^{name} is "):
+        check_types(type(record)(**fields | {name: value}))
+
+
+def test_a_position_beyond_its_epoch_is_named():
+    assert Position.load({KEY: vars(AT)}) == AT
+    with pytest.raises(TypeError, match="batches is 5 of 4"):
+        Position.load({KEY: vars(AT) | {"batches": 5}})
+
+
+TAKING = {
+    "measured_at": Drift().load_state_dict,
+    "count": ReferenceRefresh(0.5).load_state_dict,
+    "trained": RunReport().load_state_dict,
+    "rows": MetricsCSV("nowhere").resume,
+}
+FULL = {"measured_at": 0, "count": 0, "last_step": 0, "seconds": 1.5, "trained": 0, "rows": 0, "pending": None}
+
+
+@pytest.mark.parametrize("name", TAKING)
+@pytest.mark.parametrize("value", [None, "3", -2, True, 0.5, float("nan"), torch.ones(2)], ids=str)
+def test_a_count_that_no_run_writes_is_named(name: str, value: Any):
+    TAKING[name](FULL)
+    with pytest.raises(TypeError, match=f"^{name} is "):
+        TAKING[name](FULL | {name: value})
+    with pytest.raises(KeyError, match=name):
+        TAKING[name]({key: value for key, value in FULL.items() if key != name})

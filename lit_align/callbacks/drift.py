@@ -36,7 +36,7 @@ from lit_align.data.batches import Example
 from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.data.sampling import SampleRequest, Sampling
-from lit_align.errors import UserError
+from lit_align.errors import UserError, counted
 from lit_align.metrics import kl_from_sampler
 from lit_align.objectives import AnchoredObjective
 from lit_align.sharding import of_all_processes
@@ -72,7 +72,7 @@ class Drift(AlignCallback):
         return {"measured_at": self._measured_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._measured_at = int(state_dict["measured_at"])
+        self._measured_at = counted("measured_at", state_dict["measured_at"], least=-1)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _data(trainer)

@@ -17,7 +17,7 @@ from torch import nn
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_line
-from lit_align.errors import UserError
+from lit_align.errors import UserError, counted
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
 from lit_align.reference.base import Reference
 from lit_align.reference.config import RefreshRule
@@ -115,5 +115,5 @@ class ReferenceRefresh(AlignCallback):
         return {"count": self.count, "last_step": self.last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.count = int(state_dict["count"])
-        self.last_step = int(state_dict["last_step"])
+        self.count = counted("count", state_dict["count"])
+        self.last_step = counted("last_step", state_dict["last_step"])

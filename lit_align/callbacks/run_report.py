@@ -26,6 +26,7 @@ from lit_align.allocation import keeps_freed_memory
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.checkpoints import STARTS
 from lit_align.console import print_field, print_line, program, relative
+from lit_align.errors import counted
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.objectives.schedule import planned_steps, warm_up_problem
@@ -131,7 +132,7 @@ class RunReport(AlignCallback):
         return {"seconds": self._seconds, "trained": self._trained}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seconds, self._trained = float(state_dict["seconds"]), int(state_dict["trained"])
+        self._seconds, self._trained = float(state_dict["seconds"]), counted("trained", state_dict["trained"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the metrics, too: a killed run that resumes from the checkpoint has all rows before it."""
@@ -143,7 +144,7 @@ class RunReport(AlignCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        self._starts = int(checkpoint.get(STARTS, 0))
+        self._starts = counted(STARTS, checkpoint.get(STARTS, 0))
         if "metrics_csv" in checkpoint:
             for logger in _metrics_csv(trainer):
                 logger.resume(checkpoint["metrics_csv"])

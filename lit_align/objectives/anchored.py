@@ -1,5 +1,6 @@
 """Objectives with an anchor: the reference, its refresh, the proximal weight and the step-0 check."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_align.console import print_field
-from lit_align.errors import UserError
+from lit_align.errors import UserError, shown
 from lit_align.loading import from_fields
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
@@ -216,8 +217,11 @@ class AnchoredObjective(PreferenceObjective):
             )
         super().on_load_checkpoint(checkpoint)
         if self.proximal_target is not None:
-            self.proximal = float(checkpoint.get("proximal", self.proximal))
-            self._adapted = bool(checkpoint.get("adapted", False))
+            self.proximal, self._adapted = checkpoint.get("proximal", self.proximal), checkpoint.get("adapted", False)
+            if type(self.proximal) not in (int, float) or not 0 < self.proximal < math.inf:
+                raise TypeError(f"proximal is {shown(self.proximal)}")
+            if not isinstance(self._adapted, bool):
+                raise TypeError(f"adapted is {shown(self._adapted)}")
         saved = RefreshRule(**checkpoint["refresh_rule"]) if checkpoint.get("refresh_rule") else None
         if self._trainer is None and saved != self.refresh_rule:  # load_from_checkpoint, which has built the model
             self.policy, self.reference = None, None

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from lit_align.errors import counted
 from lit_align.logprobs import PreferenceBatch
 from lit_align.policy import Policy, fingerprint, is_adapter_weight, weights_of
 from lit_align.reference.base import Reference
@@ -92,7 +93,8 @@ class AdapterReference(Reference):
         return {"written": self.written}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        self.written = state.get("written", self.written)  # missing if saved by another form, whose weights do not fit
+        # missing if saved by another form, whose weights do not fit
+        self.written = counted("written", state.get("written", self.written))
 
     def fingerprint(self) -> str:
         reshard(self.policy)

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_align.console import print_line, relative
-from lit_align.errors import UserError, first_line
+from lit_align.errors import UserError, counted, first_line
 from lit_align.files import write_whole
 
 
@@ -56,10 +56,11 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def resume(self, state: dict[str, Any]) -> None:
         """Continue after the rows of a checkpoint."""
-        rows = read_metrics(self.path)[: state["rows"]]
-        if len(rows) < state["rows"]:
+        count = counted("rows", state["rows"])
+        rows = read_metrics(self.path)[:count]
+        if len(rows) < count:
             print_line(
-                f"{relative(self.path)} has {len(rows)} of the {state['rows']} rows that the checkpoint counts; the "
+                f"{relative(self.path)} has {len(rows)} of the {count} rows that the checkpoint counts; the "
                 "curves lack the others"
             )
         pending = {name: float(value) for name, value in (state["pending"] or {}).items()}

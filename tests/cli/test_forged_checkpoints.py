@@ -12,7 +12,8 @@ from tiny import write_pairs, write_prompts
 
 from lit_align.cli import main
 
-NONSENSE: list[Any] = [None, "x", 3, -1, 0.5, True, [], {}, [None], {"a": 1}, torch.ones(2), torch.tensor(-1.0)]
+NONSENSE: list[Any] = [None, "x", "3", b"x", 3, -1, 2**70, 0.5, float("nan"), True, [], {}, [None], {"a": 1}]
+NONSENSE += [torch.ones(2), torch.tensor(-1.0), torch.tensor(float("nan")), torch.tensor(True)]
 OPTIONS = {
     "model": "DPO",
     "model.optimizer": "torch.optim.AdamW",
