@@ -99,7 +99,7 @@ class Packing:
 
     @cached_property
     def row(self) -> Row:
-        """The row's two attentions, on its device."""
+        """The row's attentions, on its device."""
         return Row.of(*self.lengths, self.places.device, common=self.common)
 
     def by_prompt(self, x: Tensor) -> Tensor:

@@ -12,12 +12,11 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, get_args
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 from lit_align.errors import UserError
 from lit_align.lightning_features import accumulation_schedules
-from lit_align.sharding import rank, waiting_group, world_size
+from lit_align.sharding import of_all_processes, rank
 
 KEY = "identity"
 BASE_MODEL = "model.policy (its weights)"
@@ -103,10 +102,7 @@ def check_processes(table: Table) -> None:
     Raises:
         UserError: another process has other options or data; on rank 0, and the others exit.
     """
-    if world_size() == 1:
-        return
-    tables: list[Any] = [None] * world_size()
-    dist.all_gather_object(tables, table, group=waiting_group())
+    tables = of_all_processes([table])
     for number, other in enumerate(tables):
         if changed := differences(tables[0], other):
             if rank() > 0:

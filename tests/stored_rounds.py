@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.row_types import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
 
 SCORES = (("vader", [[0.5, 2.0], [1.0, -1.0]]),)

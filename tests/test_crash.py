@@ -23,7 +23,7 @@ MOMENTS = {
     "sampling in the second round": ("lit_align.data.samplers.generate", "sample_responses", 6),
     "scoring": ("lit_align.data.scorers.base", "score", 3),
     "writing a part of a round": ("lit_align.data.rounds.store", "os.replace", 9),
-    "recording log-probabilities": ("lit_align.data.rounds.record", "record_logps", 2),
+    "recording log-probabilities": ("lit_align.data.rounds.recorder", "record_logps", 2),
     "pairing": ("lit_align.data.pairing", "BestWorst.choose", 10),
     "in the middle of an epoch": ("torch.optim", "AdamW.step", 5),
     "in the middle of a refresh": ("torch", "Tensor.mul_", 25),

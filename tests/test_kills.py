@@ -36,7 +36,7 @@ EVENTS = (
     ("torch.optim", "SGD.step"),
     ("lit_align.data.samplers.generate", "sample_responses"),
     ("lit_align.data.scorers.base", "score"),
-    ("lit_align.data.rounds.record", "record_logps"),
+    ("lit_align.data.rounds.recorder", "record_logps"),
     ("lit_align.evaluation.held_out", "Evaluator.evaluate"),
     ("lit_align.reporting.metrics_csv", "MetricsCSV.log_metrics"),
     ("lit_align.callbacks", "Drift.on_train_batch_end"),

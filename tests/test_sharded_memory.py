@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM
 from lit_align.callbacks import Drift, WinRate
 from lit_align.callbacks.fsdp_sharding import FSDP2Strategy, FSDPSharding
 from lit_align.data import FunctionScorer, OnPolicyPairs, Sampling, VLLMServerSampler
-from lit_align.data.rounds.record import Recorder
+from lit_align.data.rounds.recorder import Recorder
 from lit_align.evaluation.held_out import Evaluator
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig

@@ -9,7 +9,7 @@ from rich.text import Text as Styled
 
 from lit_align.console import console, print_line, printable, program
 from lit_align.data.formats.rows import Text
-from lit_align.data.rounds.records import SampledTexts
+from lit_align.data.rounds.row_types import SampledTexts
 from lit_align.data.rounds.stored import StoredRound, read_rounds
 from lit_align.errors import UserError
 

@@ -18,13 +18,13 @@ from lit_align.data.formats.rows import Kind, Turns
 from lit_align.data.given_rows import reading_rows
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule, check_pairing
-from lit_align.data.rounds.record import Recorder
+from lit_align.data.rounds.recorder import Recorder
 from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.generate import sampling_copy
 from lit_align.data.table import ExampleTable
 from lit_align.data.texts import TextStreams
 from lit_align.data.tokenization import in_place
-from lit_align.data.tokenizing import TokenizingDataModule, check_sizes
+from lit_align.data.tokenizing_module import TokenizingDataModule, check_sizes
 from lit_align.errors import UserError, check_number
 from lit_align.policy import Policy
 from lit_align.provenance import VALIDATION, Table

@@ -33,7 +33,7 @@ from lit_align.data.rounds.current import CurrentRound, RoundsState, check_setti
 from lit_align.data.rounds.make import RoundMaker
 from lit_align.data.rounds.metrics import round_metrics
 from lit_align.data.rounds.outcome import check_pairs, print_pairs
-from lit_align.data.rounds.record import Recorder
+from lit_align.data.rounds.recorder import Recorder
 from lit_align.data.rounds.sample import RoundSamples
 from lit_align.data.rounds.schedule import (
     PromptsPerRound,

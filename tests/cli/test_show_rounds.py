@@ -7,7 +7,7 @@ from stored_rounds import stored
 
 from lit_align.cli import main
 from lit_align.console import console
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.row_types import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from lit_align.data.rounds.numbers import NumbersBuilder, RoundNumbers
-from lit_align.data.rounds.record import Loaded
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.recorder import Loaded
+from lit_align.data.rounds.row_types import SampleRow, ScoreRow
 from lit_align.data.table import CHUNK, TOKENS, ExampleTable
 
 GROUPS = {  # the columns of a table of examples, by the columns of stored rows

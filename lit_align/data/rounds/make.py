@@ -18,8 +18,8 @@ from lit_align.data.batches import Example
 from lit_align.data.pairing import PairingRule, Pairs, with_mismatched
 from lit_align.data.rounds.groups import groups_of
 from lit_align.data.rounds.numbers import RoundNumbers
-from lit_align.data.rounds.record import Computation, Loaded, LogpsFn
-from lit_align.data.rounds.records import SampledTexts, SampleRow, ScoreRow
+from lit_align.data.rounds.recorder import Computation, Loaded, LogpsFn
+from lit_align.data.rounds.row_types import SampledTexts, SampleRow, ScoreRow
 from lit_align.data.rounds.sample import RoundSamples
 from lit_align.data.scorers.base import BaseScorer
 from lit_align.data.table import ExampleTable

@@ -24,8 +24,8 @@ import torch
 
 from lit_align.data.pairing import Pairs
 from lit_align.data.rounds.numbers import RoundNumbers
-from lit_align.data.rounds.record import Loaded
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.recorder import Loaded
+from lit_align.data.rounds.row_types import SampleRow, ScoreRow
 from lit_align.data.table import ExampleTable
 
 

@@ -14,8 +14,8 @@ import torch
 from lit_align.data.batches import Example
 from lit_align.data.rounds.current import CurrentRound
 from lit_align.data.rounds.kept_weights import KeptWeights
-from lit_align.data.rounds.record import Computation, Loaded, Recorder
-from lit_align.data.rounds.records import SampleRow
+from lit_align.data.rounds.recorder import Computation, Loaded, Recorder
+from lit_align.data.rounds.row_types import SampleRow
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler
 from lit_align.data.sampling import Response, SampleRequest, Sampling, check_stop, sampling_batches

@@ -8,7 +8,7 @@
         scores-<id>-00000.parquet   the scores of one scorer
         reference-<id>-00000.parquet   log π_ref under one reference
 
-The rows are those of `records.py`. A sampling batch is the unit of writing and resuming. A file is written under
+The rows are those of `row_types.py`. A sampling batch is the unit of writing and resuming. A file is written under
 another name and renamed, so that no file is ever incomplete. Each file carries a checksum of its values and the round,
 part and batch that they belong to; a damaged or misplaced file is reported, set aside, and computed again.
 
@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lit_align.console import print_line
-from lit_align.data.rounds.records import LogpsRow, SampleRow, ScoreRow, StoredRow
+from lit_align.data.rounds.row_types import LogpsRow, SampleRow, ScoreRow, StoredRow
 from lit_align.files import digest, write_whole
 
 R = TypeVar("R", bound=StoredRow)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from lit_align.console import phase, print_line
 from lit_align.data.rounds.numbers import NumbersBuilder, RoundNumbers, ScoredFiles, scored_files
-from lit_align.data.rounds.records import SampledTexts, SampleRow, ScoreRow
+from lit_align.data.rounds.row_types import SampledTexts, SampleRow, ScoreRow
 from lit_align.data.rounds.store import Damaged, place_of, read_table
 from lit_align.errors import UserError
 

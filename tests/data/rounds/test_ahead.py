@@ -27,7 +27,7 @@ from lit_align.data import (
 )
 from lit_align.data.batches import Example, record_logps
 from lit_align.data.rounds.kept_weights import KeptWeights
-from lit_align.data.rounds.records import SampleRow
+from lit_align.data.rounds.row_types import SampleRow
 from lit_align.errors import UserError
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig

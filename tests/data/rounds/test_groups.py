@@ -9,8 +9,8 @@ import pytest
 
 from lit_align.data.batches import Example
 from lit_align.data.rounds.groups import groups_of
-from lit_align.data.rounds.record import Loaded
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.recorder import Loaded
+from lit_align.data.rounds.row_types import SampleRow, ScoreRow
 from lit_align.data.rounds.store import Part, RoundStore
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "rounds_80641ec"

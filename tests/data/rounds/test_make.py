@@ -9,8 +9,8 @@ from lit_align.data.batches import Example
 from lit_align.data.rounds.current import CurrentRound
 from lit_align.data.rounds.groups import groups_of
 from lit_align.data.rounds.make import RoundMaker
-from lit_align.data.rounds.record import Loaded
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.recorder import Loaded
+from lit_align.data.rounds.row_types import SampleRow, ScoreRow
 from lit_align.data.rounds.sample import RoundSamples
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.sampling import Sampling

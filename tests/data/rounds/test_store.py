@@ -12,7 +12,7 @@ import pytest
 from stored_rounds import stored
 
 from lit_align.data.formats.read import read_rows
-from lit_align.data.rounds.records import LogpsRow, SampledTexts, SampleRow, ScoreRow
+from lit_align.data.rounds.row_types import LogpsRow, SampledTexts, SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore, checksum
 from lit_align.data.rounds.stored import find_rounds, read_rounds
 from lit_align.errors import UserError

@@ -4,7 +4,7 @@ import pytest
 
 from lit_align.data.formats.identity import identity_of
 from lit_align.data.rounds import stored as code
-from lit_align.data.rounds.records import SampleRow, ScoreRow
+from lit_align.data.rounds.row_types import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.rounds.stored import StoredRound, read_rounds
 from lit_align.errors import UserError

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lit_align.console import phase, print_field
 from lit_align.data.batches import Example, record_logps
-from lit_align.data.rounds.records import LogpsRow, StoredRow
+from lit_align.data.rounds.row_types import LogpsRow, StoredRow
 from lit_align.data.rounds.store import Part, RoundStore
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError

@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align.arguments import CheckedArguments
-from lit_align.data import sampling_prompt as prompts
+from lit_align.data import sampling_prompt
 from lit_align.data.examples import Examples
 from lit_align.data.formats.rows import Row
 from lit_align.data.rendering import PromptEnd
@@ -113,21 +113,23 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         module = self.trainer.lightning_module
         if not isinstance(module, PreferenceObjective) or not self.needs.gives_logps:
             if self.sampling_prompt != "auto":
-                raise prompts.without_effect(self.sampling_prompt, f"{type(module).__name__} gives no responses")
+                raise sampling_prompt.without_effect(
+                    self.sampling_prompt, f"{type(module).__name__} gives no responses"
+                )
             return
         self._ends_seen = [end for part in trained for end in part.prompt_ends]
         if self.sampling_prompt == "auto":
-            self._prompt_end = prompts.settle(self._ends_seen, samples=sampled is not None)
+            self._prompt_end = sampling_prompt.settle(self._ends_seen, samples=sampled is not None)
             self._apply_prompt_end()
             return
         tokenizer = self.preference_tokenizer
         if not self._ends_seen:  # in training
             rows = () if sampled is None else sampled()
             if all(isinstance(tokenizer.as_chat(row).prompt, str) for row in rows):
-                raise prompts.without_effect(self.sampling_prompt, "no prompt is a chat")
+                raise sampling_prompt.without_effect(self.sampling_prompt, "no prompt is a chat")
         if not any(end.differs for end in self._ends_seen) and tokenizer.renderer.ends_alike:
             reason = "the chat template ends prompts alike in sampling and before an answer"
-            raise prompts.without_effect(self.sampling_prompt, reason)
+            raise sampling_prompt.without_effect(self.sampling_prompt, reason)
 
     def _apply_prompt_end(self) -> None:
         """Give the trained module the chat template whose generation prompt is used in sampling."""
@@ -148,7 +150,7 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
 
     def describe(self) -> Iterator[tuple[str, str]]:
         """Lines of the run's header."""
-        yield from prompts.describe(self._prompt_end, self._ends_seen)
+        yield from sampling_prompt.describe(self._prompt_end, self._ends_seen)
 
     def _make_tokenizer(self) -> PreferenceTokenizer:
         assert self.trainer is not None
