@@ -42,7 +42,7 @@ def test_the_first_step_is_checked_with_recorded_anchors_within_rounding(tiny_mo
 
 
 def test_in_half_precision_the_bound_is_measured_and_said(tiny_model, in_tmp, capsys):
-    fit(DPO(PolicyConfig(tiny_model), lora=LORA, proximal=0.1), on_policy(in_tmp), max_steps=1)
+    fit(DPO(PolicyConfig(tiny_model, dtype="bfloat16"), lora=LORA, proximal=0.1), on_policy(in_tmp), max_steps=1)
     (bound,) = re.findall(r"margins (?:exactly 0|[\d.]+ ≤ ([\d.]+) nats) ✓ · recorded anchor", capsys.readouterr().out)
     assert bound == "" or float(bound) > 0.3
 
