@@ -149,6 +149,9 @@ class Interruption(AlignCallback):
         if not stop:
             return
         self._signal = self._signal or signal.SIGTERM
+        if self._stage is Stage.STEPS:  # they stand after this callback, and the resumed run does not pass this step
+            for saving in trainer.checkpoint_callbacks:
+                saving.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._save(trainer)
         if self._stage is Stage.STEPS:
             raise Interrupted(self._signal)

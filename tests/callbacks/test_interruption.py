@@ -151,6 +151,21 @@ def test_a_terminal_that_closes_ends_the_run_as_sigterm(tiny_model, in_tmp, igno
     assert torch.load(saved, weights_only=True)["global_step"] == (8 if ignored else 3)
 
 
+def test_an_interrupted_run_keeps_the_checkpoint_of_its_step(tiny_model, in_tmp):
+    write_pairs(in_tmp, 16)
+
+    def kept(*callbacks: Callback, ckpt_path: str | None = None) -> set[str]:
+        saving = ModelCheckpoint("checkpoints", every_n_train_steps=3, save_top_k=2, monitor="step", mode="max")
+        module = DPO(PolicyConfig(tiny_model, dtype="float32"), optimizer=sgd(0.05))
+        data, options = OfflinePairs("pairs.jsonl", batch_size=2), {"max_epochs": 2, "enable_checkpointing": True}
+        fit(module, data, *callbacks, Interruption(), saving, ckpt_path=ckpt_path, **options)
+        return {path.name for path in Path("checkpoints").iterdir()}
+
+    with pytest.raises(Interrupted):
+        kept(Signal("on_train_batch_start", 11))
+    assert kept(ckpt_path="checkpoints/interrupted.ckpt") == {"epoch=1-step=12.ckpt", "epoch=1-step=15.ckpt"}
+
+
 def test_ctrl_c_in_the_first_rounds_sampling_says_to_start_again(tiny_model, in_tmp, capsys):
     lines = ["import os, signal", "def reward(prompts, responses):", "    os.kill(os.getpid(), signal.SIGINT)"]
     (in_tmp / "slow.py").write_text("\n".join(lines) + "\n")
