@@ -26,7 +26,8 @@ def check_number(
         return
     limits = [f"at least {least:g}"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
     limits += [f"at most {most:g}"] * (most < math.inf)
-    raise UserError(f"{option}={value} must be {' and '.join(limits) or 'a finite number'}. Change it.")
+    fix = "Raise it" if value < least or value <= above else "Lower it" if value > most else "Change it"
+    raise UserError(f"{option}={value} must be {' and '.join(limits) or 'a finite number'}. {fix}.")
 
 
 def check_types(record: T) -> T:

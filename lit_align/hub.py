@@ -36,5 +36,7 @@ def push(folder: str | Path, name: str, *, private: bool = False) -> str:
         fix = " Set HF_TOKEN to a token that may write, or run: hf auth login" if status in (401, 403) else ""
         raise UserError(f"export: --push-to-hub={name}: the hub answers {first_line(error)}.{fix}") from error
     except (HTTPError, OSError) as error:
-        raise UserError(f"export: --push-to-hub={name}: the hub cannot be reached: {first_line(error)}.") from error
+        raise UserError(
+            f"export: --push-to-hub={name}: the hub cannot be reached: {first_line(error)}. Run it again later."
+        ) from error
     return str(made)

@@ -70,6 +70,7 @@ class Limit(NamedTuple):
     option: str
     fits: Callable[[Any], bool]
     must: str
+    fix: str = "Raise it"
 
 
 LIMITS = [
@@ -78,11 +79,14 @@ LIMITS = [
     Limit(
         "val_check_interval",
         lambda every: every is None or every > 0,
-        "above 0. To leave validation out, use limit_val_batches=0",
+        "above 0",
+        "To leave validation out, use limit_val_batches=0",
     ),
     Limit("check_val_every_n_epoch", lambda every: every is None or every >= 1, "at least 1, or null"),
     Limit("limit_train_batches", lambda limit: limit > 0, "above 0: nothing is trained otherwise"),
-    Limit("overfit_batches", lambda limit: limit == 0, "0: batches are chosen again in each epoch. Give a small file"),
+    Limit(
+        "overfit_batches", lambda limit: limit == 0, "0: batches are chosen again in each epoch", "Give a small file"
+    ),
     Limit("log_every_n_steps", lambda every: every >= 0, "at least 0"),
     Limit("num_sanity_val_steps", lambda steps: steps >= 0, "at least 0, or -1 for all batches"),
     Limit("min_epochs", lambda epochs: epochs is None or epochs >= 0, "at least 0"),
@@ -121,7 +125,7 @@ def check_features(trainer: Trainer) -> None:
     for limit in LIMITS:
         value = getattr(trainer, limit.option, None)  # a val_check_interval that is a time is kept elsewhere
         if not limit.fits(value):
-            raise UserError(f"trainer.{limit.option}={value} must be {limit.must}.")
+            raise UserError(f"trainer.{limit.option}={value} must be {limit.must}. {limit.fix}.")
     if reason := REFUSED_PRECISION.get(str(trainer.precision)):
         raise UserError(f"trainer.precision={trainer.precision} {reason}")
     for used in (trainer.strategy, trainer.precision_plugin, trainer.strategy.checkpoint_io):
@@ -139,8 +143,9 @@ def check_features(trainer: Trainer) -> None:
     reloads: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # as rounds do
     if reloads and _counts_batches_of_an_epoch(trainer):
         raise UserError(
-            f"trainer.val_check_interval={trainer.val_check_interval} must be a share of a round (0.5), or count the "
-            "batches of all rounds (trainer.check_val_every_n_epoch=null): rounds differ in their number of batches."
+            f"trainer.val_check_interval={trainer.val_check_interval} must be a share of a round, since rounds differ "
+            "in their number of batches. Give a share (0.5), or count the batches of all rounds with "
+            "trainer.check_val_every_n_epoch=null."
         )
 
 

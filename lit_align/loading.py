@@ -166,7 +166,8 @@ def read_template(given: str) -> str:
         return Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"data.chat_template={given} must be a file, or a template's text with {{{{ … }}}}: {first_line(error)}"
+            f"data.chat_template={given} must be a file, or a template's text with {{{{ … }}}}: {first_line(error)}. "
+            "Change it."
         ) from error
 
 

@@ -30,7 +30,8 @@ def quantization_config(dtype: torch.dtype) -> Any:
         import bitsandbytes  # noqa: F401  # type: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            "model.policy.quantize=nf4 needs bitsandbytes, which is not installed: pip install 'lit-align[quantize]'"
+            "model.policy.quantize=nf4 needs bitsandbytes, which is not installed. Run pip install "
+            "'lit-align[quantize]'"
         ) from error
     from transformers import BitsAndBytesConfig
 

@@ -33,6 +33,7 @@ from lit_align.evaluation.summary import (
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs/objectives").glob("*.md"))]
 METRICS = runpy.run_path(str(ROOT / "docs/make_metrics.py"))
 ROUNDS = [
     "--trainer.max_epochs=2",
@@ -208,10 +209,18 @@ def test_the_readme_is_short_and_its_picture_small():
     assert (ROOT / "docs/images/report.png").stat().st_size < 300_000
 
 
-@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs/objectives").glob("*.md"))], ids=lambda page: page.stem)
+def sections(page: Path) -> list[str]:
+    """The names by which links lead to the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.stem)
 def test_links_lead_somewhere_and_commands_are_known(page):
     text = page.read_text()
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert (page.parent / target).exists(), target
+    for target, section in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+        to = page.parent / target if target else page
+        assert to.exists(), target
+        assert not section or section in sections(to), f"{target}#{section}"
     for command in re.findall(r"lit-align ([a-z]+)", text):
         assert command in COMMANDS

@@ -14,24 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from lit_align import objectives
-from lit_align.metrics import preference
-from lit_align.objectives import AnchoredObjective, PreferenceObjective, base
+from lit_align.objectives import AnchoredObjective, PreferenceObjective
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
+METRICS = {"metrics.preference": "pairs-labels-and-texts", "objectives.base": "training"}
+"""Modules whose docstrings explain metrics, and their sections of `docs/metrics.md`."""
 
 
 def pages() -> dict[str, str]:
     """File name → content of every page, the index included."""
     classes = [getattr(objectives, name) for name in objectives.__all__]
     kinds = [c for c in classes if isinstance(c, type) and issubclass(c, PreferenceObjective) and "formula" in vars(c)]
+    kinds.sort(key=stem)
     index = ["# Objectives", "Each page is made from the code: `python docs/objectives/make.py`."]
     rows = [f"| [{kind.__name__}]({stem(kind)}.md) | {cell(kind.formula)} |" for kind in kinds]
     index += ["\n".join(["| class | loss |", "|---|---|", *rows])]
     index += ["## Options of all", options(PreferenceObjective)]
     index += ["## Options of those with an anchor", options(AnchoredObjective)]
-    in_training = "".join((base.__doc__ or "").partition("In training, ")[1:])
-    index += ["## What is logged", markdown(inspect.getdoc(preference) or ""), markdown(in_training.strip())]
+    index += ["What they log is explained in [metrics](../metrics.md)."]
     return {"README.md": "\n\n".join(index) + "\n"} | {f"{stem(kind)}.md": page(kind) for kind in kinds}
 
 
@@ -43,16 +44,23 @@ def page(kind: type[PreferenceObjective]) -> str:
     """One objective's page."""
     module = inspect.getmodule(kind)
     assert module is not None
-    shared = "those of all with an anchor, and of all" if issubclass(kind, AnchoredObjective) else "those of all"
+    shared = "options of all with an anchor, and of all" if issubclass(kind, AnchoredObjective) else "options of all"
     general = PreferenceObjective.__mro__ + AnchoredObjective.__mro__
     own = options(*(owner for owner in kind.__mro__ if owner not in general))
-    beside = f"{'Beside these' if own else 'It has'} [{shared}](README.md)."
+    beside = f"It {'also ' if own else ''}has the [{shared}](README.md)."
     code, test = f"../../lit_align/objectives/{stem(kind)}.py", f"../../tests/objectives/test_{stem(kind)}.py"
-    parts = [f"# {kind.__name__}", f"`{kind.formula}`", markdown(inspect.getdoc(module) or "")]
+    parts = [f"# {kind.__name__}", f"`{kind.formula}`", linked(markdown(inspect.getdoc(module) or ""))]
     parts += ["## Options", *([own] if own else []), beside, "## Run it"]
     parts += ["```sh\n" + "".join(f"{command}\n" for command in commands(kind)) + "```"]
     parts += [f"[Code]({code}), [tests]({test}), [configuration](../../configs/{stem(kind)}.yaml)."]
     return "\n\n".join(parts) + "\n"
+
+
+def linked(text: str) -> str:
+    """The text, with links to the metrics that a module explains."""
+    for module, section in METRICS.items():
+        text = text.replace(f"`{module}`", f"[`{module}`](../metrics.md#{section})")
+    return text
 
 
 def markdown(docstring: str) -> str:
@@ -96,6 +104,8 @@ def default(value: Any) -> str:
         return "AdamW, lr 1e-6"
     if dataclasses.is_dataclass(value):
         return "as the policy starts"
+    if value == ():
+        return "`[]`"
     return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else value}`"
 
 

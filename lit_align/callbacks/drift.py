@@ -59,7 +59,9 @@ class Drift(AlignCallback):
         if prompts < 1:
             raise UserError(f"drift.prompts={prompts} must be at least 1. Leave the measurement out with --drift=null.")
         if every_n_steps is not None and every_n_steps < 1:
-            raise UserError(f"drift.every_n_steps={every_n_steps} must be at least 1, or null for once per epoch.")
+            raise UserError(
+                f"drift.every_n_steps={every_n_steps} must be at least 1. Raise it, or use null: once per epoch."
+            )
         self.prompts = prompts
         self.every_n_steps = every_n_steps
         self.sampling = sampling

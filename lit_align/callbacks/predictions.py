@@ -114,7 +114,8 @@ class Predictions(AlignCallback):
         endings = {"alpaca_eval": (".json",), "mt_bench": (".jsonl",)}.get(format, (".jsonl", ".parquet"))
         if Path(out).suffix not in endings:
             raise UserError(
-                f"predictions.out={out!r}: with format={format}, its name must end in {' or '.join(endings)}."
+                f"predictions.out={out!r}: with format={format}, its name must end in {' or '.join(endings)}. Rename "
+                "it."
             )
         if format == "rows" and name is not None:
             raise UserError(f"predictions.name={name} has no effect because format=rows. Leave it out.")
@@ -125,7 +126,7 @@ class Predictions(AlignCallback):
         if responses_per_prompt < 1 or batch_size < responses_per_prompt:
             raise UserError(
                 f"predictions: responses_per_prompt={responses_per_prompt} must be at least 1 and at most "
-                f"batch_size={batch_size}."
+                f"batch_size={batch_size}. Change one of them."
             )
         check_number("predictions.seed", seed, least=0)
         self.prompts = prompts

@@ -79,7 +79,7 @@ class WinRate(AlignCallback):
         if responses_per_prompt < 1 or batch_size < responses_per_prompt:
             raise UserError(
                 f"win_rate: responses_per_prompt={responses_per_prompt} must be at least 1 and at most "
-                f"batch_size={batch_size}."
+                f"batch_size={batch_size}. Change one of them."
             )
         if best_of is not None and best_of < max(2, responses_per_prompt):
             raise UserError(
@@ -87,11 +87,13 @@ class WinRate(AlignCallback):
                 f"{responses_per_prompt}. Raise it, or leave it out."
             )
         if every < 1:
-            raise UserError(f"win_rate.every={every} must be at least 1 {unit}.")
+            raise UserError(f"win_rate.every={every} must be at least 1 {unit}. Raise it.")
         if validation is None and (every, unit) != (1, "round"):
-            raise UserError(f"win_rate.every={every} {unit}s has no effect without win_rate.validation.")
-        if shown < 0:
-            raise UserError(f"win_rate.shown={shown} must be at least 0.")
+            raise UserError(
+                f"win_rate.every={every} {unit}s has no effect without win_rate.validation. Set it, or leave `every` "
+                "and `unit` out."
+            )
+        check_number("win_rate.shown", shown, least=0)
         check_number("win_rate.seed", seed, least=0)
         check_judge_names(list(judges or {}))
         self.prompts = prompts

@@ -89,6 +89,14 @@ CHECKPOINT = {
     },
 }
 
+TITLES = {
+    "trainer": "Lightning's Trainer",
+    "model": "The objective, and the policy that it trains",
+    "data": "The data",
+    "checkpoint": "When checkpoints are saved",
+}
+"""Headings of the help in place of the first lines of Lightning's docstrings."""
+
 
 def run(args: list[str]) -> None:
     """Run one of Trainer's commands.
@@ -148,13 +156,19 @@ class AlignCLI(LightningCLI):
         if subcommand != self._command:  # its options would take a tenth of a second, and are not looked at
             return AlignParser()
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"{program()} {subcommand} [--config X.yaml ...] [--KEY=VALUE ...]"
+        parser.description = (
+            f"{COMMANDS[subcommand].help} --KEY.help=CLASS lists the options of a class: --model.help=DPO"
+        )
+        for key, group in (parser.groups or {}).items():
+            group.title = TITLES.get(key, group.title)
         if subcommand == "fit":
             _add_fresh(parser)
         return parser
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         header = [f"lit_align=={__version__}, lightning=={lightning.__version__}"]
-        kwargs.setdefault("description", DESCRIPTION)
+        kwargs = {"description": DESCRIPTION, "usage": f"{program()} COMMAND [OPTIONS]"} | kwargs
         return super().init_parser(prog=program(), allow_abbrev=False, dump_header=header, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -27,7 +27,7 @@ def raise_constructor_error(error: Exception) -> None:
         if isinstance(cause, UserError):
             raise cause from None
         if isinstance(cause, ModuleNotFoundError):
-            raise UserError(f"a package is missing: {first_line(cause)}") from None
+            raise UserError(f"a package is missing: {first_line(cause)}. Install it.") from None
         if isinstance(cause, TypeError) and re.search(r"__init__\(\) missing \d", str(cause)):
             raise UserError(
                 f"{cause}. Take it in the __init__ of your class, with its annotation, and pass it on; in "

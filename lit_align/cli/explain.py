@@ -126,6 +126,8 @@ def _fault(kind: str, found: re.Match[str], place: Place, parser: LightningArgum
             return f"there is no command '{text}'.{did_you_mean(text, COMMANDS)} {known_commands()}"
         case "nothing":
             return f"a command is needed: {example}. {known_commands()}"
+        case "flag":
+            return f"{text} takes no value. Write {text} alone, or leave it out."
         case _:  # bare
             return f"{text}, or the option below it, needs a value: --key=value. {place.see}"
 

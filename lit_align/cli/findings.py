@@ -25,6 +25,7 @@ PATTERNS = {
     "yaml": r"(?:Problems parsing|Unexpected) config:(?P<yaml>.*)",
     "command": r"invalid choice: '(?P<command>[^']+)'",
     "nothing": r'expected "(?P<nothing>subcommand)" to be',
+    "flag": r"argument (?P<flag>\S+): ignored explicit argument",
     "bare": r"argument (?P<bare>\S+): expected one argument",
 }
 """Each fills the group of its own name."""

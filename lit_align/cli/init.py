@@ -25,7 +25,7 @@ from lit_align.data import FunctionScorer
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Rows
 from lit_align.data.tokenization import PreferenceTokenizer
-from lit_align.errors import UserError, first_line
+from lit_align.errors import UserError, check_number, first_line
 from lit_align.loading import locate_model
 from lit_align.objectives import EXO, MPO, SFT, SPPO, PreferenceObjective
 from lit_align.policy import PolicyConfig
@@ -68,10 +68,8 @@ class Machine:
         Raises:
             UserError: an option is not possible.
         """
-        if gpus is not None and gpus < 0:
-            raise UserError(f"init: --devices={gpus} must be at least 0.")
-        if memory is not None and not 0 < memory < float("inf"):
-            raise UserError(f"init: --memory={memory} must be above 0, in GB.")
+        check_number("init: --devices", gpus, least=0)
+        check_number("init: --memory", memory, above=0)
         changes = {"gpus": gpus, "memory": memory}
         return replace(self, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
@@ -124,7 +122,7 @@ def columns_of(text: str | None) -> dict[str, str]:
     except yaml.YAMLError:
         columns = None
     if not isinstance(columns, dict) or not all(isinstance(each, str) for item in columns.items() for each in item):
-        raise UserError(f"init: --columns={text} must be like '{{chosen: good, rejected: bad}}'.")
+        raise UserError(f"init: --columns={text} must be like '{{chosen: good, rejected: bad}}'. Change it.")
     return columns
 
 
@@ -222,7 +220,10 @@ def count_weights(policy: str) -> int:
         UserError: the model does not exist, or it is a GGUF file, whose head comes with its weights.
     """
     if policy.endswith(".gguf"):
-        raise UserError(f"init: --policy={policy} must be a folder or a hub name: a GGUF file does not tell its size.")
+        raise UserError(
+            f"init: --policy={policy} must be a folder or a hub name, since a GGUF file does not tell its size. Name "
+            "the model that it was made from."
+        )
     try:
         config = AutoConfig.from_pretrained(**locate_model(PolicyConfig(policy)))
         with torch.device("meta"):

@@ -10,7 +10,8 @@ DESCRIPTION = "Preference optimization of language models, against anchors that 
 
 def top_level_help() -> str:
     """The text that AlignCLI's own parser prints for --help."""
-    parser = ArgumentParser(prog=program(), description=DESCRIPTION, allow_abbrev=False)
+    usage = f"{program()} COMMAND [OPTIONS]"
+    parser = ArgumentParser(prog=program(), usage=usage, description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="Path to a configuration file in json or yaml format.")
     subcommands = parser.add_subcommands()
     for name, command in COMMANDS.items():

@@ -104,8 +104,7 @@ class PairsDataModule(TokenizingDataModule):
         self.texts = TextStreams({"sft": (sft, sft_split), "pretraining": (pretraining, pretraining_split)})
         self.text_batch_size = text_batch_size
         self.group_by_length = group_by_length
-        if not wait_minutes > 0:
-            raise UserError(f"data.wait_minutes={wait_minutes} must be above 0.")
+        check_number("data.wait_minutes", wait_minutes, above=0)
         self.wait_minutes = wait_minutes
         self.cache_dir = cache_dir
         self.given_seed = seed

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lit_align.arguments import CheckedArguments
 from lit_align.data.template import special_tokens
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 
 
 @dataclass
@@ -40,15 +40,10 @@ class Sampling(metaclass=CheckedArguments):
     stop: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # "not ≥" also refuses NaN
-        if not self.max_new_tokens >= 1:
-            raise UserError(f"sampling.max_new_tokens={self.max_new_tokens} must be at least 1.")
-        if not self.temperature >= 0:
-            raise UserError(f"sampling.temperature={self.temperature} must be ≥ 0; 0 is the greedy choice.")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"sampling.top_p={self.top_p} must be in (0, 1]; 1 keeps every token.")
-        if not self.top_k >= 0:
-            raise UserError(f"sampling.top_k={self.top_k} must be ≥ 0; 0 keeps every token.")
+        check_number("sampling.max_new_tokens", self.max_new_tokens, least=1)
+        check_number("sampling.temperature", self.temperature, least=0)
+        check_number("sampling.top_p", self.top_p, above=0, most=1)
+        check_number("sampling.top_k", self.top_k, least=0)
         if self.temperature == 0 and (self.top_p < 1 or self.top_k):
             name, value = ("top_k", self.top_k) if self.top_k else ("top_p", self.top_p)
             raise UserError(f"sampling.{name}={value} has no effect at temperature=0, the greedy choice. Leave it out.")

@@ -13,7 +13,7 @@ from lit_align.data.formats.rows import Row
 from lit_align.data.rendering import PromptEnd
 from lit_align.data.sampling_prompt import SamplingPrompt, SeenEnd
 from lit_align.data.tokenization import LongPrompts, PreferenceTokenizer
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.needs import DataNeeds, needs_of
 from lit_align.objectives import PreferenceObjective
 
@@ -180,8 +180,7 @@ def _wraps_prompts(given: Literal["auto"] | bool, tokenizer: Any, needs: DataNee
 
 def check_sizes(**sizes: int | None) -> None:
     for name, value in sizes.items():
-        if value is not None and not value >= 1:  # also refuses nan
-            raise UserError(f"data.{name}={value} must be at least 1.")
+        check_number(f"data.{name}", value, least=1)
 
 
 def _set_tokenizer(module: object, path: str | None, chat_template: str | None) -> None:

@@ -1,8 +1,5 @@
 """Metrics of a batch of preferences, logged in training and validation.
 
-r(y) is the implicit reward as the loss sees it: β_eff·(log π(y|x) − log anchor(y|x)), unless the objective overrides
-`implicit_rewards`. Branches are ordered best first.
-
 | metric | formula |
 |---|---|
 | loss | mean of the objective's loss over examples |
@@ -12,9 +9,10 @@ r(y) is the implicit reward as the loss sees it: β_eff·(log π(y|x) − log an
 | log_ratio_chosen, log_ratio_rejected | mean of log π(y|x) − log anchor(y|x); not a KL: the pairs were selected |
 | length_chosen, length_rejected | mean number of response tokens |
 
-"rejected" is the last branch, the worst of a group. Means and shares weigh each example by its weight, if rows have one
-(column `weight`). Objectives without an anchor log no log ratios. A reward model's r(y) is its output, which it logs in
-place of log π:
+r(y) is the implicit reward as the loss sees it: β_eff·(log π(y|x) − log anchor(y|x)), unless the objective's page
+gives another. "rejected" is the last response, the worst of a group. Means and shares weigh each example by its weight,
+if rows have one (column `weight`). Objectives without an anchor log no log ratios. A reward model's r(y) is its output,
+which it logs in place of log π:
 
 | metric | formula |
 |---|---|

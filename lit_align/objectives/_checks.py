@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.loading import from_fields
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives.accumulation import weighted_mean
@@ -46,8 +46,7 @@ def check_positive(**options: float) -> None:
         UserError: names the option and its value.
     """
     for name, value in options.items():
-        if not value > 0:
-            raise UserError(f"model.{name}={value} must be above 0.")
+        check_number(f"model.{name}", value, above=0)
 
 
 def checked_policy(objective: str, policy: PolicyConfig | Mapping[str, Any]) -> PolicyConfig:

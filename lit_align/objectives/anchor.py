@@ -45,17 +45,18 @@ def effective_anchor(
     """
     if not (beta >= 0 and proximal >= 0 and beta + proximal > 0):
         raise UserError(
-            f"beta={beta} and proximal={proximal} must both be ≥ 0, and one > 0: otherwise nothing holds the policy."
+            f"beta={beta} and proximal={proximal} must both be ≥ 0, and one > 0: otherwise nothing holds the policy. "
+            "Raise one."
         )
     if proximal > 0 and sampler_logps is None:
         raise UserError(
-            f"proximal={proximal} has no effect because the data has no log-probabilities of the sampler: "
-            "use data that records them (OnPolicyPairs), or set proximal=0."
+            f"proximal={proximal} has no effect because the data has no log-probabilities of the sampler. "
+            "Use data that records them (OnPolicyPairs), or set proximal=0."
         )
     if beta > 0 and reference_logps is None:
         raise UserError(
-            f"beta={beta} has no effect because there are no log-probabilities of a reference: "
-            "give the objective a reference, use data that records them, or set beta=0."
+            f"beta={beta} has no effect because there are no log-probabilities of a reference. "
+            "Give the objective a reference, use data that records them, or set beta=0."
         )
     if proximal == 0 or sampler_logps is None:
         assert reference_logps is not None

@@ -57,11 +57,13 @@ class AnchoredObjective(PreferenceObjective):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
         if not (beta >= 0 and proximal >= 0 and beta + proximal > 0):
-            raise UserError(f"model: beta={beta} and proximal={proximal} must both be ≥ 0, and one of them > 0.")
+            raise UserError(
+                f"model: beta={beta} and proximal={proximal} must both be ≥ 0, and one of them > 0. Change one."
+            )
         if proximal_target is not None and not (proximal_target > 0 and proximal > 0):
             raise UserError(
                 f"model.proximal_target={proximal_target} must be above 0, and so must proximal={proximal}, the "
-                "initial λ: a λ of 0 stays 0."
+                "initial λ: a λ of 0 stays 0. Raise them."
             )
         self.beta = beta
         self.proximal = proximal

@@ -120,7 +120,8 @@ class DPO(PerTokenObjective):
         self.reward_temperature = reward_temperature
         if not 0 <= label_smoothing < 0.5:
             raise UserError(
-                f"model.label_smoothing={label_smoothing} must be in [0, ½): at ½ labels carry no information."
+                f"model.label_smoothing={label_smoothing} must be in [0, ½): at ½ labels carry no information. "
+                "Change it."
             )
         if robust and not label_smoothing:
             raise UserError(

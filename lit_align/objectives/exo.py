@@ -97,7 +97,9 @@ class EXO(AnchoredObjective):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
         if not 0 < label_smoothing < 0.5:
-            raise UserError(f"model.label_smoothing={label_smoothing} must be in (0, ½): EXO's KL is infinite at 0.")
+            raise UserError(
+                f"model.label_smoothing={label_smoothing} must be in (0, ½): EXO's KL is infinite at 0. Change it."
+            )
         if reward_temperature is not None:
             check_positive(reward_temperature=reward_temperature)
             if label_smoothing != 1e-3:

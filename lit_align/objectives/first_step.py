@@ -81,7 +81,7 @@ def check_margins(difference: float, bound: Bound, loss: float, expected: float)
             "step-0 check: the policy is its own anchor, but a log-probability differs by "
             f"{difference:.3g} nats (bound {bound.nats:.3g}, {bound.reason}) and the loss is {loss:.6f} instead of "
             f"{expected:.6f}. The reference, the recorded log-probabilities or the data's tokens do not belong to "
-            "this policy."
+            "this policy. Name another model.reference.path, or a new data.store."
         )
     margins = "exactly 0" if difference == 0 else f"{difference:.2g} ≤ {bound.nats:.2g} nats"
     return f"loss {loss:.4f} = {expected:.4f} ✓ · margins {margins} ✓ · {bound.reason}"

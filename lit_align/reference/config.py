@@ -25,7 +25,9 @@ class RefreshRule:
                 "never moves (--reference_refresh=null)."
             )
         if self.tau < 1:
-            raise UserError(f"reference_refresh.tau={self.tau} must be at least 1 {self.unit} between two refreshes.")
+            raise UserError(
+                f"reference_refresh.tau={self.tau} must be at least 1 {self.unit} between two refreshes. Raise it."
+            )
 
     def __str__(self) -> str:
         every = f"every {self.unit}" if self.tau == 1 else f"every {self.tau} {self.unit}s"

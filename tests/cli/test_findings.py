@@ -43,6 +43,7 @@ PROVOKED = {
     "yaml": (["fit", "--config=broken.yaml"], "config: not a YAML with keys and values"),
     "command": (["fitt"], "there is no command 'fitt'. Did you mean 'fit'?"),
     "nothing": ([], "a command is needed: python train.py fit --config X.yaml."),
+    "flag": ([*FIT, "--fresh=true"], "--fresh takes no value. Write --fresh alone, or leave it out."),
     "bare": ([*FIT, "--model.beta"], "--model, or the option below it, needs a value"),
 }
 

@@ -161,6 +161,16 @@ def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str]):
     assert "Train a low-rank adapter" in said, "the base class's options too"
 
 
+def test_the_help_of_fit_begins_with_a_short_usage(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    said = capsys.readouterr().out
+    usage, description = said.split("\n\n")[:2]
+    assert usage.endswith(" fit [--config X.yaml ...] [--KEY=VALUE ...]")
+    assert description.startswith("Train a model, or continue the run in its folder.")
+    assert "\nThe objective, and the policy that it trains:\n" in said
+
+
 def test_the_help_lists_all_commands_with_a_line_each(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit:
         main(["--help"])

@@ -169,6 +169,6 @@ def test_a_gguf_file_is_refused(in_tmp):
 def test_without_bitsandbytes_the_message_says_what_to_install(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(
-        UserError, match=r"needs bitsandbytes, which is not installed: pip install 'lit-align\[quantize\]'"
+        UserError, match=r"needs bitsandbytes, which is not installed. Run pip install 'lit-align\[quantize\]'"
     ):
         Policy.load(config(models[0], "nf4"), LORA)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -58,7 +59,8 @@ def _read_table(path: Path, skipped: Counter[str]) -> Iterator[Record]:
                 yield Record(dict(zip(names, row, strict=True)), f"{path.name}:{number}")
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{path.name}: the file is not UTF-8 near line {rows.line_num + 1} ({error.reason}). Save it as UTF-8."
+                f"{path.name}: the file is not UTF-8 near line {rows.line_num + 1} ({error.reason}). Save it as UTF-8 "
+                "(in Excel: CSV UTF-8)."
             ) from error
         except csv.Error as error:
             raise DataError(
@@ -67,10 +69,8 @@ def _read_table(path: Path, skipped: Counter[str]) -> Iterator[Record]:
 
 
 def _delimiter(path: Path, head: str) -> str:
-    """The separator of the names in the first line: a comma, or in files of spreadsheets a semicolon or a tab."""
-    if kind_of(path)[0] == ".tsv":
-        return "\t"
-    return "," if "," in head else max(",;\t", key=head.count)
+    """The most frequent separator in the first line, outside quotes: a comma, or in files of spreadsheets another."""
+    return "\t" if kind_of(path)[0] == ".tsv" else max(",;\t", key=re.sub(r'"[^"]*"', "", head).count)
 
 
 def check_unique(names: list[str], source: str) -> None:

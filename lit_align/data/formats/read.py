@@ -76,7 +76,7 @@ def read_rows(
     reading.skipped.update(left_out)
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
-        raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}.")
+        raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}. Give other rows.")
     if reading.chat_because_of is not None:
         rows = Spool(map(_as_chat, rows))
         reading.skipped[f"prompts that are now chats, as `{reading.chat_because_of}` needs"] = len(rows)

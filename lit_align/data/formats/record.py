@@ -1,6 +1,7 @@
 """A raw row, with getters that check values and record which columns were read."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +99,8 @@ class Record:
                 number = math.nan
             if abs(number) < LARGEST:
                 return number
-        raise self.wrong(name, value, "a finite number")
+        is_comma = isinstance(value, str) and re.fullmatch(r"[-+]?\d+,\d+", value.strip())
+        raise self.wrong(name, value, "a number with a decimal point" if is_comma else "a finite number")
 
     def label(self, column: str) -> bool:
         name, value = self.get(column)

@@ -54,7 +54,7 @@ def check_rounds(responses: int, batch: int, per_round: PromptsPerRound) -> None
             f"data.sampling_batch_size={batch} must be at least data.responses_per_prompt={responses}. Raise it."
         )
     if isinstance(per_round, int) and per_round < 1:
-        raise UserError(f"data.prompts_per_round={per_round} must be at least 1, all or chunk.")
+        raise UserError(f"data.prompts_per_round={per_round} must be at least 1, all or chunk. Change it.")
 
 
 def check_known(per_round: PromptsPerRound, rounds: int) -> None:

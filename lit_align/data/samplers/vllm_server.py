@@ -145,7 +145,7 @@ class VLLMServerSampler(Sampler):
             try:
                 sender.send(weights, lambda: received.result() if received.done() else None)
             except RuntimeError as error:
-                raise EngineLost(f"{client.name} has stopped to receive the weights: {error}") from None
+                raise EngineLost(f"{client.name} has stopped receiving the weights: {error}") from None
             for failure in filter(None, received.result()):
                 raise UserError(f"{client.name} cannot take the policy's weights: {failure}. Use GenerateSampler.")
 
@@ -181,7 +181,7 @@ class VLLMServerSampler(Sampler):
                 print_line(f"  waiting for {client.name}, up to {self.wait_minutes:g} minutes.")
             if on_first(lambda: time.monotonic() > deadline):
                 raise UserError(
-                    f"{client.name} does not answer for {self.wait_minutes:g} minutes (data.sampler.wait_minutes). "
+                    f"{client.name} has not answered for {self.wait_minutes:g} minutes (data.sampler.wait_minutes). "
                     f"{RESTART}; to continue the run, repeat its command: the responses sampled so far are kept."
                 )
             said = True

@@ -3,6 +3,8 @@
 import hashlib
 import math
 import numbers
+import sysconfig
+import traceback
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from lit_align.arguments import CheckedArguments
+from lit_align.console import relative
 from lit_align.data.formats.record import LARGEST
 from lit_align.data.formats.rows import Text
 from lit_align.errors import UserError, shown
@@ -208,7 +211,16 @@ def _called(call: Callable[[], Any], failed: Failure, where: str = "") -> Any:
         if asks_to_end(error):
             raise
         text = f": {printed}" if (printed := str(error)) else ""
-        raise failed(f"raised {type(error).__name__}{text}{where}", "Fix the scorer and run again.") from error
+        raised = f"raised {type(error).__name__}{text}{line_of(error)}{where}"
+        raise failed(raised, "Fix the scorer and run again.") from error
+
+
+def line_of(error: BaseException) -> str:
+    """The line of the user's code that led to an error; empty if it is not in a file of theirs."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    others = [Path(__file__).parents[2], *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))]
+    theirs = [(file, line) for file, line in frames if not file.startswith(("<", *(f"{each}/" for each in others)))]
+    return f" in {relative(theirs[-1][0])}, line {theirs[-1][1]}" if theirs else ""
 
 
 def asks_to_end(error: BaseException) -> bool:

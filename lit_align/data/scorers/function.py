@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from lit_align.data.formats.rows import Text
-from lit_align.data.scorers.base import PairwiseScorer, Scorer, asks_to_end, check_at_least_one, fingerprint_of
+from lit_align.data.scorers.base import PairwiseScorer, Scorer, asks_to_end, check_at_least_one, fingerprint_of, line_of
 from lit_align.errors import UserError
 from lit_align.files import digest
 
@@ -80,7 +80,8 @@ def _import_function(path: str) -> Callable[..., Sequence[float]]:
             raise
         fix = forms if isinstance(error, ImportError) else "The error is in its code: fix it, or set what it needs."
         raise UserError(
-            f"scorer.function={path!r}: cannot import {place!r} ({type(error).__name__}: {error}). {fix}"
+            f"scorer.function={path!r}: cannot import {place!r} ({type(error).__name__}: {error}{line_of(error)}). "
+            f"{fix}"
         ) from error
     function: Any = getattr(module, name, None)
     if function is None:

@@ -110,6 +110,24 @@ def test_a_csv_file_of_a_spreadsheet_is_read(tmp_path: Path, delimiter: str):
     assert prompts(tmp_path / "rows.csv") == PROMPTS
 
 
+SPREADSHEET = 'Frage, kurz;gut;"schlecht, leider";Note gut;Note schlecht\nGröße?;"Groß; sehr";klein;1,5;-0,5\n'
+COLUMNS = {"prompt": "Frage, kurz", "chosen": "gut", "rejected": "schlecht, leider"}
+
+
+def test_a_german_spreadsheet_is_read_or_its_fix_is_named(tmp_path: Path):
+    """Commas in names, a byte order mark, umlauts; another encoding and decimal commas are refused."""
+    file = tmp_path / "fragen.csv"
+    file.write_text(SPREADSHEET, encoding="utf-8-sig")
+    (row,) = read_rows(file, kind="preferences", columns=COLUMNS)
+    assert (row.prompt, *row.responses) == ("Größe?", "Groß; sehr", "klein")
+    scores = {"score_chosen": "Note gut", "score_rejected": "Note schlecht"}
+    message = message_of(lambda: read_rows(file, kind="preferences", columns=COLUMNS | scores))
+    assert '`score_chosen` holds "1,5", but needs a number with a decimal point.' in message
+    file.write_text(SPREADSHEET, encoding="cp1252")
+    assert "not UTF-8 near line 1" in (message := message_of(lambda: pairs(file)))
+    assert message.endswith("Save it as UTF-8 (in Excel: CSV UTF-8).")
+
+
 ONE = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 
 

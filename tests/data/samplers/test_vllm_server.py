@@ -115,7 +115,7 @@ def test_a_round_continues_when_the_server_is_back(tiny_model, server, in_tmp, c
 def test_a_server_that_never_comes_is_named(tiny_model):
     sampler = VLLMServerSampler("http://127.0.0.1:9", wait_minutes=0)
     with pytest.raises(
-        UserError, match=r"server at http://127.0.0.1:9 does not answer for 0 minutes .*lit-align serve"
+        UserError, match=r"server at http://127.0.0.1:9 has not answered for 0 minutes .*lit-align serve"
     ):
         sample(sampler, Policy.load(PolicyConfig(tiny_model)))
 

@@ -94,10 +94,21 @@ def test_a_scorer_that_raises_is_named_with_its_error(in_tmp: Path):
     chat = [{"role": "user", "content": "Why?"}]
     with pytest.raises(ScorerError) as caught:
         score(FunctionScorer("rewards.py:lexicon"), [chat, chat], ["x" * 900, "b"])
-    for word in ("rewards.py:lexicon@", "KeyError: 'lexicon'", "batch of 2", '"Why?"', 'xxx" … "xxx'):
+    for word in (
+        "rewards.py:lexicon@",
+        "KeyError: 'lexicon' in rewards.py, line 15, on a batch of 2",
+        '"Why?"',
+        'xxx" … "xxx',
+    ):
         assert word in str(caught.value)
     assert isinstance(caught.value.__cause__, KeyError)
     assert len(str(caught.value)) < 500
+
+
+def test_a_scorer_that_raises_in_a_library_is_named_by_its_own_line(in_tmp: Path):
+    Path("rewards.py").write_text("import json\n\ndef f(prompts, responses):\n    return json.loads('<html>')\n")
+    message = message_of(ScorerError, score, FunctionScorer("rewards.py:f"), ["p"], ["r"])
+    assert "raised JSONDecodeError: Expecting value: line 1 column 1 (char 0) in rewards.py, line 4, on" in message
 
 
 def test_a_scorer_out_of_memory_names_its_batch_size():

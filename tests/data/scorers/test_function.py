@@ -90,8 +90,8 @@ def test_a_missing_function_is_named(in_tmp: Path, function: str, words: list[st
 
 def test_an_error_within_a_functions_file_is_told_apart(in_tmp: Path):
     Path("keyed.py").write_text("import os\nKEY = os.environ['NO_SUCH_KEY']\ndef reward(prompts, responses): ...\n")
-    with pytest.raises(UserError, match=r"KeyError: 'NO_SUCH_KEY'\). The error is in its code: fix it, or set what"):
-        FunctionScorer("keyed.py:reward")
+    message = message_of(UserError, FunctionScorer, "keyed.py:reward")
+    assert "KeyError: 'NO_SUCH_KEY' in keyed.py, line 2). The error is in its code: fix it, or set what" in message
 
 
 def test_a_function_of_one_argument_is_refused(in_tmp: Path):
