@@ -19,7 +19,10 @@ def test_a_trajectory_has_not_moved(name):
     now, kept = make.trajectory(CASES[name]), KEPT[name]
     metrics, kept_metrics = now.pop("metrics"), kept.pop("metrics")
     assert now.keys() == kept.keys()
-    assert now.pop("form", None) == kept.pop("form", None), "another form of reference"
+    form = now.pop("form", None)
+    assert form == kept.pop("form", None), "another form of reference"
+    # a dense update is in float32, whose products differ between CPUs by their rounding
+    bound = 1e-6 if str(form).startswith("dense updates") else 1e-9
     for what in now:
-        assert now[what] == pytest.approx(kept[what], rel=1e-9, abs=1e-9), what
+        assert now[what] == pytest.approx(kept[what], rel=bound, abs=bound), what
     assert metrics == pytest.approx(kept_metrics, rel=1e-6, abs=1e-6, nan_ok=True)
