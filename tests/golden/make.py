@@ -179,8 +179,8 @@ def norm(tensors: list[torch.Tensor]) -> float:
 
 def trajectory(case: Case, accelerator: str = "cpu") -> dict[str, Any]:
     """Train one case and give what is compared."""
+    start, other = models(case.width)  # before the seed: making them draws numbers
     L.seed_everything(1, verbose=False)
-    start, other = models(case.width)
     options = dict(case.options)
     proximal = bool(options.get("proximal")) or options.get("estimate_baseline", False)
     if proximal:  # of another reference the step-0 check asks nothing
