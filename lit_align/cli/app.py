@@ -271,7 +271,7 @@ class AlignCLI(LightningCLI):
             check_config_is_ours(Path(self.trainer.default_root_dir))
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunReport):
-                callback.named_checkpoint = given.ckpt_path or ""
+                callback.named_checkpoint = given.get("ckpt_path") or ""
         config = yaml.safe_load(self._parser("fit").dump(self._given, skip_unset=False))
         path = checkpoint_to_resume(self.trainer, config, fresh=given.fresh)
         given.ckpt_path = None if path is None else str(path)

@@ -83,7 +83,7 @@ def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: boo
         UserError: the folder holds a finished run, or a run with another configuration, or another run's checkpoint is
             named.
     """
-    folder, named = Path(trainer.default_root_dir), config["ckpt_path"]
+    folder, named = Path(trainer.default_root_dir), config.get("ckpt_path")
     if (fresh and not _is_started_again()) or (folder / GATHERED).exists():
         _refuse_to_move(named, folder)
         if trainer.is_global_zero:
