@@ -50,7 +50,7 @@ def counted(name: str, value: object, least: int = 0) -> int:
     """A count that was read from a file.
 
     Raises:
-        TypeError: it is no integer, or below the least.
+        TypeError: it is not an integer, or it is smaller than `least`.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise TypeError(f"{name} is {shown(value)}")

@@ -1,4 +1,4 @@
-"""The reward function behind an API that `docs/own_code.md` shows, against a server that fails in every way."""
+"""The reward function of `docs/own_code.md` that asks an API, with a server that fails in each way it can."""
 
 import json
 import re
