@@ -173,7 +173,7 @@ class Drift(AlignCallback):
         ]
 
     def _measure(self, module: AnchoredObjective, data: PairsDataModule, examples: Sequence[Example]) -> None:
-        """Measure over `examples`, responses of the current policy with their log-probabilities."""
+        """Measure over all processes' `examples`, responses of the current policy with their log-probabilities."""
         policy, reference = module.policy, module.reference
         assert policy is not None
         assert reference is not None
@@ -184,7 +184,10 @@ class Drift(AlignCallback):
         if not module.reference_is_start:
             with module.start() as start, recorder.able_to_compute(start):
                 from_start = ours - torch.tensor(recorder.logps(start, examples))
-        kl_reference, kl_start = from_reference.mean().item(), from_start.mean().item()
+        kl_reference, kl_start = (
+            torch.tensor(of_all_processes(ratios.flatten().tolist())).mean().item()
+            for ratios in (from_reference, from_start)
+        )
         values = {
             "kl_policy_reference": kl_reference,
             "kl_policy_start": kl_start,
@@ -202,6 +205,7 @@ class Drift(AlignCallback):
         return data.sampling if isinstance(data, OnPolicyPairs) else self.sampling or Sampling()
 
     def _kl_from_sampler(self, module: AnchoredObjective, data: OnPolicyPairs, groups: Sequence[Example]) -> float:
+        """KL(π‖π_s) over all processes' `groups`."""
         policy = module.policy
         assert policy is not None
         with data.recorder.able_to_compute(policy):
@@ -211,11 +215,10 @@ class Drift(AlignCallback):
         return kl_from_sampler(now, sampled).item()
 
     def _log(self, module: AnchoredObjective, values: dict[str, float]) -> None:
-        mine = torch.tensor(list(values.values()), device=module.device)
-        means: Any = module.trainer.strategy.reduce(mine, reduce_op="mean")
-        logged = {f"drift/{name}": mean for name, mean in zip(values, means.tolist(), strict=True)}
         for logger in module.trainer.loggers:
-            logger.log_metrics(logged, step=module.trainer.global_step)
+            logger.log_metrics(
+                {f"drift/{name}": value for name, value in values.items()}, step=module.trainer.global_step
+            )
 
 
 def _data(trainer: Trainer) -> Any:

@@ -1,14 +1,16 @@
 """When the drift is measured, over what, and what a checkpoint has of it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import adamw, byte_tokenizer, fit, on_policy
-from transformers import GPT2Config, GPT2LMHeadModel
+from processes import run_in
+from tiny import adamw, byte_tokenizer, fit, llama_config, on_policy
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from lit_align.callbacks import Drift
 from lit_align.data import AllPairs, OfflinePairs
@@ -16,6 +18,7 @@ from lit_align.data.sampling import Sampling
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, SimPO
 from lit_align.policy import PolicyConfig
+from lit_align.reference.config import ReferenceConfig
 from lit_align.reporting.metrics_csv import MetricsCSV, read_metrics
 
 
@@ -95,3 +98,23 @@ def test_a_target_that_no_round_can_show_is_refused(tiny_model, in_tmp, prompts,
     module = DPO(PolicyConfig(tiny_model), proximal=0.1, proximal_target=4.0)
     with pytest.raises(UserError, match=rf"proximal_target=4 must be {said}"):
         fit(module, on_policy(in_tmp, **options), Drift(prompts), max_epochs=2)
+
+
+def test_the_screen_and_the_metric_are_of_all_processes_prompts(tiny_model, in_tmp, capfd):
+    """Three prompts in two processes: shares of two and one, whose means do not weigh the same."""
+    LlamaForCausalLM(llama_config(tie_word_embeddings=True)).save_pretrained("other")
+    byte_tokenizer().save_pretrained("other")
+
+    def measure(devices: int, strategy: str) -> None:
+        module = DPO(PolicyConfig(tiny_model), reference=ReferenceConfig(path="other"), optimizer=adamw(0.0))
+        folder = in_tmp / str(devices)
+        folder.mkdir(exist_ok=True)
+        options = {"logger": MetricsCSV(folder), "devices": devices, "strategy": strategy}
+        fit(module, on_policy(folder), Drift(prompts=3), **options)
+
+    measure(1, "auto")
+    run_in(2, lambda: measure(2, "ddp"), timeout=60)
+    name = "drift/kl_policy_reference"
+    one, two = ([row[name] for row in read_metrics(f"{n}/metrics.csv") if name in row] for n in (1, 2))
+    assert two == pytest.approx(one, rel=1e-4)
+    assert re.findall(r"KL from reference (\S+), start", capfd.readouterr().out) == 2 * [f"{one[0]:.2f}"]
