@@ -13,11 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.profilers import PassThroughProfiler
-from tiny import adamw, fit, on_policy, same, weights, write_pairs
+from tiny import adamw, fit, on_policy, same, weights, write_pairs, write_prompts
 
-from lit_align.callbacks import FSDP2Strategy, MonitorCheck, ReferenceRefresh
+from lit_align.callbacks import FSDP2Strategy, MonitorCheck, ReferenceRefresh, WinRate
 from lit_align.cli import main
-from lit_align.data import OfflinePairs
+from lit_align.data import FunctionScorer, OfflinePairs
 from lit_align.errors import UserError
 from lit_align.lightning_features import REFUSED_CALLBACKS, check_features
 from lit_align.objectives import DPO
@@ -336,6 +336,35 @@ def test_a_metric_that_is_never_logged_is_found_at_the_start(run: Run, kind, mon
     with pytest.raises(UserError, match=message):
         run(MonitorCheck(), kind(monitor=monitor), count, validation=validation, enable_checkpointing=True)
     assert len(steps) <= 1
+
+
+def test_names_of_held_out_metrics_are_checked_at_the_start(tiny_model: str, in_tmp: Path):
+    reward = FunctionScorer(lambda prompts, responses: [float(len(response)) for response in responses])
+
+    def train(monitor: str, *more: Callback) -> None:
+        prompts = write_prompts(in_tmp)
+        judged = WinRate(prompts, reward, judges={"other": reward}, validation=prompts, responses_per_prompt=1)
+        data = OfflinePairs(write_pairs(in_tmp), batch_size=4)
+        given = [MonitorCheck(), judged, callbacks.EarlyStopping(monitor, stopping_threshold=1e9), *more]
+        fit(DPO(PolicyConfig(tiny_model)), data, *given, max_steps=1, limit_val_batches=0)
+
+    with pytest.raises(UserError, match=r"monitor=val/win_rte is never logged. Name one of val/reward, .*win_rate_oth"):
+        train("val/win_rte")
+    train("val/win_rate_other")
+
+
+def test_a_metric_of_the_users_own_code_can_be_monitored(run: Run):
+    class Own(Callback):
+        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            pl_module.log("val/own", 1.0)
+
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            pl_module.log("train/own", 1.0)
+
+    for monitor in ("val/own", "train/own"):
+        stop = callbacks.EarlyStopping(monitor=monitor, check_on_train_epoch_end=True)
+        run(MonitorCheck(), Own(), stop, validation=True)
+        assert stop.best_score == 1
 
 
 # --- where the data decide ---

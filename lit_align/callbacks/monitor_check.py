@@ -9,6 +9,7 @@ from lit_align.callbacks.base import AlignCallback, DryRun
 from lit_align.callbacks.win_rate import WinRate
 from lit_align.data.base import PairsDataModule
 from lit_align.errors import UserError
+from lit_align.evaluation.results import metric_names
 from lit_align.objectives import PreferenceObjective
 
 TO_LOGGERS = ("round/", "drift/", "verdict/")
@@ -31,9 +32,14 @@ class MonitorCheck(AlignCallback):
         self._unchecked = []
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
-                _check_is_logged(trainer, pl_module, type(callback).__name__, callback.monitor)
-                if callback.monitor.startswith("train/"):
-                    self._unchecked.append((type(callback).__name__, callback.monitor))
+                name, monitor = type(callback).__name__, callback.monitor
+                if monitor.startswith(TO_LOGGERS):
+                    raise UserError(f"{name}: monitor={monitor} must be a metric train/* or val/*. Name one.")
+                if _has_own_code(trainer):
+                    continue
+                _check_is_logged(trainer, pl_module, name, monitor)
+                if monitor.startswith("train/"):
+                    self._unchecked.append((name, monitor))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -47,33 +53,35 @@ class MonitorCheck(AlignCallback):
 
 
 def _check_is_logged(trainer: Trainer, module: PreferenceObjective, callback: str, monitor: str) -> None:
-    """Check that a monitored metric will be logged where callbacks can read it.
+    """Check that a monitored metric will be logged; those named train/* are only known after the first step.
 
     Args:
         callback: Name of the callback's class, for the message.
         monitor: Name of the metric.
 
     Raises:
-        UserError: the metric is only written to loggers, or is never logged.
+        UserError: the metric is never logged.
     """
-    if monitor.startswith(TO_LOGGERS):
-        raise UserError(f"{callback}: monitor={monitor} must be a metric train/* or val/*. Name one.")
-    if not monitor.startswith("val/"):
-        if not monitor.startswith(("train/", "reference/")) and not _has_own_code(trainer):
-            raise UserError(f"{callback}: monitor={monitor} is never logged. Name a metric train/* or val/*.")
-        return
     data = trainer.datamodule  # type: ignore[attr-defined]
-    rates = [each for each in trainer.callbacks if isinstance(each, WinRate)]  # type: ignore[attr-defined]
-    pairs = isinstance(data, PairsDataModule) and data.validation is not None and trainer.limit_val_batches != 0
-    prompts = any(rate.validation is not None for rate in rates)
-    if isinstance(data, PairsDataModule) and not (pairs or prompts):
+    if monitor.startswith(("train/", "reference/")):
+        return
+    if not monitor.startswith("val/"):
+        raise UserError(f"{callback}: monitor={monitor} is never logged. Name a metric train/* or val/*.")
+    if not isinstance(data, PairsDataModule):
+        return
+    known: list[str] = []
+    if data.validation is not None and trainer.limit_val_batches != 0:
+        known += module.metrics["val_"].names  # type: ignore[operator, arg-type]
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(each, WinRate) and each.validation is not None:
+            known += metric_names(each.scorers)
+    if not known:
         raise UserError(
             f"{callback}: monitor={monitor} is never logged, since there is no validation. Set data.validation (pairs) "
             "or win_rate.validation (prompts), or monitor a metric train/*."
         )
-    known = [f"val/{name}" for name in module.metrics["val_"].names]  # type: ignore[operator, union-attr]
-    if pairs and not prompts and monitor not in known:
-        raise _unknown(callback, monitor, known)
+    if monitor.removeprefix("val/") not in known:
+        raise _unknown(callback, monitor, [f"val/{name}" for name in known])
 
 
 def _has_own_code(trainer: Trainer) -> bool:

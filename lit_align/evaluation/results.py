@@ -1,7 +1,7 @@
 """Contents of an evaluation: responses with their rewards, log-probabilities, and the summary."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -39,7 +39,7 @@ METRICS = (
     "self_bleu",
     "seconds",
 )
-"""Names of the metrics logged as val/NAME."""
+"""Names of the metrics that are logged as val/NAME whatever the judges."""
 
 
 class Scored(NamedTuple):
@@ -205,6 +205,11 @@ def best_of(samples: Mapping[str, Scored], name: str) -> dict[str, BestOfN]:
     N = selecting.shape[1]
     sizes = sorted({N, *(2**k for k in range(1, N.bit_length()))} - {1})
     return {str(n): BestOfN(best_of_n_kl(n), Estimate.of(best_of_n(selecting, values, n))) for n in sizes}
+
+
+def metric_names(scorers: Iterable[str]) -> list[str]:
+    """Names of the metrics that are logged as val/NAME, with those by each judge."""
+    return [*METRICS, *(f"{what}_{name}" for name in scorers if name != TRAINING for what in ("reward", "win_rate"))]
 
 
 def check_judge_names(names: Sequence[str]) -> None:
