@@ -9,8 +9,8 @@ import pytest
 
 from lit_align import allocation
 from lit_align.allocation import keep_freed_memory, keeps_freed_memory
-from lit_align.callbacks.run_report import memory_line
 from lit_align.objectives import SFT
+from lit_align.objectives.memory import memory_line
 from lit_align.policy import PolicyConfig
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the thresholds are glibc's")

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import adamw, fit, on_policy, write_pairs
 from transformers import AutoModelForCausalLM
 
+from lit_align.callbacks import FSDPSharding
 from lit_align.data import GenerateSampler, OfflinePairs
 from lit_align.data.samplers.generate import sampling_copy
 from lit_align.dtypes import dtype_name, fast_dtype, is_fast
@@ -180,3 +181,12 @@ def test_an_export_has_the_type_of_its_run(tiny_model, in_tmp, set_kernels: SetK
     assert {model.dtype for model in models} == {torch.bfloat16}
     weights = (dict(model.named_parameters()) for model in models)
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_the_header_warns_of_a_slow_type_on_shards(set_kernels: SetKernels):
+    sharding = FSDPSharding(compute_dtype="bfloat16")
+    set_kernels(FAST)
+    assert list(sharding.describe()) == [("sharded", "computes in bfloat16")]
+    set_kernels(SLOW)
+    _, (_, warning) = sharding.describe()
+    assert warning == "this CPU multiplies bfloat16 slowly; fsdp_sharding.compute_dtype=null is faster"

@@ -9,6 +9,7 @@ shard by shard.
     fsdp_sharding: {compute_dtype: bfloat16}
 """
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from transformers import PreTrainedModel
 from lit_align.blocks import blocks_of
 from lit_align.callbacks.base import AlignCallback, DryRun
 from lit_align.checkpoints import check_hash, check_shards, forget_hash, write_hash
+from lit_align.dtypes import warn_if_slow
 from lit_align.errors import UserError
 from lit_align.loading import enable_checkpointing
 from lit_align.objectives import PreferenceObjective
@@ -169,6 +171,12 @@ class FSDPSharding(AlignCallback):
         self.compute_dtype = compute_dtype
         self.activation_checkpointing = activation_checkpointing
         self.cpu_offload = cpu_offload
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        """Lines of the run's header: label and value."""
+        if self.compute_dtype is not None:
+            yield "sharded", f"computes in {self.compute_dtype}"
+            yield from warn_if_slow(getattr(torch, self.compute_dtype), "fsdp_sharding.compute_dtype=null")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Arrange that networks are sharded as soon as they are built, since the optimizer is made next."""

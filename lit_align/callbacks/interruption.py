@@ -116,7 +116,8 @@ class Interruption(AlignCallback):
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]  # Lightning iterates the old list
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._signal, self._saved, self._repeats_end, self._failed = None, None, False, False  # of an earlier fit
+        self._signal, self._saved, self._began_at, self._stage = None, None, None, Stage.OUTSIDE  # of an earlier fit
+        self._repeats_end = self._failed = False
         self._signals.take_over(partial(self._handle, trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -139,9 +139,13 @@ class Predictions(AlignCallback):
         self.batch_size = batch_size
         self.seed = seed
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, PreferenceObjective) or not pl_module.data_needs().gives_logps:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        gives_responses = isinstance(pl_module, PreferenceObjective) and pl_module.data_needs().gives_logps
+        if stage == "predict" and not gives_responses:
             raise UserError(f"predict: {type(pl_module).__name__} gives no responses; predict with a language model.")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, PreferenceObjective)
         assert pl_module.policy is not None
         with sampling_copy(pl_module.policy) as sampler:
             self._predict(trainer, pl_module, sampler)

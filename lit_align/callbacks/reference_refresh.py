@@ -7,7 +7,7 @@ the moved reference, its rule and the number of refreshes; a run that resumes wi
 
 | metric | formula |
 |---|---|
-| reference/refreshes | number of refreshes so far, logged at each refresh |
+| reference/refreshes | number of refreshes so far |
 """
 
 from typing import Any, Literal
@@ -35,7 +35,7 @@ class ReferenceRefresh(AlignCallback):
         accept_change: Resume from a checkpoint that was made with another rule.
 
     Works with any LightningModule that has two networks of the same shape, `policy` and `reference`: on one device,
-    under DDP, or in shards (`FSDPSharding`). Logs `reference/refreshes`, the number of refreshes so far.
+    under DDP, or in shards (`FSDPSharding`).
     """
 
     option_name = "reference_refresh"

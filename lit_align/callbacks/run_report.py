@@ -10,7 +10,7 @@ Logged after each round (epoch):
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,29 +20,25 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
-from lit_align.allocation import keeps_freed_memory
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.checkpoints import STARTS
 from lit_align.console import print_field, print_line, program, relative
 from lit_align.errors import counted
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
+from lit_align.objectives.memory import memory_line
 from lit_align.objectives.schedule import planned_steps, warm_up_problem
 from lit_align.position import Position
-from lit_align.quantization import scales_of
-from lit_align.reference.build import own_weights, reference_weights
 from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
 from lit_align.reporting.run_record import RunStart, record_end, record_start
-from lit_align.sharding import local_shard
 
 
 @runtime_checkable
 class Describes(Protocol):
-    """A data module with lines for the run's header; other projects' need not have any."""
+    """An objective, a data module or a callback with lines for the run's header."""
 
     def describe(self) -> Iterable[tuple[str, str]]:
         """Label and text of each line."""
@@ -91,13 +87,10 @@ class RunReport(AlignCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, PreferenceObjective):
             return
-        lines = list(pl_module.describe())
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        lines += data.describe() if isinstance(data, Describes) else []
-        self._header = lines
-        lines = [*lines, ("memory", memory_line(pl_module)), *self.folder_lines(trainer)]
+        parts = [pl_module, trainer.datamodule, *trainer.callbacks]  # type: ignore[attr-defined]
+        self._header = [line for part in parts if isinstance(part, Describes) for line in part.describe()]
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        for name, text in lines:
+        for name, text in [*self._header, ("memory", memory_line(pl_module)), *self.folder_lines(trainer)]:
             table.add_row(Text(name, style="bold"), Text(text))
         print_line(table)
 
@@ -232,33 +225,3 @@ def resume_command(trainer: Trainer, path: str | Path | None) -> str:
     """The command that resumes from a checkpoint; without one, the command that runs the same again."""
     resume = f" --ckpt_path {relative(path)}" if path else ""
     return f"{program()} fit --config {Path(trainer.default_root_dir, 'config.yaml')}{resume}"
-
-
-def memory_line(module: PreferenceObjective) -> str:
-    """Memory of the weights, gradients, AdamW's two moments and the reference in this process, without activations."""
-    kept = ", and freed memory stays with the process" if keeps_freed_memory() else ""
-    return f"{listed_memory(memory_parts(module))}; activations come on top{kept}"
-
-
-def memory_parts(module: PreferenceObjective) -> dict[str, int]:
-    """Bytes of the weights, gradients, AdamW's two moments and the reference in this process."""
-    assert module.policy is not None
-    trained = size_in_bytes(weight for _, weight in module.policy.trainable_weights())
-    return {
-        "policy": size_in_bytes(own_weights(module.policy)),
-        "gradients": trained,
-        "AdamW": 2 * trained,
-        "reference": size_in_bytes(reference_weights(module.policy, module.reference)),
-    }
-
-
-def listed_memory(parts: Mapping[str, int]) -> str:
-    """The sum of some parts of memory, and what it is made of."""
-    listed = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
-    return f"about {sum(parts.values()) / 1e9:.2f} GB = {listed}"
-
-
-def size_in_bytes(weights: Iterable[Tensor]) -> int:
-    """Memory of this process's part of weights, with the scales of quantized ones."""
-    parts = [part for weight in weights for part in (weight, *(scale for _, scale in scales_of("", weight)))]
-    return sum(local_shard(part).numel() * part.element_size() for part in parts)

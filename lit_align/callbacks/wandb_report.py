@@ -87,7 +87,7 @@ class WandbReport(AlignCallback):
         if verdict_file(folder).exists():
             shown["responses/test"] = self._table(verdict_file(folder))
         if (folder / "report.html").exists():
-            shown["report"] = wandb.Html((folder / "report.html").read_text(), inject=False)
+            shown["report"] = wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False)
         self._log(trainer, trainer.global_step, shown)
         if summary := Summary.read(folder):
             for logger in _loggers(trainer):

@@ -11,13 +11,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lit_align.callbacks import ReferenceRefresh
-from lit_align.callbacks.run_report import listed_memory, memory_parts
 from lit_align.cli.app import AlignCLI
 from lit_align.console import print_field
 from lit_align.dtypes import is_fast
 from lit_align.errors import UserError
 from lit_align.loading import locate_model, naming_errors, resolve_dtype
 from lit_align.objectives import PreferenceObjective
+from lit_align.objectives.memory import listed_memory, memory_parts
 from lit_align.objectives.reward_model import Scored
 from lit_align.policy import Policy, is_adapter_weight
 from lit_align.quantization import packed_bytes

@@ -182,6 +182,16 @@ def test_ctrl_c_in_the_first_rounds_sampling_says_to_start_again(tiny_model, in_
         signal.raise_signal(signal.SIGINT)
 
 
+def test_a_signal_before_the_steps_of_a_second_fit_ends_it_at_once(tiny_model, in_tmp, capsys):
+    """The first fit was interrupted within its steps; in a notebook, the second one has the same callback."""
+    write_prompts(in_tmp)
+    again, options = Interruption(), {"enable_checkpointing": True, "default_root_dir": "run"}
+    for hook in ("on_train_batch_start", "on_train_start"):
+        with pytest.raises(Interrupted):
+            fit(DPO(PolicyConfig(tiny_model)), on_policy(in_tmp), again, Signal(hook, 0), **options)
+    assert "SIGTERM at step 0. Nothing was saved. Start again:" in capsys.readouterr().out
+
+
 def test_the_named_checkpoint_is_this_runs_last_not_an_older_one(tiny_model, in_tmp, capsys):
     with pytest.raises(Interrupted):
         run(tiny_model, Path(), Signal("on_train_batch_start", 1))

@@ -15,7 +15,7 @@ from lit_align.data.formats.rows import Row
 from lit_align.data.sampling import Response
 from lit_align.data.scorers.base import GroupScores
 from lit_align.errors import UserError
-from lit_align.objectives import DPO
+from lit_align.objectives import DPO, RewardModel
 from lit_align.policy import PolicyConfig
 
 
@@ -101,3 +101,9 @@ def test_columns_of_a_table_are_those_of_all_rows(tmp_path, monkeypatch):
     assert [row | {"prompt": None} for row in table] == [row | {"prompt": None} for row in lines]
     assert [row["prompt"][0]["name"] for row in table] == [None] * 4 + ["Ann"]
     assert "scores" not in next(iter(Predicted(rows, responses, None)))
+
+
+def test_a_reward_model_is_refused_before_it_is_loaded(tiny_model, in_tmp):
+    trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=[Predictions("prompts.jsonl")])
+    with pytest.raises(UserError, match="predict: RewardModel gives no responses"):
+        trainer.predict(RewardModel(PolicyConfig("no such model")), OfflinePairs(write_pairs(in_tmp)))

@@ -1,5 +1,6 @@
 """The files that a run leaves in its folder."""
 
+import re
 from pathlib import Path
 
 from lightning.pytorch import Callback
@@ -35,3 +36,14 @@ def test_a_warm_up_longer_than_the_run_is_printed_and_recorded(tiny_model, in_tm
     warning = "8 steps, but the run has 4: the learning rate reaches 50% of its value"
     assert f"warm-up         {warning}" in capsys.readouterr().out
     assert warning in Path("run/run.json").read_text()
+
+
+def test_a_callbacks_lines_are_in_the_header(tiny_model, in_tmp, capsys):
+    class Described(Callback):
+        def describe(self):
+            yield "judge", "a stern one"
+
+    data = OfflinePairs(write_pairs(in_tmp, 8), batch_size=4)
+    fit(DPO(PolicyConfig(tiny_model)), data, RunReport(save_model=False), Described(), default_root_dir="run")
+    assert re.search("judge +a stern one", capsys.readouterr().out)
+    assert "a stern one" in Path("run/run.json").read_text()

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_align.callbacks.run_report import memory_parts
 from lit_align.cli import main
 from lit_align.cli.memory import weightless_policy
 from lit_align.objectives import DPO, PreferenceObjective, RewardModel, SimPO
+from lit_align.objectives.memory import memory_parts
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reference.config import RefreshRule
 

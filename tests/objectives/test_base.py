@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from transformers import LlamaForSequenceClassification
 
 from lit_align.callbacks import ReferenceRefresh
-from lit_align.callbacks.run_report import memory_line
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.objectives import DPO
+from lit_align.objectives.memory import memory_line
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.reference import ReferenceConfig
 

@@ -14,11 +14,11 @@ from tiny import adamw, byte_tokenizer, fit, llama_config, on_policy, write_pair
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from lit_align.callbacks import ReferenceRefresh
-from lit_align.callbacks.run_report import size_in_bytes
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.export import export
 from lit_align.objectives import DPO, RewardModel
+from lit_align.objectives.memory import size_in_bytes
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 from lit_align.quantization import Quantization, holds_quantized, is_quantized, packed_bytes, size_of
 
