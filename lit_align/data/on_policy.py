@@ -56,6 +56,7 @@ from lit_align.errors import check_types
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
 from lit_align.provenance import Table, of_options
+from lit_align.saved_state import restoring
 from lit_align.sharding import barrier_with_timeout
 
 
@@ -288,7 +289,9 @@ class OnPolicyPairs(PairsDataModule):
     def _make_round(self) -> None:
         """Sample, score, pair and record; stored parts are read."""
         begun, samples = self.current_round, self._samples_of(self.current_round)
-        check_settings(begun, self._settings(begun.index))
+        settings = self._settings(begun.index)
+        with restoring(self.module.trainer):
+            check_settings(begun, settings)
         print_line(f"round {begun.index + 1}" + (f" of {self._rounds}" if self._rounds > 0 else ""))
 
         waited = self._ahead.finish()

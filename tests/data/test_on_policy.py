@@ -209,7 +209,11 @@ def test_within_a_round_only_the_same_settings_resume(tiny_model, in_tmp, change
     module = module_of(tiny_model)
     options = ["responses_per_prompt", "prompts_per_round", "sampling.temperature", "sampling_batch_size", "seed"]
     module.accept_changes = [f"data.{option}" for option in [*options, "prompts"]]
-    with pytest.raises(UserError, match=rf"from the middle of round 1, .* sampled with another {named}\. "):
+    with pytest.raises(
+        UserError,
+        match=rf"^ckpt_path=checkpoints/step=1\.ckpt: the checkpoint is from the middle of "
+        rf"round 1, .* sampled with another {named}\. ",
+    ):
         fit(module, data, ckpt_path="checkpoints/step=1.ckpt")
 
 
