@@ -14,11 +14,11 @@ from tiny import adamw, fit, write_pairs
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from lit_align.callbacks import FSDP2Strategy, FSDPSharding
-from lit_align.checkpoints import HashedCheckpointIO, check_hash
+from lit_align.checkpoints import OF_SHARDS, HashedCheckpointIO, check_hash, newest_first
 from lit_align.cli import main
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
-from lit_align.export import export
+from lit_align.export import export, find_checkpoint
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
 
@@ -126,7 +126,7 @@ class Hostile:
 def train_in_shards(model: str, ckpt_path: str | None = None) -> None:
     """One epoch, or a second one from a checkpoint."""
     module = DPO(PolicyConfig(model, dtype="float32"), optimizer=adamw(0.03))
-    saving = ModelCheckpoint("run/checkpoints", filename="half", enable_version_counter=False)
+    saving = ModelCheckpoint("run/checkpoints", filename="{step}", every_n_train_steps=1, save_top_k=-1)
     options: dict[str, Any] = {"strategy": FSDP2Strategy(save_distributed_checkpoint=True), "devices": 2}
     options |= {"ckpt_path": ckpt_path, "max_epochs": 2 if ckpt_path else 1, "enable_checkpointing": not ckpt_path}
     data = OfflinePairs("pairs.jsonl", batch_size=2)
@@ -164,23 +164,41 @@ def without(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in checkpoint.items() if key != name}
 
 
+def test_the_newest_folder_of_shards_is_known_by_its_position(tiny_model, in_tmp):
+    """The older one has the later time, as in a copy."""
+    write_pairs(in_tmp)
+    run_in(2, train_in_shards, tiny_model)
+    older, newer = (Path(f"run/checkpoints/step={step}.ckpt") for step in (1, 2))
+    assert older.is_dir()
+    os.utime(newer, (0, 0))
+    assert newest_first([older, newer]) == newest_first([newer, older]) == [newer, older]
+    assert find_checkpoint("run") == newer
+    flip_a_bit(newer / OF_SHARDS, 3000)
+    with pytest.raises(
+        UserError, match=r"step=2\.ckpt is damaged.* Use the one before it: run/checkpoints/step=1\.ckpt"
+    ):
+        check_hash(newer)
+    (newer / OF_SHARDS).unlink()
+    assert newest_first([newer, older]) == [older, newer], "one that does not say its position comes last"
+
+
 def test_shards_with_code_are_refused_and_others_resume(tiny_model, in_tmp):
     def resume() -> None:
         run_in(2, train_in_shards, tiny_model, str(shards))
 
     write_pairs(in_tmp)
     run_in(2, train_in_shards, tiny_model)
-    shards = Path("run/checkpoints/half.ckpt")
+    shards = Path("run/checkpoints/step=2.ckpt")
     assert Path(f"{shards}.sha256").exists()
     resume()
     metadata = FileSystemReader(shards).read_metadata()
     (shards / ".metadata").write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(UserError, match=r"half\.ckpt is damaged: its content is not what half\.ckpt\.sha256 says"):
+    with pytest.raises(UserError, match=r"step=2\.ckpt is damaged: its content is not what step=2\.ckpt\.sha256 says"):
         export(shards, "exported")
     Path(f"{shards}.sha256").unlink()  # of another tool
-    with pytest.raises(UserError, match=r"half\.ckpt is not a valid folder of shards \(it names posix\.mkdir\)"):
+    with pytest.raises(UserError, match=r"step=2\.ckpt is not a valid folder of shards \(it names posix\.mkdir\)"):
         export(shards, "exported")
-    with pytest.raises(RuntimeError, match=r"half\.ckpt is not a valid folder of shards \(it names posix\.mkdir\)"):
+    with pytest.raises(RuntimeError, match=r"step=2\.ckpt is not a valid folder of shards \(it names posix\.mkdir\)"):
         resume()
 
     number = next(i for i in metadata.storage_data if "lr" in i.fqn)  # a number, which is pickled in a shard
