@@ -7,6 +7,7 @@ continue on other machines with the same number of examples per step.
 
 import hashlib
 import inspect
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, get_args
@@ -82,7 +83,8 @@ def check(then: Table, table: Table, accepted: Collection[str], defaults: Table,
     if shapes := sorted(refused.keys() & fixed):
         fix = f": with another {' or '.join(shapes)} its weights do not fit."
     else:
-        fix = f", or accept the changes: --model.accept_changes=[{','.join(sorted(refused))}]"
+        accepting = shlex.quote(f"--model.accept_changes=[{','.join(sorted(refused))}]")
+        fix = f", or accept the changes: {accepting}"
     if refused:
         raise UserError(
             f"the checkpoint is of another run (then → now):\n{listed(refused)}\nResume with what the run had{fix}"

@@ -2,8 +2,11 @@
 
 import re
 import shutil
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import adamw, fit, llama_config, on_policy, sgd, write_pairs, write_prompts
+from tiny import adamw, fit, llama_config, on_policy, same, sgd, weights, write_pairs, write_prompts
 from transformers import LlamaForCausalLM
 
 from lit_align.callbacks import WinRate
+from lit_align.cli import AlignCLI
 from lit_align.data import BestWorst, FunctionScorer, OfflinePairs
 from lit_align.data.batches import Example
 from lit_align.data.examples import digest_of_examples
@@ -22,7 +26,7 @@ from lit_align.data.prompts import identity_of_prompts
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.export import export
-from lit_align.objectives import DPO, IPO, KTO, RewardModel, SimPO
+from lit_align.objectives import CPO, DPO, EXO, IPO, KTO, MPO, ORPO, SFT, SPPO, AnchoredObjective, RewardModel, SimPO
 from lit_align.policy import LoRAConfig, PolicyConfig
 from lit_align.provenance import check, save
 
@@ -126,28 +130,68 @@ def test_another_optimizer_starts_without_state(tiny_model, checkpoint, capsys):
     assert run(tiny_model, "ckpt/last.ckpt", options=options, max_epochs=3).trainer.current_epoch == 3
 
 
-@pytest.mark.parametrize(("then", "now"), [(DPO, KTO), (KTO, DPO), (SimPO, IPO), (DPO, RewardModel)])
-def test_what_a_message_offers_to_accept_is_accepted(tiny_model, in_tmp, capsys, then, now):
-    """Objectives with state of their own, without a reference, and with another network."""
+OBJECTIVES = (CPO, DPO, EXO, IPO, KTO, MPO, ORPO, RewardModel, SFT, SimPO, SPPO)
+# To state of its own and from it, to a reference and from it, and to another network.
+LIGHT = {(DPO, KTO), (KTO, DPO), (SimPO, IPO), (DPO, SimPO), (DPO, RewardModel)}
+PAIRS = [
+    pytest.param(*pair, marks=() if pair in LIGHT else pytest.mark.slow, id="-".join(each.__name__ for each in pair))
+    for pair in permutations(OBJECTIVES, 2)
+]
+
+
+@pytest.fixture(scope="module")
+def of_objective(tiny_model, tmp_path_factory) -> Callable[[Any], str]:
+    """A finished run of an objective: gives its checkpoint."""
+
+    @cache
+    def checkpoint(objective: Any) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path_factory.mktemp("then"))
+            write_pairs(Path())
+            run(tiny_model, objective=objective, options=own_options(objective))
+            return str(Path("ckpt/last.ckpt").resolve())
+
+    return checkpoint
+
+
+def own_options(objective: Any) -> dict[str, Any]:
+    return {SPPO: {"hard_labels": True}, MPO: {"beta": 0.0}}.get(objective, {})
+
+
+class Begun(Callback):
+    """The weights with which the training begins."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.weights, self.step = weights(pl_module), trainer.global_step
+
+
+@pytest.mark.parametrize(("then", "now"), PAIRS)
+def test_what_a_message_offers_to_accept_is_accepted(tiny_model, in_tmp, capsys, of_objective, then, now):
+    """From each objective to each other one: the policy goes on, or one message says why it cannot."""
     write_pairs(in_tmp)
-    run(tiny_model, objective=then)
-    checkpoint = shutil.copy("ckpt/last.ckpt", "start.ckpt")
+    checkpoint, options, begun = of_objective(then), own_options(now), Begun()
     with pytest.raises(UserError) as error:
-        run(tiny_model, checkpoint, objective=now, max_epochs=2)
+        run(tiny_model, checkpoint, objective=now, options=options, max_epochs=2)
     listed = re.findall(r"accept_changes=\[(.*)\]", str(error.value))
-    if now is RewardModel:
+    lacks_reference = issubclass(now, AnchoredObjective) and not issubclass(then, AnchoredObjective)
+    if lacks_reference or RewardModel in (then, now):
         assert not listed
-        assert "with another model its weights do not fit." in str(error.value)
+        why = (
+            "is not of an objective with a reference"
+            if lacks_reference
+            else "with another model its weights do not fit."
+        )
+        assert why in str(error.value)
         return
-    if then is SimPO:
-        assert not listed
-        assert "is not of an objective with a reference" in str(error.value)
-        return
-    options = {"accept_changes": listed[0].split(",")}
-    assert run(tiny_model, checkpoint, objective=now, options=options, max_epochs=2).trainer.current_epoch == 2
+    options["accept_changes"] = listed[0].split(",")
+    module = run(tiny_model, checkpoint, objective=now, options=options, also=[begun], max_epochs=2)
+    saved = torch.load(checkpoint, weights_only=True)
+    assert same(begun.weights, {name: saved["state_dict"][f"policy.model.{name}"] for name in begun.weights})
+    assert (begun.step, module.trainer.global_step) == (saved["global_step"], 2 * saved["global_step"])
     z0 = "z0 of the new objective begins as at the start of a run"
     assert (z0 in capsys.readouterr().out) == (now is KTO)
-    assert run(tiny_model, "ckpt/last.ckpt", objective=now, options=options, max_epochs=3).trainer.current_epoch == 3
+    again = run(tiny_model, "ckpt/last.ckpt", objective=now, options=options, max_epochs=3)
+    assert again.trainer.current_epoch == 3
 
 
 def test_a_run_without_an_accepted_option_resumes_its_own_checkpoints():
@@ -156,6 +200,19 @@ def test_a_run_without_an_accepted_option_resumes_its_own_checkpoints():
     checkpoint: dict[str, Any] = {}
     save(checkpoint, now, accepted)
     check(checkpoint["identity"], now, accepted, {})
+
+
+def test_the_offered_option_may_be_pasted_into_a_shell(tiny_model, in_tmp):
+    write_pairs(in_tmp)
+    then, now = ({"model": name, "model.policy (its weights)": name, "data.train": name} for name in ("SFT", "IPO"))
+    with pytest.raises(UserError) as error:
+        check(then, now, [], {})
+    offered = str(error.value).rpartition("accept the changes: ")[2]
+    pasted = subprocess.run(["bash", "-c", f"printf '%s\\n' {offered}"], capture_output=True, text=True, check=True)
+    options = {"model": "IPO", "model.policy.path": tiny_model, "data": "OfflinePairs", "data.train": "pairs.jsonl"}
+    args = [*(f"--{key}={value}" for key, value in options.items()), *pasted.stdout.splitlines()]
+    accepted = AlignCLI(args, run=False).model.accept_changes
+    check(then, now, accepted, {})
 
 
 def test_weights_without_an_adapter_are_not_taken_for_one(tiny_model, checkpoint):
