@@ -135,6 +135,24 @@ def continue_saving(callbacks: Iterable[Callback], states: Mapping[str, Any], ck
             callback._last_checkpoint_saved = os.path.join(folder, last.resolve().name)
 
 
+def check_weight_numbers(saved: Mapping[str, Any]) -> None:
+    """Check that a saved optimizer numbers its weights in their order, and has no state of any other.
+
+    torch gives states to weights by the places of these numbers, and leaves states out whose number it does not find.
+
+    Raises:
+        TypeError: names the group or the number.
+    """
+    known: set[Any] = set()
+    for place, group in enumerate(saved["param_groups"]):
+        numbers = group["params"]
+        if not all(type(number) is int for number in numbers) or numbers != sorted(set(numbers) - known):
+            raise TypeError(f"param_groups.{place}.params is {shown(numbers)}")
+        known.update(numbers)
+    if others := [number for number in saved["state"] if number not in known]:
+        raise TypeError(f"state has a weight {shown(others[0])}, which is not in param_groups")
+
+
 def check_optimizer(optimizer: Optimizer) -> None:
     """Check the options and the kind of state that an optimizer has taken from a checkpoint.
 

@@ -13,7 +13,7 @@ from lit_align.errors import check_types
 from lit_align.objectives.schedule import Completed
 from lit_align.position import KEY, Position
 from lit_align.reporting.metrics_csv import MetricsCSV
-from lit_align.saved_state import check_callbacks, check_like, check_optimizer, continue_saving
+from lit_align.saved_state import check_callbacks, check_like, check_optimizer, check_weight_numbers, continue_saving
 
 OURS = {
     "count": 0,
@@ -161,6 +161,37 @@ def test_an_optimizers_options_and_state_are_checked():
         check_optimizer(optimizer)
 
 
+def numbered(*groups: list[Any], state: Any = (0, 1, 3)) -> dict[str, Any]:
+    """A saved optimizer with these numbers of weights."""
+    return {"param_groups": [{"params": numbers} for numbers in groups], "state": {number: {} for number in state}}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [numbered([0, 1, 2, 3]), numbered([0, 3], [1, 2]), numbered([0, 1], [], [3]), numbered([5], state=())],
+    ids=["one group", "two groups", "among frozen weights", "no state"],
+)
+def test_the_numbers_that_optimizers_give_their_weights_pass(saved: dict[str, Any]):
+    check_weight_numbers(saved)
+
+
+@pytest.mark.parametrize(
+    ("saved", "named"),
+    [
+        (numbered([1, 0, 3]), r"param_groups.0.params is \[1, 0, 3\]"),
+        (numbered([0, 1, 1, 3]), r"param_groups.0.params is \[0, 1, 1, 3\]"),
+        (numbered([0, 1], [1, 3]), r"param_groups.1.params is \[1, 3\]"),
+        (numbered([0, "1", 3]), r'param_groups.0.params is \[0, "1", 3\]'),
+        (numbered([0, 1, 2, 4]), "state has a weight 3, "),
+        (numbered([0, 1, 3], state=[0, "x"]), 'state has a weight "x", '),
+    ],
+    ids=["swapped", "twice", "in two groups", "words", "no number of a state", "a state of words"],
+)
+def test_numbers_that_would_exchange_states_are_named(saved: dict[str, Any], named: str):
+    with pytest.raises(TypeError, match=f"^{named}"):
+        check_weight_numbers(saved)
+
+
 AT = Position(epoch=1, batches=2, of=4, step=6, seen=6, validation_due=False, validated=False)
 RECORDS = [AT, LoaderState(1, 4, 8, 99), RoundsState(1, 0, 0, {}), Completed(4, 1, 0.5)]
 
@@ -198,3 +229,26 @@ def test_a_count_that_no_run_writes_is_named(name: str, value: Any):
         TAKING[name](FULL | {name: value})
     with pytest.raises(KeyError, match=name):
         TAKING[name]({key: value for key, value in FULL.items() if key != name})
+
+
+PENDING = {"step": 3, "train/loss": 0.5, "train/length": float("inf"), "epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("pending", "named"),
+    [
+        ([], r"pending is \[\]"),
+        (PENDING | {"train/loss": "0.5"}, 'pending."train/loss" is "0.5"'),
+        (PENDING | {"train/loss": True}, 'pending."train/loss" is true'),
+        (PENDING | {"train/loss": torch.ones(2)}, 'pending."train/loss" is '),
+        (PENDING | {3: 0.5}, "pending.3 is 0.5"),
+        (PENDING | {"step": -1}, "pending.step is -1"),
+        (PENDING | {"epoch": float("nan")}, "pending.epoch is NaN"),
+    ],
+    ids=["a list", "words", "a truth value", "a tensor", "no name", "a step below 0", "no epoch's number"],
+)
+def test_a_pending_row_that_no_run_writes_is_named(tmp_path, pending: Any, named: str):
+    metrics = MetricsCSV(tmp_path)
+    metrics.resume({"rows": 0, "pending": PENDING})
+    with pytest.raises(TypeError, match=f"^{named}"):
+        metrics.resume({"rows": 0, "pending": pending})

@@ -26,6 +26,7 @@ from lit_align.saved_state import (
     check_callbacks,
     check_like,
     check_optimizer,
+    check_weight_numbers,
     continue_saving,
     name_checkpoint_in_errors,
     restoring,
@@ -107,6 +108,8 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         if then.get("model.optimizer") != identity["model.optimizer"]:  # an accepted change
             print_line(f"{identity['model.optimizer']} starts without the state of the checkpoint's optimizer")
             checkpoint["optimizer_states"] = []
+        for saved in checkpoint.get("optimizer_states", []):  # shards have names in place of numbers
+            check_weight_numbers(saved)
         check_like(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict(), "fit_loop")
         callbacks, states = self.trainer.callbacks, checkpoint.get("callbacks", {})  # type: ignore[attr-defined]
         check_callbacks(callbacks, states)

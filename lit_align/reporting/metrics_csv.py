@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_align.console import print_line, relative
-from lit_align.errors import UserError, counted, first_line
+from lit_align.errors import UserError, counted, first_line, shown
 from lit_align.files import write_whole
 
 
@@ -63,8 +63,7 @@ class MetricsCSV(Logger):
                 f"{relative(self.path)} has {len(rows)} of the {count} rows that the checkpoint counts; the "
                 "curves lack the others"
             )
-        pending = {name: float(value) for name, value in (state["pending"] or {}).items()}
-        self._rows = [*rows, *filter(None, [pending])]
+        self._rows = [*rows, *filter(None, [_checked(state["pending"])])]
 
     @rank_zero_only
     def save(self) -> None:
@@ -84,6 +83,24 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+
+def _checked(pending: Any) -> dict[str, float] | None:
+    """The pending row of a checkpoint. A metric may be infinite or not a number, as it may in a run.
+
+    Raises:
+        TypeError: names an entry that no run writes.
+    """
+    if pending is None:
+        return None
+    if not isinstance(pending, dict):
+        raise TypeError(f"pending is {shown(pending)}")
+    for name, value in pending.items():
+        if not isinstance(name, str) or type(value) not in (int, float):
+            raise TypeError(f"pending.{shown(name)} is {shown(value)}")
+    for name in ("step", "epoch"):
+        counted(f"pending.{name}", pending[name])
+    return {name: float(value) for name, value in pending.items()}
 
 
 def _written(value: float) -> str:

@@ -113,6 +113,12 @@ def test_an_entry_that_no_run_writes_is_one_message(tiny_model, in_tmp, blank_fi
 ENTRIES = {
     "moments of another shape": ("optimizer_states 0 state 0 exp_avg", torch.ones(2), "RuntimeError: "),
     "a learning rate of words": ("optimizer_states 0 param_groups 0 lr", "x", 'TypeError: lr is "x"'),
+    "weights out of order": (
+        "optimizer_states 0 param_groups 0 params",
+        [1, 0, *range(2, 20)],
+        "TypeError: param_groups.0.params is [1, 0, 2, ",
+    ),
+    "a metric of words": ("metrics_csv pending", {"step": 0, "loss": "x"}, 'TypeError: pending."loss" is "x"'),
     "a schedule of words": ("lr_schedulers 0 last_epoch", "x", 'TypeError: lr_schedulers.last_epoch is "x"'),
     "a loader's place of words": (
         "loops fit_loop state_dict combined_loader 0 tokens",

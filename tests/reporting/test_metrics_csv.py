@@ -41,13 +41,13 @@ def test_a_new_run_drops_the_rows_of_an_earlier_one(tmp_path):
 def test_the_row_that_a_checkpoint_still_has_to_log_is_kept_with_it(tmp_path):
     log(tmp_path, (0, {"loss": 1}), (1, {"round/seconds_train": 2}), (1, {"loss": 4}), (2, {"loss": 5}))
     logger = MetricsCSV(tmp_path)
-    logger.resume({"rows": 2, "pending": {"step": 1, "loss": 7}})
+    logger.resume({"rows": 2, "pending": {"step": 1, "loss": 7, "epoch": 0}})
     logger.log_metrics({"round/reward": 6}, 1)
     logger.save()
     assert read_metrics(tmp_path / "metrics.csv") == [
         {"step": 0, "loss": 1},
         {"step": 1, "round/seconds_train": 2},
-        {"step": 1, "loss": 7},
+        {"step": 1, "loss": 7, "epoch": 0},
         {"step": 1, "round/reward": 6},
     ]
 
