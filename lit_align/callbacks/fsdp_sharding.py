@@ -103,9 +103,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         module = self.lightning_module
         assert module is not None
-        weights = checkpoint.pop("state_dict")
         if isinstance(module, PreferenceObjective):
-            module.check_state_dict(weights)
+            module.adapt_checkpoint(checkpoint)
+            module.check_state_dict(checkpoint["state_dict"])
+        weights = checkpoint.pop("state_dict")
         load_shards(module, weights)
         for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
             load_optimizer(module, optimizer, saved)

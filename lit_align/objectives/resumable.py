@@ -80,36 +80,9 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+        if not self._is_fitting:
             return
-        if missing := {KEY, provenance.KEY} - checkpoint.keys():
-            raise UserError(
-                f"the checkpoint was not written by a run of lit_align: it has no entry {min(missing)!r}. Name another."
-            )
-        whole = all(checkpoint.get(part) for part in ("loops", "optimizer_states", "lr_schedulers"))
-        if "state_dict" in checkpoint and not whole:  # a sharded strategy loads these itself
-            raise UserError(
-                "the checkpoint holds weights, but not the state of the optimizer, so no run can resume from it. Name "
-                "another, and save with checkpoint.save_weights_only=false."
-            )
-        identity, then = self.identity(), checkpoint[provenance.KEY]
-        ours = self.state_dict()
-        weights = checkpoint.get("state_dict", ours)  # a sharded strategy has loaded them
-        networks = {name for name in weights.keys() ^ ours.keys() if "." in name and not belongs_to_reference(name)}
-        provenance.check(
-            then,
-            identity,
-            self.accept_changes,
-            provenance.default_options("model", type(self)) | provenance.of_trainer(self.trainer),
-            fits=not networks,
-        )
-        if then.get("model") != identity["model"] and weights is not ours:  # an accepted change
-            _start_own_state(weights, ours)
-        if then.get("model.optimizer") != identity["model.optimizer"]:  # an accepted change
-            print_line(f"{identity['model.optimizer']} starts without the state of the checkpoint's optimizer")
-            checkpoint["optimizer_states"] = []
-        for saved in checkpoint.get("optimizer_states", []):  # shards have names in place of numbers
-            check_weight_numbers(saved)
+        self.adapt_checkpoint(checkpoint)
         check_like(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict(), "fit_loop")
         callbacks, states = self.trainer.callbacks, checkpoint.get("callbacks", {})  # type: ignore[attr-defined]
         check_callbacks(callbacks, states)
@@ -118,6 +91,44 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         continue_saving(callbacks, states, self.trainer.ckpt_path or "", self._resumed_at.step)
         self._resumed_at.write_loops(checkpoint)
         self._resumed_at.stop_again(self.trainer)
+
+    @property
+    def _is_fitting(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+
+    def adapt_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that a run may resume from a checkpoint, and take out of it what does not fit accepted changes.
+
+        A sharded strategy calls it before it loads weights and optimizer states itself, and without them when
+        Lightning loads the rest.
+
+        Raises:
+            UserError: a run did not write it, it holds weights alone, or its run had other options or data.
+        """
+        if not self._is_fitting:
+            return
+        if missing := {KEY, provenance.KEY} - checkpoint.keys():
+            raise UserError(
+                f"the checkpoint was not written by a run of lit_align: it has no entry {min(missing)!r}. Name another."
+            )
+        is_whole = all(checkpoint.get(part) for part in ("loops", "optimizer_states", "lr_schedulers"))
+        if "state_dict" in checkpoint and not is_whole:
+            raise UserError(
+                "the checkpoint holds weights, but not the state of the optimizer, so no run can resume from it. Name "
+                "another, and save with checkpoint.save_weights_only=false."
+            )
+        then, now, ours = checkpoint[provenance.KEY], self.identity(), self.state_dict()
+        weights = checkpoint.get("state_dict", ours)
+        networks = {name for name in weights.keys() ^ ours.keys() if "." in name and not belongs_to_reference(name)}
+        defaults = provenance.default_options("model", type(self)) | provenance.of_trainer(self.trainer)
+        provenance.check(then, now, self.accept_changes, defaults, fits=not networks)
+        if then.get("model") != now["model"] and weights is not ours:  # an accepted change
+            _start_own_state(weights, ours)
+        if then.get("model.optimizer") != now["model.optimizer"] and checkpoint.get("optimizer_states") != []:
+            print_line(f"{now['model.optimizer']} starts without the state of the checkpoint's optimizer")
+            checkpoint["optimizer_states"] = []
+        for saved in checkpoint.get("optimizer_states", []):  # shards have names in place of numbers
+            check_weight_numbers(saved)
 
     @property
     def ends_resumed_epoch(self) -> bool:

@@ -1,6 +1,7 @@
 """Sharded and replicated runs in real process groups against the same run in one process."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_a_checkpoint_of_another_objective_is_refused(folder, in_tmp, objective)
         run_in(2, lambda: go("KTO", ckpt_path="ckpt/last.ckpt", max_epochs=2))
     else:
         with pytest.raises(
-            RuntimeError, match="belongs to another model or configuration: 1 weights have no counterpart"
+            RuntimeError, match="model: KTO → IPO"
         ):
             run_in(2, lambda: go("IPO", ckpt_path="ckpt/last.ckpt", max_epochs=2))
 
@@ -300,3 +301,21 @@ def test_it_refuses_options_that_cannot_work(in_tmp):
 def test_blocks_without_a_class_are_refused():
     with pytest.raises(UserError, match=r"fsdp_sharding\.blocks=\[\] must name classes"):
         FSDPSharding(blocks=[])
+
+
+def test_another_objective_and_optimizer_are_accepted_on_shards(folder, in_tmp, capfd):
+    """One file, which the strategy loads: KTO has a buffer that DPO lacks, and SGD has no state."""
+    save = ModelCheckpoint(in_tmp, filename="end")
+    run_in(2, lambda: run(folder, "fsdp2", "DPO", None, None, save, optimizer=adamw()))
+
+    def resume(*accepted: str) -> None:
+        options = {"accept_changes": accepted, "ckpt_path": "end.ckpt", "max_epochs": 2}
+        run_in(2, lambda: run(folder, "fsdp2", "KTO", None, None, **options) and None)
+
+    with pytest.raises(RuntimeError, match=r"model\.optimizer: AdamW → SGD") as error:
+        resume()
+    listed = re.findall(r"accept_changes=\[(.*)\]", str(error.value))
+    resume(*listed[0].split(","))
+    said = capfd.readouterr().out
+    assert said.count("SGD starts without the state of the checkpoint's optimizer") == 1
+    assert said.count("z0 of the new objective begins as at the start of a run") == 1
