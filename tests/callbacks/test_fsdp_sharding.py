@@ -181,9 +181,7 @@ def test_a_checkpoint_of_another_objective_is_refused(folder, in_tmp, objective)
     if objective == "KTO":  # its z0 is a buffer of the module itself
         run_in(2, lambda: go("KTO", ckpt_path="ckpt/last.ckpt", max_epochs=2))
     else:
-        with pytest.raises(
-            RuntimeError, match="model: KTO → IPO"
-        ):
+        with pytest.raises(RuntimeError, match="model: KTO → IPO"):
             run_in(2, lambda: go("IPO", ckpt_path="ckpt/last.ckpt", max_epochs=2))
 
 
