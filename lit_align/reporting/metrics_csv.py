@@ -72,7 +72,7 @@ class MetricsCSV(Logger):
         names = list(dict.fromkeys(name for row in self._rows for name in row))
 
         def write(path: Path) -> None:
-            with path.open("w", newline="") as file:
+            with path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, names)
                 writer.writeheader()
                 writer.writerows({name: _written(value) for name, value in row.items()} for row in self._rows)
@@ -117,7 +117,7 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     if not Path(path).exists():
         return []
     try:
-        with Path(path).open(newline="") as file:
+        with Path(path).open(newline="", encoding="utf-8") as file:
             rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
         if not all("step" in row for row in rows):
             raise ValueError("a row has no step")

@@ -6,6 +6,7 @@ Figures are made without pyplot, whose backend, such as a notebook's, stays as i
 import base64
 import html
 import io
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -259,28 +260,37 @@ def _draw_win_rate(axis: Axes, runs: Sequence[Run], scorers: Sequence[SharedScor
 
 
 def _draw_seconds(axis: Axes, run: Run) -> bool:
-    names = ["round/seconds_sample", "round/seconds_score", "round/seconds_train", "val/seconds"]
-    columns = {name: [value for (value,) in run.points(name)] for name in names}
-    columns = {name: values for name, values in columns.items() if values}
-    if not columns:
+    seconds = _seconds_by_round(run)
+    if not seconds:
         return False
-    rounds = max(map(len, columns.values()))
-    left = [0.0] * rounds
-    for name, values in columns.items():
-        values = values + [0.0] * (rounds - len(values))
-        axis.barh(
-            range(1, rounds + 1),
-            values,
-            left=left,
-            height=0.6,
-            label=name.rpartition("seconds")[2].strip("_") or "held-out",
-        )
+    rounds = range(1, 1 + max(max(by_round) for by_round in seconds.values()))
+    left = [0.0] * len(rounds)
+    for label, by_round in seconds.items():
+        values = [by_round.get(number, 0.0) for number in rounds]
+        axis.barh(rounds, values, left=left, height=0.6, label=label)
         left = [a + b for a, b in zip(left, values, strict=True)]
     axis.set_xlim(right=1.4 * max(left))  # room for the legend
     axis.invert_yaxis()
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("round", fontsize=8)
     return _styled(axis, "time of each phase", "seconds")
+
+
+def _seconds_by_round(run: Run) -> dict[str, dict[int, float]]:
+    """Seconds of each phase by the number of the round that they belong to, from 1."""
+    ends = [step for step, _ in run.points("step", "round/seconds_train")]
+    phases = {
+        "sample": ("round/seconds_sample", bisect_right),  # at the step at which the round before ended
+        "score": ("round/seconds_score", bisect_right),
+        "train": ("round/seconds_train", bisect_left),
+        "held-out": ("val/seconds", bisect_left),
+    }
+    seconds: dict[str, dict[int, float]] = {}
+    for label, (metric, place) in phases.items():
+        for step, value in run.points("step", metric):
+            by_round, number = seconds.setdefault(label, {}), 1 + place(ends, step)
+            by_round[number] = by_round.get(number, 0.0) + value
+    return seconds
 
 
 def _draw_lengths(axis: Axes, run: Run) -> bool:

@@ -83,8 +83,9 @@ def compared_runs(folders: Sequence[str | Path]) -> list[Run]:
     """
     if len(folders) < 2:
         raise UserError("compare: name at least two runs' folders: lit-align compare RUN RUN --out report.html")
-    if repeated := next((folder for folder in folders if folders.count(folder) > 1), None):
-        raise UserError(f"compare: {repeated} is named twice. Name different runs.")
+    places = [Path(folder).resolve() for folder in folders]
+    if repeated := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise UserError(f"compare: {repeated[-1]} is named twice. Name different runs.")
     runs = open_runs(folders)
     for run in runs:
         if not run.scorers:

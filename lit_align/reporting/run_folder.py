@@ -44,7 +44,7 @@ class Run:
     @property
     def configuration(self) -> str:
         path = self.folder / "config.yaml"
-        return path.read_text(errors="replace") if path.exists() else ""
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     @property
     def scorers(self) -> dict[str, ScorerSummary]:

@@ -158,6 +158,17 @@ def test_the_start_of_held_out_rewards_is_drawn(tmp_path):
     assert rewards[0] == pytest.approx(sum(start) / len(start))
 
 
+def test_seconds_are_drawn_in_the_round_that_they_belong_to(tmp_path):
+    """Three rounds of four steps: sampled at their beginning, evaluated after the second alone, and within it."""
+    (tmp_path / "metrics.csv").write_text(
+        "step,round/seconds_sample,val/seconds,round/seconds_train\n"
+        "0,1,,\n4,,,9\n4,2,,\n6,,5,\n8,,6,\n8,,,9\n8,3,,\n12,,,9\n12,4,,\n"
+    )
+    (figure,) = [figure for name, figure in run_plots(Run(tmp_path, "run")) if name == "seconds"]
+    widths = {bars.get_label(): [bar.get_width() for bar in bars] for bars in figure.axes[0].containers}
+    assert widths == {"sample": [1, 2, 3, 4], "train": [9, 9, 9, 0], "held-out": [0, 11, 0, 0]}
+
+
 def test_refreshes_are_marked_where_their_count_goes_up(tmp_path):
     marks = Run(make_run(tmp_path / "run", 0), "run").marks()
     assert marks["reference refreshed"][1] == [2, 4, 8]
@@ -195,7 +206,7 @@ def test_rewards_of_different_scorers_are_not_paired(tmp_path):
     ("command", "said"),
     [
         (["compare", "one"], "at least two runs"),
-        (["compare", "one", "one"], "one is named twice"),
+        (["compare", "one", "./one/"], "./one/ is named twice"),
         (["compare", "nowhere", "else"], "nowhere: not a run's folder"),
         (["report"], "the following arguments are required: RUN"),
     ],
