@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import torch
 
+from lit_align.dtypes import dtype_name
 from lit_align.errors import UserError, shown
 
 T = TypeVar("T")
@@ -90,7 +91,7 @@ def _fitted(value: Any, expected: Any) -> Any:
     if origin in (Union, UnionType):
         return _fitted_to_any(value, parts)
     if origin is Literal:
-        name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+        name = dtype_name(value) if isinstance(value, torch.dtype) else value
         _need(any(type(each) is type(name) and each == name for each in parts))
         return name
     if origin is Callable:

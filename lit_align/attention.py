@@ -265,7 +265,7 @@ def has_kernel(query: Tensor, value: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Beside:
+class CrossAttention:
     """An attention beside the tokens' own: some queries of the row over keys of other tokens."""
 
     queries: slice
@@ -278,7 +278,7 @@ class Row:
     """The attentions of a packed row."""
 
     own: Segments
-    beside: Sequence[Beside]
+    beside: Sequence[CrossAttention]
 
     @classmethod
     def of(
@@ -304,10 +304,10 @@ class Row:
         beside = []
         if start < end:
             families = kernels(_bounds(map(sum, response_lengths)), _bounds(rests), False, device)
-            beside.append(Beside(slice(start, end), slice(common, start), families))
+            beside.append(CrossAttention(slice(start, end), slice(common, start), families))
         if common:
             others = kernels([0, end - common], [0, common], False, device)
-            beside.append(Beside(slice(common, end), slice(0, common), others))
+            beside.append(CrossAttention(slice(common, end), slice(0, common), others))
         return cls(kernels(own, own, True, device), beside)
 
 

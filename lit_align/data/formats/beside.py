@@ -103,7 +103,8 @@ def _objects(record: Record, name: str) -> list[dict[str, Any]]:
     whole = _object(value)
     objects = [_object(each) for each in (whole if isinstance(whole, list) else [whole])]
     if not all(isinstance(each, dict) for each in objects):
-        raise record.wrong(name, value, "a list of objects")
+        is_text = any(isinstance(each, str) for each in objects)
+        raise record.wrong(name, value, "a list of objects" + ", and a text in it is not valid JSON" * is_text)
     return objects
 
 

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
 
+from lit_align.dtypes import dtype_name
+
 TIMEOUT = timedelta(minutes=5)
 """How long either side waits for the other to send or receive one weight."""
 ENDED = "null"
@@ -62,7 +64,7 @@ class Sender:
                 time.sleep(0.01)
             group = _join(self._store, self.transfer, 0, self.transfer.host)
             for name, weight in weights:
-                header = {"name": name, "shape": list(weight.shape), "dtype": str(weight.dtype).removeprefix("torch.")}
+                header = {"name": name, "shape": list(weight.shape), "dtype": dtype_name(weight.dtype)}
                 self._store.set(str(next(numbers)), json.dumps(header))
                 _broadcast(group, weight.to(self.device).contiguous())
             self._store.set(str(next(numbers)), ENDED)

@@ -13,6 +13,7 @@ from vllm.platforms import current_platform  # type: ignore[import-not-found]
 from lit_align import __version__
 from lit_align.data.samplers.transfer import Transfer, receive
 from lit_align.data.samplers.vllm_weights import ModelWeights, check_supported, remove_start_file
+from lit_align.dtypes import dtype_name
 from lit_align.errors import first_line
 from lit_align.sharding import drain
 
@@ -35,7 +36,7 @@ class PolicyReceiver:
         parallel = self.vllm_config.parallel_config
         return {
             "version": __version__,
-            "dtype": str(self.vllm_config.model_config.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.vllm_config.model_config.dtype),
             "longest": self.vllm_config.model_config.max_model_len,
             "workers": parallel.tensor_parallel_size,
             "other_parallelism": parallel.pipeline_parallel_size * parallel.data_parallel_size > 1,

@@ -217,3 +217,10 @@ def test_a_mapping_that_cannot_be_is_refused(columns: dict[str, str], words: lis
 def test_a_template_takes_text_and_numbers_only():
     message = refusal({"q": [1], "a": "x", "b": "y"}, columns={"prompt": "Q: {q}", "chosen": "a", "rejected": "b"})
     assert "`q` holds [1], but needs text to fill a template with" in message
+
+
+@pytest.mark.parametrize("tools", ['[{"name": "clock"]', ["clock"], '["clock"]'])
+def test_tools_that_are_no_json_are_named_with_their_row(tools):
+    row = {"prompt": [user("Q")], "chosen": "a", "rejected": "b", "tools": tools}
+    assert "rows.jsonl:1: `tools` holds" in (said := refusal(row))
+    assert "needs a list of objects, and a text in it is not valid JSON. Correct it, take the row out" in said
