@@ -11,7 +11,7 @@ from lit_align.console import console, print_line, printable, program
 from lit_align.data.formats.rows import Text
 from lit_align.data.rounds.row_types import SampledTexts
 from lit_align.data.rounds.stored import StoredRound, read_rounds
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 
 
 def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None = None) -> None:
@@ -23,8 +23,7 @@ def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None 
         rows: Prompts shown, those with the widest margin first.
         scorer: A part of the scorer's name, where several scored the round.
     """
-    if rows < 1:
-        raise UserError(f"rounds show: --rows={rows} must be at least 1. Raise it.")
+    check_number("rounds show: --rows", rows, least=1)
     rounds = read_rounds(run, scorer)
     if round is None and len(rounds) > 1:
         print_line(summary(rounds))

@@ -10,7 +10,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from lit_align.data.generation import without_generation_defaults
 from lit_align.data.samplers.generate import CopySampler
 from lit_align.data.sampling import Response, SampleRequest, Sampling, seed_of
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.packing import PACKED
 from lit_align.policy import Policy
 from lit_align.sharding import rank
@@ -35,8 +35,7 @@ class ContinuousBatchingSampler(CopySampler):
     """Tokens in a block of the cache; on GPUs 256, which fast attention needs."""
 
     def __init__(self, cache_tokens: int = 1 << 16):
-        if cache_tokens < 256:
-            raise UserError(f"data.sampler.cache_tokens={cache_tokens} must be at least 256. Raise it.")
+        check_number("data.sampler.cache_tokens", cache_tokens, least=256)
         self.cache_tokens = cache_tokens
 
     @property

@@ -100,7 +100,10 @@ class VLLMClient:
         return json.loads(content) if content else None
 
     def _refused(self, path: str, error: urllib.error.HTTPError) -> UserError:
-        said = " ".join(error.read().decode("utf-8", "replace").split())[:300]
+        try:
+            said = " ".join(error.read().decode("utf-8", "replace").split())[:300]
+        except (OSError, http.client.HTTPException):  # the server is lost while it says why
+            said = ""
         what = f"{self.name} answers {path.partition('?')[0]} with HTTP {error.code}" + (f": {said}" if said else "")
         if error.code in (401, 403):
             return UserError(f"{what}. Set the environment variable of data.sampler.token_variable to its API key.")

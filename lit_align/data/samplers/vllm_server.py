@@ -32,7 +32,7 @@ from lit_align.data.samplers.vllm_options import (
 from lit_align.data.samplers.weights import add_sums, weight_sums
 from lit_align.data.sampling import Response, SampleRequest
 from lit_align.dtypes import dtype_name
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.policy import Policy
 from lit_align.sharding import first_with_all, largest, on_first
 
@@ -75,12 +75,10 @@ class VLLMServerSampler(Sampler):
     ):
         if url is not None:
             check_url("data.sampler.url", url)
-        if tensor_parallel < 1:
-            raise UserError(f"data.sampler.tensor_parallel={tensor_parallel} must be at least 1. Raise it.")
+        check_number("data.sampler.tensor_parallel", tensor_parallel, least=1)
+        check_number("data.sampler.wait_minutes", wait_minutes, least=0)
         if not 0 < memory < 1:
             raise UserError(f"data.sampler.memory={memory} must be in (0, 1), a share of the memory. Change it.")
-        if not wait_minutes >= 0:
-            raise UserError(f"data.sampler.wait_minutes={wait_minutes} must be at least 0. Raise it.")
         self.url = url
         self.token_variable = token_variable
         self.tensor_parallel = tensor_parallel

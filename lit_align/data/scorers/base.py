@@ -260,17 +260,6 @@ def _numbers(values: Any, count: int, what: str, where: str, failed: Failure) ->
     return floats
 
 
-def check_at_least_one(name: str, value: int) -> int:
-    """An option that counts something.
-
-    Raises:
-        UserError: it is below 1.
-    """
-    if not value >= 1:
-        raise UserError(f"scorer.{name}={value} must be at least 1. Raise it.")
-    return value
-
-
 def fingerprint_of(files: Sequence[Path]) -> str:
     """16 hexadecimal digits that identify files by name and content."""
     digest = hashlib.sha256()

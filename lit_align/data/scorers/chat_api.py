@@ -1,7 +1,6 @@
 """A client of OpenAI-style chat endpoints: retries, concurrent requests, cached answers, and usage statistics."""
 
 import hashlib
-import itertools
 import json
 import random
 import threading
@@ -165,20 +164,21 @@ class Client:
 
     def _post_with_retries(self, messages: Messages, started: float) -> Completion:
         """Send the request until there is an answer, with growing waits."""
-        for attempt in itertools.count():
+        attempts = 0
+        while True:
             try:
                 return self._connection.post(self._body(messages))
             except RetryableError as error:
-                if attempt >= self.endpoint.retries or self._stop.is_set():
-                    raise self._down(attempt + 1, time.monotonic() - started, error) from error
-                backoff = min(60.0, 2.0**attempt) * random.uniform(0.75, 1.25)
+                attempts += 1
+                if attempts > self.endpoint.retries or self._stop.is_set():
+                    raise self._down(attempts, time.monotonic() - started, error) from error
+                backoff = min(60.0, 2.0 ** (attempts - 1)) * random.uniform(0.75, 1.25)
                 wait = backoff if error.wait is None else min(error.wait, LONGEST_WAIT)
                 if wait > 60:
                     print_line(f"  the judge {self.endpoint.model} asks to wait {wait:.0f} s ({error}).")
                 self._stop.wait(wait)
                 with self._lock:
                     self.usage.retried += 1
-        raise AssertionError("the loop above has no end")
 
     def _down(self, attempts: int, seconds: float, last: Exception) -> JudgeError:
         return JudgeError(

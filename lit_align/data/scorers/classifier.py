@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from lit_align.data.formats.rows import Text
-from lit_align.data.scorers.base import Scorer, check_at_least_one, fingerprint_of, joined
+from lit_align.data.scorers.base import Scorer, fingerprint_of, joined
 from lit_align.dtypes import is_fast
-from lit_align.errors import UserError, first_line
+from lit_align.errors import UserError, check_number, first_line
 from lit_align.loading import naming_errors
 
 
@@ -57,8 +57,10 @@ class SequenceClassificationScorer(Scorer):
         label: int | None = None,
         max_length: int | None = None,
     ):
+        check_number("scorer.batch_size", batch_size, least=1)
+        check_number("scorer.max_length", max_length, least=1)
         self.model = model
-        self.batch_size = check_at_least_one("batch_size", batch_size)
+        self.batch_size = batch_size
         self.dtype = dtype
         self.device = device
         self.template = template
@@ -157,7 +159,7 @@ class SequenceClassificationScorer(Scorer):
             raise UserError(
                 f"scorer.max_length={max_length} must be at most {positions}, the limit of {self.model!r}. Lower it."
             )
-        return check_at_least_one("max_length", max_length)
+        return max_length
 
     def _load(self) -> PreTrainedModel:
         dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)

@@ -60,11 +60,10 @@ class Endpoint(metaclass=CheckedArguments):
             raise UserError(
                 f"endpoint.base_url={self.base_url!r} must be an address. Give https://HOST/v1, or http://HOST:PORT/v1."
             )
-        for name, least in {"concurrency": 1, "retries": 0, "max_tokens": 1, "temperature": 0}.items():
-            if not getattr(self, name) >= least:  # also refuses NaN
-                raise UserError(f"endpoint.{name}={getattr(self, name)} must be at least {least}. Raise it.")
-        for name, price in {"price_input": self.price_input, "price_output": self.price_output}.items():
-            check_number(f"endpoint.{name}", price, least=0)
+        for name in ("retries", "temperature", "price_input", "price_output"):
+            check_number(f"endpoint.{name}", getattr(self, name), least=0)
+        for name in ("concurrency", "max_tokens"):
+            check_number(f"endpoint.{name}", getattr(self, name), least=1)
         if not self.timeout > 0:
             raise UserError(f"endpoint.timeout={self.timeout} must be above 0 (seconds). Raise it.")
         self.key()

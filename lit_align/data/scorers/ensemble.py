@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from lit_align.data.formats.rows import Text
-from lit_align.data.scorers.base import SCORER_FIXES, Scorer, Scores, check_at_least_one, score
-from lit_align.errors import UserError
+from lit_align.data.scorers.base import SCORER_FIXES, Scorer, Scores, score
+from lit_align.errors import UserError, check_number
 
 
 class EnsembleScorer(Scorer):
@@ -24,9 +24,10 @@ class EnsembleScorer(Scorer):
     argument_fixes = SCORER_FIXES
 
     def __init__(self, scorers: dict[str, Scorer], weights: dict[str, float] | None = None, batch_size: int = 256):
+        check_number("scorer.batch_size", batch_size, least=1)
         self.scorers = scorers
         self.weights = dict.fromkeys(scorers, 1.0) | (weights or {})
-        self.batch_size = check_at_least_one("batch_size", batch_size)
+        self.batch_size = batch_size
         if len(scorers) < 2:
             raise UserError(f"scorer.scorers must have at least 2 members, but has {len(scorers)}. Add one.")
         for name, weight in self.weights.items():

@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from lit_align.data.formats.rows import Text
-from lit_align.data.scorers.base import PairwiseScorer, Scorer, asks_to_end, check_at_least_one, fingerprint_of, line_of
-from lit_align.errors import UserError
+from lit_align.data.scorers.base import PairwiseScorer, Scorer, asks_to_end, fingerprint_of, line_of
+from lit_align.errors import UserError, check_number
 from lit_align.files import digest
 
 _IMPORTED: dict[str, str] = {}
@@ -31,8 +31,9 @@ class FunctionScorer(Scorer):
     """
 
     def __init__(self, function: str | Callable[..., Any], batch_size: int = 256):
+        check_number("scorer.batch_size", batch_size, least=1)
         self.function = _import_function(function) if isinstance(function, str) else _checked(function)
-        self.batch_size = check_at_least_one("batch_size", batch_size)
+        self.batch_size = batch_size
         self._identity = _identity_of(self.function, function if isinstance(function, str) else None)
 
     @property
@@ -140,8 +141,8 @@ def _import_module(name: str) -> ModuleType:
 
 def _import_file(path: Path) -> ModuleType:
     """Run a file once, as a module whose name hides no other module; an edited file, as in a notebook, is run again."""
-    digest = hashlib.sha256(str(path.resolve()).encode() + path.read_bytes()).hexdigest()
-    name = f"{path.stem}_{digest[:8]}"
+    version = hashlib.sha256(str(path.resolve()).encode() + path.read_bytes()).hexdigest()[:8]
+    name = f"{path.stem}_{version}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -219,8 +219,7 @@ class PairwiseJudge(PairwiseScorer):
     """
 
     def __init__(self, endpoint: Endpoint, template: str = "hh", unanswered: float | None = None):
-        if unanswered is not None and not 0 <= unanswered <= 1:
-            raise UserError(f"scorer.unanswered={unanswered} must be in [0, 1]: it is a probability. Change it.")
+        check_number("scorer.unanswered", unanswered, least=0, most=1)
         schema = object_schema({"winner": {"type": "string", "enum": ["A", "B", "tie"]}})
         self._prompter = JudgePrompter(endpoint, template, "pair", {"prompt", "first", "second"}, unanswered, schema)
         self._verdicts: list[tuple[float, float]] = []  # of each pair, the first place's wins in the two orders

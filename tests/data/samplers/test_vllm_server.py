@@ -1,6 +1,8 @@
 """`VLLMServerSampler` over a small server that speaks vLLM's calls; `test_vllm_served.py` has the real one."""
 
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch.distributed.fsdp import FSDPModule
 from lit_align.callbacks import Drift, ReferenceRefresh, WinRate
 from lit_align.cli import main
 from lit_align.data import FunctionScorer, GenerateSampler, Sampler, SampleRequest, Sampling, VLLMServerSampler
+from lit_align.data.samplers.base import EngineLost
+from lit_align.data.samplers.vllm_client import VLLMClient
 from lit_align.data.sampling import Response
 from lit_align.errors import UserError
 from lit_align.evaluation.rows import read_held_out
@@ -87,6 +91,19 @@ def rounds(folder: Path, model: str, sampler: Sampler) -> dict[str, bytes]:
     data = on_policy(folder, sampler=sampler, sampling_dtype="policy", **small)
     fit(DPO(PolicyConfig(model), proximal=0.1, optimizer=adamw()), data, max_epochs=2)
     return files(folder)
+
+
+def test_a_refusal_that_is_cut_off_is_of_a_lost_server():
+    def refuse(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\nwait")
+
+    with socket.create_server(("localhost", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        pool.submit(refuse, listener)
+        with pytest.raises(EngineLost, match="answers /pause with HTTP 503"):
+            VLLMClient(f"http://localhost:{listener.getsockname()[1]}", "", timeout=5).pause()
 
 
 def lose_weights(server: LoopbackServer) -> None:
