@@ -203,7 +203,10 @@ def test_a_judge_that_looks_only_at_places_is_reported(serve, in_tmp, capsys):
             r"must contain \$response and may contain",
         ),
         (lambda: GradingJudge(Endpoint("m", api_key_variable=None), lowest=10), "lowest=10 must be below"),
-        (lambda: PairwiseJudge(Endpoint("m", api_key_variable=None), unanswered=2), r"unanswered=2 must be at least 0 and at most 1"),
+        (
+            lambda: PairwiseJudge(Endpoint("m", api_key_variable=None), unanswered=2),
+            r"unanswered=2 must be at least 0 and at most 1",
+        ),
     ],
 )
 def test_impossible_options_are_refused(in_tmp, make, message):
