@@ -11,6 +11,7 @@ import torch
 
 # torch's own question before it takes oneDNN's kernels; without them it multiplies element by element
 _KERNELS: Final = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+_FLOAT64: Final = {"cpu", "cuda", "meta"}
 
 
 def is_fast(dtype: torch.dtype) -> bool:
@@ -18,6 +19,11 @@ def is_fast(dtype: torch.dtype) -> bool:
     if dtype not in _KERNELS or torch.accelerator.is_available():
         return True
     return torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, _KERNELS[dtype])())
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The type for sums over many examples: float64, or float32 on devices without it, such as Apple's GPUs."""
+    return torch.float64 if device.type in _FLOAT64 else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:

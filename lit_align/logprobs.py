@@ -177,7 +177,7 @@ def enable_prefix_sharing(model: PreTrainedModel) -> bool:
     @torch.no_grad()
     def tokens() -> Tensor:
         hidden, places = hidden_states(model, batch)
-        return hidden[places[:, :, 1:][batch.response_mask]].double()
+        return hidden[places[:, :, 1:][batch.response_mask]].cpu().double()
 
     # a window may be longer than these few tokens: then ask whether a layer has passed it on
     layers = getattr(config, "layer_types", None) or ["sliding_attention"]

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from lit_align.dtypes import exact_dtype
+
 
 def kl_from_sampler(logps: Tensor, sampler_logps: Tensor) -> Tensor:
     """KL(π‖π_s) in nats per response, a scalar.
@@ -23,6 +25,6 @@ def kl_from_sampler(logps: Tensor, sampler_logps: Tensor) -> Tensor:
         logps: log π of all sampled responses, any shape.
         sampler_logps: log π_s of the same responses, the same shape.
     """
-    log_w = (logps - sampler_logps).double().flatten()
+    log_w = (logps - sampler_logps).to(exact_dtype(logps.device)).flatten()
     log_w = log_w - (log_w.logsumexp(0) - math.log(len(log_w)))
     return (log_w.exp() * log_w - torch.expm1(log_w)).mean()

@@ -33,9 +33,14 @@ For texts to imitate (SFT), which have no rejected side, the metrics are the los
 | length | mean number of response tokens |
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
+
+from lit_align.dtypes import exact_dtype
 
 
 class PreferenceMetrics(Metric):
@@ -60,8 +65,17 @@ class PreferenceMetrics(Metric):
         if preferences:
             self.names = ["loss", "reward_accuracy", "reward_margin"]
             self.names += [f"{what}_{side}" for what in sides for side in ("chosen", "rejected")]
-        self.add_state("total", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
+        exact = exact_dtype(torch.get_default_device())
+        self.add_state("total", torch.zeros(len(self.names), dtype=exact), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(len(self.names), dtype=exact), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        """Move the sums; to a device without float64 they go as float32."""
+        if exact_dtype(fn(torch.zeros(1, device=self.device)).device) == torch.float32:
+            for state, start in self._defaults.items():
+                self._defaults[state] = start.float()
+                setattr(self, state, getattr(self, state).float())
+        return super()._apply(fn, exclude_state)
 
     def update(
         self,
@@ -99,8 +113,9 @@ class PreferenceMetrics(Metric):
             for what in whats:
                 columns += [what[:, 0], what[:, -1]]
                 counted += [desirable, undesirable]
-        weight = torch.stack([each.double() for each in counted])
-        self.total += (torch.stack([column.detach().double() for column in columns]) * weight).sum(1)
+        exact = exact_dtype(losses.device)
+        weight = torch.stack([each.to(exact) for each in counted])
+        self.total += (torch.stack([column.detach().to(exact) for column in columns]) * weight).sum(1)
         self.count += weight.sum(1)
 
     def compute(self) -> dict[str, Tensor]:

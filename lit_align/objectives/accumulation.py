@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lit_align.dtypes import exact_dtype
 from lit_align.logprobs import PreferenceBatch
 
 
@@ -84,13 +85,14 @@ def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """
     if weights is None:
         return values.mean()
-    exact = weights.double()
+    exact = weights.to(exact_dtype(weights.device))
     return (values * (exact / exact.mean()).to(values)).mean()
 
 
 def total_weight(batch: PreferenceBatch) -> Tensor | int:
     """The sum of the weights of a batch's examples."""
-    return batch.size if batch.weights is None else batch.weights.double().sum()
+    weights = batch.weights
+    return batch.size if weights is None else weights.to(exact_dtype(weights.device)).sum()
 
 
 class StepMeans:
@@ -107,7 +109,7 @@ class StepMeans:
 
     def add(self, name: str, mean: Tensor, weight: Tensor | int) -> None:
         """Add the mean over the examples of one micro-batch, and the sum of their weights."""
-        self._sums[name] = self._sums.get(name, 0) + mean.detach().double() * weight
+        self._sums[name] = self._sums.get(name, 0) + mean.detach().to(exact_dtype(mean.device)) * weight
         self._weights[name] = self._weights.get(name, 0) + weight
 
     def compute(self, trainer: Trainer) -> dict[str, Tensor]:
