@@ -1,4 +1,4 @@
-"""Processes by host and id, and whether one that a file names still runs."""
+"""Processes by host and id, whether one that a file names still runs, and the cores of this one."""
 
 import os
 import socket
@@ -31,6 +31,13 @@ class Process:
             return True
         started = _start_of(self.pid)
         return started is not None and started == self.started
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use; all of them where the system does not say, as macOS."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _start_of(pid: int) -> str | None:

@@ -12,6 +12,7 @@ read. The trained weights are discarded.
 import math
 import resource
 import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -210,7 +211,8 @@ def estimate(trainer: Trainer, examination: Examination, rows: list[dict[str, fl
     if torch.cuda.is_available():
         yield "peak memory", f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB on this GPU in these batches"
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         yield "peak memory", f"{peak / 1e9:.2f} GB of this process in these batches"
 
 

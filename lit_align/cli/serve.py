@@ -34,6 +34,7 @@ from lit_align.loading import (
     resolve_dtype,
 )
 from lit_align.policy import Policy
+from lit_align.running import usable_cores
 
 WORKER = "lit_align.data.samplers.vllm_worker.PolicyReceiver"
 
@@ -143,6 +144,6 @@ def server_command(
 
 def cores_of_workers(workers: int) -> str:
     """The cores of each worker, in vLLM's notation; by itself vLLM needs a NUMA node for each."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = usable_cores()
     shares = [cores[worker::workers] or [cores[worker % len(cores)]] for worker in range(workers)]
     return "|".join(",".join(map(str, share)) for share in shares)

@@ -13,7 +13,6 @@ tokenizer it encodes every text whole.
 
 import hashlib
 import json
-import os
 import re
 from array import array
 from collections import deque
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 from tokenizers.models import BPE
 
 from lit_align.data.rendering import Rendering
+from lit_align.running import usable_cores
 
 AT_ONCE, CHARACTERS_AT_ONCE = 256, 1 << 20
 """Renderings whose texts are encoded together, and how many characters they may have until no more are added: a token
@@ -135,7 +135,7 @@ class Encoder:
 
     @property
     def _threads(self) -> int:
-        return len(os.sched_getaffinity(0))
+        return len(usable_cores())
 
     def _cut(self, prompt: str) -> int:
         """The last place in a prompt at which its text can be encoded in two parts; 0 if there is none."""
