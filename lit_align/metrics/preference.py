@@ -72,9 +72,8 @@ class PreferenceMetrics(Metric):
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
         """Move the sums; to a device without float64 they go as float32."""
         if exact_dtype(fn(torch.zeros(1, device=self.device)).device) == torch.float32:
-            for state, start in self._defaults.items():
-                self._defaults[state] = start.float()
-                setattr(self, state, getattr(self, state).float())
+            self.total, self.count = self.total.float(), self.count.float()
+            self._defaults |= {"total": torch.zeros_like(self.total), "count": torch.zeros_like(self.count)}
         return super()._apply(fn, exclude_state)
 
     def update(
