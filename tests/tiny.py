@@ -13,6 +13,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from lit_align.data import FunctionScorer, OnPolicyPairs, Sampling
 from lit_align.data.rounds.store import RoundStore
+from lit_align.files import write_whole
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -56,19 +57,23 @@ def llama_config(**changes: object) -> LlamaConfig:
 REWARDS = "def reward(prompts, responses): return [float(sum(map(ord, r)) % 17) for r in responses]\n"
 
 
+def write_text(path: Path, text: str) -> str:
+    """Write a whole file, since another process of the test may be reading it; gives its path."""
+    write_whole(path, lambda beside: beside.write_text(text))
+    return str(path)
+
+
 def write_prompts(folder: Path, count: int = 24) -> str:
     """Prompts of different lengths, and a reward function beside them; gives the prompts' path."""
     rows = [{"prompt": f"Prompt number {i}" + " and more" * (i % 3)} for i in range(count)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "rewards.py").write_text(REWARDS)
-    return str(folder / "prompts.jsonl")
+    write_text(folder / "rewards.py", REWARDS)
+    return write_text(folder / "prompts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_pairs(folder: Path, count: int = 8) -> str:
     """Preference pairs of plain text; gives their path."""
     rows = [{"prompt": f"p{i}:", "chosen": f" yes {i}" * (1 + i % 3), "rejected": f" no {i}"} for i in range(count)]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder / "pairs.jsonl")
+    return write_text(folder / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def give_weights(path: str, weights: Sequence[float] = tuple(0.3 * (1 + 5 * i % 8) for i in range(20))) -> None:
