@@ -156,8 +156,8 @@ def compare(
     """
 
     def failed(what: str, fix: str, place: int = 0) -> ScorerError:
-        prompt, first = excerpt(joined(prompts[place])), excerpt(responses[place][0])
-        return ScorerError(f"scorer {scorer.identity} {what} (prompt {prompt}, first response {first}). {fix}")
+        prompt, first = _prompt_excerpt(prompts[place]), excerpt(responses[place][0])
+        return ScorerError(f"scorer {scorer.identity} {what} ({prompt}, first response {first}). {fix}")
 
     matrices = _called(
         lambda: [torch.as_tensor(P, dtype=torch.float64) for P in scorer.preferences(prompts, responses)], failed
@@ -179,8 +179,8 @@ def compare(
 
 def _score_batch(scorer: Scorer, prompts: list[Text], responses: list[str]) -> Scores:
     def failed(what: str, fix: str, place: int = 0) -> ScorerError:
-        prompt, response = excerpt(joined(prompts[place])), excerpt(responses[place])
-        return ScorerError(f"scorer {scorer.identity} {what} (prompt {prompt}, response {response}). {fix}")
+        prompt, response = _prompt_excerpt(prompts[place]), excerpt(responses[place])
+        return ScorerError(f"scorer {scorer.identity} {what} ({prompt}, response {response}). {fix}")
 
     try:
         returned = _called(lambda: scorer(prompts, responses), failed, f", on a batch of {len(responses)}")
@@ -272,6 +272,11 @@ def fingerprint_of(files: Sequence[Path]) -> str:
 def joined(prompt: Text) -> str:
     """A prompt as one text: a chat's messages with blank lines between them."""
     return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+
+
+def _prompt_excerpt(prompt: Text) -> str:
+    """A prompt as messages show it; of a chat, with its type, since functions often expect a string."""
+    return f"{'prompt' if isinstance(prompt, str) else 'prompt, a list of messages:'} {excerpt(joined(prompt))}"
 
 
 def excerpt(value: object) -> str:

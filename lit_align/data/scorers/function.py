@@ -32,7 +32,7 @@ class FunctionScorer(Scorer):
 
     def __init__(self, function: str | Callable[..., Any], batch_size: int = 256):
         check_number("scorer.batch_size", batch_size, least=1)
-        self.function = _import_function(function) if isinstance(function, str) else _checked(function)
+        self.function = _function_of(function, "reward(prompts, responses) -> list[float], one number per response")
         self.batch_size = batch_size
         self._identity = _identity_of(self.function, function if isinstance(function, str) else None)
 
@@ -54,19 +54,38 @@ class PairwiseFunctionScorer(PairwiseScorer):
     """
 
     def __init__(self, function: str | Callable[..., Any]):
-        self._function = FunctionScorer(function)
+        self._function = _function_of(function, "prefer(prompt, responses) -> [K, K], P(i beats j) of K responses")
+        self._identity = _identity_of(self._function, function if isinstance(function, str) else None)
 
     @property
     def identity(self) -> str:
         """The import path and a fingerprint of the file that holds the function."""
-        return self._function.identity
+        return self._identity
 
     def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[Any]:
-        function: Any = self._function.function
-        return [function(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+        return [self._function(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
 
 
-def _import_function(path: str) -> Callable[..., Sequence[float]]:
+def _function_of(function: str | Callable[..., Any], form: str) -> Callable[..., Any]:
+    """A function, or the one that an import path names.
+
+    Args:
+        form: How it is called, and what it returns; `score` and `compare` check that.
+
+    Raises:
+        UserError: there is none, or it does not take two arguments.
+    """
+    found = _import_function(function) if isinstance(function, str) else function
+    if not _takes_two(found):
+        name = function if isinstance(function, str) else _name_of(function)
+        raise UserError(
+            f"scorer.function={name!r} must take two arguments: {form}. A prompt is a string, or a list of messages "
+            "where the data are chats. Change its arguments."
+        )
+    return found
+
+
+def _import_function(path: str) -> Callable[..., Any]:
     """Import package.module.function, or path/to/file.py:function."""
     forms = "Give package.module.function, or path/to/file.py:function."
     place, _, name = path.rpartition(":" if ":" in path else ".")
@@ -89,16 +108,6 @@ def _import_function(path: str) -> Callable[..., Sequence[float]]:
         raise UserError(f"scorer.function={path!r}: there is no {name!r} in {place!r}. {forms}")
     if not callable(function):
         raise UserError(f"scorer.function={path!r} must be a function, not of type {type(function).__name__}. {forms}")
-    return _checked(function, path)
-
-
-def _checked(function: Callable[..., Any], path: str = "") -> Callable[..., Any]:
-    """A function that takes two arguments; `score` checks what it returns."""
-    if not _takes_two(function):
-        raise UserError(
-            f"scorer.function={path or _name_of(function)!r} must take two arguments: reward(prompts, responses) "
-            "returns one number per response. Change its arguments."
-        )
     return function
 
 

@@ -96,8 +96,17 @@ def test_an_error_within_a_functions_file_is_told_apart(in_tmp: Path):
 
 def test_a_function_of_one_argument_is_refused(in_tmp: Path):
     Path("rewards.py").write_text(CODE)
-    with pytest.raises(UserError, match=r"rewards.py:of_one' must take two arguments: reward\(prompts, responses\)"):
+    with pytest.raises(UserError, match=r"rewards.py:of_one' must take two arguments: reward\(prompts, responses\) -> "):
         FunctionScorer("rewards.py:of_one")
+    with pytest.raises(UserError, match=r"rewards.py:of_one' must take two arguments: prefer\(prompt, responses\) -> "):
+        PairwiseFunctionScorer("rewards.py:of_one")
+
+
+def test_an_error_on_chats_says_that_a_prompt_is_a_list_of_messages(in_tmp: Path):
+    Path("rewards.py").write_text("def words(prompts, responses): return [len(prompt.split()) for prompt in prompts]")
+    chat = [{"role": "user", "content": "Which bird?"}]
+    message = message_of(ScorerError, score, FunctionScorer("rewards.py:words"), [chat], ["Crow."])
+    assert '(prompt, a list of messages: "Which bird?", response "Crow.")' in message
 
 
 def test_a_batch_size_below_one_is_refused():
