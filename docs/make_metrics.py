@@ -34,9 +34,12 @@ INTRODUCTION = """\
 
 This page is made from the docstrings that hold the formulas: `python docs/make_metrics.py`.
 
-`metrics.csv` in a run's folder has every value, one row per step; `report.html` plots them. Names without a prefix are
-logged in training as `train/NAME`, and in validation as `val/NAME` where validation computes them. The verdict on
-held-out prompts is explained in [results of a run](results.md)."""
+`metrics.csv` in a run's folder has every value; `report.html` plots them. A row holds what is logged at one time, so a
+step has several rows. `step` counts optimizer steps: those before the update for `train/`, so that the first is 0, and
+those done for all other metrics.
+
+Names without a prefix are logged in training as `train/NAME`, and in validation as `val/NAME` where validation computes
+them. The verdict on held-out prompts is explained in [results of a run](results.md)."""
 
 
 class Section(NamedTuple):
