@@ -1,6 +1,7 @@
 """The options of commands that are not Trainer's."""
 
 import argparse
+import re
 from typing import NoReturn
 
 from lit_align.console import program
@@ -20,4 +21,22 @@ class Arguments(argparse.ArgumentParser):
         self.command = command
 
     def error(self, message: str) -> NoReturn:
+        if flag := re.match(r"argument (\S+): ignored explicit argument", message):
+            message = no_value(flag[1])
         raise UserError(f"{self.command}: {message}. See: {self.prog} --help")
+
+
+def without_flag(args: list[str], flag: str) -> list[str]:
+    """The arguments without a flag that a command has beside the options of fit.
+
+    Raises:
+        UserError: the flag has a value.
+    """
+    if any(arg.startswith(f"{flag}=") for arg in args):
+        raise UserError(f"{no_value(flag)}.")
+    return [arg for arg in args if arg != flag]
+
+
+def no_value(flag: str) -> str:
+    """The message for a flag that is given a value."""
+    return f"{flag} takes no value. Write {flag} alone, or leave it out"

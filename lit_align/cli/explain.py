@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lit_align.cli.arguments import no_value
 from lit_align.cli.classes import (
     NAMED_CALLBACKS,
     class_names,
@@ -127,7 +128,7 @@ def _fault(kind: str, found: re.Match[str], place: Place, parser: LightningArgum
         case "nothing":
             return f"a command is needed: {example}. {known_commands()}"
         case "flag":
-            return f"{text} takes no value. Write {text} alone, or leave it out."
+            return f"{no_value(text)}."
         case _:  # bare
             return f"{text}, or the option below it, needs a value: --key=value. {place.see}"
 

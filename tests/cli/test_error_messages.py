@@ -331,3 +331,11 @@ def test_lines_break_between_words_on_a_terminal_only(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     assert max(map(len, paragraph(text).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "args", [["export", "run", "--adapter=true"], ["serve", "--print=1", *FIT[1:]], ["doctor", "--memory=8", *FIT[1:]]]
+)
+def test_a_flag_with_a_value_is_refused(fails: Errors, args: list[str]):
+    flag = next(arg.partition("=")[0] for arg in args if arg.startswith("--") and not arg.startswith("--config"))
+    assert f"{flag} takes no value. Write {flag} alone, or leave it out." in fails(*args)

@@ -1,6 +1,6 @@
 """`lit-align doctor --config X.yaml [OPTIONS]`: try the start of a run; with --memory, compute its memory alone."""
 
-from lit_align.cli.arguments import Arguments
+from lit_align.cli.arguments import Arguments, without_flag
 from lit_align.console import program
 
 MEMORY = "--memory"
@@ -15,10 +15,11 @@ def run(args: list[str]) -> None:
             MEMORY, action="store_true", help="compute the memory only; needs the model's config.json, not its weights"
         )
         parser.parse_args(args or ["--help"])
+    options = without_flag(args, MEMORY)
     if MEMORY in args:
         from lit_align.cli.memory import show_memory
 
-        show_memory([arg for arg in args if arg != MEMORY])
+        show_memory(options)
         return
     from lit_align.cli.doctor import examine
 

@@ -1,6 +1,6 @@
 """`lit-align serve --config X.yaml`: start the vLLM server that samples for a run."""
 
-from lit_align.cli.arguments import Arguments
+from lit_align.cli.arguments import Arguments, without_flag
 from lit_align.console import program
 
 
@@ -11,6 +11,7 @@ def run(args: list[str]) -> None:
         parser.add_argument("--config", metavar="X.yaml", help=f"and any option of fit; see: {program()} fit --help")
         parser.add_argument("--print", action="store_true", help="print the command that starts it, and start nothing")
         parser.parse_args(args or ["--help"])
+    options = without_flag(args, "--print")
     from lit_align.cli.serve import serve
 
-    serve([arg for arg in args if arg != "--print"], only_print="--print" in args)
+    serve(options, only_print="--print" in args)
