@@ -57,7 +57,12 @@ def print_field(name: str, text: str) -> None:
 
 
 def _field(name: str, text: str) -> str:
-    return f"  {name:<{FIELD_WIDTH}} {text}"
+    """A field's line; on a terminal, further lines of the text begin below its first."""
+    line = f"  {name:<{FIELD_WIDTH}} {text}"
+    if not console.is_terminal:
+        return line
+    below = " " * (FIELD_WIDTH + 3)
+    return textwrap.fill(line, console.width, subsequent_indent=below, break_on_hyphens=False)
 
 
 def paragraph(text: str) -> str:

@@ -29,6 +29,19 @@ def test_a_phase_reports_the_pace_of_its_own_work(monkeypatch, capsys):
     assert slow == "  train           1/1 batches · 100.0 s · 0.6 a minute"
 
 
+def test_the_text_of_a_field_keeps_its_column_on_a_terminal(monkeypatch):
+    terminal = console.SafeConsole(file=StringIO(), force_terminal=True, width=40, highlight=False)
+    monkeypatch.setattr(console, "console", terminal)
+    console.print_field("pair", "30 pairs from 32 prompts; 1 tied; taken out: 6 repeated")
+    console.print_field("", "loss 0.5")
+    assert terminal.file.getvalue().splitlines() == [
+        "  pair            30 pairs from 32",
+        "                  prompts; 1 tied; taken",
+        "                  out: 6 repeated",
+        "                  loss 0.5",
+    ]
+
+
 def test_text_that_looks_like_markup_is_shown_unchanged(capsys):
     text = "[INST] hello [/INST] [b]bold[/b] :smile:"
     console.print_line(text)
