@@ -138,6 +138,22 @@ def test_the_commands_of_a_page_run_in_order(page, checkout, done, monkeypatch, 
         assert unexplained(file) == [], file
 
 
+def test_no_two_commands_train_in_the_same_folder_with_other_options():
+    """`fit` would refuse the second, whichever page it is on."""
+    options: dict[str, set[frozenset[str]]] = {}
+    for page in PAGES:
+        texts = dict(re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+        for command, run in commands(page):
+            _, fit, args = command.partition(" fit ")
+            if not (fit and run and "--config" in args):
+                continue
+            files = [texts.get(name) or (ROOT / name).read_text() for name in re.findall(r"--config (\S+)", args)]
+            folder = re.findall(r"default_root_dir[=:] *([\w/]+)", "\n".join([*files, args]))[-1]
+            options.setdefault(folder, set()).add(frozenset(args.split()))
+    assert len(options) > 10
+    assert {folder: given for folder, given in options.items() if len(given) > 1} == {}
+
+
 def unexplained(file: Path) -> list[str]:
     """The columns of a metrics.csv that `docs/metrics.md` does not explain."""
     known = {re.sub("NAME|REASON", r"\\w+", name) for name in METRICS["names"]()}

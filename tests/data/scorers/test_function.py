@@ -96,7 +96,9 @@ def test_an_error_within_a_functions_file_is_told_apart(in_tmp: Path):
 
 def test_a_function_of_one_argument_is_refused(in_tmp: Path):
     Path("rewards.py").write_text(CODE)
-    with pytest.raises(UserError, match=r"rewards.py:of_one' must take two arguments: reward\(prompts, responses\) -> "):
+    with pytest.raises(
+        UserError, match=r"rewards.py:of_one' must take two arguments: reward\(prompts, responses\) -> "
+    ):
         FunctionScorer("rewards.py:of_one")
     with pytest.raises(UserError, match=r"rewards.py:of_one' must take two arguments: prefer\(prompt, responses\) -> "):
         PairwiseFunctionScorer("rewards.py:of_one")
