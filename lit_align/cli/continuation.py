@@ -310,7 +310,7 @@ def _aside(folder: Path) -> Path:
 def _read(path: Path, config: dict[str, Any]) -> Table:
     """The configuration of the run in a folder; without one, the given one."""
     try:
-        return _flat(yaml.safe_load(path.read_text()) if path.exists() else config)
+        return _flat(yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else config)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{relative(path)} is damaged. Delete it: checkpoints then check what they can.") from error
 

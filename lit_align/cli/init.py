@@ -157,12 +157,14 @@ class Data:
         looked_at: Rows whose lengths are known.
         prompt: Tokens of the longest prompt among them.
         response: Tokens of the longest response among them; of rounds, those that are sampled at most.
+        prompt_limit: Most tokens of a prompt that is kept.
     """
 
     rows: Rows
     looked_at: int
     prompt: int
     response: int
+    prompt_limit: int
 
     @classmethod
     def read(cls, request: Request) -> Data:
@@ -184,10 +186,11 @@ class Data:
         prompt = max((len(ids) for _, ids in tokenizer.prompts(sample)), default=1)
         if request.data:
             response = max((len(ids) for row in sample for ids in tokenizer.response_ids(row)), default=1)
-        else:
-            response = min(256, (module.positions or 1 << 20) - prompt)
-            FunctionScorer(str(request.scorer))  # raises if there is no such function
-        return cls(rows, len(sample), prompt, response)
+            return cls(rows, len(sample), prompt, response, _limit(prompt))
+        FunctionScorer(str(request.scorer))  # raises if there is no such function
+        positions = module.positions or 1 << 20
+        response = min(256, max(positions - prompt, positions // 8))
+        return cls(rows, len(sample), prompt, response, min(_limit(prompt), positions - response))
 
 
 def configuration(request: Request) -> str:
@@ -275,7 +278,9 @@ def _data(request: Request, data: Data) -> Iterator[str]:
     if request.data and len(rows) >= ROWS_TO_HOLD_OUT:
         yield _noted("    validation: 0.05", "a held-out share of the prompts")
     longest = f"the longest of {data.looked_at} has {data.prompt} tokens"
-    yield _noted(f"    max_prompt_length: {_limit(data.prompt)}", longest)
+    yield _noted(f"    max_prompt_length: {data.prompt_limit}", longest)
+    if data.prompt > data.prompt_limit:
+        yield _noted("    long_prompts: drop", "the model has no room for a response to them")
     if request.data:
         yield _noted(f"    max_response_length: {_limit(data.response)}", f"the longest has {data.response}")
     else:

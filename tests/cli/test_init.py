@@ -50,6 +50,16 @@ def test_doctor_accepts_what_it_prints(here, tiny_model, objective, source, caps
     assert yaml.safe_load(made)["model"]["class_path"] == objective
 
 
+@pytest.mark.parametrize(("longest", "prompts", "response"), [(100, 128, 256), (400, 400, 112), (600, 448, 64)])
+def test_prompts_of_rounds_leave_room_for_responses(here, tiny_model, capsys, longest, prompts, response):
+    """The model has 512 positions."""
+    Path("long.jsonl").write_text("".join(json.dumps({"prompt": length * "x"}) + "\n" for length in (9, longest)))
+    main(["init", "DPO", f"--policy={tiny_model}", "--prompts=long.jsonl", f"--scorer={SCORER}"])
+    made = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert (made["max_prompt_length"], made["sampling"]["max_new_tokens"]) == (prompts, response)
+    assert made.get("long_prompts") == ("drop" if longest > prompts else None)
+
+
 def test_it_prints_yaml_that_names_the_layout_and_the_lengths(here, tiny_model, capsys):
     main(["init", "DPO", f"--policy={tiny_model}", "--data=pairs.jsonl"])
     made = capsys.readouterr().out
