@@ -171,13 +171,16 @@ class Interruption(AlignCallback):
             checkpoints.remove(path)  # left by an earlier interruption
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._signals.give_back()
         self._failed = True
-        if not isinstance(exception, Interrupted):
+        interrupted = isinstance(exception, Interrupted)
+        try:
+            if interrupted and self._stage is Stage.END and self._saved is None and trainer.world_size == 1:
+                self._repeats_end = True
+                self._save(trainer)
+        finally:
+            self._signals.give_back()
+        if not interrupted:
             return
-        if self._stage is Stage.END and self._saved is None and trainer.world_size == 1:
-            self._repeats_end = True
-            self._save(trainer)
         newest = self._saved or self._last(trainer)
         name = signal.Signals(exception.signum).name
         action = "Saved. Resume:" if newest else "Nothing was saved. Start again:"

@@ -182,6 +182,19 @@ def test_ctrl_c_in_the_first_rounds_sampling_says_to_start_again(tiny_model, in_
         signal.raise_signal(signal.SIGINT)
 
 
+def test_saving_at_an_epochs_end_is_not_interrupted_by_a_second_ctrl_c(tiny_model, in_tmp, capsys):
+    class Impatient(Callback):
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+            signal.raise_signal(signal.SIGINT)
+
+    write_pairs(in_tmp, 4)
+    callbacks = [Signal("on_train_epoch_end", 1, signal.SIGINT), Interruption(), Impatient()]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(Interrupted):
+        fit(DPO(PolicyConfig(tiny_model)), OfflinePairs("pairs.jsonl"), *callbacks, enable_checkpointing=True)
+    assert "SIGINT at step 1. Saved. Resume:" in capsys.readouterr().out
+
+
 def test_a_signal_before_the_steps_of_a_second_fit_ends_it_at_once(tiny_model, in_tmp, capsys):
     """The first fit was interrupted within its steps; in a notebook, the second one has the same callback."""
     write_prompts(in_tmp)
