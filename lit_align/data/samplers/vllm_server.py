@@ -240,8 +240,13 @@ def check_url(option: str, url: str) -> None:
     Raises:
         UserError: it is not.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_address &= not parts.username and not parts.query
+    except ValueError:  # a bracket without its pair, a port that is not a number
+        is_address = False
+    if not is_address:
         raise UserError(f"{option}={url!r} must be an address. Give http://HOST:PORT.")
 
 

@@ -159,7 +159,9 @@ def test_address_and_key_come_from_the_environment(tiny_model, monkeypatch):
     server.stop()
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://user:key@host"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ftp://host", "http://", "http://user:key@host", "http://[::1", "http://host:port"]
+)
 def test_an_address_must_be_one(url):
     with pytest.raises(UserError, match=r"data.sampler.url=.* must be an address. Give http://HOST:PORT"):
         VLLMServerSampler(url)
