@@ -32,6 +32,7 @@ from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import (
     Answering,
     TokenizedPrompts,
+    check_batches,
     sampling_of,
     score_share,
     tokenize_prompts,
@@ -123,11 +124,7 @@ class Predictions(AlignCallback):
             raise UserError(
                 f"predictions.scorer has no effect because the file of format={format} has no scores. Leave it out."
             )
-        if responses_per_prompt < 1 or batch_size < responses_per_prompt:
-            raise UserError(
-                f"predictions: responses_per_prompt={responses_per_prompt} must be at least 1 and at most "
-                f"batch_size={batch_size}. Change one of them."
-            )
+        check_batches("predictions", responses_per_prompt, batch_size)
         check_number("predictions.seed", seed, least=0)
         self.prompts = prompts
         self.out = out

@@ -17,7 +17,7 @@ from lit_align.data.given_rows import reading_rows
 from lit_align.data.sampling import Sampling
 from lit_align.data.scorers.base import SCORER_FIXES, Scorer
 from lit_align.errors import UserError, check_number
-from lit_align.evaluation.answering import sampling_of
+from lit_align.evaluation.answering import check_batches, sampling_of
 from lit_align.evaluation.held_out import Evaluator
 from lit_align.evaluation.results import Evaluation, check_judge_names
 from lit_align.evaluation.rows import write_held_out
@@ -76,11 +76,7 @@ class WinRate(AlignCallback):
         shown: int = 5,
         seed: int = 0,
     ):
-        if responses_per_prompt < 1 or batch_size < responses_per_prompt:
-            raise UserError(
-                f"win_rate: responses_per_prompt={responses_per_prompt} must be at least 1 and at most "
-                f"batch_size={batch_size}. Change one of them."
-            )
+        check_batches("win_rate", responses_per_prompt, batch_size)
         if best_of is not None and best_of < max(2, responses_per_prompt):
             raise UserError(
                 f"win_rate.best_of={best_of} must be at least 2, and at least responses_per_prompt="

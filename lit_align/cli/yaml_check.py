@@ -46,7 +46,8 @@ def _decimal_commas(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
     if isinstance(node, yaml.MappingNode):
         before: yaml.Node | None = None
         for key, value in node.value:
-            if node.flow_style and key.value.isdecimal() and value.value == "" and before is not None:
+            digits = node.flow_style and isinstance(key, yaml.ScalarNode) and key.value.isdecimal()
+            if digits and value.value == "" and before is not None:
                 yield f"{before.value},{key.value}", key.start_mark.line + 1
             yield from _decimal_commas(value)
             before = value if isinstance(value, yaml.ScalarNode) else None

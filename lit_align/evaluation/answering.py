@@ -35,6 +35,22 @@ class TokenizedPrompts:
     lengths: list[int]
 
 
+def check_batches(option: str, responses_per_prompt: int, batch_size: int) -> None:
+    """Check that a batch holds the responses to a prompt.
+
+    Args:
+        option: Key of the callback whose options these are.
+
+    Raises:
+        UserError: it does not, or there are none.
+    """
+    if responses_per_prompt < 1 or batch_size < responses_per_prompt:
+        raise UserError(
+            f"{option}: responses_per_prompt={responses_per_prompt} must be at least 1 and at most "
+            f"batch_size={batch_size}. Change one of them."
+        )
+
+
 def tokenizer_of(module: PreferenceObjective) -> PreferenceTokenizer:
     """The tokenizer of the data module, if it is one of lit_align's; else one without limits of length."""
     data = module.trainer.datamodule  # type: ignore[attr-defined]

@@ -161,7 +161,7 @@ def test_a_mistake_that_yaml_parsers_pass_over_is_named(fails: Errors, text: str
     assert fails("fit", "--config", "odd.yaml") == f"error: config: {said} (in odd.yaml)"
 
 
-@pytest.mark.parametrize("text", ["model: [1", "just text", ""])
+@pytest.mark.parametrize("text", ["model: [1", "just text", "", "model: {[a, b]: 1}"])
 def test_a_file_that_is_not_a_yaml_of_keys_is_named(fails: Errors, text: str):
     Path("bad.yaml").write_text(text)
     assert "not a YAML with keys and values" in (said := fails("fit", "--config", "bad.yaml"))

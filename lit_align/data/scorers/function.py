@@ -5,7 +5,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +40,7 @@ class FunctionScorer(Scorer):
 
     @property
     def identity(self) -> str:
-        """The function's name and a fingerprint of the file that holds it, or of its code."""
+        """The function's name, and fingerprints of the file that holds it, or of its code, and of its own values."""
         return self._identity
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
@@ -116,13 +118,36 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 
 def _identity_of(function: Callable[..., Any], path: str | None) -> str:
-    """The path that names a function, or its name, with a fingerprint of its file; of a notebook's, of its code."""
+    """The path that names a function, or its name, with a fingerprint of its file; of a notebook's, of its code.
+
+    Then a digest of the values that it holds, if any: arguments of a `partial`, what a closure has taken from around
+    it, attributes of an object.
+    """
+    if isinstance(function, partial):
+        return f"{_identity_of(function.func, path)} {digest(_plain([function.args, function.keywords]))}"
     file = getattr(sys.modules.get(function.__module__ or ""), "__file__", None)
-    name = path or _name_of(function)
-    if file:
-        return f"{name}@{fingerprint_of([Path(file)])}"
-    code = getattr(function, "__code__", None)
-    return name if path or code is None else f"{name}@{digest(repr((code.co_code, code.co_consts, code.co_names)))}"
+    name, code = path or _name_of(function), getattr(function, "__code__", None)
+    if file and Path(file).is_file():  # standard input has no file
+        name = f"{name}@{fingerprint_of([Path(file)])}"
+    elif code is not None and not path:
+        name = f"{name}@{digest(repr((code.co_code, code.co_consts, code.co_names)))}"
+    held = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # it is still empty
+            held.append(cell.cell_contents)
+    owner = getattr(function, "__self__", function)  # of a method
+    if getattr(owner, "__dict__", None) and not inspect.ismodule(owner):
+        held.append(vars(owner))
+    return f"{name} {digest(_plain(held))}" if held else name
+
+
+def _plain(value: Any) -> str:
+    """Values that decide what a function computes: numbers and texts as they are, of other objects the type."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_plain(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return repr(value) if isinstance(value, bool | int | float | str | None) else type(value).__name__
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:

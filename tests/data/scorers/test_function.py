@@ -1,6 +1,7 @@
 """Functions as scorers."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,31 @@ def test_a_functions_identity_follows_its_code(tmp_path: Path):
         assert path == f"{file}:length"
         identities.append(fingerprint)
     assert identities[0] == identities[1] != identities[2]
+
+
+def test_a_functions_identity_follows_the_values_that_it_holds():
+    """Rewards are stored under it: with another weight they must not be read again."""
+
+    class Weighted:
+        def __init__(self, weight: float):
+            self.weight = weight
+
+        def __call__(self, prompts, responses):
+            return [self.weight] * len(responses)
+
+        def reward(self, prompts, responses):
+            return self(prompts, responses)
+
+    def weighted(prompts, responses, weight):
+        return [weight] * len(responses)
+
+    def closed_over(weight: float) -> Any:
+        return lambda prompts, responses: [weight] * len(responses)
+
+    kinds = [Weighted, lambda w: Weighted(w).reward, closed_over, lambda w: partial(weighted, weight=w)]
+    for make in kinds:
+        one, again, other = (FunctionScorer(make(weight)).identity for weight in (1.0, 1.0, 2.0))
+        assert one == again != other
 
 
 def test_an_edited_file_is_run_again_in_the_same_process(in_tmp: Path):
