@@ -15,8 +15,8 @@ def entries(in_tmp, monkeypatch) -> list[Entry]:
     """A cache with two entries."""
     monkeypatch.setenv("LIT_ALIGN_CACHE", "cache")
     cache = TokenCache(default_folder())
-    for name in ("data/a.jsonl", "org/b"):
-        cache.load_or_make(name, {}, {}, lambda folder, report: (folder / "x").write_bytes(bytes(1_500_000)))
+    for name, size in {"data/a.jsonl": 1_500_000, "org/b": 7_000}.items():
+        cache.load_or_make(name, {}, {}, lambda folder, report, size=size: (folder / "x").write_bytes(bytes(size)))
     return cache.entries()
 
 
@@ -24,7 +24,7 @@ def test_entries_are_listed_with_their_source_and_size(entries, capsys):
     command.run([])
     _, first, second = capsys.readouterr().out.splitlines()
     assert first.split() == [entries[0].path.name, "data/a.jsonl", "1.5", "MB"]
-    assert second.split() == [entries[1].path.name, "org/b", "1.5", "MB"]
+    assert second.split() == [entries[1].path.name, "org/b", "7", "kB"]
 
 
 @pytest.mark.parametrize("named", ["its name", "its source"])
@@ -37,7 +37,7 @@ def test_one_entry_is_cleared(entries, named, capsys):
 def test_all_entries_are_cleared(entries, capsys):
     command.run(["clear"])
     command.run(["--folder", "cache"])
-    assert capsys.readouterr().out == "2 of 2 entries deleted, 3.0 MB.\ncache is empty.\n"
+    assert capsys.readouterr().out == "2 of 2 entries deleted, 1.5 MB.\ncache is empty.\n"
 
 
 def test_an_unknown_entry_is_named(entries):
