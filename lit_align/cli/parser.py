@@ -152,7 +152,7 @@ def refuse_options_of_another_objective(config: Any, args: list[str]) -> None:
     chosen: Any = locate(config.model.class_path)
     last: dict[str, tuple[Any, Any, Path]] = {}  # by option, from the file that decides: objective, value, path
     for path in filter(None, config.config or []):  # None: given as text, not as a file
-        written = yaml.safe_load(path.read_text(encoding="utf-8")).get("model")
+        written = yaml.safe_load(Path(path.absolute).read_text(encoding="utf-8")).get("model")
         if not isinstance(written, dict):
             continue
         names = {key: c for c in subclasses(PreferenceObjective) for key in (c.__name__, import_path(c))}
