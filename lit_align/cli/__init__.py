@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import signal
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -44,7 +46,7 @@ def main(args: list[str] | None = None) -> None:
     """Run one command.
 
     A `UserError`, or a file that cannot be read or written, ends it with one paragraph and exit code 2; Ctrl-C ends it
-    with one line and exit code 130. Other errors keep their traceback.
+    with one line and exit code 130, and a closed pipe (`| head`) silently. Other errors keep their traceback.
     """
     args = sys.argv[1:] if args is None else args
     quiet()
@@ -66,6 +68,10 @@ def main(args: list[str] | None = None) -> None:
     except _expected_errors() as error:
         sys.stderr.write(paragraph(f"error: {error}"))
         sys.exit(2)
+    except BrokenPipeError:
+        if not _nobody_reads():  # another's pipe: a connection, a worker
+            raise
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno in DISK:
             where = relative(error.filename) if error.filename else "a file"
@@ -78,6 +84,22 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:  # of another command, or before `Interruption` takes over
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+    finally:
+        _nobody_reads()  # what is printed is written now, not after the last handler of errors
+
+
+def _nobody_reads() -> bool:
+    """Whether the output goes to a program that has ended, such as `head`; if so, the rest of it goes nowhere."""
+    output = select.poll()
+    output.register(1, 0)
+    try:
+        sys.stdout.flush()
+        ended = bool(output.poll(0))  # errors are reported without being asked for
+    except BrokenPipeError:
+        ended = True
+    if ended:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return ended
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

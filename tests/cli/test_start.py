@@ -1,6 +1,8 @@
 """A start imports only what its command needs."""
 
 import ast
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +66,13 @@ def test_the_light_help_is_the_parsers_own(width, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         AlignCLI(["--help"])
     assert top_level_help() == capsys.readouterr().out
+
+
+def test_a_reader_that_has_ended_is_no_error(tmp_path):
+    """As in `lit-align --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "from lit_align.cli import main; main(['--help'])"]
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, "")
