@@ -143,6 +143,8 @@ def check_weight_numbers(saved: Mapping[str, Any]) -> None:
     Raises:
         TypeError: names the group or the number.
     """
+    if not saved["state"]:  # of plain SGD; FSDP2 then leaves names in place of numbers
+        return
     known: set[Any] = set()
     for place, group in enumerate(saved["param_groups"]):
         numbers = group["params"]
