@@ -34,7 +34,7 @@ class Process:
 
 
 def usable_cores() -> list[int]:
-    """The cores that this process may use; all of them where the system does not say, as macOS."""
+    """The cores that this process may use; all of them where the system does not say, as on macOS."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -167,7 +167,7 @@ class Begun(Callback):
 
 @pytest.mark.parametrize(("then", "now"), PAIRS)
 def test_what_a_message_offers_to_accept_is_accepted(tiny_model, in_tmp, capsys, of_objective, then, now):
-    """From each objective to each other one: the policy goes on, or one message says why it cannot."""
+    """A run of one objective resumes as another with the same policy, or one message says why it cannot."""
     write_pairs(in_tmp)
     checkpoint, options, begun = of_objective(then), own_options(now), Begun()
     with pytest.raises(UserError) as error:

@@ -187,7 +187,7 @@ class Data:
         if request.data:
             response = max((len(ids) for row in sample for ids in tokenizer.response_ids(row)), default=1)
             return cls(rows, len(sample), prompt, response, _limit(prompt))
-        FunctionScorer(str(request.scorer))  # raises if there is no such function
+        FunctionScorer(str(request.scorer))  # raises if the function does not exist
         positions = module.positions or 1 << 20
         response = min(256, max(positions - prompt, positions // 8))
         return cls(rows, len(sample), prompt, response, min(_limit(prompt), positions - response))
