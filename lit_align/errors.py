@@ -3,6 +3,7 @@
 import json
 import math
 from typing import TypeVar, get_type_hints
+from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -28,6 +29,31 @@ def check_number(
     limits += [f"at most {most:g}"] * (most < math.inf)
     fix = "Raise it" if value < least or value <= above else "Lower it" if value > most else "Change it"
     raise UserError(f"{option}={value} must be {' and '.join(limits) or 'a finite number'}. {fix}.")
+
+
+def check_address(option: str, address: str, form: str, secret: str) -> None:
+    """Check the HTTP address of a server. One that may hold a secret is not shown.
+
+    Args:
+        form: What an address looks like.
+        secret: The option that names the environment variable for a secret.
+
+    Raises:
+        UserError: it is not an address, or has a user, a password, a query or a fragment.
+    """
+    try:
+        parts = urlsplit(address)
+        has_more = bool(parts.username or parts.password or parts.query or parts.fragment)
+        is_valid = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:  # a bracket without its pair, a port that is not a number
+        has_more, is_valid = "@" in address, False
+    if has_more:
+        raise UserError(
+            f"{option} must not contain a user, password, query or fragment, since it is written to config.yaml. Put "
+            f"the key into an environment variable and name it: {secret}=NAME."
+        )
+    if not is_valid:
+        raise UserError(f"{option}={address!r} must be an address. Give {form}.")
 
 
 def check_types(record: T) -> T:

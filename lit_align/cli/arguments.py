@@ -4,6 +4,7 @@ import argparse
 import re
 from typing import NoReturn
 
+from lit_align.cli.findings import PATTERNS
 from lit_align.console import program
 from lit_align.errors import UserError
 
@@ -21,8 +22,8 @@ class Arguments(argparse.ArgumentParser):
         self.command = command
 
     def error(self, message: str) -> NoReturn:
-        if flag := re.match(r"argument (\S+): ignored explicit argument", message):
-            message = no_value(flag[1])
+        if found := re.match(PATTERNS["flag"], message):
+            message = no_value(found["flag"])
         raise UserError(f"{self.command}: {message}. See: {self.prog} --help")
 
 

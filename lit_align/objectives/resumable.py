@@ -127,7 +127,7 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         if then.get("model.optimizer") != now["model.optimizer"] and checkpoint.get("optimizer_states") != []:
             print_line(f"{now['model.optimizer']} starts without the state of the checkpoint's optimizer")
             checkpoint["optimizer_states"] = []
-        for saved in checkpoint.get("optimizer_states", []):  # shards have names in place of numbers
+        for saved in checkpoint.get("optimizer_states", []):  # those of a folder of shards are not in it
             check_weight_numbers(saved)
 
     @property

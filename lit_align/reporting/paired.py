@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
+from torch import Tensor
 
 from lit_align.evaluation.rows import HeldOutRow
 from lit_align.evaluation.summary import TRAINING, ScorerSummary
@@ -86,10 +87,19 @@ def paired_comparison(
         return None
     differences = torch.stack([ours[prompt].mean() - theirs[prompt].mean() for prompt in both])
     rates = torch.stack([win_rates(ours[prompt][None], theirs[prompt][None])[0] for prompt in both])
-    signs = torch.randint(2, (flips, len(both)), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
-    flipped = (signs @ differences).abs() / len(both)
-    p = (1 + (flipped >= differences.mean().abs() - 1e-12).sum().item()) / (1 + flips)
+    p = _sign_flip_p(differences, flips)
     return PairedComparison(len(both), Estimate.of(differences), p, Estimate.of_rates(rates))
+
+
+def _sign_flip_p(differences: Tensor, flips: int, signs_at_once: int = 4_000_000) -> float:
+    """p of the two-sided sign-flip test of a mean. Memory does not grow with the number of differences."""
+    generator = torch.Generator().manual_seed(0)
+    count, beyond = len(differences), 0
+    for draws in torch.arange(flips).split(max(1, signs_at_once // count)):
+        signs = torch.randint(2, (len(draws), count), generator=generator).double() * 2 - 1
+        means = (signs @ differences).abs() / count
+        beyond += int((means >= differences.mean().abs() - 1e-12).sum())
+    return (1 + beyond) / (1 + flips)
 
 
 PAIRED_HEAD = ["scorer", "A", "B", "prompts", "reward of A − B", "p", "A beats B"]

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from lit_align.evaluation.rows import HeldOutRow, ScoredRow
-from lit_align.reporting.paired import paired_comparison
+from lit_align.reporting.paired import _sign_flip_p, paired_comparison
 
 
 def rows(seed: int, shift: float = 0.0) -> list[HeldOutRow]:
@@ -52,3 +52,8 @@ def test_a_run_ties_with_itself():
     assert same is not None
     assert (same.difference.value, same.p, same.win_rate.value) == (0, 1, 0.5)
     assert paired_comparison(rows(1), []) is None
+
+
+def test_the_parts_in_which_signs_are_drawn_do_not_matter():
+    differences = torch.randn(30, generator=torch.Generator().manual_seed(1)).double() + 0.3
+    assert len({_sign_flip_p(differences, 1_000, at_once) for at_once in (1, 100, 7_000, 4_000_000)}) == 1

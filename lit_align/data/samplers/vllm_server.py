@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ from lit_align.data.samplers.vllm_options import (
 from lit_align.data.samplers.weights import add_sums, weight_sums
 from lit_align.data.sampling import Response, SampleRequest
 from lit_align.dtypes import dtype_name
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError, check_address, check_number
 from lit_align.policy import Policy
 from lit_align.sharding import first_with_all, largest, on_first
 
@@ -74,7 +73,7 @@ class VLLMServerSampler(Sampler):
         wait_minutes: float = 10.0,
     ):
         if url is not None:
-            check_url("data.sampler.url", url)
+            _check_url("data.sampler.url", url)
         check_number("data.sampler.tensor_parallel", tensor_parallel, least=1)
         check_number("data.sampler.wait_minutes", wait_minutes, least=0)
         if not 0 < memory < 1:
@@ -102,7 +101,7 @@ class VLLMServerSampler(Sampler):
                 f"data.sampler.url is not set, nor is the environment variable {URL_VARIABLE}. Set one of them to the "
                 "address of the vLLM server, http://HOST:PORT."
             )
-        check_url(URL_VARIABLE, url)
+        _check_url(URL_VARIABLE, url)
         return url
 
     @property
@@ -234,20 +233,8 @@ def results(pending: Sequence[Future[T]]) -> list[T]:
         raise
 
 
-def check_url(option: str, url: str) -> None:
-    """Check that an address is one.
-
-    Raises:
-        UserError: it is not.
-    """
-    try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        is_address &= not parts.username and not parts.query
-    except ValueError:  # a bracket without its pair, a port that is not a number
-        is_address = False
-    if not is_address:
-        raise UserError(f"{option}={url!r} must be an address. Give http://HOST:PORT.")
+def _check_url(option: str, url: str) -> None:
+    check_address(option, url, "http://HOST:PORT", "data.sampler.token_variable")
 
 
 def check_server(client: VLLMClient, state: WorkerState, dtype: torch.dtype, longest: int) -> None:

@@ -2,11 +2,10 @@
 
 import os
 import re
-import urllib.parse
 from dataclasses import dataclass
 
 from lit_align.arguments import CheckedArguments
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError, check_address, check_number
 
 
 @dataclass
@@ -45,21 +44,8 @@ class Endpoint(metaclass=CheckedArguments):
     json_schema: bool = False
 
     def __post_init__(self) -> None:
-        try:
-            parts = urllib.parse.urlsplit(self.base_url)
-            refused = bool(parts.username or parts.password or parts.query or parts.fragment)
-            valid = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-        except ValueError:  # a bracket without its pair, a port that is not a number
-            refused, valid = "@" in self.base_url, False
-        if refused:
-            raise UserError(
-                "endpoint.base_url must not contain a user, password, query or fragment, since it is written to "
-                "config.yaml. Put the key into an environment variable and name it: endpoint.api_key_variable=NAME."
-            )
-        if not valid:
-            raise UserError(
-                f"endpoint.base_url={self.base_url!r} must be an address. Give https://HOST/v1, or http://HOST:PORT/v1."
-            )
+        form = "https://HOST/v1, or http://HOST:PORT/v1"
+        check_address("endpoint.base_url", self.base_url, form, "endpoint.api_key_variable")
         for name in ("retries", "temperature", "price_input", "price_output"):
             check_number(f"endpoint.{name}", getattr(self, name), least=0)
         for name in ("concurrency", "max_tokens"):

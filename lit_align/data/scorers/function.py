@@ -141,12 +141,19 @@ def _identity_of(function: Callable[..., Any], path: str | None) -> str:
     return f"{name} {digest(_plain(held))}" if held else name
 
 
-def _plain(value: Any) -> str:
-    """Values that decide what a function computes: numbers and texts as they are, of other objects the type."""
+def _plain(value: Any, around: tuple[int, ...] = ()) -> str:
+    """Values that decide what a function computes: numbers and texts as they are, of other objects the type.
+
+    Args:
+        around: Containers that the value is in. One that holds itself is not read again.
+    """
+    if id(value) in around:
+        return "…"
+    around = (*around, id(value))
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_plain(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_plain(each, around)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_plain, value)) + "]"
+        return "[" + ", ".join(_plain(each, around) for each in value) + "]"
     return repr(value) if isinstance(value, bool | int | float | str | None) else type(value).__name__
 
 

@@ -62,6 +62,13 @@ def test_a_functions_identity_follows_the_values_that_it_holds():
         assert one == again != other
 
 
+def test_a_value_that_holds_itself_is_read_once():
+    endless: list[Any] = [1.0]
+    endless.append(endless)
+    scorer = FunctionScorer(partial(lambda prompts, responses, held: [0.0] * len(responses), held=endless))
+    assert scorer.identity
+
+
 def test_an_edited_file_is_run_again_in_the_same_process(in_tmp: Path):
     """Its identity changes, under which rewards are stored."""
     rewards = []
