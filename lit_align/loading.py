@@ -320,12 +320,12 @@ def check_trainable(model: PreTrainedModel, config: PolicyConfig, lora: LoRAConf
 
 
 def turn_off_dropout(model: nn.Module) -> None:
-    """Turn off dropout modules, and dropout rates that attention reads (`attention_dropout`, GPT-2's `attn_pdrop`)."""
+    """Turn off dropout modules, and the rates that other modules keep (`attention_dropout`, `resid_pdrop`, …)."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout", "activation_dropout", "layerdrop"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import SIZES
+from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
 from lit_align.errors import UserError
+from lit_align.loading import turn_off_dropout
 from lit_align.policy import Policy, PolicyConfig
 
 
@@ -65,3 +68,11 @@ def test_a_damaged_model_is_one_message(tiny_model: str, in_tmp: Path, damage: s
     with pytest.raises(UserError, match=rf"^model\.policy\.path: .*{message}"):
         Policy.load(PolicyConfig("./model"), None)
     assert not Path("executed").exists()
+
+
+def test_dropout_is_off_whatever_its_rate_is_called() -> None:
+    config = Starcoder2Config(**SIZES, attention_dropout=0.5, residual_dropout=0.5, embedding_dropout=0.5)
+    model, ids = Starcoder2ForCausalLM(config).train(), torch.arange(1, 9)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    turn_off_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)

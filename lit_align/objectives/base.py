@@ -305,7 +305,7 @@ class PreferenceObjective(ResumableModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed each step's random generator, which dropout uses, because checkpoints do not hold generator states."""
         if batch_idx == 0 and self.reset_optimizer_each_round:  # not when a run resumes within a round
-            reset_optimization(self.trainer)
+            reset_optimization(self.trainer, self._own_options[0])
         seed, step = int(os.environ.get("PL_GLOBAL_SEED", 0)), self.trainer.global_step
         key = (seed, step, batch_idx, self.trainer.global_rank)
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "little"))

@@ -13,6 +13,7 @@ The number of pairs differs between rounds, so progress is not a share of an est
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Trainer
@@ -145,14 +146,18 @@ def renew_learning_rates(trainer: Trainer) -> None:
                 group["lr"] = rate * factor(scheduler.last_epoch)
 
 
-def reset_optimization(trainer: Trainer) -> None:
-    """Reset the optimizer's state and options, and the schedule."""
+def reset_optimization(trainer: Trainer, options: Sequence[Mapping[str, Any]]) -> None:
+    """Reset the optimizer's state and options, and the schedule.
+
+    Args:
+        options: The options of each parameter group at the start.
+    """
     (optimizer,) = trainer.optimizers
     scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
     optimizer.state.clear()
     scheduler.last_epoch = 0
-    for group in optimizer.param_groups:
-        group.update(optimizer.defaults)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
     renew_learning_rates(trainer)
 
 

@@ -119,6 +119,19 @@ def test_optimizer_and_schedule_restart_each_round_if_set(tiny_model, in_tmp, wa
     assert [seen[1] for seen in continued.seen] == list(range(12))
 
 
+def test_an_optimizer_that_restarts_keeps_the_options_of_each_group(tiny_model, in_tmp):
+    def two_groups(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        matrices, vectors = (
+            [each for each in parameters if (each.ndim > 1) == is_matrix] for is_matrix in (True, False)
+        )
+        return torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0, "lr": 1e-4}], lr=1e-3)
+
+    module = DPO(PolicyConfig(tiny_model), optimizer=two_groups, reset_optimizer_each_round=True, schedule="constant")
+    trainer = fit(module, OfflinePairs(write_pairs(in_tmp)), max_epochs=2)
+    groups = trainer.optimizers[0].param_groups
+    assert [(group["weight_decay"], group["lr"]) for group in groups] == [(0.01, 1e-3), (0.0, 1e-4)]
+
+
 def test_a_run_with_optimizer_resets_resumes_bit_for_bit(tiny_model, in_tmp):
     def run(*callbacks: Callback, ckpt_path: str | None = None) -> dict[str, torch.Tensor]:
         module = DPO(
