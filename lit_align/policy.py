@@ -139,7 +139,7 @@ class Policy(nn.Module):
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every weight as if the adapter were merged: W + ΔW, accumulated in float32.
+        """Name and value of every weight as if the adapter were merged: W + ΔW, summed in float32 at least.
 
         Names are those of the plain transformers model. Tied weights appear once. Shards stay shards; quantized weights
         are unpacked.
@@ -149,8 +149,10 @@ class Policy(nn.Module):
                 continue
             layer = self.model.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
             if self.adapter is not None and isinstance(layer, LoraLayer) and name.endswith(".base_layer.weight"):
-                delta = sum(layer.get_delta_weight(slot).float() for slot in layer.active_adapters)  # type: ignore[operator]
-                yield name.replace(".base_layer", ""), settled(unpacked(parameter)).float() + delta
+                weight = settled(unpacked(parameter))
+                wide = torch.promote_types(weight.dtype, torch.float32)
+                delta = sum(layer.get_delta_weight(slot).to(wide) for slot in layer.active_adapters)  # type: ignore[operator]
+                yield name.replace(".base_layer", ""), weight.to(wide) + delta
             else:
                 yield name.replace(".base_layer", ""), unpacked(parameter)
 

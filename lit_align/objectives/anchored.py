@@ -174,7 +174,7 @@ class AnchoredObjective(PreferenceObjective):
         assert self.policy is not None
         assert self.reference is not None
         recorded = batch.reference_logps is not None or self.proximal > 0
-        if not recorded and self.reference_config.dtype != "auto":
+        if not recorded and self.reference.dtype != self.policy.dtype:
             return other_type_bound(batch)
         fresh = self.lora is None or self.lora.adapter is None  # a fresh adapter adds 0 in any form
         compiled = self.policy_config.compile

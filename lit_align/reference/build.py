@@ -46,16 +46,16 @@ def make_reference(
     path = config.path or policy_config.path
     origin = replace(policy_config, path=path, dtype=dtype_name(dtype))
     if config.path is not None:
-        origin.quantize = None
+        origin.quantize = origin.revision = None  # the policy's
     if config.form == "recorded":
         # a fresh adapter adds 0
         adapter = lora if config.path is None and lora is not None and lora.adapter is not None else None
 
         def load() -> AbstractContextManager[CopiedReference]:
-            return beside.loaded(lambda: CopiedReference(_load(origin, config, adapter)), policy.device)
+            return beside.loaded(lambda: CopiedReference(_load(origin, policy, config, adapter)), policy.device)
 
         return RecordedReference(load, dtype)
-    source = policy if config.path is None else _load(origin, config)
+    source = policy if config.path is None else _load(origin, policy, config)
     is_soft = rule is not None and rule.alpha < 1
     return CopiedReference(source, dtype=dtype, accumulate=is_soft, offload=config.form == "offload")
 
@@ -80,10 +80,10 @@ def _check_form(config: ReferenceConfig, lora: LoRAConfig | None, rule: RefreshR
         )
 
 
-def _load(origin: PolicyConfig, config: ReferenceConfig, adapter: LoRAConfig | None = None) -> Policy:
-    """The model of a reference; errors name its own option."""
+def _load(origin: PolicyConfig, policy: Policy, config: ReferenceConfig, adapter: LoRAConfig | None = None) -> Policy:
+    """The model of a reference, which reads the policy's tokens; errors name its own option."""
     try:
-        return Policy.load(origin, adapter)
+        return Policy.load(origin, adapter, policy.tokenizer)
     except UserError as error:
         if config.path is None:
             raise

@@ -34,6 +34,12 @@ def test_the_first_loss_is_the_closed_form_with_margins_of_exactly_zero(
     assert "margins exactly 0 ✓ · live reference" in capsys.readouterr().out
 
 
+def test_a_dtype_that_is_the_policys_own_is_checked_exactly(tiny_model, pairs, capsys):
+    reference = ReferenceConfig(dtype="float32")
+    fit(DPO(PolicyConfig(tiny_model, dtype="float32"), reference=reference), pairs, max_steps=1)
+    assert "margins exactly 0 ✓ · live reference" in capsys.readouterr().out
+
+
 def test_the_first_step_is_checked_with_recorded_anchors_within_rounding(tiny_model, in_tmp, capsys):
     fit(DPO(PolicyConfig(tiny_model), proximal=0.1), on_policy(in_tmp), max_steps=1)
     said = capsys.readouterr().out
