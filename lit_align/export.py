@@ -67,7 +67,7 @@ def _check_folder(folder: Path, ours: str) -> None:
 
 
 def _save_generation_config(policy: Policy, config: dict[str, Any], folder: Path) -> None:
-    """Write the generation config: the tokens that end a response, and the temperature and top_p of the run."""
+    """Write the generation config: the tokens that end a response, and the temperature and filters of the rounds."""
     generation = getattr(policy.model, "generation_config", None)
     if generation is None:
         return
@@ -75,7 +75,8 @@ def _save_generation_config(policy: Policy, config: dict[str, Any], folder: Path
     generation.eos_token_id = tokenizer.end_ids()
     sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
     if sampling.get("temperature", 0) > 0:
-        generation.update(do_sample=True, temperature=sampling["temperature"], top_p=sampling["top_p"])
+        filters = {name: sampling[name] for name in ("temperature", "top_p", "top_k")}  # transformers' top_k is 50
+        generation.update(do_sample=True, **filters)
     generation.save_pretrained(folder)
 
 

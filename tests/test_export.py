@@ -193,6 +193,16 @@ def test_the_card_states_the_formula_of_an_objective_of_ones_own(tiny_model, in_
     assert "| objective | Own: −log σ(own) |" in Path("exported/README.md").read_text()
 
 
+def test_the_exported_model_samples_as_the_rounds_did(tiny_model, in_tmp):
+    Path("run").mkdir()
+    fit(DPO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp))).save_checkpoint("run/last.ckpt")
+    sampling = vars(Sampling(temperature=0.8, top_p=0.9))
+    Path("run/config.yaml").write_text(yaml.safe_dump({"model": {}, "data": {"init_args": {"sampling": sampling}}}))
+    export("run/last.ckpt", "exported")
+    saved = AutoModelForCausalLM.from_pretrained("exported").generation_config
+    assert (saved.do_sample, saved.temperature, saved.top_p, saved.top_k) == (True, 0.8, 0.9, 0)
+
+
 def test_the_card_states_the_arguments_of_the_chat_template():
     objective = SavedObjective("DPO", "−log σ", "logp", PolicyConfig("base"), None, 0.1, 0.0, None, None)
     config = {"data": {"init_args": {"template_args": {"enable_thinking": False}}}}
