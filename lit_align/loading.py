@@ -97,7 +97,7 @@ class LoRAConfig(metaclass=CheckedArguments):
         dropout: Dropout on the adapter's input while training.
         targets: Names of the layers to adapt; all-linear is every linear layer but the output head.
         rslora: Scale by alpha / √r instead (arXiv 2312.03732).
-        adapter: Folder of an existing adapter to continue training; it brings its own r, alpha, targets.
+        adapter: Folder of an existing adapter to continue training; it brings its own values of all other options.
     """
 
     r: int = 16
@@ -113,6 +113,13 @@ class LoRAConfig(metaclass=CheckedArguments):
         check_number("model.lora.dropout", self.dropout, least=0, most=0.99)
         if not self.targets:
             raise UserError("model.lora.targets must name at least one layer, or be all-linear. Name one.")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if self.adapter is not None and each.name != "adapter" and value != each.default:
+                raise UserError(
+                    f"model.lora.{each.name}={value} has no effect because adapter={self.adapter} brings its own. "
+                    "Leave it out."
+                )
 
 
 @contextmanager
@@ -330,6 +337,15 @@ def turn_off_dropout(model: nn.Module) -> None:
 
 
 def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CAUSAL_LM") -> PeftModel:
+    """Add a new adapter to a model, or a saved one; only the adapter's weights are trained then.
+
+    Args:
+        task: peft's name of the model's task.
+
+    Raises:
+        UserError: the saved adapter cannot be read or is not a plain one, no layer has the name of a target, or an
+            embedding and an output head that share weights would be adapted.
+    """
     if lora.adapter is not None:
         with naming_errors(f"model.lora.adapter: cannot load {lora.adapter!r}"), types_shown(model):
             adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)

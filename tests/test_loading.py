@@ -14,7 +14,7 @@ from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
 from lit_align.errors import UserError
 from lit_align.loading import turn_off_dropout
-from lit_align.policy import Policy, PolicyConfig
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 
 
 class Hostile:
@@ -68,6 +68,14 @@ def test_a_damaged_model_is_one_message(tiny_model: str, in_tmp: Path, damage: s
     with pytest.raises(UserError, match=rf"^model\.policy\.path: .*{message}"):
         Policy.load(PolicyConfig("./model"), None)
     assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "option", [{"r": 8}, {"alpha": 16}, {"dropout": 0.1}, {"targets": ["q_proj"]}, {"rslora": True}]
+)
+def test_options_beside_an_adapter_of_ones_own_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"model.lora.{min(option)}=.* has no effect because adapter=mine brings"):
+        LoRAConfig(adapter="mine", **option)
 
 
 def test_dropout_is_off_whatever_its_rate_is_called() -> None:

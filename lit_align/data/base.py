@@ -92,7 +92,7 @@ class PairsDataModule(TokenizingDataModule):
         for name, path, split in (("validation", validation, validation_split), ("test", test, test_split)):
             if path is None and split is not None:
                 raise UserError(f"data.{name}_split={split} has no effect without data.{name}. Leave it out.")
-        check_number("data.seed", seed, least=0)
+        check_number("data.seed", seed, least=0, most=2**32 - 1)  # as seed_everything
         self.validation = validation
         self.validation_split = validation_split
         self.test = test

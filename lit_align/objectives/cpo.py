@@ -16,7 +16,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.errors import check_number
+from lit_align.errors import UserError, check_number
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import check_positive, check_shape
@@ -77,6 +77,10 @@ class CPO(PreferenceObjective):
         self.beta = beta
         check_number("model.alpha", alpha, least=0)
         self.alpha = alpha
+        if length_normalize and not alpha:
+            raise UserError(
+                "model.length_normalize=true has no effect because alpha=0 leaves the likelihood out. Leave it out."
+            )
         self.length_normalize = length_normalize
 
     def data_needs(self) -> DataNeeds:

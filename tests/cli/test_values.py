@@ -115,6 +115,7 @@ def fails(in_tmp: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch, capsys
         ("--data.train_split=", "data.init_args.train_split must not be empty"),
         ("--data.validation_split=test", "data.validation_split=test has no effect without data.validation"),
         ("--data.seed=-1", "data.seed=-1 must be at least 0"),
+        (f"--data.seed={2**32}", "data.seed=4294967296 must be at least 0 and at most"),
         ("--model.lora.r=0", "model.lora.r=0 must be at least 1"),
         ("--model.lora.targets=[]", "model.lora.targets must name at least one layer"),
         ("--model.warmup_steps=-1", "model.warmup_steps=-1 must be at least 0"),

@@ -324,6 +324,7 @@ def test_data_without_rewards_is_refused_with_the_fix(tiny_model, in_tmp, make, 
         (lambda p: EXO(p, label_smoothing=0.0), r"model.label_smoothing=0.0 must be in \(0, ½\)"),
         (lambda p: EXO(p, reward_temperature=-1.0), "model.reward_temperature=-1.0 must be above 0"),
         (lambda p: SPPO(p, hard_labels=True, estimate_baseline=True), "Leave hard_labels out"),
+        (lambda p: CPO(p, alpha=0.0, length_normalize=True), "length_normalize=true has no effect because alpha=0"),
         (lambda p: KTO(p, undesirable_weight=-1.0), "model.undesirable_weight=-1.0 must be above 0"),
     ],
 )
