@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from lit_align.data.formats.messages import written_out
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError, Message, Row, Text, is_empty
 from lit_align.data.formats.unread import occurs_in
+from lit_align.data.formats.written_out import written_out
 from lit_align.errors import shown
 
 SYSTEM = "system|system_prompt|system_message"
@@ -45,7 +45,7 @@ def with_columns_beside(row: Row, record: Record, *, may_become_chat: bool) -> R
 def _template_args(record: Record) -> dict[str, Any]:
     """Arguments of the chat template in a column of their own, as in TRL."""
     name, value = record.get(TEMPLATE_ARGS)
-    value = _object(value)
+    value = _object(value, record)
     if not isinstance(value, dict):
         raise record.wrong(name, value, "an object")
     if taken := [key for key in value if key in _RENDERING]:
@@ -100,19 +100,19 @@ def _with_system(row: Row, record: Record, *, may_become_chat: bool) -> Row:
 def _objects(record: Record, name: str) -> list[dict[str, Any]]:
     """A list of objects, or a single one; a table may hold the list or its objects as JSON."""
     _, value = record.get(name)
-    whole = _object(value)
-    objects = [_object(each) for each in (whole if isinstance(whole, list) else [whole])]
+    whole = _object(value, record)
+    objects = [_object(each, record) for each in (whole if isinstance(whole, list) else [whole])]
     if not all(isinstance(each, dict) for each in objects):
         is_text = any(isinstance(each, str) for each in objects)
         raise record.wrong(name, value, "a list of objects" + ", and a text in it is not valid JSON" * is_text)
     return objects
 
 
-def _object(value: Any) -> Any:
+def _object(value: Any, record: Record) -> Any:
     """The value that a text spells out in JSON; any other value as it is."""
     if not isinstance(value, str):
         return value
     try:
-        return written_out(value)
+        return written_out(value, record.reading.skipped)
     except ValueError:
         return value

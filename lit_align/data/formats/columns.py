@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
-from lit_align.data.formats.messages import written_out
 from lit_align.data.formats.record import Reading, Record
 from lit_align.data.formats.rows import DataError, is_empty, listing
+from lit_align.data.formats.written_out import written_out
 from lit_align.errors import shown
 
 TARGETS = {
@@ -71,8 +71,9 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Record, Reading], Record]:
     paths = {path for target, made_of in columns.items() for path in _paths(target, made_of)}
 
     def apply(record: Record, reading: Reading) -> Record:
+        record = Record(record.values, record.source, reading)
         if not values:
-            return Record(record.values, record.source, reading)
+            return record
         used = {path if path in record.values else _steps(path)[0] for path in paths}
         rest = {name: value for name, value in record.values.items() if name not in used and name not in values}
         for name in (name for name in record.values if name in used and name not in paths):
@@ -115,7 +116,7 @@ def follow(record: Record, path: str) -> Any:
     for step in _steps(path):
         if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
             try:
-                value = written_out(value)
+                value = written_out(value, record.reading.skipped)
             except ValueError:
                 raise record.wrong(path, value, "an object or a list to follow the path into") from None
         if isinstance(value, list) and re.fullmatch(r"-?\d+", step):

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def table_records(batches: Iterable[pa.RecordBatch | pa.Table], path: str, name:
     rows = chain.from_iterable(map(_objects, parts))
     try:
         for number, row in enumerate(rows, 1):
-            yield Record({key: without_nulls(value) for key, value in row.items()}, f"{name}:{number}")
+            yield Record({key: as_in_json(value) for key, value in row.items()}, f"{name}:{number}")
     except DataError:
         raise
     except _ARROW_ERRORS as error:
@@ -137,12 +138,15 @@ def _objects(part: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
     return part.to_pylist(maps_as_pydicts="strict")
 
 
-def without_nulls(value: Any) -> Any:
-    """The value without the keys that Arrow adds to objects because other rows have them."""
+def as_in_json(value: Any) -> Any:
+    """The value as JSON has it: without the keys that Arrow adds to objects because other rows have them, and decimals
+    as usual numbers."""
     if isinstance(value, dict):
-        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+        return {key: as_in_json(each) for key, each in value.items() if each is not None}
     if isinstance(value, list):
-        return [without_nulls(each) for each in value]
+        return [as_in_json(each) for each in value]
+    if isinstance(value, Decimal):
+        return float(value) if value % 1 else int(value)
     return value
 
 

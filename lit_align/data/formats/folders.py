@@ -24,6 +24,8 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _WORD = re.compile(r"[A-Za-z]+")
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\W.*)?")
+"""A file of the hub, named after its split: train_prefs-00000-of-00002.parquet."""
 
 
 def is_saved(path: Path) -> bool:
@@ -150,6 +152,11 @@ def _matching(path: Path, files: list[Path], pattern: str) -> list[Path]:
 def _by_name(path: Path, files: list[Path]) -> dict[str, list[Path]]:
     """The files of each split, by the names of files and folders; all are for training if none names a split."""
     splits: dict[str, list[Path]] = {}
+    shards = [(shard[1], file) for file in files if (shard := _SHARD.fullmatch(file.name))]
+    if len(shards) == len(files):
+        for split, file in shards:
+            splits.setdefault(split, []).append(file)
+        return splits
     for file in files:
         words = {word.lower() for part in file.relative_to(path).parts for word in _WORD.findall(part)}
         named = next((split for split, names in _SPLITS.items() if not words.isdisjoint(names)), None)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from lit_align.data.formats.compressed import kind_of, open_binary, whole
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError
+from lit_align.data.formats.written_out import has_surrogate, without_surrogates
 from lit_align.errors import first_line, shown
 
 PIECE = 1 << 18
@@ -185,9 +186,9 @@ class _List:
             if end == len(self._text) and not self._ended:  # it may continue
                 self._read_on()
                 continue
-            has_surrogate = _SURROGATE.search(self._text, self._place, end)
+            may_have_half = has_surrogate(self._text, self._place, end)
             self._place = end
-            return without_surrogates(value, self._skipped) if has_surrogate else value
+            return without_surrogates(value, self._skipped) if may_have_half else value
 
     def _read_on(self) -> None:
         """Drop what has been read and add more."""
@@ -255,18 +256,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 _SURROGATE_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
-
-
-def without_surrogates(value: Any, skipped: Counter[str]) -> Any:
-    """The value with � for half a surrogate pair, which is not a character that a tokenizer or a file can take."""
-    if isinstance(value, dict):
-        return {key: without_surrogates(each, skipped) for key, each in value.items()}
-    if isinstance(value, list):
-        return [without_surrogates(each, skipped) for each in value]
-    if not isinstance(value, str):
-        return value
-    whole = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if whole != value:
-        skipped["texts with half a surrogate pair, now �"] += 1
-    return whole

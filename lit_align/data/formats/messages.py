@@ -6,12 +6,12 @@ Roles are brought to user, assistant, system, developer and tool where their mea
 error. Keys that chat templates read are kept, other keys are reported as unread.
 """
 
-import ast
-import json
 import re
+from collections import Counter
 from typing import Any
 
 from lit_align.data.formats.rows import Answer, DataError, Message, Text, is_empty, listing
+from lit_align.data.formats.written_out import written_out
 from lit_align.errors import shown
 
 ROLES = {
@@ -72,17 +72,18 @@ class MessageReader:
         source: Names the row in messages.
         column: Name of the column.
         unread: Takes the names of keys that are not read.
+        skipped: Counts the texts that are changed.
     """
 
-    def __init__(self, source: str, column: str, unread: dict[str, None]):
-        self.source, self.column, self.unread = source, column, unread
+    def __init__(self, source: str, column: str, unread: dict[str, None], skipped: Counter[str]):
+        self.source, self.column, self.unread, self.skipped = source, column, unread, skipped
 
     def text(self, value: object) -> Text:
         """Plain text, or a chat of at least one message."""
         if isinstance(value, str):
             if _WRITTEN_OUT.match(value):
                 return self.chat(self._parsed(value))
-            return self.chat([one]) if (one := _one_message(value)) else value
+            return self.chat([one]) if (one := self._one_message(value)) else value
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
             return self.text(value[0])
         if self.column in _DIALOGUES and value and isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -187,9 +188,20 @@ class MessageReader:
 
     def _parsed(self, text: str) -> Any:
         try:
-            return written_out(text)
+            return written_out(text, self.skipped)
         except ValueError:
             raise self._wrong(text, "messages, but this text, which looks like them, is not valid JSON") from None
+
+    def _one_message(self, text: str) -> dict[str, Any] | None:
+        """The message that a text spells out; None if it is an ordinary text."""
+        if not _ONE_WRITTEN_OUT.match(text):
+            return None
+        try:
+            value = written_out(text, self.skipped)
+        except ValueError:
+            return None
+        is_message = isinstance(value, dict) and any(str(value.get(key)).lower() in ROLES for key in _ROLE_KEYS)
+        return value if is_message and not value.keys().isdisjoint(_CONTENT_KEYS) else None
 
     def _note(self, others: dict[str, Any]) -> None:
         for key, value in others.items():
@@ -198,18 +210,6 @@ class MessageReader:
 
     def _wrong(self, value: object, needed: str) -> DataError:
         return wrong_value(self.source, self.column, value, needed)
-
-
-def _one_message(text: str) -> dict[str, Any] | None:
-    """The message that a text spells out; None if it is an ordinary text."""
-    if not _ONE_WRITTEN_OUT.match(text):
-        return None
-    try:
-        value = written_out(text)
-    except ValueError:
-        return None
-    is_message = isinstance(value, dict) and any(str(value.get(key)).lower() in ROLES for key in _ROLE_KEYS)
-    return value if is_message and not value.keys().isdisjoint(_CONTENT_KEYS) else None
 
 
 def trained_turns(chat: list[Message]) -> tuple[list[Message], list[int]]:
@@ -226,22 +226,6 @@ def as_answer(message: Message) -> Answer:
     """The assistant's message as a response: its text, if it has no further key."""
     message = without_marks([message])[0]
     return message["content"] if message.keys() == {"role", "content"} else message
-
-
-def written_out(text: str) -> Any:
-    """The value that a text spells out in JSON, or as Python prints it.
-
-    Raises:
-        ValueError: the text is neither.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
-        raise ValueError("neither JSON nor a Python literal") from error
 
 
 def wrong_value(source: str, column: str, value: object, needed: str) -> DataError:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_align.data.formats.messages import MessageReader, written_out, wrong_value
+from lit_align.data.formats.messages import MessageReader, wrong_value
 from lit_align.data.formats.rows import DataError, Message, Text, is_empty, listing
+from lit_align.data.formats.written_out import written_out
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Record:
 
     def chat(self, name: str, value: list[Any]) -> list[Message]:
         """The messages in a list that a column holds."""
-        return MessageReader(self.source, name, self.reading.unread).chat(value)
+        return self._reader(name).chat(value)
 
     def string(self, column: str) -> str:
         name, value = self.get(column)
@@ -76,7 +77,7 @@ class Record:
         name, value = self.get(column)
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
-                value = written_out(value)
+                value = written_out(value, self.reading.skipped)
             except ValueError:
                 raise self.wrong(name, value, "a list, but this one is not valid JSON") from None
         if not isinstance(value, list):
@@ -120,7 +121,10 @@ class Record:
         return wrong_value(self.source, name, value, needed)
 
     def _text(self, name: str, value: object) -> Text:
-        return MessageReader(self.source, name, self.reading.unread).text(value)
+        return self._reader(name).text(value)
+
+    def _reader(self, name: str) -> MessageReader:
+        return MessageReader(self.source, name, self.reading.unread, self.reading.skipped)
 
 
 LARGEST = 1e30
@@ -142,4 +146,4 @@ def either(column: str) -> str:
 
 def is_several(value: object) -> bool:
     """A list of texts, not a chat, which is a list of objects."""
-    return isinstance(value, list) and all(isinstance(each, str | list) for each in value)
+    return isinstance(value, list) and not any(isinstance(each, dict) for each in value)

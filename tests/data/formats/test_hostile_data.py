@@ -238,6 +238,23 @@ def test_half_a_surrogate_pair_is_replaced_and_counted(tmp_path: Path):
     assert "surrogate" in next(iter(rows.skipped))
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": r'[{"role": "user", "content": "a\ud83d"}]'}, {}),
+        ({"prompt": r"{'role': 'user', 'content': 'a\ud83d'}"}, {}),
+        ({"prompt": '["a\\ud83d"]', "response_a": '["x"]', "response_b": '["y"]', "winner": "a"}, {}),
+        ({"row": r'{"text": "a\ud83d"}'}, {"prompt": "row.text"}),
+        ({"prompt": chat("Q"), "tools": r'[{"name": "a\ud83d"}]'}, {}),
+        ({"prompt": "Q", "\ud83d": 1}, {}),
+    ],
+)
+def test_half_a_surrogate_pair_may_be_spelled_out_in_a_text(row: dict[str, Any], columns: dict[str, str]):
+    rows = read(row, kind="prompts", columns=columns)
+    assert "a�" in str((rows[0].prompt, rows[0].tools)) or rows.unread == ("�",)
+    assert rows.skipped["texts with half a surrogate pair, now �"] == 1
+
+
 def test_a_hundred_thousand_letters_without_a_space_are_read_at_once():
     words = "It " + "a" * 100_000 + " " + "a" * 100_000
     row = read({"chosen": words + "b", "rejected": words + "c"})[0]

@@ -128,6 +128,15 @@ def test_a_row_without_a_winner_is_skipped_and_counted():
     assert read(strong, strong | {"preference_strength": 0}).skipped == {"rows without a winner": 1}
 
 
+def test_a_turn_without_an_answer_is_skipped_and_counted():
+    """As lmsys-arena-human-preference-55k writes it."""
+    row = {"prompt": '["Bird?"]', "response_a": '["Crow"]', "response_b": '["Stone"]', "winner_model_a": 1}
+    row |= {"winner_model_b": 0, "winner_tie": 0}
+    rows = read(row, row | {"response_b": "[null]"}, row | {"response_b": "[None]"})
+    assert len(rows) == 1
+    assert rows.skipped == {"rows with an empty turn": 2}
+
+
 def test_winners_numbers_are_understood_from_the_first_rows_or_refused():
     won = {"question": "Q", "answer_a": "x", "answer_b": "y", "winner": 1}
     assert [row.responses[0] for row in read(won, won | {"winner": 0})] == ["y", "x"]

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,14 @@ def test_a_downloaded_folder_is_read_by_the_names_of_its_files(tmp_path: Path):
     assert "Set `split` to one of test, train" in message_of(lambda: prompts(tmp_path, split="dev"))
 
 
+def test_the_files_of_the_hub_are_named_after_their_splits(tmp_path: Path):
+    """As in UltraFeedback binarized, whose train_sft has the pairs of train_prefs once more."""
+    for name in ("train_prefs-00000-of-00002", "train_prefs-00001-of-00002", "train_sft-00000-of-00001-a1b2"):
+        pq.write_table(pa.Table.from_pylist(PAIRS), tmp_path / f"{name}.parquet")
+    assert "Set `split` to one of train_prefs, train_sft" in message_of(lambda: prompts(tmp_path))
+    assert prompts(tmp_path, split="train_prefs") == PROMPTS * 2
+
+
 def test_a_folder_with_plain_names_is_one_data_set(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(lines(PAIRS[:2]))
     (tmp_path / "b.csv").write_bytes(table(tmp_path / "b.csv", ","))
@@ -323,6 +332,13 @@ def test_rewards_that_32_bits_cannot_hold_are_refused(tmp_path: Path, number: st
     message = message_of(lambda: prompts(file))
     assert "rows.jsonl:1: `score_chosen`" in message
     assert "finite number" in message
+
+
+def test_decimals_are_numbers(tmp_path: Path):
+    file = tmp_path / "rows.parquet"
+    scores = {"score_chosen": [Decimal("1.5")], "score_rejected": [Decimal("-2.0")]}
+    pq.write_table(pa.table({"prompt": ["Q"], "chosen": ["a"], "rejected": ["b"]} | scores), file)
+    assert read_rows(file, kind="preferences")[0].rewards == (1.5, -2.0)
 
 
 def test_keys_that_only_other_rows_have_are_not_added_to_tool_calls(tmp_path: Path):

@@ -17,9 +17,9 @@ from lit_align.data.formats.layouts.layout import (
     one_each,
 )
 from lit_align.data.formats.layouts.ranked import sorted_row
-from lit_align.data.formats.messages import written_out
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError, Row, Skip, Text
+from lit_align.data.formats.written_out import written_out
 from lit_align.errors import shown
 
 _CANDIDATE = re.compile(
@@ -112,7 +112,7 @@ def _texts(record: Record, found: Candidates) -> tuple[Text | None, list[Text]]:
 
 def _listed_turns(record: Record, found: Candidates) -> list[Text] | None:
     """Chats, if prompt and responses are lists with a text for each turn (lmsys-arena-human-preference)."""
-    lists = [_strings(record.values.get(name)) for name in ("prompt", *found.columns)]
+    lists = [_strings(record, name) for name in ("prompt", *found.columns)]
     prompts, *answers = lists
     if prompts is None:
         return None
@@ -127,11 +127,12 @@ def _listed_turns(record: Record, found: Candidates) -> list[Text] | None:
     ]
 
 
-def _strings(value: object) -> list[object] | None:
+def _strings(record: Record, name: str) -> list[object] | None:
     """A list of texts (None for a missing turn), or its JSON text."""
-    if isinstance(value, str) and re.match(r"""\s*\[\s*["']""", value):
+    value = record.values.get(name)
+    if isinstance(value, str) and re.match(r"""\s*\[\s*(["']|null\b|None\b)""", value):
         try:
-            value = written_out(value)
+            value = written_out(value, record.reading.skipped)
         except ValueError:
             return None
     if isinstance(value, list) and value and all(each is None or isinstance(each, str) for each in value):
