@@ -31,6 +31,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def has_full_precision(dtype: torch.dtype, precision: object) -> bool:
+    """Whether weights of a type, and computation under Trainer's precision, have at least 32 bits."""
+    return dtype.itemsize >= 4 and "16" not in str(precision)
+
+
 def fast_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type itself, or float32 where this machine multiplies it slowly."""
     return dtype if is_fast(dtype) else torch.float32

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_align.console import print_field
+from lit_align.dtypes import has_full_precision
 from lit_align.errors import UserError, shown
 from lit_align.loading import from_fields
 from lit_align.logprobs import PreferenceBatch
@@ -184,7 +185,7 @@ class AnchoredObjective(PreferenceObjective):
             self.policy,
             logps,
             batch,
-            full_precision=self.policy.dtype.itemsize >= 4 and "16" not in str(self.trainer.precision),
+            full_precision=has_full_precision(self.policy.dtype, self.trainer.precision),
             reason="recorded anchor" if recorded else "live reference that may sum in another order",
         )
 

@@ -29,6 +29,19 @@ class Bound(NamedTuple):
 EXACT = Bound(0.0, "live reference")
 
 
+def rounding_of_batches(longest: float, full_precision: bool) -> float:
+    """The difference of a response's log-probabilities in two batches that rounding explains, in nats.
+
+    In half precision each token's rounding differs, and for a response of n tokens the differences add up to about √n
+    of one. The bound is four times that.
+
+    Args:
+        longest: Tokens of the longest response.
+        full_precision: Whether weights and computation have at least 32 bits.
+    """
+    return 1e-3 if full_precision else 4 * HALF_PRECISION_ERROR * longest**0.5
+
+
 def other_type_bound(batch: PreferenceBatch) -> Bound:
     """The bound for a reference whose weights have another dtype than the policy's."""
     return Bound(HALF_PRECISION_ERROR * batch.lengths.max().item(), "reference of another dtype")
@@ -39,20 +52,20 @@ def rounding_bound(
 ) -> Bound:
     """The bound for the policy's own log-probabilities, computed in another batch or in another order.
 
-    In half precision each token's rounding differs, and for a response of n tokens the differences add up to about √n
-    of one. The bound is four times that, or four times the difference measured on this batch when each of its examples
-    is computed alone.
+    In half precision it is that of `rounding_of_batches`, or four times the difference measured on this batch when each
+    of its examples is computed alone.
 
     Args:
         logps: [B, K], the policy's log-probabilities of the batch.
         full_precision: Whether weights and computation have at least 32 bits.
         reason: Why the anchor is not exact.
     """
+    bound = rounding_of_batches(batch.lengths.max().item(), full_precision)
     if full_precision:
-        return Bound(1e-3, reason)
+        return Bound(bound, reason)
     alone = torch.cat([policy(batch.select(slice(i, i + 1))) for i in range(batch.size)])
     measured = (logps - alone).abs().max().item()
-    return Bound(max(4 * HALF_PRECISION_ERROR * batch.lengths.max().item() ** 0.5, 4 * measured), reason)
+    return Bound(max(bound, 4 * measured), reason)
 
 
 def check_closed_form(objective: str, at_anchor: float, expected: float) -> None:

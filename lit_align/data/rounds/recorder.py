@@ -24,10 +24,12 @@ from lit_align.data.batches import Example, record_logps
 from lit_align.data.rounds.row_types import LogpsRow, StoredRow
 from lit_align.data.rounds.store import Part, RoundStore
 from lit_align.data.table import ExampleTable
+from lit_align.dtypes import has_full_precision
 from lit_align.errors import UserError
 from lit_align.files import repr_in_pieces
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
+from lit_align.objectives.first_step import rounding_of_batches
 from lit_align.sharding import barrier_with_timeout, computing, in_turns
 
 R = TypeVar("R", bound=StoredRow)
@@ -202,7 +204,8 @@ class Recorder:
         first = recorded[0]
         with reference.present() as present:
             (again,) = self.logps(present.logps, [first])
-        bound = 1e-3 if reference.dtype.itemsize >= 4 else 1.0
+        full_precision = has_full_precision(reference.dtype, self.module.trainer.precision)
+        bound = rounding_of_batches(max(map(len, first.response_ids)), full_precision)
         check_cache(first.reference_logps or [], again, bound, str(store.path))
         return recorded
 
