@@ -49,7 +49,7 @@ class PolicyConfig(metaclass=CheckedArguments):
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         compile: Compile the model's blocks with torch.compile, and a reference beside it: faster steps on GPUs after
             a minute of compilation.
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit of a model on the hub.
         trust_remote_code: Run code that the model's repository ships.
         tokenizer: Hub name or folder of another tokenizer than the model's; data.tokenizer sets it.
         chat_template: A file, or the text, of another chat template than the tokenizer's; data.chat_template sets it.
@@ -209,8 +209,17 @@ def resolve_dtype(config: PolicyConfig, lora: LoRAConfig | None) -> torch.dtype:
 
 
 def locate_model(config: PolicyConfig) -> dict[str, Any]:
-    """`from_pretrained`'s arguments for a hub name, a folder, a GGUF file, or a GGUF file in a package."""
+    """`from_pretrained`'s arguments for a hub name, a folder, a GGUF file, or a GGUF file in a package.
+
+    Raises:
+        UserError: the file, the folder or the package does not exist, or it has a revision.
+    """
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+    if config.revision is not None and (config.path.endswith(".gguf") or Path(config.path).exists()):
+        raise UserError(
+            f"model.policy.revision={config.revision} has no effect because {config.path!r} is not a hub name. Leave "
+            "it out."
+        )
     if config.path.endswith(".gguf"):
         package, colon, file = config.path.rpartition(":")
         path = Path(file)

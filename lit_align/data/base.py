@@ -102,6 +102,11 @@ class PairsDataModule(TokenizingDataModule):
         self.ignore_columns = ignore_columns
         self.turns: Turns = turns
         self.texts = TextStreams({"sft": (sft, sft_split), "pretraining": (pretraining, pretraining_split)})
+        if text_batch_size is not None and not self.texts.sources:
+            raise UserError(
+                f"data.text_batch_size={text_batch_size} has no effect without data.sft or data.pretraining. Leave it "
+                "out."
+            )
         self.text_batch_size = text_batch_size
         self.group_by_length = group_by_length
         check_number("data.wait_minutes", wait_minutes, above=0)

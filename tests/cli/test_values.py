@@ -116,6 +116,8 @@ def fails(in_tmp: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch, capsys
         ("--data.validation_split=test", "data.validation_split=test has no effect without data.validation"),
         ("--data.seed=-1", "data.seed=-1 must be at least 0"),
         (f"--data.seed={2**32}", "data.seed=4294967296 must be at least 0 and at most"),
+        ("--data.text_batch_size=4", "data.text_batch_size=4 has no effect without data.sft or data.pretraining"),
+        ("--model.policy.revision=v2", "model.policy.revision=v2 has no effect because"),
         ("--model.lora.r=0", "model.lora.r=0 must be at least 1"),
         ("--model.lora.targets=[]", "model.lora.targets must name at least one layer"),
         ("--model.warmup_steps=-1", "model.warmup_steps=-1 must be at least 0"),
