@@ -99,7 +99,11 @@ def configuration_of(run: Path) -> dict[str, Any]:
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The given checkpoint, or the newest one of a run."""
+    """The given checkpoint, or the newest one of a run.
+
+    Raises:
+        UserError: there is none.
+    """
     path = Path(source)
     if not path.exists():
         raise UserError(f"{source}: no such folder or checkpoint. Name a run's folder or one of its checkpoints.")
@@ -115,7 +119,11 @@ def find_checkpoint(source: str | Path) -> Path:
 
 
 def load_policy(path: Path) -> tuple[Policy, SavedObjective]:
-    """The policy of a checkpoint with its weights, without reference adapters, and the objective that trained it."""
+    """The policy of a checkpoint with its weights, without reference adapters, and the objective that trained it.
+
+    Raises:
+        UserError: the checkpoint is damaged, or does not fit the model that it names.
+    """
     checkpoint, objective = _read(path)
     policy = (Scored if objective.scores else Policy).load(objective.policy, objective.lora)
     base = checkpoint.get(provenance.KEY, {}).get(provenance.BASE_MODEL)

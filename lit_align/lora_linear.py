@@ -57,7 +57,8 @@ class LoRALinear(lora.Linear):
 class LoRAProduct(torch.autograd.Function):
     """y = W·x + b + s·B·A·x, with W, b and x in bfloat16 and the update in float32; W and b are frozen.
 
-    The output is that of peft's layer. Gradients of x are rounded to bfloat16 once, where peft's are rounded twice.
+    The output is that of peft's layer. The update's gradient of x is added before it is rounded to bfloat16, which peft
+    does before and after.
     """
 
     @staticmethod

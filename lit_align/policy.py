@@ -105,7 +105,12 @@ class Policy(nn.Module):
     def load_model(
         config: PolicyConfig, lora: LoRAConfig | None, tokenizer: PreTrainedTokenizerBase
     ) -> PreTrainedModel:
-        """The transformers model, without the adapter."""
+        """The transformers model, without the adapter.
+
+        Raises:
+            UserError: it cannot be read, or is a classifier.
+            NotImplementedError: see `check_logits`.
+        """
         model = load_weights(AutoModelForCausalLM, config, lora)
         if any("SequenceClassification" in name for name in model.config.architectures or []):
             raise UserError(

@@ -49,6 +49,7 @@ def is_quantized(weight: Tensor) -> bool:
 
 
 def holds_quantized(module: nn.Module) -> bool:
+    """Whether some weights of a module are stored in 4 bits."""
     return any(is_quantized(weight) for weight in module.parameters())
 
 

@@ -313,7 +313,11 @@ def take(group: Example, branches: Sequence[int]) -> Example:
 
 
 def with_labels(example: Example) -> Example:
-    """A pair with a label for each response: the chosen one is desirable (1), the other is not (0)."""
+    """A pair with a label for each response: the chosen one is desirable (1), the other is not (0).
+
+    Raises:
+        UserError: it has more than two responses.
+    """
     if len(example.response_ids) > 2:
         raise UserError("data.pairing must make pairs, since labels apply to pairs. Use BestWorst.")
     return example if example.labels else replace(example, labels=[1.0, 0.0])
@@ -324,6 +328,9 @@ def with_mismatched(examples: Sequence[Example]) -> Iterator[Example]:
 
     The response comes from the next example with another prompt. This happens once per data set or round, since a batch
     may hold a single example.
+
+    Raises:
+        UserError: all examples have the same prompt, or one has more than two responses.
     """
     if all(example.prompt_ids == examples[0].prompt_ids for example in examples):
         raise UserError("KTO's z0 needs responses to other prompts, but all rows have the same. Add other prompts.")

@@ -64,6 +64,7 @@ def settle(seen: Sequence[SeenEnd], *, samples: bool) -> PromptEnd:
 
 
 def without_effect(given: SamplingPrompt, reason: str) -> UserError:
+    """The error for an option that has no effect."""
     return UserError(f"{OPTION}={given} has no effect because {reason}. Leave it out.")
 
 

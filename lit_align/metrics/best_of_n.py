@@ -18,6 +18,9 @@ def best_of_n(rewards: Tensor, values: Tensor, n: int) -> Tensor:
         rewards: [P, N], by which a response is selected.
         values: [P, N], of the same responses; may be the rewards themselves, or another scorer's.
         n: From 1 (a random response) to N (the best of all).
+
+    Raises:
+        ValueError: n is not in that range.
     """
     N = rewards.shape[1]
     if not 1 <= n <= N:

@@ -2,6 +2,8 @@
 
 A proximal form (PR-DPO, PR-IPO, ...) is the same class with `proximal` > 0; a trust-region form (TR-DPO, TR-IPO, ...)
 is the same class with a `ReferenceRefresh` callback.
+
+Every loss function raises a ValueError that names an argument whose shape is not the one in its docstring.
 """
 
 from lit_align.objectives._likelihood import sft_loss

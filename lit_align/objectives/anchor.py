@@ -42,6 +42,9 @@ def effective_anchor(
 
     Returns:
         The anchor's log-probabilities, and β_eff = `beta` + `proximal`.
+
+    Raises:
+        UserError: a weight is below 0, both are 0, or one above 0 lacks its log-probabilities.
     """
     if not (beta >= 0 and proximal >= 0 and beta + proximal > 0):
         raise UserError(
@@ -82,6 +85,9 @@ def adapted_proximal(proximal: float, kl: float, target: float) -> float:
         kl: KL(π‖π_s) at its end, in nats per response, estimated from all responses of the round, not from selected
             pairs (`metrics.kl_from_sampler`).
         target: The KL that a round should reach.
+
+    Raises:
+        UserError: the KL is NaN.
     """
     if math.isnan(kl):
         raise UserError(

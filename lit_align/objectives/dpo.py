@@ -68,6 +68,10 @@ def dpo_loss(
         robust: Correct the bias of flipped labels instead of smoothing them.
         rewards: [B, K], scalar rewards in place of labels.
         reward_temperature: β_r, used with `rewards` only.
+
+    Raises:
+        ValueError: `label_smoothing` is out of its range, or is given together with `rewards`, as are `labels` or
+            `robust`.
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing={label_smoothing} must be in [0, ½): at ½ labels carry no information.")

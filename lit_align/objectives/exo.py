@@ -55,6 +55,9 @@ def exo_loss(
         rewards: [B, K], scalar rewards in place of the pair's order.
         reward_temperature: β_r, used with `rewards` only.
         label_smoothing: ε in (0, ½), used by the pair form only.
+
+    Raises:
+        ValueError: `label_smoothing` is out of its range.
     """
     check_shape("logps", logps, "B", 2 if rewards is None else "K>=2")
     check_shape("anchor_logps", anchor_logps, *logps.shape)

@@ -12,7 +12,8 @@ The paper takes c = ½, the value for large β. `sppo_baseline` estimates c from
 
 In the PR form (β = β_eff, anchor the *unnormalised* mixture) this also carries log Z̃, which dividing by
 Σ_k anchor_k/π_s,k would drop. The plain mean over K samples is unbiased for exp(c/β), not for c; it is noisy if K is
-small, or if β is small against the spread of P.
+small, or if β is small against the spread of P. The K responses must be samples of π_s itself: those of another
+temperature, or of top_p or top_k, make it biased.
 
 Where we differ: the sum over K is the paper's, without a factor ½. The authors' code averages over the pair, which
 halves loss and gradient. It estimates P with soft labels, each response against all K including itself

@@ -34,10 +34,16 @@ def make_reference(
     """Build the cheapest correct reference.
 
     Args:
+        policy: The policy at the start.
+        policy_config: Its options, with which another model is loaded, too.
+        lora: None if all weights are trained.
+        config: The form, type and path of the reference.
+        rule: How the reference moves; None if it never does.
         beside: Loads a recorded reference.
 
     Raises:
-        UserError: the configured form cannot follow the rule.
+        UserError: the configured form is impossible or cannot follow the rule, or the model of `config.path` cannot be
+            read.
     """
     _check_form(config, lora, rule)
     if lora is not None and (config.form == "adapter" or (config.form == "auto" and config.is_start)):
