@@ -71,7 +71,9 @@ def _save_generation_config(policy: Policy, config: dict[str, Any], folder: Path
     generation = getattr(policy.model, "generation_config", None)
     if generation is None:
         return
-    tokenizer = PreferenceTokenizer(policy.tokenizer, max_prompt_length=1, max_response_length=1)
+    tokenizer = PreferenceTokenizer(
+        policy.tokenizer, max_prompt_length=1, max_response_length=1, model_ends=lambda: policy.ends
+    )
     generation.eos_token_id = tokenizer.end_ids()
     sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
     if sampling.get("temperature", 0) > 0:

@@ -143,6 +143,12 @@ class Policy(nn.Module):
         """The most tokens that the model can read, if its configuration states it."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a text by the model's generation config: <|user|> in GLM-4's."""
+        ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every weight as if the adapter were merged: W + ΔW, summed in float32 at least.
 

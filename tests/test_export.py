@@ -15,7 +15,7 @@ from peft import PeftModel
 from processes import run_in
 from safetensors.torch import load_file
 from tiny import CHAT_TEMPLATE, adamw, fit, write_pairs, write_prompts
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 import lit_align.cli.chat
 from lit_align.callbacks import FSDP2Strategy, FSDPSharding, ReferenceRefresh
@@ -201,6 +201,17 @@ def test_the_exported_model_samples_as_the_rounds_did(tiny_model, in_tmp):
     export("run/last.ckpt", "exported")
     saved = AutoModelForCausalLM.from_pretrained("exported").generation_config
     assert (saved.do_sample, saved.temperature, saved.top_p, saved.top_k) == (True, 0.8, 0.9, 0)
+
+
+def test_the_model_keeps_its_own_ends_of_a_text(tiny_model, in_tmp):
+    shutil.copytree(tiny_model, "model")
+    GenerationConfig(eos_token_id=[0, 1]).save_pretrained("model")
+    data = OfflinePairs(write_pairs(in_tmp))
+    fit(DPO(PolicyConfig("model")), data).save_checkpoint("last.ckpt")
+    assert data.preference_tokenizer.end_ids() == [0, 2, 1]
+    export("last.ckpt", "exported")
+    assert AutoModelForCausalLM.from_pretrained("exported").generation_config.eos_token_id == [0, 2, 1]
+    assert Speaker("exported", Sampling()).preference_tokenizer.end_ids() == [0, 2, 1]
 
 
 def test_the_card_states_the_arguments_of_the_chat_template():

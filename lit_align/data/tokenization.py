@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -56,6 +56,7 @@ class PreferenceTokenizer:
         template_args: Arguments of the chat template.
         wraps_prompts: Make a plain prompt the user's turn of a chat.
         positions: The model's maximum number of tokens, prompt and response together; None without a limit.
+        model_ends: Gives further tokens at which sampling ends, if they are special tokens.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class PreferenceTokenizer:
         template_args: Mapping[str, Any] | None = None,
         wraps_prompts: bool = False,
         positions: int | None = None,
+        model_ends: Callable[[], Iterable[int]] = tuple,
     ):
         self.tokenizer: Any = tokenizer  # the stubs' union types are too wide to be useful
         self.renderer = ChatRenderer(tokenizer, template_args)
@@ -76,6 +78,7 @@ class PreferenceTokenizer:
         self.long_prompts = long_prompts
         self.wraps_prompts = wraps_prompts
         self.positions = positions
+        self._model_ends = model_ends
         self.counts: Counter[str] = Counter()
         self.prompt_ends: dict[PromptEnd, SeenEnd] = {}
         self.encoder = Encoder(tokenizer)
@@ -184,7 +187,8 @@ class PreferenceTokenizer:
 
     def end_ids(self) -> list[int]:
         """Tokens at which sampling ends a response."""
-        return list(dict.fromkeys([self._eos, self._turn_end]))
+        own = [token for token in self._model_ends() if token in self._special_ids]
+        return list(dict.fromkeys([self._eos, self._turn_end, *own]))
 
     # --- text to tokens ---
 
@@ -223,7 +227,7 @@ class PreferenceTokenizer:
     def _encode(self, text: str, begin: Ids | None = None) -> Ids:
         """Tokens of a text; a beginning-of-sequence token in the text is left out if `begin` has one."""
         ids = self.encoder(text)
-        is_doubled = begin and ids and ids[0] == begin[-1] == self._bos
+        is_doubled = begin and ids and ids[0] == begin[-1] == self.tokenizer.bos_token_id
         return ids[1:] if is_doubled else ids
 
     def _prompt_within(self, rendering: Rendering, begin: Ids, wholes: list[Ids], prompt_ids: Ids) -> Ids | None:
@@ -329,10 +333,6 @@ class PreferenceTokenizer:
             texts = (message.get("content") for message in row.prompt)
             if any(isinstance(text, str) and self._special.search(text) for text in texts):
                 self.counts["chats with special tokens in their text"] += 1
-
-    @cached_property
-    def _bos(self) -> int | None:
-        return self.tokenizer.bos_token_id
 
     @cached_property
     def _eos(self) -> int:

@@ -163,6 +163,7 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
             template_args=self.template_args,
             wraps_prompts=_wraps_prompts(self.wrap_prompts_as_chat, self.tokenizer, self.needs),
             positions=module.positions if isinstance(module, PreferenceObjective) else None,
+            model_ends=module.model_ends if isinstance(module, PreferenceObjective) else tuple,
         )
 
 

@@ -157,6 +157,10 @@ class PreferenceObjective(ResumableModule):
         """The policy's maximum number of tokens, known before it is loaded if its files say so."""
         return self.policy.positions if self.policy else load_positions(self.policy_config)
 
+    def model_ends(self) -> list[int]:
+        """The tokens that end a text by the model's generation config; none before the policy is loaded."""
+        return self.policy.ends if self.policy else []
+
     def load_policy(self) -> Policy:
         """The policy at the start."""
         return Policy.load(self.policy_config, self.lora, self._tokenizer)

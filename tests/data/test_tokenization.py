@@ -57,6 +57,11 @@ def test_a_reply_ends_the_turn_and_a_text_ends_the_text():
     assert small(chat=False).end_ids() == [0]
 
 
+def test_sampling_also_ends_at_the_special_tokens_that_the_model_names():
+    """GLM-4's turns end with the <|user|> of the next; 99 is the number of a letter here."""
+    assert small(model_ends=lambda: [1, 0, 99]).end_ids() == [0, 2, 1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_verbatim_text_has_only_its_own_tokens(kind):
     """The trained parts and those before them spell the whole; nothing is put at its beginning or end."""
