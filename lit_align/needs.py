@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 DataKind = Literal["preferences", "labelled", "texts"]
+OutputName = Literal["logp", "reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class DataNeeds:
     needs_whole_groups: bool = False
     reads_sampler: bool = False
     reads_recorded_reference: bool = False
-    output_name: Literal["logp", "reward"] = "logp"
+    output_name: OutputName = "logp"
 
     @property
     def gives_logps(self) -> bool:

@@ -77,8 +77,8 @@ def adapted_proximal(proximal: float, kl: float, target: float) -> float:
         λ ← λ·(1 + ½·clip(KL/target − 1, −1, 1))
 
     This is the proportional controller of Ziegler et al. 2019 (arXiv 1909.08593), applied per round instead of per
-    batch and with a gain of ½ instead of 0.1. The KL of an exact step falls as (β+λ)⁻²: near the target, a gain of ½
-    corrects the error in one round, and a gain of 1 would oscillate.
+    batch, with a gain of ½ instead of 0.1 and errors clipped at ±1 instead of ±0.2. The KL of an exact step falls as
+    (β+λ)⁻²: near the target, a gain of ½ corrects the error in one round, and a gain of 1 would oscillate.
 
     Args:
         proximal: λ of the round that has just ended.

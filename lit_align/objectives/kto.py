@@ -133,6 +133,10 @@ class KTO(AnchoredObjective):
         weights = torch.ones_like(ratios) if batch.weights is None else batch.weights.to(ratios)
         self._mismatched.append(torch.stack([ratios, weights]))
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._mismatched.clear()  # of a step that an earlier fit did not finish
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gathered: Any = self.all_gather(torch.cat(self._mismatched, dim=1))  # [2, M], or [processes, 2, M]
         ratios, weights = gathered.movedim(-2, 0).flatten(1)

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from lit_align import provenance
 from lit_align.loading import LoRAConfig, PolicyConfig, from_fields
+from lit_align.needs import OutputName
 from lit_align.reference.config import ReferenceConfig, RefreshRule
-
-OutputName = Literal["logp", "reward"]
 
 
 @dataclass(frozen=True)

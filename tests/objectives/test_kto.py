@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from lit_align.data import Listwise, OfflinePairs
 from lit_align.errors import UserError
+from lit_align.objectives import kto
 from lit_align.objectives.anchor import effective_anchor
 from lit_align.objectives.kto import KTO, kto_loss, kto_z0
 from lit_align.policy import PolicyConfig
@@ -217,6 +218,22 @@ def test_one_batch_of_eight_and_eight_of_one_accumulated_are_one_step(tiny_model
     for name, value in results[0].items():
         if "metrics" not in name:
             assert_close(value, results[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+class Interrupted(Callback):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            raise RuntimeError("between two micro-batches")
+
+
+def test_a_step_that_was_interrupted_does_not_enter_z0(tiny_model, in_tmp, monkeypatch):
+    sizes: list[int] = []
+    monkeypatch.setattr(kto, "kto_z0", lambda ratios, weights: sizes.append(len(ratios)) or kto_z0(ratios, weights))
+    module, data = KTO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp), batch_size=4)
+    with pytest.raises(RuntimeError, match="between two micro-batches"):
+        fit(module, data, Interrupted(), accumulate_grad_batches=2)
+    fit(module, data, accumulate_grad_batches=2)
+    assert sizes == [8]
 
 
 def test_single_responses_are_weighed_by_their_label_and_logged_by_side(tiny_model, in_tmp):
