@@ -275,26 +275,35 @@ class ChatRenderer:
     # --- completeness ---
 
     def _check_messages(self, row: Row, prompt: str) -> None:
-        """Check that the template leaves out no message of the prompt.
+        """Check that the template leaves out no message of the prompt, nor the calls of tools in one.
 
         Raises:
-            UserError: it renders the same without one.
+            UserError: it leaves out a message, whatever its text, or the name of a function that is called.
         """
         chat, squeezed_prompt = _chat(row), ""
         for place, message in enumerate(chat):
             text = (message["content"] or "").rpartition("</think>")[2].strip()
-            if text in prompt:
+            parts = [text, *_functions(message)]
+            if all(part in prompt for part in parts):
                 continue
             squeezed_prompt = squeezed_prompt or squeezed(prompt)
-            others = [*chat[:place], *chat[place + 1 :]]
-            if squeezed(text) in squeezed_prompt or not others or self.template.refuses(row, others):
-                continue
-            if self.template.render(row, others) == self.template.render(row, chat):
+            lost = [part for part in parts if squeezed(part) not in squeezed_prompt]
+            if lost[:1] == [text] and self._reads_text(row, place):
+                lost = lost[1:]
+            if lost:
+                is_call = lost[0] != text
+                fix = "Put the calls into its text" if is_call else "Put its text into a user's turn"
                 raise UserError(
-                    f"{row.source}: the chat template of {self.template.name!r} leaves out message {place + 1} "
-                    f"({message['role']}): {around(text, 0)}\n"
-                    "Put its text into a user's turn, take it out, or set another template (data.chat_template)."
+                    f"{row.source}: the chat template of {self.template.name!r} leaves out "
+                    f"{'the tool_calls of ' * is_call}message {place + 1} ({message['role']}): {around(lost[0], 0)}\n"
+                    f"{fix}, take it out, or set another template (data.chat_template)."
                 )
+
+    def _reads_text(self, row: Row, place: int) -> bool:
+        """Whether the rendering depends on the text of the message at a place."""
+        chat = _chat(row)
+        other = [*chat[:place], {**chat[place], "content": MARK}, *chat[place + 1 :]]
+        return self.template.refuses(row, other) or self.template.render(row, other) != self.template.render(row, chat)
 
     def _check_complete(self, row: Row, answer: Answer, whole: str, start: int) -> None:
         """Check that the template puts all of the answer's text into the response, but for white space."""
@@ -340,8 +349,13 @@ def _texts(answer: Answer) -> Iterator[tuple[str, str]]:
     for key in ("content", *THOUGHTS):
         if isinstance(value := answer.get(key), str):
             yield key, value
-    for call in answer.get("tool_calls") or []:
-        yield "tool_calls", str(call.get("function", call).get("name", ""))
+    for name in _functions(answer):
+        yield "tool_calls", name
+
+
+def _functions(message: Message) -> list[str]:
+    """The names of the functions that a message calls."""
+    return [str(call.get("function", call).get("name", "")) for call in message.get("tool_calls") or []]
 
 
 def _before_tag(start: str, text: str) -> str:

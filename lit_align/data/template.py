@@ -5,6 +5,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from jinja2 import TemplateError
@@ -239,13 +240,17 @@ def _with_parts(messages: list[Message], roles: Collection[str]) -> list[Message
 
 
 def _with_arguments(messages: list[Message]) -> Iterator[list[Message]]:
-    """The chat with the arguments of its calls of tools as objects, as most templates read them; then as JSON text."""
+    """The chat with the arguments of its calls of tools as objects, as most templates read them; then as JSON text.
+
+    Beside calls the content may be missing; some templates read an empty one in its place, which comes last.
+    """
     if not any(message.get("tool_calls") for message in messages):
         yield messages
         return
-    for form in (_parsed, _dumped):
+    for content, form in product((None, ""), (_parsed, _dumped)):
         chat = copy.deepcopy(messages)
         for message in chat:
+            message["content"] = content if message["content"] is None else message["content"]
             for call in message.get("tool_calls") or []:
                 called = call.get("function") or call
                 if "arguments" in called:

@@ -343,6 +343,37 @@ def test_a_template_that_leaves_out_a_message_is_an_error():
     assert made.row(CASES["several turns"]) is not None
 
 
+def test_a_message_is_missed_whatever_stays_in_its_place():
+    turn = "{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}"
+    made = with_template("{% for m in messages %}" + turn + "{{ '\n' if not loop.last }}{% endfor %}")
+    with pytest.raises(UserError, match=r"leaves out message 1 \(system\): Be short\."):
+        made.row(CASES["system"])
+    upper = with_template(CHAT_TEMPLATE.replace("m.content", "m.content | upper"))  # it is changed, and not left out
+    assert upper.prompt_ids(CASES["system"]) is not None
+
+
+def test_calls_of_tools_in_the_prompt_are_missed():
+    row = Row([*HI, CALL, message("tool", "sunny")], ("yes", "no"), source="rows.jsonl:2")
+    words = (
+        r"rows.jsonl:2: .*leaves out the tool_calls of message 2 \(assistant\): weather\nPut the calls into its text"
+    )
+    with pytest.raises(UserError, match=words):
+        with_template(CHAT_TEMPLATE).row(row)
+
+
+def test_a_call_without_content_is_one_with_empty_content():
+    """Qwen3's and Granite's templates cannot add to what is missing."""
+    turn = "{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls %}{{ c.function }}{% endfor %}"
+    made = with_template(
+        "{% for m in messages %}" + turn + "<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    missing = {**CALL, "content": None}
+    assert made.row(Row(HI, (missing, "no"))) == made.row(Row(HI, (CALL, "no")))
+    result = message("tool", "sunny")
+    assert made.prompt_ids(Row([*HI, missing, result])) == made.prompt_ids(Row([*HI, CALL, result]))
+
+
 def test_a_date_and_an_unknown_end_of_turn_are_noted():
     dated = "{% if date_string is undefined %}{% set date_string = strftime_now('%d') %}{% endif %}{{ date_string }}"
     notes = dict(notes_on(with_template(dated + CHAT_TEMPLATE), [Row(HI)]))
