@@ -122,12 +122,15 @@ class LearningRate:
         return done.of_round(trainer) if self.each_round else done.of(trainer)
 
     def start(self, trainer: Trainer) -> None:
-        """Set the first step's rate where it depends on the length of the run, which is not known before.
+        """Begin a run: set its first step's rate where it depends on the run's length, which is not known before.
 
         Raises:
             UserError: warm-up is a share of a run without an end.
         """
-        if trainer.global_step or not 0 < self.warmup_steps < 1:
+        if trainer.global_step:
+            return
+        self.warmed_up_at = Completed(0, 0, 0.0)  # the warm-up of an earlier fit is not this one's
+        if not 0 < self.warmup_steps < 1:
             return
         if not self.factor(trainer, 0):
             raise UserError(

@@ -95,6 +95,14 @@ def test_the_end_of_warm_up_survives_a_resume_of_a_longer_run(tiny_model, in_tmp
     assert resumed == pytest.approx([3 / 4, 2 / 4, 1 / 4])
 
 
+def test_a_second_fit_warms_up_by_itself(tiny_model, in_tmp):
+    module, watch = DPO(PolicyConfig(tiny_model), optimizer=sgd(1.0), warmup_steps=2), Watch()
+    data = write_pairs(in_tmp, 12)
+    fit(module, OfflinePairs(data, batch_size=3))
+    fit(module, OfflinePairs(data, batch_size=2), watch)
+    assert watch["train/learning_rate"] == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
+
+
 class Optimizer(Callback):
     """Keeps, before each step, the learning rate and how many steps Adam remembers."""
 
