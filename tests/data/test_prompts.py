@@ -75,6 +75,7 @@ def test_rounds_take_the_prompts_that_they_always_took():
     order = torch.randperm(10, generator=torch.Generator().manual_seed(5)).tolist()
     assert places_of_round(10, "all", 1, 3, 5).tolist() == list(range(10))
     assert places_of_round(10, "chunk", 1, 3, 5).tolist() == order[1::3]
+    assert places_of_round(10, "chunk", 4, 3, 5).tolist() == order[1::3], "in a second fit of 3 rounds"
     assert places_of_round(10, 4, 2, 3, 5).tolist() == [order[i % 10] for i in range(8, 12)]
 
 

@@ -23,7 +23,7 @@ def places_of_round(count: int, per_round: PromptsPerRound, index: int, rounds: 
         return np.arange(count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
     if per_round == "chunk":
-        return order[index::rounds]
+        return order[index % rounds :: rounds]  # a second fit counts on from the rounds of the first
     return order[np.arange(index * per_round, (index + 1) * per_round) % count]
 
 
