@@ -138,18 +138,17 @@ class OnPolicyPairs(PairsDataModule):
         if stage != "fit":
             return
         self._epoch = self._next = None  # a round of an earlier fit is not this one's
-        if self._read is not None:
-            return
+        module.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         check_can_sample(module)
         self.check_needs(self.pairing, sampled=True)
         check_samples_ahead(self.sampler, self.rounds_ahead)
-        self.read_beside()
-        module.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         check_known(self.prompts_per_round, self._rounds)
-        barrier_with_timeout("setup", self.wait_minutes)
-        source = self.source(self.prompts, self.prompts_split)
-        self.settle_sampling_prompt(self.texts.examples, sampled=lambda: source.read("prompts"))
-        self._read = read_prompts(source, self.prompt_tokenizer, TokenCache.at(self.cache_dir))
+        if self._read is None:
+            self.read_beside()
+            barrier_with_timeout("setup", self.wait_minutes)
+            source = self.source(self.prompts, self.prompts_split)
+            self.settle_sampling_prompt(self.texts.examples, sampled=lambda: source.read("prompts"))
+            self._read = read_prompts(source, self.prompt_tokenizer, TokenCache.at(self.cache_dir))
         check_prompts(self.prompt_count, self.prompts_per_round, self._rounds, self.prompts)
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:

@@ -71,6 +71,15 @@ def test_each_epoch_is_a_round_sampled_by_the_current_policy(tiny_model, in_tmp)
     assert len(list((in_tmp / "rounds").iterdir())) == 3
 
 
+def test_each_epoch_of_a_second_fit_is_a_round_too(tiny_model, in_tmp):
+    module, data, rounds = module_of(tiny_model), on_policy(in_tmp, prompts_per_round="chunk"), Rounds()
+    fit(module, data, max_epochs=2)
+    fit(module, data, rounds, max_epochs=2)
+    first, second = ({example.source for example in made} for made in rounds.made)
+    assert data.rounds_made == 4
+    assert not first & second
+
+
 @pytest.mark.parametrize("sampler", [GenerateSampler(), ContinuousBatchingSampler()], ids=["generate", "continuous"])
 def test_sampler_logps_are_those_of_the_policy_that_sampled(tiny_model, in_tmp, sampler):
     """log π_s is the model's own, regardless of the sampler's filters."""
