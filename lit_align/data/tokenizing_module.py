@@ -64,10 +64,23 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         self._ends_seen: list[SeenEnd] = []
 
     def setup(self, stage: str) -> None:
-        """Give the trained module the tokenizer and the chat template before it builds its model."""
+        """Give the trained module the tokenizer and the chat template before it builds its model.
+
+        Raises:
+            UserError: the rows have been read with the tokens of another tokenizer, for another module.
+        """
         assert self.trainer is not None
         _set_tokenizer(self.trainer.lightning_module, self.tokenizer_path, self.chat_template)
+        if self._preference_tokenizer is not None and not self._has_same_tokens(self._preference_tokenizer.tokenizer):
+            raise UserError(
+                f"this {type(self).__name__} holds the tokens of an earlier run, whose tokenizer had another "
+                "vocabulary. Make a new one for this run."
+            )
         self._apply_prompt_end()
+
+    def _has_same_tokens(self, tokenizer: Any) -> bool:
+        """Whether a tokenizer has the tokens of the trained module's."""
+        return tokenizer is self.tokenizer or tokenizer.get_vocab() == self.tokenizer.get_vocab()
 
     @property
     def needs(self) -> DataNeeds:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import run_in
-from tiny import adamw, byte_tokenizer, fit
+from tiny import adamw, byte_tokenizer, fit, write_pairs
 
 from lit_align.data import AllPairs, BestWorst, Listwise, OfflinePairs
 from lit_align.data.batches import Example, collate
@@ -20,7 +21,7 @@ from lit_align.data.examples import Source
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
-from lit_align.objectives import DPO
+from lit_align.objectives import DPO, IPO
 from lit_align.policy import PolicyConfig
 
 
@@ -127,6 +128,18 @@ class Served(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: PreferenceBatch, batch_idx: int) -> None:
         self.steps.append(batch.index.tolist())
+
+
+def test_data_read_for_another_tokenizer_are_refused(tiny_model, in_tmp):
+    shutil.copytree(tiny_model, "other")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained("other")
+    data = OfflinePairs(write_pairs(in_tmp))
+    fit(DPO(PolicyConfig(tiny_model)), data, max_steps=1)
+    fit(IPO(PolicyConfig(tiny_model)), data, max_steps=1)
+    with pytest.raises(UserError, match="holds the tokens of an earlier run, whose tokenizer had another vocabulary"):
+        fit(DPO(PolicyConfig("./other")), data)
 
 
 def test_weighted_sources_are_served_alike_by_any_number_of_processes(tiny_model, in_tmp):
