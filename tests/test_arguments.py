@@ -125,6 +125,13 @@ def test_rows_a_dataset_and_a_path_train_as_their_file_does(tiny_model: str, in_
     several = OfflinePairs([path, rows, {"path": rows, "weight": 2}])
     assert [Path(source.path).name for source in several._sources] == ["pairs.jsonl", "rows.jsonl", "rows.jsonl"]
     assert "rows[1] cannot be written as JSON" in message_of(lambda: OfflinePairs([{"prompt": "a"}, {"prompt": b""}]))
+    changed = Dataset.from_list(rows).with_transform(lambda batch: batch)
+    assert "Apply the function with `map`" in message_of(lambda: OfflinePairs(changed))
+
+
+def test_half_a_surrogate_pair_in_given_rows_is_replaced():
+    data = OfflinePairs([{"prompt": "a\ud83d", "chosen": "b", "rejected": "c"}])
+    assert data._sources[0].read("preferences")[0].prompt == "a�"
 
 
 def test_a_users_class_is_checked_by_its_own_annotations():

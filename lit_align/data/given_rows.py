@@ -18,9 +18,14 @@ def as_file(given: Any) -> Any:
     """The path of a file with the rows, if rows are given, written if it is not there yet; else what is given.
 
     Raises:
-        UserError: a row holds something other than texts, numbers, lists and dicts.
+        UserError: a row holds something other than texts, numbers, lists and dicts; or a data set has a transform.
     """
     if _is_dataset(given):
+        if given.format["type"] == "custom":
+            raise UserError(
+                "the data set has a transform (set_transform), which is applied only where rows are read in Python and "
+                "would be lost. Apply the function with `map`."
+            )
         name, identity, write = "rows.parquet", given._fingerprint, given.to_parquet
     elif _are_rows(given):
         name, identity, write = "rows.jsonl", digest(_lines(given)), lambda path: _write_lines(path, given)
@@ -53,7 +58,7 @@ def _is_dataset(value: Any) -> bool:
 
 
 def _write_lines(path: Path, rows: list[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="surrogatepass") as file:  # as it is read
         file.writelines(_lines(rows))
 
 
