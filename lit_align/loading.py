@@ -170,7 +170,7 @@ def read_template(given: str) -> str:
     if "{" in given:
         return given
     try:
-        return Path(given).read_text(encoding="utf-8")
+        return Path(given).read_text(encoding="utf-8-sig")  # editors may put a mark at the beginning
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"data.chat_template={given} must be a file, or a template's text with {{{{ … }}}}: {first_line(error)}. "

@@ -114,7 +114,7 @@ class Examples(NamedTuple):
         """Write all but the table."""
         header = self._asdict() | {"digest": self.examples.digest_of_tokens()}
         del header["examples"]
-        (folder / HEADER).write_text(json.dumps(header, ensure_ascii=False))
+        (folder / HEADER).write_text(json.dumps(header))  # in ASCII: the name of a file may not be Unicode
 
     def describe(self, name: str) -> Iterator[tuple[str, str]]:
         """Lines of the run's header, under a name."""

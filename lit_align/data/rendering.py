@@ -240,9 +240,8 @@ class ChatRenderer:
             within = last
         run = re.compile(rf"\s*(?:{self._specials.pattern})+")
         for text in (os.path.commonprefix([last, within]), last):  # noqa: RUF071
-            before, eos, _ = text.partition(self._eos)
-            if eos:
-                return eos, before + eos
+            if self._eos and self._eos in text:
+                return self._eos, text.partition(self._eos)[0] + self._eos
             if found := run.match(text):
                 ends = list(self._specials.finditer(found.group()))
                 while len(ends) > 1 and ends[-1].group() in self._openers:
@@ -255,7 +254,7 @@ class ChatRenderer:
         """The special tokens that open a user's turn, which Command A's template puts after an answer."""
         probe = Row([{"role": "user", "content": MARK}], source=self.template.name)
         before = self.template.render(probe, _chat(probe)).partition(MARK)[0]
-        return {found.group() for found in self._specials.finditer(before)} - {self._eos}
+        return {found.group() for found in self._specials.finditer(before)}
 
     def _without_end(self, answer: Answer) -> Answer:
         """The answer without an end token that it spells out itself, since the template adds one."""

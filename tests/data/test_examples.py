@@ -1,6 +1,7 @@
 """Sources become examples: options of reading, the check of tokens, held-out shares, several sources."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,7 @@ def chats(count: int) -> list[dict[str, Any]]:
 
 
 def test_another_template_is_sampled_trained_on_and_saved(tiny_model, in_tmp):
-    write(in_tmp / "template.jinja", [])
-    (in_tmp / "template.jinja").write_text(SHOUTING)
+    (in_tmp / "template.jinja").write_text("\ufeff" + SHOUTING, encoding="utf-8")  # with an editor's mark
     module = DPO(PolicyConfig(tiny_model), optimizer=adamw())
     options = {"chat_template": "template.jinja", "template_args": {"mood": "!"}}
     data = OfflinePairs(write(in_tmp / "rows.jsonl", chats(4)), batch_size=2, **options)
@@ -115,6 +115,12 @@ def test_rows_longer_than_the_models_positions_are_refused(tiny_model, in_tmp):
     fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), data)
     assert data.train_examples[-1].tokens <= 512 + 4
     assert "1 prompts too long, cut" in data.summary
+
+
+def test_a_files_name_need_not_be_unicode(tiny_model, in_tmp):
+    path = write(in_tmp / os.fsdecode(b"rows\xff.jsonl"), pairs(4))
+    fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), data := OfflinePairs(path, batch_size=2))
+    assert "rows\udcff.jsonl: preference pairs" in data.summary
 
 
 def test_labels_of_one_kind_are_pointed_out(tiny_model, in_tmp):

@@ -57,6 +57,14 @@ def test_a_reply_ends_the_turn_and_a_text_ends_the_text():
     assert small(chat=False).end_ids() == [0]
 
 
+@pytest.mark.parametrize("prompt", ["Hi", CHAT])
+def test_a_tokenizer_without_an_end_of_text_is_refused(prompt):
+    made = small()
+    made.tokenizer.eos_token = None
+    with pytest.raises(UserError, match=r"has no eos_token. Set data.tokenizer"):
+        made_of(made.tokenizer).row(Row(prompt, ("yes", "no")))
+
+
 def test_sampling_also_ends_at_the_special_tokens_that_the_model_names():
     """GLM-4's turns end with the <|user|> of the next; 99 is the number of a letter here."""
     assert small(model_ends=lambda: [1, 0, 99]).end_ids() == [0, 2, 1]
