@@ -116,6 +116,10 @@ class PairsDataModule(TokenizingDataModule):
         self._validation_read: ExampleTable | None = None
         self._validation_examples: ExampleTable | None = None  # with log π_ref, if it is recorded
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self._validation_examples = None  # log π_ref is of another reference in each run
+
     @property
     def seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.given_seed is None else self.given_seed

@@ -56,7 +56,7 @@ class OfflinePairs(PairsDataModule):
         self._parts: list[Examples] = []
         self._held_out_part: Examples | None = None
         self._examples_read: ExampleTable | None = None
-        self._recorded = False
+        self._recorded: ExampleTable | None = None  # the same with log π_ref, if it is recorded
 
     def _train_sources(self, train: str | list[str | Source]) -> list[Source]:
         if isinstance(train, str):
@@ -72,8 +72,11 @@ class OfflinePairs(PairsDataModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and self._examples_read is None:
-            self.check_needs(self.pairing)
+        if stage != "fit":
+            return
+        self.check_needs(self.pairing)
+        self._recorded = None
+        if self._examples_read is None:
             self.read_beside()
             split = self._split
             self._parts = [
@@ -85,8 +88,7 @@ class OfflinePairs(PairsDataModule):
                 split.forget()
             check_joinable(self._sources, [part.examples for part in self._parts])
             self._examples_read = ExampleTable.joined([part.examples for part in self._parts])
-        if stage == "fit":
-            self.settle_sampling_prompt([*self._parts, *self.texts.examples])
+        self.settle_sampling_prompt([*self._parts, *self.texts.examples])
 
     @cached_property
     def _split(self) -> HeldOutShare | None:
@@ -107,11 +109,11 @@ class OfflinePairs(PairsDataModule):
         module: Any = self.trainer and self.trainer.lightning_module
         if isinstance(module, PreferenceObjective) and module.policy is not None:
             check_fits(self._examples_read, module.policy.positions)
-        if not self._recorded:
-            self._examples_read, self._recorded = self.record_reference(self._examples_read), True
+        if self._recorded is None:
+            self._recorded = self.record_reference(self._examples_read)
         counts = tuple(len(part.examples) for part in self._parts)
         mixture = Mixture(counts, tuple(source.weight for source in self._sources))
-        loader = self._training_loader(self._examples_read, mixture=mixture)
+        loader = self._training_loader(self._recorded, mixture=mixture)
         if loader.dropped:
             print_line(f"  {loader.dropped} pairs of each epoch are left out: they fill no batch for every process.")
         return self.with_texts(loader)

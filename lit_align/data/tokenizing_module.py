@@ -59,6 +59,7 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         self.tokenizer_path = tokenizer
         self.wrap_prompts_as_chat: Literal["auto"] | bool = wrap_prompts_as_chat
         self._preference_tokenizer: PreferenceTokenizer | None = None
+        self._read_for: tuple[object, ...] = ()  # the needs that rows have been read for
         self._prompt_tokenizer: PreferenceTokenizer | None = None
         self._prompt_end = None if sampling_prompt == "auto" else PromptEnd(sampling_prompt)
         self._ends_seen: list[SeenEnd] = []
@@ -67,20 +68,21 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         """Give the trained module the tokenizer and the chat template before it builds its model.
 
         Raises:
-            UserError: the rows have been read with the tokens of another tokenizer, for another module.
+            UserError: rows have been read for an earlier run, of another tokenizer or kind of objective.
         """
         assert self.trainer is not None
         _set_tokenizer(self.trainer.lightning_module, self.tokenizer_path, self.chat_template)
-        if self._preference_tokenizer is not None and not self._has_same_tokens(self._preference_tokenizer.tokenizer):
+        if self._preference_tokenizer is not None and not self._reads_as_before(self._preference_tokenizer.tokenizer):
             raise UserError(
-                f"this {type(self).__name__} holds the tokens of an earlier run, whose tokenizer had another "
-                "vocabulary. Make a new one for this run."
+                f"this {type(self).__name__} holds rows that were read for an earlier run, with another tokenizer or "
+                "for another kind of objective. Make a new one for this run."
             )
         self._apply_prompt_end()
 
-    def _has_same_tokens(self, tokenizer: Any) -> bool:
-        """Whether a tokenizer has the tokens of the trained module's."""
-        return tokenizer is self.tokenizer or tokenizer.get_vocab() == self.tokenizer.get_vocab()
+    def _reads_as_before(self, tokenizer: Any) -> bool:
+        """Whether rows that were read with a tokenizer are what the trained module needs."""
+        same_tokens = tokenizer is self.tokenizer or tokenizer.get_vocab() == self.tokenizer.get_vocab()
+        return same_tokens and _rows_for(self.needs) == self._read_for
 
     @property
     def needs(self) -> DataNeeds:
@@ -99,6 +101,7 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         """Turns rows into tokens according to this run's options."""
         if self._preference_tokenizer is None:
             self._preference_tokenizer = self._make_tokenizer()
+            self._read_for = _rows_for(self.needs)
         return self._preference_tokenizer
 
     @property
@@ -178,6 +181,11 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
             positions=module.positions if isinstance(module, PreferenceObjective) else None,
             model_ends=module.model_ends if isinstance(module, PreferenceObjective) else tuple,
         )
+
+
+def _rows_for(needs: DataNeeds) -> tuple[object, ...]:
+    """The needs that decide what examples are made of rows."""
+    return needs.data_kind, needs.wraps_prompt_as_chat, needs.needs_mismatched
 
 
 def _wraps_prompts(given: Literal["auto"] | bool, tokenizer: Any, needs: DataNeeds) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import run_in
-from tiny import adamw, byte_tokenizer, fit, write_pairs
+from tiny import Watch, adamw, byte_tokenizer, fit, write_pairs
 
 from lit_align.data import AllPairs, BestWorst, Listwise, OfflinePairs
 from lit_align.data.batches import Example, collate
@@ -21,8 +21,9 @@ from lit_align.data.examples import Source
 from lit_align.errors import UserError
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
-from lit_align.objectives import DPO, IPO
+from lit_align.objectives import DPO, IPO, KTO, RewardModel
 from lit_align.policy import PolicyConfig
+from lit_align.reference.config import ReferenceConfig
 
 
 def pair(better: float, worse: float | None, **more: Any) -> dict[str, Any]:
@@ -130,7 +131,7 @@ class Served(Callback):
         self.steps.append(batch.index.tolist())
 
 
-def test_data_read_for_another_tokenizer_are_refused(tiny_model, in_tmp):
+def test_data_read_for_another_run_are_refused_where_they_differ(tiny_model, in_tmp):
     shutil.copytree(tiny_model, "other")
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["another"])
@@ -138,8 +139,20 @@ def test_data_read_for_another_tokenizer_are_refused(tiny_model, in_tmp):
     data = OfflinePairs(write_pairs(in_tmp))
     fit(DPO(PolicyConfig(tiny_model)), data, max_steps=1)
     fit(IPO(PolicyConfig(tiny_model)), data, max_steps=1)
-    with pytest.raises(UserError, match="holds the tokens of an earlier run, whose tokenizer had another vocabulary"):
-        fit(DPO(PolicyConfig("./other")), data)
+    for other in (DPO(PolicyConfig("./other")), KTO(PolicyConfig(tiny_model)), RewardModel(PolicyConfig(tiny_model))):
+        with pytest.raises(UserError, match="holds rows that were read for an earlier run"):
+            fit(other, data)
+
+
+def test_recorded_log_probabilities_stay_with_their_run(tiny_model, in_tmp):
+    path, watch = write_pairs(in_tmp), Watch()
+    data = OfflinePairs(path, validation=path)
+    fit(DPO(PolicyConfig(tiny_model), reference=ReferenceConfig("recorded")), data, watch)
+    assert watch.batches[0].reference_logps is not None
+    watch = Watch()
+    fit(DPO(PolicyConfig(tiny_model)), data, watch)
+    assert watch.batches[0].reference_logps is None
+    assert next(iter(data.val_dataloader())).reference_logps is None
 
 
 def test_weighted_sources_are_served_alike_by_any_number_of_processes(tiny_model, in_tmp):
