@@ -148,6 +148,12 @@ def test_winners_numbers_are_understood_from_the_first_rows_or_refused():
     assert "needs the name of the better response (answer_a, answer_b)" in refusal(won | {"winner": "maybe"})
 
 
+def test_a_letter_names_a_response_even_if_another_consists_of_it():
+    row = {"question": "Which?", "answer_a": "B", "answer_b": "A", "winner": "a"}
+    assert first(row).responses == ("B", "A")
+    assert first(row | {"answer_a": "Yes", "winner": "Yes"}).responses == ("Yes", "A")
+
+
 def test_an_instruction_and_its_input_are_one_prompt():
     rows = read(
         {"instruction": "Name a bird", "input": "", "chosen": "Crow", "rejected": "Stone"},

@@ -178,10 +178,13 @@ def _named(record: Record, found: Candidates, column: str, value: str) -> int | 
             if isinstance(of := record.values.get(model), str) and of.strip().lower() == value:
                 record.read.add(model)
                 return place
-        if value == name.lower() or record.values[name] == record.values[column]:
+        if value == name.lower():
             return place
     for place, suffix in enumerate(found.suffixes):
         if re.fullmatch(rf"((the[ _-])?({_NOUNS}|{found.stem})[ _-]?)?({suffix.lower()}|{'abcdefgh'[place]})", value):
+            return place
+    for place, name in enumerate(found.columns):
+        if record.values[name] == record.values[column]:
             return place
     raise record.wrong(column, record.values[column], f"the name of the better response ({', '.join(found.columns)})")
 
