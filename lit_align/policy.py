@@ -150,7 +150,7 @@ class Policy(nn.Module):
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every weight as if the adapter were merged: W + ΔW, summed in float32 at least.
+        """Name and value of every weight as if the adapter were merged: W + ΔW, accumulated in float32.
 
         Names are those of the plain transformers model. Tied weights appear once. Shards stay shards; quantized weights
         are unpacked.
@@ -160,10 +160,8 @@ class Policy(nn.Module):
                 continue
             layer = self.model.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
             if self.adapter is not None and isinstance(layer, LoraLayer) and name.endswith(".base_layer.weight"):
-                weight = settled(unpacked(parameter))
-                wide = torch.promote_types(weight.dtype, torch.float32)
-                delta = sum(layer.get_delta_weight(slot).to(wide) for slot in layer.active_adapters)  # type: ignore[operator]
-                yield name.replace(".base_layer", ""), weight.to(wide) + delta
+                delta = sum(layer.get_delta_weight(slot).float() for slot in layer.active_adapters)  # type: ignore[operator]
+                yield name.replace(".base_layer", ""), settled(unpacked(parameter)).float() + delta
             else:
                 yield name.replace(".base_layer", ""), unpacked(parameter)
 
