@@ -107,9 +107,9 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         """
         if not self._is_fitting:
             return
-        if missing := {KEY, provenance.KEY} - checkpoint.keys():
+        if missing := [key for key in (provenance.KEY, KEY) if not checkpoint.get(key)]:
             raise UserError(
-                f"the checkpoint was not written by a run of lit_align: it has no entry {min(missing)!r}. Name another."
+                f"the checkpoint was not written by a run of lit_align: it has no entry {missing[0]!r}. Name another."
             )
         is_whole = all(checkpoint.get(part) for part in ("loops", "optimizer_states", "lr_schedulers"))
         if "state_dict" in checkpoint and not is_whole:

@@ -93,6 +93,7 @@ FORGED = {
     "a position of words": lambda whole: whole | {"position": dict.fromkeys(whole["position"], "x")},
     "no position": lambda whole: {key: value for key, value in whole.items() if key != "position"},
     "no identity": lambda whole: {key: value for key, value in whole.items() if key != "identity"},
+    "an empty identity": lambda whole: whole | {"identity": {}},
     "callbacks: a list": lambda whole: whole | {"callbacks": []},
     "no optimizer's state": lambda whole: whole | {"optimizer_states": []},
     "weights of another project": lambda whole: whole | {"state_dict": {"encoder.weight": torch.ones(2)}},
