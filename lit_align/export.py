@@ -4,7 +4,9 @@ The objective and the policy are read from the checkpoint; the data, the verdict
 folder, as far as it holds them. Reference adapters are not exported.
 """
 
+import copy
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from lit_align.checkpoints import CheckedShardReader, check_hash, newest_first
 from lit_align.console import relative
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError, first_line
+from lit_align.files import writing
 from lit_align.model_card import model_card
 from lit_align.objectives.reward_model import Scored
 from lit_align.objectives.saved import SavedObjective
@@ -51,8 +54,11 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
         policy.tokenizer.save_pretrained(folder)
     else:
         policy.save(folder)
-    if not objective.scores:
-        _save_generation_config(policy, config, folder)
+    sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
+    tokenizer = PreferenceTokenizer(
+        policy.tokenizer, max_prompt_length=1, max_response_length=1, model_ends=lambda: policy.ends
+    )
+    save_generation_config(policy, tokenizer, sampling, folder)
     (folder / "README.md").write_text(model_card(objective, config, run, adapter), encoding="utf-8")
     return folder
 
@@ -66,20 +72,27 @@ def _check_folder(folder: Path, ours: str) -> None:
         )
 
 
-def _save_generation_config(policy: Policy, config: dict[str, Any], folder: Path) -> None:
-    """Write the generation config: the tokens that end a response, and the temperature and filters of the rounds."""
-    generation = getattr(policy.model, "generation_config", None)
-    if generation is None:
+def save_generation_config(
+    policy: Policy, tokenizer: PreferenceTokenizer, sampling: Mapping[str, Any], folder: Path
+) -> None:
+    """Write the generation config: the tokens that end a response, and the temperature and filters of the rounds.
+
+    A reward model has none.
+
+    Args:
+        tokenizer: Knows the tokens that end a response.
+        sampling: The options of the rounds' sampling; empty if there were no rounds.
+    """
+    own = getattr(policy.model, "generation_config", None)
+    if own is None or isinstance(policy, Scored):
         return
-    tokenizer = PreferenceTokenizer(
-        policy.tokenizer, max_prompt_length=1, max_response_length=1, model_ends=lambda: policy.ends
-    )
+    generation = copy.deepcopy(own)
     generation.eos_token_id = tokenizer.end_ids()
-    sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
     if sampling.get("temperature", 0) > 0:
         filters = {name: sampling[name] for name in ("temperature", "top_p", "top_k")}  # transformers' top_k is 50
         generation.update(do_sample=True, **filters)
-    generation.save_pretrained(folder)
+    with writing(folder):
+        generation.save_pretrained(folder)
 
 
 def configuration_of(run: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Logged after each round (epoch):
 import shutil
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,7 +25,10 @@ from rich.text import Text
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.checkpoints import STARTS
 from lit_align.console import print_field, print_line, program, relative
+from lit_align.data.base import PairsDataModule
+from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.errors import counted
+from lit_align.export import save_generation_config
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.objectives.memory import memory_line
@@ -154,6 +158,7 @@ class RunReport(AlignCallback):
             return
         print_line()
         if self.save_model:
+            _save_generation_config(trainer, pl_module, folder / "model")
             print_line(f"model      {folder / 'model'} (transformers format, with tokenizer)")
         _write_report(folder)
         # a script or a notebook has no configuration for a command
@@ -164,6 +169,15 @@ class RunReport(AlignCallback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             _write_report(Path(trainer.default_root_dir))
+
+
+def _save_generation_config(trainer: Trainer, module: PreferenceObjective, folder: Path) -> None:
+    """Write how the model's responses end and how they were sampled, if the data are a module of ours."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(data, PairsDataModule):
+        assert module.policy is not None
+        sampling = asdict(data.sampling) if isinstance(data, OnPolicyPairs) else {}
+        save_generation_config(module.policy, data.preference_tokenizer, sampling, folder)
 
 
 def _metrics_csv(trainer: Trainer) -> list[MetricsCSV]:
