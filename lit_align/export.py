@@ -87,6 +87,7 @@ def save_generation_config(
     if own is None or isinstance(policy, Scored):
         return
     generation = copy.deepcopy(own)
+    generation._from_model_config = False  # from here on it has settings of its own
     generation.eos_token_id = tokenizer.end_ids()
     if sampling.get("temperature", 0) > 0:
         filters = {name: sampling[name] for name in ("temperature", "top_p", "top_k")}  # transformers' top_k is 50

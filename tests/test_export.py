@@ -78,6 +78,7 @@ def test_plain_transformers_gives_the_policys_logps(tiny_model, in_tmp, lora):
     assert AutoTokenizer.from_pretrained("exported").chat_template
     for model in (exported, kept):
         assert model.generation_config.eos_token_id == [0, 2], "the text's end, and the turn's"
+        assert not model.generation_config._from_model_config
 
     if lora:
         export("run/checkpoints/last.ckpt", "adapter", adapter=True)
