@@ -188,6 +188,8 @@ class EngineProcess:
 def engine_environment(ours: Mapping[str, str], device: torch.device) -> dict[str, str]:
     """Environment variables of the engine's process: the policy's GPU, this process's threads, and no process group."""
     kept = {name: value for name, value in ours.items() if name not in _GROUP}
+    if "OMP_WAIT_POLICY" not in kept:  # the engine's idle threads must not take the cores of those that train
+        kept.setdefault("GOMP_SPINCOUNT", "1000")
     package = str(Path(__file__).parents[3])
     theirs = {
         "VLLM_LOGGING_LEVEL": "ERROR",

@@ -38,6 +38,15 @@ def test_the_engine_gets_the_policys_gpu_and_no_process_group():
     assert "CUDA_VISIBLE_DEVICES" not in engine_environment({}, torch.device("cpu"))
 
 
+def test_the_engines_idle_threads_leave_the_cores_to_training():
+    def spins(**ours: str) -> str | None:
+        return engine_environment(ours, torch.device("cpu")).get("GOMP_SPINCOUNT")
+
+    assert spins() == "1000"
+    assert spins(GOMP_SPINCOUNT="5") == "5"
+    assert spins(OMP_WAIT_POLICY="PASSIVE") is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_travel_to_another_process_unchanged(dtype):
     sent = {"a": torch.randn(3, 4).to(dtype), "b": torch.randn(4, 3).to(dtype).T, "c": torch.ones((), dtype=dtype)}
