@@ -20,7 +20,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 Sums = tuple[int, int]
 """Σ b and Σ b² over the bits of weights, read as integers of 16 bits, modulo 2⁶⁴."""
 
-CHUNK = {"cpu": 1 << 15, "cuda": 1 << 22}
+CHUNK = {"cpu": 1 << 17, "cuda": 1 << 22}
 """Integers that are summed at once: few enough for float64 to hold Σ b² exactly, and on CPUs for the cache."""
 
 
@@ -30,14 +30,19 @@ def weight_sums(weights: Iterable[Tensor]) -> Sums:
     Exact, and independent of how an engine stacks weights, orders their rows, or pads them with zeros.
     """
     total = squares = 0
+    buffer = torch.empty(0, dtype=torch.float64)  # kept, since new memory for each chunk takes longer than its sums
     for weight in weights:
         bits = weight.detach().contiguous().view(-1).view(torch.int16)
-        sums = torch.zeros(2, dtype=torch.int64, device=bits.device)  # wraps modulo 2⁶⁴
-        for chunk in bits.split(CHUNK[bits.device.type]):
-            wide = chunk.double()
-            sums += torch.stack([wide.sum(), wide.dot(wide)]).long()
-        total += int(sums[0])
-        squares += int(sums[1])
+        size = CHUNK[bits.device.type]
+        if buffer.device != bits.device or len(buffer) != size:
+            buffer = torch.empty(size, dtype=torch.float64, device=bits.device)
+        sums = []
+        for chunk in bits.split(size):
+            wide = buffer[: len(chunk)].copy_(chunk)
+            sums += [wide.sum(), wide.dot(wide)]
+        exact = torch.stack(sums).long()
+        total += int(exact[::2].sum())  # wraps modulo 2⁶⁴
+        squares += int(exact[1::2].sum())
     return total % 2**64, squares % 2**64
 
 

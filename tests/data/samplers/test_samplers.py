@@ -11,7 +11,7 @@ from tiny import adamw, fit, on_policy
 from lit_align.data import ContinuousBatchingSampler, GenerateSampler, Sampler, SampleRequest, Sampling, VLLMSampler
 from lit_align.data.samplers.base import check_weights
 from lit_align.data.samplers.fastest import fastest_sampler
-from lit_align.data.samplers.weights import weight_sums
+from lit_align.data.samplers.weights import CHUNK, weight_sums
 from lit_align.data.sampling import Response
 from lit_align.errors import UserError
 from lit_align.objectives import DPO
@@ -125,6 +125,17 @@ def test_the_sums_of_weights_change_with_a_single_bit():
     changed = a.clone()
     changed.view(torch.int16)[2, 1] += 1
     assert weight_sums([changed, b]) != weight_sums([a, b])
+
+
+def test_the_sums_of_weights_are_exact_beyond_one_chunk():
+    extreme = torch.full((CHUNK["cpu"] + 3,), -(2**15), dtype=torch.int16)
+    mixed = torch.arange(-5, 2**15, dtype=torch.int16)
+    integers = [int(bits) for bits in torch.cat([extreme, mixed])]
+    expected = sum(integers) % 2**64, sum(bits**2 for bits in integers) % 2**64
+    assert (
+        weight_sums([extreme.view(torch.bfloat16), mixed[:0].view(torch.bfloat16), mixed.view(torch.float16)])
+        == expected
+    )
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)], ids=["full", "LoRA"])

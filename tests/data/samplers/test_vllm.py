@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from types import SimpleNamespace
 
@@ -57,6 +58,23 @@ def test_weights_travel_to_another_process_unchanged(dtype):
     received = {name: weight.clone() for name, weight in received_weights(far)}
     assert received.keys() == sent.keys()
     assert all(torch.equal(received[name], weight) for name, weight in sent.items())
+
+
+def test_a_weight_may_be_larger_than_the_pipes_buffer():
+    weight, (near, far) = torch.randn(1 << 20), Pipe()
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(send_weight, near, "w", weight)
+        (_, received) = next(received_weights(far))
+        sending.result()
+    assert torch.equal(received, weight)
+
+
+def test_a_sender_that_dies_ends_the_receiver():
+    near, far = Pipe()
+    near.send(("w", torch.Size([4]), torch.float32))
+    near.close()
+    with pytest.raises(EOFError):
+        next(received_weights(far))
 
 
 def test_a_response_that_holds_no_stop_string_is_sampled_again_without():
