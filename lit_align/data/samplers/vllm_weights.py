@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lit_align.data.samplers.weights import weight_sums
 
 CHECKED_COLUMNS = 16
-"""Columns of each packed weight that the proof reads."""
+"""Columns of each packed weight that the proof reads, in four groups: neighbours are read from memory together."""
 
 
 class ModelWeights:
@@ -39,7 +39,7 @@ class ModelWeights:
 
     def sums(self, model: Any) -> tuple[int, int] | None:
         """`weight_sums` of the weights that this worker counts; None if a layer multiplies by others."""
-        if self._packing and not all(map(multiplies_by_its_weight, self._packing.layers)):
+        if self._packing and not self._packing.is_of_the_weights():
             return None
         return weight_sums(counted(model))
 
@@ -120,8 +120,19 @@ class _Packing:
         self.layers.append(layer)
 
     def pack(self) -> None:
+        """Pack each weight, once if layers share it."""
+        packed: dict[int, Any] = {}
         for layer in self.layers:
-            self._pack(layer, remove_weight=False)
+            first = packed.setdefault(id(layer.weight), layer)
+            if first is layer:
+                self._pack(layer, remove_weight=False)
+            else:
+                layer.cpu_linear = first.cpu_linear
+
+    def is_of_the_weights(self) -> bool:
+        """Whether each layer multiplies by the weight that it has now."""
+        products = {(id(layer.weight), id(layer.cpu_linear)): layer for layer in self.layers}
+        return all(map(multiplies_by_its_weight, products.values()))
 
 
 def multiplies_by_its_weight(layer: Any) -> bool:
@@ -130,7 +141,9 @@ def multiplies_by_its_weight(layer: Any) -> bool:
     A product with a unit vector is exact: one column of the weight plus zeros.
     """
     weight = layer.weight
-    columns = torch.linspace(0, weight.shape[1] - 1, CHECKED_COLUMNS).long()
+    neighbours = torch.arange(CHECKED_COLUMNS // 4)
+    starts = torch.linspace(0, weight.shape[1] - len(neighbours), 4).long()
+    columns = (starts[:, None] + neighbours).flatten()
     units = torch.zeros(CHECKED_COLUMNS, weight.shape[1], dtype=weight.dtype)
     units[torch.arange(CHECKED_COLUMNS), columns] = 1
     return torch.equal(layer.cpu_linear(units, weight, None), weight[:, columns].T)
