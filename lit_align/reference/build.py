@@ -1,6 +1,6 @@
 """Choice of the cheapest correct reference for a policy, a configuration and a refresh rule."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 
 from lit_align.dtypes import dtype_name
 from lit_align.errors import UserError
+from lit_align.loading import embedding_rows, load_tokenizer
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 from lit_align.reference.base import Reference
 from lit_align.reference.config import ReferenceConfig, RefreshRule
@@ -21,6 +22,9 @@ from lit_align.reference.lora import (
     ring_size,
 )
 from lit_align.sharding import Beside
+
+SAME_TOKENS = 0.9
+"""Share of the policy's tokens that a reference must have under the same numbers; fine-tuning adds or renames a few."""
 
 
 def make_reference(
@@ -89,11 +93,32 @@ def _check_form(config: ReferenceConfig, lora: LoRAConfig | None, rule: RefreshR
 def _load(origin: PolicyConfig, policy: Policy, config: ReferenceConfig, adapter: LoRAConfig | None = None) -> Policy:
     """The model of a reference, which reads the policy's tokens; errors name its own option."""
     try:
-        return Policy.load(origin, adapter, policy.tokenizer)
+        reference = Policy.load(origin, adapter, policy.tokenizer)
     except UserError as error:
         if config.path is None:
             raise
         raise UserError(f"model.reference.path: {str(error).removeprefix('model.policy.path: ')}") from error
+    if config.path is not None:
+        _check_tokens(origin, reference, policy)
+    return reference
+
+
+def _check_tokens(origin: PolicyConfig, reference: Policy, policy: Policy) -> None:
+    """Check that a model reads the policy's tokens as the same texts.
+
+    Raises:
+        UserError: it has fewer embeddings than there are tokens, or its own tokenizer gives texts other numbers.
+    """
+    ours = policy.tokenizer.get_vocab()
+    rows, needed = embedding_rows(reference.model), min(len(ours), embedding_rows(policy.model))
+    problem = f"has {rows} embeddings for the policy's {needed} tokens" if rows < needed else ""
+    with suppress(UserError):  # it has no tokenizer of its own
+        theirs = load_tokenizer(replace(origin, tokenizer=None, chat_template=None)).get_vocab()
+        common = ours.keys() & theirs.keys()
+        if sum(ours[token] == theirs[token] for token in common) < SAME_TOKENS * len(ours):
+            problem = problem or "has other tokens than the policy"
+    if problem:
+        raise UserError(f"model.reference.path: {origin.path!r} {problem}. Give a model with the policy's tokenizer.")
 
 
 def _adapter_form(policy: Policy, lora: LoRAConfig, rule: RefreshRule | None) -> Reference:

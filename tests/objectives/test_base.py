@@ -3,14 +3,16 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from tiny import Watch, adamw, byte_tokenizer, fit, llama_config, write_pairs
+from tiny_tokenizers import llama_legacy
 from torch.utils.data import DataLoader
-from transformers import LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import OfflinePairs
@@ -102,6 +104,28 @@ def test_a_name_neither_here_nor_on_the_hub_is_an_error(pairs):
 def test_a_reference_that_does_not_exist_is_named(tiny_model, pairs):
     with pytest.raises(UserError, match=r"model.reference.path: there is no folder './no/such/model'"):
         fit(DPO(PolicyConfig(tiny_model), reference=ReferenceConfig(path="./no/such/model")), pairs)
+
+
+@pytest.mark.parametrize("form", ["copy", "recorded"])
+def test_a_reference_of_other_tokens_is_refused_at_the_start(tiny_model, pairs, tmp_path, form):
+    def refused(path: Path, problem: str) -> None:
+        with pytest.raises(UserError, match=f"model.reference.path: .* {problem}. Give a model with the policy's"):
+            fit(DPO(PolicyConfig(tiny_model), reference=ReferenceConfig(form, path=str(path))), pairs)
+
+    small, other = tmp_path / "small", tmp_path / "other"
+    LlamaForCausalLM(llama_config(vocab_size=200)).save_pretrained(small)
+    refused(small, "has 200 embeddings for the policy's 259 tokens")
+    LlamaForCausalLM(llama_config(vocab_size=1000)).save_pretrained(other)
+    llama_legacy().save_pretrained(other)
+    refused(other, "has other tokens than the policy")
+
+
+def test_a_reference_may_lack_the_few_tokens_that_the_policy_added(tiny_model, pairs, tmp_path):
+    LlamaForCausalLM(llama_config()).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path)
+    fit(DPO(PolicyConfig(tiny_model), reference=ReferenceConfig(path=str(tmp_path))), pairs)
 
 
 def test_a_reward_model_is_not_a_policy(pairs, tmp_path):
