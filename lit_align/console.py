@@ -76,7 +76,10 @@ def paragraph(text: str) -> str:
 
 def program() -> str:
     """The command as the user typed it."""
-    return "lit-align" if Path(sys.argv[0]).stem == "lit-align" else "python train.py"
+    typed = Path(sys.argv[0])
+    if typed.stem == "lit-align":
+        return "lit-align"
+    return "python -m lit_align" if typed.parts[-2:] == ("lit_align", "__main__.py") else "python train.py"
 
 
 def relative(path: object) -> str:

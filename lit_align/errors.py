@@ -49,8 +49,8 @@ def check_address(option: str, address: str, form: str, secret: str) -> None:
         has_more, is_valid = "@" in address, False
     if has_more:
         raise UserError(
-            f"{option} must not contain a user, password, query or fragment, since it is written to config.yaml. Put "
-            f"the key into an environment variable and name it: {secret}=NAME."
+            f"{option} must not contain a user, password, query or fragment, since addresses are written to logs and "
+            f"config.yaml. Put the key into an environment variable and name it: {secret}=NAME."
         )
     if not is_valid:
         raise UserError(f"{option}={address!r} must be an address. Give {form}.")

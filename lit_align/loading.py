@@ -187,18 +187,13 @@ def load_positions(config: PolicyConfig) -> int | None:
     return getattr(model.get_text_config(), "max_position_embeddings", None)
 
 
-def embedding_rows(model: PreTrainedModel) -> int:
-    """How many tokens the model has embeddings for."""
-    return model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, index]
-
-
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, config: PolicyConfig) -> None:
     """Check that the model has an embedding for each token.
 
     Raises:
         UserError: another tokenizer was set, and it has more tokens.
     """
-    rows = embedding_rows(model)
+    rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     if config.tokenizer is not None and len(tokenizer) > rows:
         raise UserError(
             f"data.tokenizer={config.tokenizer} must be a tokenizer of this model: it has {len(tokenizer)} tokens, but "

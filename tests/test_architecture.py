@@ -49,6 +49,7 @@ LAYERS = [
     "hub",
     "callbacks",
     "cli",
+    "__main__",
 ]
 LONGEST_FILE, LONGEST_CLASS, LONGEST_TEST_NAME = 400, 300, 70
 

@@ -4,10 +4,25 @@ import sys
 from io import StringIO
 from types import SimpleNamespace
 
+import pytest
 from rich.table import Table
 from rich.text import Text as Styled
 
 from lit_align import console
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("/usr/bin/lit-align", "lit-align"),
+        ("train.py", "python train.py"),
+        ("/site/lit_align/__main__.py", "python -m lit_align"),
+        ("/site/pytest/__main__.py", "python train.py"),
+    ],
+)
+def test_messages_name_the_command_as_it_was_typed(monkeypatch, typed, shown):
+    monkeypatch.setattr(sys, "argv", [typed, "fit"])
+    assert console.program() == shown
 
 
 def test_a_phase_reports_the_pace_of_its_own_work(monkeypatch, capsys):

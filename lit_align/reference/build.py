@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_align.dtypes import dtype_name
 from lit_align.errors import UserError
-from lit_align.loading import embedding_rows, load_tokenizer
+from lit_align.loading import load_tokenizer
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 from lit_align.reference.base import Reference
 from lit_align.reference.config import ReferenceConfig, RefreshRule
@@ -110,7 +110,8 @@ def _check_tokens(origin: PolicyConfig, reference: Policy, policy: Policy) -> No
         UserError: it has fewer embeddings than there are tokens, or its own tokenizer gives texts other numbers.
     """
     ours = policy.tokenizer.get_vocab()
-    rows, needed = embedding_rows(reference.model), min(len(ours), embedding_rows(policy.model))
+    rows, most = (len(model.model.get_input_embeddings().weight) for model in (reference, policy))  # type: ignore[arg-type]
+    needed = min(len(ours), most)
     problem = f"has {rows} embeddings for the policy's {needed} tokens" if rows < needed else ""
     with suppress(UserError):  # it has no tokenizer of its own
         theirs = load_tokenizer(replace(origin, tokenizer=None, chat_template=None)).get_vocab()
