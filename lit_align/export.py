@@ -55,9 +55,7 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
     else:
         policy.save(folder)
     sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
-    tokenizer = PreferenceTokenizer(
-        policy.tokenizer, max_prompt_length=1, max_response_length=1, model_ends=lambda: policy.ends
-    )
+    tokenizer = PreferenceTokenizer(policy.tokenizer, model_ends=lambda: policy.ends)
     save_generation_config(policy, tokenizer, sampling, folder)
     (folder / "README.md").write_text(model_card(objective, config, run, adapter), encoding="utf-8")
     return folder

@@ -68,11 +68,7 @@ class Speaker:
         self.seed = seed
         self.is_chat = bool(self.tokenizer.chat_template) and not prompting.is_plain
         self.preference_tokenizer = PreferenceTokenizer(
-            self.tokenizer,
-            max_prompt_length=1 << 20,
-            max_response_length=1 << 20,
-            template_args=template_args,
-            model_ends=lambda: policy.ends,
+            self.tokenizer, template_args=template_args, model_ends=lambda: policy.ends
         )
         self.turns: list[Message] = []
         self.answered = 0

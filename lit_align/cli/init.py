@@ -182,7 +182,7 @@ class Data:
         kind = module.data_needs().data_kind if request.data else "prompts"
         rows = read_rows(source, kind=kind, columns=request.columns)
         sample = rows.rows[:SAMPLE]
-        tokenizer = PreferenceTokenizer(module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+        tokenizer = PreferenceTokenizer(module.tokenizer)
         prompt = max((len(ids) for _, ids in tokenizer.prompts(sample)), default=1)
         if request.data:
             response = max((len(ids) for row in sample for ids in tokenizer.response_ids(row)), default=1)

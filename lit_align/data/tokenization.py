@@ -9,6 +9,7 @@ stop. Special tokens in the text of a chat or a response act as special tokens; 
 
 import os
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -63,8 +64,8 @@ class PreferenceTokenizer:
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        max_prompt_length: int,
-        max_response_length: int,
+        max_prompt_length: int = sys.maxsize,
+        max_response_length: int = sys.maxsize,
         long_prompts: LongPrompts = "error",
         template_args: Mapping[str, Any] | None = None,
         wraps_prompts: bool = False,

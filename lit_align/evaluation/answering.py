@@ -56,9 +56,7 @@ def tokenizer_of(module: PreferenceObjective) -> PreferenceTokenizer:
     data = module.trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, PairsDataModule):
         return data.prompt_tokenizer
-    return PreferenceTokenizer(
-        module.tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20, model_ends=module.model_ends
-    )
+    return PreferenceTokenizer(module.tokenizer, model_ends=module.model_ends)
 
 
 def sampling_with(module: PreferenceObjective, policy: Policy, longest: int) -> AbstractContextManager[Sampler]:

@@ -81,7 +81,7 @@ def made_of(name: str) -> PreferenceTokenizer:
     tokenizer.bos_token = "<|im_start|>"
     ends = [text for text in specials if END.search(text)]
     tokenizer.eos_token = ends[0] if ends else "<|endoftext|>"
-    return PreferenceTokenizer(tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+    return PreferenceTokenizer(tokenizer)
 
 
 def as_read_by(name: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ def test_a_template_ends_prompts_as_before_an_answer_if_told_to(name):
     own = made_of(name)
     tokenizer = copy.deepcopy(own.tokenizer)
     tokenizer.chat_template = own.renderer.template.before_answer
-    made = PreferenceTokenizer(tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20)
+    made = PreferenceTokenizer(tokenizer)
     for row in (CASES["plain"], CASES["several turns"], CASES["system"]):
         try:
             expected = own.row(row)
@@ -205,8 +205,7 @@ def test_thoughts_that_a_template_drops_are_an_error_that_shows_both():
 @pytest.mark.skipif(not TRL, reason="the templates are TRL's")
 def test_template_arguments_decide_the_generation_prompt():
     tokenizer = made_of("qwen3").tokenizer
-    limits = {"max_prompt_length": 1 << 20, "max_response_length": 1 << 20}
-    made = PreferenceTokenizer(tokenizer, **limits, template_args={"enable_thinking": False})
+    made = PreferenceTokenizer(tokenizer, template_args={"enable_thinking": False})
     found = made.row(CASES["plain"])
     assert found is not None
     assert made.tokenizer.decode(found.prompt_ids).endswith("<think>\n\n</think>\n\n")
@@ -229,7 +228,7 @@ def test_arguments_of_tools_may_be_json_text(name):
 def with_template(template: str, args: dict[str, Any] | None = None) -> PreferenceTokenizer:
     tokenizer = byte_tokenizer(chat=False)
     tokenizer.chat_template = template
-    return PreferenceTokenizer(tokenizer, max_prompt_length=1 << 20, max_response_length=1 << 20, template_args=args)
+    return PreferenceTokenizer(tokenizer, template_args=args)
 
 
 def test_a_template_without_generation_prompt_samples_as_trained():

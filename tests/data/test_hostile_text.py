@@ -141,7 +141,7 @@ def beginning_with_bos() -> Any:
 @settings(deadline=None)
 @given(TEXT.map(whole), st.booleans())
 def test_no_text_begins_with_two_bos_tokens_even_if_it_spells_one_out(text, spelled):
-    made = PreferenceTokenizer(beginning_with_bos(), max_prompt_length=1 << 20, max_response_length=1 << 20)
+    made = PreferenceTokenizer(beginning_with_bos())
     text = text.replace(START, "")
     prompt = made.prompt_ids(Row(START * spelled + text))
     assert prompt is not None
@@ -157,9 +157,7 @@ def test_a_prompt_cut_on_the_left_keeps_its_bos_and_its_end(text, limit):
     made = PreferenceTokenizer(
         beginning_with_bos(), max_prompt_length=limit, max_response_length=8, long_prompts="truncate_left"
     )
-    long = PreferenceTokenizer(beginning_with_bos(), max_prompt_length=1 << 20, max_response_length=8).prompt_ids(
-        Row(text)
-    )
+    long = PreferenceTokenizer(beginning_with_bos(), max_response_length=8).prompt_ids(Row(text))
     cut = made.prompt_ids(Row(text))
     assert cut is not None
     assert long is not None

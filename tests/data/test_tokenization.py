@@ -12,16 +12,11 @@ from lit_align.data.tokenization import PreferenceTokenizer, TokenizedRow
 from lit_align.errors import UserError
 
 CHAT = [{"role": "user", "content": "Hi"}]
-NO_LIMIT = {"max_prompt_length": 1 << 20, "max_response_length": 1 << 20}
-
-
-def made_of(tokenizer, **options) -> PreferenceTokenizer:
-    return PreferenceTokenizer(tokenizer, **(NO_LIMIT | options))
 
 
 def small(**options) -> PreferenceTokenizer:
     chat = options.pop("chat", True)
-    return made_of(byte_tokenizer(chat), **options)
+    return PreferenceTokenizer(byte_tokenizer(chat), **options)
 
 
 def tokens_of(made: PreferenceTokenizer, row: Row) -> TokenizedRow:
@@ -62,7 +57,7 @@ def test_a_tokenizer_without_an_end_of_text_is_refused(prompt):
     made = small()
     made.tokenizer.eos_token = None
     with pytest.raises(UserError, match=r"has no eos_token. Set data.tokenizer"):
-        made_of(made.tokenizer).row(Row(prompt, ("yes", "no")))
+        PreferenceTokenizer(made.tokenizer).row(Row(prompt, ("yes", "no")))
 
 
 def test_sampling_also_ends_at_the_special_tokens_that_the_model_names():
@@ -73,7 +68,7 @@ def test_sampling_also_ends_at_the_special_tokens_that_the_model_names():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_verbatim_text_has_only_its_own_tokens(kind):
     """The trained parts and those before them spell the whole; nothing is put at its beginning or end."""
-    made = made_of(KINDS[kind]())
+    made = PreferenceTokenizer(KINDS[kind]())
     parts = ["<s>[INST] Name a bird.", " [/INST]", " A crow", ".", "</s>"]
     for start in range(5):
         for end in range(start + 1, 6):
@@ -88,7 +83,7 @@ def test_a_verbatim_text_has_only_its_own_tokens(kind):
             else:
                 alone = made.tokenizer(prompt, add_special_tokens=False).input_ids
                 assert made.tokenizer.decode(found.prompt_ids) == made.tokenizer.decode(alone)
-    made = made_of(KINDS[kind](), wraps_prompts=True)
+    made = PreferenceTokenizer(KINDS[kind](), wraps_prompts=True)
     assert tokens_of(made, row) == found
 
 
@@ -114,7 +109,7 @@ def test_the_turns_end_may_be_a_token_that_is_only_marked_as_special():
     tokenizer = byte_tokenizer(chat=False)  # as Phi-3's: <|end|> is special, but no role's token
     tokenizer.add_tokens([AddedToken("<|end|>", special=True, normalized=False)])
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|end|>\n{% endfor %}{{ eos_token }}"
-    made = made_of(tokenizer)
+    made = PreferenceTokenizer(tokenizer)
     assert response(made, CHAT, "ok") == "ok<|end|>"
     assert [tokenizer.decode([token]) for token in made.end_ids()] == ["<|endoftext|>", "<|end|>"]
     made.prompt_ids(Row([{"role": "user", "content": "forged<|end|>"}]))
@@ -128,7 +123,7 @@ def test_an_end_of_turn_that_is_followed_by_the_texts_end_is_not_doubled():
         "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{{ '\n' if not loop.last }}{% endfor %}"
         "{{ eos_token }}"
     )
-    assert response(made_of(made.tokenizer), CHAT, "ok") == "ok<|im_end|>"
+    assert response(PreferenceTokenizer(made.tokenizer), CHAT, "ok") == "ok<|im_end|>"
 
 
 def test_a_chat_that_its_template_refuses_is_an_error_that_names_the_row():
@@ -218,7 +213,7 @@ def test_any_response_comes_back_from_its_tokens(text):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tokens_of_the_whole_are_cut_where_the_response_begins(kind):
-    made = made_of(KINDS[kind]())
+    made = PreferenceTokenizer(KINDS[kind]())
     found = tokens(made, "TL;DR:", " yes", " no")
     own = made.tokenizer("TL;DR: yes").input_ids
     assert found.prompt_ids + found.response_ids[0][:-1] == own
@@ -228,7 +223,7 @@ def test_the_tokens_of_the_whole_are_cut_where_the_response_begins(kind):
 
 
 def test_sentencepiece_adds_no_space_within_a_text():
-    made = made_of(llama_legacy())
+    made = PreferenceTokenizer(llama_legacy())
     assert (
         pieces(made, tokens(made, "user:\n", "yes").response_ids[0]) == ["y", "es", "</s>"]
         or pieces(made, tokens(made, "user:\n", "yes").response_ids[0])[0] != "▁yes"
@@ -242,17 +237,17 @@ def test_sentencepiece_adds_no_space_within_a_text():
 
 
 def test_a_token_that_spans_both_is_made_of_prompt_and_rest_apart():
-    made = made_of(llama_legacy())
+    made = PreferenceTokenizer(llama_legacy())
     found = tokens(made, "the ans", "wer")
     assert pieces(made, made.tokenizer("the answer").input_ids)[-1] == "▁answer"
     assert not pieces(made, found.response_ids[0])[0].startswith("▁")
     assert made.tokenizer.decode(found.prompt_ids + found.response_ids[0][:-1]) == "<s> the answer"
-    spaced = tokens(made_of(byte_level()), "yes, ", "yes")  # the whole has one token for " yes"
-    assert pieces(made_of(byte_level()), [*spaced.prompt_ids[-1:], *spaced.response_ids[0]])[0] == "Ġ"
+    spaced = tokens(PreferenceTokenizer(byte_level()), "yes, ", "yes")  # the whole has one token for " yes"
+    assert pieces(PreferenceTokenizer(byte_level()), [*spaced.prompt_ids[-1:], *spaced.response_ids[0]])[0] == "Ġ"
 
 
 def test_a_prompt_has_the_tokens_that_it_has_within_the_whole():
-    made = made_of(byte_level())
+    made = PreferenceTokenizer(byte_level())
     own = made.tokenizer("a\n\nb").input_ids
     alone = made.tokenizer("a\n\n").input_ids
     assert own[: len(alone)] != alone  # otherwise this shows nothing
@@ -262,7 +257,7 @@ def test_a_prompt_has_the_tokens_that_it_has_within_the_whole():
 def test_rows_that_no_tokens_spell_are_dropped_and_counted():
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()  # and a response of tokens that it never makes
-    made = made_of(tokenizer)
+    made = PreferenceTokenizer(tokenizer)
     made._continuation = lambda *_: None  # type: ignore[method-assign]
     assert made.row(Row("yes, ", ("yes",))) is None
     assert made.counts == {"rows whose tokens span prompt and response, dropped": 1}
@@ -293,7 +288,7 @@ JOINED = st.lists(st.sampled_from(WORDS), max_size=6).map("".join)
 @pytest.mark.parametrize("kind", KINDS)
 @given(prompt=st.one_of(JOINED, st.text(max_size=12)), text=st.one_of(JOINED, st.text(max_size=12)))
 def test_prompt_and_response_spell_the_whole_whatever_the_tokenizer(kind, prompt, text):
-    made = made_of(tokenizer_of(kind))
+    made = PreferenceTokenizer(tokenizer_of(kind))
     prompt_ids, (ids,) = tokens(made, prompt, text)
     whole = made.tokenizer(prompt + text, add_special_tokens=False).input_ids
     begin = made.tokenizer.bos_token_id
@@ -322,7 +317,7 @@ def test_a_chat_of_sentencepiece_has_the_templates_tokens():
         "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}"
         "{% endfor %}"
     )
-    made = made_of(tokenizer)
+    made = PreferenceTokenizer(tokenizer)
     chat = [{"role": "user", "content": "hello"}]
     found = tokens(made, chat, "yes")
     whole = tokenizer.apply_chat_template([*chat, {"role": "assistant", "content": "yes"}], tokenize=False)
