@@ -27,6 +27,8 @@ from lit_align.data.template import special_tokens
 from lit_align.errors import UserError
 
 LongPrompts = Literal["error", "drop", "truncate_left"]
+_SECOND_BLOCK = re.compile(r"<(\w+)>\s*</\1>\s*<\1>")
+"""An empty block of thoughts, and the beginning of another."""
 
 
 class TokenizedRow(NamedTuple):
@@ -276,7 +278,7 @@ class PreferenceTokenizer:
     def check(self, row: Row) -> None:
         """Check that the row's tokens decode to the same text as the tokenizer's tokens of prompt + response.
 
-        A text that the tokenizer itself changes (to lower case, for example) is counted.
+        Texts that the tokenizer itself changes (to lower case, for example) and second blocks of thoughts are counted.
 
         Raises:
             UserError: the texts differ.
@@ -289,6 +291,7 @@ class PreferenceTokenizer:
             return
         begin, _ = self._opening(rendering.prompt, rendering.form)
         ends = [ids_of(()), *(ids_of([end]) for end in self.end_ids())]
+        found = set[str]()
         for text, ids in zip(rendering.responses, tokens.responses, strict=True):
             whole = rendering.prompt + text
             own_ids = begin + self._encode(whole, begin)
@@ -303,7 +306,10 @@ class PreferenceTokenizer:
                     "Use another tokenizer (data.tokenizer), and please report this."
                 )
             if squeezed(whole) not in squeezed(own):
-                self.counts["of the rows looked at have characters that the tokenizer changes"] += 1
+                found.add("have characters that the tokenizer changes")
+            if _SECOND_BLOCK.search(rendering.prompt[-100:] + text):
+                found.add("have thoughts after the chat template's own empty block (give them as `reasoning_content`)")
+        self.counts.update(f"of the rows looked at {problem}" for problem in found)
 
     # --- limits ---
 

@@ -203,6 +203,15 @@ def test_thoughts_that_a_template_drops_are_an_error_that_shows_both():
 
 
 @pytest.mark.skipif(not TRL, reason="the templates are TRL's")
+@pytest.mark.parametrize(("name", "is_told"), [("qwen3", False), ("qwen3_8", True)])
+def test_thoughts_after_the_templates_own_empty_block_are_told(name, is_told):
+    made, thoughts = made_of(name), "<think>\nhm\n</think>\n\n"
+    made.check(Row(HI, (thoughts + "yes", thoughts + "no"), source="rows.jsonl:7"))
+    assert made.counts.total() == is_told
+    assert all("have thoughts after the chat template's own empty block" in reason for reason in made.counts)
+
+
+@pytest.mark.skipif(not TRL, reason="the templates are TRL's")
 def test_template_arguments_decide_the_generation_prompt():
     tokenizer = made_of("qwen3").tokenizer
     made = PreferenceTokenizer(tokenizer, template_args={"enable_thinking": False})
