@@ -26,8 +26,14 @@ def check_number(
     if value is None or (math.isfinite(value) and least <= value <= most and value > above):
         return
     limits = [f"at least {least:g}"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
-    limits += [f"at most {most:g}"] * (most < math.inf)
-    fix = "Raise it" if value < least or value <= above else "Lower it" if value > most else "Change it"
+    limits += [f"at most {most:g}"] if most < math.inf else ["finite"] * (bool(limits) and not math.isfinite(value))
+    fix = (
+        "Raise it"
+        if value < least or value <= above
+        else "Lower it"
+        if value > most or value == math.inf
+        else "Change it"
+    )
     raise UserError(f"{option}={value} must be {' and '.join(limits) or 'a finite number'}. {fix}.")
 
 

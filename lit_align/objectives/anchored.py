@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_align.console import print_field
 from lit_align.dtypes import has_full_precision
-from lit_align.errors import UserError, shown
+from lit_align.errors import UserError, check_number, shown
 from lit_align.loading import from_fields
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
@@ -57,10 +57,10 @@ class AnchoredObjective(PreferenceObjective):
     ):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
-        if not (beta >= 0 and proximal >= 0 and beta + proximal > 0):
-            raise UserError(
-                f"model: beta={beta} and proximal={proximal} must both be ≥ 0, and one of them > 0. Change one."
-            )
+        check_number("model.beta", beta, least=0)
+        check_number("model.proximal", proximal, least=0)
+        if beta == proximal == 0:
+            raise UserError("model: beta=0 and proximal=0 hold the policy near nothing. Raise one of them.")
         if proximal_target is not None and not (proximal_target > 0 and proximal > 0):
             raise UserError(
                 f"model.proximal_target={proximal_target} must be above 0, and so must proximal={proximal}, the "

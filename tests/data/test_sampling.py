@@ -205,7 +205,7 @@ def test_keys_that_share_32_bits_of_their_hash_have_numbers_of_their_own():
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"temperature": -1}, "temperature=-1 must be at least 0. Raise it"),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
-        ({"temperature": math.nan}, "temperature=nan must be at least 0. Change it"),
+        ({"temperature": math.nan}, "temperature=nan must be at least 0 and finite. Change it"),
         ({"top_p": math.nan}, "top_p=nan must be above 0 and at most 1"),
         ({"top_k": -1}, "top_k=-1 must be at least 0"),
         ({"stop": ["END", ""]}, "stop holds an empty string"),

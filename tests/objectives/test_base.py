@@ -1,8 +1,8 @@
 """The base class of objectives on a real model: the step, the log, the header, and what is refused."""
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,18 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tiny_model, pairs):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda p: DPO(p, beta=-0.1), lambda p: DPO(p, beta=0.0), lambda p: DPO(p, proximal=-1)]
+    ("weights", "message"),
+    [
+        ({"beta": 0.0}, "beta=0 and proximal=0 hold the policy near nothing"),
+        ({"beta": -0.1}, "model.beta=-0.1 must be at least 0. Raise it"),
+        ({"beta": math.inf}, "model.beta=inf must be at least 0 and finite. Lower it"),
+        ({"proximal": -1}, "model.proximal=-1 must be at least 0. Raise it"),
+        ({"proximal": math.nan}, "model.proximal=nan must be at least 0 and finite. Change it"),
+    ],
 )
-def test_weights_that_hold_nothing_are_refused_at_once(tiny_model, make: Callable[[PolicyConfig], DPO]):
-    with pytest.raises(UserError, match="must both be ≥ 0, and one of them > 0"):
-        make(PolicyConfig(tiny_model))
+def test_weights_of_the_anchor_are_checked_at_once(tiny_model, weights: dict[str, float], message: str):
+    with pytest.raises(UserError, match=message):
+        DPO(PolicyConfig(tiny_model), **weights)
 
 
 def test_a_model_folder_that_does_not_exist_is_named(pairs):
