@@ -60,7 +60,7 @@ class AnchoredObjective(PreferenceObjective):
         check_number("model.beta", beta, least=0)
         check_number("model.proximal", proximal, least=0)
         if beta == proximal == 0:
-            raise UserError("model: beta=0 and proximal=0 hold the policy near nothing. Raise one of them.")
+            raise UserError(f"model: beta={beta} and proximal={proximal} must not both be 0. Raise one of them.")
         if proximal_target is not None and not (proximal_target > 0 and proximal > 0):
             raise UserError(
                 f"model.proximal_target={proximal_target} must be above 0, and so must proximal={proximal}, the "

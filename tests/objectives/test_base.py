@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tiny_model, pairs):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"beta": 0.0}, "beta=0 and proximal=0 hold the policy near nothing"),
+        ({"beta": 0.0}, "model: beta=0.0 and proximal=0.0 must not both be 0"),
         ({"beta": -0.1}, "model.beta=-0.1 must be at least 0. Raise it"),
         ({"beta": math.inf}, "model.beta=inf must be at least 0 and finite. Lower it"),
         ({"proximal": -1}, "model.proximal=-1 must be at least 0. Raise it"),
