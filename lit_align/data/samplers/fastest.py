@@ -2,13 +2,18 @@
 
 import importlib.util
 
+import torch
+
 from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.generate import GenerateSampler
 from lit_align.data.samplers.vllm import VLLMSampler
 
 
-def fastest_sampler(processes: int) -> Sampler:
-    """The fastest sampler that is installed and works with this many processes (docs/speed.md has the figures)."""
-    if processes == 1 and importlib.util.find_spec("vllm") is not None:
+def fastest_sampler(processes: int, device: torch.device) -> Sampler:
+    """The fastest sampler that is installed and works with this many processes on this device.
+
+    docs/speed.md has the figures of CPUs; on GPUs the two have not been compared.
+    """
+    if processes == 1 and device.type == "cuda" and importlib.util.find_spec("vllm") is not None:
         return VLLMSampler()
     return GenerateSampler()

@@ -107,12 +107,14 @@ def test_a_failure_in_continuous_batching_stops_the_round(policy, monkeypatch):
         sampler.sample(policy, SampleRequest(PROMPTS, "abcd", 1, Sampling(max_new_tokens=2), END))
 
 
-def test_auto_takes_vllm_where_it_is_installed_and_one_process_trains(monkeypatch):
+def test_auto_takes_vllm_where_it_is_installed_and_one_process_trains_on_a_gpu(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert isinstance(fastest_sampler(1), GenerateSampler)
+    assert isinstance(fastest_sampler(1, gpu), GenerateSampler)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert isinstance(fastest_sampler(1), VLLMSampler)
-    assert isinstance(fastest_sampler(2), GenerateSampler)
+    assert isinstance(fastest_sampler(1, gpu), VLLMSampler)
+    assert isinstance(fastest_sampler(2, gpu), GenerateSampler)
+    assert isinstance(fastest_sampler(1, cpu), GenerateSampler)
 
 
 # --- the weights are the policy's ---
