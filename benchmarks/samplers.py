@@ -1,11 +1,12 @@
-"""Speed of a sampler: 32 prompts × 4 responses × 48 tokens from SmolLM2, after one batch to warm up.
+"""Speed of a sampler: new weights and their check, then 32 prompts × 4 responses × 48 tokens from SmolLM2.
 
-It samples in bfloat16, or in float32 on CPUs that multiply bfloat16 slowly.
+All is done once to warm up. By default the weights are bfloat16, or float32 on CPUs that multiply bfloat16 slowly.
 
 Run each sampler in its own environment, since vLLM brings other versions:
 
     .venv/bin/python benchmarks/samplers.py GenerateSampler
     .venv-vllm/bin/python benchmarks/samplers.py VLLMSampler
+    .venv-vllm/bin/python benchmarks/samplers.py VLLMSampler --dtype bfloat16 --repeats 0 --refreshes 5   # weights only
 """
 
 import argparse
@@ -25,23 +26,29 @@ def main() -> None:
     parser.add_argument("sampler", choices=["GenerateSampler", "ContinuousBatchingSampler", "VLLMSampler"])
     parser.add_argument("--model", default="data/quickstart/model")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="type of the weights")
+    parser.add_argument("--refreshes", type=int, default=1, help="times that new weights are taken")
+    parser.add_argument("--repeats", type=int, default=3, help="batches that are sampled")
     parser.add_argument("--memory", type=float, default=0.1, help="share of the machine's memory for VLLMSampler")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    policy = Policy.load(PolicyConfig(options.model))
+    dtype = getattr(torch, options.dtype) if options.dtype else weight_type()
+    policy = Policy.load(PolicyConfig(options.model, dtype=options.dtype or "auto"))
     prompts = [policy.tokenizer.encode(f"Write one sentence about the number {i}:") for i in range(32)]
     end_ids = [policy.tokenizer.eos_token_id]
     request = SampleRequest(prompts, range(32), 4, Sampling(max_new_tokens=48), end_ids)  # type: ignore[arg-type]
     longest = max(map(len, prompts)) + 48
     sampler = data.VLLMSampler(options.memory) if options.sampler == "VLLMSampler" else getattr(data, options.sampler)()
-    with sampler.ready(policy, weight_type(), longest):
-        sampler.sample(policy, request)
-    start, used = time.perf_counter(), cpu_seconds()
-    with sampler.ready(policy, weight_type(), longest):
-        seconds, used = time.perf_counter() - start, cpu_seconds() - used
-        print(f"new weights and their check: {seconds:.2f} s, {used:.2f} s of CPU")
+    with sampler.ready(policy, dtype, longest):
+        if options.repeats:
+            sampler.sample(policy, request)
+    for _ in range(options.refreshes):
+        start, used = time.perf_counter(), cpu_seconds()
+        with sampler.ready(policy, dtype, longest):
+            seconds, used = time.perf_counter() - start, cpu_seconds() - used
+            print(f"new weights and their check: {seconds:.2f} s, {used:.2f} s of CPU")
+    with sampler.ready(policy, dtype, longest):
         for _ in range(options.repeats):
             start, used = time.perf_counter(), cpu_seconds()
             responses = [response for group in sampler.sample(policy, request) for response in group]
