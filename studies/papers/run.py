@@ -50,6 +50,8 @@ from studies.papers.results import Result, chosen, identity, take, write_rows
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TRIES = 2
+SPENT = "spent.txt"
+"""File in a cell's folder with the CPU seconds of each of its programs, those of a stopped queue included."""
 
 
 def commit_of(root: Path) -> str:
@@ -168,13 +170,15 @@ class Queue:
         folder.mkdir(parents=True, exist_ok=True)
         options = configuration(cell, setting, str(folder))
         (folder / "cell.yaml").write_text(yaml.safe_dump(options, sort_keys=False))
-        started, spent, failed = time.monotonic(), 0.0, ""
+        started, failed, spent = time.monotonic(), "", folder / SPENT
+        spent.touch()
         for _ in range(TRIES):
             if self.stopped:
                 return None
             if not has_ended(folder):
                 code, cpu_seconds = self._fit(folder)
-                spent += cpu_seconds
+                with spent.open("a") as file:
+                    file.write(f"{cpu_seconds}\n")
                 failed = last_line(folder / "log.txt") or f"exit code {code}" if code else ""
             if not failed:
                 break
@@ -189,7 +193,7 @@ class Queue:
             **self.here,
             pairs="" if cell.pairs is None else digest(Path(cell.pairs)),
             seconds=time.monotonic() - started,
-            cpu_seconds=spent,
+            cpu_seconds=sum(map(float, spent.read_text().split())),
             **kept,
         )
         result.write(self.folder, cell.name)

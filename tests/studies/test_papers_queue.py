@@ -116,12 +116,14 @@ def test_a_killed_queue_continues_and_runs_no_cell_twice(study, tmp_path, monkey
     queue = run.Queue(results, work, HERE, start_and_kill_the_second)
     queue.run(two, chosen, workers=1)
     assert sorted(path.name for path in results.iterdir()) == ["offline_dpo-1.json", "offline_dpo-1.parquet"]
+    spent_before = float((work / "pr_dpo_1-1" / run.SPENT).read_text())
 
     run.Queue(results, work, HERE, start).run(two, chosen, workers=1)
     assert len(started) == 3
     found = Result.read(results, "pr_dpo_1-1")
     assert found is not None
     assert (found.arm, found.seed, found.starts, found.failed) == ("pr_dpo_1", 1, 2, "")
+    assert found.cpu_seconds > spent_before > 0
     assert len(found.series["kl_by_round"]) == 4
     rows = read_rows(results, "pr_dpo_1-1").to_pandas()
     assert rows.groupby("step").prompt.nunique().to_dict() == {3: 4, 4: 4}
