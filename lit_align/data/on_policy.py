@@ -195,10 +195,8 @@ class OnPolicyPairs(PairsDataModule):
     @cached_property
     def sampler(self) -> Sampler:
         """The engine that samples."""
-        if isinstance(self._given_sampler, Sampler):
-            return self._given_sampler
-        trainer = self.module.trainer
-        return fastest_sampler(trainer.world_size, trainer.strategy.root_device)
+        given = self._given_sampler
+        return given if isinstance(given, Sampler) else fastest_sampler(self.module.trainer)
 
     @property
     def recorder(self) -> Recorder:

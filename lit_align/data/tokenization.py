@@ -286,8 +286,7 @@ class PreferenceTokenizer:
         row = self.as_chat(row)
         rendering = self.rendering(row)
         self.encoder.prove(rendering)
-        tokens = self.tokens(rendering)
-        if tokens is None:
+        if (tokens := self.tokens(rendering)) is None:
             return
         begin, _ = self._opening(rendering.prompt, rendering.form)
         ends = [ids_of(()), *(ids_of([end]) for end in self.end_ids())]
@@ -305,11 +304,8 @@ class PreferenceTokenizer:
                     f"  tokens: {around(decoded, place)}\n"
                     "Use another tokenizer (data.tokenizer), and please report this."
                 )
-            if squeezed(whole) not in squeezed(own):
-                found.add("have characters that the tokenizer changes")
-            if _SECOND_BLOCK.search(rendering.prompt[-100:] + text):
-                found.add("have thoughts after the chat template's own empty block (give them as `reasoning_content`)")
-        self.counts.update(f"of the rows looked at {problem}" for problem in found)
+            found |= {*_remarks(whole, len(rendering.prompt), own)}
+        self.counts.update(f"of the rows looked at {remark}" for remark in found)
 
     # --- limits ---
 
@@ -365,6 +361,19 @@ def notes_on(tokenizer: PreferenceTokenizer, rows: Iterable[Row]) -> Iterator[tu
             "chat template",
             "not used, because the prompts are plain text; data.wrap_prompts_as_chat=true makes each a user's turn",
         )
+
+
+def _remarks(whole: str, start: int, own: str) -> Iterator[str]:
+    """What a reader of the header should know about a prompt and its response.
+
+    Args:
+        start: Where the response begins.
+        own: The text as the tokenizer decodes it.
+    """
+    if squeezed(whole) not in squeezed(own):
+        yield "have characters that the tokenizer changes"
+    if _SECOND_BLOCK.search(whole, max(0, start - 100)):
+        yield "have thoughts after the chat template's own empty block (give them as `reasoning_content`)"
 
 
 def listing(counts: Mapping[str, int]) -> str:

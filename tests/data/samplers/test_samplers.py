@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,14 +108,17 @@ def test_a_failure_in_continuous_batching_stops_the_round(policy, monkeypatch):
         sampler.sample(policy, SampleRequest(PROMPTS, "abcd", 1, Sampling(max_new_tokens=2), END))
 
 
-def test_auto_takes_vllm_where_it_is_installed_and_one_process_trains_on_a_gpu(monkeypatch):
-    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+def test_auto_takes_vllm_where_one_process_trains_on_a_gpu(monkeypatch):
+    def sampler(processes: int, device: str) -> Sampler:
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        return fastest_sampler(SimpleNamespace(world_size=processes, strategy=strategy))  # type: ignore[arg-type]
+
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert isinstance(fastest_sampler(1, gpu), GenerateSampler)
+    assert isinstance(sampler(1, "cuda"), GenerateSampler)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert isinstance(fastest_sampler(1, gpu), VLLMSampler)
-    assert isinstance(fastest_sampler(2, gpu), GenerateSampler)
-    assert isinstance(fastest_sampler(1, cpu), GenerateSampler)
+    assert isinstance(sampler(1, "cuda"), VLLMSampler)
+    assert isinstance(sampler(2, "cuda"), GenerateSampler)
+    assert isinstance(sampler(1, "cpu"), GenerateSampler)
 
 
 # --- the weights are the policy's ---
