@@ -27,13 +27,8 @@ def check_number(
         return
     limits = [f"at least {least:g}"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
     limits += [f"at most {most:g}"] if most < math.inf else ["finite"] * (bool(limits) and not math.isfinite(value))
-    fix = (
-        "Raise it"
-        if value < least or value <= above
-        else "Lower it"
-        if value > most or value == math.inf
-        else "Change it"
-    )
+    too_low, too_high = value < least or value <= above, value > most or value == math.inf
+    fix = "Raise it" if too_low else "Lower it" if too_high else "Change it"
     raise UserError(f"{option}={value} must be {' and '.join(limits) or 'a finite number'}. {fix}.")
 
 
