@@ -288,12 +288,13 @@ class OnPolicyPairs(PairsDataModule):
     def _make_round(self) -> None:
         """Sample, score, pair and record; stored parts are read."""
         begun, samples = self.current_round, self._samples_of(self.current_round)
-        settings = self._settings(begun.index)
         with restoring(self.module.trainer):
-            check_settings(begun, settings)
+            check_settings(begun, self._settings(begun.index))
         print_line(f"round {begun.index + 1}" + (f" of {self._rounds}" if self._rounds > 0 else ""))
 
         waited = self._ahead.finish()
+        if samples.all_stored():
+            self._begin_next()  # the sampler is free
         maker = RoundMaker(samples, self.scorer)
         with samples.sampling_policy():
             sampled = maker.sample()

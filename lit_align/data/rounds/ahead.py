@@ -5,9 +5,10 @@
     sampling      │ round 1 with θ(0)     │ round 2 with θ(s₁)    │ round 3 with θ(s₂)
 
 Round 0 is sampled first, with θ(0). At the start of each round the sampler takes the policy's weights, which are also
-kept in the next round's folder (`kept_weights.py`). The thread stores responses as they come. When the next round
-begins, the policy gets the kept weights for a moment: it computes log π_s of those responses, and samples whatever the
-thread has not. So a killed run repeats nothing that is stored, and all numbers are those of the weights that sampled.
+kept in the next round's folder (`kept_weights.py`). The thread stores responses as they come. Meanwhile the policy
+takes the weights kept for the present round for a moment, computes log π_s of its responses, and then trains. If some
+of them are missing, they are sampled before the sampler takes other weights. So a killed run repeats nothing that is
+stored, and all numbers are those of the weights that sampled.
 """
 
 import threading

@@ -22,6 +22,7 @@ from lit_align.data.sampling import Response, SampleRequest, Sampling, check_sto
 from lit_align.data.table import ExampleTable
 from lit_align.errors import UserError
 from lit_align.policy import Policy
+from lit_align.sharding import barrier_with_timeout
 
 
 @dataclass
@@ -93,6 +94,11 @@ class RoundSamples(Computation[SampleRow]):
         drawn, samples = self.store.drawn, self.store.samples
         numbers = range(len(self.batches))
         return [number for number in numbers if not drawn.is_stored(number) and not samples.is_stored(number)]
+
+    def all_stored(self) -> bool:
+        """Whether all responses are stored. Every process must call it, after it has stored its own."""
+        barrier_with_timeout(f"{self.store.path.name}, stored", self.recorder.wait_minutes)
+        return not self.missing()
 
     def check_policy(self) -> None:
         """Check that the policy is the one that samples this round.

@@ -27,6 +27,7 @@ from lit_align.data import (
 )
 from lit_align.data.batches import Example, record_logps
 from lit_align.data.rounds.kept_weights import KeptWeights
+from lit_align.data.rounds.make import RoundMaker
 from lit_align.data.rounds.row_types import SampleRow
 from lit_align.errors import UserError
 from lit_align.objectives import DPO
@@ -158,6 +159,37 @@ def test_a_run_killed_at_any_step_ends_in_the_same_bits(tiny_model, in_tmp, lora
             path.unlink()
         again, _ = rounds(tiny_model, f"again/{step}", lora=lora, ckpt_path=f"ckpt/step={step}.ckpt")
         assert same(weights(again), weights(whole))
+
+
+def test_a_round_is_made_while_the_next_one_is_sampled(tiny_model, in_tmp, monkeypatch):
+    """The sampler has the next weights before the round is scored. A run that ends in between continues to the bit."""
+    keep = ModelCheckpoint("ckpt", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole, _ = rounds(tiny_model, "whole", keep)
+    last = max(int(path.stem.split("=")[1]) for path in Path("ckpt").glob("*.ckpt"))
+    events: list[str] = []
+
+    def noted(kind: type, method: str) -> None:
+        own = getattr(kind, method)
+
+        def note(self: Any, *values: Any) -> Any:
+            events.append(method)
+            if events == before_the_end:
+                raise KeyboardInterrupt
+            return own(self, *values)
+
+        monkeypatch.setattr(kind, method, note)
+
+    before_the_end = ["load", "score", "load", "load", "score"]
+    noted(GenerateSampler, "load")
+    noted(RoundMaker, "score")
+    with pytest.raises(SystemExit):
+        rounds(tiny_model, "again", keep)
+    assert len(list(Path("again/rounds").glob("*/drawn-*"))) > 2  # of both rounds
+    before_the_end = []
+    events.clear()
+    again, _ = rounds(tiny_model, "again", ckpt_path=f"ckpt/step={last // 3}.ckpt")
+    assert events.count("load") <= 1  # for what the ended run had not sampled of the third round
+    assert same(weights(again), weights(whole))
 
 
 def test_lost_weights_and_responses_are_named(tiny_model, in_tmp):
