@@ -86,7 +86,8 @@ def fit(options: argparse.Namespace, ahead: Any) -> dict[str, float]:
             FunctionScorer(f"{folder}/reward.py:reward"),
             sampling=Sampling(max_new_tokens=options.tokens),
             sampler=sampler,
-            sampling_batch_size=4 * options.prompts,
+            responses_per_prompt=options.responses,
+            sampling_batch_size=options.responses * options.prompts,
             rounds_ahead=ahead,
             batch_size=8,
             store=f"{folder}/rounds",
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--url", help="address of the vLLM server")
     parser.add_argument("--pad", type=float, default=0.0, help="least seconds of a batch")
     parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--responses", type=int, default=4, help="to each prompt")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
