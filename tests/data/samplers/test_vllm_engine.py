@@ -233,7 +233,7 @@ def test_a_killed_run_resumes_to_the_same_bytes_and_leaves_no_engine(model, tmp_
 def test_smollm2_in_bfloat16_takes_new_weights_twice(capsys):
     policy, sampler = Policy.load(PolicyConfig(str(SMOLLM2))), VLLMSampler(MEMORY)
     prompts = [policy.tokenizer.encode(f"The number {i} is", add_special_tokens=False) for i in range(8)]
-    request = SampleRequest(prompts, range(8), 4, Sampling(max_new_tokens=32), [policy.tokenizer.eos_token_id])
+    request = SampleRequest(prompts, range(8), 4, Sampling(max_new_tokens=16), [policy.tokenizer.eos_token_id])
     seen = []
     for _ in range(3):
         with sampler.ready(policy, torch.bfloat16, 64):
