@@ -94,6 +94,11 @@ class Cell:
         return None if self.arm.data == "rounds" else f"{WORK}/samples/seed{self.seed}/{self.proxy}.jsonl"
 
     @property
+    def store(self) -> str:
+        """Folder of the rounds of all cells of a seed: the arms have the same first round, which is sampled once."""
+        return f"{WORK}/samples/seed{self.seed}/rounds"
+
+    @property
     def proxy(self) -> str:
         return "proxy_small" if self.arm.small_proxy else "proxy_large"
 
@@ -135,7 +140,7 @@ def _own_options(cell: Cell, setting: Setting) -> Iterator[dict[str, Any]]:
     model |= {"gamma": setting.beta} if arm.gamma else {}
     yield {"seed_everything": cell.seed, "model": {"init_args": model}}
     scorer = {"init_args": {"model": f"{WORK}/{cell.proxy}/model"}}
-    yield {"data": {"init_args": {"train": cell.pairs} if cell.pairs else {"scorer": scorer}}}
+    yield {"data": {"init_args": {"train": cell.pairs} if cell.pairs else {"scorer": scorer, "store": cell.store}}}
     yield {"win_rate": {"prompts": cell.prompts, "seed": cell.seed, "scorer": scorer}}
     if cell.trial is None:
         forgetting = {name: f"{WORK}/data/{name}_held_out.jsonl" for name in ("news", "tweets")}

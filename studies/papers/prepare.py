@@ -137,13 +137,19 @@ def make_proxy(folder: Path, pairs: str = "", epochs: int = 1) -> None:
 
 
 def make_samples(folder: Path, seed: int) -> None:
-    """Sample and score by one proxy, then score the stored samples by the other; write the pairs of each."""
+    """Sample from the start for the offline arms, and for the first round that all iterative arms of the seed share.
+
+    One proxy scores the samples, then the other scores those that are stored. Writes each proxy's pairs.
+    """
+    first_round = ["--data.prompts_per_round=chunk", "--trainer.max_epochs=4", "--trainer.max_steps=1"]
     for proxy in ("proxy_large", "proxy_small"):
         run = folder / "run"
-        options = [f"--seed_everything={seed}", f"--data.store={folder}", f"--data.scorer.model={WORK}/{proxy}/model"]
-        fit("samples", run, *options)
-        shutil.rmtree(run)
+        options = [f"--seed_everything={seed}", f"--data.scorer.model={WORK}/{proxy}/model"]
+        fit("samples", run, *options, f"--data.store={folder}")
         write_rows(folder / f"{proxy}.jsonl", best_and_worst(folder, proxy))
+        shutil.rmtree(run)
+        fit("samples", run, *options, *first_round, f"--data.store={folder}/rounds", "--data.record_sampler=true")
+        shutil.rmtree(run)
 
 
 def best_and_worst(store: Path, proxy: str) -> Iterator[dict[str, Any]]:

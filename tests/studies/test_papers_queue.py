@@ -15,7 +15,7 @@ from tiny import byte_tokenizer, llama_config, write_pairs, write_prompts
 from transformers import LlamaForSequenceClassification
 
 from lit_align.cli import AlignCLI, main
-from studies.papers import cells, run
+from studies.papers import cells, prepare, run
 from studies.papers.cells import Cell, Setting, configuration, read_arms, settings, tuning_cells
 from studies.papers.results import Result, read_rows
 
@@ -66,6 +66,35 @@ def test_the_options_of_every_arm_parse(arm, study, tmp_path, monkeypatch):
     assert config.win_rate.init_args.prompts == f"{STUDY}/data/test.jsonl"
 
 
+def test_the_first_round_that_is_prepared_is_that_of_the_iterative_arms(study, tmp_path, monkeypatch):
+    """All that determines its samples is equal, and so are store, proxy and prompts."""
+    monkeypatch.setattr(AlignCLI, "instantiate_classes", lambda self: None)
+    prepared: list[dict[str, Any]] = []
+
+    def fit(configuration: str, folder: Path, *options: str) -> None:
+        folder.mkdir()
+        parsed = AlignCLI([f"--config={prepare.HERE / configuration}.yaml", *options], run=False).config
+        prepared.append(determined(parsed))
+
+    def determined(config: Any) -> dict[str, Any]:
+        data, model = config.data.init_args.as_dict(), config.model.init_args.as_dict()
+        of_data = ("prompts", "prompts_per_round", "responses_per_prompt", "sampling", "sampling_batch_size", "sampler")
+        of_data += ("sampling_dtype", "record_sampler", "store", "scorer", "batch_size")
+        of_run = {"seed": config.seed_everything, "epochs": config.trainer.max_epochs}
+        return {name: data[name] for name in of_data} | {name: model[name] for name in ("policy", "lora")} | of_run
+
+    monkeypatch.setattr(prepare, "fit", fit)
+    monkeypatch.setattr(prepare, "best_and_worst", lambda *_: [])
+    folder = STUDY / "samples/seed2"
+    folder.mkdir()
+    prepare.make_samples(folder, 2)
+    for arm in (arm for arm in ARMS.values() if arm.data == "rounds"):
+        options = configuration(Cell(arm, 2), Setting(1e-4, 0.1), str(tmp_path))
+        (tmp_path / "cell.yaml").write_text(yaml.safe_dump(options))
+        own = determined(AlignCLI([f"--config={tmp_path / 'cell.yaml'}"], run=False).config)
+        assert own == prepared[3 if arm.small_proxy else 1], arm.name
+
+
 def test_tuning_cells_never_read_the_test_prompts():
     trials = tuning_cells(ARMS)
     assert len(trials) == 4 * sum(arm.tuned_as is None for arm in ARMS.values())
@@ -106,8 +135,7 @@ def test_a_killed_queue_continues_and_runs_no_cell_twice(study, tmp_path, monkey
     def start_and_kill_the_second(options, log):
         process = start(options, log)
         if len(started) == 2:
-            folder = work / "pr_dpo_1-1"
-            while not len(list(folder.glob("rounds/round_*"))) > 1:
+            while not len(list(Path(two[1].store).glob("round_*"))) > 1:
                 time.sleep(0.01)
             queue.stop()
             os.kill(process.pid, signal.SIGKILL)
