@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
 from lit_align.data.on_policy import OnPolicyPairs
+from lit_align.data.rounds.store import RoundStore
 from lit_align.errors import check_number
 from lit_align.evaluation.rows import read_held_out
 from lit_align.evaluation.summary import Summary
@@ -70,11 +71,11 @@ class WandbReport(AlignCallback):
         if self.artifacts and isinstance(data, OnPolicyPairs):
             import wandb
 
-            index = data.current_round.index
+            now = data.current_round
+            folder = RoundStore(data.folder, now.index, now.key).path  # other runs may share data.store
             for logger in _loggers(trainer):
-                artifact = wandb.Artifact(f"{logger.experiment.id}-round-{index:03d}", type="round")
-                for folder in data.folder.glob(f"round_{index:03d}-*"):
-                    artifact.add_dir(str(folder), name=folder.name)
+                artifact = wandb.Artifact(f"{logger.experiment.id}-round-{now.index:03d}", type="round")
+                artifact.add_dir(str(folder), name=folder.name)
                 logger.experiment.log_artifact(artifact)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -74,7 +74,12 @@ def test_wandb_gets_marks_tables_the_report_and_rounds(tiny_model, in_tmp):
         "model": {"class_path": "DPO", "init_args": {"policy": {"path": tiny_model}}},
         "data": {
             "class_path": "OnPolicyPairs",
-            "init_args": {"prompts": "prompts.jsonl", "scorer": scorer, "sampling": {"max_new_tokens": 4}},
+            "init_args": {
+                "prompts": "prompts.jsonl",
+                "scorer": scorer,
+                "sampling": {"max_new_tokens": 4},
+                "store": "store",
+            },
         },
         "win_rate": {
             "prompts": "prompts.jsonl",
@@ -87,6 +92,8 @@ def test_wandb_gets_marks_tables_the_report_and_rounds(tiny_model, in_tmp):
         "trainer": {"max_epochs": 2, "default_root_dir": "run", "accelerator": "cpu", "log_every_n_steps": 1},
     }
     Path("dpo.yaml").write_text(yaml.safe_dump(config))
+    Path("store/round_000-another").mkdir(parents=True)
+    Path("store/round_000-another/round.json").write_text("{}")
     main(["fit", "--config=dpo.yaml", "--trainer.logger=WandbLogger", "--trainer.logger.mode=offline"])
     run = wandb.run
     assert run is not None
@@ -103,3 +110,4 @@ def test_wandb_gets_marks_tables_the_report_and_rounds(tiny_model, in_tmp):
     wandb.finish()
     (record,) = Path(run.dir).parent.glob("*.wandb")
     assert all(name in record.read_bytes() for name in (b"run7-round-000", b"run7-round-001"))
+    assert b"round_000-another" not in record.read_bytes()  # of another run with the same store
