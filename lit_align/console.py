@@ -1,6 +1,7 @@
 """Lines and progress bars on the terminal, one bar per phase. Only rank 0 prints."""
 
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
+from rich.text import Text
 
 FIELD_WIDTH = 15
 """Columns of the names that fields begin with."""
@@ -36,6 +38,11 @@ def printable(text: str) -> str:
 class SafeConsole(Console):
     """A console that prints � for characters that must not reach a terminal, in tables and progress bars, too."""
 
+    @property
+    def encoding(self) -> str:
+        """That of the present output, by which rich chooses the lines of its tables."""
+        return (getattr(self.file, "encoding", None) or "utf-8").lower()
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
@@ -46,9 +53,13 @@ console = SafeConsole(highlight=False, markup=False, emoji=False, force_jupyter=
 
 
 def print_line(*objects: object) -> None:
-    """Print lines or rich renderables; long lines are left to the terminal, so that commands can be copied."""
+    """Print lines or rich renderables.
+
+    Long lines are left to the terminal, so that commands can be copied; styled text is wrapped on a terminal alone.
+    """
     if is_first_process():
-        console.print(*objects, soft_wrap=all(isinstance(o, str) for o in objects))
+        lines = str if console.is_terminal else str | Text
+        console.print(*objects, soft_wrap=all(isinstance(o, lines) for o in objects))
 
 
 def print_field(name: str, text: str) -> None:
@@ -80,6 +91,11 @@ def program() -> str:
     if typed.stem == "lit-align":
         return "lit-align"
     return "python -m lit_align" if typed.parts[-2:] == ("lit_align", "__main__.py") else "python train.py"
+
+
+def command(*words: object) -> str:
+    """A command of this program, to be copied: quoted where a shell needs it."""
+    return f"{program()} {shlex.join(map(str, words))}"
 
 
 def relative(path: object) -> str:

@@ -128,3 +128,14 @@ def test_no_escape_of_a_note_reaches_a_progress_bar(monkeypatch):
     assert "\x1b[31mred" not in written
     assert "\x9b" not in written
     assert "]0;title\x07" not in written
+
+
+def test_styled_text_in_a_file_keeps_its_lines(capsys):
+    words = "long " * 50 + "end"
+    console.print_line(Styled(words))
+    assert capsys.readouterr().out == f"{words}\n"
+
+
+def test_a_command_can_be_copied(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lit-align"])
+    assert console.command("report", "runs/my run") == "lit-align report 'runs/my run'"

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.checkpoints import STARTS
-from lit_align.console import print_field, print_line, program, relative
+from lit_align.console import command, print_field, print_line, relative
 from lit_align.data.base import PairsDataModule
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.errors import counted
@@ -237,5 +237,5 @@ def last_checkpoint(trainer: Trainer) -> str:
 
 def resume_command(trainer: Trainer, path: str | Path | None) -> str:
     """The command that resumes from a checkpoint; without one, the command that runs the same again."""
-    resume = f" --ckpt_path {relative(path)}" if path else ""
-    return f"{program()} fit --config {Path(trainer.default_root_dir, 'config.yaml')}{resume}"
+    resume = ["--ckpt_path", relative(path)] if path else []
+    return command("fit", "--config", Path(trainer.default_root_dir, "config.yaml"), *resume)

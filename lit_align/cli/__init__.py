@@ -8,6 +8,7 @@ does not wait for them.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 import signal
@@ -50,6 +51,8 @@ def main(args: list[str] | None = None) -> None:
     """
     args = sys.argv[1:] if args is None else args
     quiet()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a locale without → ends no run
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # modules of the user's own classes; last, so that none hides an installed one
     try:

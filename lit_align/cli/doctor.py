@@ -11,7 +11,6 @@ read. The trained weights are discarded.
 
 import math
 import resource
-import shlex
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from rich.text import Text
 from lit_align.callbacks import AlignCallback, DryRun, Order, RunReport
 from lit_align.callbacks.base import dry_run_of, in_order
 from lit_align.cli.app import AlignCLI
-from lit_align.console import print_field, print_line, printable, program
+from lit_align.console import command, print_field, print_line, printable
 from lit_align.data import OnPolicyPairs
 from lit_align.data.tokenization import in_place
 from lit_align.logprobs import PreferenceBatch, preferences_of
@@ -128,7 +127,7 @@ def examine(args: list[str]) -> None:
     print_line()
     for name, text in estimate(trainer, examination, rows):
         print_field(name, text)
-    print_line(f"\nall checks passed: {program()} fit {shlex.join(args)}")
+    print_line(f"\nall checks passed: {command('fit', *args)}")
 
 
 def show_example(batch: PreferenceBatch, tokenizer: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lit_align import objectives
 from lit_align.cli.classes import class_names, form_hint, options
 from lit_align.cli.explain import did_you_mean
-from lit_align.console import program
+from lit_align.console import command
 from lit_align.data import FunctionScorer
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Rows
@@ -205,10 +204,11 @@ def configuration(request: Request) -> str:
     data = Data.read(request)
     given = {name: getattr(request, name) for name in ("policy", "data", "prompts", "scorer")}
     given["columns"] = _columns(request)
-    words = shlex.join(word for name, value in given.items() if value for word in (f"--{name}", value))
+    words = (word for name, value in given.items() if value for word in (f"--{name}", value))
+    config = ("--config", request.file)
     lines = [
-        f"# Made by: {program()} init {request.objective.__name__} {words}",
-        f"# Try it: {program()} doctor --config {request.file}; train: {program()} fit --config {request.file}",
+        f"# Made by: {command('init', request.objective.__name__, *words)}",
+        f"# Try it: {command('doctor', *config)}; train: {command('fit', *config)}",
         *_model(request, weights, fit),
         *_data(request, data),
         *_trainer(request, fit),

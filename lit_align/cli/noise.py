@@ -13,6 +13,7 @@ WARNINGS = [
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
     r"`is_gradient_checkpointing` is deprecated",  # between peft and transformers
     r"Checkpoint directory .* exists and is not empty",  # of a run that resumes
+    r"Glyph \d+ .* missing from font",  # a report's reader has fonts of their own
     r"predict returned None",  # `Predictions` writes the responses to a file
 ]
 # Advertisements, and a device that nobody expects.

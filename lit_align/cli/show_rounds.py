@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text as Styled
 
-from lit_align.console import console, print_line, printable, program
+from lit_align.console import command, console, print_line, printable
 from lit_align.data.formats.rows import Text
 from lit_align.data.rounds.row_types import SampledTexts
 from lit_align.data.rounds.stored import StoredRound, read_rounds
@@ -27,7 +27,7 @@ def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None 
     rounds = read_rounds(run, scorer)
     if round is None and len(rounds) > 1:
         print_line(summary(rounds))
-        print_line(f"  the responses of one: {program()} rounds show {run} --round N")
+        print_line(f"  the responses of one: {command('rounds', 'show', run, '--round', 'N')}")
         return
     wanted = rounds[0].number if round is None else round
     chosen = [stored for stored in rounds if stored.number == wanted]
@@ -47,7 +47,7 @@ def summary(rounds: Sequence[StoredRound]) -> Table:
     """A line for each round."""
     made = Table(box=None, pad_edge=False)
     for column in ("round", "prompts", "responses", "reward", "best", "worst", "finished", "folder"):
-        made.add_column(column, justify="left" if column == "folder" else "right")
+        made.add_column(column, justify="left" if column == "folder" else "right", overflow="fold")
     for stored in rounds:
         rewards = stored.numbers.rewards
         numbers = [rewards.mean(), rewards.max(1).mean(), rewards.min(1).mean()]

@@ -9,8 +9,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lit_align.console import program
 from lit_align.errors import UserError, first_line
+from lit_align.evaluation.summary import test_command
 from lit_align.files import write_whole
 
 ROWS_AT_ONCE = 256
@@ -128,5 +128,5 @@ def read_held_out(path: Path) -> list[HeldOutRow]:
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: this version of lit_align cannot read it ({first_line(error)}). Delete it, or write it "
-            f"again: {program()} test --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt"
+            f"again: {test_command(path.parent.parent)}"
         ) from error

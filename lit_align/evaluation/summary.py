@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from lit_align.console import program
+from lit_align.console import command
 from lit_align.files import read_versioned, write_versioned
 from lit_align.metrics.win_rate import GREATEST_GAP, Estimate
 
@@ -177,9 +177,15 @@ class Summary:
         Raises:
             UserError: the file cannot be read.
         """
-        config, checkpoint = Path(folder, "config.yaml"), Path(folder, "checkpoints", "last.ckpt")
-        fix = f"Write it again: {program()} test --config {config} --ckpt_path {checkpoint}"
+        fix = f"Write it again: {test_command(folder)}"
         return read_versioned(Path(folder, "summary.json"), VERSION, lambda values: _decode(cls, values, ""), fix)
+
+
+def test_command(folder: str | Path) -> str:
+    """The command that evaluates the run in a folder, which may have been moved since its configuration was written."""
+    checkpoint = Path(folder, "checkpoints", "last.ckpt")
+    options = ("--config", Path(folder, "config.yaml"), "--ckpt_path", checkpoint)
+    return command("test", *options, f"--trainer.default_root_dir={folder}")
 
 
 def _encode(value: Any) -> dict[str, Any]:

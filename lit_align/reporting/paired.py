@@ -78,10 +78,7 @@ def paired_comparison(
     Args:
         names: The scorer's name in run A and in run B.
     """
-    ours, theirs = (
-        {row.prompt: torch.tensor(scored.rewards).double() for row in rows if (scored := row.scored_by(name))}
-        for rows, name in zip((a, b), names, strict=True)
-    )
+    ours, theirs = _rewards(a, names[0]), _rewards(b, names[1])
     both = [prompt for prompt in ours if prompt in theirs]
     if not both:
         return None
@@ -89,6 +86,15 @@ def paired_comparison(
     rates = torch.stack([win_rates(ours[prompt][None], theirs[prompt][None])[0] for prompt in both])
     p = _sign_flip_p(differences, flips)
     return PairedComparison(len(both), Estimate.of(differences), p, Estimate.of_rates(rates))
+
+
+def _rewards(rows: Sequence[HeldOutRow], name: str) -> dict[str, Tensor]:
+    """A scorer's rewards of all responses to each prompt, which may be there several times."""
+    rewards: dict[str, list[float]] = {}
+    for row in rows:
+        if scored := row.scored_by(name):
+            rewards.setdefault(row.prompt, []).extend(scored.rewards)
+    return {prompt: torch.tensor(values).double() for prompt, values in rewards.items()}
 
 
 def _sign_flip_p(differences: Tensor, flips: int, signs_at_once: int = 4_000_000) -> float:
@@ -112,7 +118,8 @@ def paired_rows(runs: Sequence[Run], scorers: Sequence[SharedScorer]) -> list[li
         for a, b in combinations([run for run in runs if run.name in scorer.names], 2):
             found = paired_comparison(a.held_out, b.held_out, (scorer.names[a.name], scorer.names[b.name]))
             if found is None:
-                rows.append([scorer.label, a.name, b.name, "0", "no prompt in common", "–", "–"])
+                reason = "no prompt in common" if a.held_out and b.held_out else "no held_out/test.parquet"
+                rows.append([scorer.label, a.name, b.name, "0", reason, "–", "–"])
                 continue
             p = f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001"
             difference, beats = number(found.difference), number(found.win_rate, percent=True)

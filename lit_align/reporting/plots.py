@@ -140,7 +140,7 @@ def _lay_out(figure: Figure) -> None:
 
 
 def _styled(axis: Axes, title: str, x: str) -> bool:
-    axis.set_title(label_of(title), fontsize=10, loc="left")
+    axis.set_title(label_of(title, 60), fontsize=10, loc="left")
     axis.set_xlabel(x, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
@@ -306,8 +306,9 @@ def _draw_lengths(axis: Axes, run: Run) -> bool:
     return _styled(axis, "length of held-out responses", "tokens")
 
 
-def label_of(words: str) -> str:
-    """Text that matplotlib neither typesets nor hides."""
+def label_of(words: str, most: int = 40) -> str:
+    """Text that matplotlib neither typesets nor hides; the middle of a long one is left out."""
+    words = words if len(words) <= most else f"{words[: most // 2]}…{words[-most // 2 :]}"
     return plain(words).replace("$", r"\$").lstrip("_")
 
 

@@ -11,10 +11,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lit_align.console import program
 from lit_align.errors import UserError
 from lit_align.evaluation.rows import HeldOutRow
-from lit_align.evaluation.summary import Summary
+from lit_align.evaluation.summary import Summary, test_command
 from lit_align.files import write_whole, writing
 from lit_align.reporting.page import number, page, section, table, text
 from lit_align.reporting.paired import PAIRED_HEAD, SharedScorer, not_compared, paired_rows, scorers_of
@@ -89,12 +88,10 @@ def compared_runs(folders: Sequence[str | Path]) -> list[Run]:
     runs = open_runs(folders)
     for run in runs:
         if not run.scorers:
-            command = (
-                f"{program()} test --config {run.folder}/config.yaml --ckpt_path {run.folder}/checkpoints/last.ckpt"
+            options = "" if "win_rate" in run.configuration else " --win_rate.prompts=PATH --win_rate.scorer=SCORER"
+            raise UserError(
+                f"compare: {run.folder} has no summary.json. Evaluate the run: {test_command(run.folder)}{options}"
             )
-            if "win_rate" not in run.configuration:
-                command += " --win_rate.prompts=PATH --win_rate.scorer=SCORER"
-            raise UserError(f"compare: {run.folder} has no summary.json. Evaluate the run: {command}")
     return runs
 
 
@@ -190,9 +187,9 @@ def _validated(validations: Mapping[int, Sequence[HeldOutRow]]) -> str:
     first = validations[steps[0]]
     kept = steps if len(steps) <= 6 else [steps[round(i * (len(steps) - 1) / 5)] for i in range(6)]
     rows = []
-    for place, prompt in enumerate(_prompts([row.prompt for row in first])[:SHOWN_PROMPTS]):
-        responses = [validations[step][place].responses[0] for step in kept]
-        rows.append([prompt, first[place].responses_start[0], *responses])
+    by_prompt = [{row.prompt: row.responses[0] for row in validations[step]} for step in kept]  # they may have changed
+    for prompt, row in zip(_prompts([row.prompt for row in first])[:SHOWN_PROMPTS], first, strict=False):
+        rows.append([prompt, row.responses_start[0], *(each.get(row.prompt, "–") for each in by_prompt)])
     return table(["prompt", "start", *(f"step {step}" for step in kept)], rows, "responses")
 
 

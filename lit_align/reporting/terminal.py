@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text as Styled
 
-from lit_align.console import print_line
+from lit_align.console import console, print_line
 from lit_align.data.formats.rows import Text
 from lit_align.data.sampling import Response
 from lit_align.evaluation.results import Evaluation
@@ -75,11 +75,11 @@ def best_of_n_lines(summary: Summary) -> Iterator[str]:
 
 
 def results_table(title: str) -> Table:
-    """An empty table of rewards and win rates, of at most 80 columns."""
+    """An empty table of rewards and win rates; within 80 columns, numbers stay on one line."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("scorer", overflow="fold")
     for column in ("reward", "win rate (95 %)", "at equal length"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=console.width >= 80, overflow="fold")
     return table
 
 
@@ -92,7 +92,7 @@ def _cells(
 
 def _last_line(prompt: Text) -> str:
     """The last line of a prompt, of a chat that of its last message."""
-    text = (prompt if isinstance(prompt, str) else prompt[-1]["content"]).strip()
+    text = (prompt if isinstance(prompt, str) else prompt[-1]["content"] or "").strip()
     return ("… " if "\n" in text else "") + text.rpartition("\n")[2]
 
 

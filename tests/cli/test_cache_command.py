@@ -50,3 +50,17 @@ def test_what_is_not_an_entry_stays(entries):
     Path("cache/other/entry.json").write_text(json.dumps({"made": "by another program"}))
     command.run(["clear"])
     assert Path("cache/other/entry.json").exists()
+
+
+def test_an_entry_that_is_named_twice_counts_once(entries, capsys):
+    command.run(["clear", "org/b", entries[1].path.name])
+    assert capsys.readouterr().out == "1 of 2 entries deleted, 7 kB.\n"
+
+
+def test_a_long_name_is_listed_whole(in_tmp, capsys):
+    name = "a" * 55
+    TokenCache(Path("cache")).load_or_make(f"{'folder/' * 20}{name}", {}, {}, lambda folder, report: None)
+    command.run(["--folder", "cache"])
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert shown.count("a") >= 2 * 55

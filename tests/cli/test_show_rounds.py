@@ -1,6 +1,7 @@
 """`lit-align rounds show`."""
 
 import re
+import shutil
 
 import pytest
 from stored_rounds import stored
@@ -61,3 +62,24 @@ def test_only_the_samples_that_are_shown_are_read(tmp_path, capsys):
     assert "cannot be read" not in said
     main(["rounds", "show", str(tmp_path)])
     assert "cannot be read" in capsys.readouterr().out
+
+
+def test_a_round_is_found_from_within_and_not_under_another_name(tmp_path, capsys, monkeypatch):
+    made = stored(tmp_path / "rounds")
+    for name in ("copy", f"rounds/{made.path.name} (copy)", "rounds/round_old-one"):
+        shutil.copytree(made.path, tmp_path / name)
+    main(["rounds", "show", str(tmp_path)])
+    monkeypatch.chdir(made.path)
+    main(["rounds", "show", "."])
+    assert capsys.readouterr().out.count("round 1 · 2 prompts") == 2
+    with pytest.raises(SystemExit):
+        main(["rounds", "show", str(tmp_path / "copy")])
+    assert "copy: a round's folder must keep its name" in capsys.readouterr().err
+
+
+def test_numbers_on_a_narrow_terminal_are_whole(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "_width", 40)
+    stored(tmp_path)
+    stored(tmp_path, index=1)
+    main(["rounds", "show", str(tmp_path)])
+    assert "…" not in capsys.readouterr().out

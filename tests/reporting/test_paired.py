@@ -1,5 +1,7 @@
 """Paired comparisons against scipy's permutation test and by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy import stats
@@ -57,3 +59,12 @@ def test_a_run_ties_with_itself():
 def test_the_parts_in_which_signs_are_drawn_do_not_matter():
     differences = torch.randn(30, generator=torch.Generator().manual_seed(1)).double() + 0.3
     assert len({_sign_flip_p(differences, 1_000, at_once) for at_once in (1, 100, 7_000, 4_000_000)}) == 1
+
+
+def test_all_rows_of_a_repeated_prompt_are_compared():
+    a, b = rows(1), rows(2)
+    doubled = [replace(row, scorers=[replace(row.scorers[0], rewards=[0.0, 0.0])]) for row in a]
+    found = paired_comparison([*a, *doubled], b)
+    expected = [sum(x.scorers[0].rewards) / 4 - sum(y.scorers[0].rewards) / 2 for x, y in zip(a, b, strict=True)]
+    assert found is not None
+    assert found.difference.value == pytest.approx(sum(expected) / len(expected))

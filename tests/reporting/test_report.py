@@ -1,6 +1,9 @@
 """Reports of runs: from files alone, with nothing of a response but its text."""
 
+import io
 import re
+import shlex
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from lit_align.cli import main
+from lit_align.console import console
 from lit_align.errors import UserError
 from lit_align.evaluation.rows import HeldOutRow, ScoredRow, write_held_out
 from lit_align.evaluation.summary import Diversity, Forgetting, PartSummary, ScorerSummary, Summary
@@ -17,6 +21,7 @@ from lit_align.reporting import report
 from lit_align.reporting.plots import run_plots
 from lit_align.reporting.run_folder import Run
 from lit_align.reporting.run_record import RunRecord, RunStart
+from lit_align.reporting.terminal import print_summary
 
 HOSTILE = '</td><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(1)> $\\frac$ \u202eabc\x00'
 
@@ -226,3 +231,50 @@ def test_a_run_without_a_verdict_cannot_be_compared(tmp_path):
     (run / "summary.json").unlink()
     with pytest.raises(UserError, match=r"python train\.py test --config"):
         report.compared_runs([run, make_run(tmp_path / "b", 0)])
+
+
+def test_commands_in_messages_write_to_the_folder_that_they_name(tmp_path):
+    run = make_run(tmp_path / "my run", 0)
+    (run / "summary.json").write_text("{}")
+    with pytest.raises(UserError) as error:
+        report.write_report(run)
+    words = shlex.split(str(error.value).partition("again: ")[2])
+    assert words[2:4] == ["test", "--config"]
+    assert words[-1] == f"--trainer.default_root_dir={run}"
+
+
+def test_responses_of_validations_belong_to_their_prompt(tmp_path):
+    """A run that is resumed may have other validation prompts."""
+    run = make_run(tmp_path / "run", 0)
+    rows = [replace(row, prompt=f"Prompt {place}", responses=["first"]) for place, row in enumerate(held_out(0))]
+    write_held_out(run / "held_out" / "validation-000004.parquet", rows)
+    later = [replace(rows[1], responses=["later"]), replace(rows[0], prompt="another", responses=["new"])]
+    write_held_out(run / "held_out" / "validation-000008.parquet", later)
+    page = report.write_report(run).read_text()
+    table = page.partition("During training")[2].partition("Test prompts")[0]
+    shown = re.findall(r'data-head="step 8">([^<]*)<', table)
+    assert shown[:3] == ["–", "later", "–"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_leave_room_for_the_plots(tmp_path):
+    runs = [make_run(tmp_path / f"{'x' * 150}{end}", seed) for seed, end in enumerate("ab")]
+    page = report.compare(report.compared_runs(runs), tmp_path / "all.html").read_text()
+    check_page(page)
+
+
+def test_a_table_has_whole_numbers_on_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "_width", 40)
+    print_summary(Run(make_run(tmp_path / "run", 0), "run").summary)
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert "trai" in said
+
+
+def test_an_output_that_is_not_unicode_gets_escapes(tmp_path, monkeypatch):
+    runs = [str(make_run(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    main(["compare", *runs, "--out", str(tmp_path / "all.html")])
+    assert b"0.000 \\u2192 0.000" in written.getvalue()
+    assert b"-----" in written.getvalue()

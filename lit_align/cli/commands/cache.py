@@ -23,7 +23,8 @@ def run(args: list[str]) -> None:
     given = parser.parse_args(args)
     cache = TokenCache(Path(given.folder) if given.folder else default_folder())
     entries = cache.entries()
-    chosen = [entry for name in given.names for entry in _named(name, entries, cache.folder)] or entries
+    named = [entry for name in given.names for entry in _named(name, entries, cache.folder)]
+    chosen = [entry for entry in entries if entry in named] if given.names else entries
     if given.action == "list":
         print_line(_table(chosen) if chosen else f"{relative(cache.folder)} is empty.")
         return
@@ -41,7 +42,9 @@ def _named(name: str, entries: list[Entry], folder: Path) -> list[Entry]:
 
 
 def _table(entries: list[Entry]) -> Table:
-    table = Table("name", "source", "size", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "source", "size"):
+        table.add_column(column, overflow="fold")
     for entry in entries:
         table.add_row(entry.path.name, entry.source, _size(entry.size))
     return table

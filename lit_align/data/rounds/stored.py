@@ -1,5 +1,6 @@
 """Rounds as they are found on disk: to look at, and as a data set of prompts with ranked responses."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lit_align.console import phase, print_line
+from lit_align.console import phase, print_line, relative
 from lit_align.data.rounds.numbers import NumbersBuilder, RoundNumbers, ScoredFiles, scored_files
 from lit_align.data.rounds.row_types import SampledTexts, SampleRow, ScoreRow
 from lit_align.data.rounds.store import Damaged, place_of, read_table
 from lit_align.errors import UserError
 
+NAME = re.compile(r"round_(\d+)-\w+")
+"""Names of rounds' folders: number and id, by which their files are checked."""
 SHOWN_FROM = 500
 """Files from which on a bar is shown while they are read."""
 
@@ -46,11 +49,22 @@ class StoredRound:
 
 
 def find_rounds(folder: str | Path) -> list[Path]:
-    """The rounds in a run's folder or its `rounds`, or the folder itself if it is a round; older ones come first."""
+    """The rounds in a run's folder or its `rounds`, or the folder itself if it is a round; older ones come first.
+
+    Raises:
+        UserError: a round's folder has been renamed.
+    """
     folder = Path(folder)
     if (folder / "round.json").is_file():
+        folder = folder.resolve()
+        if not NAME.fullmatch(folder.name):
+            raise UserError(
+                f"{relative(folder)}: a round's folder must keep its name, round_NUMBER-ID, by which its files are "
+                "checked. Rename it."
+            )
         return [folder]
     found = [path.parent for place in (folder, folder / "rounds") for path in place.glob("round_*-*/round.json")]
+    found = [path for path in found if NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (path.name.partition("-")[0], (path / "round.json").stat().st_mtime_ns))
 
 
