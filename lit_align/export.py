@@ -26,6 +26,7 @@ from lit_align.model_card import model_card
 from lit_align.objectives.reward_model import Scored
 from lit_align.objectives.saved import SavedObjective
 from lit_align.policy import Policy, is_adapter_weight
+from lit_align.reporting.run_folder import run_of
 
 
 def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
@@ -45,19 +46,22 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
     policy, objective = load_policy(path)
     if adapter and policy.adapter is None:
         raise UserError(f"export: --adapter has no effect: {path} trained all weights. Leave --adapter out.")
-    run = next((folder for folder in path.parents if (folder / "config.yaml").exists()), None)
+    run = run_of(path)
     config = configuration_of(run) if run else {}
-    folder.mkdir(parents=True, exist_ok=True)
-    if adapter:
-        assert policy.adapter is not None
-        policy.adapter.save_pretrained(str(folder), selected_adapters=["default"])
-        policy.tokenizer.save_pretrained(folder)
-    else:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if adapter:
+            assert policy.adapter is not None
+            policy.adapter.save_pretrained(str(folder), selected_adapters=["default"])
+            policy.tokenizer.save_pretrained(folder)
+    if not adapter:
         policy.save(folder)
     sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
     tokenizer = PreferenceTokenizer(policy.tokenizer, model_ends=lambda: policy.ends)
     save_generation_config(policy, tokenizer, sampling, folder)
-    (folder / "README.md").write_text(model_card(objective, config, run, adapter), encoding="utf-8")
+    card = model_card(objective, config, run, adapter)
+    with writing(folder):
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
@@ -102,7 +106,7 @@ def configuration_of(run: Path) -> dict[str, Any]:
     """
     path = run / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict) or not all(isinstance(config.get(key, {}), dict) for key in ("model", "data")):
             raise ValueError("it has no model and data")
     except (yaml.YAMLError, ValueError) as error:

@@ -35,6 +35,8 @@ def push(folder: str | Path, name: str, *, private: bool = False) -> str:
         status = error.response.status_code
         fix = " Set HF_TOKEN to a token that may write, or run: hf auth login" if status in (401, 403) else ""
         raise UserError(f"export: --push-to-hub={name}: the hub answers {first_line(error)}.{fix}") from error
+    except ValueError as error:  # of the hub's check of the card
+        raise UserError(f"export: --push-to-hub={name}: {' '.join(str(error).split())}. Change README.md.") from error
     except (HTTPError, OSError) as error:
         raise UserError(
             f"export: --push-to-hub={name}: the hub cannot be reached: {first_line(error)}. Run it again later."

@@ -1,5 +1,6 @@
 """The model card of an export: objective, reference, data, the verdict with its intervals, the whole configuration."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def model_card(objective: SavedObjective, config: dict[str, Any], run: Path | No
     """
     name, base = objective.name, objective.policy.path
     front = {
-        "base_model": base,
+        **({"base_model": base} if _is_hub_name(base) else {}),
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-classification" if objective.scores else "text-generation",
         "tags": ["lit_align", name],
@@ -40,6 +41,11 @@ def model_card(objective: SavedObjective, config: dict[str, Any], run: Path | No
     if config:
         lines += ["## Configuration", "", "```yaml", _yaml(config), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _is_hub_name(model: str) -> bool:
+    """Whether a model may be on the hub, which refuses the card of a model that was made from a folder."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) is not None and not Path(model).exists()
 
 
 def _lora(objective: SavedObjective) -> str:

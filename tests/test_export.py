@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from processes import run_in
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny import CHAT_TEMPLATE, adamw, fit, write_pairs, write_prompts
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
@@ -96,7 +98,7 @@ def test_plain_transformers_gives_the_policys_logps(tiny_model, in_tmp, lora):
 
     card = Path("exported/README.md").read_text()
     front, _, body = card.removeprefix("---\n").partition("\n---\n")
-    assert yaml.safe_load(front)["base_model"] == tiny_model
+    assert "base_model" not in yaml.safe_load(front), "the hub refuses a folder's name"
     summary = json.loads(Path("run/summary.json").read_text())["scorers"]["training"]
     verdict = f"{summary['win_rate']:.1%} ({summary['win_rate_low']:.1%} – {summary['win_rate_high']:.1%})"
     for piece in ("DPO: −log σ", "the start, ← policy, every step", "pairs.jsonl", verdict, "class_path: "):
@@ -196,12 +198,17 @@ def test_the_card_states_the_formula_of_an_objective_of_ones_own(tiny_model, in_
     assert "| objective | Own: −log σ(own) |" in Path("exported/README.md").read_text()
 
 
-def test_the_exported_model_samples_as_the_rounds_did(tiny_model, in_tmp):
-    Path("run").mkdir()
-    fit(DPO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp))).save_checkpoint("run/last.ckpt")
+def test_the_exported_model_samples_as_the_rounds_did(tiny_model, in_tmp, monkeypatch):
+    """Its run is the folder above it that a run wrote to, wherever the command is given."""
+    Path("run/checkpoints").mkdir(parents=True)
+    for other in ("config.yaml", "run/checkpoints/config.yaml"):
+        Path(other).write_text("of: another program")
+    fit(DPO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp))).save_checkpoint("run/checkpoints/last.ckpt")
     sampling = vars(Sampling(temperature=0.8, top_p=0.9))
-    Path("run/config.yaml").write_text(yaml.safe_dump({"model": {}, "data": {"init_args": {"sampling": sampling}}}))
-    export("run/last.ckpt", "exported")
+    config = {"model": {}, "data": {"init_args": {"sampling": sampling}}}
+    Path("run/config.yaml").write_text(f"# lit_align==0.2.0\n{yaml.safe_dump(config)}")
+    monkeypatch.chdir("run/checkpoints")
+    export("last.ckpt", "exported")
     saved = AutoModelForCausalLM.from_pretrained("exported").generation_config
     assert (saved.do_sample, saved.temperature, saved.top_p, saved.top_k) == (True, 0.8, 0.9, 0)
 
@@ -221,7 +228,8 @@ def test_the_card_states_the_arguments_of_the_chat_template():
     objective = SavedObjective("DPO", "−log σ", "logp", PolicyConfig("base"), None, 0.1, 0.0, None, None)
     config = {"data": {"init_args": {"template_args": {"enable_thinking": False}}}}
     assert "| arguments of the chat template | enable_thinking=False |" in model_card(objective, config, None, False)
-    assert "arguments of the chat template" not in model_card(objective, {}, None, False)
+    assert "arguments of the chat template" not in (card := model_card(objective, {}, None, False))
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "base"
 
 
 @pytest.mark.parametrize(
@@ -367,3 +375,20 @@ def test_options_of_a_chat_that_cannot_be_are_refused(tiny_model, options, capsy
 def test_a_chat_ends_with_the_input(tiny_model, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     main(["chat", tiny_model, "--max-new-tokens", "2"])
+
+
+def test_bytes_that_are_not_text_end_no_chat(tiny_model, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nhi\n"), encoding="utf-8"))
+    main(["chat", tiny_model, "--max-new-tokens", "2"])
+    assert capsys.readouterr().out.count("> ") == 3
+
+
+def test_a_full_disk_is_one_message(in_tmp, monkeypatch):
+    def save_pretrained(*args: Any, **options: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    policy = SimpleNamespace(adapter=SimpleNamespace(save_pretrained=save_pretrained))
+    monkeypatch.setattr("lit_align.export.load_policy", lambda path: (policy, None))
+    Path("last.ckpt").touch()
+    with pytest.raises(UserError, match=r"exported cannot be written: .*No space left on device"):
+        export("last.ckpt", "exported", adapter=True)

@@ -9,6 +9,7 @@ processes.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
@@ -22,11 +23,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_line
 from lit_align.data.formats.read import read_rows
-from lit_align.data.formats.rows import Row, Rows
+from lit_align.data.formats.rows import Row, Rows, Text
 from lit_align.data.given_rows import reading_rows
 from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.generate import sampling_copy
-from lit_align.data.sampling import Response, Sampling, sampling_batches
+from lit_align.data.sampling import Response, Sampling, check_positions, sampling_batches
 from lit_align.data.scorers.base import GroupScores, Scorer
 from lit_align.errors import UserError, check_number
 from lit_align.evaluation.answering import (
@@ -66,7 +67,10 @@ class Predicted:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self)
 
     def write_parquet(self, path: Path) -> None:
-        """The columns are those of all rows: messages of a chat may have keys that others do not have."""
+        """The columns are those of all rows: messages of a chat may have keys that others do not have.
+
+        A key whose value is not text, such as tool_calls, holds it as JSON: its objects have no columns in common.
+        """
         schemas = [pa.Table.from_pylist(some).schema for some in self._batches()]
         schema = pa.unify_schemas(schemas, promote_options="permissive")
         with pq.ParquetWriter(path, schema) as writer:
@@ -76,7 +80,20 @@ class Predicted:
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         rest = iter(self)
         while some := list(islice(rest, ROWS_AT_ONCE)):
-            yield some
+            yield [row | {"prompt": _of_texts(row["prompt"])} for row in some]
+
+
+def _of_texts(prompt: Text) -> Text:
+    """A prompt whose messages hold nothing but text."""
+    if isinstance(prompt, str):
+        return prompt
+    return [
+        {
+            key: value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for key, value in message.items()
+        }
+        for message in prompt
+    ]
 
 
 class Predictions(AlignCallback):
@@ -173,6 +190,7 @@ class Predictions(AlignCallback):
         batches = sampling_batches(prompts.lengths, self.batch_size // count)
         answering = Answering(stream, count, self.sampling or sampling_of(module.trainer))
         assert module.policy is not None
+        check_positions(module.policy.positions, max(prompts.lengths), answering.sampling, self.prompts)
         return prompts, batches, answering.respond_with(sampler, module, module.policy, prompts, batches, "predict")
 
     def _answers(self, benchmark: Benchmark, module: PreferenceObjective, sampler: Sampler, name: str) -> str:
@@ -197,6 +215,6 @@ class Predictions(AlignCallback):
         self._write(predicted.write_lines if Path(self.out).suffix == ".jsonl" else predicted.write_parquet, folder)
 
     def _write(self, write: Callable[[Path], object], folder: Path) -> None:
-        path = Path(self.out) if Path(self.out).parent != Path() else folder / self.out
+        path = Path(self.out) if os.path.dirname(self.out) else folder / self.out
         write_whole(path, write)
         print_line(f"responses  {path}")

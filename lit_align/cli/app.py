@@ -56,6 +56,7 @@ from lit_align.cli.continuation import (
     check_ckpt_path,
     check_config_is_ours,
     check_last,
+    check_verdict_is_ours,
     checkpoint_to_resume,
     seed_to_resume,
 )
@@ -249,6 +250,8 @@ class AlignCLI(LightningCLI):
                 "test: ckpt_path is not set, so the start would be compared with itself, and that verdict replace the "
                 f"run's. Name a checkpoint: --ckpt_path={last}"
             )
+        if subcommand == "test" and given.get("win_rate"):
+            check_verdict_is_ours(given.ckpt_path, self.trainer.default_root_dir)
         if subcommand != "fit":
             self._run_explained(subcommand)
             return

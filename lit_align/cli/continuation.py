@@ -29,7 +29,7 @@ from lit_align.checkpoints import check_hash, complete_hash, newest_whole
 from lit_align.console import print_line, relative
 from lit_align.errors import UserError
 from lit_align.provenance import Table, differences, listed
-from lit_align.reporting.run_folder import run_files
+from lit_align.reporting.run_folder import run_files, run_of
 from lit_align.reporting.run_record import RunRecord
 
 LENGTH = {"trainer.max_epochs", "trainer.max_steps", "trainer.max_time"}
@@ -180,6 +180,22 @@ def check_last(trainer: Trainer) -> None:
         folders = " or ".join(relative(each.dirpath) for each in saving) or "a run without checkpoints"
         raise UserError(
             f"ckpt_path=last: there is no last checkpoint in {folders}. Name one, or leave ckpt_path out to start over."
+        )
+
+
+def check_verdict_is_ours(path: str, folder: str) -> None:
+    """Check that the verdict on a checkpoint replaces no other run's.
+
+    A run that was moved or copied still has its former folder in its configuration.
+
+    Raises:
+        UserError: it would.
+    """
+    run = run_of(path) if Path(path).exists() else None
+    if run is not None and Path(folder, "run.json").exists() and run.resolve() != Path(folder).resolve():
+        raise UserError(
+            f"test: ckpt_path={path} is of the run in {relative(run)}, and its verdict would replace that of the run "
+            f"in {relative(folder)}. Add --trainer.default_root_dir={relative(run)}"
         )
 
 

@@ -160,6 +160,7 @@ class Evaluator:
         return self._tokenized[path, name]
 
     def _answer_with_start(self, path: str, name: str, start: Policy, module: PreferenceObjective) -> HeldOutPrompts:
+        self.check_prompts(path, name, module)
         prompts = self._prompts(path, name, module)
         batches = sampling_batches(prompts.lengths, self.batch_size // self.responses_per_prompt)
         responses = self.answering.respond(module, start, prompts, batches, f"{name} start")

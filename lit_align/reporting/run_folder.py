@@ -100,6 +100,16 @@ def run_files(folder: str | Path) -> list[Path]:
     return sorted(path for pattern in FILES for path in Path(folder).glob(pattern))
 
 
+def run_of(checkpoint: str | Path) -> Path | None:
+    """The folder of the run that a checkpoint is in: the nearest above it with a configuration that a run wrote."""
+    return next((folder for folder in Path(checkpoint).absolute().parents if _is_run(folder)), None)
+
+
+def _is_run(folder: Path) -> bool:
+    config = folder / "config.yaml"
+    return config.is_file() and ((folder / "run.json").exists() or config.read_bytes().startswith(b"# lit_align=="))
+
+
 def verdict_file(folder: str | Path) -> Path:
     """The rows of the verdict, the evaluation at the end."""
     return Path(folder, "held_out", "test.parquet")

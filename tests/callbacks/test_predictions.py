@@ -107,3 +107,26 @@ def test_a_reward_model_is_refused_before_it_is_loaded(tiny_model, in_tmp):
     trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=[Predictions("prompts.jsonl")])
     with pytest.raises(UserError, match="predict: RewardModel gives no responses"):
         trainer.predict(RewardModel(PolicyConfig("no such model")), OfflinePairs(write_pairs(in_tmp)))
+
+
+def test_calls_of_tools_are_json_in_a_table(tmp_path):
+    calls = [[{"function": {"name": "f", "arguments": each}}] for each in ({}, {"x": 1}, {"x": "one"})]
+    rows = [Row([{"role": "assistant", "content": None, "tool_calls": call}]) for call in calls]
+    Predicted(rows, [[Response([1], "r", True)]] * 3, None).write_parquet(tmp_path / "p.parquet")
+    found = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert [json.loads(row["prompt"][0]["tool_calls"]) for row in found] == calls
+
+
+def test_a_name_with_a_folder_is_not_of_the_runs_folder(in_tmp):
+    Predictions("p.jsonl", out="./here.jsonl").write(Predicted([], [], None), Path("run"))
+    Predictions("p.jsonl", out="there.jsonl").write(Predicted([], [], None), Path("run"))
+    assert Path("here.jsonl").exists()
+    assert Path("run/there.jsonl").exists()
+
+
+def test_prompts_beyond_the_models_positions_are_refused(tiny_model, in_tmp):
+    Path("questions.jsonl").write_text(json.dumps({"prompt": "x" * 505}) + "\n")
+    predictions = Predictions("questions.jsonl", sampling=Sampling(max_new_tokens=60))
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[predictions])
+    with pytest.raises(UserError, match=r"sampling.max_new_tokens=60 must be at most .* of questions.jsonl has"):
+        trainer.predict(DPO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp)))

@@ -1,6 +1,8 @@
 """`lit-align chat MODEL [--against START]`: talk to a model."""
 
 import argparse
+import io
+import sys
 from typing import Any
 
 import yaml
@@ -42,6 +44,8 @@ def run(args: list[str]) -> None:
         parser.error("a chat template and its arguments have no effect with --plain. Leave them out")
     if given.against_template_args and not given.against:
         parser.error("--against-template-args has no effect without --against. Leave it out")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are not text end no chat
     from lit_align.cli.chat import Prompting, Speaker, chat
     from lit_align.data.sampling import Sampling
 
