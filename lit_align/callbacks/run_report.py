@@ -166,8 +166,9 @@ class RunReport(AlignCallback):
             print_line(f"extend     {resume_command(trainer, None)} {longer}")
         record_end(folder)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the report after a test; `on_test_end` is for callbacks that test something."""
+        if stage == "test" and trainer.is_global_zero:
             _write_report(Path(trainer.default_root_dir))
 
 

@@ -339,3 +339,9 @@ def test_lines_break_between_words_on_a_terminal_only(monkeypatch: pytest.Monkey
 def test_a_flag_with_a_value_is_refused(fails: Errors, args: list[str]):
     flag = next(arg.partition("=")[0] for arg in args if arg.startswith("--") and not arg.startswith("--config"))
     assert f"{flag} takes no value. Write {flag} alone, or leave it out." in fails(*args)
+
+
+def test_a_command_that_has_nothing_to_do_says_so(fails: Errors, tiny_model: str):
+    given = (*FIT[1:], f"--model.policy.path={tiny_model}")
+    for command, said in {"test": "there is nothing to test", "predict": "predict needs prompts"}.items():
+        assert said in fails(command, *given)
