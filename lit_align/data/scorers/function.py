@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from lit_align.data.formats.rows import Text
@@ -120,18 +120,21 @@ def _name_of(function: Callable[..., Any]) -> str:
 def _identity_of(function: Callable[..., Any], path: str | None) -> str:
     """The path that names a function, or its name, with a fingerprint of its file; of a notebook's, of its code.
 
-    Then a digest of the values that it holds, if any: arguments of a `partial`, what a closure has taken from around
-    it, attributes of an object.
+    Then a digest of the values that it holds, if any: arguments of a `partial`, defaults of arguments, what a closure
+    has taken from around it, attributes of an object.
     """
     if isinstance(function, partial):
         return f"{_identity_of(function.func, path)} {digest(_plain([function.args, function.keywords]))}"
     file = getattr(sys.modules.get(function.__module__ or ""), "__file__", None)
-    name, code = path or _name_of(function), getattr(function, "__code__", None)
+    name = path or _name_of(function)
+    called = function if hasattr(function, "__code__") else type(function).__call__  # of an object
+    code = getattr(called, "__code__", None)
     if file and Path(file).is_file():  # standard input has no file
         name = f"{name}@{fingerprint_of([Path(file)])}"
     elif code is not None and not path:
-        name = f"{name}@{digest(repr((code.co_code, code.co_consts, code.co_names)))}"
-    held = []
+        name = f"{name}@{digest(_written(code))}"
+    defaults = (getattr(called, name, None) for name in ("__defaults__", "__kwdefaults__"))
+    held: list[Any] = [values for values in defaults if values]
     for cell in getattr(function, "__closure__", None) or ():
         with suppress(ValueError):  # it is still empty
             held.append(cell.cell_contents)
@@ -141,8 +144,20 @@ def _identity_of(function: Callable[..., Any], path: str | None) -> str:
     return f"{name} {digest(_plain(held))}" if held else name
 
 
+def _written(code: CodeType) -> str:
+    """What a function's code does, the same in each process: without addresses, and with sets in order."""
+
+    def constant(value: Any) -> str:
+        if isinstance(value, CodeType):  # a function within, or a comprehension
+            return _written(value)
+        return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
+
+    return repr((code.co_code, [constant(value) for value in code.co_consts], code.co_names))
+
+
 def _plain(value: Any, around: tuple[int, ...] = ()) -> str:
-    """Values that decide what a function computes: numbers and texts as they are, of other objects the type.
+    """Values that decide what a function computes: numbers and texts as they are, functions by their code, of other
+    objects the type.
 
     Args:
         around: Containers that the value is in. One that holds itself is not read again.
@@ -154,6 +169,8 @@ def _plain(value: Any, around: tuple[int, ...] = ()) -> str:
         return "{" + ", ".join(f"{key}: {_plain(each, around)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_plain(each, around) for each in value) + "]"
+    if isinstance(value, FunctionType):  # that a decorator calls
+        return _written(value.__code__)
     return repr(value) if isinstance(value, bool | int | float | str | None) else type(value).__name__
 
 

@@ -56,10 +56,35 @@ def test_a_functions_identity_follows_the_values_that_it_holds():
     def closed_over(weight: float) -> Any:
         return lambda prompts, responses: [weight] * len(responses)
 
-    kinds = [Weighted, lambda w: Weighted(w).reward, closed_over, lambda w: partial(weighted, weight=w)]
+    def by_default(weight: float) -> Any:
+        return lambda prompts, responses, w=weight: [w] * len(responses)
+
+    kinds = [Weighted, lambda w: Weighted(w).reward, closed_over, lambda w: partial(weighted, weight=w), by_default]
     for make in kinds:
         one, again, other = (FunctionScorer(make(weight)).identity for weight in (1.0, 1.0, 2.0))
         assert one == again != other
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def reward(p, r): return [float(sum(c in {'x', 'y', 'zz'} for c in each)) + WEIGHT for each in r]",
+        "import torch\n@torch.no_grad()\ndef reward(p, r): return [WEIGHT] * len(r)",
+        "class Reward:\n    def __call__(self, p, r): return [WEIGHT] * len(r)\nreward = Reward()",
+    ],
+)
+def test_a_notebooks_code_has_one_identity_until_it_changes(code: str):
+    """A cell that is run again makes new code at another address."""
+
+    def identity(weight: str) -> str:
+        notebook: dict[str, Any] = {"__name__": "notebook"}  # has no file
+        exec(code.replace("WEIGHT", weight), notebook)
+        kept.append(notebook)
+        return FunctionScorer(notebook["reward"]).identity
+
+    kept: list[Any] = []
+    one, again, other = identity("1.0"), identity("1.0"), identity("2.0")
+    assert one == again != other
 
 
 def test_a_value_that_holds_itself_is_read_once():
