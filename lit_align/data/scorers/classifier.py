@@ -1,5 +1,6 @@
 """Reward models and classifiers in transformers' format as scorers."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -9,6 +10,7 @@ from typing import Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -29,7 +31,8 @@ class SequenceClassificationScorer(Scorer):
     """A sequence-classification model of transformers: a reward model, or any classifier.
 
     With one output, the reward is its logit. With several, the reward is the log-odds of `label`, log p/(1−p), whose
-    differences do not shrink near p = 1 as those of p do. The weights are loaded at the first score.
+    differences do not shrink near p = 1 as those of p do; where `problem_type` is regression, it is the output itself.
+    The weights are loaded at the first score.
 
     Args:
         model: Folder saved by `save_pretrained`, or a hub name.
@@ -67,6 +70,7 @@ class SequenceClassificationScorer(Scorer):
         self.last_line = last_line
         self.label = label
         self.config, self.tokenizer = _load_config(model)
+        self._pad_id = _pad_id(self.config, self.tokenizer)
         self.max_length = self._limit(max_length)
         self.truncated = 0  # texts shortened so far
         self._loaded: PreTrainedModel | None = None
@@ -107,15 +111,28 @@ class SequenceClassificationScorer(Scorer):
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> list[float]:
         model = self._loaded = self._loaded or self._load()
         texts = [self._text(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        inputs = self.tokenizer.pad({"input_ids": self._token_ids(texts)}, return_tensors="pt").to(model.device)
-        logits_NL = model(**inputs).logits.float()
+        logits_NL = model(**self._padded(self._token_ids(texts), model)).logits.float()
         return self._rewards(logits_NL).tolist()
+
+    def _padded(self, ids: list[list[int]], model: PreTrainedModel) -> dict[str, Tensor]:
+        """The model's inputs. Decoders read the last token that is not padding."""
+        pad = self._pad_id
+        if pad is None:  # any number that ends no text
+            ends = {each[-1] for each in ids if each}
+            pad = next(number for number in itertools.count() if number not in ends)
+        model.config.get_text_config().pad_token_id = pad
+        side = "left" if self.config.model_type == "xlnet" else "right"  # XLNet reads the last place
+        rows = [torch.tensor(each, device=model.device, dtype=torch.long) for each in ids]
+        return {
+            "input_ids": pad_sequence(rows, True, pad, side),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True, 0, side),
+        }
 
     def _rewards(self, logits_NL: Tensor) -> Tensor:
         """Logit or log-odds, [N]."""
         if self.label is None:
             return logits_NL[:, 0]
-        if self.config.problem_type == "multi_label_classification":  # each output is a log-odds by itself
+        if self.config.problem_type in ("multi_label_classification", "regression"):  # each output stands for itself
             return logits_NL[:, self.label]
         others = [k for k in range(logits_NL.shape[1]) if k != self.label]
         return logits_NL[:, self.label] - logits_NL[:, others].logsumexp(-1)
@@ -173,7 +190,6 @@ class SequenceClassificationScorer(Scorer):
                 f"scorer.model={self.model!r} has no weights for {', '.join(sorted(report['missing_keys']))}, so its "
                 "scores would be random. Give a model trained for sequence classification."
             )
-        model.config.pad_token_id = self.tokenizer.pad_token_id  # by which decoders find a text's last token
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         if self.dtype == "auto" and not is_fast(model.dtype):
             model = model.float()
@@ -198,10 +214,16 @@ def _load_config(model: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]
             f"scorer.model={model!r} must be a sequence classifier, but is "
             f"{', '.join(config.architectures or ['of no stated kind'])}. Give a model trained to give scores."
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     tokenizer.truncation_side = "left"  # the response matters most
     return config, tokenizer
+
+
+def _pad_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The number of the padding token; None if neither tokenizer nor model has one."""
+    number = tokenizer.pad_token_id
+    if number is None:
+        number = config.get_text_config().pad_token_id
+    return number if isinstance(number, int) and number >= 0 else None
 
 
 # the files that hold weights, configuration and tokenizer; logs and metrics may be next to them

@@ -8,7 +8,13 @@ import torch
 from scoring import message_of
 from tiny import byte_tokenizer, llama_config
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertForSequenceClassification, LlamaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaForSequenceClassification,
+)
 
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import score
@@ -58,15 +64,37 @@ def test_a_model_of_one_output_gives_its_logit_in_any_batch(reward_model: str):
         assert score(scorer, prompts, responses) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_decoder_without_padding_token_scores_the_last_token(tmp_path: Path):
+@pytest.mark.parametrize("end", ["", "<|endoftext|>"])
+def test_a_decoder_without_padding_token_scores_the_last_token(tmp_path: Path, end: str):
     torch.manual_seed(0)
     config = llama_config(num_labels=1, pad_token_id=None)
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
     byte_tokenizer(chat=False).save_pretrained(tmp_path)
-    scorer = SequenceClassificationScorer(str(tmp_path), batch_size=2)
+    responses = ["b", "a longer one"]
+    with torch.no_grad():
+        ids = [byte_tokenizer()(f"a{each}{end}", return_tensors="pt").input_ids for each in responses]
+        alone = [model(each).logits.item() for each in ids]
+    scorer = SequenceClassificationScorer(str(tmp_path), batch_size=2, template=f"{{prompt}}{{response}}{end}")
+    assert score(scorer, ["a", "a"], responses) == pytest.approx(alone, abs=1e-5)
+    assert alone[0] != pytest.approx(alone[1], abs=1e-3)
+
+
+def test_a_tokenizer_that_pads_on_the_left_gives_the_same_rewards(tmp_path: Path):
+    """GPT-2 numbers positions from the first place, padding or not."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=259, n_embd=16, n_layer=1, n_head=2, n_positions=64, num_labels=1, initializer_range=0.5,
+        pad_token_id=0,
+    )  # fmt: skip
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer(chat=False)
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path)
+    scorer = SequenceClassificationScorer(str(tmp_path))
+    scorer.tokenizer.padding_side = "left"
     alone = [score(scorer, ["a"], [response])[0] for response in ("b", "a longer one")]
     assert score(scorer, ["a", "a"], ["b", "a longer one"]) == pytest.approx(alone, abs=1e-5)
-    assert alone[0] != pytest.approx(alone[1], abs=1e-3)
 
 
 def test_several_outputs_give_the_log_odds_of_the_label(bert):
@@ -77,8 +105,9 @@ def test_several_outputs_give_the_log_odds_of_the_label(bert):
         assert reward == pytest.approx(math.log(p[label] / (1 - p[label])), abs=1e-4)
 
 
-def test_independent_outputs_give_the_labels_logit(bert):
-    folder = bert(labels=3, problem_type="multi_label_classification")
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_independent_outputs_give_the_labels_logit(bert, kind: str):
+    folder = bert(labels=3, problem_type=kind)
     reward = score(SequenceClassificationScorer(folder, label=2), ["a"], ["b"])[0]
     assert reward == pytest.approx(logits_of(folder, "ab")[2].item(), abs=1e-5)
 
