@@ -114,8 +114,9 @@ class PreferenceMetrics(Metric):
                 counted += [desirable, undesirable]
         exact = exact_dtype(losses.device)
         weight = torch.stack([each.to(exact) for each in counted])
-        self.total += (torch.stack([column.detach().to(exact) for column in columns]) * weight).sum(1)
-        self.count += weight.sum(1)
+        total = (torch.stack([column.detach().to(exact) for column in columns]) * weight).sum(1)
+        # not in place, which fails in `fit` after `validate` has reset them in inference mode
+        self.total, self.count = self.total + total, self.count + weight.sum(1)
 
     def compute(self) -> dict[str, Tensor]:
         """Means by name; NaN if no example has a value, such as the length of undesirable responses without any."""

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -69,6 +70,16 @@ def test_validation_logs_the_same_metrics_over_the_whole_set(tiny_model, in_tmp)
     with torch.no_grad():
         logps = torch.cat([trainer.lightning_module.policy(batch) for batch in loader])
     assert values["val/logp_chosen"] == pytest.approx(logps[:, 0].mean().item(), rel=1e-5)
+
+
+def test_a_module_that_was_validated_trains(tiny_model, in_tmp):
+    """Lightning validates in inference mode, whose tensors cannot be changed in place afterwards."""
+    path = write_pairs(in_tmp)
+    module, data = DPO(PolicyConfig(tiny_model)), OfflinePairs(path, validation=path, batch_size=4)
+    options: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    before = L.Trainer(accelerator="cpu", **options).validate(module, data, verbose=False)
+    trainer = fit(module, data, limit_train_batches=1)
+    assert before[0]["val/loss"] != float(trainer.callback_metrics["val/loss"])
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tiny_model, pairs):
