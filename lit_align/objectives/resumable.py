@@ -87,6 +87,7 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         callbacks, states = self.trainer.callbacks, checkpoint.get("callbacks", {})  # type: ignore[attr-defined]
         check_callbacks(callbacks, states)
         self._monitored = checkpoint.get(MONITORED, {})
+        self._saved_schedules = len(checkpoint.get("lr_schedulers", []))
         self._resumed_at = Position.load(checkpoint)
         continue_saving(callbacks, states, self.trainer.ckpt_path or "", self._resumed_at.step)
         self._resumed_at.write_loops(checkpoint)
@@ -111,7 +112,7 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
             raise UserError(
                 f"the checkpoint was not written by a run of lit_align: it has no entry {missing[0]!r}. Name another."
             )
-        is_whole = all(checkpoint.get(part) for part in ("loops", "optimizer_states", "lr_schedulers"))
+        is_whole = checkpoint.get("loops") and checkpoint.get("optimizer_states") and "lr_schedulers" in checkpoint
         if "state_dict" in checkpoint and not is_whole:
             raise UserError(
                 "the checkpoint holds weights, but not the state of the optimizer, so no run can resume from it. Name "
@@ -162,6 +163,8 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         """
         for optimizer in self.trainer.optimizers:
             check_optimizer(optimizer)
+        if self._saved_schedules != len(self._own_schedules):  # Lightning restores as many as there are
+            raise KeyError("lr_schedulers")
         for config, own in zip(self.trainer.lr_scheduler_configs, self._own_schedules, strict=True):
             check_like(config.scheduler.state_dict(), own, "lr_schedulers")
 

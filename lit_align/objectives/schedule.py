@@ -156,9 +156,9 @@ def reset_optimization(trainer: Trainer, options: Sequence[Mapping[str, Any]]) -
         options: The options of each parameter group at the start.
     """
     (optimizer,) = trainer.optimizers
-    scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
     optimizer.state.clear()
-    scheduler.last_epoch = 0
+    for config in trainer.lr_scheduler_configs:  # none, if a subclass makes an optimizer alone
+        config.scheduler.last_epoch = 0
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)
     renew_learning_rates(trainer)

@@ -96,6 +96,7 @@ FORGED = {
     "an empty identity": lambda whole: whole | {"identity": {}},
     "callbacks: a list": lambda whole: whole | {"callbacks": []},
     "no optimizer's state": lambda whole: whole | {"optimizer_states": []},
+    "no schedule's state": lambda whole: whole | {"lr_schedulers": []},
     "weights of another project": lambda whole: whole | {"state_dict": {"encoder.weight": torch.ones(2)}},
     "another project": lambda whole: {
         "state_dict": {"encoder.weight": torch.ones(2)},

@@ -5,9 +5,11 @@ import zipfile
 
 import pytest
 import torch
-from tiny import adamw, fit, same, weights
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import adamw, fit, same, weights, write_pairs
 
 from lit_align.callbacks import ReferenceRefresh
+from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.objectives import DPO
 from lit_align.policy import LoRAConfig, PolicyConfig
@@ -73,3 +75,24 @@ def test_a_checkpoint_holds_plain_values_that_become_dataclasses(tiny_model, pai
     assert kept["policy"] == dataclasses.asdict(module.policy_config)
     loaded = DPO.load_from_checkpoint(tmp_path / "run.ckpt")
     assert (loaded.policy_config, loaded.lora, loaded.reference_config) == (module.policy_config, lora, reference)
+
+
+class Plain(DPO):
+    """A user's own optimizer, without a schedule."""
+
+    def configure_optimizers(self):
+        assert self.policy is not None
+        return torch.optim.SGD([weight for _, weight in self.policy.trainable_weights()], lr=0.1)
+
+
+@pytest.mark.parametrize("each_round", [False, True])
+def test_a_module_without_a_schedule_resumes_as_the_whole_run(tiny_model, in_tmp, each_round):
+    def train(**options) -> Plain:
+        module = Plain(PolicyConfig(tiny_model), reset_optimizer_each_round=each_round)
+        saving = ModelCheckpoint("ckpt", filename="{step}", every_n_train_steps=2)
+        fit(module, OfflinePairs(write_pairs(in_tmp), batch_size=2), saving, enable_checkpointing=True, **options)
+        return module
+
+    whole = train(max_epochs=2)
+    train(max_epochs=1, max_steps=2)
+    assert same(weights(train(max_epochs=2, ckpt_path="ckpt/step=2.ckpt")), weights(whole))
