@@ -50,6 +50,8 @@ class ReferenceRefresh(AlignCallback):
         self.last_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.global_step == 0:  # an earlier trainer's; a checkpoint's are loaded after this
+            self.count = self.last_step = 0
         if isinstance(pl_module, AnchoredObjective):
             if pl_module.beta == 0:
                 raise UserError(

@@ -199,7 +199,15 @@ class AnchoredObjective(PreferenceObjective):
         """Say how the reference will move; the model that is built next has a reference that can.
 
         Call it before the model is built.
+
+        Raises:
+            UserError: the model is built, and its reference cannot move so.
         """
+        if rule is not None and self.reference is not None and not self.reference.can_follow(rule.alpha):
+            raise UserError(
+                f"reference_refresh: the module was built by an earlier Trainer, and its reference ({self.reference}) "
+                f"cannot follow this rule ({rule}). Make a new module, or give the callback to the first Trainer, too."
+            )
         self.refresh_rule = rule
 
     def _is_saved(self, name: str) -> bool:

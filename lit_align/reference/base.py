@@ -42,6 +42,10 @@ class Reference(ABC):
         """Whether it is a model of its own. If it does not move, recorded log-probabilities can replace it."""
         return False
 
+    def can_follow(self, alpha: float) -> bool:
+        """Whether `mix` with this weight of the policy is right in this form."""
+        return False
+
     def mix(self, policy: Policy, alpha: float) -> None:
         """reference ← alpha·policy + (1−alpha)·reference."""
         raise ValueError(f"this reference cannot follow the policy: {self}")

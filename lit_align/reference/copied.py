@@ -53,6 +53,9 @@ class CopiedReference(nn.Module, Reference):
     def is_separate(self) -> bool:
         return True
 
+    def can_follow(self, alpha: float) -> bool:
+        return alpha == 1 or self.dtype.itemsize >= 4 or self.accumulator is not None
+
     def adapt_state(self, saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Start a missing accumulator from the weights, and leave out an accumulator that is not needed."""
         model, accumulator = "reference.model.", "reference.accumulator."

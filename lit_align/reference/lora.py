@@ -55,6 +55,9 @@ class AdapterReference(Reference):
     def computes_as_policy(self) -> bool:
         return self.blocks <= 1
 
+    def can_follow(self, alpha: float) -> bool:
+        return self.blocks >= ring_size(alpha)
+
     def _add_slot(self) -> None:
         adapter = self.policy.adapter
         assert adapter is not None
@@ -133,6 +136,9 @@ class DeltaReference(Reference):
     @property
     def dtype(self) -> torch.dtype:
         return self.policy.dtype
+
+    def can_follow(self, alpha: float) -> bool:
+        return alpha < 1
 
     @staticmethod
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """When the reference moves, by driving the callback's hooks; how, in tests/test_reference.py."""
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -13,7 +14,8 @@ from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.objectives import DPO, SimPO
-from lit_align.policy import PolicyConfig
+from lit_align.policy import LoRAConfig, PolicyConfig
+from lit_align.reference import CopiedReference
 
 
 def refreshes(callback: ReferenceRefresh, steps: list[int], batches: int = 4) -> list[int]:
@@ -61,6 +63,44 @@ def test_a_reference_without_weight_is_refused(tiny_model):
         UserError, match=r"reference_refresh has no effect because model\.beta=0 .* Set beta above 0, or .*=null"
     ):
         fit(DPO(PolicyConfig(tiny_model), beta=0.0, proximal=0.1), None, ReferenceRefresh(1.0))
+
+
+def pairs_of(folder: Path) -> OfflinePairs:
+    return OfflinePairs(write_pairs(folder), batch_size=2)
+
+
+def test_a_callback_starts_again_with_another_trainer(tiny_model, in_tmp):
+    callback = ReferenceRefresh(1.0, tau=2)
+    for _ in range(2):
+        module = DPO(PolicyConfig(tiny_model), optimizer=adamw())
+        trainer = fit(module, pairs_of(in_tmp), callback, max_steps=2)
+        assert (callback.count, trainer.global_step) == (1, 2)
+        assert module.reference.fingerprint() == CopiedReference(module.policy).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("options", "before", "after"),
+    [
+        ({"lora": LoRAConfig(r=2)}, [], 1.0),
+        ({"lora": LoRAConfig(r=2)}, [ReferenceRefresh(1.0)], 0.5),
+        ({"dtype": "bfloat16"}, [], 0.01),
+    ],
+    ids=["no adapter kept", "too few adapters", "no accumulator"],
+)
+def test_a_built_reference_that_cannot_follow_is_refused(tiny_model, in_tmp, options, before, after):
+    lora = options.pop("lora", None)
+    module = DPO(PolicyConfig(tiny_model, **options), lora=lora)
+    fit(module, pairs_of(in_tmp), *before, max_steps=1)
+    with pytest.raises(UserError, match=r"built by an earlier Trainer.*cannot follow this rule .*Make a new module"):
+        fit(module, pairs_of(in_tmp), ReferenceRefresh(after), max_steps=1)
+
+
+def test_a_built_reference_that_can_follow_moves(tiny_model, in_tmp):
+    module = DPO(PolicyConfig(tiny_model), optimizer=adamw())
+    fit(module, pairs_of(in_tmp), max_steps=1)
+    callback = ReferenceRefresh(0.5)
+    fit(module, pairs_of(in_tmp), callback, max_steps=1)
+    assert callback.count == 1
 
 
 class Foreign(L.LightningModule):
