@@ -158,7 +158,8 @@ def reset_optimization(trainer: Trainer, options: Sequence[Mapping[str, Any]]) -
     (optimizer,) = trainer.optimizers
     optimizer.state.clear()
     for config in trainer.lr_scheduler_configs:  # none, if a subclass makes an optimizer alone
-        config.scheduler.last_epoch = 0
+        scheduler: Any = config.scheduler
+        scheduler.last_epoch = 0
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)
     renew_learning_rates(trainer)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -120,7 +120,8 @@ class SequenceClassificationScorer(Scorer):
         if pad is None:  # any number that ends no text
             ends = {each[-1] for each in ids if each}
             pad = next(number for number in itertools.count() if number not in ends)
-        model.config.get_text_config().pad_token_id = pad
+        config: Any = model.config.get_text_config()
+        config.pad_token_id = pad
         side = "left" if self.config.model_type == "xlnet" else "right"  # XLNet reads the last place
         rows = [torch.tensor(each, device=model.device, dtype=torch.long) for each in ids]
         return {
@@ -222,7 +223,7 @@ def _pad_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int
     """The number of the padding token; None if neither tokenizer nor model has one."""
     number = tokenizer.pad_token_id
     if number is None:
-        number = config.get_text_config().pad_token_id
+        number = getattr(config.get_text_config(), "pad_token_id", None)
     return number if isinstance(number, int) and number >= 0 else None
 
 

@@ -127,7 +127,8 @@ def _identity_of(function: Callable[..., Any], path: str | None) -> str:
         return f"{_identity_of(function.func, path)} {digest(_plain([function.args, function.keywords]))}"
     file = getattr(sys.modules.get(function.__module__ or ""), "__file__", None)
     name = path or _name_of(function)
-    called = function if hasattr(function, "__code__") else type(function).__call__  # of an object
+    kind: Any = type(function)
+    called = function if hasattr(function, "__code__") else kind.__call__  # of an object
     code = getattr(called, "__code__", None)
     if file and Path(file).is_file():  # standard input has no file
         name = f"{name}@{fingerprint_of([Path(file)])}"
