@@ -50,8 +50,7 @@ class Endpoint(metaclass=CheckedArguments):
             check_number(f"endpoint.{name}", getattr(self, name), least=0)
         for name in ("concurrency", "max_tokens"):
             check_number(f"endpoint.{name}", getattr(self, name), least=1)
-        if not self.timeout > 0:
-            raise UserError(f"endpoint.timeout={self.timeout} must be above 0 (seconds). Raise it.")
+        check_number("endpoint.timeout", self.timeout, above=0)
         self.key()
 
     @property

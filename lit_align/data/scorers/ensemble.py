@@ -1,5 +1,6 @@
 """A weighted mean of several scorers, and how far they disagree."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,9 @@ from lit_align.errors import UserError, check_number
 class EnsembleScorer(Scorer):
     """The weighted mean of several scorers, Σ w_m r_m / Σ w_m, and how far they disagree.
 
-    Every member's reward is recorded and logged by round, with `disagreement`, their weighted standard deviation around
-    the mean. If the members' rewards differ in scale, bring them to one scale by their weights.
+    Every member's reward is recorded and logged by round, with its parts (NAME_PART, such as a judge's criteria), and
+    with `disagreement`, the weighted standard deviation of the members around the mean. If the members' rewards differ
+    in scale, bring them to one scale by their weights.
 
     Args:
         scorers: The members, by name.
@@ -35,8 +37,10 @@ class EnsembleScorer(Scorer):
                 raise UserError(
                     f"scorer.weights.{name}={weight} has no effect: the members are {', '.join(scorers)}. Name one."
                 )
-            if not weight > 0:
-                raise UserError(f"scorer.weights.{name}={weight} must be above 0. To leave a member out, remove it.")
+            if not 0 < weight < math.inf:
+                raise UserError(
+                    f"scorer.weights.{name}={weight} must be above 0 and finite. To leave a member out, remove it."
+                )
         if "disagreement" in scorers:
             raise UserError("scorer.scorers.disagreement: this name is reserved for the members' spread. Use another.")
 
@@ -55,10 +59,11 @@ class EnsembleScorer(Scorer):
             scorer.release()
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Scores:
-        parts = {name: score(scorer, prompts, responses) for name, scorer in self.scorers.items()}
-        weights_M1 = torch.tensor([self.weights[name] for name in parts], dtype=torch.float64)[:, None]
+        rewards = {name: score(scorer, prompts, responses) for name, scorer in self.scorers.items()}
+        parts = {f"{name}_{part}": values for name, each in rewards.items() for part, values in each.parts.items()}
+        weights_M1 = torch.tensor([self.weights[name] for name in rewards], dtype=torch.float64)[:, None]
         weights_M1 /= weights_M1.sum()
-        rewards_MN = torch.tensor([*parts.values()], dtype=torch.float64)
+        rewards_MN = torch.tensor([*rewards.values()], dtype=torch.float64)
         mean_N = (weights_M1 * rewards_MN).sum(0)
         spread_N = (weights_M1 * (rewards_MN - mean_N).square()).sum(0).sqrt()
-        return Scores(mean_N.tolist(), parts | {"disagreement": spread_N.tolist()})
+        return Scores(mean_N.tolist(), parts | rewards | {"disagreement": spread_N.tolist()})

@@ -44,7 +44,7 @@ class FunctionScorer(Scorer):
         return self._identity
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
-        return self.function(prompts, responses)
+        return self.function([_own(prompt) for prompt in prompts], responses)
 
 
 class PairwiseFunctionScorer(PairwiseScorer):
@@ -65,7 +65,12 @@ class PairwiseFunctionScorer(PairwiseScorer):
         return self._identity
 
     def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[Any]:
-        return [self._function(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+        return [self._function(_own(prompt), group) for prompt, group in zip(prompts, responses, strict=True)]
+
+
+def _own(prompt: Text) -> Text:
+    """A prompt to which a function may append a response: the others of the prompt are scored without it."""
+    return prompt if isinstance(prompt, str) else [{**message} for message in prompt]
 
 
 def _function_of(function: str | Callable[..., Any], form: str) -> Callable[..., Any]:

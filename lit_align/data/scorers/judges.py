@@ -83,7 +83,7 @@ class JudgePrompter(Generic[T]):
                 reminder = f"That cannot be read. Answer with one line of JSON and nothing else: {wanted}"
                 conversations[place] = [
                     *conversations[place],
-                    {"role": "assistant", "content": answer},
+                    {"role": "assistant", "content": answer if answer.strip() else "…"},  # some refuse an empty one
                     {"role": "user", "content": reminder},
                 ]
         for fields, answer, value in zip(filled, answers, read, strict=True):

@@ -5,7 +5,7 @@ import math
 import pytest
 from scoring import Given, lengths, message_of
 
-from lit_align.data.scorers.base import score
+from lit_align.data.scorers.base import Scores, score
 from lit_align.data.scorers.ensemble import EnsembleScorer
 from lit_align.errors import UserError
 
@@ -20,6 +20,13 @@ def test_an_ensemble_is_the_weighted_mean_with_its_spread():
     assert scores.parts["disagreement"] == pytest.approx([math.sqrt(2), math.sqrt(50 / 9)])
 
 
+def test_the_parts_of_a_members_rewards_are_kept():
+    judge = Given(lambda prompts, responses: Scores([2.0] * len(responses), {"tone": [3.0] * len(responses)}))
+    scores = score(EnsembleScorer({"judge": judge, "other": Given(lengths)}), ["", ""], ["aaa", "b"])
+    assert scores.parts["judge_tone"] == [3.0, 3.0]
+    assert scores.parts.keys() == {"judge_tone", "judge", "other", "disagreement"}
+
+
 def test_an_ensembles_identity_names_members_and_weights():
     members = {"a": Given([0.0]), "b": Given([0.0])}
     assert EnsembleScorer(members, {"b": 0.5}).identity == "ensemble of 1 given@1, 0.5 given@1"
@@ -31,6 +38,7 @@ def test_an_ensembles_identity_names_members_and_weights():
         (["a"], {}, "scorer.scorers must have at least 2 members, but has 1"),
         (["a", "b"], {"c": 1.0}, "scorer.weights.c=1.0 has no effect: the members are a, b"),
         (["a", "b"], {"a": 0.0}, "scorer.weights.a=0.0 must be above 0"),
+        (["a", "b"], {"a": math.inf}, "scorer.weights.a=inf must be above 0 and finite"),
         (["a", "disagreement"], {}, "this name is reserved"),
     ],
 )

@@ -162,6 +162,18 @@ def test_a_function_of_one_argument_is_refused(in_tmp: Path):
         PairwiseFunctionScorer("rewards.py:of_one")
 
 
+def test_a_function_that_changes_its_prompts_changes_no_other():
+    def turns(prompts: list[Any], responses: list[str]) -> list[int]:
+        for prompt, response in zip(prompts, responses, strict=True):
+            prompt.append({"role": "assistant", "content": response})
+        return [len(prompt) for prompt in prompts]
+
+    prompt = [{"role": "user", "content": "a"}]
+    (group,) = FunctionScorer(turns).score_groups([prompt], [["b", "c", "d"]])
+    assert group.scores == [2.0, 2.0, 2.0]
+    assert len(prompt) == 1
+
+
 def test_an_error_on_chats_says_that_a_prompt_is_a_list_of_messages(in_tmp: Path):
     Path("rewards.py").write_text("def words(prompts, responses): return [len(prompt.split()) for prompt in prompts]")
     chat = [{"role": "user", "content": "Which bird?"}]

@@ -66,6 +66,13 @@ def test_a_judge_without_a_grade_is_reminded_and_then_named(serve, in_tmp):
         score(GradingJudge(endpoint(never)), ["q"], ["b"])
 
 
+def test_a_judge_that_answers_nothing_gets_no_empty_message_back(serve, in_tmp):
+    """A reasoning model that ends within its thoughts; some servers refuse empty messages."""
+    server = serve(in_turn("", " ", grades(5)))
+    assert score(GradingJudge(endpoint(server)), ["q"], ["a"]) == [5.0]
+    assert all(message["content"].strip() for request in server.requests for message in request["messages"])
+
+
 def test_responses_without_a_grade_get_the_substitute(serve, in_tmp, capsys):
     judge = GradingJudge(endpoint(serve(lambda messages: "no")), unanswered=1)
     assert score(judge, ["q"] * 2, ["a", "b"]) == [1.0, 1.0]
@@ -197,6 +204,7 @@ def test_a_judge_that_looks_only_at_places_is_reported(serve, in_tmp, capsys):
         (lambda: Endpoint("m", api_key_variable="NOT_THERE"), "NOT_THERE: this environment variable is not set"),
         (lambda: Endpoint("m", api_key_variable=None, concurrency=0), "endpoint.concurrency=0 must be at least 1"),
         (lambda: Endpoint("m", api_key_variable=None, temperature=float("nan")), "endpoint.temperature=nan must be"),
+        (lambda: Endpoint("m", api_key_variable=None, timeout=float("inf")), "timeout=inf must be above 0 and finite"),
         (lambda: GradingJudge(Endpoint("m", api_key_variable=None), "none"), "must be one of hh, tldr, or a text file"),
         (
             lambda: GradingJudge(Endpoint("m", api_key_variable=None), "bad.txt"),
