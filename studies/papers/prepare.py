@@ -137,19 +137,25 @@ def make_proxy(folder: Path, pairs: str = "", epochs: int = 1) -> None:
 
 
 def make_samples(folder: Path, seed: int) -> None:
-    """Sample from the start for the offline arms, and for the first round that all iterative arms of the seed share.
+    """Sample from the start for the offline arms, then for the first round that all iterative arms of the seed share.
 
-    One proxy scores the samples, then the other scores those that are stored. Writes each proxy's pairs.
+    One proxy scores the samples, then the other scores those that are stored. Writes each proxy's pairs, before the
+    folder holds other rounds than theirs.
     """
-    first_round = ["--data.prompts_per_round=chunk", "--trainer.max_epochs=4", "--trainer.max_steps=1"]
-    for proxy in ("proxy_large", "proxy_small"):
+
+    def fit_with(proxy: str, store: Path, *options: str) -> None:
         run = folder / "run"
-        options = [f"--seed_everything={seed}", f"--data.scorer.model={WORK}/{proxy}/model"]
-        fit("samples", run, *options, f"--data.store={folder}")
+        scorer = f"--data.scorer.model={WORK}/{proxy}/model"
+        fit("samples", run, f"--seed_everything={seed}", scorer, f"--data.store={store}", *options)
+        shutil.rmtree(run)
+
+    proxies = ("proxy_large", "proxy_small")
+    for proxy in proxies:
+        fit_with(proxy, folder)
         write_rows(folder / f"{proxy}.jsonl", best_and_worst(folder, proxy))
-        shutil.rmtree(run)
-        fit("samples", run, *options, *first_round, f"--data.store={folder}/rounds", "--data.record_sampler=true")
-        shutil.rmtree(run)
+    first_round = ["--data.prompts_per_round=chunk", "--trainer.max_epochs=4", "--trainer.max_steps=1"]
+    for proxy in proxies:
+        fit_with(proxy, folder / "rounds", *first_round, "--data.record_sampler=true")
 
 
 def best_and_worst(store: Path, proxy: str) -> Iterator[dict[str, Any]]:
