@@ -17,6 +17,9 @@ from lit_align.data.scorers.endpoint import Endpoint
 from lit_align.errors import UserError
 
 
+CUT = "…"
+
+
 class JudgeError(UserError):
     """A judge does not answer, or its answers cannot be read. Names the judge, what happened, and the fix."""
 
@@ -42,15 +45,18 @@ class Completion(NamedTuple):
 
     @classmethod
     def read(cls, content: bytes) -> "Completion":
-        """The answer in a response's body.
+        """The answer in a response's body; one that was cut at endpoint.max_tokens ends with CUT.
 
         Raises:
             ValueError, KeyError, IndexError, TypeError: it is not a chat completion.
         """
         answer = json.loads(content)
-        text = answer["choices"][0]["message"]["content"]
+        choice = answer["choices"][0]
+        text = choice["message"]["content"]
         if not isinstance(text, str | None):
             raise TypeError("content is not a text")
+        if text and choice.get("finish_reason") == "length":
+            text += CUT
         usage = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         return cls(text or "", _tokens(usage.get("prompt_tokens")), _tokens(usage.get("completion_tokens")))

@@ -191,6 +191,9 @@ class SequenceClassificationScorer(Scorer):
                 f"scorer.model={self.model!r} has no weights for {', '.join(sorted(report['missing_keys']))}, so its "
                 "scores would be random. Give a model trained for sequence classification."
             )
+        for name, module in model.named_modules():  # RoBERTa counts positions from the padding token's number
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                self.max_length = min(self.max_length, module.num_embeddings - module.padding_idx - 1)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         if self.dtype == "auto" and not is_fast(model.dtype):
             model = model.float()

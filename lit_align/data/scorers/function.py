@@ -24,7 +24,8 @@ _IMPORTED: dict[str, str] = {}
 class FunctionScorer(Scorer):
     """A Python function that returns one number per response: `reward(prompts, responses) -> list[float]`.
 
-    A prompt is a string, or a list of messages with `role` and `content`.
+    A prompt is a string, or a list of messages with `role` and `content`. An argument called `responses`, or
+    `completions` as in TRL, gets the responses wherever it stands: `reward(completions, **kwargs)`.
 
     Args:
         function: Import path of the function: package.module.function, or path/to/file.py:function. In Python also the
@@ -44,7 +45,7 @@ class FunctionScorer(Scorer):
         return self._identity
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[str]) -> Sequence[float]:
-        return self.function([_own(prompt) for prompt in prompts], responses)
+        return _call(self.function, [_own(prompt) for prompt in prompts], responses)
 
 
 class PairwiseFunctionScorer(PairwiseScorer):
@@ -65,7 +66,7 @@ class PairwiseFunctionScorer(PairwiseScorer):
         return self._identity
 
     def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[Any]:
-        return [self._function(_own(prompt), group) for prompt, group in zip(prompts, responses, strict=True)]
+        return [_call(self._function, _own(prompt), group) for prompt, group in zip(prompts, responses, strict=True)]
 
 
 def _own(prompt: Text) -> Text:
@@ -80,10 +81,10 @@ def _function_of(function: str | Callable[..., Any], form: str) -> Callable[...,
         form: How it is called, and what it returns; `score` and `compare` check that.
 
     Raises:
-        UserError: there is none, or it does not take two arguments.
+        UserError: there is none, or it cannot be called with prompts and responses.
     """
     found = _import_function(function) if isinstance(function, str) else function
-    if not _takes_two(found):
+    if not _accepts(found):
         name = function if isinstance(function, str) else _name_of(function)
         raise UserError(
             f"scorer.function={name!r} must take two arguments: {form}. A prompt is a string, or a list of messages "
@@ -180,13 +181,38 @@ def _plain(value: Any, around: tuple[int, ...] = ()) -> str:
     return repr(value) if isinstance(value, bool | int | float | str | None) else type(value).__name__
 
 
-def _takes_two(function: Callable[..., Any]) -> bool:
+def _call(function: Callable[..., Any], prompts: Any, responses: Any) -> Any:
+    """Call a function in this order, or by name if it has its responses in another place."""
+    names = _names(function)
+    return function(**dict(zip(names, (responses, prompts), strict=False))) if names else function(prompts, responses)
+
+
+def _names(function: Callable[..., Any]) -> list[str]:
+    """What a function calls its responses, then its prompts if it takes them; empty if it takes both in our order."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some functions of C have none
+        return []
+    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    responses = [each.name for each in named if each.name in ("responses", "completions")][:1]
+    if not responses or [each.name for each in named[1:2] if each.kind is each.POSITIONAL_OR_KEYWORD] == responses:
+        return []
+    others = [each for each in named if each.name not in responses]
+    prompts = [each.name for each in others if each.default is each.empty or each.name in ("prompts", "prompt")]
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        prompts.append("prompts")
+    return responses + prompts[:1]
+
+
+def _accepts(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with prompts and responses."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions of C have none
+    except (TypeError, ValueError):
         return True
+    names = _names(function)
     try:
-        signature.bind(None, None)
+        signature.bind(**dict.fromkeys(names)) if names else signature.bind(None, None)
     except TypeError:
         return False
     return True

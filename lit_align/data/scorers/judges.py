@@ -22,7 +22,7 @@ from lit_align.console import print_field
 from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, excerpt
 from lit_align.data.scorers.chat_api import ATTEMPTS, Client, TooLong, UsageStats
-from lit_align.data.scorers.chat_request import JudgeError
+from lit_align.data.scorers.chat_request import CUT, JudgeError
 from lit_align.data.scorers.endpoint import Endpoint
 from lit_align.errors import UserError, check_number
 
@@ -183,8 +183,8 @@ class GradingJudge(Scorer):
         grades = {}
         for name in self.criteria:
             found = re.findall(rf'\b{name}\b["\'*]*\s*[:=]\s*["\'*]*\s*(-?\d+(?:\.\d+)?)', answer, re.IGNORECASE)
-            if not found or not self.lowest <= float(found[-1]) <= self.highest:
-                return None
+            if not found or not self.lowest <= float(found[-1]) <= self.highest or answer.endswith(found[-1] + CUT):
+                return None  # a grade that was cut may have been a longer one
             grades[name] = float(found[-1])
         return grades
 

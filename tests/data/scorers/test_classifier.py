@@ -14,6 +14,8 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from lit_align.data.formats.rows import Text
@@ -159,6 +161,18 @@ def test_texts_are_cut_at_the_models_limit(reward_model: str):
     scorer = SequenceClassificationScorer(reward_model)
     with pytest.warns(UserWarning, match="max_length=64"):
         assert score(scorer, ["x" * 500], ["y" * 64]) == score(scorer, [""], ["y" * 64])
+
+
+def test_positions_that_roberta_keeps_for_padding_are_not_counted(tmp_path: Path):
+    config = RobertaConfig(
+        vocab_size=259, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, num_labels=1, pad_token_id=1,
+    )  # fmt: skip
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    byte_tokenizer(chat=False).save_pretrained(tmp_path)
+    scorer = SequenceClassificationScorer(str(tmp_path))
+    with pytest.warns(UserWarning, match="max_length=62"):
+        assert len(score(scorer, ["a" * 63], [""])) == 1
 
 
 def test_weights_are_loaded_lazily_and_again_after_release(reward_model: str):

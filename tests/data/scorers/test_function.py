@@ -1,7 +1,7 @@
 """Functions as scorers."""
 
 import json
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,34 @@ def test_a_function_itself_is_a_scorer_whose_identity_follows_its_code(in_tmp: P
     assert one.identity == scorer("[1.0] * len(responses)").identity != other.identity
     assert compare(PairwiseFunctionScorer(lambda prompt, group: [[0.5, 1], [0, 0.5]]), ["q"], [["a", "b"]])
     with pytest.raises(UserError, match="lambda>' must take two arguments"):
-        FunctionScorer(lambda responses: [1.0])
+        FunctionScorer(lambda texts: [1.0])
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        lambda completions, **kwargs: [*map(len, completions)],  # of TRL
+        lambda responses: [*map(len, responses)],
+        lambda completions, prompts: [*map(len, completions)],
+        lambda responses, questions, weight=1: [weight * len(each) for each in responses],
+        lambda prompts, *, completions: [*map(len, completions)],
+        lambda questions, answers: [*map(len, answers)],
+        partial(lambda weight, responses: [weight * len(each) for each in responses], 1),
+    ],
+)
+def test_responses_are_passed_by_name_wherever_they_stand(reward: Any):
+    assert score(FunctionScorer(reward), ["a", "bc"], ["def", "ghij"]) == [3, 4]
+
+
+def test_a_decorated_function_in_our_order_is_called_by_position():
+    def reward(prompts, responses):
+        return [1.0] * len(responses)
+
+    @wraps(reward)
+    def decorated(*args):
+        return reward(*args)
+
+    assert score(FunctionScorer(decorated), ["a"], ["b"]) == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +179,7 @@ def test_an_error_within_a_functions_file_is_told_apart(in_tmp: Path):
     assert "KeyError: 'NO_SUCH_KEY' in keyed.py, line 2). The error is in its code: fix it, or set what" in message
 
 
-def test_a_function_of_one_argument_is_refused(in_tmp: Path):
+def test_a_function_of_one_argument_without_its_name_is_refused(in_tmp: Path):
     Path("rewards.py").write_text(CODE)
     with pytest.raises(
         UserError, match=r"rewards.py:of_one' must take two arguments: reward\(prompts, responses\) -> "

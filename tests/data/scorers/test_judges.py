@@ -66,6 +66,16 @@ def test_a_judge_without_a_grade_is_reminded_and_then_named(serve, in_tmp):
         score(GradingJudge(endpoint(never)), ["q"], ["b"])
 
 
+def test_a_grade_that_is_cut_at_the_limit_is_not_read(serve, in_tmp):
+    """The last grade is 10, and max_tokens ends the answer within it."""
+    whole = grades(10)
+    choice = {"message": {"content": whole.removesuffix("0}")}, "finish_reason": "length"}
+    cut = (200, {}, json.dumps({"choices": [choice]}), 0)
+    server = serve(in_turn(cut, whole))
+    assert score(GradingJudge(endpoint(server)), ["q"], ["a"]) == [10.0]
+    assert len(server.requests) == 2
+
+
 def test_a_judge_that_answers_nothing_gets_no_empty_message_back(serve, in_tmp):
     """A reasoning model that ends within its thoughts; some servers refuse empty messages."""
     server = serve(in_turn("", " ", grades(5)))
