@@ -78,6 +78,8 @@ class Drift(AlignCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _data(trainer)
+        if not isinstance(data, PairsDataModule) and isinstance(pl_module, AnchoredObjective):
+            print_field("drift", "not measured: the data are neither OnPolicyPairs nor OfflinePairs")
         if not isinstance(data, OnPolicyPairs):
             return
         for name, value in {"every_n_steps": self.every_n_steps, "sampling": self.sampling}.items():

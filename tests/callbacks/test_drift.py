@@ -3,13 +3,15 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import run_in
-from tiny import adamw, byte_tokenizer, fit, llama_config, on_policy
+from tiny import adamw, byte_tokenizer, fit, llama_config, on_policy, write_pairs
+from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from lit_align.callbacks import Drift
@@ -80,6 +82,14 @@ def test_offline_pairs_are_measured_once_per_prompt(tiny_model, in_tmp, capsys):
     fit(DPO(PolicyConfig(tiny_model)), OfflinePairs("rows.jsonl", pairing=AllPairs()), filtered)
     assert " nats, at temperature 0.7, top_p 0.9\n" in capsys.readouterr().out
     assert sampled == 2 * [[f"rows.jsonl:{line}" for line in range(1, 7)]]
+
+
+def test_on_other_data_the_screen_says_that_drift_is_not_measured(tiny_model, in_tmp, capsys):
+    pairs = OfflinePairs(write_pairs(in_tmp), batch_size=4)
+    fit(DPO(PolicyConfig(tiny_model)), pairs, max_steps=1)
+    loader: Any = DataLoader([next(iter(pairs.train_dataloader()))], batch_size=None)
+    fit(DPO(PolicyConfig(tiny_model)), loader, Drift())
+    assert " not measured: the data are neither OnPolicyPairs nor OfflinePairs\n" in capsys.readouterr().out
 
 
 def test_without_an_anchor_no_drift_and_no_sampler_is_recorded(tiny_model, in_tmp):

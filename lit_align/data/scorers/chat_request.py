@@ -16,7 +16,6 @@ from lit_align.data.scorers.base import excerpt
 from lit_align.data.scorers.endpoint import Endpoint
 from lit_align.errors import UserError
 
-
 CUT = "…"
 
 
