@@ -84,6 +84,13 @@ def counted(name: str, value: object, least: int = 0) -> int:
     return value
 
 
+def decimal(value: float, form: str = ".3f") -> str:
+    """A number in a fixed form, or with two digits where it would read as 0: 0.250, but 1.2e-07."""
+    text = f"{value:{form}}"
+    is_hidden = float(text) == 0 and abs(value) > 1e-12  # rounding leaves less
+    return f"{value:{'+' * form.startswith('+')}.2g}" if is_hidden else text
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without its full stop, or the name of its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -5,8 +5,10 @@ folder, as far as it holds them. Reference adapters are not exported.
 """
 
 import copy
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
+from transformers import GenerationConfig
 
 from lit_align import provenance
 from lit_align.checkpoints import CheckedShardReader, check_hash, newest_first
@@ -22,64 +25,101 @@ from lit_align.console import relative
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError, first_line
 from lit_align.files import writing
-from lit_align.model_card import model_card
+from lit_align.model_card import MADE_BY, model_card
 from lit_align.objectives.reward_model import Scored
 from lit_align.objectives.saved import SavedObjective
 from lit_align.policy import Policy, is_adapter_weight
 from lit_align.reporting.run_folder import run_of
+
+PART = ".export"
+"""Folder in an export's folder while it is written."""
+
+FILES = (
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "added_tokens.json",
+    "additional_chat_templates",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "tokenizer*",
+    "vocab.*",
+)
+"""Patterns of an export's files. Others in its folder, such as a conversion of the model, stay."""
 
 
 def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
     """Write model (or adapter), tokenizer, generation config and README.md; returns the folder.
 
     Args:
-        source: A run's folder, or a checkpoint in one: a file, or a folder of shards.
-        out: Folder to write.
+        source: A run's folder, its checkpoints/, or a checkpoint in it: a file, or a folder of shards.
+        out: Folder to write. The files of an earlier export in it are replaced.
         adapter: Write the LoRA adapter alone instead of the merged model.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or without an adapter; or `out` holds something else.
     """
     folder = Path(out)
-    _check_folder(folder, "adapter_config.json" if adapter else "config.json")
+    _check_folder(folder)
     path = find_checkpoint(source)
     policy, objective = load_policy(path)
     if adapter and policy.adapter is None:
         raise UserError(f"export: --adapter has no effect: {path} trained all weights. Leave --adapter out.")
     run = run_of(path)
     config = configuration_of(run) if run else {}
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with _replacing(folder) as part:
         if adapter:
             assert policy.adapter is not None
-            policy.adapter.save_pretrained(str(folder), selected_adapters=["default"])
-            policy.tokenizer.save_pretrained(folder)
-    if not adapter:
-        policy.save(folder)
-    sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
-    tokenizer = PreferenceTokenizer(policy.tokenizer, model_ends=lambda: policy.ends)
-    save_generation_config(policy, tokenizer, sampling, folder)
-    card = model_card(objective, config, run, adapter)
-    with writing(folder):
-        (folder / "README.md").write_text(card, encoding="utf-8")
+            policy.adapter.save_pretrained(str(part), selected_adapters=["default"])
+            policy.tokenizer.save_pretrained(part)
+        else:
+            policy.save(part)
+        sampling = config.get("data", {}).get("init_args", {}).get("sampling") or {}
+        tokenizer = PreferenceTokenizer(policy.tokenizer, model_ends=lambda: policy.ends)
+        save_generation_config(policy, tokenizer, sampling, part)
+        (part / "README.md").write_text(model_card(objective, config, run, adapter), encoding="utf-8")
     return folder
 
 
-def _check_folder(folder: Path, ours: str) -> None:
-    """Refuse a folder that holds anything but an earlier export of the same kind, which is overwritten."""
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if there and there & {"config.json", "adapter_config.json"} != {ours}:
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds files, unless its model card says that they are an earlier export."""
+    card = folder / "README.md"
+    is_ours = (folder / PART).exists() or (card.is_file() and MADE_BY in card.read_text("utf-8", errors="replace"))
+    if folder.exists() and any(folder.iterdir()) and not is_ours:
         raise UserError(
             f"export: --out={folder} must be a new folder or an earlier export; it holds other files. Name another."
         )
 
 
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Give a folder for the files of an export, which take the place of an earlier one's once all are written."""
+    part = folder / PART
+    with writing(folder):
+        shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
+        part.mkdir(parents=True)
+        try:
+            yield part
+            for path in [path for pattern in FILES for path in folder.glob(pattern)]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in part.iterdir():
+                path.rename(folder / path.name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
 def save_generation_config(
     policy: Policy, tokenizer: PreferenceTokenizer, sampling: Mapping[str, Any], folder: Path
 ) -> None:
-    """Write the generation config: the tokens that end a response, and the temperature and filters of the rounds.
+    """Write the generation config: the tokens that end a response, and how the model is sampled.
 
-    A reward model has none.
+    After rounds, that is with their temperature and filters and nothing else: they ignored the base model's own
+    settings, such as a repetition penalty. Without rounds, these stay. A reward model has none.
 
     Args:
         tokenizer: Knows the tokens that end a response.
@@ -89,11 +129,13 @@ def save_generation_config(
     if own is None or isinstance(policy, Scored):
         return
     generation = copy.deepcopy(own)
-    generation._from_model_config = False  # from here on it has settings of its own
-    generation.eos_token_id = tokenizer.end_ids()
     if sampling.get("temperature", 0) > 0:
         filters = {name: sampling[name] for name in ("temperature", "top_p", "top_k")}  # transformers' top_k is 50
-        generation.update(do_sample=True, **filters)
+        generation = GenerationConfig(
+            bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id, do_sample=True, **filters
+        )
+    generation._from_model_config = False  # from here on it has settings of its own
+    generation.eos_token_id = tokenizer.end_ids()
     with writing(folder):
         generation.save_pretrained(folder)
 
@@ -126,11 +168,11 @@ def find_checkpoint(source: str | Path) -> Path:
     if not path.exists():
         raise UserError(f"{source}: no such folder or checkpoint. Name a run's folder or one of its checkpoints.")
     if path.is_dir() and not (path / ".metadata").exists():
-        found = newest_first((path / "checkpoints").glob("*.ckpt"))
+        found = newest_first([*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")])
         if not found:
             raise UserError(
-                f"{source}: there is no checkpoint in {path / 'checkpoints'}. Name a checkpoint, or use the model that "
-                "the run wrote to model/."
+                f"{source}: there is no checkpoint in it, or in its checkpoints/. Name a checkpoint, or use the "
+                "model that the run wrote to model/."
             )
         path = found[0]
     return path.resolve() if path.is_symlink() else path

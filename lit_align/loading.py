@@ -151,7 +151,10 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     """
     path = config.tokenizer or config.path
     option = "model.policy.path" if config.tokenizer is None else "data.tokenizer"
-    where = locate_model(config if config.tokenizer is None else replace(config, path=path, revision=None))
+    try:
+        where = locate_model(config if config.tokenizer is None else replace(config, path=path, revision=None))
+    except UserError as error:
+        raise UserError(str(error).replace("model.policy.path", option)) from error
     here = "" if Path(path).exists() else ": this folder does not exist, and as a hub name"
     fix = "Check the name" + (", or set data.tokenizer." if config.tokenizer is None else ".")
     with naming_errors(f"{option}: no tokenizer for {path!r}{here}", fix):

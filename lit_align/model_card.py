@@ -6,8 +6,12 @@ from typing import Any
 
 import yaml
 
+from lit_align.errors import decimal
 from lit_align.evaluation.summary import Summary
 from lit_align.objectives.saved import SavedObjective
+
+MADE_BY = "Trained with lit_align."
+"""Sentence by which an export is recognized."""
 
 
 def model_card(objective: SavedObjective, config: dict[str, Any], run: Path | None, adapter: bool) -> str:
@@ -36,7 +40,7 @@ def model_card(objective: SavedObjective, config: dict[str, Any], run: Path | No
         "arguments of the chat template": _template_args(config),
     }
     table = ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in facts.items() if value)]
-    lines = ["---", _yaml(front), "---", "", f"# {base} after {name}", "", "Trained with lit_align.", "", *table, ""]
+    lines = ["---", _yaml(front), "---", "", f"# {base} after {name}", "", MADE_BY, "", *table, ""]
     lines += [*_verdict(run), *_use(base, objective.scores, adapter)]
     if config:
         lines += ["## Configuration", "", "```yaml", _yaml(config), "```"]
@@ -98,7 +102,7 @@ def _verdict(run: Path | None) -> list[str]:
     lines += ["| scorer | reward | win rate (95 %) | at equal length |", "|---|---|---|---|"]
     for name, scorer in summary.scorers.items():
         rate, equal = scorer.win_rate, scorer.win_rate_length_controlled
-        reward = f"{scorer.reward_start.value:.3f} → {scorer.reward_end.value:.3f}"
+        reward = f"{decimal(scorer.reward_start.value)} → {decimal(scorer.reward_end.value)}"
         fair = f"{equal.value:.1%}" if summary.has_equal_lengths else "n/a"
         interval = f"{rate.value:.1%} ({rate.low:.1%} – {rate.high:.1%})"
         lines.append(f"| {_cell(name)}: {_cell(scorer.identity)} | {reward} | {interval} | {fair} |")

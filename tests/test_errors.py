@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError, check_number, decimal
 
 ROOT = Path(__file__).parents[1]
 REFUSALS = re.compile(r"\b(must|has no effect|have no effect)\b")
@@ -51,3 +51,19 @@ def test_a_message_that_refuses_a_value_ends_with_the_fix():
 def test_the_fix_of_a_number_is_its_direction(value, message):
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         check_number("data.size", value, least=1, most=9)
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "shown"),
+    [
+        (0.25, ".3f", "0.250"),
+        (0.0, ".3f", "0.000"),
+        (1.2e-7, ".3f", "1.2e-07"),
+        (-1.2e-7, ".3f", "-1.2e-07"),
+        (1.2e-7, "+.4f", "+1.2e-07"),
+        (0.1 + 0.2 - 0.3, ".3f", "0.000"),
+        (float("nan"), ".3f", "nan"),
+    ],
+)
+def test_a_small_number_does_not_read_as_0(value, form, shown):
+    assert decimal(value, form) == shown

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import lit_align.cli.chat
 from lit_align.callbacks import FSDP2Strategy, FSDPSharding, ReferenceRefresh
 from lit_align.cli import main
-from lit_align.cli.chat import Speaker, chat
+from lit_align.cli.chat import Prompting, Speaker, chat
 from lit_align.data import OfflinePairs
 from lit_align.data.sampling import Response, SampleRequest, Sampling
 from lit_align.errors import UserError
@@ -203,7 +204,12 @@ def test_the_exported_model_samples_as_the_rounds_did(tiny_model, in_tmp, monkey
     Path("run/checkpoints").mkdir(parents=True)
     for other in ("config.yaml", "run/checkpoints/config.yaml"):
         Path(other).write_text("of: another program")
-    fit(DPO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp))).save_checkpoint("run/checkpoints/last.ckpt")
+    model = in_tmp / "model"
+    shutil.copytree(tiny_model, model)
+    GenerationConfig(repetition_penalty=1.1, min_p=0.1, temperature=0.6, do_sample=True).save_pretrained(model)
+    trainer = fit(DPO(PolicyConfig(str(model))), OfflinePairs(write_pairs(in_tmp)))
+    trainer.save_checkpoint("run/checkpoints/last.ckpt")
+    trainer.save_checkpoint("of/no run.ckpt")
     sampling = vars(Sampling(temperature=0.8, top_p=0.9))
     config = {"model": {}, "data": {"init_args": {"sampling": sampling}}}
     Path("run/config.yaml").write_text(f"# lit_align==0.2.0\n{yaml.safe_dump(config)}")
@@ -211,6 +217,10 @@ def test_the_exported_model_samples_as_the_rounds_did(tiny_model, in_tmp, monkey
     export("last.ckpt", "exported")
     saved = AutoModelForCausalLM.from_pretrained("exported").generation_config
     assert (saved.do_sample, saved.temperature, saved.top_p, saved.top_k) == (True, 0.8, 0.9, 0)
+    assert saved.repetition_penalty is saved.min_p is None, "the rounds ignored the start's"
+    export(in_tmp / "of/no run.ckpt", "offline")
+    saved = AutoModelForCausalLM.from_pretrained("offline").generation_config
+    assert (saved.temperature, saved.repetition_penalty, saved.min_p) == (0.6, 1.1, 0.1), "without rounds they stay"
 
 
 def test_the_model_keeps_its_own_ends_of_a_text(tiny_model, in_tmp):
@@ -236,7 +246,7 @@ def test_the_card_states_the_arguments_of_the_chat_template():
     ("make", "said"),
     [
         (lambda: None, "no such folder or checkpoint"),
-        (lambda: Path("run").mkdir(), "there is no checkpoint in run/checkpoints"),
+        (lambda: Path("run").mkdir(), "run: there is no checkpoint in it, or in its checkpoints/"),
         (lambda: Path("run").write_bytes(b"no checkpoint"), "not a valid checkpoint of lit_align"),
         (lambda: (Path("run").mkdir(), Path("run/.metadata").touch()), "not a valid checkpoint of lit_align"),
     ],
@@ -247,14 +257,38 @@ def test_runs_that_cannot_be_exported_are_reported(in_tmp, make, said):
         export("run", "exported")
 
 
-@pytest.mark.parametrize(
-    ("holds", "adapter"), [("notes.txt", False), ("adapter_config.json", False), ("config.json", True)]
-)
-def test_an_export_does_not_mix_with_existing_files(in_tmp, holds, adapter):
+@pytest.mark.parametrize("holds", ["notes.txt", "adapter_config.json", "config.json", "README.md"])
+def test_an_export_does_not_mix_with_existing_files(in_tmp, holds):
     Path("exported").mkdir()
     Path("exported", holds).touch()
     with pytest.raises(UserError, match="exported must be a new folder or an earlier export"):
-        export("run", "exported", adapter)
+        export("run", "exported")
+
+
+def content(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_an_export_replaces_an_earlier_one_once_it_is_written(tiny_model, in_tmp, monkeypatch):
+    module = DPO(PolicyConfig(tiny_model), lora=LoRAConfig(r=2))
+    fit(module, OfflinePairs(write_pairs(in_tmp))).save_checkpoint("run/checkpoints/last.ckpt")
+    for folder in ("new", "exported"):
+        export("run/checkpoints/", folder)
+    export("run", "exported", adapter=True)
+    export("run", "exported", adapter=True)
+    earlier = content("exported")
+    assert "adapter_config.json" in earlier
+    assert "model.safetensors" not in earlier
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_align.export.model_card", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export("run", "exported")
+    assert content("exported") == earlier
+    Path("exported/model-q4.gguf").touch()
+    Path("exported/.export").mkdir()  # of an export that was killed
+    Path("exported/.export/half").touch()
+    export("run", "exported")
+    assert content("exported") == content("new") | {"model-q4.gguf": b""}
 
 
 def test_predict_writes_the_policys_responses(tiny_model, in_tmp, capsys, recwarn):
@@ -364,12 +398,32 @@ def test_a_chat_prompts_as_its_run_was_trained(tiny_model, in_tmp, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "options", [["--template-args=3"], ["--plain", "--chat-template=a.jinja"], ["--against-template-args={a: 1}"]]
+    ("options", "named"),
+    [
+        (["--template-args=3"], "--template-args"),
+        (["--plain", "--chat-template=a.jinja"], "--plain"),
+        (["--against-template-args={a: 1}"], "--against"),
+        (["--max-new-tokens=0"], "--max-new-tokens=0 must be"),
+        (["--temperature=-1"], "--temperature=-1.0 must be"),
+        (["--chat-template=none.jinja"], "--chat-template=none.jinja must be"),
+        (["--tokenizer=./none"], "--tokenizer: there is no folder './none'"),
+    ],
 )
-def test_options_of_a_chat_that_cannot_be_are_refused(tiny_model, options, capsys):
+def test_options_of_a_chat_that_cannot_be_are_refused(tiny_model, options, named, capsys):
     with pytest.raises(SystemExit):
         main(["chat", tiny_model, *options])
-    assert "chat: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("error: chat: ")
+    assert named in said
+    assert not re.search(r"(data|sampling|model)\.[a-z_]+", said)
+
+
+def test_answers_that_a_template_cannot_give_name_the_options_of_chat(tiny_model, capsys):
+    speaker, lines = Speaker(tiny_model, Sampling(), prompting=Prompting({"unread": 1})), iter(["hi", "/quit"])
+    chat([speaker], read=lambda _: next(lines))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--template-args hold 'unread', which the chat template" in said
+    assert "(--chat-template)" in said
 
 
 def test_a_chat_ends_with_the_input(tiny_model, monkeypatch):

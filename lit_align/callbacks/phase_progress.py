@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import Phase, print_field
+from lit_align.errors import decimal
 from lit_align.logprobs import preferences_of
 
 SHOWN = {"loss": "loss", "reward_accuracy": "accuracy", "reward_margin": "margin"}
@@ -95,4 +96,4 @@ class PhaseProgress(AlignCallback, ProgressBar):
 
 
 def _listed(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {values[key]:.3f}" for key, name in SHOWN.items() if key in values)
+    return "  ".join(f"{name} {decimal(values[key])}" for key, name in SHOWN.items() if key in values)

@@ -16,7 +16,7 @@ from lit_align.data.formats.rows import Rows
 from lit_align.data.given_rows import reading_rows
 from lit_align.data.sampling import Sampling
 from lit_align.data.scorers.base import SCORER_FIXES, Scorer
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError, check_number, decimal
 from lit_align.evaluation.answering import check_batches, sampling_of
 from lit_align.evaluation.held_out import Evaluator
 from lit_align.evaluation.results import Evaluation, check_judge_names
@@ -188,7 +188,7 @@ class WinRate(AlignCallback):
         if trainer.is_global_zero:
             write_held_out(validation_file(trainer.default_root_dir, trainer.global_step), evaluation.rows())
         kl = f"KL from start {metrics['kl_from_start']:.2f} nats"
-        print_field("", f"reward {metrics['reward']:.3f}, win rate {metrics['win_rate']:.1%}, {kl}")
+        print_field("", f"reward {decimal(metrics['reward'])}, win rate {metrics['win_rate']:.1%}, {kl}")
 
     def _conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Evaluate the test prompts; write and print the verdict."""

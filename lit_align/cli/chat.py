@@ -24,6 +24,22 @@ from lit_align.errors import UserError
 from lit_align.export import configuration_of
 from lit_align.policy import Policy, PolicyConfig
 
+OPTIONS = {
+    "data.chat_template": "--chat-template",
+    "data.template_args": "--template-args",
+    "data.tokenizer": "--tokenizer",
+    "model.policy.path: ": "",
+}
+"""Options of a run that messages name, and what they are called here."""
+
+
+def for_chat(error: UserError) -> str:
+    """The message of an error, with the names that options have here."""
+    message = str(error)
+    for option, flag in OPTIONS.items():
+        message = message.replace(option, flag)
+    return message
+
 
 @dataclass(frozen=True)
 class Prompting:
@@ -58,7 +74,7 @@ class Speaker:
             config = PolicyConfig(path, tokenizer=prompting.tokenizer, chat_template=prompting.chat_template)
             policy = Policy.load(config)
         except UserError as error:
-            raise UserError(f"chat: {str(error).removeprefix('model.policy.path: ')}") from error
+            raise UserError(f"chat: {for_chat(error)}") from error
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.name = path
         self.tokenizer = policy.tokenizer
@@ -140,7 +156,7 @@ def _answer(speakers: list[Speaker], words: str) -> None:
         try:
             print_line(Styled(speaker.answer(words)))
         except UserError as error:
-            print_line(Styled(str(error)))
+            print_line(Styled(for_chat(error)))
         except KeyboardInterrupt:
             print_line("\ninterrupted")
             return

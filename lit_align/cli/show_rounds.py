@@ -11,7 +11,7 @@ from lit_align.console import command, console, print_line, printable
 from lit_align.data.formats.rows import Text
 from lit_align.data.rounds.row_types import SampledTexts
 from lit_align.data.rounds.stored import StoredRound, read_rounds
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError, check_number, decimal
 
 
 def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None = None) -> None:
@@ -54,7 +54,7 @@ def summary(rounds: Sequence[StoredRound]) -> Table:
         known = stored.numbers.finished[~np.isnan(stored.numbers.finished)]
         finished = known.mean() if known.size else math.nan
         counts = [stored.number, len(rewards), rewards.size]
-        made.add_row(*map(str, counts), *(f"{n:.3f}" for n in numbers), f"{finished:.0%}", stored.path.name)
+        made.add_row(*map(str, counts), *map(decimal, numbers), f"{finished:.0%}", stored.path.name)
     return made
 
 
@@ -63,9 +63,9 @@ def heading(stored: StoredRound) -> list[str]:
     rewards = stored.numbers.rewards
     return [
         f"round {stored.number} · {len(rewards)} prompts · {rewards.size} responses · mean reward "
-        f"{rewards.mean():.3f} · {stored.path}",
+        f"{decimal(rewards.mean())} · {stored.path}",
         f"scorer {stored.numbers.scorer}",
-        *(f"  mean {name} {mean:.3f}" for name, mean in stored.numbers.part_means.items()),
+        *(f"  mean {name} {decimal(mean)}" for name, mean in stored.numbers.part_means.items()),
     ]
 
 
@@ -79,7 +79,7 @@ def table(stored: StoredRound, count: int) -> Table:
         places = sorted(range(len(rewards)), key=lambda place: -rewards[place])
         cells = [Styled(one_line(_words(sample.prompt), 6 * width, end=True))]
         for place in (places[0], places[-1]):
-            cell = Styled(f"{rewards[place]:+.3f} ", style="bold")
+            cell = Styled(f"{decimal(rewards[place], '+.3f')} ", style="bold")
             cells.append(cell.append(one_line(sample.responses[place], 6 * width), style="not bold"))
         made.add_row(*cells)
     return made

@@ -69,6 +69,7 @@ class Entry:
     source: str
     state: Mapping[str, Any]
     sizes: Mapping[str, int]  # of its files, in bytes
+    is_damaged: bool = False
 
     @classmethod
     def read(cls, path: Path) -> "Entry | None":
@@ -79,6 +80,18 @@ class Entry:
         except (OSError, ValueError, TypeError):
             return None
         return entry if whole else None
+
+    @classmethod
+    def damaged(cls, path: Path) -> "Entry | None":
+        """The remains of an entry: damaged, or of a process that was killed while it made or deleted it."""
+        files = [file for folder in (path, _part(path), _aside(path)) for file in folder.rglob("*") if file.is_file()]
+        if not files and not path.exists():
+            return None
+        try:
+            source = str(json.loads((path / "entry.json").read_text())["source"])
+        except (OSError, ValueError, TypeError, KeyError):
+            source = "?"
+        return cls(path, source, {}, {str(file): file.stat().st_size for file in files}, is_damaged=True)
 
     @property
     def size(self) -> int:
@@ -123,14 +136,20 @@ class TokenCache:
         return place
 
     def entries(self) -> list[Entry]:
-        """All entries, in order of their names."""
-        found = (Entry.read(path.parent) for path in sorted(self.folder.glob("*/entry.json")))
-        return [entry for entry in found if entry is not None]
+        """All entries in order of their names, damaged ones too; not those that a process is making."""
+        whole = (Entry.read(path.parent) for path in self.folder.glob("*/entry.json"))
+        found = {entry.path.name: entry for entry in whole if entry is not None}
+        for lock in self.folder.glob(".*.lock"):  # each entry has had one; other folders have none
+            name = lock.name[1 : -len(".lock")]
+            if name not in found and not _is_held(lock) and (damaged := Entry.damaged(self.folder / name)):
+                found[name] = damaged
+        return [found[name] for name in sorted(found)]
 
     def clear(self, entry: Entry) -> None:
         """Delete an entry. A process that reads it keeps what it has open."""
         with self._lock(entry.path):
             _remove(entry.path)
+            shutil.rmtree(_part(entry.path), ignore_errors=True)
 
     def _make(self, place: Path, source: str, state: Mapping[str, Any], make: Make) -> None:
         part = _part(place)
@@ -171,9 +190,13 @@ def _part(place: Path) -> Path:
     return place.with_name(f".{place.name}.part")
 
 
+def _aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.old")
+
+
 def _remove(place: Path) -> None:
     """Delete a folder at once: it is renamed first, so that no one finds half of it."""
-    aside = place.with_name(f".{place.name}.old")
+    aside = _aside(place)
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(FileNotFoundError):
         place.rename(aside)
@@ -187,6 +210,12 @@ def _take(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds a lock."""
+    with lock.open() as file:
+        return not _take(file.fileno())
 
 
 def _wait(place: Path, is_over: Callable[[], bool]) -> None:

@@ -72,6 +72,7 @@ class AnchoredObjective(PreferenceObjective):
         self._adapted = False  # in this round
         self.reference_config = from_fields(ReferenceConfig, reference)
         self.refresh_rule: RefreshRule | None = None
+        self._rule_is_new = self._follows_rule = False
         self._checked_first_step = False
 
     def data_needs(self) -> DataNeeds:
@@ -91,6 +92,11 @@ class AnchoredObjective(PreferenceObjective):
 
     def implicit_rewards(self, logps: Tensor, anchor_logps: Tensor, beta: float, lengths: Tensor) -> Tensor:
         return beta * (logps - anchor_logps)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":  # an earlier Trainer's rule stays: the reference that moved by it is in checkpoints
+            self._follows_rule, self._rule_is_new = self._rule_is_new, False
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -209,6 +215,7 @@ class AnchoredObjective(PreferenceObjective):
                 f"cannot follow this rule ({rule}). Make a new module, or give the callback to the first Trainer, too."
             )
         self.refresh_rule = rule
+        self._rule_is_new = True
 
     def _is_saved(self, name: str) -> bool:
         """A reference that never moves is built again from its path."""
@@ -236,7 +243,7 @@ class AnchoredObjective(PreferenceObjective):
         saved = RefreshRule(**checkpoint["refresh_rule"]) if checkpoint.get("refresh_rule") else None
         if self._trainer is None and saved != self.refresh_rule:  # load_from_checkpoint, which has built the model
             self.policy, self.reference = None, None
-            self.set_refresh_rule(saved)
+            self.refresh_rule = saved
         self.configure_model()
         assert self.reference is not None
         if saved != self.refresh_rule:
@@ -276,7 +283,10 @@ class AnchoredObjective(PreferenceObjective):
         kept = sum(weight.numel() for weight in reference_weights(self.policy, self.reference))
         of = f" of {self.reference_config.path}" if self.reference_config.path else ""
         yield "reference", f"{self.reference}{of}" + (f" ({kept / 1e6:.1f} M weights of its own)" if kept else "")
-        yield "refresh", str(self.refresh_rule or "never: the reference stays at the start")
+        rule = str(self.refresh_rule or "never: the reference stays at the start")
+        if self.refresh_rule and not (self._follows_rule or self._rule_is_new):
+            rule = f"none now: the reference stays where the rule of an earlier Trainer ({rule}) left it"
+        yield "refresh", rule
         if self.proximal:
             held = f"λ={self.proximal:g}: held near the pairs' sampler, β_eff={self.beta + self.proximal:g}"
             target = f"; λ adapted to {self.proximal_target:g} nats of KL per round" if self.proximal_target else ""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, decimal
 from lit_align.logprobs import PreferenceBatch
 from lit_align.policy import Policy
 
@@ -92,9 +92,9 @@ def check_margins(difference: float, bound: Bound, loss: float, expected: float)
     if not difference <= bound.nats:
         raise UserError(
             "step-0 check: the policy is its own anchor, but a log-probability differs by "
-            f"{difference:.3g} nats (bound {bound.nats:.3g}, {bound.reason}) and the loss is {loss:.6f} instead of "
-            f"{expected:.6f}. The reference, the recorded log-probabilities or the data's tokens do not belong to "
+            f"{difference:.3g} nats (bound {bound.nats:.3g}, {bound.reason}) and the loss is {loss:.6g} instead of "
+            f"{expected:.6g}. The reference, the recorded log-probabilities or the data's tokens do not belong to "
             "this policy. Name another model.reference.path, or a new data.store."
         )
     margins = "exactly 0" if difference == 0 else f"{difference:.2g} ≤ {bound.nats:.2g} nats"
-    return f"loss {loss:.4f} = {expected:.4f} ✓ · margins {margins} ✓ · {bound.reason}"
+    return f"loss {decimal(loss, '.4f')} = {decimal(expected, '.4f')} ✓ · margins {margins} ✓ · {bound.reason}"

@@ -104,8 +104,9 @@ def number(value: Estimate | None, percent: bool = False, like: Estimate | None 
     if value is None:
         return "–"
     low, high = (like or value)[1:]
-    digits = min(6, max(2, 1 - math.floor(math.log10(high - low)))) if high > low else 3
-    form = ".1%" if percent else f".{digits}f"
+    digits = max(2, 1 - math.floor(math.log10(high - low))) if high > low else 3
+    is_tiny = 0 < max(map(abs, value)) < 5e-4 and (digits > 6 or high == low)
+    form = ".1%" if percent else ".2g" if is_tiny else f".{min(6, digits)}f"
     return f"{value.value:{form}}\n{value.low:{form}} to {value.high:{form}}".replace("-", "−")
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, decimal
 from lit_align.evaluation.rows import HeldOutRow
 from lit_align.evaluation.summary import Summary, test_command
 from lit_align.files import write_whole, writing
@@ -107,6 +107,8 @@ def _about(run: Run) -> str:
         rounds = sum("round" in row for row in run.metrics)
         steps = f"{max(row['step'] for row in run.metrics):.0f} optimizer steps"
         facts.append(["trained", f"{steps} in {rounds} rounds" if rounds else steps])
+    elif not run.summary:
+        facts.append(["trained", "nothing is recorded yet"])
     if run.summary:
         facts.append(["held-out prompts", f"{run.summary.prompts} × {run.summary.responses_per_prompt} responses"])
     for place, start in enumerate(run.record.starts if run.record else []):
@@ -160,7 +162,7 @@ def _facts_of(summary: Summary) -> dict[str, tuple[str, str]]:
         "Self-BLEU": (f"{start.self_bleu:.3f}", f"{end.self_bleu:.3f}"),
     }
     for name, nll in summary.forgetting.items():
-        change = f"{nll.change.low:+.4f} to {nll.change.high:+.4f}".replace("-", "−")
+        change = f"{decimal(nll.change.low, '+.4f')} to {decimal(nll.change.high, '+.4f')}".replace("-", "−")
         facts[f"nats per token of {name}"] = (f"{nll.nll_start:.4f}", f"{nll.nll_end:.4f}\n{change}")
     for name, scorer in summary.scorers.items():
         for part, values in scorer.parts.items():

@@ -67,9 +67,11 @@ class Run:
 def open_runs(folders: Sequence[str | Path]) -> list[Run]:
     paths = [Path(folder) for folder in folders]
     for path in paths:
-        if not (path / "metrics.csv").exists() and not (path / "summary.json").exists():
+        if not any((path / name).exists() for name in ("metrics.csv", "summary.json", "run.json")) and not _is_run(
+            path
+        ):
             raise UserError(
-                f"{path}: not a run's folder; it has neither metrics.csv nor summary.json. Name the "
+                f"{path}: not a run's folder; it has no metrics.csv, summary.json or run.json. Name the "
                 "trainer.default_root_dir of a run."
             )
     short = [path.resolve().name for path in paths]

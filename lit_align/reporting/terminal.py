@@ -9,6 +9,7 @@ from rich.text import Text as Styled
 from lit_align.console import console, print_line
 from lit_align.data.formats.rows import Text
 from lit_align.data.sampling import Response
+from lit_align.errors import decimal
 from lit_align.evaluation.results import Evaluation
 from lit_align.evaluation.summary import Summary
 from lit_align.metrics.win_rate import Estimate
@@ -61,7 +62,7 @@ def print_summary(summary: Summary) -> None:
     for name, nll in summary.forgetting.items():
         print_line(
             f"forgetting {name}: {nll.nll_start:.4f} → {nll.nll_end:.4f} nats per token "
-            f"({nll.change.low:+.4f} to {nll.change.high:+.4f})"
+            f"({decimal(nll.change.low, '+.4f')} to {decimal(nll.change.high, '+.4f')})"
         )
 
 
@@ -71,7 +72,7 @@ def best_of_n_lines(summary: Summary) -> Iterator[str]:
     for n, best in dict(largest.values()).items():
         yield f"best of {n} of the start's responses, at KL {best.kl:.2f}, instead of training:"
     for name, (_, best) in largest.items():
-        yield f"  {name} reward {best.reward.value:.3f}"
+        yield f"  {name} reward {decimal(best.reward.value)}"
 
 
 def results_table(title: str) -> Table:
@@ -87,7 +88,12 @@ def _cells(
     name: str, before: Estimate, after: Estimate, win_rate: Estimate, equal: Estimate, *, is_equal: bool
 ) -> list[str]:
     interval = f"{win_rate.value:.1%} ({win_rate.low:.1%} – {win_rate.high:.1%})"
-    return [name, f"{before.value:.3f} → {after.value:.3f}", interval, f"{equal.value:.1%}" if is_equal else "n/a"]
+    return [
+        name,
+        f"{decimal(before.value)} → {decimal(after.value)}",
+        interval,
+        f"{equal.value:.1%}" if is_equal else "n/a",
+    ]
 
 
 def _last_line(prompt: Text) -> str:

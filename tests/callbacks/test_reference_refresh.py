@@ -103,6 +103,16 @@ def test_a_built_reference_that_can_follow_moves(tiny_model, in_tmp):
     assert callback.count == 1
 
 
+def test_a_trainer_without_the_callback_does_not_state_the_rule_of_an_earlier_one(tiny_model, in_tmp):
+    module, stated = DPO(PolicyConfig(tiny_model), optimizer=adamw()), []
+    watch = LambdaCallback(on_fit_start=lambda trainer, module: stated.append(dict(module.describe())["refresh"]))
+    for callbacks in ([ReferenceRefresh(0.5)], [], [ReferenceRefresh(1.0)]):
+        fit(module, pairs_of(in_tmp), *callbacks, watch, max_steps=1)
+    earlier = "← 0.5·policy + 0.5·reference, every step"
+    left = f"none now: the reference stays where the rule of an earlier Trainer ({earlier}) left it"
+    assert stated == [earlier, left, "← policy, every step"]
+
+
 class Foreign(L.LightningModule):
     """A module of somebody else's, that learns to give 1 and keeps an average of itself."""
 

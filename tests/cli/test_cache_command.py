@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_align.cli.commands import cache as command
-from lit_align.data.cache import Entry, TokenCache, default_folder
+from lit_align.data.cache import Entry, Report, TokenCache, default_folder
 from lit_align.errors import UserError
 
 
@@ -64,3 +64,36 @@ def test_a_long_name_is_listed_whole(in_tmp, capsys):
     shown = capsys.readouterr().out
     assert "…" not in shown
     assert shown.count("a") >= 2 * 55
+
+
+@pytest.mark.parametrize("damage", ["a file is cut", "no description", "half a description", "killed while made"])
+def test_a_damaged_entry_is_listed_and_cleared(entries, damage, capsys):
+    place = entries[0].path
+    if damage == "a file is cut":
+        (place / "x").write_bytes(bytes(1000))
+    elif damage == "half a description":
+        (place / "entry.json").write_text('{"source')
+    else:
+        (place / "entry.json").unlink()
+    if damage == "killed while made":
+        place.rename(place.with_name(f".{place.name}.part"))
+    command.run([])
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[0] == place.name
+    assert first.split()[-1] == "damaged"
+    assert "damaged" not in second
+    command.run(["clear", place.name])
+    assert capsys.readouterr().out.startswith("1 of 2 entries deleted, ")
+    assert [*Path("cache").rglob("x")] == [entries[1].path / "x"]
+    assert TokenCache(default_folder()).entries() == entries[1:]
+
+
+def test_an_entry_that_is_being_made_is_neither_listed_nor_cleared(in_tmp):
+    cache = TokenCache(Path("cache"))
+
+    def make(folder: Path, report: Report) -> None:
+        command.run(["clear", "--folder", "cache"])
+        assert folder.exists()
+
+    cache.load_or_make("a", {}, {}, make)
+    assert len(cache.entries()) == 1

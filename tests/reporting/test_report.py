@@ -18,6 +18,7 @@ from lit_align.evaluation.rows import HeldOutRow, ScoredRow, write_held_out
 from lit_align.evaluation.summary import Diversity, Forgetting, PartSummary, ScorerSummary, Summary
 from lit_align.metrics.win_rate import Estimate
 from lit_align.reporting import report
+from lit_align.reporting.page import number
 from lit_align.reporting.plots import run_plots
 from lit_align.reporting.run_folder import Run
 from lit_align.reporting.run_record import RunRecord, RunStart
@@ -254,6 +255,32 @@ def test_responses_of_validations_belong_to_their_prompt(tmp_path):
     table = page.partition("During training")[2].partition("Test prompts")[0]
     shown = re.findall(r'data-head="step 8">([^<]*)<', table)
     assert shown[:3] == ["–", "later", "–"]
+
+
+@pytest.mark.parametrize(
+    ("estimate", "shown"),
+    [
+        (Estimate(0.5, 0.4, 0.6), "0.50\n0.40 to 0.60"),
+        (Estimate(1.2e-7, 1e-7, 1.4e-7), "1.2e−07\n1e−07 to 1.4e−07"),
+        (Estimate(-1.2e-7, -1.2e-7, -1.2e-7), "−1.2e−07\n−1.2e−07 to −1.2e−07"),
+        (Estimate(0.0, 0.0, 0.0), "0.000\n0.000 to 0.000"),
+        (Estimate(1e-9, -1.0, 1.0), "0.00\n−1.00 to 1.00"),
+        (Estimate(7.0, 6.9999999, 7.0000001), "7.000000\n7.000000 to 7.000000"),
+    ],
+)
+def test_numbers_have_the_digits_of_their_interval(estimate, shown):
+    assert number(estimate) == shown
+
+
+def test_small_rewards_are_seen_within_80_columns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "_width", 80)
+    summary = Run(make_run(tmp_path / "run", 0), "run").summary
+    assert summary is not None
+    small = replace(summary.training, reward_start=Estimate(-1.2e-7, 0, 0), reward_end=Estimate(3.4e-7, 0, 0))
+    print_summary(replace(summary, scorers={"training": small}))
+    said = capsys.readouterr().out
+    assert "-1.2e-07 → 3.4e-07" in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 @pytest.mark.filterwarnings("error")

@@ -6,6 +6,7 @@ import pytest
 
 from lit_align.cli import main
 from lit_align.evaluation.rows import HeldOutRow, ScoredRow, write_held_out
+from lit_align.reporting.run_record import RunStart, record_start
 
 METRICS = "step,loss\n1,0.5\n2,0.25\n"
 ROW = HeldOutRow(
@@ -64,3 +65,14 @@ def test_a_configuration_of_bytes_is_shown_as_it_is(in_tmp):
     Path("run/config.yaml").write_bytes(b"\xff\xfe<script>")
     main(["report", "run"])
     assert "\ufffd\ufffd&lt;script&gt;" in Path("run/report.html").read_text()
+
+
+def test_a_run_that_was_killed_before_its_first_metric_is_reported(in_tmp):
+    record_start("killed", [("objective", "DPO")], RunStart("2026-01-02 03:04 UTC", "train.py fit", 0), resumes=False)
+    Path("at once").mkdir()
+    Path("at once/config.yaml").write_text("# lit_align==0.2.0\n")
+    for run, said in {"killed": "2026-01-02 03:04 UTC: train.py fit", "at once": "# lit_align==0.2.0"}.items():
+        main(["report", run])
+        page = Path(run, "report.html").read_text()
+        assert said in page
+        assert "nothing is recorded yet" in page

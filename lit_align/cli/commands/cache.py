@@ -43,10 +43,10 @@ def _named(name: str, entries: list[Entry], folder: Path) -> list[Entry]:
 
 def _table(entries: list[Entry]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "source", "size"):
+    for column in ("name", "source", "size", ""):
         table.add_column(column, overflow="fold")
     for entry in entries:
-        table.add_row(entry.path.name, entry.source, _size(entry.size))
+        table.add_row(entry.path.name, entry.source, _size(entry.size), "damaged" * entry.is_damaged)
     return table
 
 

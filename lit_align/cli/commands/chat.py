@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from lit_align.cli.arguments import Arguments
+from lit_align.errors import check_number
 
 
 def run(args: list[str]) -> None:
@@ -44,6 +45,8 @@ def run(args: list[str]) -> None:
         parser.error("a chat template and its arguments have no effect with --plain. Leave them out")
     if given.against_template_args and not given.against:
         parser.error("--against-template-args has no effect without --against. Leave it out")
+    check_number("chat: --max-new-tokens", given.max_new_tokens, least=1)
+    check_number("chat: --temperature", given.temperature, least=0)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # bytes that are not text end no chat
     from lit_align.cli.chat import Prompting, Speaker, chat
