@@ -103,7 +103,7 @@ def test_a_built_reference_that_can_follow_moves(tiny_model, in_tmp):
     assert callback.count == 1
 
 
-def test_a_trainer_without_the_callback_does_not_state_the_rule_of_an_earlier_one(tiny_model, in_tmp):
+def test_a_later_trainer_without_it_does_not_state_its_rule(tiny_model, in_tmp):
     module, stated = DPO(PolicyConfig(tiny_model), optimizer=adamw()), []
     watch = LambdaCallback(on_fit_start=lambda trainer, module: stated.append(dict(module.describe())["refresh"]))
     for callbacks in ([ReferenceRefresh(0.5)], [], [ReferenceRefresh(1.0)]):
