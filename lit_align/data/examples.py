@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -116,13 +116,13 @@ class Examples(NamedTuple):
         del header["examples"]
         (folder / HEADER).write_text(json.dumps(header))  # in ASCII: the name of a file may not be Unicode
 
-    def describe(self, name: str) -> Iterator[tuple[str, str]]:
-        """Lines of the run's header, under a name."""
+    def describe(self, name: str, read_elsewhere: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+        """Lines of the run's header, under a name; columns that are read elsewhere are not unread."""
         yield name, self.line
         if self.labels:
             yield "labels", self.labels
-        if self.unread:
-            yield "not read", ", ".join(self.unread)
+        if unread := [column for column in self.unread if column not in read_elsewhere]:
+            yield "not read", ", ".join(unread)
         yield from self.notes
 
 

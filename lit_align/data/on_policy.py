@@ -27,7 +27,7 @@ from lit_align.data.examples import Examples
 from lit_align.data.given_rows import reading_rows
 from lit_align.data.loader import ExampleLoader
 from lit_align.data.pairing import BestWorst, PairingRule
-from lit_align.data.prompts import digest_of_prompts, identity_of_prompts, read_prompts
+from lit_align.data.prompts import digest_of_prompts, identity_of_prompts, read_prompts, texts_of
 from lit_align.data.rounds.ahead import SamplingAhead, check_samples_ahead
 from lit_align.data.rounds.current import CurrentRound, RoundsState, check_settings
 from lit_align.data.rounds.make import RoundMaker
@@ -133,8 +133,7 @@ class OnPolicyPairs(PairsDataModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         module = self.module
-        if isinstance(module, PreferenceObjective):
-            _check_held_out_pairs(self, module)
+        _check_held_out_pairs(self, module)
         if stage != "fit":
             return
         self._epoch = self._next = None  # a round of an earlier fit is not this one's
@@ -149,6 +148,7 @@ class OnPolicyPairs(PairsDataModule):
             source = self.source(self.prompts, self.prompts_split)
             self.settle_sampling_prompt(self.texts.examples, sampled=lambda: source.read("prompts"))
             self._read = read_prompts(source, self.prompt_tokenizer, TokenCache.at(self.cache_dir))
+            self.scorer.check(texts_of(self._read.examples))
         check_prompts(self.prompt_count, self.prompts_per_round, self._rounds, self.prompts)
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
@@ -353,7 +353,7 @@ class OnPolicyPairs(PairsDataModule):
         return super().identity() | own | ahead | rules
 
     def describe(self) -> Iterator[tuple[str, str]]:
-        yield from self._read.describe("data") if self._read else ()
+        yield from self._read.describe("data", self.scorer.reads) if self._read else ()
         yield from super().describe()
         prompts, most = prompts_in_words(self.prompts_per_round), self.sampling.max_new_tokens
         ahead = ", sampled one round ahead" if self.rounds_ahead else ""
@@ -369,11 +369,11 @@ def _describe_sampler(sampler: Sampler, sampling_dtype: str, records: bool) -> I
         yield from warn_if_slow(getattr(torch, sampling_dtype), "data.sampling_dtype=float32")
 
 
-def _check_held_out_pairs(data: OnPolicyPairs, module: PreferenceObjective) -> None:
+def _check_held_out_pairs(data: OnPolicyPairs, module: object) -> None:
     """Check the pairs of data.validation and data.test; see `check_file_pairs`."""
     for name, path, split, instead in (
         ("validation", data.validation, data.validation_split, "win_rate.validation"),
         ("test", data.test, data.test_split, "win_rate.prompts"),
     ):
-        if path is not None:
+        if path is not None and isinstance(module, PreferenceObjective):
             check_file_pairs(module, f"data.{name}={path}", data.source(str(path), split), instead)

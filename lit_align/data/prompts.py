@@ -6,7 +6,7 @@ from pathlib import Path
 from lit_align.data.batches import Example
 from lit_align.data.cache import OPTION, Report, TokenCache
 from lit_align.data.examples import CHECKED, TABLE, Examples, Source, cached, shown
-from lit_align.data.formats.rows import Rows
+from lit_align.data.formats.rows import Rows, Text
 from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import PreferenceTokenizer, listing, notes_on
 from lit_align.errors import UserError
@@ -41,6 +41,11 @@ def _make(rows: Rows, path: str, tokenizer: PreferenceTokenizer, folder: Path, r
 def _tokenized(rows: Rows, tokenizer: PreferenceTokenizer, report: Report) -> Iterator[Example]:
     for row, ids in tokenizer.prompts(shown(rows, report)):
         yield Example(ids, [], row.source, prompt=row.prompt)
+
+
+def texts_of(table: ExampleTable) -> Iterator[Text]:
+    """The prompts as scorers read them."""
+    return (example.prompt for example in table if example.prompt is not None)
 
 
 def digest_of_prompts(table: ExampleTable) -> str:

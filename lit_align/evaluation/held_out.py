@@ -101,10 +101,16 @@ class Evaluator:
         return replace(rows, rows=Spool(_first_of_each_prompt(rows)))
 
     def check_prompts(self, path: str, name: str, module: PreferenceObjective) -> None:
-        """Raise a `UserError` if the policy has too few positions for a prompt of the file and its response."""
+        """Check that the policy can answer the prompts of the file, and that the scorers can score them.
+
+        Raises:
+            UserError: there are too few positions for a prompt and its response, or a scorer lacks a prompt's columns.
+        """
         assert module.policy is not None
-        longest = max(self._prompts(path, name, module).lengths)
-        check_positions(module.policy.positions, longest, self.sampling, path)
+        prompts = self._prompts(path, name, module)
+        check_positions(module.policy.positions, max(prompts.lengths), self.sampling, path)
+        for scorer in self.scorers.values():
+            scorer.check(row.prompt for row in prompts.rows)
 
     def check_texts(self, path: str, module: PreferenceObjective) -> None:
         """Raise a `UserError` if the texts of the file cannot be read."""

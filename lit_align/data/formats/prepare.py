@@ -19,15 +19,18 @@ class Preparation:
         columns: Mapping of columns by the user.
         ignore: Names of columns to leave out: those of the files, and those that mapping and flattening make of them.
         reading: Account that the prepared records share.
+        keep_given: Keep the values of the raw record, too.
     """
 
-    def __init__(self, columns: Mapping[str, str], ignore: Sequence[str], reading: Reading):
+    def __init__(self, columns: Mapping[str, str], ignore: Sequence[str], reading: Reading, keep_given: bool):
         self._map, self._ignore, self._reading = mapped(columns), ignore, reading
+        self._keep_given = keep_given
         self._missing = set(ignore)
 
     def __call__(self, record: Record) -> Record:
-        record = _flat(self._map(self._without(record, self._ignore), self._reading))
-        return self._without(record, [name for name in self._ignore if name not in self._reading.mapped])
+        prepared = _flat(self._map(self._without(record, self._ignore), self._reading))
+        prepared = self._without(prepared, [name for name in self._ignore if name not in self._reading.mapped])
+        return replace(prepared, given=record.values) if self._keep_given else prepared
 
     def _without(self, record: Record, ignore: Sequence[str]) -> Record:
         found = [name for name in ignore if name in record.values]

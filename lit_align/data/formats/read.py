@@ -32,6 +32,7 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     ignore_columns: Sequence[str] = (),
     turns: Turns = "all",
+    keep_columns: bool = False,
 ) -> Rows:
     """Read a data set and detect its layout.
 
@@ -50,6 +51,7 @@ def read_rows(
             template ("{instruction}\n{input}").
         ignore_columns: Columns that are left out, although they may belong to the prompt.
         turns: For chats as `texts`: a row for each of the assistant's turns, or for the last turn only.
+        keep_columns: Give each row all of its source's columns.
 
     Raises:
         DataError: the data set does not exist, is damaged or empty, or has an unknown layout; or a row does not fit it;
@@ -63,7 +65,7 @@ def read_rows(
     if not raw_sample:
         raise DataError(f"{source}: the data set is empty. Give one with at least one row.")
     check_columns(columns or {}, raw_sample)
-    prepare = Preparation(columns or {}, ignore_columns, reading)
+    prepare = Preparation(columns or {}, ignore_columns, reading, keep_columns)
     reading.sample = list(map(prepare, raw_sample))
 
     layout = detect_layout(reading.sample[0], kind)
@@ -99,6 +101,8 @@ def _parsed(records: Iterable[Record], layout: Layout, kind: Kind, turns: Turns)
             rows = rows or [Row("", source=record.source)]  # counted later as a row without a response
             if kind != "prompts" and (weight := _weight(record)) != 1:
                 rows = [replace(row, weight=weight) for row in rows]
+            if record.given:
+                rows = [replace(row, columns=record.given) for row in rows]
             check_unread(rows[-1], record, kind, is_whole=layout.is_whole)
             reading.read |= dict.fromkeys(name for name in record.values if name in record.read)
             yield from rows

@@ -33,6 +33,7 @@ class Record:
     source: str
     reading: Reading = field(default_factory=Reading)
     read: set[str] = field(default_factory=set)  # names of the columns that were read
+    given: Mapping[str, Any] = field(default_factory=dict)  # the raw row's values, if they are kept
 
     def has(self, column: str) -> bool:
         return any(self.values.get(name) is not None for name in column.split("|"))

@@ -42,6 +42,7 @@ class Row:
     is_new_turn: bool = False  # the responses are messages of their own, also after an assistant's message
     is_verbatim: bool = False  # the text spells out its special tokens: none is added at its beginning and end
     weight: float = 1.0  # in the loss and in all means
+    columns: Mapping[str, Any] = field(default_factory=dict)  # all that the source has of the row, if it is asked for
 
 
 @dataclass(frozen=True)

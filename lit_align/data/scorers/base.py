@@ -38,6 +38,11 @@ class BaseScorer(metaclass=CheckedArguments):
     """The common part of all scorers: an identity, and loading and freeing of resources."""
 
     @property
+    def reads(self) -> frozenset[str]:
+        """Columns of the prompts' rows that it reads."""
+        return frozenset()
+
+    @property
     @abstractmethod
     def identity(self) -> str:
         """Name and version, recorded with each score: it changes whenever the scores may change."""
@@ -49,6 +54,9 @@ class BaseScorer(metaclass=CheckedArguments):
         Raises:
             ScorerError: the scorer raises, or returns values that cannot be used.
         """
+
+    def check(self, prompts: Iterable[Text]) -> None:  # most scorers take any prompt
+        """Raise a `UserError` if one of the prompts cannot be scored; called before anything is sampled."""
 
     def start(self) -> None:  # not every scorer has something to load
         """Load what scoring needs; a second call does nothing."""

@@ -1,7 +1,7 @@
 """A weighted mean of several scorers, and how far they disagree."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -49,6 +49,15 @@ class EnsembleScorer(Scorer):
         """The members' identities with their weights."""
         members = ", ".join(f"{self.weights[name]:g} {scorer.identity}" for name, scorer in self.scorers.items())
         return f"ensemble of {members}"
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset().union(*(scorer.reads for scorer in self.scorers.values()))
+
+    def check(self, prompts: Iterable[Text]) -> None:
+        prompts = list(prompts)
+        for scorer in self.scorers.values():
+            scorer.check(prompts)
 
     def start(self) -> None:
         for scorer in self.scorers.values():
