@@ -4,7 +4,6 @@ K responses ──drop empty, repeated, too long──▶ distinct ──thresho
 """
 
 import itertools
-import math
 import unicodedata
 from abc import abstractmethod
 from collections import Counter
@@ -17,7 +16,7 @@ import torch
 from lit_align.arguments import CheckedArguments
 from lit_align.data.batches import Example
 from lit_align.data.sampling import uniform_numbers
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.needs import DataNeeds
 from lit_align.objectives import win_probabilities_from_pairwise, win_probabilities_from_rewards
 
@@ -58,14 +57,10 @@ class PairingRule(metaclass=CheckedArguments):
         duplicates: Literal["exact", "normalised"] = "exact",
         max_length: int | None = None,
     ):
-        if not min_margin >= 0:  # also refuses nan
-            raise UserError(f"pairing.min_margin={min_margin} must be at least 0. Raise it.")
-        if not reward_temperature > 0:
-            raise UserError(f"pairing.reward_temperature={reward_temperature} must be above 0. Raise it.")
-        if threshold is not None and math.isnan(threshold):
-            raise UserError(f"pairing.threshold={threshold} must be a number, or null to keep all prompts. Change it.")
-        if max_length is not None and not max_length >= 1:
-            raise UserError(f"pairing.max_length={max_length} must be at least 1 (token). Raise it.")
+        check_number("pairing.min_margin", min_margin, least=0)
+        check_number("pairing.reward_temperature", reward_temperature, above=0)
+        check_number("pairing.threshold", threshold)
+        check_number("pairing.max_length", max_length, least=1)
         self.min_margin = min_margin
         self.reward_temperature = reward_temperature
         self.threshold = threshold

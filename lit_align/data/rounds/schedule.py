@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 
 PromptsPerRound = int | Literal["all", "chunk"]
 
@@ -47,8 +47,7 @@ def check_rounds(responses: int, batch: int, per_round: PromptsPerRound) -> None
     Raises:
         UserError: one has no meaning.
     """
-    if responses < 2:
-        raise UserError(f"data.responses_per_prompt={responses} must be at least 2. Raise it.")
+    check_number("data.responses_per_prompt", responses, least=2)
     if batch < responses:
         raise UserError(
             f"data.sampling_batch_size={batch} must be at least data.responses_per_prompt={responses}. Raise it."
