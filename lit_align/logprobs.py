@@ -278,15 +278,10 @@ def _plain_head(model: PreTrainedModel, hidden: Tensor) -> nn.Linear | None:
 
 
 def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The model's logits, [M, V], from the decoder's output for M tokens, [M, H]."""
-    head = model.get_output_embeddings()
+    """The model's logits, [*, V], from the decoder's output, [*, H]: the head's, which some models scale or cap."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
     assert head is not None
-    return _finish_logits(head(hidden), model.config.get_text_config())
-
-
-def _finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
-    """Apply the operations that some architectures have between the output head and their logits."""
-    factor = _logit_factor(config)
+    logits, factor = head(hidden), _logit_factor(config)
     logits = logits if factor == 1 else logits * factor
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2 and later
         logits = torch.tanh(logits / cap) * cap
@@ -300,7 +295,7 @@ def _logit_factor(config: PretrainedConfig) -> float:
 
 @torch.no_grad()
 def check_logits(model: PreTrainedModel) -> None:
-    """Check that decoder, head and `_finish_logits` reproduce the model's own logits on a few tokens.
+    """Check that decoder and `next_token_logits` reproduce the model's own logits on a few tokens.
 
     Raises:
         NotImplementedError: the architecture computes its logits in another way.
@@ -309,12 +304,12 @@ def check_logits(model: PreTrainedModel) -> None:
     was_training = model.training
     model.eval()
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    head = model.get_output_embeddings()
-    ours = _finish_logits(head(hidden), model.config.get_text_config()).float() if isinstance(head, nn.Module) else None
+    has_head = isinstance(model.get_output_embeddings(), nn.Module)
+    ours = next_token_logits(model, hidden).float() if has_head else None
     theirs = model(input_ids=ids, use_cache=False).logits.float()
     model.train(was_training)
     if ours is None or ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
         raise NotImplementedError(
             f"{type(model).__name__} computes its logits in a way that lit_align does not support. Compare its "
-            "forward with lit_align/logprobs.py (_finish_logits) and open an issue."
+            "forward with lit_align/logprobs.py (next_token_logits) and open an issue."
         )

@@ -227,7 +227,7 @@ class Policy(nn.Module):
 
         peft's own switches also toggle `requires_grad`, even of the trained slot; this one changes only the flags.
         """
-        layers = self._adapted_layers()
+        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
         try:
             for layer in layers:
@@ -236,9 +236,6 @@ class Policy(nn.Module):
         finally:
             for layer, (disabled, active) in zip(layers, before, strict=True):
                 layer._disable_adapters, layer._active_adapter = disabled, active
-
-    def _adapted_layers(self) -> list[BaseTunerLayer]:
-        return [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
 
     def save(self, folder: str | Path) -> None:
         """Write model and tokenizer in transformers' format, an adapter merged, in the type it was loaded in.
