@@ -188,10 +188,10 @@ class Predictions(AlignCallback):
         """The tokenized prompts, their batches, and `count` responses to each prompt of this process's batches."""
         prompts = tokenize_prompts(rows, tokenizer_of(module), self.prompts, "predict")
         batches = sampling_batches(prompts.lengths, self.batch_size // count)
-        answering = Answering(stream, count, self.sampling or sampling_of(module.trainer))
+        answering = Answering(module, stream, count, self.sampling or sampling_of(module.trainer))
         assert module.policy is not None
         check_positions(module.policy.positions, max(prompts.lengths), answering.sampling, self.prompts)
-        return prompts, batches, answering.respond_with(sampler, module, module.policy, prompts, batches, "predict")
+        return prompts, batches, answering.respond_with(sampler, module.policy, prompts, batches, "predict")
 
     def _answers(self, benchmark: Benchmark, module: PreferenceObjective, sampler: Sampler, name: str) -> str:
         """The content of a benchmark's file of answers."""

@@ -114,6 +114,7 @@ class WinRate(AlignCallback):
         if not isinstance(pl_module, PreferenceObjective):
             raise UserError("win_rate samples from `lightning_module.policy`: train a lit_align objective with it.")
         evaluator = Evaluator(
+            pl_module,
             self.scorers,
             responses_per_prompt=self.responses_per_prompt,
             sampling=self.sampling or sampling_of(trainer),
@@ -137,13 +138,12 @@ class WinRate(AlignCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report prompts that cannot be answered before training, too."""
-        assert isinstance(pl_module, PreferenceObjective)
         assert self._evaluator is not None
         for path, name in ((self.validation, "held-out"), (self.prompts, "test")):
             if path is not None:
-                self._evaluator.check_prompts(path, name, pl_module)
+                self._evaluator.check_prompts(path, name)
         for path in self.forgetting.values():
-            self._evaluator.check_texts(path, pl_module)
+            self._evaluator.check_texts(path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Delete results left by an earlier run in the folder, or written after the checkpoint."""
@@ -165,10 +165,10 @@ class WinRate(AlignCallback):
             self._validate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._conclude(trainer, pl_module)
+        self._conclude(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._conclude(trainer, pl_module)
+        self._conclude(trainer)
 
     def _validate(self, trainer: Trainer, module: LightningModule) -> None:
         """Evaluate the validation prompts, log the metrics and keep the rows."""
@@ -176,9 +176,8 @@ class WinRate(AlignCallback):
             return
         self._last_step = trainer.global_step
         started = time.monotonic()
-        assert isinstance(module, PreferenceObjective)
         assert self._evaluator is not None
-        evaluation = self._evaluator.evaluate(self.validation, "held-out", module)
+        evaluation = self._evaluator.evaluate(self.validation, "held-out")
         metrics = evaluation.metrics() | {"seconds": time.monotonic() - started}
         named = {f"val/{key}": value for key, value in metrics.items()}
         for logger in trainer.loggers:
@@ -190,11 +189,10 @@ class WinRate(AlignCallback):
         kl = f"KL from start {metrics['kl_from_start']:.2f} nats"
         print_field("", f"reward {decimal(metrics['reward'])}, win rate {metrics['win_rate']:.1%}, {kl}")
 
-    def _conclude(self, trainer: Trainer, module: LightningModule) -> None:
+    def _conclude(self, trainer: Trainer) -> None:
         """Evaluate the test prompts; write and print the verdict."""
-        assert isinstance(module, PreferenceObjective)
         assert self._evaluator is not None
-        self.evaluation = self._evaluator.evaluate(self.prompts, "test", module, texts=self.forgetting, best_of_n=True)
+        self.evaluation = self._evaluator.evaluate(self.prompts, "test", texts=self.forgetting, best_of_n=True)
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             write_held_out(verdict_file(folder), self.evaluation.rows())

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 
@@ -302,6 +302,12 @@ class PairsDataModule(TokenizingDataModule):
         """Lines of the run's header."""
         yield from self.texts.describe()
         yield from super().describe()
+
+
+def data_module_of(trainer: Trainer) -> PairsDataModule | None:
+    """The trainer's data module, if it is one of lit_align's."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data if isinstance(data, PairsDataModule) else None
 
 
 def describe_example(tokenizer: Any, example: Example) -> Iterator[tuple[str, str]]:

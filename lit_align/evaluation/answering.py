@@ -5,13 +5,12 @@ numbers do not depend on how many processes there are.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
 
 from lit_align.console import print_field
-from lit_align.data.base import PairsDataModule
+from lit_align.data.base import data_module_of
 from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.formats.spool import Spool
 from lit_align.data.on_policy import OnPolicyPairs
@@ -21,7 +20,7 @@ from lit_align.data.sampling import Response, SampleRequest, Sampling
 from lit_align.data.scorers.base import GroupScores, Scorer
 from lit_align.data.tokenization import PreferenceTokenizer, listing
 from lit_align.errors import UserError
-from lit_align.evaluation.shares import Share, compute_share
+from lit_align.evaluation.shares import Batches, Share, compute_share
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
 
@@ -53,31 +52,13 @@ def check_batches(option: str, responses_per_prompt: int, batch_size: int) -> No
 
 def tokenizer_of(module: PreferenceObjective) -> PreferenceTokenizer:
     """The tokenizer of the data module, if it is one of lit_align's; else one without limits of length."""
-    data = module.trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(data, PairsDataModule):
-        return data.prompt_tokenizer
-    return PreferenceTokenizer(module.tokenizer, model_ends=module.model_ends)
-
-
-def sampling_with(module: PreferenceObjective, policy: Policy, longest: int) -> AbstractContextManager[Sampler]:
-    """Within this context, a sampler with a policy's weights: the rounds' server, or a copy of the policy.
-
-    Args:
-        longest: Most tokens of a prompt and its response.
-    """
-    data = module.trainer.datamodule  # type: ignore[attr-defined]
-    return data.sampling_with(policy, longest) if isinstance(data, PairsDataModule) else sampling_copy(policy)
-
-
-def computes_on_shards(module: PreferenceObjective) -> bool:
-    """Whether all processes compute log-probabilities together; see `Recorder`."""
-    data = module.trainer.datamodule  # type: ignore[attr-defined]
-    return isinstance(data, PairsDataModule) and data.recorder.on_shards
+    data = data_module_of(module.trainer)
+    return data.prompt_tokenizer if data else PreferenceTokenizer(module.tokenizer, model_ends=module.model_ends)
 
 
 def sampling_of(trainer: Trainer) -> Sampling:
     """The sampling options of the data module, if it samples; else the defaults."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
+    data = data_module_of(trainer)
     return data.sampling if isinstance(data, OnPolicyPairs) else Sampling()
 
 
@@ -103,44 +84,34 @@ class Answering:
     """How prompts are answered.
 
     Args:
+        module: Its trainer's processes share the prompts.
         stream: Begins the key of each prompt's random streams.
         count: n, the responses to each prompt.
     """
 
+    module: PreferenceObjective
     stream: tuple[str, int]
     count: int
     sampling: Sampling
 
-    def respond(
-        self,
-        module: PreferenceObjective,
-        policy: Policy,
-        prompts: TokenizedPrompts,
-        batches: Sequence[Sequence[int]],
-        name: str,
-    ) -> Share[list[Response]]:
-        """n of a policy's responses to each prompt of this process's batches."""
-        with sampling_with(module, policy, max(prompts.lengths) + self.sampling.max_new_tokens) as sampler:
-            return self.respond_with(sampler, module, policy, prompts, batches, name)
+    def respond(self, policy: Policy, prompts: TokenizedPrompts, batches: Batches, name: str) -> Share[list[Response]]:
+        """n of a policy's responses to each prompt of this process's batches, by the rounds' server or a copy of it."""
+        data, longest = data_module_of(self.module.trainer), max(prompts.lengths) + self.sampling.max_new_tokens
+        with data.sampling_with(policy, longest) if data else sampling_copy(policy) as sampler:
+            return self.respond_with(sampler, policy, prompts, batches, name)
 
     def respond_with(
-        self,
-        sampler: Sampler,
-        module: PreferenceObjective,
-        policy: Policy,
-        prompts: TokenizedPrompts,
-        batches: Sequence[Sequence[int]],
-        name: str,
+        self, sampler: Sampler, policy: Policy, prompts: TokenizedPrompts, batches: Batches, name: str
     ) -> Share[list[Response]]:
         """The same by a sampler that has the policy's weights."""
-        end_ids = tokenizer_of(module).end_ids()
+        end_ids = tokenizer_of(self.module).end_ids()
 
         def request(places: Sequence[int]) -> SampleRequest:
             keys = [(*self.stream, prompts.rows[i].source) for i in places]
             return SampleRequest([prompts.ids[i] for i in places], keys, self.count, self.sampling, end_ids)
 
         return compute_share(
-            module.trainer,
+            self.module.trainer,
             batches,
             name,
             lambda places: sampler.sample_in_turn(policy, request(places)),
@@ -151,7 +122,7 @@ class Answering:
 def score_share(
     scorer: Scorer,
     prompts: TokenizedPrompts,
-    batches: Sequence[Sequence[int]],
+    batches: Batches,
     responses: Mapping[int, Sequence[list[Response]]],
 ) -> Share[GroupScores]:
     """The scorer's rewards of the responses to each prompt of this process's batches; then releases the scorer."""

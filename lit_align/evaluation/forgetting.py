@@ -19,18 +19,15 @@ from lit_align.evaluation.likelihoods import Likelihoods
 from lit_align.evaluation.shares import gather_in_order
 from lit_align.evaluation.summary import Forgetting
 from lit_align.metrics.win_rate import Estimate
-from lit_align.objectives import PreferenceObjective
 
 
-def measure_forgetting(
-    name: str, texts: TokenizedPrompts, likelihoods: Likelihoods, module: PreferenceObjective
-) -> Forgetting:
+def measure_forgetting(name: str, texts: TokenizedPrompts, likelihoods: Likelihoods) -> Forgetting:
     """Compare the texts' likelihood under the start and the policy; all processes call it together.
 
     Args:
         name: The texts' name on the terminal.
     """
-    tokenizer = tokenizer_of(module)
+    tokenizer = tokenizer_of(likelihoods.module)
     tokenizer.counts.clear()
     tokenized = ((row, tokenizer.row(row)) for row in texts.rows)
     examples = ExampleTable.temporary(Example(*tokens, row.source) for row, tokens in tokenized if tokens is not None)
@@ -38,7 +35,7 @@ def measure_forgetting(
         print_field(f"forgetting {name}", f"{left_out} texts are left out: {listing(tokenizer.counts)}")
     batches = sampling_batches(examples.lengths.total.tolist(), likelihoods.batch_size)
     share = likelihoods.share(batches, examples.views, f"forgetting {name}")
-    logps = torch.tensor(list(gather_in_order(module.trainer, batches, share)), dtype=torch.float64)
+    logps = torch.tensor(list(gather_in_order(likelihoods.module.trainer, batches, share)), dtype=torch.float64)
     nll = -logps[..., 0]  # [texts, 2]; there is one response
     tokens = torch.from_numpy(examples.lengths.longest).double()
     end, start = (nll.sum(0) / tokens.sum()).tolist()

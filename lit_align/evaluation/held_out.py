@@ -58,6 +58,7 @@ class Evaluator:
     evaluated twice in succession.
 
     Args:
+        module: Its policy is evaluated.
         scorers: By name; the one that training uses is "training".
         responses_per_prompt: n, sampled from the policy and from the start.
         batch_size: Responses sampled at once.
@@ -68,6 +69,7 @@ class Evaluator:
 
     def __init__(
         self,
+        module: PreferenceObjective,
         scorers: Mapping[str, Scorer],
         *,
         responses_per_prompt: int,
@@ -77,17 +79,23 @@ class Evaluator:
         best_of: int,
         seed: int,
     ):
+        self.module = module
         self.scorers = dict(scorers)
         self.responses_per_prompt = responses_per_prompt
         self.sampling = sampling
         self.batch_size = batch_size
         self.own_responses = own_responses
-        self.answering = Answering(("held out", seed), responses_per_prompt, sampling)
+        self.answering = Answering(module, ("held out", seed), responses_per_prompt, sampling)
         more = max(0, best_of - responses_per_prompt)
-        self.answering_more = Answering(("best of n", seed), more, sampling) if more else None
+        self.answering_more = Answering(module, ("best of n", seed), more, sampling) if more else None
         self._tokenized: dict[tuple[str, str], TokenizedPrompts] = {}
         self._held_out: dict[str, HeldOutPrompts] = {}
         self._answered: tuple[tuple[str, str], ScoredResponses, Tensor] | None = None  # file and policy; last answers
+
+    @property
+    def policy(self) -> Policy:
+        assert self.module.policy is not None
+        return self.module.policy
 
     def read_prompts(self, path: str) -> Rows:
         """The prompts of a file; with its own responses where they are compared, each prompt once.
@@ -100,30 +108,23 @@ class Evaluator:
         rows = read_rows(path, kind="texts", turns="last")
         return replace(rows, rows=Spool(_first_of_each_prompt(rows)))
 
-    def check_prompts(self, path: str, name: str, module: PreferenceObjective) -> None:
+    def check_prompts(self, path: str, name: str) -> None:
         """Check that the policy can answer the prompts of the file, and that the scorers can score them.
 
         Raises:
             UserError: there are too few positions for a prompt and its response, or a scorer lacks a prompt's columns.
         """
-        assert module.policy is not None
-        prompts = self._prompts(path, name, module)
-        check_positions(module.policy.positions, max(prompts.lengths), self.sampling, path)
+        prompts = self._prompts(path, name)
+        check_positions(self.policy.positions, max(prompts.lengths), self.sampling, path)
         for scorer in self.scorers.values():
             scorer.check(row.prompt for row in prompts.rows)
 
-    def check_texts(self, path: str, module: PreferenceObjective) -> None:
+    def check_texts(self, path: str) -> None:
         """Raise a `UserError` if the texts of the file cannot be read."""
-        self._texts(path, module)
+        self._texts(path)
 
     def evaluate(
-        self,
-        path: str,
-        name: str,
-        module: PreferenceObjective,
-        *,
-        texts: Mapping[str, str] | None = None,
-        best_of_n: bool = False,
+        self, path: str, name: str, *, texts: Mapping[str, str] | None = None, best_of_n: bool = False
     ) -> Evaluation:
         """Answer the prompts of a file, score the responses and compare them.
 
@@ -132,66 +133,58 @@ class Evaluator:
             texts: Files of texts whose likelihood before and after is compared, by name.
             best_of_n: Also report the best of n of the start's responses.
         """
-        policy = module.policy
-        assert policy is not None
-        with module.start() as start:
+        with self.module.start() as start:
             if path not in self._held_out:
-                self._held_out[path] = self._answer_with_start(path, name, start, module)
+                self._held_out[path] = self._answer_with_start(path, name, start)
             held_out = self._held_out[path]
-            key = (path, policy.fingerprint())
+            key = (path, self.policy.fingerprint())
             if self._answered is None or self._answered[0] != key:  # the verdict may be on what was just validated
-                self._answered = key, *self._answer_with_policy(held_out, name, policy, start, module)
+                self._answered = key, *self._answer_with_policy(held_out, name, start)
             _, answers, logps = self._answered
-            likelihoods = Likelihoods(module, policy, start, max(1, self.batch_size // 4))
+            likelihoods = Likelihoods(self.module, self.policy, start, max(1, self.batch_size // 4))
             forgetting = {
-                each: measure_forgetting(each, self._texts(file, module), likelihoods, module)
-                for each, file in (texts or {}).items()
+                each: measure_forgetting(each, self._texts(file), likelihoods) for each, file in (texts or {}).items()
             }
-            samples = self._samples_of_start(held_out, name, start, module) if best_of_n else None
+            samples = self._samples_of_start(held_out, name, start) if best_of_n else None
         summary = self._summarize(held_out, answers, logps, forgetting, samples)
-        summary = replace(summary, kl_sampling=self.sampling.described_for(policy.temperature) or None)
         return Evaluation(held_out, answers, logps[..., 0], logps[..., 1], summary)
 
-    def _prompts(self, path: str, name: str, module: PreferenceObjective) -> TokenizedPrompts:
-        return self._tokenize(path, name, module, self.read_prompts)
+    def _prompts(self, path: str, name: str) -> TokenizedPrompts:
+        return self._tokenize(path, name, self.read_prompts)
 
-    def _texts(self, path: str, module: PreferenceObjective) -> TokenizedPrompts:
-        return self._tokenize(path, "forgetting", module, partial(read_rows, kind="texts"))
+    def _texts(self, path: str) -> TokenizedPrompts:
+        return self._tokenize(path, "forgetting", partial(read_rows, kind="texts"))
 
-    def _tokenize(
-        self, path: str, name: str, module: PreferenceObjective, read: Callable[[str], Rows]
-    ) -> TokenizedPrompts:
+    def _tokenize(self, path: str, name: str, read: Callable[[str], Rows]) -> TokenizedPrompts:
         if (path, name) not in self._tokenized:
-            self._tokenized[path, name] = tokenize_prompts(read(path), tokenizer_of(module), path, name)
+            self._tokenized[path, name] = tokenize_prompts(read(path), tokenizer_of(self.module), path, name)
         return self._tokenized[path, name]
 
-    def _answer_with_start(self, path: str, name: str, start: Policy, module: PreferenceObjective) -> HeldOutPrompts:
-        self.check_prompts(path, name, module)
-        prompts = self._prompts(path, name, module)
+    def _answer_with_start(self, path: str, name: str, start: Policy) -> HeldOutPrompts:
+        self.check_prompts(path, name)
+        prompts = self._prompts(path, name)
         batches = sampling_batches(prompts.lengths, self.batch_size // self.responses_per_prompt)
-        responses = self.answering.respond(module, start, prompts, batches, f"{name} start")
-        answers = self._scored(responses, prompts, batches, module)
+        responses = self.answering.respond(start, prompts, batches, f"{name} start")
+        answers = self._scored(responses, prompts, batches)
         own = None
         if self.own_responses:
-            tokenizer = tokenizer_of(module)
+            tokenizer = tokenizer_of(self.module)
 
             def own_response(place: int) -> list[Response]:
                 row = prompts.rows[place]
                 return [Response(tokenizer.response_ids(row)[0], answer_text(row.responses[0]), finished=True)]
 
             given = compute_share(
-                module.trainer, batches, f"{name} data", lambda places: list(map(own_response, places))
+                self.module.trainer, batches, f"{name} data", lambda places: list(map(own_response, places))
             )
-            own = self._scored(given, prompts, batches, module)
+            own = self._scored(given, prompts, batches)
         return HeldOutPrompts(prompts, batches, answers, own)
 
-    def _answer_with_policy(
-        self, held_out: HeldOutPrompts, name: str, policy: Policy, start: Policy, module: PreferenceObjective
-    ) -> tuple[ScoredResponses, Tensor]:
+    def _answer_with_policy(self, held_out: HeldOutPrompts, name: str, start: Policy) -> tuple[ScoredResponses, Tensor]:
         """The policy's responses, and their log-probabilities under the policy and under the start, [P, n, 2]."""
         prompts, batches = held_out.prompts, held_out.batches
-        responses = self.answering.respond(module, policy, prompts, batches, f"{name} policy")
-        answers = self._scored(responses, prompts, batches, module)
+        responses = self.answering.respond(self.policy, prompts, batches, f"{name} policy")
+        answers = self._scored(responses, prompts, batches)
         size = max(1, self.batch_size // self.responses_per_prompt // 4)
         groups = iter(responses.values())
 
@@ -202,33 +195,28 @@ class Evaluator:
                 for i, group in zip(places, next(groups), strict=True)
             ]
 
-        share = Likelihoods(module, policy, start, size).share(batches, examples)
-        logps = torch.tensor(list(gather_in_order(module.trainer, batches, share)))  # [P, 2, n]
+        share = Likelihoods(self.module, self.policy, start, size).share(batches, examples)
+        logps = torch.tensor(list(gather_in_order(self.module.trainer, batches, share)))  # [P, 2, n]
         return answers, logps.transpose(1, 2)
 
-    def _samples_of_start(
-        self, held_out: HeldOutPrompts, name: str, start: Policy, module: PreferenceObjective
-    ) -> dict[str, Scored]:
+    def _samples_of_start(self, held_out: HeldOutPrompts, name: str, start: Policy) -> dict[str, Scored]:
         """The start's rewards by scorer, with those of more responses if best of n needs more."""
         if self.answering_more is None:
             return held_out.start.scores
         prompts = held_out.prompts
         batches = sampling_batches(prompts.lengths, max(1, self.batch_size // self.answering_more.count))
-        more = self.answering_more.respond(module, start, prompts, batches, f"{name} best of n")
-        scored = self._scored(more, prompts, batches, module).scores
+        more = self.answering_more.respond(start, prompts, batches, f"{name} best of n")
+        scored = self._scored(more, prompts, batches).scores
         return {key: each.with_more(scored[key]) for key, each in held_out.start.scores.items()}
 
     def _scored(
-        self,
-        responses: Share[list[Response]],
-        prompts: TokenizedPrompts,
-        batches: list[list[int]],
-        module: PreferenceObjective,
+        self, responses: Share[list[Response]], prompts: TokenizedPrompts, batches: list[list[int]]
     ) -> ScoredResponses:
         """All processes' responses, from this process's share, with their rewards."""
+        trainer = self.module.trainer
         shares = {name: score_share(scorer, prompts, batches, responses) for name, scorer in self.scorers.items()}
-        gathered_responses = gather_in_order(module.trainer, batches, responses)
-        scores = {name: Scored.stack(gather_in_order(module.trainer, batches, share)) for name, share in shares.items()}
+        gathered_responses = gather_in_order(trainer, batches, responses)
+        scores = {name: Scored.stack(gather_in_order(trainer, batches, share)) for name, share in shares.items()}
         return ScoredResponses(gathered_responses, scores)
 
     def _summarize(
@@ -256,6 +244,7 @@ class Evaluator:
             length_data=own.lengths.double().mean().item() if own else None,
             diversity_start=start.diversity,
             diversity_end=policy.diversity,
+            kl_sampling=self.sampling.described_for(self.policy.temperature) or None,
             scorers=scorers,
             forgetting=forgetting,
         )

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lit_align.data.base import data_module_of
 from lit_align.data.batches import Example, record_logps
-from lit_align.evaluation.answering import computes_on_shards
 from lit_align.evaluation.shares import Batches, Share, compute_share
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
@@ -33,7 +33,8 @@ class Likelihoods:
             examples_of: The examples at the places of one batch.
             name: Shown beside a progress bar.
         """
-        on_shards = computes_on_shards(self.module)
+        data = data_module_of(self.module.trainer)
+        on_shards = data is not None and data.recorder.on_shards
 
         def compute(examples: Sequence[Example]) -> list[tuple[list[float], list[float]]]:
             both = [
