@@ -31,7 +31,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_field
-from lit_align.data.base import PairsDataModule
+from lit_align.data.base import PairsDataModule, data_module_of
 from lit_align.data.batches import Example
 from lit_align.data.offline_pairs import OfflinePairs
 from lit_align.data.on_policy import OnPolicyPairs
@@ -77,8 +77,8 @@ class Drift(AlignCallback):
         self._measured_at = counted("measured_at", state_dict["measured_at"], least=-1)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = _data(trainer)
-        if not isinstance(data, PairsDataModule) and isinstance(pl_module, AnchoredObjective):
+        data = data_module_of(trainer)
+        if data is None and isinstance(pl_module, AnchoredObjective):
             print_field("drift", "not measured: the data are neither OnPolicyPairs nor OfflinePairs")
         if not isinstance(data, OnPolicyPairs):
             return
@@ -106,7 +106,7 @@ class Drift(AlignCallback):
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = _data(trainer)
+        data = data_module_of(trainer)
         if not isinstance(pl_module, AnchoredObjective) or not isinstance(data, OnPolicyPairs):
             return
         current, step = data.current_round, trainer.global_step
@@ -129,7 +129,7 @@ class Drift(AlignCallback):
 
     def _measure_now(self, trainer: Trainer, module: LightningModule) -> None:
         """Measure after a step: offline pairs whenever due, rounds at their end."""
-        data = _data(trainer)
+        data = data_module_of(trainer)
         if self._measured_at == trainer.global_step or not isinstance(module, AnchoredObjective):
             return
         self._measured_at = trainer.global_step
@@ -221,7 +221,3 @@ class Drift(AlignCallback):
             logger.log_metrics(
                 {f"drift/{name}": value for name, value in values.items()}, step=module.trainer.global_step
             )
-
-
-def _data(trainer: Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]

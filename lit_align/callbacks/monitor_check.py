@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lit_align.callbacks.base import AlignCallback, DryRun
 from lit_align.callbacks.win_rate import WinRate
-from lit_align.data.base import PairsDataModule
+from lit_align.data.base import data_module_of
 from lit_align.errors import UserError
 from lit_align.evaluation.results import metric_names
 from lit_align.objectives import PreferenceObjective
@@ -62,12 +62,11 @@ def _check_is_logged(trainer: Trainer, module: PreferenceObjective, callback: st
     Raises:
         UserError: the metric is never logged.
     """
-    data = trainer.datamodule  # type: ignore[attr-defined]
     if monitor.startswith(("train/", "reference/")):
         return
     if not monitor.startswith("val/"):
         raise UserError(f"{callback}: monitor={monitor} is never logged. Name a metric train/* or val/*.")
-    if not isinstance(data, PairsDataModule):
+    if (data := data_module_of(trainer)) is None:
         return
     known: list[str] = []
     if data.validation is not None and trainer.limit_val_batches != 0:

@@ -25,7 +25,7 @@ from rich.text import Text
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.checkpoints import STARTS
 from lit_align.console import command, print_field, print_line, relative
-from lit_align.data.base import PairsDataModule
+from lit_align.data.base import data_module_of
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.errors import counted
 from lit_align.export import save_generation_config
@@ -174,8 +174,7 @@ class RunReport(AlignCallback):
 
 def _save_generation_config(trainer: Trainer, module: PreferenceObjective, folder: Path) -> None:
     """Write how the model's responses end and how they were sampled, if the data are a module of ours."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(data, PairsDataModule):
+    if (data := data_module_of(trainer)) is not None:
         assert module.policy is not None
         sampling = asdict(data.sampling) if isinstance(data, OnPolicyPairs) else {}
         save_generation_config(module.policy, data.preference_tokenizer, sampling, folder)

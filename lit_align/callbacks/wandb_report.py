@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.callbacks.reference_refresh import ReferenceRefresh
+from lit_align.data.base import data_module_of
 from lit_align.data.on_policy import OnPolicyPairs
 from lit_align.data.rounds.store import RoundStore
 from lit_align.errors import check_number
@@ -67,7 +68,7 @@ class WandbReport(AlignCallback):
             if path not in self._logged:
                 self._logged.add(path)
                 self._log(trainer, step_of(path), {"responses/validation": self._table(path)})
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_module_of(trainer)
         if self.artifacts and isinstance(data, OnPolicyPairs):
             import wandb
 
