@@ -126,8 +126,7 @@ class PairsDataModule(TokenizingDataModule):
 
     @property
     def recorder(self) -> Recorder:
-        assert self.trainer is not None
-        return Recorder(self.trainer.lightning_module, self.batch_size, self.wait_minutes)  # type: ignore[arg-type]
+        return Recorder(self.module, self.batch_size, self.wait_minutes)
 
     def sampling_with(self, policy: Policy, longest: int) -> AbstractContextManager[Sampler]:
         """Within this context, a sampler with a policy's weights, to look at its responses; every process must call it.
@@ -258,8 +257,7 @@ class PairsDataModule(TokenizingDataModule):
         Raises:
             UserError: they do not.
         """
-        assert self.trainer is not None
-        name = type(self.trainer.lightning_module).__name__
+        name = type(self.module).__name__
         if self.needs.reads_sampler and not self.records_sampler:
             raise UserError(
                 f"{name}, as configured, reads log π_s of each response (model.proximal, SPPO's "
@@ -271,7 +269,7 @@ class PairsDataModule(TokenizingDataModule):
     def read_beside(self) -> None:
         """Read the streams of texts that are trained on together with the preferences, and the validation pairs."""
         assert self.trainer is not None
-        self.texts.read(self.trainer.lightning_module, lambda source: self.tokenize(source, "texts"))
+        self.texts.read(self.module, lambda source: self.tokenize(source, "texts"))
         if self.validation is not None and self.trainer.limit_val_batches:
             self._read_validation()
 

@@ -106,9 +106,8 @@ class OfflinePairs(PairsDataModule):
 
     def train_dataloader(self) -> ExampleLoader | CombinedLoader:
         assert self._examples_read is not None
-        module: Any = self.trainer and self.trainer.lightning_module
-        if isinstance(module, PreferenceObjective) and module.policy is not None:
-            check_fits(self._examples_read, module.policy.positions)
+        if isinstance(self.module, PreferenceObjective) and self.module.policy is not None:
+            check_fits(self._examples_read, self.module.policy.positions)
         if self._recorded is None:
             self._recorded = self.record_reference(self._examples_read)
         counts = tuple(len(part.examples) for part in self._parts)

@@ -216,8 +216,7 @@ class OnPolicyPairs(PairsDataModule):
 
     @property
     def module(self) -> PreferenceObjective:
-        assert self.trainer is not None
-        return self.trainer.lightning_module  # type: ignore[return-value]
+        return super().module
 
     @property
     def folder(self) -> Path:

@@ -70,8 +70,7 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         Raises:
             UserError: rows have been read for an earlier run, of another tokenizer or kind of objective.
         """
-        assert self.trainer is not None
-        _set_tokenizer(self.trainer.lightning_module, self.tokenizer_path, self.chat_template)
+        _set_tokenizer(self.module, self.tokenizer_path, self.chat_template)
         if self._preference_tokenizer is not None and not self._reads_as_before(self._preference_tokenizer.tokenizer):
             raise UserError(
                 f"this {type(self).__name__} holds rows that were read for an earlier run, with another tokenizer or "
@@ -85,16 +84,20 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         return same_tokens and _rows_for(self.needs) == self._read_for
 
     @property
+    def module(self) -> Any:
+        """The trained module."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module
+
+    @property
     def needs(self) -> DataNeeds:
         """The needs of the trained module from its data."""
-        assert self.trainer is not None
-        return needs_of(self.trainer.lightning_module)
+        return needs_of(self.module)
 
     @property
     def tokenizer(self) -> Any:
         """The policy's tokenizer."""
-        assert self.trainer is not None
-        return self.trainer.lightning_module.tokenizer
+        return self.module.tokenizer
 
     @property
     def preference_tokenizer(self) -> PreferenceTokenizer:
@@ -125,13 +128,10 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         Raises:
             UserError: data.sampling_prompt has no effect; or it is auto, and the prompts end in different ways.
         """
-        assert self.trainer is not None
-        module = self.trainer.lightning_module
-        if not isinstance(module, PreferenceObjective) or not self.needs.gives_logps:
+        if not isinstance(self.module, PreferenceObjective) or not self.needs.gives_logps:
             if self.sampling_prompt != "auto":
-                raise sampling_prompt.without_effect(
-                    self.sampling_prompt, f"{type(module).__name__} gives no responses"
-                )
+                reason = f"{type(self.module).__name__} gives no responses"
+                raise sampling_prompt.without_effect(self.sampling_prompt, reason)
             return
         self._ends_seen = [end for part in trained for end in part.prompt_ends]
         if self.sampling_prompt == "auto":
@@ -149,10 +149,9 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
 
     def _apply_prompt_end(self) -> None:
         """Give the trained module the chat template whose generation prompt is used in sampling."""
-        assert self.trainer is not None
         if self._prompt_end is PromptEnd.ANSWER and self.preference_tokenizer.tokenizer.chat_template:
             template = self.preference_tokenizer.renderer.template  # of the module's tokenizer before it is replaced
-            _set_tokenizer(self.trainer.lightning_module, None, template.before_answer)
+            _set_tokenizer(self.module, None, template.before_answer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"sampling_prompt": str(self._prompt_end)} if self._prompt_end is PromptEnd.ANSWER else {}
@@ -169,8 +168,7 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         yield from sampling_prompt.describe(self._prompt_end, self._ends_seen)
 
     def _make_tokenizer(self) -> PreferenceTokenizer:
-        assert self.trainer is not None
-        module = self.trainer.lightning_module
+        module = self.module
         return PreferenceTokenizer(
             self.tokenizer,
             max_prompt_length=self.max_prompt_length,
