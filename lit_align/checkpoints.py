@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from lit_align.console import relative
 from lit_align.errors import UserError, first_line
-from lit_align.files import write_whole, writing
+from lit_align.files import write_text, write_whole, writing
 from lit_align.position import Position
 
 STARTS = "starts"
@@ -105,8 +105,7 @@ def _save(checkpoint: dict[str, Any], path: Path) -> None:
 
 def write_hash(path: str | Path) -> None:
     """Write the hash file of a checkpoint, in the format of `sha256sum`."""
-    line = f"{_digest(Path(path))}  {Path(path).name}\n"
-    write_whole(_hash_file(path), lambda beside: beside.write_text(line))
+    write_text(_hash_file(path), f"{_digest(Path(path))}  {Path(path).name}\n")
 
 
 def complete_hash(path: Path) -> None:

@@ -36,10 +36,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise unwritable(path, error) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """`write_whole` of a text, in UTF-8."""
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
 def write_versioned(path: Path, version: int, values: Mapping[str, Any]) -> None:
     """Write a JSON object that begins with its version."""
-    text = json.dumps({"version": version, **values}, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps({"version": version, **values}, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_versioned(path: Path, version: int, parse: Callable[[dict[str, Any]], T], fix: str) -> T | None:

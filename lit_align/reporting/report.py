@@ -14,7 +14,7 @@ from pathlib import Path
 from lit_align.errors import UserError, decimal
 from lit_align.evaluation.rows import HeldOutRow
 from lit_align.evaluation.summary import Summary, test_command
-from lit_align.files import write_whole, writing
+from lit_align.files import write_text, writing
 from lit_align.reporting.page import number, page, section, table, text
 from lit_align.reporting.paired import PAIRED_HEAD, SharedScorer, not_compared, paired_rows, scorers_of
 from lit_align.reporting.plots import CAPTIONS, comparison_plots, embedded, run_plots
@@ -50,8 +50,7 @@ def write_report(folder: str | Path) -> Path:
         body = "".join(f"<p>{text(sentence)}</p>" for sentence in filter(None, sentences))
         verdict = section("Verdict on held-out prompts", body + _verdict([run], scorers_of([run])) + _facts([run]))
     path = run.folder / "report.html"
-    written = page(run.name, [about, verdict, *parts])
-    write_whole(path, lambda beside: beside.write_text(written, encoding="utf-8"))
+    write_text(path, page(run.name, [about, verdict, *parts]))
     return path
 
 
@@ -69,8 +68,7 @@ def compare(runs: Sequence[Run], out: str | Path) -> Path:
         section("Responses at the end", _side_by_side(runs)),
     ]
     path = Path(out)
-    written = page("Comparison of " + ", ".join(run.name for run in runs), body)
-    write_whole(path, lambda beside: beside.write_text(written, encoding="utf-8"))
+    write_text(path, page("Comparison of " + ", ".join(run.name for run in runs), body))
     return path
 
 

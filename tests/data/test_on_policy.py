@@ -486,6 +486,7 @@ def test_a_run_killed_at_any_write_resumes_to_the_same_bytes(tiny_model, in_tmp,
         written.append(path.name)
 
     monkeypatch.setattr(store, "write_whole", write)
+    monkeypatch.setattr(store, "write_text", lambda path, text: write(path, lambda beside: beside.write_text(text)))
 
     def files(folder: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in Path(folder).glob("*/*.*") if not path.name.startswith(".")}

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from lit_align.console import print_line
 from lit_align.data.rounds.row_types import LogpsRow, SampleRow, ScoreRow, StoredRow
-from lit_align.files import digest, write_whole
+from lit_align.files import digest, write_text, write_whole
 
 R = TypeVar("R", bound=StoredRow)
 
@@ -50,7 +50,7 @@ class RoundStore:
         self.path = Path(folder) / f"round_{index:03d}-{self.id}"
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "round.json").exists():
-            write_whole(self.path / "round.json", lambda path: path.write_text(json.dumps(key, indent=2) + "\n"))
+            write_text(self.path / "round.json", json.dumps(key, indent=2) + "\n")
 
     @property
     def samples(self) -> "Part[SampleRow]":
@@ -80,8 +80,7 @@ class RoundStore:
             return Part(self, f"{name}-{digest(determined_by())}", LogpsRow)
         remembered = self.path / f"{name}-{digest(known_as)}.name"
         if not remembered.exists():
-            found = digest(determined_by())
-            write_whole(remembered, lambda path: path.write_text(found))
+            write_text(remembered, digest(determined_by()))
         return Part(self, f"{name}-{remembered.read_text()}", LogpsRow)
 
 
