@@ -114,11 +114,8 @@ class LearningRate:
         warmed_up_at = self._share(self.warmed_up_at, trainer)
         return learning_rate_factor(self.schedule, warmed, self._share(done, trainer), warmed_up_at)
 
-    def progress(self, trainer: Trainer) -> float:
-        """Share of the run that is done, or of the round if each round has its own schedule."""
-        return self._share(Completed.of_run(trainer), trainer)
-
     def _share(self, done: Completed, trainer: Trainer) -> float:
+        """The completed part as a share of the run, or of the round if each round has its own schedule."""
         return done.of_round(trainer) if self.each_round else done.of(trainer)
 
     def start(self, trainer: Trainer) -> None:

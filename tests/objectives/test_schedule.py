@@ -13,7 +13,7 @@ from tiny import Steps, Watch, adamw, fit, on_policy, sgd, weights, write_pairs
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
 from lit_align.objectives import DPO
-from lit_align.objectives.schedule import LearningRate, planned_steps, warm_up_problem
+from lit_align.objectives.schedule import Completed, LearningRate, planned_steps, warm_up_problem
 from lit_align.policy import PolicyConfig
 
 
@@ -24,7 +24,7 @@ def test_a_schedule_ends_where_the_run_ends_first(tiny_model, in_tmp, epochs, st
     data = OfflinePairs(write_pairs(in_tmp), batch_size=3)
     trainer = fit(module, data, watch, max_epochs=epochs, max_steps=steps)
     assert len(watch["train/learning_rate"]) == 6
-    assert module.learning_rate.progress(trainer) == 1
+    assert Completed.of_run(trainer).of(trainer) == 1
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,6 @@ class RoundStore:
     """
 
     def __init__(self, folder: str | Path, index: int, key: dict[str, Any]):
-        self.index = index
         self.id = digest(json.dumps(key, sort_keys=True, ensure_ascii=False))
         self.path = Path(folder) / f"round_{index:03d}-{self.id}"
         self.path.mkdir(parents=True, exist_ok=True)
