@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from lit_align.errors import decimal
-from lit_align.evaluation.summary import Summary
+from lit_align.evaluation.summary import RESULTS_HEAD, Summary
 from lit_align.objectives.saved import SavedObjective
 
 MADE_BY = "Trained with lit_align."
@@ -99,13 +98,10 @@ def _verdict(run: Path | None) -> list[str]:
     lines = [f"## On {summary.prompts} held-out prompts, against the start", "", _cell(summary.sentence()), ""]
     if caution := summary.caution():
         lines += [_cell(caution), ""]
-    lines += ["| scorer | reward | win rate (95 %) | at equal length |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(RESULTS_HEAD)} |", "|---|---|---|---|"]
     for name, scorer in summary.scorers.items():
-        rate, equal = scorer.win_rate, scorer.win_rate_length_controlled
-        reward = f"{decimal(scorer.reward_start.value)} → {decimal(scorer.reward_end.value)}"
-        fair = f"{equal.value:.1%}" if summary.has_equal_lengths else "n/a"
-        interval = f"{rate.value:.1%} ({rate.low:.1%} – {rate.high:.1%})"
-        lines.append(f"| {_cell(name)}: {_cell(scorer.identity)} | {reward} | {interval} | {fair} |")
+        cells = [f"{_cell(name)}: {_cell(scorer.identity)}", *scorer.cells(is_equal=summary.has_equal_lengths)]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"KL(policy‖start) = {summary.kl_from_start.value:.2f} nats per response.", ""]
 
 

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lit_align.console import command
+from lit_align.errors import decimal
 from lit_align.files import read_versioned, write_versioned
 from lit_align.metrics.win_rate import GREATEST_GAP, Estimate
 
 T = TypeVar("T")
 
+RESULTS_HEAD = ("scorer", "reward", "win rate (95 %)", "at equal length")
+"""The head of a table of results by scorer."""
 VERSION = 1
 TRAINING = "training"
 """The name of the scorer that training uses."""
@@ -62,6 +65,11 @@ class ScorerSummary:
     parts: dict[str, PartSummary] = field(default_factory=dict)
     data: DataComparison | None = None
     best_of_n: dict[str, BestOfN] = field(default_factory=dict)
+
+    def cells(self, *, is_equal: bool) -> tuple[str, str, str]:
+        """Its row of a table of results, after the scorer's name; see `results_cells`."""
+        estimates = (self.reward_start, self.reward_end, self.win_rate, self.win_rate_length_controlled)
+        return results_cells(*estimates, is_equal=is_equal)
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,18 @@ class Summary:
         """
         fix = f"Write it again: {test_command(folder)}"
         return read_versioned(Path(folder, "summary.json"), VERSION, lambda values: _decode(cls, values, ""), fix)
+
+
+def results_cells(
+    before: Estimate, after: Estimate, win_rate: Estimate, equal: Estimate, *, is_equal: bool
+) -> tuple[str, str, str]:
+    """Cells of a table of results: rewards, win rate, win rate at equal length.
+
+    Args:
+        is_equal: Whether a win rate at equal length can be given (`Summary.has_equal_lengths`).
+    """
+    interval = f"{win_rate.value:.1%} ({win_rate.low:.1%} – {win_rate.high:.1%})"
+    return f"{decimal(before.value)} → {decimal(after.value)}", interval, f"{equal.value:.1%}" if is_equal else "n/a"
 
 
 def test_command(folder: str | Path) -> str:

@@ -11,8 +11,7 @@ from lit_align.data.formats.rows import Text
 from lit_align.data.sampling import Response
 from lit_align.errors import decimal
 from lit_align.evaluation.results import Evaluation
-from lit_align.evaluation.summary import Summary
-from lit_align.metrics.win_rate import Estimate
+from lit_align.evaluation.summary import RESULTS_HEAD, Summary, results_cells
 from lit_align.reporting.paired import PAIRED_HEAD, not_compared, paired_rows, scorers_of
 from lit_align.reporting.run_folder import Run
 
@@ -38,16 +37,15 @@ def print_summary(summary: Summary) -> None:
     """Print rewards and win rates by scorer, then distance, length, diversity and forgetting."""
     table = results_table(f"Against the start, on {summary.prompts} held-out prompts")
     for name, scorer in summary.scorers.items():
-        rates = (scorer.win_rate, scorer.win_rate_length_controlled)
-        table.add_row(*_cells(name, scorer.reward_start, scorer.reward_end, *rates, is_equal=summary.has_equal_lengths))
+        table.add_row(name, *scorer.cells(is_equal=summary.has_equal_lengths))
     print_line()
     print_line(table)
     data = {name: (scorer, scorer.data) for name, scorer in summary.scorers.items() if scorer.data}
     if data:
         table = results_table("Against the data set's own responses")
         for name, (scorer, own) in data.items():
-            rates = (own.win_rate, own.win_rate_length_controlled)
-            table.add_row(*_cells(name, own.reward, scorer.reward_end, *rates, is_equal=summary.has_equal_lengths))
+            estimates = (own.reward, scorer.reward_end, own.win_rate, own.win_rate_length_controlled)
+            table.add_row(name, *results_cells(*estimates, is_equal=summary.has_equal_lengths))
         print_line(table)
     for line in best_of_n_lines(summary):
         print_line(line)
@@ -78,22 +76,11 @@ def best_of_n_lines(summary: Summary) -> Iterator[str]:
 def results_table(title: str) -> Table:
     """An empty table of rewards and win rates; within 80 columns, numbers stay on one line."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("scorer", overflow="fold")
-    for column in ("reward", "win rate (95 %)", "at equal length"):
+    first, *others = RESULTS_HEAD
+    table.add_column(first, overflow="fold")
+    for column in others:
         table.add_column(column, justify="right", no_wrap=console.width >= 80, overflow="fold")
     return table
-
-
-def _cells(
-    name: str, before: Estimate, after: Estimate, win_rate: Estimate, equal: Estimate, *, is_equal: bool
-) -> list[str]:
-    interval = f"{win_rate.value:.1%} ({win_rate.low:.1%} – {win_rate.high:.1%})"
-    return [
-        name,
-        f"{decimal(before.value)} → {decimal(after.value)}",
-        interval,
-        f"{equal.value:.1%}" if is_equal else "n/a",
-    ]
 
 
 def _last_line(prompt: Text) -> str:
@@ -114,9 +101,8 @@ def print_comparison(runs: Sequence[Run]) -> None:
     for scorer in scorers:
         for run in runs:
             if (found := scorer.summary(run)) and run.summary:
-                name, rates = f"{run.name}, {scorer.label}", (found.win_rate, found.win_rate_length_controlled)
-                is_equal = run.summary.has_equal_lengths
-                table.add_row(*_cells(name, found.reward_start, found.reward_end, *rates, is_equal=is_equal))
+                cells = found.cells(is_equal=run.summary.has_equal_lengths)
+                table.add_row(f"{run.name}, {scorer.label}", *cells)
     print_line()
     print_line(table)
     table = Table(title="Prompt by prompt", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
