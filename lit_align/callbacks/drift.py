@@ -90,7 +90,7 @@ class Drift(AlignCallback):
         if not isinstance(pl_module, AnchoredObjective):
             return
         if not data.record_sampler:
-            raise UserError("drift reads log π_s: set data.record_sampler=true, or leave drift out with --drift=null.")
+            raise UserError("drift reads log π_s. Set data.record_sampler=true, or leave drift out with --drift=null.")
         target = pl_module.proximal_target
         if target is None:
             return

@@ -156,7 +156,7 @@ class Predictions(AlignCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         gives_responses = isinstance(pl_module, PreferenceObjective) and pl_module.data_needs().gives_logps
         if stage == "predict" and not gives_responses:
-            raise UserError(f"predict: {type(pl_module).__name__} gives no responses; predict with a language model.")
+            raise UserError(f"predict: {type(pl_module).__name__} gives no responses. Predict with a language model.")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, PreferenceObjective)

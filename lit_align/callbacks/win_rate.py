@@ -112,7 +112,9 @@ class WinRate(AlignCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(pl_module, PreferenceObjective):
-            raise UserError("win_rate samples from `lightning_module.policy`: train a lit_align objective with it.")
+            raise UserError(
+                "win_rate samples from the policy of a lit_align objective. Train one, or leave the callback out."
+            )
         evaluator = Evaluator(
             pl_module,
             self.scorers,

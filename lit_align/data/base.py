@@ -171,7 +171,7 @@ class PairsDataModule(TokenizingDataModule):
         loader = self._loader(examples, shuffle=False)
         if not len(loader):
             raise UserError(
-                f"data.{name}={path}: its {len(examples)} examples make no full batch for every process; lower "
+                f"data.{name}={path}: its {len(examples)} examples make no full batch for every process. Lower "
                 f"data.batch_size={self.batch_size} or the number of processes."
             )
         if loader.dropped:
@@ -243,7 +243,7 @@ class PairsDataModule(TokenizingDataModule):
         loader = self._loader(examples, shuffle=True, seed=seed, mixture=mixture)
         if not len(loader):
             raise UserError(
-                f"{len(examples)} examples to train on make no full batch for every process; lower data.batch_size="
+                f"{len(examples)} examples to train on make no full batch for every process. Lower data.batch_size="
                 f"{self.batch_size} or the number of processes."
             )
         return loader

@@ -77,7 +77,7 @@ class TextStreams:
             )
             if not loaders[name].share:
                 raise UserError(
-                    f"data.{name}: {len(texts.examples)} texts make no full batch for every process; lower "
+                    f"data.{name}: {len(texts.examples)} texts make no full batch for every process. Lower "
                     "data.text_batch_size or the number of processes."
                 )
         return CombinedLoader(loaders, "min_size") if len(loaders) > 1 else loader

@@ -79,7 +79,9 @@ def compared_runs(folders: Sequence[str | Path]) -> list[Run]:
         UserError: fewer than two runs, or one without a summary.json.
     """
     if len(folders) < 2:
-        raise UserError("compare: name at least two runs' folders: lit-align compare RUN RUN --out report.html")
+        raise UserError(
+            "compare needs at least two runs. Name their folders: lit-align compare RUN RUN --out report.html"
+        )
     places = [Path(folder).resolve() for folder in folders]
     if repeated := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
         raise UserError(f"compare: {repeated[-1]} is named twice. Name different runs.")

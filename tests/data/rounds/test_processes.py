@@ -126,7 +126,7 @@ def test_pairs_in_no_full_batch_are_counted_or_refused(tiny_model, in_tmp):
     (row,) = [row for row in read_metrics(in_tmp / "metrics.csv") if "round/pairs" in row]
     assert (row["round/pairs"], row["round/dropped_in_no_full_batch"]) == (6, 2)
     assert (
-        "8 examples to train on make no full batch for every process; lower data.batch_size=5" in run_in(2, refused)[0]
+        "8 examples to train on make no full batch for every process. Lower data.batch_size=5" in run_in(2, refused)[0]
     )
 
 
