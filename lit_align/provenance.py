@@ -5,7 +5,6 @@ length (`trainer.max_epochs`, `max_steps`) and the number of processes are not i
 continue on other machines with the same number of examples per step.
 """
 
-import hashlib
 import inspect
 import shlex
 from collections.abc import Collection, Mapping
@@ -172,11 +171,6 @@ def of_optimizer(make: Any) -> Table:
     optimizer = make([torch.nn.Parameter(torch.zeros(1))])
     options = {name: _plain(value) for name, value in optimizer.defaults.items()}
     return {"model.optimizer": type(optimizer).__name__} | {f"model.optimizer.{n}": v for n, v in options.items()}
-
-
-def digest_of_sample(count: int, total: int, sample: list[Any]) -> str:
-    """Identifies token sequences by their number, their total length, some of them, and digests of all."""
-    return hashlib.sha256(repr((count, total, sample)).encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

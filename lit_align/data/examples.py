@@ -20,10 +20,10 @@ from lit_align.data.formats.rows import Kind, Row, Rows, Turns, answer_text
 from lit_align.data.given_rows import reading_rows
 from lit_align.data.pairing import PairingRule, with_mismatched
 from lit_align.data.sampling_prompt import SeenEnd
-from lit_align.data.table import ExampleTable
+from lit_align.data.table import ExampleTable, digest_of_sample
 from lit_align.data.tokenization import PreferenceTokenizer, RowIds, listing, notes_on
 from lit_align.errors import UserError
-from lit_align.provenance import digest_of_sample, of_options
+from lit_align.provenance import of_options
 
 TABLE, HEADER = "examples.arrow", "examples.json"
 SHOWN_FROM = 2000

@@ -7,11 +7,10 @@ from lit_align.data.batches import Example
 from lit_align.data.cache import OPTION, Report, TokenCache
 from lit_align.data.examples import CHECKED, TABLE, Examples, Source, cached, shown
 from lit_align.data.formats.rows import Rows, Text
-from lit_align.data.table import ExampleTable
+from lit_align.data.table import ExampleTable, digest_of_sample
 from lit_align.data.tokenization import PreferenceTokenizer, listing, notes_on
 from lit_align.errors import UserError
 from lit_align.files import digest, repr_in_pieces
-from lit_align.provenance import digest_of_sample
 
 
 def read_prompts(source: Source, tokenizer: PreferenceTokenizer, cache: TokenCache) -> Examples:

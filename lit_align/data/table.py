@@ -325,6 +325,11 @@ class ExampleTable(Sequence[Example]):
         return Counter(dict(zip(sizes.tolist(), counts.tolist(), strict=True)))
 
 
+def digest_of_sample(count: int, total: int, sample: list[Any]) -> str:
+    """Identifies token sequences by their number, their total length, some of them, and digests of all."""
+    return hashlib.sha256(repr((count, total, sample)).encode()).hexdigest()[:16]
+
+
 def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
     """Record batches of examples that all have the same numbers."""
     rest = iter(examples)
