@@ -34,7 +34,8 @@ class RoundMaker:
 
     def sample(self) -> Loaded[SampleRow]:
         """K responses to each prompt, with log π_s."""
-        return self.samples.load_or_sample()
+        part, batches = self.samples.store.samples, self.samples.batches
+        return self.samples.recorder.load_or_compute("sample", part, batches, self.samples)
 
     def score(self, samples: Loaded[SampleRow]) -> Loaded[ScoreRow]:
         """The scorer's rewards of each prompt's responses."""

@@ -14,7 +14,7 @@ import torch
 from lit_align.data.batches import Example
 from lit_align.data.rounds.current import CurrentRound
 from lit_align.data.rounds.kept_weights import KeptWeights
-from lit_align.data.rounds.recorder import Computation, Loaded, Recorder
+from lit_align.data.rounds.recorder import Computation, Recorder
 from lit_align.data.rounds.row_types import SampleRow
 from lit_align.data.rounds.store import RoundStore
 from lit_align.data.samplers.base import Sampler
@@ -55,10 +55,6 @@ class RoundSamples(Computation[SampleRow]):
     def batches(self) -> list[list[int]]:
         """Indices of the prompts that are sampled, scored and stored together."""
         return sampling_batches(self.prompts.lengths.prompt.tolist(), self.prompts_per_batch)
-
-    def load_or_sample(self) -> Loaded[SampleRow]:
-        """All samples. Every process must call it."""
-        return self.recorder.load_or_compute("sample", self.store.samples, self.batches, self)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
