@@ -24,7 +24,7 @@ from lit_align.data.samplers.generate import sampling_copy
 from lit_align.data.table import ExampleTable
 from lit_align.data.texts import TextStreams
 from lit_align.data.tokenization import in_place
-from lit_align.data.tokenizing_module import TokenizingDataModule, check_sizes
+from lit_align.data.tokenizing_module import TokenizingDataModule
 from lit_align.errors import UserError, check_number
 from lit_align.policy import Policy
 from lit_align.provenance import VALIDATION, Table
@@ -86,7 +86,8 @@ class PairsDataModule(TokenizingDataModule):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        check_sizes(batch_size=batch_size, text_batch_size=text_batch_size)
+        check_number("data.batch_size", batch_size, least=1)
+        check_number("data.text_batch_size", text_batch_size, least=1)
         if isinstance(validation, float | int):
             _check_share(validation, validation_split, self.trains_on_files, type(self).__name__)
         for name, path, split in (("validation", validation, validation_split), ("test", test, test_split)):

@@ -49,7 +49,8 @@ class TokenizingDataModule(L.LightningDataModule, metaclass=CheckedArguments):
         wrap_prompts_as_chat: Literal["auto"] | bool = "auto",
     ):
         super().__init__()
-        check_sizes(max_prompt_length=max_prompt_length, max_response_length=max_response_length)
+        check_number("data.max_prompt_length", max_prompt_length, least=1)
+        check_number("data.max_response_length", max_response_length, least=1)
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.long_prompts: LongPrompts = long_prompts
@@ -196,11 +197,6 @@ def _wraps_prompts(given: Literal["auto"] | bool, tokenizer: Any, needs: DataNee
             "(data.chat_template)."
         )
     return given
-
-
-def check_sizes(**sizes: int | None) -> None:
-    for name, value in sizes.items():
-        check_number(f"data.{name}", value, least=1)
 
 
 def _set_tokenizer(module: object, path: str | None, chat_template: str | None) -> None:

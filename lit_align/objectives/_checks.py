@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError
 from lit_align.loading import from_fields
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives.accumulation import weighted_mean
@@ -37,16 +37,6 @@ def check_shape(argument: str, tensor: Tensor | None, *needed: int | str) -> Non
     if tensor is not None and not (tensor.ndim == len(needed) and all(map(fits, tensor.shape, needed))):
         shape = ", ".join(map(str, needed))
         raise ValueError(f"`{argument}` has shape {list(tensor.shape)}, but needs [{shape}].")
-
-
-def check_positive(**options: float) -> None:
-    """Raise unless each of a model's options is above 0.
-
-    Raises:
-        UserError: names the option and its value.
-    """
-    for name, value in options.items():
-        check_number(f"model.{name}", value, above=0)
 
 
 def checked_policy(objective: str, policy: PolicyConfig | Mapping[str, Any]) -> PolicyConfig:

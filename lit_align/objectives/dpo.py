@@ -36,10 +36,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
-from lit_align.objectives._checks import check_positive, check_shape
+from lit_align.objectives._checks import check_shape
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives.anchored import rewards_of
 from lit_align.objectives.per_token import PerTokenObjective
@@ -132,7 +132,7 @@ class DPO(PerTokenObjective):
                 "model.robust=true has no effect because label_smoothing=0. Set label_smoothing, or leave robust out."
             )
         if reward_temperature is not None:
-            check_positive(reward_temperature=reward_temperature)
+            check_number("model.reward_temperature", reward_temperature, above=0)
             if label_smoothing:
                 raise UserError(
                     f"model.reward_temperature={reward_temperature}: the rewards are the labels, so "

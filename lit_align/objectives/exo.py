@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
-from lit_align.objectives._checks import check_positive, check_shape
+from lit_align.objectives._checks import check_shape
 from lit_align.objectives.anchored import AnchoredObjective, rewards_of
 from lit_align.policy import PolicyConfig
 
@@ -104,7 +104,7 @@ class EXO(AnchoredObjective):
                 f"model.label_smoothing={label_smoothing} must be in (0, ½): EXO's KL is infinite at 0. Change it."
             )
         if reward_temperature is not None:
-            check_positive(reward_temperature=reward_temperature)
+            check_number("model.reward_temperature", reward_temperature, above=0)
             if label_smoothing != 1e-3:
                 raise UserError(
                     f"model.reward_temperature={reward_temperature}: the rewards are the target, so "

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, check_number
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
-from lit_align.objectives._checks import check_positive, check_shape
+from lit_align.objectives._checks import check_shape
 from lit_align.objectives.accumulation import weighted_mean
 from lit_align.objectives.anchored import AnchoredObjective
 from lit_align.policy import PolicyConfig
@@ -102,7 +102,8 @@ class KTO(AnchoredObjective):
     ):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
-        check_positive(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+        check_number("model.desirable_weight", desirable_weight, above=0)
+        check_number("model.undesirable_weight", undesirable_weight, above=0)
         self.desirable_weight = desirable_weight
         self.undesirable_weight = undesirable_weight
         self.register_buffer("z0", torch.zeros(()))

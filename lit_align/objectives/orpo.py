@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_align.errors import check_number
 from lit_align.logprobs import PreferenceBatch
 from lit_align.needs import DataNeeds
-from lit_align.objectives._checks import check_positive, check_shape
+from lit_align.objectives._checks import check_shape
 from lit_align.objectives._labels import label_mean
 from lit_align.objectives.base import PreferenceObjective
 from lit_align.policy import PolicyConfig
@@ -78,7 +79,7 @@ class ORPO(PreferenceObjective):
     ):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
-        check_positive(beta=beta)
+        check_number("model.beta", beta, above=0)
         self.beta = beta
 
     def data_needs(self) -> DataNeeds:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lit_align.errors import check_number
 from lit_align.logprobs import PreferenceBatch
-from lit_align.objectives._checks import check_positive, check_shape
+from lit_align.objectives._checks import check_shape
 from lit_align.objectives.base import PreferenceObjective
 from lit_align.policy import PolicyConfig
 
@@ -58,7 +58,7 @@ class SimPO(PreferenceObjective):
     ):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
-        check_positive(beta=beta)
+        check_number("model.beta", beta, above=0)
         self.beta = beta
         check_number("model.gamma", gamma, least=0)
         self.gamma = gamma
