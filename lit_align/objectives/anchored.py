@@ -198,8 +198,8 @@ class AnchoredObjective(PreferenceObjective):
     def _dropout_is_active(self) -> bool:
         """A fresh adapter's own dropout does not count: it acts on an update that is still 0."""
         fresh = self.lora is not None and self.lora.adapter is None
-        names = ((name, m) for name, m in self.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0)
-        return self.policy_config.dropout or any(not (fresh and "lora_dropout" in name) for name, _ in names)
+        active = (name for name, part in self.named_modules() if isinstance(part, torch.nn.Dropout) and part.p > 0)
+        return self.policy_config.dropout or any(not (fresh and "lora_dropout" in name) for name in active)
 
     def set_refresh_rule(self, rule: RefreshRule | None) -> None:
         """Say how the reference will move; the model that is built next has a reference that can.

@@ -70,13 +70,7 @@ class ORPO(PreferenceObjective):
 
     formula = "−l̄_w − β·log σ(Δlog odds),  l̄ = log π / length"
 
-    def __init__(
-        self,
-        policy: PolicyConfig,
-        *,
-        beta: float = 0.1,
-        **kwargs: Any,
-    ):
+    def __init__(self, policy: PolicyConfig, *, beta: float = 0.1, **kwargs: Any):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
         check_number("model.beta", beta, above=0)

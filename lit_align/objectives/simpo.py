@@ -48,14 +48,7 @@ class SimPO(PreferenceObjective):
 
     formula = "−log σ(β·Δ(log π / length) − γ)"
 
-    def __init__(
-        self,
-        policy: PolicyConfig,
-        *,
-        beta: float = 2.0,
-        gamma: float = 1.0,
-        **kwargs: Any,
-    ):
+    def __init__(self, policy: PolicyConfig, *, beta: float = 2.0, gamma: float = 1.0, **kwargs: Any):
         super().__init__(policy, **kwargs)
         self.save_hyperparameters(ignore=["optimizer"])
         check_number("model.beta", beta, above=0)

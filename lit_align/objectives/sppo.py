@@ -149,14 +149,14 @@ class SPPO(AnchoredObjective):
 
     def loss(self, logps: Tensor, anchor_logps: Tensor, beta: float, batch: PreferenceBatch) -> Tensor:
         wins = self._wins(logps, batch)
-        baseline = self._baseline(anchor_logps, wins, beta, batch)
+        baseline = self._baseline(anchor_logps, batch.sampler_logps, wins, beta)
         return sppo_loss(logps, anchor_logps, win_probabilities=wins, beta=beta, baseline=baseline)
 
     def loss_at_anchor(self, beta: float, batch: PreferenceBatch) -> float:
         """The mean over prompts of Σ ((P − c)/β)²."""
         wins = self._wins(batch.lengths, batch)
         zeros = torch.zeros_like(wins)
-        baseline = sppo_baseline(zeros, zeros, win_probabilities=wins, beta=beta) if self.estimate_baseline else 0.5
+        baseline = self._baseline(zeros, zeros, wins, beta)
         return sppo_loss(zeros, zeros, win_probabilities=wins, beta=beta, baseline=baseline).mean().item()
 
     def _wins(self, like: Tensor, batch: PreferenceBatch) -> Tensor:
@@ -171,11 +171,14 @@ class SPPO(AnchoredObjective):
             )
         return batch.win_probabilities
 
-    def _baseline(self, anchor_logps: Tensor, wins: Tensor, beta: float, batch: PreferenceBatch) -> Tensor | float:
+    def _baseline(
+        self, anchor_logps: Tensor, sampler_logps: Tensor | None, wins: Tensor, beta: float
+    ) -> Tensor | float:
+        """The constant c, [B] if it is estimated."""
         if not self.estimate_baseline:
             return 0.5
-        if batch.sampler_logps is None:
+        if sampler_logps is None:
             raise UserError(
                 "model.estimate_baseline=true needs recorded log-probabilities of the sampler. Use OnPolicyPairs."
             )
-        return sppo_baseline(anchor_logps, batch.sampler_logps, win_probabilities=wins, beta=beta)
+        return sppo_baseline(anchor_logps, sampler_logps, win_probabilities=wins, beta=beta)

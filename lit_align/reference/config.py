@@ -31,11 +31,8 @@ class RefreshRule:
 
     def __str__(self) -> str:
         every = f"every {self.unit}" if self.tau == 1 else f"every {self.tau} {self.unit}s"
-        return (
-            f"← policy, {every}"
-            if self.alpha == 1
-            else f"← {self.alpha:g}·policy + {1 - self.alpha:g}·reference, {every}"
-        )
+        mixture = "policy" if self.alpha == 1 else f"{self.alpha:g}·policy + {1 - self.alpha:g}·reference"
+        return f"← {mixture}, {every}"
 
     def state(self) -> dict[str, Any]:
         """The fields that identify the rule in a checkpoint."""
