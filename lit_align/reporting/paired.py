@@ -24,6 +24,9 @@ from lit_align.metrics.win_rate import Estimate, win_rates
 from lit_align.reporting.page import number
 from lit_align.reporting.run_folder import Run
 
+FLIPS = 10_000
+"""Random flips of all signs in the test."""
+
 
 @dataclass(frozen=True)
 class SharedScorer:
@@ -71,7 +74,7 @@ def scorers_of(runs: Sequence[Run]) -> list[SharedScorer]:
 
 
 def paired_comparison(
-    a: Sequence[HeldOutRow], b: Sequence[HeldOutRow], names: tuple[str, str] = (TRAINING, TRAINING), flips: int = 10_000
+    a: Sequence[HeldOutRow], b: Sequence[HeldOutRow], names: tuple[str, str] = (TRAINING, TRAINING)
 ) -> PairedComparison | None:
     """Compare two runs by one scorer; None if they have no prompt in common that it scored.
 
@@ -84,7 +87,7 @@ def paired_comparison(
         return None
     differences = torch.stack([ours[prompt].mean() - theirs[prompt].mean() for prompt in both])
     rates = torch.stack([win_rates(ours[prompt][None], theirs[prompt][None])[0] for prompt in both])
-    p = _sign_flip_p(differences, flips)
+    p = _sign_flip_p(differences, FLIPS)
     return PairedComparison(len(both), Estimate.of(differences), p, Estimate.of_rates(rates))
 
 

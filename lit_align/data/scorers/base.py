@@ -116,16 +116,8 @@ class Failure(Protocol):
     def __call__(self, what: str, fix: str, place: int = 0) -> ScorerError: ...
 
 
-def score(
-    scorer: Scorer,
-    prompts: Sequence[Text],
-    responses: Sequence[str],
-    advance: Callable[[int], object] | None = None,
-) -> Scores:
+def score(scorer: Scorer, prompts: Sequence[Text], responses: Sequence[str]) -> Scores:
     """The reward of each response, [N], computed in batches of similar length, the longest first.
-
-    Args:
-        advance: Called with the number of responses of each finished batch.
 
     Raises:
         ScorerError: the scorer raises, or returns the wrong number of scores or parts, or a value that is not finite.
@@ -143,8 +135,6 @@ def score(
             whole = scores.parts.setdefault(name, [math.nan] * len(responses))
             for i, value in zip(places, values, strict=True):
                 whole[i] = value
-        if advance is not None:
-            advance(len(places))
     for name, whole in scores.parts.items():
         if (place := next((i for i, value in enumerate(whole) if math.isnan(value)), None)) is not None:
             raise ScorerError(
