@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import TypeVar, get_type_hints
 from urllib.parse import urlsplit
 
@@ -82,6 +83,21 @@ def counted(name: str, value: object, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise TypeError(f"{name} is {shown(value)}")
     return value
+
+
+_PLURAL = re.compile(r"(?<!all )\b(?:(\w+)ies|(\w+(?:ch|ss))es|(\w*[^s\W])s)\b")
+
+
+def amount(count: float, what: str) -> str:
+    """A count and what it counts: 2 rows too long, 1 row too long.
+
+    Args:
+        what: Its first plural is what is counted.
+    """
+    if count != 1:
+        return f"{count:g} {what}" if isinstance(count, float) else f"{count} {what}"
+    one = _PLURAL.sub(lambda found: f"{found[1]}y" if found[1] else found[2] or found[3], what, count=1)
+    return f"1 {one.replace(' their ', ' its ')}"
 
 
 def decimal(value: float, form: str = ".3f") -> str:

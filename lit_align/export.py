@@ -23,7 +23,7 @@ from lit_align import provenance
 from lit_align.checkpoints import CheckedShardReader, check_hash, newest_first
 from lit_align.console import relative
 from lit_align.data.tokenization import PreferenceTokenizer
-from lit_align.errors import UserError, first_line
+from lit_align.errors import UserError, amount, first_line
 from lit_align.files import writing
 from lit_align.model_card import MADE_BY, model_card
 from lit_align.objectives.reward_model import Scored
@@ -198,8 +198,8 @@ def load_policy(path: Path) -> tuple[Policy, SavedObjective]:
     trained = {f"model.{name}" for name, _ in policy.trainable_weights()}
     if lost := [name for name in left if name in trained] + [name for name in more if not is_adapter_weight(name)]:
         raise UserError(
-            f"{path}: {len(lost)} weights do not fit the model {objective.policy.path!r}, such as {lost[0]!r}. "
-            "Restore the model that was trained."
+            f"{path} does not fit the model {objective.policy.path!r} in {amount(len(lost), 'weights')}, such as "
+            f"{lost[0]!r}. Restore the model that was trained."
         )
     return policy.eval(), objective
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from lit_align.errors import amount
 from lit_align.evaluation.summary import RESULTS_HEAD, Summary
 from lit_align.objectives.saved import SavedObjective
 
@@ -95,7 +96,12 @@ def _verdict(run: Path | None) -> list[str]:
     summary = Summary.read(run) if run else None
     if summary is None:
         return []
-    lines = [f"## On {summary.prompts} held-out prompts, against the start", "", _cell(summary.sentence()), ""]
+    lines = [
+        f"## On {amount(summary.prompts, 'held-out prompts')}, against the start",
+        "",
+        _cell(summary.sentence()),
+        "",
+    ]
     if caution := summary.caution():
         lines += [_cell(caution), ""]
     lines += [f"| {' | '.join(RESULTS_HEAD)} |", "|---|---|---|---|"]

@@ -26,7 +26,7 @@ from typing import Self
 import torch.distributed as dist
 
 from lit_align.console import relative
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 from lit_align.running import Process
 from lit_align.sharding import joined_operations, waiting_group
 
@@ -135,7 +135,9 @@ class PeerWatch:
                 self._hear(peer, peer.read(), now)
             for peer in self._peers:
                 if now - peer.heard > self._patience:
-                    self._end(peer.rank, f"has not responded for {self.minutes:g} minutes and is ended", hangs=True)
+                    self._end(
+                        peer.rank, f"has not responded for {amount(self.minutes, 'minutes')} and is ended", hangs=True
+                    )
             if now - beaten >= SECONDS_BETWEEN:
                 beaten = now
                 self._beat()
@@ -173,7 +175,7 @@ class PeerWatch:
         self._late = {key: self._late.get(key, now) for key in late}
         for key, rank in late.items():
             if now - self._late[key] > self._patience:
-                how = f"has kept the others waiting for {self.minutes:g} minutes and is ended"
+                how = f"has kept the others waiting for {amount(self.minutes, 'minutes')} and is ended"
                 self._end(rank, how, hangs=True)
 
     def _end(self, lost: Rank, how: str, *, hangs: bool = False) -> None:

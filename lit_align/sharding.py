@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lit_align.errors import UserError, first_line
+from lit_align.errors import UserError, amount, first_line
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -213,7 +213,7 @@ def barrier_with_timeout(what: str, minutes: float) -> None:
         dist.monitored_barrier(group, timedelta(minutes=minutes), wait_all_ranks=True)
     except RuntimeError as error:
         waited = time.monotonic() - started >= 60 * minutes
-        how = f"has not arrived within {minutes:g} minutes" if waited else "has died"
+        how = f"has not arrived within {amount(minutes, 'minutes')}" if waited else "has died"
         raise UserError(f"{what}: a process {how}: {first_line(error)}") from error
 
 
@@ -304,9 +304,9 @@ def _gloo_group(name: str) -> dist.ProcessGroup:
     try:
         group = dist.new_group(backend="gloo", timeout=timeout, group_desc=name)
     except RuntimeError as error:
+        limit = amount(timeout.total_seconds() / 60, "minutes")
         raise UserError(
-            f"a process has not joined within {timeout.total_seconds() / 60:g} minutes ({first_line(error)}). Look at "
-            "its output, then start again."
+            f"a process has not joined within {limit} ({first_line(error)}). Look at its output, then start again."
         ) from error
     assert isinstance(group, dist.ProcessGroup)
     return group

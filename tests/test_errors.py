@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_align.errors import UserError, check_number, decimal
+from lit_align.errors import UserError, amount, check_number, decimal
 
 ROOT = Path(__file__).parents[1]
 REFUSALS = re.compile(r"\b(must|has no effect|have no effect)\b")
@@ -67,3 +67,24 @@ def test_the_fix_of_a_number_is_its_direction(value, message):
 )
 def test_a_small_number_does_not_read_as_0(value, form, shown):
     assert decimal(value, form) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "what", "shown"),
+    [
+        (2, "rows", "2 rows"),
+        (1, "rows", "1 row"),
+        (0, "rows", "0 rows"),
+        (1, "empty responses", "1 empty response"),
+        (1, "responses with an end token before their end", "1 response with an end token before its end"),
+        (1, "groups of other than 3 responses", "1 group of other than 3 responses"),
+        (1, "batches", "1 batch"),
+        (1, "entries", "1 entry"),
+        (1, "tied", "1 tied"),
+        (1, "all responses equal or empty", "1 all responses equal or empty"),
+        (1.0, "minutes", "1 minute"),
+        (0.5, "minutes", "0.5 minutes"),
+    ],
+)
+def test_one_is_in_the_singular(count, what, shown):
+    assert amount(count, what) == shown

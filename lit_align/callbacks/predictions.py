@@ -29,7 +29,7 @@ from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.generate import sampling_copy
 from lit_align.data.sampling import Response, Sampling, check_positions, sampling_batches
 from lit_align.data.scorers.base import GroupScores, Scorer
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError, amount, check_number
 from lit_align.evaluation.answering import (
     Answering,
     TokenizedPrompts,
@@ -200,8 +200,8 @@ class Predictions(AlignCallback):
             prompts, batches, share = self._respond(module, sampler, rows, (f"predict turn {turn}", self.seed), count)
             if len(prompts.rows) < len(rows):
                 raise UserError(
-                    f"{self.prompts}: {len(rows) - len(prompts.rows)} questions are too long, and a benchmark needs an "
-                    "answer to each. Raise data.max_prompt_length, or use data.long_prompts=truncate_left."
+                    f"{self.prompts}: {amount(len(rows) - len(prompts.rows), 'questions')} too long, and a benchmark "
+                    "needs an answer to each. Raise data.max_prompt_length, or use data.long_prompts=truncate_left."
                 )
             return [[response.text for response in group] for group in gather_in_order(module.trainer, batches, share)]
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from lit_align.callbacks.base import AlignCallback, DryRun, Order
 from lit_align.console import print_line
-from lit_align.errors import UserError, counted
+from lit_align.errors import UserError, amount, counted
 from lit_align.objectives import AnchoredObjective, PreferenceObjective
 from lit_align.reference.base import Reference
 from lit_align.reference.config import RefreshRule
@@ -94,8 +94,8 @@ class ReferenceRefresh(AlignCallback):
         if self.count == 0:
             tau, unit, steps = self.rule.tau, self.rule.unit, trainer.global_step
             print_line(
-                f"reference_refresh: the reference did not move because the run ended after {steps} steps, before "
-                f"tau={tau} {unit}s."
+                f"reference_refresh: the reference did not move because the run ended after {amount(steps, 'steps')}, "
+                f"before tau={amount(tau, f'{unit}s')}."
             )
 
     def refresh(self, pl_module: Any) -> None:

@@ -20,7 +20,7 @@ from lit_align.data.formats.rows import Message, Row
 from lit_align.data.generation import sample_responses
 from lit_align.data.sampling import SampleRequest, Sampling
 from lit_align.data.tokenization import PreferenceTokenizer
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 from lit_align.export import configuration_of
 from lit_align.policy import Policy, PolicyConfig
 
@@ -99,8 +99,8 @@ class Speaker:
         while len(ids := self._encode(turns)) + self.sampling.max_new_tokens > (self.positions or math.inf):
             if len(turns) == 1:
                 raise UserError(
-                    f"{len(ids)} tokens and up to {self.sampling.max_new_tokens} new ones exceed the {self.positions} "
-                    "positions of this model. Shorten the message, or lower --max-new-tokens."
+                    f"{amount(len(ids), 'tokens')} and up to {self.sampling.max_new_tokens} new ones exceed the "
+                    f"{self.positions} positions of this model. Shorten the message, or lower --max-new-tokens."
                 )
             turns = turns[2:]  # a question and its answer
         key = ("chat", self.seed, self.answered)

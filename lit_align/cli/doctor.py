@@ -28,6 +28,7 @@ from lit_align.cli.app import AlignCLI
 from lit_align.console import command, print_field, print_line, printable
 from lit_align.data import OnPolicyPairs
 from lit_align.data.tokenization import in_place
+from lit_align.errors import amount
 from lit_align.logprobs import PreferenceBatch, preferences_of
 from lit_align.objectives import PreferenceObjective
 from lit_align.objectives.schedule import planned_steps, warm_up_problem
@@ -142,7 +143,7 @@ def show_example(batch: PreferenceBatch, tokenizer: Any) -> None:
     show(f"{'…' if len(prompt) > 600 else ''}{prompt[-600:]}│", "dim")
     for k in range(batch.response_ids.shape[1]):
         ids = batch.response_ids[0, k][batch.response_mask[0, k]].tolist()
-        print_line(Text(f"  response {k}: {len(ids)} tokens, trained on"))
+        print_line(Text(f"  response {k}: {amount(len(ids), 'tokens')}, trained on"))
         show(f"│{in_place(tokenizer, prompt_ids, ids)}│", "green")
 
 
@@ -179,12 +180,13 @@ class Epoch(NamedTuple):
         each = examination.seconds
         if not isinstance(data, OnPolicyPairs):
             batches = len(data.train_dataloader())
-            text = f"{batches} batches of {data.batch_size} examples per process"
+            text = f"{amount(batches, 'batches')} of {amount(data.batch_size, 'examples')} per process"
             return cls(("an epoch", text), batches, {"train": batches * each})
         made = next(row for row in rows if "round/pairs" in row)
         times = examination.prompts / examination.sampled
         batches = math.ceil(times * made["round/pairs"] / data.batch_size / trainer.world_size)
-        text = f"{examination.prompts} prompts, about {batches} batches of {data.batch_size} pairs per process"
+        made_of = f"{amount(batches, 'batches')} of {amount(data.batch_size, 'pairs')}"
+        text = f"{amount(examination.prompts, 'prompts')}, about {made_of} per process"
         sampling = {"sample": times * made["round/seconds_sample"], "score": times * made["round/seconds_score"]}
         return cls(("a round", text), batches, sampling | {"train": batches * each})
 

@@ -24,7 +24,7 @@ from lit_align.data import FunctionScorer
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Rows
 from lit_align.data.tokenization import PreferenceTokenizer
-from lit_align.errors import UserError, check_number, first_line
+from lit_align.errors import UserError, amount, check_number, first_line
 from lit_align.loading import locate_model
 from lit_align.objectives import EXO, MPO, SFT, SPPO, PreferenceObjective
 from lit_align.policy import PolicyConfig
@@ -269,7 +269,7 @@ def _data(request: Request, data: Data) -> Iterator[str]:
     yield "data:"
     yield f"  class_path: {'OfflinePairs' if request.data else 'OnPolicyPairs'}"
     yield "  init_args:"
-    yield f"    # {len(rows)} rows: {rows.description}"
+    yield f"    # {amount(len(rows), 'rows')}: {rows.description}"
     if rows.unread:
         yield f"    # not read: {', '.join(rows.unread)}"
     yield f"    train: {_scalar(request.data)}" if request.data else f"    prompts: {_scalar(str(request.prompts))}"
@@ -277,7 +277,7 @@ def _data(request: Request, data: Data) -> Iterator[str]:
         yield f"    columns: {_columns(request)}"
     if request.data and len(rows) >= ROWS_TO_HOLD_OUT:
         yield _noted("    validation: 0.05", "a held-out share of the prompts")
-    longest = f"the longest of {data.looked_at} has {data.prompt} tokens"
+    longest = f"the longest of {data.looked_at} has {amount(data.prompt, 'tokens')}"
     yield _noted(f"    max_prompt_length: {data.prompt_limit}", longest)
     if data.prompt > data.prompt_limit:
         yield _noted("    long_prompts: drop", "the model has no room for a response to them")

@@ -11,7 +11,7 @@ from lit_align.console import command, console, print_line, printable
 from lit_align.data.formats.rows import Text
 from lit_align.data.rounds.row_types import SampledTexts
 from lit_align.data.rounds.stored import StoredRound, read_rounds
-from lit_align.errors import UserError, check_number, decimal
+from lit_align.errors import UserError, amount, check_number, decimal
 
 
 def show(run: str, round: int | None = None, rows: int = 10, scorer: str | None = None) -> None:
@@ -62,8 +62,8 @@ def heading(stored: StoredRound) -> list[str]:
     """The lines above a round's table: counts, mean reward and its parts, the scorer."""
     rewards = stored.numbers.rewards
     return [
-        f"round {stored.number} · {len(rewards)} prompts · {rewards.size} responses · mean reward "
-        f"{decimal(rewards.mean())} · {stored.path}",
+        f"round {stored.number} · {amount(len(rewards), 'prompts')} · {amount(rewards.size, 'responses')} · "
+        f"mean reward {decimal(rewards.mean())} · {stored.path}",
         f"scorer {stored.numbers.scorer}",
         *(f"  mean {name} {decimal(mean)}" for name, mean in stored.numbers.part_means.items()),
     ]

@@ -25,7 +25,7 @@ from lit_align.data.table import ExampleTable
 from lit_align.data.texts import TextStreams
 from lit_align.data.tokenization import in_place
 from lit_align.data.tokenizing_module import TokenizingDataModule
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError, amount, check_number
 from lit_align.policy import Policy
 from lit_align.provenance import VALIDATION, Table
 
@@ -172,11 +172,13 @@ class PairsDataModule(TokenizingDataModule):
         loader = self._loader(examples, shuffle=False)
         if not len(loader):
             raise UserError(
-                f"data.{name}={path}: its {len(examples)} examples make no full batch for every process. Lower "
-                f"data.batch_size={self.batch_size} or the number of processes."
+                f"data.{name}={path}: its {amount(len(examples), 'examples')} cannot fill a batch for every process. "
+                f"Lower data.batch_size={self.batch_size} or the number of processes."
             )
         if loader.dropped:
-            print_line(f"  {loader.dropped} pairs of data.{name} are left out: they fill no batch for every process.")
+            print_line(
+                f"  left out: {amount(loader.dropped, 'pairs')} of data.{name}, too few for a batch of every process."
+            )
         return self.record_reference(examples)
 
     def test_dataloader(self) -> ExampleLoader | range:
@@ -244,8 +246,8 @@ class PairsDataModule(TokenizingDataModule):
         loader = self._loader(examples, shuffle=True, seed=seed, mixture=mixture)
         if not len(loader):
             raise UserError(
-                f"{len(examples)} examples to train on make no full batch for every process. Lower data.batch_size="
-                f"{self.batch_size} or the number of processes."
+                f"{amount(len(examples), 'examples')} to train on cannot fill a batch for every process. Lower "
+                f"data.batch_size={self.batch_size} or the number of processes."
             )
         return loader
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from lit_align.data.examples import Source
 from lit_align.data.table import ExampleTable
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 from lit_align.objectives import PreferenceObjective
 
 
@@ -20,7 +20,9 @@ def check_joinable(sources: Sequence[Source], parts: Sequence[ExampleTable]) -> 
     def form(examples: ExampleTable) -> str:
         first = examples[0]
         given = [name for name in ("rewards", "labels") if getattr(first, name) is not None]
-        return f"{len(first.response_ids)} responses with {' and '.join(given) or 'no rewards and no labels'}"
+        return (
+            f"{amount(len(first.response_ids), 'responses')} with {' and '.join(given) or 'no rewards and no labels'}"
+        )
 
     forms = [form(examples) for examples in parts]
     for source, other in zip(sources, forms, strict=True):

@@ -22,7 +22,7 @@ from lit_align.data.pairing import PairingRule, with_mismatched
 from lit_align.data.sampling_prompt import SeenEnd
 from lit_align.data.table import ExampleTable, digest_of_sample
 from lit_align.data.tokenization import PreferenceTokenizer, RowIds, listing, notes_on
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 from lit_align.provenance import of_options
 
 TABLE, HEADER = "examples.arrow", "examples.json"
@@ -193,7 +193,9 @@ class ExampleMaker:
             raise UserError(f"{path}: no row remains to train on: {listing(counts)}. Give other rows.")
         names = {"preferences": "groups", "labelled": "labelled responses"}
         what = "pairs" if len(table[0].response_ids) == 2 else names.get(kind, "texts")
-        line = f"{len(table)} {what} from {path}: {rows.description}" + (f"; {listing(counts)}" if counts else "")
+        line = f"{amount(len(table), what)} from {path}: {rows.description}" + (
+            f"; {listing(counts)}" if counts else ""
+        )
         if self.mismatched:
             table = self._table(with_mismatched(table), folder)
         notes = (*describe_weights(table), *notes_on(self.tokenizer, rows.rows[: CHECKED[0]]))
@@ -289,7 +291,7 @@ def count_labels(table: ExampleTable) -> str:
     if labels is None:
         return ""
     good = int((labels > 0.5).sum())
-    line = f"{good} desirable, {len(labels) - good} undesirable responses"
+    line = f"{good} desirable, {amount(len(labels) - good, 'undesirable responses')}"
     return line if 0 < good < len(labels) else f"{line} (warning: without both there is nothing to tell apart)"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from lit_align.data.examples import Selection, Source
 from lit_align.data.formats.rows import Kind, Row, Rows
 from lit_align.data.formats.spool import Spool
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 
 
 class HeldOutShare:
@@ -76,7 +76,7 @@ def hold_out(parts: Sequence[Rows], share: float, seed: int) -> tuple[list[Rows]
     )
     if not others or not all(train):
         raise UserError(
-            f"data.validation={share} must leave prompts on both sides, and there are {len(prompts)}. Change the "
-            "share, or name a file."
+            f"data.validation={share} must leave prompts on both sides of {amount(len(prompts), 'prompts')}. Change "
+            "the share, or name a file."
         )
     return train, replace(parts[0], rows=others, skipped=Counter())

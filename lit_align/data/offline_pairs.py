@@ -16,7 +16,7 @@ from lit_align.data.holdout import HeldOutShare
 from lit_align.data.loader import ExampleLoader, Mixture
 from lit_align.data.pairing import BestWorst, PairingRule
 from lit_align.data.table import ExampleTable
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table, of_options
 
@@ -114,7 +114,9 @@ class OfflinePairs(PairsDataModule):
         mixture = Mixture(counts, tuple(source.weight for source in self._sources))
         loader = self._training_loader(self._recorded, mixture=mixture)
         if loader.dropped:
-            print_line(f"  {loader.dropped} pairs of each epoch are left out: they fill no batch for every process.")
+            print_line(
+                f"  left out: {amount(loader.dropped, 'pairs')} of each epoch, too few for a batch of every process."
+            )
         return self.with_texts(loader)
 
     @property
@@ -144,6 +146,9 @@ class OfflinePairs(PairsDataModule):
             yield from part.describe(f"data{weight}")
         yield from super().describe()
         if self._held_out_part is not None:
-            yield "validation", f"{self.validation:.1%} of the prompts: {self._held_out_part.rows} rows, not trained on"
+            yield (
+                "validation",
+                f"{self.validation:.1%} of the prompts: {amount(self._held_out_part.rows, 'rows')}, not trained on",
+            )
         if self._examples_read:
             yield from describe_example(self.tokenizer, self._examples_read[0])

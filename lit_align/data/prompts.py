@@ -9,7 +9,7 @@ from lit_align.data.examples import CHECKED, TABLE, Examples, Source, cached, sh
 from lit_align.data.formats.rows import Rows, Text
 from lit_align.data.table import ExampleTable, digest_of_sample
 from lit_align.data.tokenization import PreferenceTokenizer, listing, notes_on
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 from lit_align.files import digest, repr_in_pieces
 
 
@@ -32,7 +32,9 @@ def _make(rows: Rows, path: str, tokenizer: PreferenceTokenizer, folder: Path, r
     counts = rows.skipped + tokenizer.counts
     if not table:
         raise UserError(f"{path}: no prompt remains: {listing(tokenizer.counts)}. Give other prompts.")
-    line = f"{len(table)} prompts from {path}: {rows.description}" + (f"; {listing(counts)}" if counts else "")
+    line = f"{amount(len(table), 'prompts')} from {path}: {rows.description}" + (
+        f"; {listing(counts)}" if counts else ""
+    )
     notes = tuple(notes_on(tokenizer, rows.rows[: CHECKED[0]]))
     return Examples(table, line, "", rows.unread, notes, len(rows))
 

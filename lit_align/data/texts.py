@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lit_align.data.examples import Examples, Source, digest_of_examples
 from lit_align.data.loader import ExampleLoader
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 from lit_align.objectives import PreferenceObjective
 from lit_align.provenance import Table
 
@@ -77,7 +77,7 @@ class TextStreams:
             )
             if not loaders[name].share:
                 raise UserError(
-                    f"data.{name}: {len(texts.examples)} texts make no full batch for every process. Lower "
+                    f"data.{name}: {amount(len(texts.examples), 'texts')} cannot fill a batch for every process. Lower "
                     "data.text_batch_size or the number of processes."
                 )
         return CombinedLoader(loaders, "min_size") if len(loaders) > 1 else loader

@@ -24,7 +24,7 @@ from lit_align.data.formats.rows import Row
 from lit_align.data.rendering import ChatRenderer, Form, PromptEnd, Rendering, around, squeezed
 from lit_align.data.sampling_prompt import SeenEnd
 from lit_align.data.template import special_tokens
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 
 LongPrompts = Literal["error", "drop", "truncate_left"]
 _SECOND_BLOCK = re.compile(r"<(\w+)>\s*</\1>\s*<\1>")
@@ -378,7 +378,7 @@ def _remarks(whole: str, start: int, own: str) -> Iterator[str]:
 
 def listing(counts: Mapping[str, int]) -> str:
     """The counts as a phrase: 3 prompts too long, dropped."""
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none was skipped"
+    return ", ".join(amount(count, reason) for reason, count in counts.items()) or "none was skipped"
 
 
 def in_place(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from lit_align.data.samplers.generate import sampling_copy
 from lit_align.data.sampling import Response, SampleRequest, Sampling
 from lit_align.data.scorers.base import GroupScores, Scorer
 from lit_align.data.tokenization import PreferenceTokenizer, listing
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 from lit_align.evaluation.shares import Batches, Share, compute_share
 from lit_align.objectives import PreferenceObjective
 from lit_align.policy import Policy
@@ -74,7 +74,7 @@ def tokenize_prompts(rows: Rows, tokenizer: PreferenceTokenizer, path: str, name
     if not kept:
         raise UserError(f"{path}: no prompt is left: {listing(counts)}. Give other prompts.")
     if counts:
-        print_field(name, f"{len(kept)} prompts from {path}; {listing(counts)}")
+        print_field(name, f"{amount(len(kept), 'prompts')} from {path}; {listing(counts)}")
     ids = Spool(ids for _, ids in kept)
     return TokenizedPrompts(Spool(row for row, _ in kept), ids, list(map(len, ids)))
 

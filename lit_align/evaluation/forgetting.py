@@ -14,6 +14,7 @@ from lit_align.data.batches import Example
 from lit_align.data.sampling import sampling_batches
 from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import listing
+from lit_align.errors import amount
 from lit_align.evaluation.answering import TokenizedPrompts, tokenizer_of
 from lit_align.evaluation.likelihoods import Likelihoods
 from lit_align.evaluation.shares import gather_in_order
@@ -32,7 +33,7 @@ def measure_forgetting(name: str, texts: TokenizedPrompts, likelihoods: Likeliho
     tokenized = ((row, tokenizer.row(row)) for row in texts.rows)
     examples = ExampleTable.temporary(Example(*tokens, row.source) for row, tokens in tokenized if tokens is not None)
     if left_out := len(texts.rows) - len(examples):
-        print_field(f"forgetting {name}", f"{left_out} texts are left out: {listing(tokenizer.counts)}")
+        print_field(f"forgetting {name}", f"{amount(left_out, 'texts')} left out: {listing(tokenizer.counts)}")
     batches = sampling_batches(examples.lengths.total.tolist(), likelihoods.batch_size)
     share = likelihoods.share(batches, examples.views, f"forgetting {name}")
     logps = torch.tensor(list(gather_in_order(likelihoods.module.trainer, batches, share)), dtype=torch.float64)

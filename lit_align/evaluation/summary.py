@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lit_align.console import command
-from lit_align.errors import decimal
+from lit_align.errors import amount, decimal
 from lit_align.files import read_versioned, write_versioned
 from lit_align.metrics.win_rate import GREATEST_GAP, Estimate
 
@@ -129,8 +129,9 @@ class Summary:
         else:
             meaning = "The interval includes 50 %: no difference is shown."
         return (
-            f"On {self.prompts} held-out prompts, the policy's responses win {rate.value:.1%} of the comparisons with "
-            f"the start's (95 % interval {rate.low:.1%} to {rate.high:.1%}), by {self.training.identity}. {meaning}"
+            f"On {amount(self.prompts, 'held-out prompts')}, the policy's responses win {rate.value:.1%} of the "
+            f"comparisons with the start's (95 % interval {rate.low:.1%} to {rate.high:.1%}), by "
+            f"{self.training.identity}. {meaning}"
         )
 
     @property

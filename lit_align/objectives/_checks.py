@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 from lit_align.loading import from_fields
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives.accumulation import weighted_mean
@@ -113,8 +113,9 @@ def check_state_dict(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None
     """
     if different := ours.keys() ^ theirs.keys():
         raise UserError(
-            f"this checkpoint belongs to another model or configuration: {len(different)} weights have no counterpart, "
-            f"such as {sorted(different)[0]!r}. Resume with the configuration that made it."
+            "this checkpoint belongs to another model or configuration: "
+            f"{amount(len(different), 'weights')} without a counterpart, such as {sorted(different)[0]!r}. "
+            "Resume with the configuration that made it."
         )
     for name, value in theirs.items():
         if isinstance(value, Tensor) and value.shape != ours[name].shape:

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_align.console import print_line, relative
-from lit_align.errors import UserError, counted, first_line, shown
+from lit_align.errors import UserError, amount, counted, first_line, shown
 from lit_align.files import write_whole
 
 
@@ -60,7 +60,7 @@ class MetricsCSV(Logger):
         rows = read_metrics(self.path)[:count]
         if len(rows) < count:
             print_line(
-                f"{relative(self.path)} has {len(rows)} of the {count} rows that the checkpoint counts; the "
+                f"{relative(self.path)} has {len(rows)} of the {amount(count, 'rows')} that the checkpoint counts; the "
                 "curves lack the others"
             )
         self._rows = [*rows, *filter(None, [_checked(state["pending"])])]

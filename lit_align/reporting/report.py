@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lit_align.errors import UserError, decimal
+from lit_align.errors import UserError, amount, decimal
 from lit_align.evaluation.rows import HeldOutRow
 from lit_align.evaluation.summary import Summary, test_command
 from lit_align.files import write_text, writing
@@ -105,12 +105,14 @@ def _about(run: Run) -> str:
             facts[-1][1] += f"; {line}"
     if run.metrics:
         rounds = sum("round" in row for row in run.metrics)
-        steps = f"{max(row['step'] for row in run.metrics):.0f} optimizer steps"
-        facts.append(["trained", f"{steps} in {rounds} rounds" if rounds else steps])
+        steps = amount(int(max(row["step"] for row in run.metrics)), "optimizer steps")
+        facts.append(["trained", f"{steps} in {amount(rounds, 'rounds')}" if rounds else steps])
     elif not run.summary:
         facts.append(["trained", "nothing is recorded yet"])
     if run.summary:
-        facts.append(["held-out prompts", f"{run.summary.prompts} × {run.summary.responses_per_prompt} responses"])
+        facts.append(
+            ["held-out prompts", f"{run.summary.prompts} × {amount(run.summary.responses_per_prompt, 'responses')}"]
+        )
     for place, start in enumerate(run.record.starts if run.record else []):
         facts.append([f"resumed at step {start.step}" if place else "started", f"{start.time}: {start.command}"])
     return table(["", ""], facts, "facts")

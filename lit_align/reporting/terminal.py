@@ -9,7 +9,7 @@ from rich.text import Text as Styled
 from lit_align.console import console, print_line
 from lit_align.data.formats.rows import Text
 from lit_align.data.sampling import Response
-from lit_align.errors import decimal
+from lit_align.errors import amount, decimal
 from lit_align.evaluation.results import Evaluation
 from lit_align.evaluation.summary import RESULTS_HEAD, Summary, results_cells
 from lit_align.reporting.paired import PAIRED_HEAD, not_compared, paired_rows, scorers_of
@@ -35,7 +35,7 @@ def print_evaluation(evaluation: Evaluation, shown: int) -> None:
 
 def print_summary(summary: Summary) -> None:
     """Print rewards and win rates by scorer, then distance, length, diversity and forgetting."""
-    table = results_table(f"Against the start, on {summary.prompts} held-out prompts")
+    table = results_table(f"Against the start, on {amount(summary.prompts, 'held-out prompts')}")
     for name, scorer in summary.scorers.items():
         table.add_row(name, *scorer.cells(is_equal=summary.has_equal_lengths))
     print_line()

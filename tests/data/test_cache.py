@@ -202,7 +202,7 @@ def test_an_error_of_the_data_leaves_nothing(read):
     with open("rows.jsonl", "a") as file:
         file.write('{"prompt": "p", "responses": ["a", "b"], "rewards": [1]}\n')
     for _ in range(2):
-        with pytest.raises(UserError, match=r"rows.jsonl:7: 2 responses, but 1 numbers"):
+        with pytest.raises(UserError, match=r"rows.jsonl:7: 2 responses, but 1 number"):
             setup()
     assert [path.name[:5] for path in default_folder().iterdir()] == [".rows"]  # the lock
 

@@ -86,7 +86,7 @@ def test_another_tokenizer_must_fit_the_model(tiny_model, in_tmp):
         ({"chat_template": "nowhere.jinja"}, "data.chat_template=nowhere.jinja must be a file, or a template's text"),
         ({"tokenizer": "./nowhere"}, "there is no folder './nowhere'"),
         ({"validation": 1.5}, "data.validation=1.5 must be above 0 and below 1, or a file"),
-        ({"validation": 0.01}, r"data.validation=0.01 must leave prompts on both sides, and there are 4"),
+        ({"validation": 0.01}, r"data.validation=0.01 must leave prompts on both sides of 4 prompts"),
         ({"validation": 0.5, "validation_split": "test"}, "data.validation_split=test has no effect on a share"),
         ({"train": []}, "data.train must name a source"),
         ({"train": [Source("rows.jsonl")], "train_split": "x"}, "data.train_split=x has no effect on several sources"),
@@ -114,7 +114,7 @@ def test_rows_longer_than_the_models_positions_are_refused(tiny_model, in_tmp):
     data = OfflinePairs(str(in_tmp / "rows.jsonl"), long_prompts="truncate_left", **options)
     fit(DPO(PolicyConfig(tiny_model), optimizer=adamw()), data)
     assert data.train_examples[-1].tokens <= 512 + 4
-    assert "1 prompts too long, cut" in data.summary
+    assert "1 prompt too long, cut" in data.summary
 
 
 def test_a_files_name_need_not_be_unicode(tiny_model, in_tmp):

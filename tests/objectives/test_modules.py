@@ -343,7 +343,7 @@ def test_groups_from_files_have_one_size_and_others_are_counted(tiny_model, in_t
     assert first.batch.response_ids.shape[:2] == (4, 3)
     assert first.loss == pytest.approx(kl_of_uniform_to_softmax(first.batch.rewards, 0.5), rel=1e-4)
     assert "4 groups" in data.summary
-    assert "1 groups of other than 3 responses" in data.summary
+    assert "1 group of other than 3 responses" in data.summary
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=4)], ids=["full", "LoRA"])

@@ -7,7 +7,7 @@ from rich.table import Table
 from lit_align.cli.arguments import Arguments
 from lit_align.console import print_line, relative
 from lit_align.data.cache import Entry, TokenCache, default_folder
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 
 
 def run(args: list[str]) -> None:
@@ -30,7 +30,9 @@ def run(args: list[str]) -> None:
         return
     for entry in chosen:
         cache.clear(entry)
-    print_line(f"{len(chosen)} of {len(entries)} entries deleted, {_size(sum(entry.size for entry in chosen))}.")
+    print_line(
+        f"{len(chosen)} of {amount(len(entries), 'entries')} deleted, {_size(sum(entry.size for entry in chosen))}."
+    )
 
 
 def _named(name: str, entries: list[Entry], folder: Path) -> list[Entry]:

@@ -87,7 +87,7 @@ def _with_system(row: Row, record: Record, *, may_become_chat: bool) -> Row:
             )
         chat = _chat(row.prompt, record, name)
         if chat[0]["role"] not in ("system", "developer"):
-            record.reading.skipped[f"chats that now open with their `{name}`"] += is_first
+            record.reading.skipped[f"chats now opened by their `{name}`"] += is_first
             row = replace(row, prompt=[{"role": "system", "content": value}, *chat])
         elif chat[0]["content"].strip() != value.strip():
             raise DataError(

@@ -17,6 +17,7 @@ from lit_align.data.formats.select import SELECT
 from lit_align.data.formats.sources import read_records
 from lit_align.data.formats.spool import Spool
 from lit_align.data.formats.unread import check_unread
+from lit_align.errors import amount
 
 SAMPLE = 1000
 """First rows, which show what columns there are and what their numbers mean."""
@@ -77,11 +78,11 @@ def read_rows(
     prepare.check_ignored(source)
     reading.skipped.update(left_out)
     if not rows:
-        counts = ", ".join(f"{count} {reason}" for reason, count in reading.skipped.items())
+        counts = ", ".join(amount(count, reason) for reason, count in reading.skipped.items())
         raise DataError(f"{source}: no row remains after reading {layout.name}: {counts}. Give other rows.")
     if reading.chat_because_of is not None:
         rows = Spool(map(_as_chat, rows))
-        reading.skipped[f"prompts that are now chats, as `{reading.chat_because_of}` needs"] = len(rows)
+        reading.skipped[f"prompts read as a chat, as `{reading.chat_because_of}` needs"] = len(rows)
     else:
         _check_one_form(form_sources)
     description = f"{layout.name}, {_form(rows[0])} (columns {listing(reading.read)})"
@@ -133,9 +134,9 @@ def _weight(record: Record) -> float:
 def _count_turns(layout: Layout, rows: Sequence[Row], turns: Turns) -> str:
     """How many parts of how many chats or texts are trained on."""
     wholes = sum(1 for _ in groupby(row.source for row in rows))
-    name = "chat" if layout.turns == TURNS else "text"
-    parts = "the last turn of the assistant" if turns == "last" else f"{len(rows)} {layout.turns}"
-    return f"{parts} in {wholes} {name if wholes == 1 else f'{name}s'}"
+    name = "chats" if layout.turns == TURNS else "texts"
+    parts = "the last turn of the assistant" if turns == "last" else amount(len(rows), layout.turns)
+    return f"{parts} in {amount(wholes, name)}"
 
 
 # --- prompts are all plain text, or all chats ---

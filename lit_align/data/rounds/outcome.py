@@ -7,7 +7,7 @@ from lit_align.data.base import describe_example
 from lit_align.data.pairing import Pairs
 from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import listing
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 
 
 def check_pairs(pairs: Pairs[ExampleTable], prompts: int, index: int) -> None:
@@ -18,8 +18,8 @@ def check_pairs(pairs: Pairs[ExampleTable], prompts: int, index: int) -> None:
     """
     if not pairs.examples:
         raise UserError(
-            f"round {index + 1} gives no pair to train on: of {prompts} prompts, {_dropped(pairs)}. Sample other "
-            "or more responses (data.sampling, data.responses_per_prompt), or change data.scorer or data.pairing."
+            f"round {index + 1} gives no pair to train on: of {amount(prompts, 'prompts')}, {_dropped(pairs)}. Sample "
+            "other or more responses (data.sampling, data.responses_per_prompt), or change data.scorer or data.pairing."
         )
 
 
@@ -33,7 +33,7 @@ def print_pairs(pairs: Pairs[ExampleTable], prompts: int, unused: int, example_o
     if example_of is not None:
         for name, text in describe_example(example_of, pairs.examples[0]):
             print_field(name, text)
-    line = f"{len(pairs.examples)} pairs from {prompts} prompts"
+    line = f"{amount(len(pairs.examples), 'pairs')} from {amount(prompts, 'prompts')}"
     line += f", {unused} of them in no full batch" if unused else ""
     print_field("pair", line + (f"; {_dropped(pairs)}" if pairs.counts or pairs.partial_drops else ""))
 

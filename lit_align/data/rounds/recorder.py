@@ -25,7 +25,7 @@ from lit_align.data.rounds.row_types import LogpsRow, StoredRow
 from lit_align.data.rounds.store import Part, RoundStore
 from lit_align.data.table import ExampleTable
 from lit_align.dtypes import has_full_precision
-from lit_align.errors import UserError
+from lit_align.errors import UserError, amount
 from lit_align.files import repr_in_pieces
 from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import PreferenceObjective
@@ -135,7 +135,7 @@ class Recorder:
                         computation.idle()
                     bar.advance(sum(len(batches[number]) for number in turn))
         else:
-            print_field(name, f"{total} prompts, stored before in {part.store.path}")
+            print_field(name, f"{amount(total, 'prompts')}, stored before in {part.store.path}")
         barrier_with_timeout(where, self.wait_minutes)
         return Loaded(part, batches, time.monotonic() - started, to_do)
 

@@ -31,7 +31,7 @@ from lit_align.data.samplers.vllm_options import (
 from lit_align.data.samplers.weights import add_sums, weight_sums
 from lit_align.data.sampling import Response, SampleRequest
 from lit_align.dtypes import dtype_name
-from lit_align.errors import UserError, check_address, check_number
+from lit_align.errors import UserError, amount, check_address, check_number
 from lit_align.policy import Policy
 from lit_align.sharding import first_with_all, largest, on_first
 
@@ -175,10 +175,11 @@ class VLLMServerSampler(Sampler):
         deadline, said = time.monotonic() + 60 * self.wait_minutes, False
         while not on_first(client.is_up):
             if not said:
-                print_line(f"  waiting for {client.name}, up to {self.wait_minutes:g} minutes.")
+                print_line(f"  waiting for {client.name}, up to {amount(self.wait_minutes, 'minutes')}.")
             if on_first(lambda: time.monotonic() > deadline):
                 raise UserError(
-                    f"{client.name} has not answered for {self.wait_minutes:g} minutes (data.sampler.wait_minutes). "
+                    f"{client.name} has not answered for {amount(self.wait_minutes, 'minutes')} "
+                    f"(data.sampler.wait_minutes). "
                     f"{RESTART}; to continue the run, repeat its command: the responses sampled so far are kept."
                 )
             said = True

@@ -16,7 +16,7 @@ from lit_align.arguments import CheckedArguments
 from lit_align.console import relative
 from lit_align.data.formats.record import LARGEST
 from lit_align.data.formats.rows import Text
-from lit_align.errors import UserError, shown
+from lit_align.errors import UserError, amount, shown
 
 SCORER_FIXES: dict[str, str] = dict.fromkeys(("scorer", "scorers", "judges"), "Write FunctionScorer(function).")
 """Fixes of an argument that is not a scorer."""
@@ -239,7 +239,9 @@ def _numbers(values: Any, count: int, what: str, where: str, failed: Failure) ->
     if not isinstance(values, list | tuple):
         raise failed(f"returned a {type(values).__name__}{where}", "Return a list, one number per response.")
     if len(values) != count:
-        raise failed(f"gave {len(values)} {what} for {count} responses{where}", "Return one per response.")
+        raise failed(
+            f"gave {amount(len(values), what)} for {amount(count, 'responses')}{where}", "Return one per response."
+        )
     floats = []
     for place, value in enumerate(values):
         if not isinstance(value, numbers.Real):

@@ -14,6 +14,7 @@ from lit_align.console import print_line
 from lit_align.data.scorers.answer_cache import Answer, AnswerCache
 from lit_align.data.scorers.chat_request import Completion, Connection, ContextError, JudgeError, RetryableError
 from lit_align.data.scorers.endpoint import Endpoint
+from lit_align.errors import amount
 
 ATTEMPTS = 3
 """Attempts to get a readable answer from a judge; each is a longer conversation, hence another request."""
@@ -49,8 +50,8 @@ class UsageStats:
         """Calls, tokens, cost and latency."""
         cost = (self.prompt_tokens * endpoint.price_input + self.answer_tokens * endpoint.price_output) / 1e6
         took = sorted(self.seconds)
-        parts = [f"{self.calls} calls", f"{self.cached} answers from {endpoint.cache}"]
-        parts += [f"{self.retried} retries"] if self.retried else []
+        parts = [amount(self.calls, "calls"), f"{amount(self.cached, 'answers')} from {endpoint.cache}"]
+        parts += [amount(self.retried, "retries")] if self.retried else []
         parts += [f"{self.unanswered} without a usable answer"] if self.unanswered else []
         parts += [f"{self.prompt_tokens} + {self.answer_tokens} tokens"]
         parts += [f"cost {cost:.4g}"] if endpoint.price_input or endpoint.price_output else []

@@ -24,7 +24,7 @@ from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, excerpt
 from lit_align.data.scorers.chat_api import ATTEMPTS, Client, TooLong, UsageStats
 from lit_align.data.scorers.chat_request import CUT, JudgeError
 from lit_align.data.scorers.endpoint import Endpoint
-from lit_align.errors import UserError, check_number
+from lit_align.errors import UserError, amount, check_number
 
 SHIPPED = Path(__file__).parent / "templates"
 CRITERIA = ("coherence", "correctness", "helpfulness", "harmlessness")
@@ -278,7 +278,7 @@ class PairwiseJudge(PairwiseScorer):
         self._verdicts = []
         self._prompter.release(
             f"position bias: the first place won {bias['first_place']:.1%} of {2 * bias['pairs']:.0f} verdicts; the "
-            f"place alone decided {bias['decided_by_place']:.1%} of {bias['pairs']:.0f} pairs"
+            f"place alone decided {bias['decided_by_place']:.1%} of {amount(bias['pairs'], 'pairs')}"
             if bias
             else ""
         )

@@ -44,7 +44,7 @@ def test_a_row_that_does_not_fit_is_named_with_its_value(row: Any, words: list[s
 @pytest.mark.parametrize(
     ("row", "kind", "words"),
     [
-        ({"prompt": "Q", "responses": ["a", "b"], "rewards": [1]}, "preferences", ["2 responses", "1 numbers"]),
+        ({"prompt": "Q", "responses": ["a", "b"], "rewards": [1]}, "preferences", ["2 responses", "1 number "]),
         ({"prompt": "Q", "responses": ["a", None], "rewards": [1, 0]}, "preferences", ["`responses` holds null"]),
         ({"prompt": "Q", "completion": "a", "label": "some"}, "labelled", ["`label`", '"some"', "true or false"]),
         (COMPARISON | {"choice": 2}, "preferences", ["`choice`", "2", "0 or 1"]),

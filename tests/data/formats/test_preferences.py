@@ -124,7 +124,7 @@ def test_ranks_order_a_list_that_has_no_rewards():
     assert rows[0].responses == ("first", "second", "third")
     assert rows[0].rewards == (-1.0, -2.0, -3.0)
     assert rows.format == "ranked responses, rank 1 the best"
-    assert "2 responses, but 1 numbers in ranks" in message_of(
+    assert "2 responses, but 1 number in ranks" in message_of(
         lambda: read({"prompt": "Q", "responses": ["a", "b"], "ranks": [1]})
     )
 

@@ -207,7 +207,7 @@ def test_a_system_column_opens_the_chat_and_is_counted(row: dict[str, Any], kind
     rows = read(row | {name: "S"}, row | {name: None}, row | {name: " "}, kind=kind)
     assert rows[0].prompt == chat("Q", system="S")
     assert [each.prompt for each in rows][1:] in ([chat("Q")] * 2, [chat("Q")])
-    assert rows.skipped[f"chats that now open with their `{name}`"] == 1
+    assert rows.skipped[f"chats now opened by their `{name}`"] == 1
 
 
 def test_a_system_column_that_has_no_place_is_refused():

@@ -126,7 +126,7 @@ def test_pairs_in_no_full_batch_are_counted_or_refused(tiny_model, in_tmp):
     (row,) = [row for row in read_metrics(in_tmp / "metrics.csv") if "round/pairs" in row]
     assert (row["round/pairs"], row["round/dropped_in_no_full_batch"]) == (6, 2)
     assert (
-        "8 examples to train on make no full batch for every process. Lower data.batch_size=5" in run_in(2, refused)[0]
+        "8 examples to train on cannot fill a batch for every process. Lower data.batch_size=5" in run_in(2, refused)[0]
     )
 
 
@@ -147,10 +147,10 @@ def test_held_out_pairs_in_no_full_batch_are_counted_or_refused(tiny_model, in_t
 
     assert run_in(2, lambda: evaluate(9)) == [None, None]
     said = capfd.readouterr().out
-    assert said.count(f"1 pairs of data.{stage} are left out: they fill no batch for every process.") == 1
+    assert said.count(f"left out: 1 pair of data.{stage}, too few for a batch of every process.") == 1
     refused = run_in(2, lambda: evaluate(3))
     assert all(
-        f"data.{stage}=" in error and "its 3 examples make no full batch for every" in error for error in refused
+        f"data.{stage}=" in error and "its 3 examples cannot fill a batch for every" in error for error in refused
     )
 
 

@@ -198,7 +198,7 @@ def test_a_judge_that_looks_only_at_places_is_reported(serve, in_tmp, capsys):
     assert judge.position_bias() == {"pairs": 1.0, "first_place": 1.0, "decided_by_place": 1.0}
     judge.release()
     said = capsys.readouterr().out
-    assert "the first place won 100.0% of 2 verdicts; the place alone decided 100.0% of 1 pairs" in said
+    assert "the first place won 100.0% of 2 verdicts; the place alone decided 100.0% of 1 pair" in said
     assert judge.position_bias() == {}
 
 

@@ -79,7 +79,7 @@ def _chat_turns(record: Record) -> list[Row]:
     """One row for each of the assistant's turns, with all that comes before it."""
     chat, places = trained_turns(_chat(record))
     if places[:1] == [0]:
-        record.reading.skipped["turns of the assistant that open their chat"] += 1
+        record.reading.skipped["turns of the assistant at the start of a chat"] += 1
     return [_turn(chat, place, record) for place in places if place > 0]
 
 

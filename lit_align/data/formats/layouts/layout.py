@@ -9,7 +9,7 @@ from lit_align.data.formats.column_names import PROMPT_BESIDE, QUESTIONS
 from lit_align.data.formats.messages import as_answer, without_marks
 from lit_align.data.formats.record import Record, either
 from lit_align.data.formats.rows import DataError, Kind, Message, Row, Skip, Text, Turns, listing
-from lit_align.errors import shown
+from lit_align.errors import amount, shown
 
 TURNS = "turns of the assistant"
 
@@ -206,7 +206,7 @@ def one_each(record: Record, responses: Sequence[object], *columns: str) -> tupl
     numbers = [number for column in columns for number in record.numbers(column)]
     if len(numbers) != len(responses):
         raise DataError(
-            f"{record.source}: {len(responses)} responses, but {len(numbers)} numbers in "
+            f"{record.source}: {amount(len(responses), 'responses')}, but {amount(len(numbers), 'numbers')} in "
             f"{listing(map(either, columns))}. Give one number per response."
         )
     return tuple(numbers)
