@@ -47,7 +47,7 @@ def test_lists_arrays_and_tensors_of_numbers_are_scores(returned: object):
 @pytest.mark.parametrize(
     ("returned", "words"),
     [
-        ([1.0], ["1 scores for 2 responses"]),
+        ([1.0], ["1 score for 2 responses"]),
         ([1.0, 2.0, 3.0], ["3 scores for 2 responses"]),
         (None, ["NoneType"]),
         (0.5, ["float"]),
@@ -61,7 +61,7 @@ def test_lists_arrays_and_tensors_of_numbers_are_scores(returned: object):
         ([10**400, 1], ["1000", "finite", '"first"']),
         ([1, 10**5000], ["too large to show", "finite", '"other"']),
         (np.array([1, np.nan]), ["nan", '"other"']),
-        (Scores([1, 2], {"grace": [1, 2], "wit": [3]}), ["1 values for 2 responses as parts['wit']"]),
+        (Scores([1, 2], {"grace": [1, 2], "wit": [3]}), ["1 value for 2 responses as parts['wit']"]),
         (Scores([1, 2], {"wit": [3, math.nan]}), ["nan as parts['wit']", "finite", '"other"']),
         (Scores([1, 2], {"wit": ["high", 3]}), ["\"high\" as parts['wit']", "not a number", '"first"']),  # type: ignore[list-item]
     ],
