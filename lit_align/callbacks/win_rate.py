@@ -188,7 +188,7 @@ class WinRate(AlignCallback):
         module.log_dict(named, logger=False, sync_dist=True)
         if trainer.is_global_zero:
             write_held_out(validation_file(trainer.default_root_dir, trainer.global_step), evaluation.rows())
-        kl = f"KL from start {metrics['kl_from_start']:.2f} nats"
+        kl = f"KL from start {metrics['kl_from_start']:z.2f} nats"
         print_field("", f"reward {decimal(metrics['reward'])}, win rate {metrics['win_rate']:.1%}, {kl}")
 
     def _conclude(self, trainer: Trainer) -> None:

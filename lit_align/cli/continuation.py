@@ -15,6 +15,7 @@ command. It then continues like any other, from its newest checkpoint since.
 """
 
 import os
+import shlex
 import shutil
 import zipfile
 from collections.abc import Collection, Iterator
@@ -195,7 +196,7 @@ def check_verdict_is_ours(path: str, folder: str) -> None:
     if run is not None and Path(folder, "run.json").exists() and run.resolve() != Path(folder).resolve():
         raise UserError(
             f"test: ckpt_path={path} is of the run in {relative(run)}, and its verdict would replace that of the run "
-            f"in {relative(folder)}. Add --trainer.default_root_dir={relative(run)}"
+            f"in {relative(folder)}. Add --trainer.default_root_dir={shlex.quote(relative(run))}"
         )
 
 
@@ -258,7 +259,7 @@ def _refuse_changes(folder: Path, newest: Path | None, changed: dict[str, tuple[
         if key not in FREE and key not in accepted and (then or now)  # an earlier version lacked options that are off
     }
     if refused:
-        resume = f" To resume it with these options, name its checkpoint: --ckpt_path={relative(newest)}"
+        resume = f" To resume it with these options, name its checkpoint: --ckpt_path={shlex.quote(relative(newest))}"
         raise UserError(
             f"trainer.default_root_dir={relative(folder)} holds a run with other options (then → now):\n"
             f"{listed(refused)}\nGive what it had, or name another folder, or add --fresh, which moves it to "

@@ -42,10 +42,10 @@ def here(in_tmp):
 )
 def test_doctor_accepts_what_it_prints(here, tiny_model, objective, source, capsys):
     Path("own.csv").write_text("q,good,bad\n" + "".join(f"p{i},yes,no\n" for i in range(4)))
-    main(["init", objective, f"--policy={tiny_model}", *source, "--out=made.yaml"])
-    main(["doctor", "--config=made.yaml", "--trainer.accelerator=cpu", "--trainer.devices=1"])
+    main(["init", objective, f"--policy={tiny_model}", *source, "--out=new folder/made.yaml"])
+    main(["doctor", "--config=new folder/made.yaml", "--trainer.accelerator=cpu", "--trainer.devices=1"])
     assert "all checks passed" in capsys.readouterr().out
-    made = Path("made.yaml").read_text()
+    made = Path("new folder/made.yaml").read_text()
     assert len(max(made.splitlines()[2:], key=len)) <= 120
     assert yaml.safe_load(made)["model"]["class_path"] == objective
 

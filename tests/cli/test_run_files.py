@@ -105,13 +105,13 @@ def test_a_first_run_says_nothing_that_nobody_can_act_on(
 
 
 def test_a_verdict_does_not_replace_that_of_another_run(tmp_path: Path):
-    for name in ("moved", "run"):
+    for name in ("moved run", "run"):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "checkpoints" / "last.ckpt").touch()
         for file in ("config.yaml", "run.json"):
             (tmp_path / name / file).touch()
-    moved = tmp_path / "moved"
-    with pytest.raises(UserError, match=r"Add --trainer\.default_root_dir=moved"):
+    moved = tmp_path / "moved run"
+    with pytest.raises(UserError, match=r"Add --trainer\.default_root_dir='moved run'"):
         check_verdict_is_ours(f"{moved}/checkpoints/last.ckpt", f"{tmp_path}/run")
     check_verdict_is_ours(f"{moved}/checkpoints/last.ckpt", str(moved))
     check_verdict_is_ours(f"{moved}/checkpoints/last.ckpt", f"{tmp_path}/new")

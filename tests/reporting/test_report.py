@@ -277,8 +277,9 @@ def test_small_rewards_are_seen_within_80_columns(tmp_path, capsys, monkeypatch)
     summary = Run(make_run(tmp_path / "run", 0), "run").summary
     assert summary is not None
     small = replace(summary.training, reward_start=Estimate(-1.2e-7, 0, 0), reward_end=Estimate(3.4e-7, 0, 0))
-    print_summary(replace(summary, scorers={"training": small}))
+    print_summary(replace(summary, scorers={"training": small}, kl_from_start=Estimate(-1e-7, 0, 0)))
     said = capsys.readouterr().out
+    assert "KL from start 0.00 nats" in said
     assert "-1.2e-07 → 3.4e-07" in said
     assert max(map(len, said.splitlines())) <= 80
 

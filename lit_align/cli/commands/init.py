@@ -5,6 +5,7 @@ from pathlib import Path
 from lit_align.cli.arguments import Arguments
 from lit_align.console import print_line
 from lit_align.errors import UserError
+from lit_align.files import write_whole
 
 
 def run(args: list[str]) -> None:
@@ -40,5 +41,5 @@ def run(args: list[str]) -> None:
     if given.out is None:
         print(text, end="")
         return
-    Path(given.out).write_text(text, encoding="utf-8")
+    write_whole(Path(given.out), lambda beside: beside.write_text(text, encoding="utf-8"))
     print_line(f"wrote      {given.out}")

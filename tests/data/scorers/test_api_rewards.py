@@ -75,7 +75,7 @@ def test_a_busy_server_is_asked_again(server: Rewards):
         ([(500, "")], "HTTPError: HTTP Error 500: Internal Server Error in api_rewards.py, line 17"),
         ([(200, "<html>")], "JSONDecodeError: Expecting value: line 1 column 1 (char 0) in api_rewards.py, line 18"),
         ([(200, '{"reward": 1}')], "KeyError: 'rewards' in api_rewards.py, line 18"),
-        ([(200, '{"rewards": [1]}')], "gave 1 scores for 2 responses"),
+        ([(200, '{"rewards": [1]}')], "gave 1 score for 2 responses"),
     ],
 )
 def test_each_failure_is_one_message_with_the_line(server: Rewards, answers: list[tuple[int, str]], words: str):

@@ -38,7 +38,7 @@ def test_equal_requests_are_paid_for_once(serve, in_tmp, capsys):
     assert score(again, ["q"], ["bbb"]) == [4.0]
     assert len(server.requests) == 2
     again.release()
-    assert "0 calls · 1 answers from judge.sqlite" in capsys.readouterr().out
+    assert "0 calls · 1 answer from judge.sqlite" in capsys.readouterr().out
 
 
 def test_processes_that_start_together_pay_once(serve, in_tmp):
@@ -94,7 +94,7 @@ def test_a_transient_failure_is_retried(serve, in_tmp, trouble, monkeypatch, cap
     assert score(judge, ["q"], ["a"]) == [4.0]
     assert len(server.requests) == 3
     judge.release()
-    assert "1 calls" in (said := capsys.readouterr().out)
+    assert "1 call ·" in (said := capsys.readouterr().out)
     assert "2 retries" in said
 
 
