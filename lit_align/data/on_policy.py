@@ -356,10 +356,7 @@ class OnPolicyPairs(PairsDataModule):
         yield from super().describe()
         prompts, most = prompts_in_words(self.prompts_per_round), self.sampling.max_new_tokens
         ahead = ", sampled one round ahead" if self.rounds_ahead else ""
-        yield (
-            "rounds",
-            f"{prompts} × {self.responses_per_prompt} responses of up to {most} tokens{ahead}",
-        )
+        yield "rounds", f"{prompts} × {self.responses_per_prompt} responses of up to {most} tokens{ahead}"
         yield from _describe_sampler(self.sampler, self.sampling_dtype, self.record_sampler)
         yield "scorer", self.scorer.identity
 
