@@ -3,7 +3,7 @@
 Both sides have the same prompts, two responses of a fixed number of tokens each, a reward that costs nothing, full
 weights in `turns.weight_type`, and a fixed reference. Neither records log π_s, which online DPO does not need. By
 default TRL recomputes activations and samples without a key-value cache. Its best setting here turns off both that and
-mixed precision.
+mixed precision. On CPUs that multiply bfloat16 slowly its default takes minutes: leave it out with --settings best.
 
     python benchmarks/round.py
 """
@@ -26,7 +26,7 @@ from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
 
 REWARD = "def reward(prompts, responses): return [sum(map(ord, text)) % 997 / 997 for text in responses]\n"
-SETTINGS = {"TRL's default": {}, "TRL's best": {"gradient_checkpointing": False, "bf16": False}}
+SETTINGS = {"default": {}, "best": {"gradient_checkpointing": False, "bf16": False}}
 
 
 class Rounds(OnPolicyPairs):
@@ -127,6 +127,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--prompts", type=int, default=8, help="prompts per round; two responses each")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=24, help="tokens per response")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS], help="of TRL")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", default="data/quickstart/model")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/round.json"))
@@ -138,15 +139,15 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
         common = {"model": options.model, "folder": folder, "texts": texts, "tokens": options.tokens}
         common["rounds"] = 1 + options.repeats
         sides = {"ours": partial(ours, **common)}
-        sides |= {name: partial(trls, **common, settings=settings) for name, settings in SETTINGS.items()}
+        sides |= {name: partial(trls, **common, settings=SETTINGS[name]) for name in options.settings}
         first, *others = take_turns(sides, options.repeats)
 
     print(f"{'':<15}{'a round':>9}{'peak':>9}{'ours is faster':>17}{'(wall)':>9}")
     print(f"{'ours':<15}{first.cpu:>7.2f} s{first.peak:>6.1f} GB")
-    for name, other in zip(SETTINGS, others, strict=True):
+    for name, other in zip(options.settings, others, strict=True):
         faster, wall = f"{ratio(other, first):.2f} ×", f"{ratio(other, first, 'wall_seconds'):.2f} ×"
-        print(f"{name:<15}{other.cpu:>7.2f} s{other.peak:>6.1f} GB{faster:>17}{wall:>9}")
-    rows = [as_row(**dict(zip(("ours", "default", "best"), (first, *others), strict=True)))]
+        print(f"{f'TRL, {name}':<15}{other.cpu:>7.2f} s{other.peak:>6.1f} GB{faster:>17}{wall:>9}")
+    rows = [as_row(**dict(zip(sides, (first, *others), strict=True)))]
     write(options.out, rows, prompts=options.prompts, tokens=options.tokens, model=options.model)
     return rows
 
