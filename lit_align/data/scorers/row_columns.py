@@ -9,13 +9,14 @@ from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Row, Text, listing
 from lit_align.data.scorers.base import excerpt, joined
 from lit_align.errors import UserError
+from lit_align.files import digest
 
 
 class RowColumns:
     """Values of columns, found by the prompt of their row.
 
     Args:
-        rows: Where the rows are, as in data.prompts; None: there are no columns.
+        rows: Where the rows are, as in data.prompts; without them, no columns are read.
         columns: Source of the columns that make the prompt, as in data.columns.
         ignore_columns: Columns that do not belong to the prompt, as in data.ignore_columns.
 
@@ -60,8 +61,8 @@ class RowColumns:
         """Identifies all prompts and their values; empty without columns."""
         if not self.names:
             return ""
-        lines = sorted(key.hex() + values for key, (_, values) in self._values.items())
-        return f" {listing(self.names)}@{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:16]}"
+        lines = "\n".join(sorted(key.hex() + values for key, (_, values) in self._values.items()))
+        return f" {listing(self.names)}@{digest(lines)}"
 
     def of(self, prompts: Iterable[Text]) -> dict[str, list[Any]]:
         """The values of each column for these prompts.
