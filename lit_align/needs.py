@@ -23,6 +23,7 @@ class DataNeeds:
         takes_labels: The loss reads the probability that the first response of a pair wins.
         takes_groups: The loss takes more than two responses of a prompt.
         needs_whole_groups: The loss needs all responses that were sampled for a prompt, not a selection.
+        reads_win_probabilities: The loss reads P(y ≻ π_s), each response's win probability against all of its prompt.
         reads_sampler: The loss reads log π_s, the sampler's log-probability of each response.
         reads_recorded_reference: The loss reads log π_ref from the data, since no reference is in memory.
         output_name: Name, in metrics, of the number that the policy gives each response.
@@ -35,6 +36,7 @@ class DataNeeds:
     takes_labels: bool = False
     takes_groups: bool = False
     needs_whole_groups: bool = False
+    reads_win_probabilities: bool = False
     reads_sampler: bool = False
     reads_recorded_reference: bool = False
     output_name: OutputName = "logp"
@@ -45,7 +47,7 @@ class DataNeeds:
         return self.output_name == "logp"
 
 
-ANY_DATA = DataNeeds(takes_labels=True, takes_groups=True)
+ANY_DATA = DataNeeds(takes_labels=True, takes_groups=True, reads_win_probabilities=True)
 """Needs of a module that does not state them: preferences, which may be groups and may carry labels."""
 
 

@@ -28,11 +28,11 @@ POLICY = PolicyConfig("none")
         (KTO(POLICY), DataNeeds(data_kind="labelled", needs_mismatched=True)),
         (EXO(POLICY), DataNeeds()),
         (EXO(POLICY, reward_temperature=1.0), DataNeeds(takes_groups=True)),
-        (SPPO(POLICY), DataNeeds(takes_groups=True)),
+        (SPPO(POLICY), DataNeeds(takes_groups=True, reads_win_probabilities=True)),
         (SPPO(POLICY, hard_labels=True), DataNeeds()),
         (
             SPPO(POLICY, estimate_baseline=True),
-            DataNeeds(takes_groups=True, needs_whole_groups=True, reads_sampler=True),
+            DataNeeds(takes_groups=True, needs_whole_groups=True, reads_win_probabilities=True, reads_sampler=True),
         ),
         (CPO(POLICY), DataNeeds(takes_labels=True)),
         (ORPO(POLICY), DataNeeds(takes_labels=True)),
@@ -49,7 +49,8 @@ def test_each_objective_states_its_needs(module, needs):
 
 def test_a_module_without_stated_needs_takes_any_preferences():
     assert needs_of(object()) is ANY_DATA
-    assert dataclasses.replace(ANY_DATA, takes_groups=False, takes_labels=False) == DataNeeds()
+    flags = {"takes_groups": False, "takes_labels": False, "reads_win_probabilities": False}
+    assert dataclasses.replace(ANY_DATA, **flags) == DataNeeds()
 
 
 class Misspelled(DPO):

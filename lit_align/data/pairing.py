@@ -76,6 +76,9 @@ class PairingRule(metaclass=CheckedArguments):
     gives_texts = False
     """Whether examples are single responses to imitate, not pairs."""
 
+    reads_temperature = True
+    """Whether the rule's own examples depend on reward_temperature."""
+
     fewest = 2
     """Number of distinct responses that a group must have."""
 
@@ -168,6 +171,7 @@ class _RuleOfPairs(PairingRule):
         self.ties = ties
         self.labels = labels
         self.gives_labels = ties == "half" or labels == "soft"
+        self.reads_temperature = labels == "soft"
 
     @abstractmethod
     def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
@@ -235,6 +239,7 @@ class Listwise(PairingRule):
     """
 
     gives_groups = True
+    reads_temperature = False
     _size = 0
 
     def select(self, groups: Sequence[Example], counts: Counter[str], partial_drops: Counter[str]) -> Iterator[Example]:
@@ -263,6 +268,7 @@ class Best(PairingRule):
     """
 
     gives_texts = True
+    reads_temperature = False
     fewest = 1
 
     def __init__(
@@ -366,6 +372,12 @@ def check_pairing(pairing: PairingRule, needs: DataNeeds, name: str, *, sampled:
         raise UserError(
             f"data.pairing={type(pairing).__name__}: soft labels (labels=soft, ties=half) have no effect on {name}, "
             "as configured. Leave them out, or use DPO, IPO, CPO, ORPO or MPO."
+        )
+    temperature = pairing.reward_temperature
+    if temperature != 1 and not (pairing.reads_temperature or needs.reads_win_probabilities):
+        raise UserError(
+            f"data.pairing.reward_temperature={temperature} has no effect: it scales the rewards for soft labels "
+            f"(labels=soft) and for SPPO, and {name}, as configured, reads neither. Leave it out."
         )
     if needs.needs_whole_groups and not pairing.gives_groups:
         raise UserError(

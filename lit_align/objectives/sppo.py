@@ -143,6 +143,7 @@ class SPPO(AnchoredObjective):
         return replace(
             needs,
             takes_groups=not self.hard_labels,
+            reads_win_probabilities=not self.hard_labels,
             needs_whole_groups=self.estimate_baseline,
             reads_sampler=needs.reads_sampler or self.estimate_baseline,
         )

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_align.data.batches import Example
-from lit_align.data.pairing import AllPairs, Best, BestRandom, BestWorst, Listwise, take, with_labels, with_mismatched
+from lit_align.data.pairing import (
+    AllPairs,
+    Best,
+    BestRandom,
+    BestWorst,
+    Listwise,
+    check_pairing,
+    take,
+    with_labels,
+    with_mismatched,
+)
 from lit_align.errors import UserError
+from lit_align.needs import DataNeeds
 
 
 def group(rewards: list[float], responses: list[list[int]] | None = None, **more: Any) -> Example:
@@ -176,6 +188,21 @@ def test_soft_labels_come_from_the_rewards_or_from_who_compared():
     assert pair.labels == 0.8
     assert pair.win_probabilities == pytest.approx([2.2 / 3, 1.0 / 3])
     assert pair.preferences is None
+
+
+TEMPERED = {"reward_temperature": 2.0}
+
+
+@pytest.mark.parametrize("rule", [BestWorst(**TEMPERED), AllPairs(ties="half", **TEMPERED), Listwise(**TEMPERED)])
+def test_a_reward_temperature_that_nothing_reads_is_refused(rule):
+    needs = DataNeeds(takes_groups=True, takes_labels=True)
+    with pytest.raises(UserError, match=r"data.pairing.reward_temperature=2.0 has no effect: .* DPO, as configured"):
+        check_pairing(rule, needs, "DPO", sampled=True)
+    check_pairing(rule, replace(needs, reads_win_probabilities=True), "SPPO", sampled=True)
+
+
+def test_a_reward_temperature_that_something_reads_is_taken():
+    check_pairing(BestWorst(labels="soft", **TEMPERED), DataNeeds(takes_labels=True), "DPO", sampled=True)
 
 
 RULES = st.one_of(
