@@ -418,11 +418,13 @@ def test_options_of_a_chat_that_cannot_be_are_refused(tiny_model, options, named
     assert not re.search(r"(data|sampling|model)\.[a-z_]+", said)
 
 
-def test_answers_that_a_template_cannot_give_name_the_options_of_chat(tiny_model, capsys):
-    speaker, lines = Speaker(tiny_model, Sampling(), prompting=Prompting({"unread": 1})), iter(["hi", "/quit"])
+@pytest.mark.parametrize(("is_second", "option"), [(False, "--template-args"), (True, "--against-template-args")])
+def test_answers_that_a_template_cannot_give_name_the_options_of_chat(tiny_model, capsys, is_second, option):
+    prompting = Prompting({"unread": 1}, is_second=is_second)
+    speaker, lines = Speaker(tiny_model, Sampling(), prompting=prompting), iter(["hi", "/quit"])
     chat([speaker], read=lambda _: next(lines))
     said = " ".join(capsys.readouterr().out.split())
-    assert "--template-args hold 'unread', which the chat template" in said
+    assert f" {option} hold 'unread', which the chat template" in f" {said}"
     assert "(--chat-template)" in said
 
 

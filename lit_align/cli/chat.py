@@ -33,14 +33,6 @@ OPTIONS = {
 """Options of a run that messages name, and what they are called here."""
 
 
-def for_chat(error: UserError) -> str:
-    """The message of an error, with the names that options have here."""
-    message = str(error)
-    for option, flag in OPTIONS.items():
-        message = message.replace(option, flag)
-    return message
-
-
 @dataclass(frozen=True)
 class Prompting:
     """How typed words become a prompt.
@@ -50,12 +42,21 @@ class Prompting:
         chat_template: A file, or the text, of another chat template than the model's.
         tokenizer: Hub name or folder of another tokenizer than the model's.
         is_plain: Continue the words as plain text, without the chat template.
+        is_second: It is the prompt of the model after --against.
     """
 
     template_args: dict[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
     tokenizer: str | None = None
     is_plain: bool = False
+    is_second: bool = False
+
+    def message(self, error: UserError) -> str:
+        """The message of an error, with the names that options have here."""
+        message = str(error)
+        for option, flag in OPTIONS.items():
+            message = message.replace(option, flag)
+        return message.replace("--template-args", "--against-template-args") if self.is_second else message
 
 
 class Speaker:
@@ -66,7 +67,7 @@ class Speaker:
     """
 
     def __init__(self, path: str, sampling: Sampling, seed: int = 0, prompting: Prompting | None = None):
-        prompting = prompting or Prompting()
+        self.prompting = prompting = prompting or Prompting()
         run_model = Path(path) / "model"
         path = str(run_model) if run_model.is_dir() else path
         template_args = _template_args_of_run(path) | prompting.template_args
@@ -74,7 +75,7 @@ class Speaker:
             config = PolicyConfig(path, tokenizer=prompting.tokenizer, chat_template=prompting.chat_template)
             policy = Policy.load(config)
         except UserError as error:
-            raise UserError(f"chat: {for_chat(error)}") from error
+            raise UserError(f"chat: {prompting.message(error)}") from error
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.name = path
         self.tokenizer = policy.tokenizer
@@ -156,7 +157,7 @@ def _answer(speakers: list[Speaker], words: str) -> None:
         try:
             print_line(Styled(speaker.answer(words)))
         except UserError as error:
-            print_line(Styled(for_chat(error)))
+            print_line(Styled(speaker.prompting.message(error)))
         except KeyboardInterrupt:
             print_line("\ninterrupted")
             return

@@ -54,13 +54,13 @@ def run(args: list[str]) -> None:
 
     sampling = Sampling(given.max_new_tokens, given.temperature)
 
-    def speaker(path: str, template_args: dict[str, Any]) -> Speaker:
-        prompting = Prompting(template_args, given.chat_template, given.tokenizer, given.plain)
+    def speaker(path: str, template_args: dict[str, Any], *, is_second: bool = False) -> Speaker:
+        prompting = Prompting(template_args, given.chat_template, given.tokenizer, given.plain, is_second)
         return Speaker(path, sampling, given.seed, prompting)
 
     speakers = [speaker(given.model, given.template_args)]
     if given.against:
-        speakers.append(speaker(given.against, given.against_template_args))
+        speakers.append(speaker(given.against, given.against_template_args, is_second=True))
     chat(speakers)
 
 
