@@ -103,8 +103,9 @@ def checkpoint_to_resume(trainer: Trainer, config: dict[str, Any], *, fresh: boo
         if record is not None:
             print_line(f"{relative(folder)} holds a run without a checkpoint; it starts from the beginning")
         return None
-    changed = differences(_read(folder / "config.yaml", config), _flat(config))
-    _refuse_changes(folder, newest, changed, config)
+    then = _read(folder / "config.yaml", config)
+    changed = differences(then, _flat(config))
+    _refuse_changes(folder, newest, changed, then, config)
     if newest is None or (ended and not any(map(_extends, changed.items()))):
         raise _finished(folder, config, newest)
     if trainer.is_global_zero:
@@ -251,7 +252,9 @@ def _delete_half_written(trainer: Trainer) -> None:
             path.unlink(missing_ok=True)
 
 
-def _refuse_changes(folder: Path, newest: Path | None, changed: dict[str, tuple[Any, Any]], config: Any) -> None:
+def _refuse_changes(
+    folder: Path, newest: Path | None, changed: dict[str, tuple[Any, Any]], then: Table, config: Any
+) -> None:
     accepted: Collection[str] = config["model"].get("init_args", {}).get("accept_changes") or ()
     refused = {
         key: (then, now)
@@ -259,12 +262,25 @@ def _refuse_changes(folder: Path, newest: Path | None, changed: dict[str, tuple[
         if key not in FREE and key not in accepted and (then or now)  # an earlier version lacked options that are off
     }
     if refused:
+        changes = listed(_by_group(refused, then, _flat(config)))
         resume = f" To resume it with these options, name its checkpoint: --ckpt_path={shlex.quote(relative(newest))}"
         raise UserError(
             f"trainer.default_root_dir={relative(folder)} holds a run with other options (then → now):\n"
-            f"{listed(refused)}\nGive what it had, or name another folder, or add --fresh, which moves it to "
+            f"{changes}\nGive what it had, or name another folder, or add --fresh, which moves it to "
             f"{relative(_aside(folder))}." + (resume if newest else "")
         )
+
+
+def _by_group(changed: dict[str, tuple[Any, Any]], then: Table, now: Table) -> dict[str, tuple[Any, Any]]:
+    """The changes, those of a group of options that one of the two lacks (`win_rate: null`) as one."""
+    groups: dict[str, tuple[Any, Any]] = {}
+    for key, change in changed.items():
+        parents = [key[:end] for end, letter in enumerate(key) if letter == "."]
+        for table, whole in ((then, (None, "set")), (now, ("set", None))):
+            if absent := [name for name in parents if table.get(name, "") is None]:
+                key, change = absent[0], whole
+        groups[key] = change
+    return groups
 
 
 def _finished(folder: Path, config: Any, newest: Path | None) -> UserError:

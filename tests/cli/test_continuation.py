@@ -192,6 +192,12 @@ def test_other_options_are_listed(fit: Fit, refused: Fit):
 
 
 @pytest.mark.usefixtures("killed")
+def test_options_of_a_group_that_the_run_had_not_are_one_line(refused: Fit):
+    said = refused("--reference_refresh.alpha=0.5", "--model.lora.r=4")
+    assert "(then → now):\n  model.lora: None → set\n  reference_refresh: None → set\nGive what it had" in said
+
+
+@pytest.mark.usefixtures("killed")
 def test_a_run_without_a_checkpoint_starts_again_with_any_options(fit: Fit):
     shutil.rmtree("run/checkpoints")
     said = fit("--model.optimizer.lr=0.2", "--trainer.max_epochs=1")
