@@ -88,7 +88,8 @@ class PreferenceObjective(ResumableModule):
         accept_changes: Sequence[str] = (),
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "sft_weight", "pretraining_weight", "accept_changes"])
+        renamed = [f"{name}_weight" for name, option in self.text_options.items() if option != f"{name}_weight"]
+        self.save_hyperparameters(ignore=["optimizer", "accept_changes", *renamed])
         self.policy_config = checked_policy(type(self).__name__, policy)
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
         self.optimizer = optimizer

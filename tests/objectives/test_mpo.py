@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
-from lit_align.objectives import CPO, DPO, KTO, ORPO
+from lit_align.objectives import CPO, DPO, KTO, ORPO, SFT
 from lit_align.objectives._likelihood import sft_loss
 from lit_align.objectives.mpo import MPO, mpo_loss
 from lit_align.policy import PolicyConfig
@@ -261,16 +262,19 @@ def test_a_split_of_no_texts_is_refused():
         OfflinePairs("pairs.jsonl", sft_split="train")
 
 
-def test_a_module_with_its_text_weights_is_loaded_from_its_checkpoint(tiny_model, tmp_path):
-    import lightning as L
-
-    from lit_align.objectives import MPO
-    from lit_align.policy import PolicyConfig
-
-    module = MPO(PolicyConfig(tiny_model))
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda policy: MPO(policy, gamma=0.3),
+        lambda policy: SFT(policy, pretraining_weight=0.5),
+        lambda policy: DPO(policy, sft_weight=0.2),
+    ],
+)
+def test_a_module_with_its_text_weights_is_loaded_from_its_checkpoint(tiny_model, tmp_path, make):
+    module = make(PolicyConfig(tiny_model))
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module.configure_model()
     trainer.strategy.connect(module)
     module.trainer = trainer
-    trainer.save_checkpoint(tmp_path / "mpo.ckpt", weights_only=True)
-    assert MPO.load_from_checkpoint(tmp_path / "mpo.ckpt").text_weights == module.text_weights
+    trainer.save_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    assert type(module).load_from_checkpoint(tmp_path / "run.ckpt").text_weights == module.text_weights
