@@ -35,7 +35,7 @@ pipeline: .venv/installed  ## SFT, a reward model and three ways to align, in on
 
 # All counted runs are made at one commit, those of a seed on one kind of machine: studies/papers/protocol.md
 STUDY_WORKERS ?= 1
-study: .venv/installed  ## run what is missing of the study of three papers' claims; hours, stopped and continued at will
+study: .venv/installed  ## run what the study of three papers' claims still lacks; hours, may be stopped and continued
 	$(BIN)/python -m studies.papers.prepare
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies.papers.run --workers $(STUDY_WORKERS)
 

@@ -38,8 +38,8 @@ This page is made from the docstrings that hold the formulas: `python docs/make_
 step has several rows. `step` counts optimizer steps: those before the update for `train/`, so that the first is 0, and
 those done for all other metrics.
 
-Names without a prefix are logged in training as `train/NAME`, and in validation as `val/NAME` where validation computes
-them. The verdict on held-out prompts is explained in [results of a run](results.md)."""
+Names without a prefix (but `round`) are logged in training as `train/NAME`, and in validation as `val/NAME` where
+validation computes them. The verdict on held-out prompts is explained in [results of a run](results.md)."""
 
 
 class Section(NamedTuple):

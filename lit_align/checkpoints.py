@@ -138,7 +138,7 @@ def check_hash(path: str | Path) -> None:
     if _is_whole(real) is not False:
         return
     good = newest_whole([real.parent])
-    fix = f"Use the one before it: {relative(good)}" if good else "No other one in its folder is whole: start again."
+    fix = f"Use the one before it: {relative(good)}" if good else "No intact one is in its folder: start again."
     raise UserError(f"{relative(real)} is damaged: its content is not what {_hash_file(real).name} says. {fix}")
 
 

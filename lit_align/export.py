@@ -31,6 +31,9 @@ from lit_align.objectives.saved import SavedObjective
 from lit_align.policy import Policy, is_adapter_weight
 from lit_align.reporting.run_folder import run_of
 
+FILTERS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Settings of transformers that only sampling reads."""
+
 PART = ".export"
 """Folder in an export's folder while it is written."""
 
@@ -134,6 +137,9 @@ def save_generation_config(
         generation = GenerationConfig(
             bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id, do_sample=True, **filters
         )
+    if not generation.do_sample:  # greedy decoding ignores them, and transformers then refuses to save them
+        for name in FILTERS:
+            setattr(generation, name, None)
     generation._from_model_config = False  # from here on it has settings of its own
     generation.eos_token_id = tokenizer.end_ids()
     with writing(folder):

@@ -51,8 +51,10 @@ REFUSED_STRATEGIES: dict[type, str] = {
 
 REFUSED_PRECISION: dict[str, str] = {
     "16-true": "rounds AdamW's eps of 1e-8 to 0, so that weights become NaN. Use 16-mixed or bf16-mixed.",
-    "transformer-engine": "computes the policy otherwise than its reference and its sampler. Use bf16-mixed.",
-    "transformer-engine-float16": "computes the policy otherwise than its reference and its sampler. Use 16-mixed.",
+    "bf16-true": "rounds rotary frequencies, recorded log-probabilities and the reference's float32 sums, too. Use "
+    "model.policy.dtype=bfloat16, or bf16-mixed.",
+    "transformer-engine": "computes the policy differently from its reference and sampler. Use bf16-mixed.",
+    "transformer-engine-float16": "computes the policy differently from its reference and sampler. Use 16-mixed.",
 }
 
 REFUSED_PLUGINS: dict[type, str] = {

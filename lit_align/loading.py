@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from lit_align.arguments import CheckedArguments
 from lit_align.dtypes import fast_dtype
 from lit_align.errors import UserError, check_number, first_line
-from lit_align.lora_linear import keep_updates_in_cache
+from lit_align.lora_linear import beyond_plain_lora, keep_updates_in_cache
 from lit_align.quantization import Quantization, holds_quantized, keep_layout, quantization_config
 from lit_align.sharding import are_lazy, convert_later, types_shown
 
@@ -362,10 +362,10 @@ def add_adapter(model: PreTrainedModel, lora: LoRAConfig, task: str | None = "CA
         with naming_errors(f"model.lora.adapter: cannot load {lora.adapter!r}"), types_shown(model):
             adapter = PeftModel.from_pretrained(model, lora.adapter, is_trainable=True)
         config = adapter.peft_config["default"]
-        if type(config) is not LoraConfig or config.use_dora or config.modules_to_save or config.bias != "none":
+        if found := beyond_plain_lora(config):
             raise UserError(
-                f"model.lora.adapter: {lora.adapter!r} is not a plain LoRA adapter (DoRA, modules_to_save and trained "
-                "biases are not supported). Merge it into the model and start from that."
+                f"model.lora.adapter: {lora.adapter!r} is not a plain LoRA adapter ({found}). Merge it into the model "
+                "and start from that."
             )
     else:
         config = LoraConfig(

@@ -11,12 +11,37 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftConfig
 from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROWS = 128
 """Rows that are computed at once."""
+
+
+BEYOND_PLAIN = (
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+    "layer_replication",
+)
+"""Options of peft's adapters that a plain one leaves off."""
+REWRITES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of the names of initializations that also change the base model's weights."""
+
+
+def beyond_plain_lora(config: PeftConfig) -> str:
+    """The option that makes an adapter other than B·A beside unchanged linear layers; empty if there is none."""
+    if not isinstance(config, LoraConfig) or type(config) is not LoraConfig:
+        return f"peft_type={config.peft_type}"
+    if config.bias != "none":
+        return f"bias={config.bias}"
+    if str(config.init_lora_weights).startswith(REWRITES_BASE):
+        return f"init_lora_weights={config.init_lora_weights}"
+    return next((f"{name}={value}" for name in BEYOND_PLAIN if (value := getattr(config, name, None))), "")
 
 
 def keep_updates_in_cache(model: nn.Module) -> None:

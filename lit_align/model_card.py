@@ -108,7 +108,8 @@ def _verdict(run: Path | None) -> list[str]:
     for name, scorer in summary.scorers.items():
         cells = [f"{_cell(name)}: {_cell(scorer.identity)}", *scorer.cells(is_equal=summary.has_equal_lengths)]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", f"KL(policy‖start) = {summary.kl_from_start.value:z.2f} nats per response.", ""]
+    kl = f"KL(policy‖start) = {summary.kl_from_start.value:z.2f} nats per response{summary.kl_condition}."
+    return [*lines, "", kl, ""]
 
 
 def _use(base: str, scores: bool, adapter: bool) -> list[str]:

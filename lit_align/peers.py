@@ -136,7 +136,7 @@ class PeerWatch:
             for peer in self._peers:
                 if now - peer.heard > self._patience:
                     self._end(
-                        peer.rank, f"has not responded for {amount(self.minutes, 'minutes')} and is ended", hangs=True
+                        peer.rank, f"has not responded for {amount(self.minutes, 'minutes')} and is killed", hangs=True
                     )
             if now - beaten >= SECONDS_BETWEEN:
                 beaten = now
@@ -175,7 +175,7 @@ class PeerWatch:
         self._late = {key: self._late.get(key, now) for key in late}
         for key, rank in late.items():
             if now - self._late[key] > self._patience:
-                how = f"has kept the others waiting for {amount(self.minutes, 'minutes')} and is ended"
+                how = f"has kept the others waiting for {amount(self.minutes, 'minutes')} and is killed"
                 self._end(rank, how, hangs=True)
 
     def _end(self, lost: Rank, how: str, *, hangs: bool = False) -> None:

@@ -16,7 +16,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_align.blocks import skip_unread_rows
 from lit_align.compilation import compile_blocks
@@ -31,6 +31,8 @@ from lit_align.loading import (
     enable_checkpointing,
     load_tokenizer,
     load_weights,
+    locate_model,
+    naming_errors,
     turn_off_dropout,
 )
 from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
@@ -108,9 +110,10 @@ class Policy(nn.Module):
         """The transformers model, without the adapter.
 
         Raises:
-            UserError: it cannot be read, or is a classifier.
+            UserError: it cannot be read, or is a classifier, an encoder or an encoder-decoder model.
             NotImplementedError: see `check_logits`.
         """
+        check_is_decoder(config)
         model = load_weights(AutoModelForCausalLM, config, lora)
         if any("SequenceClassification" in name for name in model.config.architectures or []):
             raise UserError(
@@ -312,3 +315,21 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
             total += (chunk * odd).sum()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {total.item()}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def check_is_decoder(config: PolicyConfig) -> None:
+    """Check that a model is not one of those whose decoder transformers would load without its encoder.
+
+    Raises:
+        UserError: it is an encoder-decoder model, or an encoder.
+    """
+    if config.path.endswith(".gguf"):
+        return  # these are decoders, and their head is read together with their weights only
+    with naming_errors(f"model.policy.path: cannot load {config.path!r}"):
+        shape = AutoConfig.from_pretrained(**locate_model(config))
+    encoders = [name for name in shape.architectures or [] if name.endswith("ForMaskedLM")]
+    if shape.is_encoder_decoder or encoders:
+        raise UserError(
+            f"model.policy.path: {config.path!r} is an encoder{'' if encoders else '-decoder'} model. Name a causal "
+            "language model."
+        )

@@ -234,6 +234,18 @@ def test_the_model_keeps_its_own_ends_of_a_text(tiny_model, in_tmp):
     assert Speaker("exported", Sampling()).preference_tokenizer.end_ids() == [0, 2, 1]
 
 
+def test_a_greedy_model_with_settings_of_sampling_is_saved(tiny_model, in_tmp):
+    """As in published files that transformers reads with a warning and refuses to save."""
+    shutil.copytree(tiny_model, "model")
+    settings = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2, "repetition_penalty": 1.1}
+    Path("model/generation_config.json").write_text(json.dumps(settings))
+    fit(DPO(PolicyConfig("model")), OfflinePairs(write_pairs(in_tmp))).save_checkpoint("last.ckpt")
+    export("last.ckpt", "exported")
+    saved = json.loads(Path("exported/generation_config.json").read_text())
+    assert saved["repetition_penalty"] == 1.1
+    assert not {"temperature", "top_p"} & {name for name, value in saved.items() if value is not None}
+
+
 def test_the_card_states_the_arguments_of_the_chat_template():
     objective = SavedObjective("DPO", "−log σ", "logp", PolicyConfig("base"), None, 0.1, 0.0, None, None)
     config = {"data": {"init_args": {"template_args": {"enable_thinking": False}}}}

@@ -46,7 +46,7 @@ WORKS: dict[str, list[Any]] = {
     "strategy": ["auto", "single_device", "ddp"],
     "devices": ["auto"],
     "num_nodes": [1],
-    "precision": ["64-true", "bf16-true", "bf16-mixed", "16-mixed"],
+    "precision": ["64-true", "bf16-mixed", "16-mixed"],
     "logger": [True],
     "callbacks": [None],
     "max_epochs": [2, -1],
@@ -132,6 +132,11 @@ def test_an_option_that_does_not_work_is_refused(run: Run, option: str):
     value, message = REFUSED[option]
     with pytest.raises(UserError, match=message):
         run(**{option: value})
+
+
+def test_bfloat16_for_all_tensors_is_refused(run: Run):
+    with pytest.raises(UserError, match=r"precision=bf16-true rounds rotary frequencies, .* Use model.policy.dtype=bf"):
+        run(precision="bf16-true")
 
 
 # --- callbacks ---
@@ -336,6 +341,12 @@ def test_a_metric_that_is_never_logged_is_found_at_the_start(run: Run, kind, mon
     with pytest.raises(UserError, match=message):
         run(MonitorCheck(), kind(monitor=monitor), count, validation=validation, enable_checkpointing=True)
     assert len(steps) <= 1
+
+
+def test_the_last_checkpoints_are_kept_by_step(run: Run):
+    saving = callbacks.ModelCheckpoint(monitor="step", mode="max", save_top_k=1, every_n_train_steps=1)
+    trainer = run(MonitorCheck(), saving, enable_checkpointing=True)
+    assert saving.best_model_score == trainer.global_step
 
 
 def test_names_of_held_out_metrics_are_checked_at_the_start(tiny_model: str, in_tmp: Path):

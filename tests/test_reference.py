@@ -140,6 +140,26 @@ def test_an_adapter_on_one_of_tied_weights_is_refused(tiny_model, tmp_path, targ
         policy_of(tiny_model, LoRAConfig(adapter=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"use_dora": True}, "use_dora=True"),
+        ({"bias": "all"}, "bias=all"),
+        ({"lora_bias": True}, "lora_bias=True"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices="),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_an_adapter_of_more_than_two_factors_is_refused(tiny_model, tmp_path, options, named):
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    adapter = get_peft_model(model, LoraConfig(target_modules=["q_proj"], **options))
+    adapter.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"is not a plain LoRA adapter \({named}"):
+        policy_of(tiny_model, LoRAConfig(adapter=str(tmp_path)))
+
+
 def test_an_adapter_on_the_embedding_is_mixed_too(batch, tmp_path):
     lora = replace(LORA, targets=["embed_tokens", "q_proj"])
     LlamaForCausalLM(llama_config(tie_word_embeddings=False)).save_pretrained(tmp_path)

@@ -11,9 +11,9 @@ responses:
 | drift/kl_policy_sampler | mean of w log w − w + 1 over all K responses y ~ π_s, w = π(y|x)/π_s(y|x) over its mean |
 | drift/kl_policy_sampler_begin | the same at the beginning of a round that was sampled ahead (data.rounds_ahead) |
 
-With on-policy rounds, the first three are measured at a round's beginning, when its responses are the policy's own. The
-last is measured at its end; λ may follow it (model.proximal_target). With offline pairs and rounds that were sampled
-ahead, responses are sampled for the measurement. With offline pairs drift/kl_policy_sampler is not logged.
+With on-policy rounds, the first three are measured at a round's beginning, when its responses are the policy's own.
+The fourth is measured at its end; λ may follow it (model.proximal_target). With offline pairs and rounds that were
+sampled ahead, responses are sampled for the measurement. With offline pairs drift/kl_policy_sampler is not logged.
 
 Expectations are means over `prompts` prompts. Their standard error is a few tenths of a nat: raise `prompts` for closer
 estimates. At a sampling temperature other than the policy's (1), or with top_p or top_k, responses are not samples of
@@ -121,7 +121,8 @@ class Drift(AlignCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure, and set λ, right after the epoch's last step, so that a checkpoint of that step has both."""
-        if trainer.is_last_batch or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+        step, every = trainer.global_step, self.every_n_steps
+        if trainer.is_last_batch or (every and step and step % every == 0):
             self._measure_now(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -33,6 +33,8 @@ class MonitorCheck(AlignCallback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
                 name, monitor = type(callback).__name__, callback.monitor
+                if isinstance(callback, ModelCheckpoint) and monitor in ("step", "epoch"):
+                    continue  # it knows both itself
                 if monitor.startswith(TO_LOGGERS):
                     raise UserError(f"{name}: monitor={monitor} must be a metric train/* or val/*. Name one.")
                 if _has_own_code(trainer):

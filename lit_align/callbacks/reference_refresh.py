@@ -3,7 +3,7 @@
     reference ← alpha·policy + (1−alpha)·reference      every tau optimizer steps, or every tau rounds
 
 The callback composes with every objective that has a reference: TR-DPO is DPO with this callback. A checkpoint holds
-the moved reference, its rule and the number of refreshes; a run that resumes with another rule stops with an error.
+the moved reference, its rule and the number of refreshes; another rule resumes only with `accept_change`.
 
 | metric | formula |
 |---|---|

@@ -8,7 +8,6 @@ Logged after each round (epoch):
 | round/prompts_per_minute_train | examples trained on per minute, by all processes |
 """
 
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from lit_align.checkpoints import STARTS
 from lit_align.console import command, print_field, print_line, relative
 from lit_align.data.base import data_module_of
 from lit_align.data.on_policy import OnPolicyPairs
-from lit_align.errors import counted
+from lit_align.errors import UserError, counted
 from lit_align.export import save_generation_config
 from lit_align.logprobs import preferences_of
 from lit_align.objectives import PreferenceObjective
@@ -37,6 +36,7 @@ from lit_align.position import Position
 from lit_align.reporting.metrics_csv import MetricsCSV
 from lit_align.reporting.plots import plot_curves
 from lit_align.reporting.report import write_report
+from lit_align.reporting.run_folder import held_out_files, verdict_file
 from lit_align.reporting.run_record import RunStart, record_end, record_start
 
 
@@ -82,8 +82,8 @@ class RunReport(AlignCallback):
             self._header.append(("warm-up", problem))
         folder, resumes = Path(trainer.default_root_dir), trainer.ckpt_path is not None
         if not resumes:
-            (folder / "summary.json").unlink(missing_ok=True)
-            shutil.rmtree(folder / "held_out", ignore_errors=True)
+            for path in (folder / "summary.json", verdict_file(folder), *held_out_files(folder)):
+                path.unlink(missing_ok=True)
         start = RunStart.now(trainer.global_step, self.named_checkpoint)
         counted = record_start(folder, self._header, start, resumes)
         self._starts = max(counted, self._starts + 1 if resumes else 1)
@@ -91,6 +91,7 @@ class RunReport(AlignCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, PreferenceObjective):
             return
+        self._check_start_stays(trainer, pl_module)
         parts = [pl_module, trainer.datamodule, *trainer.callbacks]  # type: ignore[attr-defined]
         self._header = [line for part in parts if isinstance(part, Describes) for line in part.describe()]
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -145,6 +146,19 @@ class RunReport(AlignCallback):
         if "metrics_csv" in checkpoint:
             for logger in _metrics_csv(trainer):
                 logger.resume(checkpoint["metrics_csv"])
+
+    def _check_start_stays(self, trainer: Trainer, module: PreferenceObjective) -> None:
+        """Check that the trained model is not written over the model that training starts from.
+
+        Raises:
+            UserError: it is.
+        """
+        path, folder = module.policy_config.path, Path(trainer.default_root_dir, "model")
+        if self.save_model and folder.is_dir() and Path(path).resolve() == folder.resolve():
+            raise UserError(
+                f"model.policy.path={path} is the folder to which this run writes its own model. Name another "
+                "folder of the run (trainer.default_root_dir)."
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:

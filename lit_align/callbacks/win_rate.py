@@ -47,7 +47,7 @@ class WinRate(AlignCallback):
         forgetting: Held-out texts by name; their negative log-likelihood before and after is reported at the end.
         responses_per_prompt: n, sampled from the policy and from the start.
         best_of: The verdict also gives the best of 2, 4, … up to this many of the start's responses, selected by
-            `scorer`; null takes `responses_per_prompt`, which samples none in addition.
+            `scorer`; null takes `responses_per_prompt`, without additional samples.
         sampling: How responses are sampled; None takes the data module's options.
         batch_size: Responses sampled at once.
         shown: Number of prompts that are printed with a response before and after.

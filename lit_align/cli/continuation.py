@@ -266,7 +266,7 @@ def _refuse_changes(
         resume = f" To resume it with these options, name its checkpoint: --ckpt_path={shlex.quote(relative(newest))}"
         raise UserError(
             f"trainer.default_root_dir={relative(folder)} holds a run with other options (then → now):\n"
-            f"{changes}\nGive what it had, or name another folder, or add --fresh, which moves it to "
+            f"{changes}\nRestore its options, name another folder, or add --fresh, which moves it to "
             f"{relative(_aside(folder))}." + (resume if newest else "")
         )
 

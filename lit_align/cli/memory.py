@@ -34,7 +34,7 @@ def show_memory(args: list[str]) -> None:
     module: Any = cli.model
     if not isinstance(module, PreferenceObjective):
         raise UserError(
-            f"doctor --memory knows the objectives of lit_align, not {type(module).__name__}. Leave it out."
+            f"doctor --memory knows the objectives of lit_align, not {type(module).__name__}. Leave --memory out."
         )
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ReferenceRefresh):

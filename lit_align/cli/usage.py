@@ -5,7 +5,7 @@ from jsonargparse import ArgumentParser
 from lit_align.cli.commands import COMMANDS
 from lit_align.console import program
 
-DESCRIPTION = "Preference optimization of language models, against anchors that move."
+DESCRIPTION = "Preference optimization of language models, with moving references."
 
 
 def top_level_help() -> str:

@@ -233,21 +233,21 @@ class ExampleLoader:
         if then.examples_per_batch != self._examples_per_batch or then.served >= len(self) + is_whole:
             raise UserError(
                 f"the checkpoint is from the middle of an epoch of {then.length} batches of "
-                f"{then.examples_per_batch} examples, and now they are {len(self)} of {self._examples_per_batch} "
+                f"{then.examples_per_batch} examples, and now there are {len(self)} of {self._examples_per_batch} "
                 f"(data.batch_size={self.batch_size} × {self.world_size} processes; of a stream of texts "
-                "data.text_batch_size): some would be trained on twice, or never. Set what it was, or resume from the "
-                "end of an epoch."
+                "data.text_batch_size): some would be trained on twice, or never. Restore that size, or resume from "
+                "the end of an epoch."
             )
         if then.weights != list(self.mixture.weights):
             raise UserError(
                 f"the checkpoint is from the middle of an epoch of sources with the weights {then.weights}, and "
-                f"now they are {list(self.mixture.weights)}. Set what they were, or resume from the end of an epoch."
+                f"now they are {list(self.mixture.weights)}. Restore those, or resume from the end of an epoch."
             )
         if then.tokens != self._tokens:
             raise UserError(
                 f"the checkpoint is from the middle of an epoch over {then.tokens} tokens of data, and now there "
-                f"are {self._tokens}: the data have changed, and some would be trained on twice, or never. Give it the "
-                "data of before, or resume from the end of an epoch."
+                f"are {self._tokens}: the data have changed, and some would be trained on twice, or never. Restore "
+                "the data, or resume from the end of an epoch."
             )
         self._resume_at = then.served
 

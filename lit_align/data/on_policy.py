@@ -72,12 +72,12 @@ class OnPolicyPairs(PairsDataModule):
             PRPO; or a number N, the next N prompts each round, cycling when exhausted.
         responses_per_prompt: Number K of responses to each prompt.
         sampling: Temperature, length and filters of sampling.
-        sampler: The engine that samples. None is GenerateSampler; auto is the fastest that is installed, which
-            is shown when the run starts.
+        sampler: The engine that samples. None is GenerateSampler; auto is VLLMSampler on one GPU if vLLM is installed;
+            the header says which.
         sampling_batch_size: Responses sampled at once. It determines the samples to the bit, so keep it when resuming.
         sampling_dtype: Type of the sampler's weights. auto is the faster of bfloat16 and float32; policy the policy's.
-        rounds_ahead: 1 samples the next round while the present one is trained on, with the policy that its training
-            began with; 0 samples each round with the policy as it then is. log π_s is always the sampler's.
+        rounds_ahead: 1 samples the next round while the policy trains on the present one, with the weights from before
+            that training; 0 samples each round when it begins. log π_s is always the sampler's.
         record_sampler: Compute log π_s of every response. Proximal anchors, SPPO's estimated baseline and drift read
             it; if you use none of them, false saves a tenth of a round.
         pairing: The rule that selects which of the K responses are trained on; None is BestWorst.

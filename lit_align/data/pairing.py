@@ -40,11 +40,11 @@ class PairingRule(metaclass=CheckedArguments):
 
     Args:
         min_margin: Drop pairs whose rewards differ by this or less.
-        reward_temperature: β_r of the probabilities P(y_i ≻ y_j) = σ((r_i − r_j)/β_r), from which SPPO and soft labels
-            are computed, unless a pairwise scorer gives its own probabilities.
+        reward_temperature: β_r of the probabilities P(y_i ≻ y_j) = σ((r_i − r_j)/β_r), which SPPO and soft labels use,
+            unless a pairwise scorer gives its own probabilities.
         threshold: Drop prompts whose best reward is below this; null keeps all.
-        duplicates: exact drops responses of equal text or tokens; normalised also drops responses that differ only in
-            case, white space or Unicode form.
+        duplicates: Drop responses of equal text or tokens (exact), or also those that differ only in case, white space
+            or Unicode form (normalised).
         max_length: Drop responses of more tokens than this; null keeps all.
     """
 
@@ -156,8 +156,8 @@ class _RuleOfPairs(PairingRule):
 
     Args:
         ties: Drop pairs of equal reward (drop), or train on them with the label ½ (half).
-        labels: hard labels the better response 1; soft labels it P(y_i ≻ y_j), from the pairwise scorer or
-            σ((r_i − r_j)/β_r).
+        labels: The better response's label: 1 (hard), or P(y_i ≻ y_j) from the pairwise scorer or
+            σ((r_i − r_j)/β_r) (soft).
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class Best(PairingRule):
 
     Args:
         threshold: Drop prompts whose best reward is below this; null keeps all.
-        duplicates: Has an effect on counts only.
+        duplicates: Of equal responses, the first is kept.
         max_length: Drop responses of more tokens than this; null keeps all.
     """
 

@@ -115,6 +115,11 @@ class Summary:
         return min(self.finished_start, self.finished_end) < 0.5
 
     @property
+    def kl_condition(self) -> str:
+        """What belongs behind the number of kl_from_start: how its responses were sampled, if not from π itself."""
+        return f" (sampled at {self.kl_sampling})" if self.kl_sampling else ""
+
+    @property
     def training(self) -> ScorerSummary:
         """By the scorer that training uses."""
         return self.scorers[TRAINING]

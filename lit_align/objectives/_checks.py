@@ -88,7 +88,8 @@ def _check_shapes(batch: PreferenceBatch) -> None:
         raise ValueError(f"`weights` holds {wrong}, but needs numbers of at least 0.")
     check_shape("reference_logps", batch.reference_logps, B, K)
     labels, own = batch.labels, K - batch.mismatched  # of responses to the batch's own prompts
-    check_shape("labels", labels, *((B,) if labels is not None and labels.ndim == 1 else (B, own)))
+    one_per_pair = labels is not None and labels.ndim == 1 and not batch.mismatched
+    check_shape("labels", labels, *((B,) if one_per_pair else (B, own)))
     for name, values in {
         "sampler_logps": batch.sampler_logps,
         "rewards": batch.rewards,

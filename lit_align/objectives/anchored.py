@@ -113,6 +113,11 @@ class AnchoredObjective(PreferenceObjective):
 
     def anchor(self, batch: PreferenceBatch) -> tuple[Tensor | None, float]:
         reference_logps = batch.reference_logps
+        if reference_logps is not None and self.refresh_rule is not None and self.refresh_rule.unit == "step":
+            raise UserError(
+                "reference_refresh has no effect, because the batches hold log π_ref. Leave `reference_logps` out of "
+                "them, or leave the refresh out."
+            )
         if reference_logps is None and self.beta > 0:
             assert self.reference is not None
             reference_logps = self.reference.logps(batch)
@@ -234,6 +239,7 @@ class AnchoredObjective(PreferenceObjective):
                 "the checkpoint is not of an objective with a reference. Name one that a run of this objective wrote."
             )
         super().on_load_checkpoint(checkpoint)
+        self._checked_first_step = not self._is_fitting  # a later fit begins with trained weights
         if self.proximal_target is not None:
             self.proximal, self._adapted = checkpoint.get("proximal", self.proximal), checkpoint.get("adapted", False)
             if type(self.proximal) not in (int, float) or not 0 < self.proximal < math.inf:

@@ -56,12 +56,12 @@ class PreferenceObjective(ResumableModule):
         lora: Train a low-rank adapter instead of all weights.
         optimizer: Any torch optimizer; 1e-6 is the papers' learning rate for full fine-tuning; LoRA needs 10 to 100
             times more.
-        schedule: Shape of the learning rate after warm-up, over the rest of the run's progress; linear and cosine fall
-            from its full value to 0.
+        schedule: Shape of the learning rate after warm-up, over the rest of the run; linear and cosine fall from the
+            full value to 0.
         warmup_steps: Optimizer steps in which the learning rate rises to its value; 100 in the TR paper. Below 1, a
             share of the run.
-        reset_optimizer_each_round: Start each round (epoch) with a new optimizer and a new schedule over the round's
-            progress, as PRPO's experiments do.
+        reset_optimizer_each_round: Start each round (epoch) with a new optimizer and a new schedule over the round, as
+            PRPO's experiments do.
         sft_weight: Weight of the negative log-likelihood per token of the texts in data.sft, added to the loss.
         pretraining_weight: The same for the texts in data.pretraining.
         accept_changes: Options in which a resumed run may differ from its checkpoint, such as model.beta or
@@ -88,8 +88,10 @@ class PreferenceObjective(ResumableModule):
         accept_changes: Sequence[str] = (),
     ):
         super().__init__()
-        renamed = [f"{name}_weight" for name, option in self.text_options.items() if option != f"{name}_weight"]
-        self.save_hyperparameters(ignore=["optimizer", "accept_changes", *renamed])
+        # a subclass with an `__init__` may give the weights other names, and saves what it is given
+        given_by_subclass = type(self).__init__ is not PreferenceObjective.__init__
+        weights = ("sft_weight", "pretraining_weight") if given_by_subclass else ()
+        self.save_hyperparameters(ignore=["optimizer", "accept_changes", *weights])
         self.policy_config = checked_policy(type(self).__name__, policy)
         self.lora = None if lora is None else from_fields(LoRAConfig, lora)
         self.optimizer = optimizer

@@ -5,7 +5,7 @@ cancels; imitating the chosen response takes the place of the KL term. Use it wh
 and the chosen responses are good enough to imitate (it was designed for translation).
 
 Where we differ: the likelihood term is a sum over tokens, as in the paper. TRL averages it over all tokens
-of the batch. With `lengths` it is the mean over each response's tokens, the nearest loss that is
+of the batch. With `length_normalize` it is the mean over each response's tokens, the nearest loss that is
 defined per example.
 
 Logged: the tables of `metrics.preference` and `objectives.base`, with the reward r(y) = β log π(y).

@@ -11,8 +11,8 @@ The optimum of the pair form is βh = logit(1−ε). It needs ε > 0, because th
 infinite. Soft labels p move the target to (p, 1−p), which is not an average of two losses: pass `rewards` [B, 2] =
 (logit p, 0).
 
-`beta` is the paper's β_π: the optimum π ∝ anchor · exp(r/(β_π β_r)) has KL weight β_π β_r. The PR form with
-weights (β, λ) keeps β_r and passes beta = (β+λ)/β_r.
+With rewards, the option `beta` is β_π β_r, the KL's weight: the optimum is π ∝ anchor · exp(r/(β_π β_r)). The function
+`exo_loss` takes β_π, in the PR form (β+λ)/β_r.
 
 Where we differ: the authors train the *tempered* policy, with logits/0.8 for policy and reference alike; set
 `policy.temperature` for that. Their pair form has ε = σ(−10). TRL supports K = 2 only, with ε = 1e-3, which is

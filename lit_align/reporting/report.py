@@ -156,7 +156,7 @@ def _facts_of(summary: Summary) -> dict[str, tuple[str, str]]:
     """Start and end of distance, length, diversity, forgetting, and the parts of rewards; the data's own responses."""
     start, end = summary.diversity_start, summary.diversity_end
     facts = {
-        "KL from start, nats per response": ("0", number(summary.kl_from_start)),
+        "KL from start, nats per response": ("0", number(summary.kl_from_start) + summary.kl_condition),
         "tokens per response": (f"{summary.length_start:.1f}", f"{summary.length_end:.1f}"),
         "ended by themselves": (f"{summary.finished_start:.1%}", f"{summary.finished_end:.1%}"),
         "different words / all": (f"{start.distinct_1:.3f}", f"{end.distinct_1:.3f}"),

@@ -53,8 +53,7 @@ def print_summary(summary: Summary) -> None:
     if warning := summary.caution():
         print_line(Styled(warning, style="yellow"))
         print_line()
-    sampled = f" (sampled at {summary.kl_sampling})" if summary.kl_sampling else ""
-    print_line(f"KL from start {summary.kl_from_start.value:z.2f} nats per response{sampled}")
+    print_line(f"KL from start {summary.kl_from_start.value:z.2f} nats per response{summary.kl_condition}")
     print_line(f"length {summary.length_start:.1f} → {summary.length_end:.1f} tokens")
     print_line(f"distinct pairs of words {start.distinct_2:.1%} → {end.distinct_2:.1%}")
     for name, nll in summary.forgetting.items():

@@ -84,6 +84,15 @@ def test_offline_pairs_are_measured_once_per_prompt(tiny_model, in_tmp, capsys):
     assert sampled == 2 * [[f"rows.jsonl:{line}" for line in range(1, 7)]]
 
 
+def test_drift_is_not_measured_before_the_first_step(tiny_model, in_tmp):
+    data = OfflinePairs(write_pairs(in_tmp, 16), batch_size=2)
+    options = {"accumulate_grad_batches": 2, "logger": MetricsCSV("."), "max_epochs": 1}
+    fit(DPO(PolicyConfig(tiny_model)), data, Drift(every_n_steps=2), **options)
+    rows = [row["step"] for row in read_metrics("metrics.csv") if "drift/kl_policy_start" in row]
+    assert rows
+    assert min(rows) > 0
+
+
 def test_on_other_data_the_screen_says_that_drift_is_not_measured(tiny_model, in_tmp, capsys):
     pairs = OfflinePairs(write_pairs(in_tmp), batch_size=4)
     fit(DPO(PolicyConfig(tiny_model)), pairs, max_steps=1)

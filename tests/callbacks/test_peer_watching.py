@@ -53,7 +53,7 @@ def test_a_lost_process_ends_both_with_one_message(tiny_model, in_tmp, moment, s
     codes, printed = endings(2, run)
     assert codes == ([-KILLED, 1] if who == 0 else [1, -KILLED]), printed
     messages = [line for line in printed.splitlines() if line.startswith("error: ")]
-    how = "has died" if signum == KILLED else "has not responded for 0.25 minutes and is ended"
+    how = "has died" if signum == KILLED else "has not responded for 0.25 minutes and is killed"
     assert len(messages) == 1, printed
     assert f"error: process {who} (id " in messages[0]
     assert f" {how}, and the run ends in all processes." in messages[0]
@@ -88,7 +88,7 @@ def test_a_process_whose_python_hangs_ends_both_and_is_named(tiny_model, in_tmp,
     how = "has not responded for" if hang == "holds Python" else "has kept the others waiting for"
     assert len(messages) == 1, printed
     assert f"error: process {who} (id " in messages[0]
-    assert f" {how} 0.25 minutes and is ended, and the run ends in all processes. It was last in: " in messages[0]
+    assert f" {how} 0.25 minutes and is killed, and the run ends in all processes. It was last in: " in messages[0]
     assert "tests/callbacks/test_peer_watching.py:" in messages[0] or hang == "holds Python"
     assert "Traceback" not in printed
 

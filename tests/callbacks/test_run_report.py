@@ -1,14 +1,17 @@
 """The files that a run leaves in its folder."""
 
 import re
+import shutil
 from pathlib import Path
 
+import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import fit, sgd, write_pairs
 
 from lit_align.callbacks import RunReport
 from lit_align.data import OfflinePairs
+from lit_align.errors import UserError
 from lit_align.objectives import DPO
 from lit_align.policy import PolicyConfig
 from lit_align.reporting.metrics_csv import read_metrics
@@ -36,6 +39,20 @@ def test_a_warm_up_longer_than_the_run_is_printed_and_recorded(tiny_model, in_tm
     warning = "8 steps, but the run has 4: the learning rate reaches 50% of its value"
     assert f"warm-up         {warning}" in capsys.readouterr().out
     assert warning in Path("run/run.json").read_text()
+
+
+def test_files_in_the_folder_that_are_not_a_runs_stay(tiny_model, in_tmp):
+    Path("held_out").mkdir()
+    for name in ("prompts.jsonl", "test.parquet"):
+        Path("held_out", name).touch()
+    fit(DPO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp)), RunReport(save_model=False))
+    assert [path.name for path in Path("held_out").iterdir()] == ["prompts.jsonl"]
+
+
+def test_a_run_does_not_write_its_model_over_its_start(tiny_model, in_tmp):
+    shutil.copytree(tiny_model, "run/model")
+    with pytest.raises(UserError, match=r"model.policy.path=run/model is the folder to which this run writes"):
+        fit(DPO(PolicyConfig("run/model")), OfflinePairs(write_pairs(in_tmp)), RunReport(), default_root_dir="run")
 
 
 def test_a_callbacks_lines_are_in_the_header(tiny_model, in_tmp, capsys):

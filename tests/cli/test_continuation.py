@@ -185,7 +185,7 @@ def test_other_options_are_listed(fit: Fit, refused: Fit):
         "error: trainer.default_root_dir=run holds a run with other options (then → now):\n"
         "  model.optimizer.lr: 0.1 → 0.2\n"
         "  trainer.gradient_clip_val: None → 1\n"
-        "Give what it had, or name another folder, or add --fresh, which moves it to run-1. To resume it with these "
+        "Restore its options, name another folder, or add --fresh, which moves it to run-1. To resume it with these "
         "options, name its checkpoint: --ckpt_path=run/checkpoints/step=4.ckpt"
     )
     assert "resumes run" in fit("--model.optimizer.lr=0.2", "--model.accept_changes=[model.optimizer.lr]")
@@ -194,7 +194,7 @@ def test_other_options_are_listed(fit: Fit, refused: Fit):
 @pytest.mark.usefixtures("killed")
 def test_options_of_a_group_that_the_run_had_not_are_one_line(refused: Fit):
     said = refused("--reference_refresh.alpha=0.5", "--model.lora.r=4")
-    assert "(then → now):\n  model.lora: None → set\n  reference_refresh: None → set\nGive what it had" in said
+    assert "(then → now):\n  model.lora: None → set\n  reference_refresh: None → set\nRestore its options" in said
 
 
 @pytest.mark.usefixtures("killed")

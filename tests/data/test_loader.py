@@ -92,7 +92,7 @@ def test_an_epoch_served_whole_starts_over_in_batches_of_any_size(batch_size):
 def test_within_an_epoch_the_batches_keep_their_size_over_all_processes():
     stopped = ExampleLoader(examples(16), 4, seed=1)
     served = [next(iter(stopped)).index.tolist()]
-    with pytest.raises(UserError, match=r"4 batches of 4 examples, and now they are 8 of 2 \(data.batch_size=2 × 1"):
+    with pytest.raises(UserError, match=r"4 batches of 4 examples, and now there are 8 of 2 \(data.batch_size=2 × 1"):
         ExampleLoader(examples(16), 2, seed=1).load_state_dict(stopped.state_dict())
     halves = [ExampleLoader(examples(16), 2, seed=1, rank=rank, world_size=2) for rank in (0, 1)]
     for half in halves:
@@ -107,7 +107,7 @@ def test_more_processes_do_not_repeat_an_epoch_that_was_served_whole():
     for _ in zip(range(2), stopped, strict=False):
         pass
     assert stopped.state_dict()["served"] == 2
-    with pytest.raises(UserError, match=r"3 batches of 4 examples, and now they are 2 of 4 .*resume from the end"):
+    with pytest.raises(UserError, match=r"3 batches of 4 examples, and now there are 2 of 4 .*resume from the end"):
         ExampleLoader(examples(10), 2, seed=1, world_size=2).load_state_dict(stopped.state_dict())
 
 

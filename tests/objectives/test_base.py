@@ -13,11 +13,12 @@ from lightning.pytorch import Callback
 from tiny import Watch, adamw, byte_tokenizer, fit, llama_config, write_pairs
 from tiny_tokenizers import llama_legacy
 from torch.utils.data import DataLoader
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import BartConfig, BertConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.data import OfflinePairs
 from lit_align.errors import UserError
+from lit_align.logprobs import PreferenceBatch
 from lit_align.objectives import DPO
 from lit_align.objectives.memory import memory_line
 from lit_align.policy import LoRAConfig, PolicyConfig
@@ -152,6 +153,31 @@ def test_a_reward_model_is_not_a_policy(pairs, tmp_path):
     byte_tokenizer().save_pretrained(folder)
     with pytest.raises(UserError, match=r"is a classifier or reward model, which gives no responses"):
         fit(DPO(PolicyConfig(folder)), pairs)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (BartConfig(architectures=["BartForConditionalGeneration"]), "encoder-decoder"),
+        (BertConfig(architectures=["BertForMaskedLM"]), "encoder"),
+    ],
+    ids=["BART", "BERT"],
+)
+def test_a_model_with_an_encoder_is_not_a_policy(pairs, tmp_path, config, kind):
+    config.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"is an {kind} model. Name a causal language model"):
+        fit(DPO(PolicyConfig(str(tmp_path))), pairs)
+
+
+def test_a_moving_reference_that_the_batches_replace_is_refused(tiny_model, pairs):
+    def with_reference(batch: PreferenceBatch) -> PreferenceBatch:
+        return dataclasses.replace(batch, reference_logps=torch.zeros(batch.response_ids.shape[:2]))
+
+    fit(DPO(PolicyConfig(tiny_model)), pairs, max_steps=1)
+    loader: Any = DataLoader([with_reference(next(iter(pairs.train_dataloader())))], batch_size=None)
+    with pytest.raises(UserError, match="reference_refresh has no effect, because the batches hold log π_ref"):
+        fit(DPO(PolicyConfig(tiny_model)), loader, ReferenceRefresh(0.5, 1))
 
 
 def test_an_optimizer_that_cannot_be_is_named(tiny_model, pairs):

@@ -275,8 +275,19 @@ def test_data_without_labels_or_with_groups_is_refused(tiny_model, in_tmp):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             vars(batch).update(vars(replace(batch, labels=None)))
 
+    class Flat(Callback):
+        """One response and one mismatched branch, with a label each in one dimension."""
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            ids, mask = batch.response_ids[:, 1:], batch.response_mask[:, 1:]
+            vars(batch).update(
+                vars(replace(batch, response_ids=ids, response_mask=mask, labels=batch.labels[:, 0], rewards=None))
+            )
+
     with pytest.raises(UserError, match="KTO needs labels"):
         fit(KTO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp)), Plain())
+    with pytest.raises(UserError, match=r"labels"):
+        fit(KTO(PolicyConfig(tiny_model)), OfflinePairs(write_pairs(in_tmp)), Flat())
     with pytest.raises(UserError, match=r"data.pairing=Listwise: KTO, as configured, compares two responses"):
         fit(KTO(PolicyConfig(tiny_model)), on_policy(in_tmp, pairing=Listwise()))
 

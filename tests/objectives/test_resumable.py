@@ -39,6 +39,15 @@ def test_a_module_is_loaded_from_its_checkpoint_outside_a_trainer(tiny_model, pa
         DPO.load_from_checkpoint(tmp_path / "run.ckpt", lora=None)
 
 
+def test_a_module_from_a_checkpoint_trains_on(tiny_model, pairs, tmp_path):
+    """Its policy is not its reference any more, so the step-0 check does not apply."""
+    module = DPO(PolicyConfig(tiny_model), optimizer=adamw(0.1))
+    fit(module, pairs).save_checkpoint(tmp_path / "run.ckpt")
+    loaded = DPO.load_from_checkpoint(tmp_path / "run.ckpt", optimizer=adamw(0.1))
+    fit(loaded, pairs)
+    assert not same(weights(module), weights(loaded))
+
+
 @pytest.mark.parametrize(
     ("lora", "policy", "alpha"),
     [

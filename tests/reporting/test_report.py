@@ -17,6 +17,9 @@ from lit_align.errors import UserError
 from lit_align.evaluation.rows import HeldOutRow, ScoredRow, write_held_out
 from lit_align.evaluation.summary import Diversity, Forgetting, PartSummary, ScorerSummary, Summary
 from lit_align.metrics.win_rate import Estimate
+from lit_align.model_card import model_card
+from lit_align.objectives.saved import SavedObjective
+from lit_align.policy import PolicyConfig
 from lit_align.reporting import report
 from lit_align.reporting.page import number
 from lit_align.reporting.plots import run_plots
@@ -282,6 +285,19 @@ def test_small_rewards_are_seen_within_80_columns(tmp_path, capsys, monkeypatch)
     assert "KL from start 0.00 nats" in said
     assert "-1.2e-07 → 3.4e-07" in said
     assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_kl_of_filtered_samples_says_so_wherever_it_is(tmp_path, capsys):
+    folder = make_run(tmp_path / "run", 0)
+    summary = Run(folder, "run").summary
+    assert summary is not None
+    summary = replace(summary, kl_sampling="temperature 0.7")
+    summary.write(folder)
+    print_summary(summary)
+    page = report.write_report(folder).read_text()
+    objective = SavedObjective("DPO", "", "logp", PolicyConfig("base"), None, 0.1, 0.0, None, None)
+    for text in (capsys.readouterr().out, page, model_card(objective, {}, folder, False)):
+        assert "(sampled at temperature 0.7)" in " ".join(text.split())
 
 
 @pytest.mark.filterwarnings("error")

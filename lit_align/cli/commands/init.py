@@ -22,7 +22,7 @@ def run(args: list[str]) -> None:
     parser.add_argument("--scorer", metavar="FUNCTION", help="with --prompts: rewards, as path/to/file.py:function")
     parser.add_argument("--columns", metavar="MAP", help="source of each column: '{chosen: good, rejected: bad}'")
     parser.add_argument("--devices", metavar="N", type=int, help="GPUs to use (default: those of this machine)")
-    parser.add_argument("--memory", metavar="GB", type=float, help="of each GPU (default: that of this machine)")
+    parser.add_argument("--memory", metavar="GB", type=float, help="memory of each GPU (default: this machine's)")
     parser.add_argument("--out", metavar="FILE", help="YAML to write (default: print it)")
     given = parser.parse_args(args)
     if (given.data is None) == (given.prompts is None):

@@ -150,7 +150,7 @@ class EngineProcess:
             if isinstance(answer, Failure):
                 raise UserError(
                     f"data.sampler=VLLMSampler: vLLM failed: {answer.message} (its own messages are above). "
-                    f"If it lacks memory, change data.sampler.memory. Else {_INSTEAD}."
+                    f"If it lacks memory, change data.sampler.memory. Otherwise {_INSTEAD}."
                 )
             self._asked -= 1
         return answer

@@ -78,7 +78,7 @@ class VLLMClient:
         """Answer requests again, with keys and values of the present weights only."""
         answer = self._request("/reset_prefix_cache", {})
         if answer is not None and answer.get("success") is False:
-            raise EngineLost(f"{self.name} has not forgotten its cache")
+            raise EngineLost(f"{self.name} has not reset its prefix cache")
         self._request("/resume", {})
 
     def complete(self, prompt: list[int], seed: int, options: dict[str, Any]) -> Completion:

@@ -26,8 +26,8 @@ class Endpoint(metaclass=CheckedArguments):
         price_input: Price of a million prompt tokens, in any currency, for the reported cost.
         price_output: Price of a million answer tokens.
         cache: SQLite file of all answers, by address, model and text of the request; runs may share it.
-        json_schema: Have the server write answers that fit a JSON schema (response_format), so that even a small judge
-            is read. OpenAI, vLLM and llama.cpp can; a server that cannot refuses or ignores it.
+        json_schema: Have the server write answers that fit a JSON schema (response_format), so that even a small
+            judge's can be parsed. OpenAI, vLLM and llama.cpp can; a server that cannot refuses or ignores it.
     """
 
     model: str
