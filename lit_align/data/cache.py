@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_align.console import phase
+from lit_align.errors import UserError, first_line
 from lit_align.files import digest, writing
 
 OPTION = "data.cache_dir"
@@ -209,6 +210,11 @@ def _take(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir: its file system has no locks ({first_line(error)}), so that processes could write one "
+            "entry at once. Name a folder on a local disk."
+        ) from error
     return True
 
 

@@ -345,7 +345,7 @@ def _texts(answer: Answer) -> Iterator[tuple[str, str]]:
     if isinstance(answer, str):
         yield "content", answer
         return
-    for key in ("content", *THOUGHTS):
+    for key in ("content", *THOUGHTS, "tool_plan"):
         if isinstance(value := answer.get(key), str):
             yield key, value
     for name in _functions(answer):

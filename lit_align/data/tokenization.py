@@ -147,7 +147,7 @@ class PreferenceTokenizer:
         responses = [self._cut(ids) for ids in tokens.responses]
         if self.positions is not None:
             room = self.positions - max(map(len, responses))
-            if room < 1:
+            if room < 1 and self.long_prompts != "drop":
                 raise UserError(
                     f"{row.source}: a response of {self.positions - room} tokens leaves no room for its prompt: the "
                     f"model {self.tokenizer.name_or_path!r} reads {self.positions}. Lower data.max_response_length."

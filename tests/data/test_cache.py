@@ -1,5 +1,6 @@
 """Data are tokenized once: by one process, for all later starts with the same tokens."""
 
+import errno
 import gc
 import json
 import multiprocessing
@@ -305,6 +306,16 @@ def test_data_in_a_folder_that_cannot_be_written_to_are_read():
     finally:
         Path().chmod(0o755)
     assert [path.name for path in Path("data").iterdir()] == ["rows.jsonl"]
+
+
+def test_a_file_system_without_locks_is_named(monkeypatch):
+    def flock(*args: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    write()
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"data.cache_dir: its file system has no locks \(.*not implemented\)"):
+        setup(cache_dir="cache")
 
 
 def test_a_folder_that_cannot_be_written_to_is_named():

@@ -180,6 +180,15 @@ def test_a_row_beyond_the_models_positions_is_refused_dropped_or_cut():
     assert small(positions=16).row(row) is not None
     with pytest.raises(UserError, match=r"rows.jsonl:3: a response of 5 tokens leaves no room .*max_response_length"):
         small(positions=5).row(row)
+    dropping = small(positions=5, long_prompts="drop")
+    assert dropping.row(row) is None
+    assert dropping.counts == {"prompts too long, dropped": 1}
+
+
+def test_a_plan_of_calls_that_the_template_leaves_out_is_an_error():
+    answer = {"role": "assistant", "content": "yes", "tool_plan": "I look it up."}
+    with pytest.raises(UserError, match="leaves out or changes the response's `tool_plan`"):
+        small().row(Row(CHAT, (answer,), source="rows.jsonl:3"))
 
 
 def test_a_chat_needs_a_chat_template():

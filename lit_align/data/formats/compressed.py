@@ -62,7 +62,9 @@ def whole(path: Path, parts: Iterator[Any]) -> Iterator[Any]:
     """
     try:
         yield from parts
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # not of bz2, whose errors have no number
+            raise
         raise DataError(
             f"{path}: the compressed file is damaged or cut off ({first_line(error)}). Copy it again."
         ) from error

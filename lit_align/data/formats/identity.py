@@ -33,7 +33,8 @@ def identity_of(source: str, split: str | None) -> str:
     is_small = sum(state.st_size for state in states) <= WHOLE
     found = hashlib.sha256()
     for path, state in zip(files, states, strict=True):
-        found.update(f"{path.name} {state.st_size}\n".encode("utf-8", "surrogatepass"))
+        place = path.relative_to(name) if path.is_relative_to(name) and path != Path(name) else path.name
+        found.update(f"{place} {state.st_size}\n".encode("utf-8", "surrogatepass"))
         if is_small:
             found.update(path.read_bytes())
         else:
@@ -60,7 +61,8 @@ def _visible(folder: Path) -> Iterator[Path]:
     """The files in a folder and those below it, without hidden ones."""
     for path, folders, names in os.walk(folder):
         folders[:] = [each for each in folders if not each.startswith(".")]
-        yield from (Path(path, name) for name in names if not name.startswith("."))
+        found = (Path(path, name) for name in names if not name.startswith("."))
+        yield from (each for each in found if each.is_file())  # a link may lead nowhere
 
 
 def _add_samples(found: "hashlib._Hash", path: Path, size: int) -> None:

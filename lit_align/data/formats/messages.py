@@ -125,6 +125,9 @@ class MessageReader:
         message: Message = {"role": self._role(role), "content": self._content(content)} | self._kept(value)
         if message["content"] is None and "tool_calls" not in message:
             raise self._wrong(value, _WANTED)
+        for key in _WEIGHTS:
+            if value.get(key) not in (None, 0, 1):
+                raise self._wrong(value[key], f"0 or 1 as a turn's {key} (a row's weight is the column `weight`)")
         if any(value.get(key) in (0, False) for key in _WEIGHTS):
             message[UNTRAINED] = True
         return [message]

@@ -49,6 +49,8 @@ def _select_labelled(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row
         if row.labels is None:
             for pair in _select_preferences(iter([row]), skipped):
                 yield replace(pair, labels=(True, *[False] * (len(pair.responses) - 1)))
+        elif not row.responses:
+            skipped["rows whose last turn is not the assistant's"] += 1
         elif not is_blank(row.responses[0]):
             yield row
         else:

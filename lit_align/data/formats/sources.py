@@ -93,6 +93,7 @@ def load_hub(source: str, split: str | None) -> "Dataset":
         DataError: the hub has none of that name and split.
     """
     from datasets import load_dataset  # takes seconds to import
+    from datasets.exceptions import DatasetsError
 
     name, _, configuration = source.partition(":")
     split = split or "train"
@@ -102,4 +103,9 @@ def load_hub(source: str, split: str | None) -> "Dataset":
         raise DataError(
             f"{source}: there is no such file or folder, and the hub gives no data set of that name with "
             f"split={split!r} ({first_line(error)}). Give {_SOURCES}."
+        ) from error
+    except DatasetsError as error:  # such as files of other columns, or a full disk
+        why = first_line(error.__cause__ or error)
+        raise DataError(
+            f"{source}: `datasets` cannot prepare this data set ({why}). Give some of its files."
         ) from error

@@ -31,6 +31,17 @@ def test_turns_of_weight_zero_are_read_but_not_trained_on():
     assert read({"messages": chat[:2]}, {"messages": chat}, kind="texts").skipped == {"rows without a response": 1}
 
 
+def test_a_turns_weight_other_than_0_or_1_is_refused():
+    words = refusal({"messages": [*BIRD, assistant("Crow", weight=0.5)]}, kind="texts")
+    assert "0 or 1 as a turn's weight" in words
+
+
+def test_a_labelled_chat_that_does_not_end_with_an_answer_is_counted():
+    rows = read({"messages": [*BIRD, *CROW], "label": True}, {"messages": BIRD, "label": True}, kind="labelled")
+    assert len(rows) == 1
+    assert rows.skipped == {"rows whose last turn is not the assistant's": 1}
+
+
 def test_a_response_of_several_turns_trains_on_each_of_them():
     more = [*CROW, user("More?"), assistant("Stone", weight=0), user("No?"), assistant("Rook")]
     expected = [

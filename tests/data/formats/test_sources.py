@@ -13,13 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetGenerationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import PAIR, chat, message_of
 
 from lit_align.data.formats import Rows, read_rows
+from lit_align.data.formats.identity import identity_of
 from lit_align.data.formats.record import Record
+from lit_align.data.formats.rows import DataError
 from lit_align.data.formats.slices import sliced
+from lit_align.data.formats.sources import load_hub
 
 PAIRS = [{"prompt": f'Q{i}, "so"\n?', "chosen": "a", "rejected": "b"} for i in range(10)]
 PROMPTS = [pair["prompt"] for pair in PAIRS]
@@ -285,6 +289,7 @@ def test_the_configurations_of_a_readme_name_the_files(tmp_path: Path):
         ("rows.json", json.dumps(PAIRS).encode()[:-9], ["rows.json:1", "not valid JSON"]),
         ("rows.jsonl.gz", gzip.compress(lines() * 999)[:-99], ["rows.jsonl.gz", "damaged or cut off"]),
         ("rows.jsonl.gz", lines(), ["rows.jsonl.gz", "damaged or cut off"]),
+        ("rows.jsonl.bz2", lines(), ["rows.jsonl.bz2", "damaged or cut off"]),
         ("rows.csv", b"prompt,prompt\na,b\n", ["rows.csv", "same name (prompt)"]),
         ("rows.csv", b"prompt,chosen\na,b\na,b,c\n", ["rows.csv:2", "3 fields", "2 columns"]),
         ("rows.csv", b'prompt,chosen\na,"b', ["rows.csv", "not valid CSV"]),
@@ -408,3 +413,22 @@ def test_a_hub_name_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPat
     message = message_of(lambda: read_rows("nobody/nothing", kind="preferences"))
     assert "nobody/nothing" in message
     assert "Couldn't reach the Hub" in message
+
+
+def test_a_files_folder_belongs_to_the_identity_of_a_source(tmp_path):
+    for name in ("train/0.jsonl", "val/1.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(lines())
+    (tmp_path / "train" / "link").symlink_to(tmp_path / "nowhere")
+    before = identity_of(str(tmp_path), None)
+    (tmp_path / "val" / "1.jsonl").rename(tmp_path / "train" / "1.jsonl")
+    assert identity_of(str(tmp_path), None) != before
+
+
+def test_a_data_set_that_the_hub_has_but_cannot_be_prepared_says_why(monkeypatch):
+    def load_dataset(*args: Any, **options: Any) -> Any:
+        raise DatasetGenerationError("An error occurred while generating the dataset") from OSError("disk is full")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"owner/pairs: `datasets` cannot prepare this data set \(disk is full\)"):
+        load_hub("owner/pairs", None)
