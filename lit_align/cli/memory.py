@@ -4,6 +4,7 @@ The model is built from its config.json on torch's meta device, where weights ta
 computed anywhere, without its weights and its data.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,15 +14,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.cli.app import AlignCLI
 from lit_align.console import print_field
-from lit_align.dtypes import is_fast
+from lit_align.dtypes import dtype_name, is_fast
 from lit_align.errors import UserError
 from lit_align.loading import locate_model, naming_errors, resolve_dtype
 from lit_align.objectives import PreferenceObjective
+from lit_align.objectives.anchored import AnchoredObjective
 from lit_align.objectives.memory import listed_memory, memory_parts
 from lit_align.objectives.reward_model import Scored
-from lit_align.policy import Policy, is_adapter_weight
+from lit_align.policy import LoRAConfig, Policy, PolicyConfig, is_adapter_weight
 from lit_align.quantization import packed_bytes
-from lit_align.reference.build import own_weights
+from lit_align.reference import Reference
+from lit_align.reference.build import make_reference, own_weights
 
 
 def show_memory(args: list[str]) -> None:
@@ -41,6 +44,8 @@ def show_memory(args: list[str]) -> None:
             callback.setup(cli.trainer, module, "fit")
     with torch.device("meta"):
         module.policy = weightless_policy(module)
+        if isinstance(module, AnchoredObjective):
+            module.reference = weightless_reference(module)
         module.configure_model()
     for name, text in describe_memory(module):
         print_field(name, text)
@@ -52,18 +57,34 @@ def weightless_policy(module: PreferenceObjective) -> Policy:
     Raises:
         UserError: the model has no config.json.
     """
-    config, lora = module.policy_config, module.lora
-    where = locate_model(config)
-    with naming_errors(f"model.policy.path: no config.json for {config.path!r}"):
-        shape = AutoConfig.from_pretrained(**where)
-    policy, kind = Policy, AutoModelForCausalLM
+    kinds = (Policy, AutoModelForCausalLM)
     if not module.data_needs().gives_logps:
-        policy, kind = Scored, AutoModelForSequenceClassification
+        kinds = (Scored, AutoModelForSequenceClassification)
+    return _weightless(*kinds, module.policy_config, module.lora, "model.policy.path")
+
+
+def _weightless(policy: type[Policy], kind: Any, config: PolicyConfig, lora: LoRAConfig | None, option: str) -> Policy:
+    where = locate_model(config)
+    with naming_errors(f"{option}: no config.json for {config.path!r}"):
+        shape = AutoConfig.from_pretrained(**where)
+    if policy is Scored:
         shape.num_labels = 1
     shape.dtype = resolve_dtype(config, lora)  # also of the model within a classifier
     model = kind.from_config(shape, dtype=shape.dtype, attn_implementation=config.attention)
     adapter: Any = None if lora is None else policy.add_adapter(model, lora)
     return policy(model if adapter is None else adapter.get_base_model(), None, adapter).train()  # type: ignore[arg-type]
+
+
+def weightless_reference(module: AnchoredObjective) -> Reference | None:
+    """The reference with the shape of another model, if that is loaded beside the policy."""
+    config = module.reference_config
+    if config.path is None or config.form in ("adapter", "recorded"):
+        return None  # `configure_model` builds these without weights of their own
+    assert module.policy is not None
+    origin = replace(module.policy_config, path=config.path, revision=None, quantize=None)
+    origin.dtype = dtype_name(module.policy.dtype)
+    other = _weightless(Policy, AutoModelForCausalLM, origin, None, "model.reference.path")
+    return make_reference(other, origin, None, replace(config, path=None), module.refresh_rule)
 
 
 def describe_memory(module: PreferenceObjective) -> list[tuple[str, str]]:

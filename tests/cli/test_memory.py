@@ -49,6 +49,16 @@ def test_a_model_without_weights_has_the_memory_of_the_loaded_one(tiny_model, ob
     assert computed == loaded
 
 
+def test_a_reference_of_another_shape_is_counted_without_its_weights(in_tmp, capsys):
+    """By hand: half the layers, 3.758 billion weights of 2 bytes."""
+    for name, layers in {"policy": 32, "reference": 16}.items():
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(json.dumps(MISTRAL | {"num_hidden_layers": layers}))
+    options = ["--model=DPO", "--model.policy.path=policy", "--model.policy.dtype=bfloat16", "--data=OfflinePairs"]
+    main(["doctor", "--memory", *options, "--data.train=x", "--model.reference.path=reference"])
+    assert "+ 7.52 reference" in capsys.readouterr().out
+
+
 def test_a_7b_model_fits_a_gpu_of_24_gb_in_4_bits(in_tmp, capsys, set_kernels):
     """By hand: 6.979 billion packed weights of 0.516 bytes, 0.54 GB of embeddings and head, 41.9 M of the adapter."""
     Path("config.json").write_text(json.dumps(MISTRAL))

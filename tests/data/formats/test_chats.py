@@ -36,6 +36,19 @@ def test_a_turns_weight_other_than_0_or_1_is_refused():
     assert "0 or 1 as a turn's weight" in words
 
 
+@pytest.mark.parametrize(
+    "row", [{"messages": BIRD + CROW}, {"prompt": "Bird?", "completion": "Crow"}], ids=["chat", "response"]
+)
+def test_texts_to_imitate_are_not_those_labelled_undesirable(row):
+    rows = read(row | {"label": True}, row | {"label": False}, kind="texts")
+    assert len(rows) == 1
+    assert rows.skipped == {"responses labelled undesirable": 1}
+    assert not rows.unread
+    topics = read(row | {"label": "sports"}, row | {"label": "science"}, kind="texts")
+    assert len(topics) == 2
+    assert topics.unread
+
+
 def test_a_labelled_chat_that_does_not_end_with_an_answer_is_counted():
     rows = read({"messages": [*BIRD, *CROW], "label": True}, {"messages": BIRD, "label": True}, kind="labelled")
     assert len(rows) == 1

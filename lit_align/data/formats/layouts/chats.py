@@ -15,7 +15,7 @@ from lit_align.data.formats.layouts.layout import (
 )
 from lit_align.data.formats.messages import as_answer, trained_turns
 from lit_align.data.formats.record import Record
-from lit_align.data.formats.rows import Kind, Message, Row
+from lit_align.data.formats.rows import Kind, Message, Row, Skip
 
 _WHOLE_CHATS = CHATS.removesuffix("|trajectory")
 _COMPLETION = "completion|response"
@@ -42,6 +42,7 @@ def _completion_row(record: Record) -> Row:
 
 def _completion_turns(record: Record) -> list[Row]:
     """One row for each of the assistant's turns in the response, with all that comes before it."""
+    _leave_out_undesirable(record)
     row, (name, value) = _completion_row(record), record.get(ANSWERS)
     response = record.text(name) if isinstance(value, list) else ""
     if isinstance(response, str) or isinstance(row.prompt, str):
@@ -55,6 +56,17 @@ def _completion_turns(record: Record) -> list[Row]:
     if places[:1] == [start]:  # it may continue the prompt's last message
         turns[0] = replace(turns[0], is_new_turn=False)
     return turns
+
+
+def _leave_out_undesirable(record: Record) -> None:
+    """Leave out a response that is labelled false, as for KTO. Other labels, such as 0 or a topic, are not read.
+
+    Raises:
+        Skip: it is labelled false.
+    """
+    name = record.filled(_LABEL)
+    if name and str(record.values[name]).strip().lower() in ("true", "false") and not record.label(name):
+        raise Skip("responses labelled undesirable")
 
 
 def _labelled_row(record: Record) -> Row:
@@ -77,6 +89,7 @@ def _chat_row(record: Record) -> Row:
 
 def _chat_turns(record: Record) -> list[Row]:
     """One row for each of the assistant's turns, with all that comes before it."""
+    _leave_out_undesirable(record)
     chat, places = trained_turns(_chat(record))
     if places[:1] == [0]:
         record.reading.skipped["turns of the assistant at the start of a chat"] += 1
