@@ -81,8 +81,8 @@ def weightless_reference(module: AnchoredObjective) -> Reference | None:
     if config.path is None or config.form in ("adapter", "recorded"):
         return None  # `configure_model` builds these without weights of their own
     assert module.policy is not None
-    origin = replace(module.policy_config, path=config.path, revision=None, quantize=None)
-    origin.dtype = dtype_name(module.policy.dtype)
+    dtype = dtype_name(module.policy.dtype)
+    origin = replace(module.policy_config, path=config.path, dtype=dtype, revision=None, quantize=None)
     other = _weightless(Policy, AutoModelForCausalLM, origin, None, "model.reference.path")
     return make_reference(other, origin, None, replace(config, path=None), module.refresh_rule)
 
