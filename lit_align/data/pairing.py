@@ -76,11 +76,13 @@ class PairingRule(metaclass=CheckedArguments):
     gives_texts = False
     """Whether examples are single responses to imitate, not pairs."""
 
-    reads_temperature = True
-    """Whether the rule's own examples depend on reward_temperature."""
-
     fewest = 2
     """Number of distinct responses that a group must have."""
+
+    @property
+    def reads_temperature(self) -> bool:
+        """Whether the rule's examples depend on reward_temperature, beside the win probabilities."""
+        return True
 
     @property
     def is_default(self) -> bool:
@@ -171,7 +173,10 @@ class _RuleOfPairs(PairingRule):
         self.ties = ties
         self.labels = labels
         self.gives_labels = ties == "half" or labels == "soft"
-        self.reads_temperature = labels == "soft"
+
+    @property
+    def reads_temperature(self) -> bool:
+        return self.labels == "soft"
 
     @abstractmethod
     def candidates(self, group: Example, order: Sequence[int]) -> Sequence[tuple[int, int]]:
@@ -239,8 +244,11 @@ class Listwise(PairingRule):
     """
 
     gives_groups = True
-    reads_temperature = False
     _size = 0
+
+    @property
+    def reads_temperature(self) -> bool:
+        return False
 
     def select(self, groups: Sequence[Example], counts: Counter[str], partial_drops: Counter[str]) -> Iterator[Example]:
         self._size = max(len(group.response_ids) for group in groups)
@@ -268,7 +276,6 @@ class Best(PairingRule):
     """
 
     gives_texts = True
-    reads_temperature = False
     fewest = 1
 
     def __init__(
@@ -279,6 +286,10 @@ class Best(PairingRule):
         max_length: int | None = None,
     ):
         super().__init__(threshold=threshold, duplicates=duplicates, max_length=max_length)
+
+    @property
+    def reads_temperature(self) -> bool:
+        return False
 
     def choose(self, group: Example, partial_drops: Counter[str]) -> tuple[list[Example], str]:
         assert group.rewards is not None
