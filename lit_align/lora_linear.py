@@ -35,7 +35,7 @@ REWRITES_BASE = ("pissa", "olora", "corda", "loftq")
 
 def beyond_plain_lora(config: PeftConfig) -> str:
     """The option that makes an adapter other than B·A beside unchanged linear layers; empty if there is none."""
-    if not isinstance(config, LoraConfig) or type(config) is not LoraConfig:
+    if type(config) is not LoraConfig:
         return f"peft_type={config.peft_type}"
     if config.bias != "none":
         return f"bias={config.bias}"

@@ -116,7 +116,7 @@ class Summary:
 
     @property
     def kl_condition(self) -> str:
-        """What belongs behind the number of kl_from_start: how its responses were sampled, if not from π itself."""
+        """Words to print after kl_from_start: how the responses were sampled; empty if they are samples of π."""
         return f" (sampled at {self.kl_sampling})" if self.kl_sampling else ""
 
     @property

@@ -26,14 +26,15 @@ def identity_of(source: str, split: str | None) -> str:
     that changes none of these does not happen by accident. Hidden files are not counted.
     """
     name = source if Path(source).exists() else split_slice(source)[0]
-    files = _files(name)
-    if files is None:
+    source_files = _files(name)
+    if source_files is None:
         return _of_hub(name, split)
+    folder, files = source_files
     states = [path.stat() for path in files]
     is_small = sum(state.st_size for state in states) <= WHOLE
     found = hashlib.sha256()
     for path, state in zip(files, states, strict=True):
-        place = path.relative_to(name) if path.is_relative_to(name) and path != Path(name) else path.name
+        place = path.name if folder is None else path.relative_to(folder)  # folders may name splits
         found.update(f"{place} {state.st_size}\n".encode("utf-8", "surrogatepass"))
         if is_small:
             found.update(path.read_bytes())
@@ -44,16 +45,16 @@ def identity_of(source: str, split: str | None) -> str:
     return found.hexdigest()
 
 
-def _files(name: str) -> list[Path] | None:
-    """The files of a source, in a fixed order; None for a hub name."""
+def _files(name: str) -> tuple[Path | None, list[Path]] | None:
+    """The folder that a source is, if it is one, and its files in a fixed order; None for a hub name."""
     folder = name.rpartition(":")[0]
     for path in (Path(name), Path(folder)) if folder else (Path(name),):
         if path.is_dir():
-            return sorted(_visible(path))
+            return path, sorted(_visible(path))
     if Path(name).is_file():
-        return [Path(name)]
+        return None, [Path(name)]
     if glob.has_magic(name):
-        return [Path(each) for each in sorted(glob.glob(name, recursive=True)) if Path(each).is_file()]
+        return None, [Path(each) for each in sorted(glob.glob(name, recursive=True)) if Path(each).is_file()]
     return None
 
 

@@ -128,8 +128,8 @@ class MessageReader:
         for key in _WEIGHTS:
             if value.get(key) not in (None, 0, 1):
                 raise self._wrong(value[key], f"0 or 1 as a turn's {key} (a row's weight is the column `weight`)")
-        if any(value.get(key) in (0, False) for key in _WEIGHTS):
-            message[UNTRAINED] = True
+            if value.get(key) == 0:
+                message[UNTRAINED] = True
         return [message]
 
     def _kept(self, value: dict[str, Any]) -> dict[str, Any]:

@@ -420,9 +420,11 @@ def test_a_files_folder_belongs_to_the_identity_of_a_source(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(lines())
     (tmp_path / "train" / "link").symlink_to(tmp_path / "nowhere")
-    before = identity_of(str(tmp_path), None)
+    names = [str(tmp_path), f"{tmp_path}:configuration"]
+    before = [identity_of(name, None) for name in names]
     (tmp_path / "val" / "1.jsonl").rename(tmp_path / "train" / "1.jsonl")
-    assert identity_of(str(tmp_path), None) != before
+    for name, earlier in zip(names, before, strict=True):
+        assert identity_of(name, None) != earlier
 
 
 def test_a_data_set_that_the_hub_has_but_cannot_be_prepared_says_why(monkeypatch):
