@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 
@@ -52,18 +53,14 @@ class HeldOutShare:
 def hold_out(parts: Sequence[Rows], share: float, seed: int) -> tuple[list[Rows], Rows]:
     """Split the rows of sources into those to train on and a held-out share of the prompts.
 
-    All rows of a prompt are on one side. The choice depends on the prompts and the seed alone.
+    All rows of a prompt are on one side, and so are all turns of a chat that is imitated. Texts without a prompt are
+    split themselves. The choice depends on the prompts, or these texts, and the seed alone.
 
     Raises:
         UserError: a source keeps no rows, or none are held out.
     """
 
-    def key(row: Row) -> int:
-        text = json.dumps(row.prompt, sort_keys=True, default=str)
-        found = hashlib.sha256(f"{seed} {text}".encode("utf-8", "surrogatepass"))
-        return int.from_bytes(found.digest()[:8])
-
-    keys = [np.fromiter(map(key, rows), np.uint64, len(rows)) for rows in parts]
+    keys = [np.fromiter(_keys(rows, seed), np.uint64, len(rows)) for rows in parts]
     prompts = np.unique(np.concatenate(keys))
     held = prompts[: round(share * len(prompts))]
     is_held = [np.isin(each, held) for each in keys]
@@ -80,3 +77,12 @@ def hold_out(parts: Sequence[Rows], share: float, seed: int) -> tuple[list[Rows]
             "the share, or name a file."
         )
     return train, replace(parts[0], rows=others, skipped=Counter())
+
+
+def _keys(rows: Iterable[Row], seed: int) -> Iterator[int]:
+    """A number for each row; rows with the same number are held out together."""
+    for _, parts in groupby(rows, key=lambda row: row.source):
+        *_, last = turns = list(parts)  # a chat's last turn has all others in its prompt
+        text = json.dumps(last.prompt or last.responses, sort_keys=True, default=str)
+        found = hashlib.sha256(f"{seed} {text}".encode("utf-8", "surrogatepass"))
+        yield from [int.from_bytes(found.digest()[:8])] * len(turns)

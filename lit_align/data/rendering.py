@@ -66,6 +66,13 @@ class Rendering(NamedTuple):
     """None for plain text, and where the response continues a message."""
     generation_prompt: str = ""
     """The prompt as in sampling, if that of training ends in another way."""
+    cut: tuple[bool, ...] | None = None
+    """Whether each response was cut at a limit: its text has no end, and none is added. None: no response was."""
+
+    @property
+    def is_ended(self) -> list[bool]:
+        """Whether each response ends with an end token."""
+        return [not cut for cut in self.cut or [False] * len(self.responses)]
 
 
 class ChatRenderer:
@@ -111,10 +118,11 @@ class ChatRenderer:
         prompt, start, end = self._common_prompt(row, sampled, wholes)
         for answer, whole in zip(answers, wholes, strict=True):
             self._check_complete(row, answer, whole, start)
-        responses = tuple(self._until_end(whole[start:]) for whole in wholes)
+        cuts = row.cut or [False] * len(wholes)
+        responses = tuple(self._until_end(whole[start:], is_cut=cut) for whole, cut in zip(wholes, cuts, strict=True))
         if _continues(row):
-            return Rendering(prompt, responses)
-        return Rendering(prompt, responses, Form.CHAT, end, "" if end is PromptEnd.GENERATION else sampled)
+            return Rendering(prompt, responses, cut=row.cut)
+        return Rendering(prompt, responses, Form.CHAT, end, "" if end is PromptEnd.GENERATION else sampled, row.cut)
 
     def notes(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         """Lines of the run's header about what the template does with these chats."""
@@ -260,13 +268,16 @@ class ChatRenderer:
         """The answer without an end token that it spells out itself, since the template adds one."""
         return answer.removesuffix(self.turn_end) if isinstance(answer, str) else answer
 
-    def _until_end(self, response: str) -> str:
-        """The response without what follows its end."""
+    def _until_end(self, response: str, *, is_cut: bool) -> str:
+        """The response without what follows its end; if it was cut, without its end, too."""
         after = self._after_answer
         if response.endswith(after):
-            return response[: len(response) - len(after)] + (self._ends[1] if self._ends else after)
+            end = self._ends[1] if self._ends else after
+            return response[: len(response) - len(after)] + ("" if is_cut else end)
         run = re.search(rf"(?:{self._specials.pattern}|\s)*$", response)
         start = run.start() if run else 0
+        if is_cut:
+            return response[:start]
         ends = list(self._specials.finditer(response, start))
         own = [found for found in ends if found.group() == self.turn_end]
         return response[: (own or ends[-1:])[0].end()] if ends else response

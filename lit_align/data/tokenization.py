@@ -140,10 +140,7 @@ class PreferenceTokenizer:
             reason = "whose tokens span prompt and response" if rendering.prompt else "of one token without a prompt"
             self.counts[f"rows {reason}, dropped"] += 1
             return None
-        limit = f"max_prompt_length={self.max_prompt_length}"
-        prompt_ids = self._limited(tokens.prompt, self.max_prompt_length, limit, row)
-        if prompt_ids is None:
-            return None
+        most, limit = self.max_prompt_length, f"max_prompt_length={self.max_prompt_length}"
         responses = [self._cut(ids) for ids in tokens.responses]
         if self.positions is not None:
             room = self.positions - max(map(len, responses))
@@ -152,8 +149,12 @@ class PreferenceTokenizer:
                     f"{row.source}: a response of {self.positions - room} tokens leaves no room for its prompt: the "
                     f"model {self.tokenizer.name_or_path!r} reads {self.positions}. Lower data.max_response_length."
                 )
-            limit = f"the model {self.tokenizer.name_or_path!r} reads {self.positions} with its response"
-            prompt_ids = self._limited(prompt_ids, room, limit, row)
+            if room < most:
+                most, limit = (
+                    room,
+                    f"the model {self.tokenizer.name_or_path!r} reads {self.positions} with its response",
+                )
+        prompt_ids = self._limited(tokens.prompt, most, limit, row)
         return None if prompt_ids is None else RowIds(prompt_ids, responses)
 
     def response_ids(self, row: Row) -> list[list[int]]:
@@ -180,7 +181,7 @@ class PreferenceTokenizer:
             raise UserError(
                 f"{row.source}: a response is a message, but the prompt is plain text. Give the prompt as messages."
             )
-        return Rendering(row.prompt, tuple(texts), Form.VERBATIM if row.is_verbatim else Form.PLAIN)
+        return Rendering(row.prompt, tuple(texts), Form.VERBATIM if row.is_verbatim else Form.PLAIN, cut=row.cut)
 
     def as_chat(self, row: Row) -> Row:
         """The row, with a plain prompt as a chat if `wraps_prompts` is set."""
@@ -196,7 +197,7 @@ class PreferenceTokenizer:
     # --- text to tokens ---
 
     def tokens(self, rendering: Rendering) -> RowIds | None:
-        """Tokens of a rendering, without limits; each response ends with a token at which sampling ends.
+        """Tokens of a rendering, without limits; each response that is not cut ends with a token that ends sampling.
 
         A verbatim text has no other tokens than its own; if it is trained on from its beginning, its first token is the
         prompt. None if no tokens of a response, after those of the prompt, spell the text of both.
@@ -210,12 +211,12 @@ class PreferenceTokenizer:
         if not all(_begins(whole, prompt_ids) for whole in wholes):
             prompt_ids = self._prompt_within(rendering, begin, wholes, prompt_ids) or prompt_ids
         responses = []
-        for text, whole in zip(rendering.responses, wholes, strict=True):
+        for text, whole, is_ended in zip(rendering.responses, wholes, rendering.is_ended, strict=True):
             is_clean = _begins(whole, prompt_ids)
             ids = whole[len(prompt_ids) :] if is_clean else self._continuation(prompt_ids, text, whole)
             if ids is None:
                 return None
-            responses.append(self._ended(ids, rendering.form))
+            responses.append(self._ended(ids, rendering.form) if is_ended else ids)
         return RowIds(prompt_ids, responses)
 
     def _opening(self, prompt: str, form: Form) -> tuple[Ids, Ids]:
@@ -359,7 +360,9 @@ def notes_on(tokenizer: PreferenceTokenizer, rows: Iterable[Row]) -> Iterator[tu
     elif tokenizer.tokenizer.chat_template and any(row.prompt and not row.is_verbatim for row in wrapped):
         yield (
             "chat template",
-            "not used, because the prompts are plain text; data.wrap_prompts_as_chat=true makes each a user's turn",
+            "not used, because the prompts are plain text"
+            f"{', nor are its arguments in the rows' * any(row.template_args for row in wrapped)}; "
+            "data.wrap_prompts_as_chat=true makes each a user's turn",
         )
 
 

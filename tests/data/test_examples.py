@@ -178,7 +178,7 @@ def test_a_share_of_the_prompts_is_held_out(tiny_model, in_tmp):
 
 
 def test_the_held_out_prompts_depend_on_prompts_and_seed_alone():
-    rows = Rows([Row(f"p{i % 20}") for i in range(40)], "", "", Counter())
+    rows = Rows([Row(f"p{i % 20}", source=f"p:{i + 1}") for i in range(40)], "", "", Counter())
     turned = Rows(rows.rows[::-1], "", "", Counter())
 
     def held(seed: int, *parts: Rows) -> set[Any]:
@@ -186,6 +186,18 @@ def test_the_held_out_prompts_depend_on_prompts_and_seed_alone():
 
     assert held(1, rows) == held(1, turned) == held(1, rows, turned)
     assert held(1, rows) != held(2, rows)
+
+
+def test_turns_of_a_chat_are_held_out_together_and_texts_by_themselves(tmp_path):
+    def said(chat: int) -> list[dict[str, str]]:
+        return [{"role": role, "content": f"{chat} {i}"} for i, role in enumerate(["user", "assistant"] * 3)]
+
+    for rows in ([{"messages": said(i)} for i in range(30)], [{"text": f"t {i}"} for i in range(30)]):
+        source = Source(write(tmp_path / "rows.jsonl", rows))
+        (train,), held = hold_out([source.read("texts")], 0.3, seed=1)
+        sides = [{row.source for row in side} for side in (train, held)]
+        assert list(map(len, sides)) == [21, 9]
+        assert not sides[0] & sides[1]
 
 
 # --- tokens spell their text ---

@@ -185,6 +185,22 @@ def test_a_row_beyond_the_models_positions_is_refused_dropped_or_cut():
     assert dropping.counts == {"prompts too long, dropped": 1}
 
 
+def test_a_prompt_cut_at_two_limits_is_counted_once():
+    made = small(max_prompt_length=9, positions=12, long_prompts="truncate_left")
+    assert made.tokenizer.decode(tokens(made, "a long text", "1234").prompt_ids) == "ng text"
+    assert made.counts == {"prompts too long, cut": 1}
+
+
+@pytest.mark.parametrize(("prompt", "end"), [("Hi", "<|endoftext|>"), (CHAT, "<|im_end|>")])
+def test_no_end_is_added_to_a_response_that_was_cut(prompt, end):
+    made = small()
+    row = Row(prompt, ("ok", "not o"), cut=(False, True), source="rows.jsonl:1")
+    assert [made.tokenizer.decode(ids) for ids in tokens_of(made, row).response_ids] == [f"ok{end}", "not o"]
+    made.check(row)
+    begun = Row([*CHAT, {"role": "assistant", "content": "I "}], ("am",), cut=(True,), source="rows.jsonl:1")
+    assert made.tokenizer.decode(tokens_of(made, begun).response_ids[0]) == "am"
+
+
 def test_a_plan_of_calls_that_the_template_leaves_out_is_an_error():
     answer = {"role": "assistant", "content": "yes", "tool_plan": "I look it up."}
     with pytest.raises(UserError, match="leaves out or changes the response's `tool_plan`"):

@@ -37,7 +37,7 @@ def with_columns_beside(row: Row, record: Record, *, may_become_chat: bool) -> R
     if (name := record.filled("documents")) and name in mapped:
         documents = {"documents": _objects(record, name)}
         row = replace(row, prompt=_chat(row.prompt, record, name), template_args=documents)
-    if isinstance(row.prompt, list) and record.filled(TEMPLATE_ARGS):
+    if record.filled(TEMPLATE_ARGS):  # a plain prompt may become a chat when it is tokenized
         row = replace(row, template_args={**_template_args(record), **row.template_args})
     return row
 

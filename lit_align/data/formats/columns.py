@@ -6,6 +6,7 @@ names or paths in braces. A template's line is left out if all of its fields are
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from string import Formatter
 from typing import Any
 
@@ -71,7 +72,7 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Record, Reading], Record]:
     paths = {path for target, made_of in columns.items() for path in _paths(target, made_of)}
 
     def apply(record: Record, reading: Reading) -> Record:
-        record = Record(record.values, record.source, reading)
+        record = replace(record, reading=reading, read=set())
         if not values:
             return record
         used = {path if path in record.values else _steps(path)[0] for path in paths}
@@ -79,7 +80,7 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Record, Reading], Record]:
         for name in (name for name in record.values if name in used and name not in paths):
             rest |= _siblings(name, record.values[name], paths)
         made = {target: value(record) for target, value in values.items()}
-        return Record(made | rest, record.source, reading)
+        return replace(record, values=made | rest, read=set())
 
     return apply
 

@@ -106,9 +106,13 @@ def _configured(path: Path, files: list[Path], configuration: str) -> dict[str, 
             f"{path}: the folder has the configurations {listing(by_name)}. Name one after a colon: {path}:"
             f"{next(iter(by_name))}."
         )
+    folder = path / str(by_name[name].get("data_dir") or "")
+    files = [file for file in files if folder in file.parents]
+    if not (given := by_name[name].get("data_files")) and files:
+        return _by_name(folder, files)
     splits = {
-        split: list(dict.fromkeys(chain.from_iterable(_matching(path, files, pattern) for pattern in patterns)))
-        for split, patterns in _patterns(by_name[name]["data_files"]).items()
+        split: list(dict.fromkeys(chain.from_iterable(_matching(folder, files, pattern) for pattern in patterns)))
+        for split, patterns in _patterns(given).items()
     }
     missing = [split for split, found in splits.items() if not found]
     if missing:
@@ -130,7 +134,8 @@ def _configurations(path: Path) -> list[dict[str, Any]]:
             f"{readme}: the header is not valid YAML ({first_line(error)}). Correct or delete it."
         ) from error
     configs = header.get("configs") if isinstance(header, dict) else None
-    return [each for each in configs or [] if isinstance(each, dict) and each.get("data_files")]
+    places = ("data_files", "data_dir")
+    return [each for each in configs or [] if isinstance(each, dict) and any(each.get(place) for place in places)]
 
 
 def _patterns(given: Any) -> dict[str, list[str]]:

@@ -60,6 +60,11 @@ def read_rows(
     """
     paths = [path_or_name] if isinstance(path_or_name, str | os.PathLike) else path_or_name
     source = listing(str(path) for path in paths)
+    if turns == "last" and kind != "texts":
+        raise DataError(
+            f"{source}: turns=last has no effect on rows that are read as {kind}. Leave it out; for texts beside them, "
+            "set it there: data.sft={path: …, turns: last}."
+        )
     reading = Reading(mapped=frozenset(columns or ()))
     records = chain.from_iterable(read_records(os.fspath(path), split, reading.skipped) for path in paths)
     raw_sample = list(islice(records, SAMPLE))

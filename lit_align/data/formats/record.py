@@ -34,6 +34,7 @@ class Record:
     reading: Reading = field(default_factory=Reading)
     read: set[str] = field(default_factory=set)  # names of the columns that were read
     given: Mapping[str, Any] = field(default_factory=dict)  # the raw row's values, if they are kept
+    cut: tuple[bool, ...] | None = None  # whether each response was cut at a limit, if that is known
 
     def has(self, column: str) -> bool:
         return any(self.values.get(name) is not None for name in column.split("|"))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_align.errors import UserError
@@ -36,6 +36,7 @@ class Row:
     responses: tuple[Answer, ...] = ()  # the chosen or the best one first
     rewards: tuple[float, ...] | None = None  # of each response
     labels: tuple[bool, ...] | None = None  # whether each response is desirable (KTO)
+    cut: tuple[bool, ...] | None = None  # whether each response was cut at a limit, so that no end follows; None: no
     source: str = ""  # "file.jsonl:17" or "name[split]:17"; rows are counted from 1
     tools: list[dict[str, Any]] | None = None  # the functions that the chat template may offer
     template_args: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the chat template
@@ -43,6 +44,12 @@ class Row:
     is_verbatim: bool = False  # the text spells out its special tokens: none is added at its beginning and end
     weight: float = 1.0  # in the loss and in all means
     columns: Mapping[str, Any] = field(default_factory=dict)  # all that the source has of the row, if it is asked for
+
+    def of_responses(self, places: Iterable[int]) -> "Row":
+        """The row with the responses at these places, in this order, and what belongs to each."""
+        each = {name: getattr(self, name) for name in ("responses", "rewards", "labels", "cut")}
+        kept: dict[str, Any] = {name: values and tuple(values[k] for k in places) for name, values in each.items()}
+        return replace(self, **kept)
 
 
 @dataclass(frozen=True)

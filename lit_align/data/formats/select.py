@@ -20,7 +20,7 @@ def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]
             skipped["repeated prompts"] += 1
             continue
         seen.add(key)
-        yield replace(row, responses=(), rewards=None, labels=None)
+        yield replace(row, responses=(), rewards=None, labels=None, cut=None)
 
 
 def _select_preferences(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
@@ -31,15 +31,15 @@ def _select_preferences(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[
         if len(kept) < 2 or kept[0] != 0:
             skipped["rows with equal or empty responses"] += 1
             continue
-        rewards = tuple(row.rewards[k] for k in kept) if row.rewards else None
-        if rewards and rewards[0] < max(rewards):
+        best, *others = [row.rewards[k] for k in kept] if row.rewards else [0.0]
+        if others and best < max(others):
             skipped["rows whose chosen response has not the highest reward"] += 1
             continue
         if not row.prompt:
             skipped["prompts without any text"] += 1
         if len(kept) < len(texts):
             skipped["repeated or empty responses"] += len(texts) - len(kept)
-            row = replace(row, responses=tuple(texts[k] for k in kept), rewards=rewards)
+            row = row.of_responses(kept)
         yield row
 
 
@@ -61,7 +61,7 @@ def _select_texts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
     """Prompts with the one response to imitate."""
     for row in rows:
         if is_imitable(row):
-            yield replace(row, responses=row.responses[:1], rewards=None, labels=None)
+            yield replace(row.of_responses([0]), rewards=None, labels=None)
         else:
             skipped["rows without a response"] += 1
 

@@ -61,7 +61,7 @@ def _records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[
 
 def _folder_records(path: Path, split: str | None, configuration: str, skipped: Counter[str]) -> Iterator[Record]:
     if find_rounds(path):
-        return _round_records(path, split)
+        return _round_records(path, split, skipped)
     return saved_records(path, split) if is_saved(path) else downloaded_records(path, split, configuration, skipped)
 
 
@@ -72,12 +72,15 @@ def _glob_records(pattern: str, split: str | None, skipped: Counter[str]) -> Ite
     return chain.from_iterable(_records(path, split, skipped) for path in paths)
 
 
-def _round_records(path: Path, scorer: str | None) -> Iterator[Record]:
+def _round_records(path: Path, scorer: str | None, skipped: Counter[str]) -> Iterator[Record]:
     """Rounds that were sampled on-policy: prompts, responses as text, and the rewards of one scorer."""
     for stored in read_rounds(path, scorer):
         for sample, rewards in stored.rows():
             values = {"prompt": sample.prompt, "responses": sample.responses, "rewards": rewards}
-            yield Record(values, f"{stored.path.name}/{sample.source}")
+            cut = tuple(not finished for finished in sample.finished)
+            if any(cut):
+                skipped["responses cut when they were sampled, to which no end is added"] += sum(cut)
+            yield Record(values, f"{stored.path.name}/{sample.source}", cut=cut)
 
 
 def _hub_records(source: str, split: str | None) -> Iterator[Record]:

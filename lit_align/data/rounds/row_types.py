@@ -40,6 +40,7 @@ class SampledTexts(NamedTuple):
     source: str
     prompt: Text
     responses: list[str]
+    finished: list[bool]  # whether each response ended by itself
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> list[Self]:

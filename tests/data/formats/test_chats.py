@@ -21,6 +21,7 @@ def test_a_chat_trains_on_each_turn_of_the_assistant():
     assert [row.responses for row in last] == [("Rook",)]
     assert last.description.endswith("the last turn of the assistant in 1 chat")
     assert [row.prompt for row in read(chat, kind="prompts")] == [[*BIRD, *CROW, user("More?")]]
+    assert "turns=last has no effect on rows that are read as prompts" in refusal(chat, kind="prompts", turns="last")
 
 
 def test_turns_of_weight_zero_are_read_but_not_trained_on():

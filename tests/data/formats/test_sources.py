@@ -276,6 +276,24 @@ def test_the_configurations_of_a_readme_name_the_files(tmp_path: Path):
     assert "not in the folder" in message_of(lambda: prompts(tmp_path))
 
 
+def test_a_configuration_of_a_readme_may_be_a_folder(tmp_path: Path):
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: big\n  data_dir: data/big\n- config_name: small\n  data_dir: data/small\n"
+        "- config_name: first\n  data_dir: data/big\n  data_files: a*.jsonl\n"
+        "- config_name: gone\n  data_dir: data/gone\n---\n"
+    )
+    for name, rows in (("big/a.jsonl", PAIRS[:1]), ("big/b.jsonl", PAIRS[1:]), ("small/train.jsonl", PAIRS[:2])):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(lines(rows))
+    (tmp_path / "data/small/test.jsonl").write_bytes(lines(PAIRS[2:]))
+    assert prompts(f"{tmp_path}:big") == PROMPTS
+    assert prompts(f"{tmp_path}:first") == PROMPTS[:1]
+    assert prompts(f"{tmp_path}:small") == PROMPTS[:2]
+    assert [row.prompt for row in read_rows(f"{tmp_path}:small", split="test", kind="prompts")] == PROMPTS[2:]
+    assert "the configurations big, small" in message_of(lambda: prompts(tmp_path))
+    assert "configuration gone names files for train" in message_of(lambda: prompts(f"{tmp_path}:gone"))
+
+
 # --- damaged input ---
 
 

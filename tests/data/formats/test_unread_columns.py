@@ -126,6 +126,8 @@ def test_arguments_of_the_chat_template_are_read(as_json):
     arguments = {"custom_instructions": "Be short.", "enable_thinking": False, "xml_tools": None}
     row = {"chat_template_kwargs": str(arguments) if as_json else arguments, **CHATS}
     assert first(row).template_args == {"custom_instructions": "Be short.", "enable_thinking": False}
+    (plain,) = read({"chat_template_kwargs": arguments, "prompt": "Hi"}, kind="prompts")  # data.wrap_prompts_as_chat
+    assert plain.template_args == {"custom_instructions": "Be short.", "enable_thinking": False}
 
 
 def test_arguments_that_rendering_sets_itself_are_refused():

@@ -3,6 +3,7 @@
 import pytest
 
 from lit_align.data.formats.identity import identity_of
+from lit_align.data.formats.read import read_rows
 from lit_align.data.rounds import stored as code
 from lit_align.data.rounds.row_types import SampleRow, ScoreRow
 from lit_align.data.rounds.store import RoundStore
@@ -51,6 +52,15 @@ def test_numbers_of_changed_files_are_read_again(tmp_path, capsys, change):
         for _ in range(2):
             assert only(tmp_path).numbers.rewards.tolist() == [[1, 2], [3, 4]]
             assert "it is left out" in capsys.readouterr().out
+
+
+def test_responses_that_were_cut_are_known_in_rounds_read_as_data(tmp_path):
+    write(tmp_path)
+    rows = read_rows(tmp_path, kind="preferences")
+    assert [(row.responses, row.rewards, row.cut) for row in rows][:1] == [(("b", "a"), (2.0, 1.0), (True, False))]
+    assert rows.skipped == {"responses cut when they were sampled, to which no end is added": 3}
+    assert [row.cut for row in read_rows(tmp_path, kind="texts")] == [(True,)] * 3
+    assert [row.cut for row in read_rows(tmp_path, kind="prompts")] == [None] * 3
 
 
 def test_a_folder_that_cannot_be_written_to_is_read(tmp_path, monkeypatch):

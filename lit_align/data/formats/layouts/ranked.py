@@ -38,7 +38,8 @@ def _by_rank(record: Record) -> Row:
 
 def _row(record: Record) -> Row:
     name, values = record.items(RESPONSES)
-    return make_row(record, any_prompt(record), Record({name: values}, record.source, record.reading).texts(name))
+    texts = Record({name: values}, record.source, record.reading).texts(name)
+    return replace(make_row(record, any_prompt(record), texts), cut=record.cut)
 
 
 def best_first(record: Record, row: Row, column: str, reward: Callable[[float], float] = lambda number: number) -> Row:
@@ -48,7 +49,7 @@ def best_first(record: Record, row: Row, column: str, reward: Callable[[float], 
 def sorted_row(row: Row, rewards: Sequence[float]) -> Row:
     """The responses in order of their rewards, the best first."""
     order = sorted(range(len(rewards)), key=lambda k: -rewards[k])
-    return replace(row, responses=tuple(row.responses[k] for k in order), rewards=tuple(rewards[k] for k in order))
+    return replace(row, rewards=tuple(rewards)).of_responses(order)
 
 
 # --- responses that are objects: {"answer": "…", "rank": 1} ---
