@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class Example:
     mismatched: bool = False
     # of prompts to sample from, which have no responses yet
     prompt: Text | None = None
+    beside: dict[str, Any] | None = None  # the columns that the chat template reads beside it: tools, …
     # of groups that a pairing rule chooses from
     texts: list[str] | None = None
     preferences: list[list[float]] | None = None  # P(y_i ≻ y_j), [K, K]

@@ -6,6 +6,7 @@ from pathlib import Path
 from lit_align.data.batches import Example
 from lit_align.data.cache import OPTION, Report, TokenCache
 from lit_align.data.examples import CHECKED, TABLE, Examples, Source, cached, shown
+from lit_align.data.formats.beside import columns_beside
 from lit_align.data.formats.rows import Rows, Text
 from lit_align.data.table import ExampleTable, digest_of_sample
 from lit_align.data.tokenization import PreferenceTokenizer, listing, notes_on
@@ -41,7 +42,7 @@ def _make(rows: Rows, path: str, tokenizer: PreferenceTokenizer, folder: Path, r
 
 def _tokenized(rows: Rows, tokenizer: PreferenceTokenizer, report: Report) -> Iterator[Example]:
     for row, ids in tokenizer.prompts(shown(rows, report)):
-        yield Example(ids, [], row.source, prompt=row.prompt)
+        yield Example(ids, [], row.source, prompt=row.prompt, beside=columns_beside(row))
 
 
 def texts_of(table: ExampleTable) -> Iterator[Text]:

@@ -5,7 +5,7 @@
                        source      binary, UTF-8
                        weight      double
                        rewards, sampler_logps, …   list<double>, where the examples have them
-                       text                        of prompts to sample from, which have no responses: as JSON
+                       text                        of prompts to sample from, with what is beside them: as JSON
                        texts, preferences          of groups that a pairing rule chooses from
 
 A table of any size costs a process a few numbers per example (`lengths`). Tokens become Python objects only where an
@@ -98,7 +98,7 @@ class _Chunk:
         for name in self.others:
             numbers[name] = self.batch.column(name)[place].as_py()
         if "text" in self.batch.schema.names:
-            numbers["prompt"] = json.loads(self.batch.column("text")[place].as_py())
+            numbers["prompt"], numbers["beside"] = json.loads(self.batch.column("text")[place].as_py())
         return Example(
             self.prompts[place],  # type: ignore[arg-type]
             [self.responses[k] for k in responses],  # type: ignore[misc]
@@ -349,7 +349,8 @@ def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
                 kind = pa.float64() if isinstance(value, int | float) else pa.list_(pa.float64())
                 columns[name] = pa.array([getattr(example, name) for example in some], kind)
         if first.prompt is not None:
-            columns["text"] = pa.array([json.dumps(example.prompt) for example in some], pa.string())
+            texts = [json.dumps([example.prompt, example.beside]) for example in some]
+            columns["text"] = pa.array(texts, pa.string())
         metadata = {MISMATCHED: b"1"} if first.mismatched else None
         schema = pa.schema([(name, column.type) for name, column in columns.items()], metadata)
         yield pa.record_batch(list(columns.values()), schema=schema)

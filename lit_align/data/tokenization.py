@@ -150,10 +150,8 @@ class PreferenceTokenizer:
                     f"model {self.tokenizer.name_or_path!r} reads {self.positions}. Lower data.max_response_length."
                 )
             if room < most:
-                most, limit = (
-                    room,
-                    f"the model {self.tokenizer.name_or_path!r} reads {self.positions} with its response",
-                )
+                most = room
+                limit = f"the model {self.tokenizer.name_or_path!r} reads {self.positions} with its response"
         prompt_ids = self._limited(tokens.prompt, most, limit, row)
         return None if prompt_ids is None else RowIds(prompt_ids, responses)
 

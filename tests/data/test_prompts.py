@@ -17,10 +17,16 @@ from lit_align.data.cache import TokenCache
 from lit_align.data.examples import Source
 from lit_align.data.formats.read import read_rows
 from lit_align.data.prompts import digest_of_prompts, identity_of_prompts, read_prompts
+from lit_align.data.rounds.row_types import ScoreRow
+from lit_align.data.rounds.sample import _sample_row
 from lit_align.data.rounds.schedule import places_of_round
+from lit_align.data.rounds.store import RoundStore
+from lit_align.data.sampling import Response
 from lit_align.data.table import ExampleTable
 from lit_align.data.tokenization import PreferenceTokenizer
 from lit_align.errors import UserError
+
+CHAT = [{"role": "user", "content": "Which bird?"}]
 
 
 def tokenizer(**options: Any) -> PreferenceTokenizer:
@@ -51,6 +57,22 @@ def test_prompts_are_those_of_one_row_at_a_time(tmp_path, chats, long_prompts):
     assert 0 < alone.counts.total() < 700
     (reason,) = alone.counts
     assert f"{alone.counts.total()} {reason}" in read.line
+
+
+def test_rounds_keep_what_the_template_reads_beside_a_prompt(tmp_path):
+    tools = [{"type": "function", "function": {"name": "find_bird"}}]
+    row = {"prompt": CHAT, "tools": tools, "chat_template_kwargs": {"mood": "glad"}}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"prompt": CHAT}))
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ mood }}{% for each in tools or [] %}{{ each }}{% endfor %}" + tokenizer.chat_template
+    read = read_prompts(Source(str(tmp_path / "p.jsonl")), PreferenceTokenizer(tokenizer), TokenCache(tmp_path / "c"))
+    made = RoundStore(tmp_path / "rounds", 0, {})
+    responses = [Response([1], "a", True), Response([2], "b", True)]
+    made.samples.write(0, [_sample_row(example, responses) for example in read.examples])
+    made.scores("s").write(0, [ScoreRow(example.source, "s", [1.0, 2.0]) for example in read.examples])
+    with_tools, without = read_rows(tmp_path / "rounds", kind="preferences")
+    assert (with_tools.tools, with_tools.template_args) == (tools, {"mood": "glad"})
+    assert (without.tools, without.template_args) == (None, {})
 
 
 def test_a_second_start_reads_and_tokenizes_nothing(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ SYSTEM = "system|system_prompt|system_message"
 HISTORY = "history"
 PREFIX = "prefix|initial_reason_steps"
 TEMPLATE_ARGS = "chat_template_kwargs|chat_template_args"
+_TEMPLATE_ARGS_NAME = TEMPLATE_ARGS.partition("|")[0]
 _RENDERING = ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message")
 """Arguments that rendering sets itself."""
 
@@ -40,6 +41,12 @@ def with_columns_beside(row: Row, record: Record, *, may_become_chat: bool) -> R
     if record.filled(TEMPLATE_ARGS):  # a plain prompt may become a chat when it is tokenized
         row = replace(row, template_args={**_template_args(record), **row.template_args})
     return row
+
+
+def columns_beside(row: Row) -> dict[str, Any] | None:
+    """Columns beside a prompt, from which `with_columns_beside` reads its tools and arguments again; None without."""
+    columns = {"tools": row.tools, _TEMPLATE_ARGS_NAME: dict(row.template_args)}
+    return {name: value for name, value in columns.items() if value} or None
 
 
 def _template_args(record: Record) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _round_records(path: Path, scorer: str | None, skipped: Counter[str]) -> Ite
             cut = tuple(not finished for finished in sample.finished)
             if any(cut):
                 skipped["responses cut when they were sampled, to which no end is added"] += sum(cut)
-            yield Record(values, f"{stored.path.name}/{sample.source}", cut=cut)
+            yield Record(values | (sample.beside or {}), f"{stored.path.name}/{sample.source}", cut=cut)
 
 
 def _hub_records(source: str, split: str | None) -> Iterator[Record]:

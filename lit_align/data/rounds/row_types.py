@@ -41,12 +41,13 @@ class SampledTexts(NamedTuple):
     prompt: Text
     responses: list[str]
     finished: list[bool]  # whether each response ended by itself
+    beside: dict[str, Any] | None = None  # the columns that the chat template reads beside the prompt: tools, …
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> list[Self]:
         """The texts of a table of `SampleRow`; tokens, which are most of it, are not read."""
         names = [name for name in (*cls._fields, "is_chat") if name in table.column_names]
-        return [cls(**row) for row in _with_chats(table.select(names))]
+        return [cls(**row) for row in _from_json(table.select(names))]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class SampleRow:
     response_ids: list[list[int]]
     finished: list[bool]  # whether each response ended by itself
     sampler_logps: list[float] | None  # log π_s of each response; None if it is not recorded
+    beside: dict[str, Any] | None = None  # the columns that the chat template reads beside the prompt: tools, …
 
     SCHEMA: ClassVar = pa.schema(
         {
@@ -80,20 +82,23 @@ class SampleRow:
         for row in rows:
             is_chat = not isinstance(row.prompt, str)
             prompt = json.dumps(row.prompt, ensure_ascii=False) if is_chat else row.prompt
-            records.append(vars(row) | {"prompt": prompt, "is_chat": is_chat})
-        return pa.Table.from_pylist(records, schema=cls.SCHEMA)
+            beside = row.beside and json.dumps(row.beside, ensure_ascii=False)
+            records.append(vars(row) | {"prompt": prompt, "is_chat": is_chat, "beside": beside})
+        beside = [pa.field("beside", pa.string())] * any(row.beside for row in rows)  # as JSON
+        return pa.Table.from_pylist(records, schema=pa.schema([*cls.SCHEMA, *beside]))
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> list[Self]:
-        return [cls(**row) for row in _with_chats(table)]
+        return [cls(**row) for row in _from_json(table)]
 
 
-def _with_chats(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table, with each chat as messages."""
+def _from_json(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table, with each chat as messages, and with the columns beside it."""
     rows = table.to_pylist()
     for row in rows:
         if row.pop("is_chat", False):  # without this column, a chat is a list of its messages
             row["prompt"] = json.loads(row["prompt"])
+        row["beside"] = json.loads(row.get("beside") or "null")
     return rows
 
 

@@ -176,4 +176,5 @@ def _sample_row(prompt: Example, responses: Sequence[Response]) -> SampleRow:
         response_ids=[response.ids for response in responses],
         finished=[response.finished for response in responses],
         sampler_logps=None,
+        beside=prompt.beside,
     )

@@ -24,6 +24,7 @@ CHAT = [{"role": "user", "content": "a\x00b"}, {"role": "assistant", "content": 
 ROWS = {
     "plain": [SAMPLE, replace(SAMPLE, source="p:2", response_ids=[[], [3]], responses=["", "x"])],
     "chats": [replace(SAMPLE, prompt=CHAT), replace(SAMPLE, prompt=CHAT[:1])],
+    "beside": [replace(SAMPLE, prompt=CHAT, beside={"tools": [{"name": "é"}]}), SAMPLE],
     "unrecorded": [replace(SAMPLE, sampler_logps=None)],
     "scores": [ScoreRow("p:1", "s@1", [1.0, -0.0])],
     "parts": [ScoreRow("p:1", "s@1", [1.5, 2.0], parts={"wit": [1.0, 2.0], "grace": [2.0, 2.0]})],
@@ -156,10 +157,11 @@ def test_a_flipped_bit_changes_no_row_unnoticed(tmp_path):
     assert set_aside > 100
 
 
-@pytest.mark.parametrize("name", ["plain", "chats", "unrecorded"])
+@pytest.mark.parametrize("name", ["plain", "chats", "beside", "unrecorded"])
 def test_texts_are_read_without_tokens(name):
     table = SampleRow.to_arrow(ROWS[name])
-    assert SampledTexts.from_arrow(table) == [(row.source, row.prompt, row.responses) for row in ROWS[name]]
+    texts = [(row.source, row.prompt, row.responses, row.finished, row.beside) for row in ROWS[name]]
+    assert SampledTexts.from_arrow(table) == texts
     assert SampledTexts.from_arrow(table.drop_columns(["prompt_ids", "response_ids"]))
 
 
@@ -208,7 +210,7 @@ def test_a_round_of_an_earlier_version_is_read(tmp_path):
         return [row for file in sorted(path.glob(pattern)) for row in pq.read_table(file).to_pylist()]
 
     samples = [row for batch in (0, 1) for row in store.samples.read(batch) or []]
-    assert [vars(row) for row in samples] == tables("samples-*")
+    assert [vars(row) for row in samples] == [{**row, "beside": None} for row in tables("samples-*")]
     old = tables("scores-*")
     scores = [row for batch in (0, 1) for row in store.scores(old[0]["scorer"]).read(batch) or []]
     assert [vars(row) | {"preferences": None} for row in scores] == [row | {"preferences": None} for row in old]
@@ -217,7 +219,7 @@ def test_a_round_of_an_earlier_version_is_read(tmp_path):
     logps = LogpsRow.from_arrow(pq.read_table(path / "reference-1c866465-00000.parquet"))
     assert [row.logps for row in logps] == [row["reference_logps"] for row in tables("reference-*")]
     (stored,) = read_rounds(tmp_path)
-    texts = [(sample.source, sample.prompt, sample.responses) for sample in samples]
+    texts = [(sample.source, sample.prompt, sample.responses, sample.finished, None) for sample in samples]
     assert list(stored.rows()) == [(each, scored.scores) for each, scored in zip(texts, scores, strict=True)]
     assert [row.rewards for row in read_rows(tmp_path, kind="preferences")]
 
