@@ -16,26 +16,23 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_align.blocks import skip_unread_rows
 from lit_align.compilation import compile_blocks
 from lit_align.errors import UserError
 from lit_align.files import writing
 from lit_align.loading import (
-    LoRAConfig,
-    PolicyConfig,
     add_adapter,
     check_trainable,
     check_vocabulary,
     enable_checkpointing,
-    load_tokenizer,
     load_weights,
-    locate_model,
-    naming_errors,
     turn_off_dropout,
 )
 from lit_align.logprobs import PreferenceBatch, check_logits, enable_prefix_sharing, response_logps
+from lit_align.model_files import load_tokenizer, read_architecture
+from lit_align.model_options import LoRAConfig, PolicyConfig
 from lit_align.quantization import scales_of, unpacked
 from lit_align.row_norm import keep_norms_in_cache
 from lit_align.sharding import frozen_copy, fsdp_modules, full_tensor, rank, reshard, settled, type_of
@@ -325,8 +322,7 @@ def check_is_decoder(config: PolicyConfig) -> None:
     """
     if config.path.endswith(".gguf"):
         return  # these are decoders, and their head is read together with their weights only
-    with naming_errors(f"model.policy.path: cannot load {config.path!r}"):
-        shape = AutoConfig.from_pretrained(**locate_model(config))
+    shape = read_architecture(config)
     encoders = [name for name in shape.architectures or [] if name.endswith("ForMaskedLM")]
     if shape.is_encoder_decoder or encoders:
         raise UserError(

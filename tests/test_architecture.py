@@ -36,6 +36,8 @@ LAYERS = [
     "lora_linear",
     "row_norm",
     "compilation",
+    "model_options",
+    "model_files",
     "loading",
     "policy",
     "metrics",

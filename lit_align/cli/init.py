@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lit_align import objectives
 from lit_align.cli.classes import class_names, form_hint, options
@@ -24,8 +24,8 @@ from lit_align.data import FunctionScorer
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Rows
 from lit_align.data.tokenization import PreferenceTokenizer
-from lit_align.errors import UserError, amount, check_number, first_line
-from lit_align.loading import locate_model
+from lit_align.errors import UserError, amount, check_number
+from lit_align.model_files import naming_errors, read_architecture
 from lit_align.objectives import EXO, MPO, SFT, SPPO, PreferenceObjective
 from lit_align.policy import PolicyConfig
 
@@ -227,12 +227,9 @@ def count_weights(policy: str) -> int:
             f"init: --policy={policy} must be a folder or a hub name, since a GGUF file does not tell its size. Name "
             "the model that it was made from."
         )
-    try:
-        config = AutoConfig.from_pretrained(**locate_model(PolicyConfig(policy)))
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise UserError(f"init: --policy={policy} cannot be read: {first_line(error)}.") from error
+    config = read_architecture(PolicyConfig(policy), "init: --policy")
+    with naming_errors(f"init: --policy: cannot load {policy!r}"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
     return sum(weight.numel() for weight in model.parameters())
 
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lit_align.callbacks import ReferenceRefresh
 from lit_align.cli.app import AlignCLI
 from lit_align.console import print_field
 from lit_align.dtypes import dtype_name, is_fast
 from lit_align.errors import UserError
-from lit_align.loading import locate_model, naming_errors, resolve_dtype
+from lit_align.loading import resolve_dtype
+from lit_align.model_files import read_architecture
 from lit_align.objectives import PreferenceObjective
 from lit_align.objectives.anchored import AnchoredObjective
 from lit_align.objectives.memory import listed_memory, memory_parts
@@ -64,9 +65,7 @@ def weightless_policy(module: PreferenceObjective) -> Policy:
 
 
 def _weightless(policy: type[Policy], kind: Any, config: PolicyConfig, lora: LoRAConfig | None, option: str) -> Policy:
-    where = locate_model(config)
-    with naming_errors(f"{option}: no config.json for {config.path!r}"):
-        shape = AutoConfig.from_pretrained(**where)
+    shape = read_architecture(config, option)
     if policy is Scored:
         shape.num_labels = 1
     shape.dtype = resolve_dtype(config, lora)  # also of the model within a classifier

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from lit_align.cli.app import AlignCLI
 from lit_align.cli.classes import locate
@@ -25,14 +25,9 @@ from lit_align.data.samplers.vllm_client import MODEL
 from lit_align.data.samplers.vllm_options import save_without_weights
 from lit_align.dtypes import dtype_name, fast_dtype
 from lit_align.errors import UserError
-from lit_align.loading import (
-    LoRAConfig,
-    PolicyConfig,
-    from_fields,
-    load_tokenizer,
-    locate_model,
-    resolve_dtype,
-)
+from lit_align.loading import resolve_dtype
+from lit_align.model_files import load_tokenizer, read_architecture
+from lit_align.model_options import LoRAConfig, PolicyConfig, from_fields
 from lit_align.policy import Policy
 from lit_align.running import usable_cores
 
@@ -102,7 +97,7 @@ def architecture_of(policy: PolicyConfig) -> PretrainedConfig:
     """The configuration of the model; that of a GGUF file is read together with its weights only."""
     if policy.path.endswith(".gguf"):
         return Policy.load(policy).model.config
-    return AutoConfig.from_pretrained(**locate_model(policy))
+    return read_architecture(policy)
 
 
 def server_command(

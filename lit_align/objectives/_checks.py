@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_align.errors import UserError, amount
-from lit_align.loading import from_fields
 from lit_align.logprobs import PreferenceBatch
+from lit_align.model_options import from_fields
 from lit_align.objectives.accumulation import weighted_mean
 from lit_align.policy import PolicyConfig
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from lit_align.console import print_field
 from lit_align.dtypes import has_full_precision
 from lit_align.errors import UserError, check_number, shown
-from lit_align.loading import from_fields
 from lit_align.logprobs import PreferenceBatch
+from lit_align.model_options import from_fields
 from lit_align.needs import DataNeeds
 from lit_align.objectives.anchor import adapted_proximal, effective_anchor
 from lit_align.objectives.base import PreferenceObjective

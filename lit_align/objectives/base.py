@@ -30,9 +30,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_align import provenance
 from lit_align.dtypes import dtype_name, warn_if_slow
 from lit_align.errors import UserError, check_number, check_types
-from lit_align.loading import from_fields, load_positions, load_tokenizer, read_template, resolve_dtype
+from lit_align.loading import resolve_dtype
 from lit_align.logprobs import PreferenceBatch
 from lit_align.metrics import PreferenceMetrics
+from lit_align.model_files import load_positions, load_tokenizer, read_template
+from lit_align.model_options import from_fields
 from lit_align.needs import DataNeeds
 from lit_align.objectives._checks import FIXES, check_batch, check_losses, checked_policy
 from lit_align.objectives._gradients import gradient_scale

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from lit_align import provenance
-from lit_align.loading import LoRAConfig, PolicyConfig, from_fields
+from lit_align.model_options import LoRAConfig, PolicyConfig, from_fields
 from lit_align.needs import OutputName
 from lit_align.reference.config import ReferenceConfig, RefreshRule
 

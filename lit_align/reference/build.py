@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_align.dtypes import dtype_name
 from lit_align.errors import UserError
-from lit_align.loading import load_tokenizer
+from lit_align.model_files import load_tokenizer
 from lit_align.policy import LoRAConfig, Policy, PolicyConfig
 from lit_align.reference.base import Reference
 from lit_align.reference.config import ReferenceConfig, RefreshRule

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from lit_align.arguments import CheckedArguments
 from lit_align.errors import UserError
-from lit_align.loading import Dtype
+from lit_align.model_options import Dtype
 
 
 @dataclass(frozen=True)

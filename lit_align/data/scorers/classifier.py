@@ -24,7 +24,7 @@ from lit_align.data.formats.rows import Text
 from lit_align.data.scorers.base import Scorer, fingerprint_of, joined
 from lit_align.dtypes import is_fast
 from lit_align.errors import UserError, check_number, first_line
-from lit_align.loading import naming_errors
+from lit_align.model_files import naming_errors
 
 
 class SequenceClassificationScorer(Scorer):
