@@ -32,6 +32,7 @@ class Example:
     # of prompts to sample from, which have no responses yet
     prompt: Text | None = None
     beside: dict[str, Any] | None = None  # the columns that the chat template reads beside it: tools, …
+    continues: bool = False  # whether the responses continue the prompt's text
     # of groups that a pairing rule chooses from
     texts: list[str] | None = None
     preferences: list[list[float]] | None = None  # P(y_i ≻ y_j), [K, K]

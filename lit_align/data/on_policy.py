@@ -276,6 +276,7 @@ class OnPolicyPairs(PairsDataModule):
             "seed": self.seed,
             "sampling": vars(self.sampling),
             "sampler": self.sampler.identity,
+            "end_ids": self.preference_tokenizer.end_ids(),
             "responses_per_prompt": self.responses_per_prompt,
             "sampling_batch_size": self.sampling_batch_size,
             "sampling_dtype": self.sampling_dtype,

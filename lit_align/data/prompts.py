@@ -8,6 +8,7 @@ from lit_align.data.cache import OPTION, Report, TokenCache
 from lit_align.data.examples import CHECKED, TABLE, Examples, Source, cached, shown
 from lit_align.data.formats.beside import columns_beside
 from lit_align.data.formats.rows import Rows, Text
+from lit_align.data.rendering import continues_text
 from lit_align.data.table import ExampleTable, digest_of_sample
 from lit_align.data.tokenization import PreferenceTokenizer, listing, notes_on
 from lit_align.errors import UserError, amount
@@ -42,7 +43,8 @@ def _make(rows: Rows, path: str, tokenizer: PreferenceTokenizer, folder: Path, r
 
 def _tokenized(rows: Rows, tokenizer: PreferenceTokenizer, report: Report) -> Iterator[Example]:
     for row, ids in tokenizer.prompts(shown(rows, report)):
-        yield Example(ids, [], row.source, prompt=row.prompt, beside=columns_beside(row))
+        continues = continues_text(tokenizer.as_chat(row))
+        yield Example(ids, [], row.source, prompt=row.prompt, beside=columns_beside(row), continues=continues)
 
 
 def texts_of(table: ExampleTable) -> Iterator[Text]:

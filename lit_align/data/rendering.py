@@ -335,6 +335,11 @@ def _chat(row: Row) -> list[Message]:
     return row.prompt
 
 
+def continues_text(row: Row) -> bool:
+    """Whether the responses continue the prompt's text: plain text, or the assistant's message at a chat's end."""
+    return isinstance(row.prompt, str) or _continues(row)
+
+
 def _continues(row: Row) -> bool:
     """Whether the responses continue the assistant's message with which the prompt ends."""
     return _chat(row)[-1]["role"] == "assistant" and not row.is_new_turn

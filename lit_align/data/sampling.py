@@ -67,6 +67,10 @@ class Response:
     finished: bool  # whether it ended by itself within max_new_tokens
 
 
+_BEFORE = 4
+"""Tokens of a prompt that are decoded with the response that continues it."""
+
+
 @dataclass(frozen=True)
 class SampleRequest:
     """One batch of prompts, and how to sample the responses to them."""
@@ -76,10 +80,16 @@ class SampleRequest:
     count: int  # responses to each prompt
     sampling: Sampling
     end_ids: Sequence[int]  # tokens that end a response
+    continues: Sequence[bool] = ()  # whether the responses continue each prompt's text; empty: none does
 
     def grouped(self, tokens: Sequence[list[int]], tokenizer: Any) -> list[list[Response]]:
         """The responses of each prompt, decoded and cut at stop strings, from the tokens of all responses in order."""
-        responses = [cut(ids, tokenizer, self.sampling.stop, self.end_ids) for ids in tokens]
+        continues = self.continues or [False] * len(self.prompts)
+        before = [prompt[-_BEFORE:] if each else [] for prompt, each in zip(self.prompts, continues, strict=True)]
+        responses = [
+            cut(ids, tokenizer, self.sampling.stop, self.end_ids, before[place // self.count])
+            for place, ids in enumerate(tokens)
+        ]
         return [responses[start : start + self.count] for start in range(0, len(responses), self.count)]
 
 
@@ -96,15 +106,26 @@ def sampling_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def cut(ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int]) -> Response:
+def cut(
+    ids: list[int], tokenizer: Any, stop: Sequence[str], end_ids: Sequence[int], before: Sequence[int] = ()
+) -> Response:
     """Decode a response, cut after the token that completes the first stop string.
+
+    Args:
+        before: The last tokens of the prompt, if the response continues its text. Tokenizers such as Llama 2's leave
+            out a space at the beginning of a text, which is kept here.
 
     The token is found by bisection, with log2(tokens) decodings. Trying one token after another would find the same,
     unless a later token changes the end of the text (half a character, �).
     """
 
+    def decode(tokens: Sequence[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=True)
+
     def text_of(size: int) -> str:
-        return tokenizer.decode(ids[:size], skip_special_tokens=True)
+        text = decode(ids[:size])
+        has_space = bool(before) and decode([*before, *ids[:size]]) == f"{decode(before)} {text}"
+        return f" {text}" if has_space else text
 
     def stops(text: str) -> bool:
         return any(string in text for string in stop)

@@ -98,7 +98,8 @@ class _Chunk:
         for name in self.others:
             numbers[name] = self.batch.column(name)[place].as_py()
         if "text" in self.batch.schema.names:
-            numbers["prompt"], numbers["beside"] = json.loads(self.batch.column("text")[place].as_py())
+            names = ("prompt", "beside", "continues")
+            numbers |= zip(names, json.loads(self.batch.column("text")[place].as_py()), strict=True)
         return Example(
             self.prompts[place],  # type: ignore[arg-type]
             [self.responses[k] for k in responses],  # type: ignore[misc]
@@ -349,7 +350,7 @@ def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
                 kind = pa.float64() if isinstance(value, int | float) else pa.list_(pa.float64())
                 columns[name] = pa.array([getattr(example, name) for example in some], kind)
         if first.prompt is not None:
-            texts = [json.dumps([example.prompt, example.beside]) for example in some]
+            texts = [json.dumps([example.prompt, example.beside, example.continues]) for example in some]
             columns["text"] = pa.array(texts, pa.string())
         metadata = {MISMATCHED: b"1"} if first.mismatched else None
         schema = pa.schema([(name, column.type) for name, column in columns.items()], metadata)

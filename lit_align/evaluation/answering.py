@@ -14,6 +14,7 @@ from lit_align.data.base import data_module_of
 from lit_align.data.formats.rows import Row, Rows
 from lit_align.data.formats.spool import Spool
 from lit_align.data.on_policy import OnPolicyPairs
+from lit_align.data.rendering import continues_text
 from lit_align.data.samplers.base import Sampler
 from lit_align.data.samplers.generate import sampling_copy
 from lit_align.data.sampling import Response, SampleRequest, Sampling
@@ -104,11 +105,18 @@ class Answering:
         self, sampler: Sampler, policy: Policy, prompts: TokenizedPrompts, batches: Batches, name: str
     ) -> Share[list[Response]]:
         """The same by a sampler that has the policy's weights."""
-        end_ids = tokenizer_of(self.module).end_ids()
+        tokenizer = tokenizer_of(self.module)
 
         def request(places: Sequence[int]) -> SampleRequest:
-            keys = [(*self.stream, prompts.rows[i].source) for i in places]
-            return SampleRequest([prompts.ids[i] for i in places], keys, self.count, self.sampling, end_ids)
+            rows = [prompts.rows[i] for i in places]
+            return SampleRequest(
+                prompts=[prompts.ids[i] for i in places],
+                keys=[(*self.stream, row.source) for row in rows],
+                count=self.count,
+                sampling=self.sampling,
+                end_ids=tokenizer.end_ids(),
+                continues=[continues_text(tokenizer.as_chat(row)) for row in rows],
+            )
 
         return compute_share(
             self.module.trainer,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from architectures import MODELS, build
 from tiny import byte_tokenizer
+from tiny_tokenizers import llama_legacy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -94,6 +95,20 @@ def test_a_stop_string_cuts_text_and_tokens():
     response = cut(ids, tokenizer, ["\n"], [0])
     assert (response.text, tokenizer.decode(response.ids), response.finished) == ("one line", "one line\n", True)
     assert cut(ids[:5], tokenizer, ["\n"], [0]).finished is False
+
+
+def test_a_response_that_continues_a_text_keeps_its_first_space():
+    tokenizer = llama_legacy()
+    prompt, space, none = (tokenizer(text, add_special_tokens=False).input_ids for text in ("Say:", "yes", "Say:no"))
+    tokens = [space, none[len(prompt) :]]
+    assert tokenizer.decode(tokens[0]) == "yes", "the tokenizer leaves out the space"
+
+    def texts(*continues: bool) -> list[str]:
+        request = SampleRequest([prompt] * 2, ["a", "b"], 1, Sampling(), [0], continues)
+        return [response.text for (response,) in request.grouped(tokens, tokenizer)]
+
+    assert texts(True, True) == [" yes", "no"]
+    assert texts() == texts(False, False) == ["yes", "no"]
 
 
 def cut_token_by_token(ids: list[int], tokenizer: Any, stop: list[str], end_ids: list[int]) -> Response:

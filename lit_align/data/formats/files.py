@@ -2,11 +2,13 @@
 
 import csv
 import io
+import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
@@ -160,3 +162,12 @@ _READERS: dict[str, _Reader] = {
     **_TABLES,
 }
 FILE_KINDS = listing(_READERS)
+
+
+def records_of_files(paths: Sequence[Path], read: Callable[[Path], Iterator[Record]]) -> Iterator[Record]:
+    """The records of several files. Where files have the same name, their folders are part of the records' sources."""
+    names = Counter(path.name for path in paths)
+    root = os.path.commonpath([path.parent for path in paths])
+    for path in paths:
+        folder = f"{path.parent.relative_to(root)}/" if names[path.name] > 1 else ""
+        yield from (replace(record, source=folder + record.source) if folder else record for record in read(path))

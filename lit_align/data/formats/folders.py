@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 import yaml
 
-from lit_align.data.formats.files import BATCH, FILE_KINDS, find_reader, table_records
+from lit_align.data.formats.files import BATCH, FILE_KINDS, find_reader, records_of_files, table_records
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError, listing
 from lit_align.errors import first_line
@@ -71,13 +71,13 @@ def downloaded_records(path: Path, split: str | None, configuration: str, skippe
     name = split or ("train" if "train" in splits or len(splits) != 1 else next(iter(splits)))
     if name not in splits:
         raise DataError(f"{path}: there is no split {name!r}. Set `split` to one of {listing(splits)}.")
-    return chain.from_iterable(_records(file, skipped) for file in splits[name])
 
+    def read(file: Path) -> Iterator[Record]:
+        reader = find_reader(file)
+        assert reader is not None
+        return reader(file, skipped)
 
-def _records(file: Path, skipped: Counter[str]) -> Iterator[Record]:
-    reader = find_reader(file)
-    assert reader is not None
-    return reader(file, skipped)
+    return records_of_files(splits[name], read)
 
 
 def _is_data(file: Path, folder: Path) -> bool:

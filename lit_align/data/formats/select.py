@@ -10,13 +10,13 @@ from lit_align.data.formats.rows import Kind, Row, is_blank, is_imitable
 
 
 def _select_prompts(rows: Iterator[Row], skipped: Counter[str]) -> Iterator[Row]:
-    """Prompts; a prompt of several rows with a response each is taken once."""
+    """Prompts; a prompt of several rows with a response each is taken once, unless their columns are kept."""
     seen: set[bytes] = set()
     for row in rows:
         chat = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt
         text = json.dumps([chat, row.tools, dict(row.template_args)], default=str)
         key = hashlib.sha256(text.encode()).digest()[:16]
-        if row.responses and key in seen:
+        if row.responses and key in seen and not row.columns:
             skipped["repeated prompts"] += 1
             continue
         seen.add(key)

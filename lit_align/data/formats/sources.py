@@ -4,11 +4,10 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lit_align.data.formats.files import FILE_KINDS, find_reader
+from lit_align.data.formats.files import FILE_KINDS, find_reader, records_of_files
 from lit_align.data.formats.folders import dataset_records, downloaded_records, is_saved, saved_records
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError
@@ -69,7 +68,7 @@ def _glob_records(pattern: str, split: str | None, skipped: Counter[str]) -> Ite
     paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]
     if not paths:
         raise DataError(f"{pattern}: no file matches this pattern. Give {_SOURCES}.")
-    return chain.from_iterable(_records(path, split, skipped) for path in paths)
+    return records_of_files([Path(path) for path in paths], lambda path: _records(str(path), split, skipped))
 
 
 def _round_records(path: Path, scorer: str | None, skipped: Counter[str]) -> Iterator[Record]:

@@ -58,11 +58,15 @@ def check_settings(begun: CurrentRound, settings: dict[str, Any]) -> None:
     Raises:
         UserError: one differs.
     """
-    if different := [name for name, value in settings.items() if begun.key.get(name) != value]:
-        options = [f"{'model' if name == 'policy.temperature' else 'data'}.{name}" for name in different]
+    if different := [name for name, value in settings.items() if begun.key.get(name, value) != value]:
+        options = [_OPTIONS.get(name, f"data.{name}") for name in different]
         raise UserError(
             f"the checkpoint is from the middle of round {begun.index + 1}, whose responses were sampled with "
             f"another {' and '.join(options)}. (data.prompts, prompts_per_round, seed and, for chunks, "
             "trainer.max_epochs determine a round's prompts.) Resume with the settings that the round began with, "
             "or from a checkpoint at the end of a round."
         )
+
+
+_OPTIONS = {"policy.temperature": "model.policy.temperature", "end_ids": "end token (the model's or the tokenizer's)"}
+"""What decides a setting that is not an option of the data."""

@@ -151,7 +151,17 @@ class NumbersBuilder:
                 self.parts.setdefault(column.type.field(place).name, []).append(part)
 
     def built(self) -> RoundNumbers:
-        """The numbers of all batches."""
+        """The numbers of all batches.
+
+        Raises:
+            UserError: the scorer gave a part for some batches only.
+        """
+        for name, part in self.parts.items():
+            if len(part) < len(self.batch):
+                raise UserError(
+                    f"scorer {self.scorer} gave parts[{name!r}] for {len(part)} of {len(self.batch)} sampling batches. "
+                    "Return the same parts for each response; the samples are kept."
+                )
         parts = {name: np.concatenate(part) for name, part in self.parts.items()}
         rewards, finished = np.concatenate(self.rewards), np.concatenate(self.finished)
         return RoundNumbers(self.scorer, np.concatenate(self.batch), rewards, finished, parts)

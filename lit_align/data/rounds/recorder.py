@@ -57,7 +57,10 @@ class Loaded(Generic[R]):
         """The same as an Arrow table."""
         table = self.part.table(number)
         if table is None:
-            raise RuntimeError(f"{self.part.file(number)} is missing; do all processes share the folder?")
+            raise UserError(
+                f"{self.part.file(number)} is missing, although a process has stored it. Rounds need a folder that all "
+                "processes share: set data.store to one."
+            )
         return table
 
     def __iter__(self) -> Iterator[R]:

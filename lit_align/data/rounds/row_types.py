@@ -83,13 +83,18 @@ class SampleRow:
             is_chat = not isinstance(row.prompt, str)
             prompt = json.dumps(row.prompt, ensure_ascii=False) if is_chat else row.prompt
             beside = row.beside and json.dumps(row.beside, ensure_ascii=False)
-            records.append(vars(row) | {"prompt": prompt, "is_chat": is_chat, "beside": beside})
+            records.append(_columns(row) | {"prompt": prompt, "is_chat": is_chat, "beside": beside})
         beside = [pa.field("beside", pa.string())] * any(row.beside for row in rows)  # as JSON
         return pa.Table.from_pylist(records, schema=pa.schema([*cls.SCHEMA, *beside]))
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> list[Self]:
         return [cls(**row) for row in _from_json(table)]
+
+
+def _columns(row: StoredRow) -> dict[str, Any]:
+    """The fields of a row. The name of a file that is not UTF-8 gets question marks."""
+    return vars(row) | {"source": row.source.encode("utf-8", "replace").decode()}
 
 
 def _from_json(table: pa.Table) -> list[dict[str, Any]]:
@@ -121,7 +126,7 @@ class ScoreRow:
     @classmethod
     def to_arrow(cls, rows: Sequence[Self]) -> pa.Table:
         schema = cls.schema(list(rows[0].parts or {}), rows[0].preferences is not None)
-        return pa.Table.from_pylist([vars(row) for row in rows], schema=schema)
+        return pa.Table.from_pylist([*map(_columns, rows)], schema=schema)
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> list[Self]:
@@ -139,7 +144,7 @@ class LogpsRow:
 
     @classmethod
     def to_arrow(cls, rows: Sequence[Self]) -> pa.Table:
-        return pa.Table.from_pylist([vars(row) for row in rows], schema=cls.SCHEMA)
+        return pa.Table.from_pylist([*map(_columns, rows)], schema=cls.SCHEMA)
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> list[Self]:

@@ -124,6 +124,7 @@ class RoundSamples(Computation[SampleRow]):
             count=self.responses_per_prompt,
             sampling=self.sampling,
             end_ids=self.end_ids,
+            continues=[prompt.continues for prompt in prompts],
         )
 
     def _rows(self, number: int, sampled: Sequence[Sequence[Response]]) -> list[SampleRow]:

@@ -91,7 +91,8 @@ def _read_round(path: Path, scorer: str | None) -> StoredRound | None:
     if not scored:
         print_line(f"  {path} has not been scored yet; it is left out.")
         return None
-    matching = [StoredRound(*each) for each in scored if scorer is None or scorer in each[1].scorer]
+    exact = [each for each in scored if each[1].scorer == scorer]
+    matching = [StoredRound(*each) for each in exact or scored if scorer is None or scorer in each[1].scorer]
     if len(matching) != 1:
         found = "several scorers" if matching else f"no scorer {scorer!r}"
         names = "; ".join(sorted(numbers.scorer for _, numbers in scored))

@@ -1,6 +1,7 @@
 """Scorers: one number for each response to a prompt, the higher the better."""
 
 import hashlib
+import json
 import math
 import numbers
 import sysconfig
@@ -15,7 +16,7 @@ import torch
 from lit_align.arguments import CheckedArguments
 from lit_align.console import relative
 from lit_align.data.formats.record import LARGEST
-from lit_align.data.formats.rows import Text
+from lit_align.data.formats.rows import Message, Text
 from lit_align.errors import UserError, amount, shown
 
 SCORER_FIXES: dict[str, str] = dict.fromkeys(("scorer", "scorers", "judges"), "Write FunctionScorer(function).")
@@ -271,7 +272,14 @@ def fingerprint_of(files: Sequence[Path]) -> str:
 
 def joined(prompt: Text) -> str:
     """A prompt as one text: a chat's messages with blank lines between them."""
-    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+    return prompt if isinstance(prompt, str) else "\n\n".join(map(said, prompt))
+
+
+def said(message: Message) -> str:
+    """A message's text, then its calls of tools as JSON."""
+    calls = message.get("tool_calls")
+    parts = [message["content"] or "", json.dumps(calls, ensure_ascii=False) if calls else ""]
+    return "\n".join(filter(None, parts))
 
 
 def _prompt_excerpt(prompt: Text) -> str:

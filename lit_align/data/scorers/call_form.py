@@ -38,6 +38,8 @@ class CallForm:
         named = [each for each in parameters if each.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
         takes_any = any(each.kind is Parameter.VAR_KEYWORD for each in parameters)
         responses = next((each.name for each in named if each.name in RESPONSES), None)
+        if responses is None and (first := _before_prompts(named)):  # reward(texts, prompts)
+            responses = first
         if not known and (responses is None or _is_second(responses, named)):
             return cls() if _binds(signature, None, None) else None
         if responses is None:
@@ -66,6 +68,12 @@ class CallForm:
 def _is_second(responses: str, named: list[Parameter]) -> bool:
     """Whether the responses stand where they are passed by position."""
     return [each.name for each in named[1:2] if each.kind is Parameter.POSITIONAL_OR_KEYWORD] == [responses]
+
+
+def _before_prompts(named: list[Parameter]) -> str | None:
+    """The first argument's name, if the second one is called prompts and gets them."""
+    names = [each.name for each in named[:2]]
+    return names[0] if len(names) == 2 and names[1] in PROMPTS and names[0] not in PROMPTS else None
 
 
 def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_align.console import print_line
 from lit_align.data.scorers.answer_cache import Answer, AnswerCache
-from lit_align.data.scorers.chat_request import Completion, Connection, ContextError, JudgeError, RetryableError
+from lit_align.data.scorers.chat_request import Completion, Connection, JudgeError, RetryableError, UnanswerableError
 from lit_align.data.scorers.endpoint import Endpoint
 from lit_align.errors import amount
 
@@ -28,8 +28,8 @@ Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class TooLong:
-    """Takes the place of an answer: the conversation does not fit into the judge's context."""
+class Unanswerable:
+    """Takes the place of an answer: the conversation does not fit into the judge's context, or a filter refuses it."""
 
     said: str  # by the server
 
@@ -87,7 +87,7 @@ class Client:
             self._cache.close()
             self._cache = None
 
-    def ask_all(self, conversations: Sequence[Messages]) -> list[str | TooLong]:
+    def ask_all(self, conversations: Sequence[Messages]) -> list[str | Unanswerable]:
         """The answer to each conversation; equal conversations are sent once.
 
         Raises:
@@ -95,7 +95,7 @@ class Client:
         """
         distinct = {self._key(messages): messages for messages in conversations}
         cached = {key: self.cache.get(key) for key in distinct}
-        answers: dict[str, str | TooLong] = {key: answer.text for key, answer in cached.items() if answer}
+        answers: dict[str, str | Unanswerable] = {key: answer.text for key, answer in cached.items() if answer}
         self.usage.cached += len(answers)
         self._stop.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
@@ -113,22 +113,23 @@ class Client:
 
     def _body(self, messages: Messages) -> dict[str, Any]:
         endpoint = self.endpoint
-        body = {
+        body: dict[str, Any] = {
             "model": endpoint.model,
             "messages": messages,
             "temperature": endpoint.temperature,
             "max_tokens": endpoint.max_tokens,
         }
-        if self.schema is None:
-            return body
-        form = {"name": "answer", "strict": True, "schema": self.schema}
-        return body | {"response_format": {"type": "json_schema", "json_schema": form}}
+        if self.schema is not None:
+            form = {"name": "answer", "strict": True, "schema": self.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        body |= endpoint.extra_body or {}
+        return {name: value for name, value in body.items() if value is not None}
 
     def _key(self, messages: Messages) -> str:
         text = json.dumps([self.endpoint.address, self._body(messages)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _ask(self, key: str, messages: Messages) -> str | TooLong:
+    def _ask(self, key: str, messages: Messages) -> str | Unanswerable:
         """The answer to a conversation; another process's, if that one sends the request."""
         while not self.cache.claim(key, self.endpoint.timeout + CLAIM_SECONDS):
             if answer := self.cache.get(key):
@@ -147,12 +148,12 @@ class Client:
             self.usage.cached += 1
         return answer.text
 
-    def _send(self, key: str, messages: Messages) -> str | TooLong:
+    def _send(self, key: str, messages: Messages) -> str | Unanswerable:
         started = time.monotonic()
         try:
             completion = self._post_with_retries(messages, started)
-        except ContextError as error:
-            return TooLong(str(error))
+        except UnanswerableError as error:
+            return Unanswerable(str(error))
         text = completion.text.encode("utf-8", "replace").decode()  # an unpaired surrogate cannot be stored
         answer = Answer(text, completion.prompt_tokens, completion.answer_tokens, time.monotonic() - started)
         self.cache.put(key, self.endpoint.model, answer)

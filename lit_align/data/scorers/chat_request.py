@@ -31,7 +31,7 @@ class RetryableError(Exception):
         self.wait = wait
 
 
-class ContextError(Exception):
+class UnanswerableError(Exception):
     """A conversation is too long for the judge; holds the server's words."""
 
 
@@ -74,7 +74,7 @@ class Connection:
 
         Raises:
             RetryableError: it failed, perhaps only for now.
-            ContextError: the conversation is too long for the model.
+            UnanswerableError: the conversation is too long for the model, or a filter refuses it.
             JudgeError: it is refused, or cannot be sent.
         """
         key = self.endpoint.key()
@@ -117,14 +117,14 @@ class Connection:
             said = ""
         said = " ".join(hide(said).split())[:300]
         refusal = hide(f"HTTP {error.code} {error.reason}") + (f" ({said})" if said else "")
-        if error.code in (400, 413, 422) and _TOO_LONG.search(said):
-            return ContextError(refusal)
+        if error.code in (400, 413, 422) and (_TOO_LONG.search(said) or _FILTERED.search(said)):
+            return UnanswerableError(refusal)
         if error.code in (408, 409, 425, 429) or error.code >= 500:
             return RetryableError(refusal, retry_after(error.headers.get("Retry-After")))
         return JudgeError(
             f"the judge {self.endpoint.model} at {self.url} refuses the request: {refusal}. Check endpoint.model, "
-            f"endpoint.base_url and the key in {self.endpoint.api_key_variable or 'no variable'}; earlier answers are "
-            "kept."
+            f"endpoint.base_url and the key in {self.endpoint.api_key_variable or 'no variable'}, or change fields of "
+            "the request with endpoint.extra_body; earlier answers are kept."
         )
 
     def _read(self, response: Any) -> bytes:
@@ -143,6 +143,10 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 """How OpenAI, vLLM, llama.cpp and others say that a prompt is too long."""
+_FILTERED = re.compile(
+    r"content.?(filter|management|policy)|invalid_prompt|usage polic|moderation|responsible.?ai", re.IGNORECASE
+)
+"""How OpenAI, Azure and others say that a filter refuses a prompt."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lit_align.data.formats.rows import Text
+from lit_align.data.formats.rows import Message, Text
 from lit_align.data.scorers.base import Scorer, fingerprint_of, joined
 from lit_align.dtypes import is_fast
 from lit_align.errors import UserError, check_number, first_line
@@ -147,8 +147,9 @@ class SequenceClassificationScorer(Scorer):
         if self.tokenizer.chat_template:
             chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             chat = [*chat, {"role": "assistant", "content": response}]
-            return str(self.tokenizer.apply_chat_template(chat, tokenize=False))
-        return joined(prompt) + ("" if isinstance(prompt, str) else "\n\n") + response
+            return str(self.tokenizer.apply_chat_template(_with_joined_answer(chat), tokenize=False))
+        continues = isinstance(prompt, str) or prompt[-1]["role"] == "assistant"
+        return joined(prompt) + ("" if continues else "\n\n") + response
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
         """Tokens of each text; a text that is too long loses its beginning."""
@@ -264,3 +265,11 @@ def _check_label(model: str, config: PretrainedConfig, label: int | None) -> Non
     if count > 1 and (label is None or not 0 <= label < count):
         names = ", ".join(f"{number} {name}" for number, name in (config.id2label or {}).items())
         raise UserError(f"scorer.label={label} must be one of the outputs of {model!r}: {names}. Set it.")
+
+
+def _with_joined_answer(chat: list[Message]) -> list[Message]:
+    """The chat with its answer joined to the assistant's message before it, which the answer continues."""
+    *before, begun, answer = chat
+    if begun["role"] != "assistant":
+        return chat
+    return [*before, {**begun, "content": (begun["content"] or "") + answer["content"]}]

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from lit_align.arguments import CheckedArguments
 from lit_align.errors import UserError, check_address, check_number
@@ -23,6 +24,8 @@ class Endpoint(metaclass=CheckedArguments):
             answer that is not JSON. Waits double from 1 s up to 60 s, unless the server sends Retry-After.
         temperature: Temperature of the judge's sampling.
         max_tokens: Longest answer, in tokens; reasoning models need more.
+        extra_body: Further fields of each request, such as {reasoning_effort: low}; null leaves a field out. OpenAI's
+            reasoning models need {max_tokens: null, max_completion_tokens: 2000, temperature: null}.
         price_input: Price of a million prompt tokens, in any currency, for the reported cost.
         price_output: Price of a million answer tokens.
         cache: SQLite file of all answers, by address, model and text of the request; runs may share it.
@@ -38,6 +41,7 @@ class Endpoint(metaclass=CheckedArguments):
     retries: int = 6
     temperature: float = 0.0
     max_tokens: int = 256
+    extra_body: dict[str, Any] | None = None
     price_input: float = 0.0
     price_output: float = 0.0
     cache: str = "runs/judge.sqlite"
@@ -51,6 +55,8 @@ class Endpoint(metaclass=CheckedArguments):
         for name in ("concurrency", "max_tokens"):
             check_number(f"endpoint.{name}", getattr(self, name), least=1)
         check_number("endpoint.timeout", self.timeout, above=0)
+        if taken := [name for name in ("model", "messages", "stream") if name in (self.extra_body or {})]:
+            raise UserError(f"endpoint.extra_body.{taken[0]}: lit_align sets this field itself. Leave it out.")
         self.key()
 
     @property

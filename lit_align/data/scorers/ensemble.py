@@ -71,8 +71,7 @@ class EnsembleScorer(Scorer):
         rewards = {name: score(scorer, prompts, responses) for name, scorer in self.scorers.items()}
         parts = {f"{name}_{part}": values for name, each in rewards.items() for part, values in each.parts.items()}
         weights_M1 = torch.tensor([self.weights[name] for name in rewards], dtype=torch.float64)[:, None]
-        weights_M1 /= weights_M1.sum()
         rewards_MN = torch.tensor([*rewards.values()], dtype=torch.float64)
-        mean_N = (weights_M1 * rewards_MN).sum(0)
-        spread_N = (weights_M1 * (rewards_MN - mean_N).square()).sum(0).sqrt()
+        mean_N = (weights_M1 * rewards_MN).sum(0) / weights_M1.sum()  # of whole numbers, a tie stays a tie
+        spread_N = ((weights_M1 * (rewards_MN - mean_N).square()).sum(0) / weights_M1.sum()).sqrt()
         return Scores(mean_N.tolist(), parts | rewards | {"disagreement": spread_N.tolist()})

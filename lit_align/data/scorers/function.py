@@ -42,6 +42,7 @@ class FunctionScorer(_OfFunction, Scorer):
         batch_size: Most responses per call.
         rows: Files, data sets or hub names whose columns are further arguments, `reward(prompts, responses, answer)`,
             one value per response. A prompt's row is the one with the same prompt. null: no further arguments.
+        rows_split: Split of saved or hub data sets.
         columns: Source of the columns that make the prompt of these rows, as in data.columns.
         ignore_columns: Columns of these rows that do not belong to the prompt, as in data.ignore_columns.
     """
@@ -51,12 +52,13 @@ class FunctionScorer(_OfFunction, Scorer):
         function: str | Callable[..., Any],
         batch_size: int = 256,
         rows: str | list[str] | None = None,
+        rows_split: str | None = None,
         columns: dict[str, str] | None = None,
         ignore_columns: list[str] | None = None,
     ):
         check_number("scorer.batch_size", batch_size, least=1)
         form = "reward(prompts, responses) -> list[float], one number per response"
-        self._function = UserFunction(function, form, RowColumns(rows, columns, ignore_columns))
+        self._function = UserFunction(function, form, RowColumns(rows, rows_split, columns, ignore_columns))
         self.function = self._function.function
         self.batch_size = batch_size
 
@@ -72,6 +74,7 @@ class PairwiseFunctionScorer(_OfFunction, PairwiseScorer):
             function itself.
         rows: Files, data sets or hub names whose columns are further arguments, `prefer(prompt, responses, answer)`.
             A prompt's row is the one with the same prompt. null: no further arguments.
+        rows_split: Split of saved or hub data sets.
         columns: Source of the columns that make the prompt of these rows, as in data.columns.
         ignore_columns: Columns of these rows that do not belong to the prompt, as in data.ignore_columns.
     """
@@ -80,11 +83,12 @@ class PairwiseFunctionScorer(_OfFunction, PairwiseScorer):
         self,
         function: str | Callable[..., Any],
         rows: str | list[str] | None = None,
+        rows_split: str | None = None,
         columns: dict[str, str] | None = None,
         ignore_columns: list[str] | None = None,
     ):
         form = "prefer(prompt, responses) -> [K, K], P(i beats j) of K responses"
-        self._function = UserFunction(function, form, RowColumns(rows, columns, ignore_columns))
+        self._function = UserFunction(function, form, RowColumns(rows, rows_split, columns, ignore_columns))
 
     def preferences(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[Any]:
         values = [{name: each for name, (each,) in self._function.columns.of([prompt]).items()} for prompt in prompts]

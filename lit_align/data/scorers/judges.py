@@ -20,8 +20,8 @@ from typing import Any, Generic, TypeVar
 
 from lit_align.console import print_field
 from lit_align.data.formats.rows import Text
-from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, excerpt
-from lit_align.data.scorers.chat_api import ATTEMPTS, Client, TooLong, UsageStats
+from lit_align.data.scorers.base import PairwiseScorer, Scorer, Scores, excerpt, said
+from lit_align.data.scorers.chat_api import ATTEMPTS, Client, Unanswerable, UsageStats
 from lit_align.data.scorers.chat_request import CUT, JudgeError
 from lit_align.data.scorers.endpoint import Endpoint
 from lit_align.errors import UserError, amount, check_number
@@ -51,7 +51,7 @@ class JudgePrompter(Generic[T]):
     def identity(self) -> str:
         endpoint = self.client.endpoint
         request = repr((endpoint.address, self.text, endpoint.temperature, endpoint.max_tokens, self.unanswered))
-        request += repr(self.client.schema) if self.client.schema else ""
+        request += "".join(repr(each) for each in (self.client.schema, endpoint.extra_body) if each)
         return f"{endpoint.model}@{hashlib.sha256(request.encode()).hexdigest()[:8]}"
 
     def ask(self, filled: Sequence[dict[str, str]], parse: Callable[[str], T | None], wanted: str) -> list[T | None]:
@@ -72,12 +72,12 @@ class JudgePrompter(Generic[T]):
             [{"role": "user", "content": string.Template(self.text).substitute(fields)}] for fields in filled
         ]
         read: list[T | None] = [None] * len(conversations)
-        answers: list[str | TooLong] = [""] * len(conversations)
+        answers: list[str | Unanswerable] = [""] * len(conversations)
         for _ in range(ATTEMPTS):
-            open_ = [n for n, value in enumerate(read) if value is None and not isinstance(answers[n], TooLong)]
+            open_ = [n for n, value in enumerate(read) if value is None and not isinstance(answers[n], Unanswerable)]
             for place, answer in zip(open_, self.client.ask_all([conversations[n] for n in open_]), strict=True):
                 answers[place] = answer
-                if isinstance(answer, TooLong):
+                if isinstance(answer, Unanswerable):
                     continue
                 read[place] = parse(answer)
                 reminder = f"That cannot be read. Answer with one line of JSON and nothing else: {wanted}"
@@ -97,13 +97,12 @@ class JudgePrompter(Generic[T]):
         """A value, or what takes its place."""
         return self.unanswered if value is None else value  # type: ignore[return-value]
 
-    def _unread(self, answer: str | TooLong, wanted: str, response: str) -> JudgeError:
+    def _unread(self, answer: str | Unanswerable, wanted: str, response: str) -> JudgeError:
         name, shown = self.client.endpoint.model, excerpt(response)
-        if isinstance(answer, TooLong):
+        if isinstance(answer, Unanswerable):
             return JudgeError(
-                f"the judge {name} cannot read a request that is longer than its context: {answer.said} (response "
-                f"{shown}). Use a judge with a longer context, or set scorer.unanswered to the value for such "
-                "responses."
+                f"the judge {name} does not take a request: {answer.said} (response {shown}). Use another judge, such "
+                "as one with a longer context, or set scorer.unanswered to the value for such responses."
             )
         return JudgeError(
             f"the judge {name} was queried {ATTEMPTS} times for an answer like {wanted} and gave {excerpt(answer)} "
@@ -294,7 +293,7 @@ def _as_text(prompt: Text) -> str:
     if isinstance(prompt, str):
         return prompt
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    return "\n\n".join(f"{names.get(turn['role'], turn['role'])}: {turn['content']}" for turn in prompt)
+    return "\n\n".join(f"{names.get(turn['role'], turn['role'])}: {said(turn)}" for turn in prompt)
 
 
 def _template(name: str, kind: str, fields: set[str]) -> str:

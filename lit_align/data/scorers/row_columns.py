@@ -17,6 +17,7 @@ class RowColumns:
 
     Args:
         rows: Where the rows are, as in data.prompts; without them, no columns are read.
+        split: Split of saved or hub data sets.
         columns: Source of the columns that make the prompt, as in data.columns.
         ignore_columns: Columns that do not belong to the prompt, as in data.ignore_columns.
 
@@ -24,14 +25,25 @@ class RowColumns:
         UserError: the rows cannot be read.
     """
 
-    def __init__(self, rows: str | list[str] | None, columns: dict[str, str] | None, ignore_columns: list[str] | None):
+    def __init__(
+        self,
+        rows: str | list[str] | None,
+        split: str | None,
+        columns: dict[str, str] | None,
+        ignore_columns: list[str] | None,
+    ):
         self.source = rows if isinstance(rows, str) else listing(rows or ())
         self._rows: Iterable[Row] = ()
         if rows is not None:
             self._rows = read_rows(
-                rows, kind="prompts", columns=columns, ignore_columns=ignore_columns or (), keep_columns=True
+                rows,
+                split=split,
+                kind="prompts",
+                columns=columns,
+                ignore_columns=ignore_columns or (),
+                keep_columns=True,
             )
-        for name, value in (("columns", columns), ("ignore_columns", ignore_columns)):
+        for name, value in (("rows_split", split), ("columns", columns), ("ignore_columns", ignore_columns)):
             if rows is None and value is not None:
                 raise UserError(
                     f"scorer.{name}={value} has no effect without scorer.rows. Set it, or leave {name} out."

@@ -294,6 +294,18 @@ def test_a_configuration_of_a_readme_may_be_a_folder(tmp_path: Path):
     assert "configuration gone names files for train" in message_of(lambda: prompts(f"{tmp_path}:gone"))
 
 
+def test_rows_of_files_with_the_same_name_are_told_apart(tmp_path: Path):
+    for place in ("a", "b/c"):
+        (tmp_path / "data" / place).mkdir(parents=True)
+        (tmp_path / "data" / place / "train.jsonl").write_bytes(lines(PAIRS[:1]))
+    sources = ["a/train.jsonl:1", "b/c/train.jsonl:1"]
+    for path in (tmp_path / "data", tmp_path / "data/**/train.jsonl"):
+        assert [row.source for row in read_rows(str(path), kind="preferences")] == sources
+    (tmp_path / "data/a/train.jsonl").rename(tmp_path / "data/a/train_2.jsonl")
+    rows = read_rows(str(tmp_path / "data"), kind="preferences")
+    assert [row.source for row in rows] == ["train_2.jsonl:1", "train.jsonl:1"]
+
+
 # --- damaged input ---
 
 

@@ -246,6 +246,28 @@ def test_several_scorers_need_one_to_be_named(tmp_path):
         read_rows(tmp_path, split="bert", kind="preferences")
 
 
+def test_a_scorer_whose_name_is_within_anothers_is_found(tmp_path):
+    ensemble = "ensemble of 1 vader, 1 judge@1"
+    stored(tmp_path, [("vader", [[0.0, 1.0]] * 2), (ensemble, [[1.0, 0.0]] * 2)])
+    assert [each.numbers.scorer for each in read_rounds(tmp_path, "vader")] == ["vader"]
+    assert [each.numbers.scorer for each in read_rounds(tmp_path, "judge")] == [ensemble]
+
+
+def test_parts_of_some_batches_only_are_named(tmp_path):
+    made = RoundStore(tmp_path, 0, {})
+    for number, parts in enumerate(({"wit": [1.0, 2.0]}, None)):
+        made.samples.write(number, [SAMPLE])
+        made.scores("s").write(number, [ScoreRow("p:1", "s", [1.0, 2.0], parts)])
+    with pytest.raises(UserError, match=r"scorer s gave parts\['wit'\] for 1 of 2 sampling batches"):
+        read_rounds(tmp_path)
+
+
+def test_the_name_of_a_file_that_is_not_utf8_is_stored(tmp_path):
+    made = RoundStore(tmp_path, 0, {})
+    made.samples.write(0, [replace(SAMPLE, source="caf\udce9.jsonl:1")])
+    assert [row.source for row in made.samples.read(0) or []] == ["caf?.jsonl:1"]
+
+
 def test_a_damaged_batch_is_left_out_and_named(tmp_path, capsys):
     made = stored(tmp_path)
     made.samples.write(1, [SAMPLE])

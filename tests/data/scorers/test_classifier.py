@@ -132,6 +132,8 @@ def test_the_models_input_follows_template_or_chat_template(bert, reward_model: 
     assert reads(chatty, "p") == expected(chatty, turn("user", "p") + turn("assistant", "r{x}"))
     assert reads(chatty, chat[:1]) == expected(chatty, turn("user", "a") + turn("assistant", "r{x}"))
     assert reads(chatty, "p", template="{response}") == expected(chatty, "r{x}")
+    assert reads(chatty, chat[:2]) == expected(chatty, turn("user", "a") + turn("assistant", "br{x}"))
+    assert reads(reward_model, chat[:2]) == expected(reward_model, "a\n\nbr{x}")
 
 
 def test_special_tokens_are_added_to_plain_text_only(bert):

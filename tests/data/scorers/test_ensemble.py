@@ -20,6 +20,14 @@ def test_an_ensemble_is_the_weighted_mean_with_its_spread():
     assert scores.parts["disagreement"] == pytest.approx([math.sqrt(2), math.sqrt(50 / 9)])
 
 
+def test_a_tie_of_whole_grades_stays_a_tie():
+    members = {name: Given(lambda prompts, responses, grades=grades: grades) for name, grades in TIED.items()}
+    assert score(EnsembleScorer(members), [""] * 2, ["a", "b"]) == [2.0, 2.0]
+
+
+TIED = {"one": [1.0, 3.0], "two": [2.0, 2.0], "three": [3.0, 1.0]}
+
+
 def test_the_parts_of_a_members_rewards_are_kept():
     judge = Given(lambda prompts, responses: Scores([2.0] * len(responses), {"tone": [3.0] * len(responses)}))
     scores = score(EnsembleScorer({"judge": judge, "other": Given(lengths)}), ["", ""], ["aaa", "b"])

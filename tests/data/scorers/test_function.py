@@ -135,6 +135,8 @@ def test_a_function_itself_is_a_scorer_whose_identity_follows_its_code(in_tmp: P
         lambda responses, questions, weight=1: [weight * len(each) for each in responses],
         lambda prompts, *, completions: [*map(len, completions)],
         lambda questions, answers: [*map(len, answers)],
+        lambda texts, prompts: [*map(len, texts)],
+        lambda response, prompt: [*map(len, response)],
         partial(lambda weight, responses: [weight * len(each) for each in responses], 1),
     ],
 )

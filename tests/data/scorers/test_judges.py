@@ -108,8 +108,41 @@ def test_a_request_that_is_too_long_is_one_item_without_an_answer(serve, in_tmp,
     assert len(server.requests) == 3
     judge.release()
     assert "1 without a usable answer" in capsys.readouterr().out
-    with pytest.raises(JudgeError, match=r"longer than its context: HTTP 400 .* \(response .* scorer.unanswered"):
+    with pytest.raises(JudgeError, match=r"does not take a request: HTTP 400 .* \(response .* scorer.unanswered"):
         score(GradingJudge(endpoint(server)), ["q"], ["b" * 20_000])
+
+
+def test_a_request_that_a_filter_refuses_is_one_item_without_an_answer(serve, in_tmp):
+    said = {
+        "error": {"message": "The response was filtered by the content management policy", "code": "content_filter"}
+    }
+    server = serve(lambda messages: (400, {}, json.dumps(said), 0) if "bad" in messages[0]["content"] else grades(7))
+    judge = GradingJudge(endpoint(server), unanswered=1)
+    assert score(judge, ["q"] * 2, ["bad", "c"]) == [1.0, 7.0]
+
+
+def test_fields_of_the_request_are_added_and_left_out(serve, in_tmp):
+    server = serve(lambda messages: grades(3))
+    extra = {"max_tokens": None, "temperature": None, "max_completion_tokens": 900}
+    changed, plain = (GradingJudge(endpoint(server, extra_body=each)) for each in (extra, None))
+    assert score(changed, ["q"], ["a"]) == score(plain, ["q"], ["a"]) == [3.0]
+    assert [sorted(request) for request in server.requests] == [
+        ["max_completion_tokens", "messages", "model", "path"],
+        ["max_tokens", "messages", "model", "path", "temperature"],
+    ]
+    assert changed.identity != plain.identity
+    with pytest.raises(UserError, match=r"extra_body.model: lit_align sets this field itself"):
+        endpoint(server, extra_body={"model": "x"})
+
+
+def test_a_judge_reads_calls_of_tools(serve, in_tmp):
+    server = serve(lambda messages: grades(3))
+    calls = [{"function": {"name": "find_bird"}}]
+    prompt = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    assert score(GradingJudge(endpoint(server)), [prompt], ["a"]) == [3.0]
+    sent = server.requests[0]["messages"][0]["content"]
+    assert "find_bird" in sent
+    assert "None" not in sent
 
 
 def test_a_schema_is_sent_where_the_endpoint_has_it(serve, in_tmp):

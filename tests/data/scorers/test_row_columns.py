@@ -71,6 +71,23 @@ def test_the_identity_follows_the_values_that_the_function_reads(in_tmp: Path):
     assert identity() == identity(level=7) != identity(answer="1")
 
 
+def test_rows_with_a_response_are_all_read(in_tmp: Path):
+    rows = [{"prompt": "1 + 1?", "completion": text, "answer": answer} for text, answer in (("a", "2"), ("b", "3"))]
+    message = message_of(UserError, FunctionScorer, equal, rows=written(rows))
+    assert "rows.jsonl:1 and rows.jsonl:2 have the same prompt" in message
+    assert score(FunctionScorer(equal, rows=written([{**row, "answer": "2"} for row in rows])), ["1 + 1?"], ["2"]) == [
+        1
+    ]
+
+
+def test_rows_may_be_a_split_of_a_saved_data_set(in_tmp: Path):
+    Dataset = pytest.importorskip("datasets").Dataset
+    DatasetDict = pytest.importorskip("datasets").DatasetDict
+    parts = {name: Dataset.from_list([{"prompt": name, "answer": name}]) for name in ("train", "test")}
+    DatasetDict(parts).save_to_disk("saved")
+    assert score(FunctionScorer(equal, rows="saved", rows_split="test"), ["test"], ["test"]) == [1]
+
+
 @pytest.mark.parametrize(
     ("function", "options", "words"),
     [
