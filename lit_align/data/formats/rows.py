@@ -45,7 +45,7 @@ class Row:
     weight: float = 1.0  # in the loss and in all means
     columns: Mapping[str, Any] = field(default_factory=dict)  # all that the source has of the row, if it is asked for
 
-    def of_responses(self, places: Iterable[int]) -> "Row":
+    def of_responses(self, places: Sequence[int]) -> "Row":
         """The row with the responses at these places, in this order, and what belongs to each."""
         each = {name: getattr(self, name) for name in ("responses", "rewards", "labels", "cut")}
         kept: dict[str, Any] = {name: values and tuple(values[k] for k in places) for name, values in each.items()}
