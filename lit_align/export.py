@@ -73,6 +73,11 @@ def export(source: str | Path, out: str | Path, adapter: bool = False) -> Path:
     policy, objective = load_policy(path)
     if adapter and policy.adapter is None:
         raise UserError(f"export: --adapter has no effect: {path} trained all weights. Leave --adapter out.")
+    if adapter and objective.scores:
+        raise UserError(
+            "export: --adapter would leave out the reward model's output head, which the adapter changes. Leave it out "
+            "to export the merged model."
+        )
     run = run_of(path)
     config = configuration_of(run) if run else {}
     with _replacing(folder) as part:

@@ -41,7 +41,7 @@ def model_card(objective: SavedObjective, config: dict[str, Any], run: Path | No
     }
     table = ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in facts.items() if value)]
     lines = ["---", _yaml(front), "---", "", f"# {base} after {name}", "", MADE_BY, "", *table, ""]
-    lines += [*_verdict(run), *_use(base, objective.scores, adapter)]
+    lines += [*_verdict(run, objective.step), *_use(base, objective.scores, adapter)]
     if config:
         lines += ["## Configuration", "", "```yaml", _yaml(config), "```"]
     return "\n".join(lines) + "\n"
@@ -92,10 +92,13 @@ def _template_args(config: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
-def _verdict(run: Path | None) -> list[str]:
+def _verdict(run: Path | None, step: int | None) -> list[str]:
+    """The run's results, if they are those of the checkpoint at a step."""
     summary = Summary.read(run) if run else None
     if summary is None:
         return []
+    if None not in (step, summary.step) and step != summary.step:
+        return [f"This model is of step {step}. The run's results on held-out prompts are of step {summary.step}.", ""]
     lines = [
         f"## On {amount(summary.prompts, 'held-out prompts')}, against the start",
         "",

@@ -168,7 +168,7 @@ def default_options(prefix: str, cls: type) -> Table:
 
 def of_optimizer(make: Any) -> Table:
     """Class and options of an optimizer that is still to be made."""
-    optimizer = make([torch.nn.Parameter(torch.zeros(1))])
+    optimizer = make([torch.nn.Parameter(torch.zeros(1, 1))])  # some take matrices only
     options = {name: _plain(value) for name, value in optimizer.defaults.items()}
     return {"model.optimizer": type(optimizer).__name__} | {f"model.optimizer.{n}": v for n, v in options.items()}
 

@@ -26,6 +26,7 @@ from lit_align.cli import main
 from lit_align.cli.chat import Prompting, Speaker, chat
 from lit_align.data import OfflinePairs
 from lit_align.data.sampling import Response, SampleRequest, Sampling
+from lit_align.dtypes import fast_dtype
 from lit_align.errors import UserError
 from lit_align.export import export, load_policy
 from lit_align.model_card import model_card
@@ -185,6 +186,21 @@ def test_a_reward_model_is_exported_as_a_classifier(tiny_model, in_tmp):
         "AutoModelForSeq",
     ):
         assert piece in card
+
+
+def test_the_adapter_of_a_reward_model_is_not_exported_alone(tiny_model, in_tmp):
+    module = RewardModel(PolicyConfig(tiny_model), lora=LoRAConfig(r=2), optimizer=adamw(1e-2))
+    fit(module, OfflinePairs(write_pairs(in_tmp))).save_checkpoint("reward.ckpt")
+    with pytest.raises(UserError, match="--adapter would leave out the reward model's output head"):
+        export("reward.ckpt", "exported", adapter=True)
+
+
+def test_a_chat_has_the_type_that_the_model_is_stored_in(tiny_model, in_tmp):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for dtype in (torch.bfloat16, torch.float32):
+        model.to(dtype).save_pretrained("stored")
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained("stored")
+        assert Speaker("stored", Sampling(max_new_tokens=4)).model.dtype == fast_dtype(dtype)
 
 
 class Own(DPO):
@@ -456,7 +472,7 @@ def test_a_full_disk_is_one_message(in_tmp, monkeypatch):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     policy = SimpleNamespace(adapter=SimpleNamespace(save_pretrained=save_pretrained))
-    monkeypatch.setattr("lit_align.export.load_policy", lambda path: (policy, None))
+    monkeypatch.setattr("lit_align.export.load_policy", lambda path: (policy, SimpleNamespace(scores=False)))
     Path("last.ckpt").touch()
     with pytest.raises(UserError, match=r"exported cannot be written: .*No space left on device"):
         export("last.ckpt", "exported", adapter=True)

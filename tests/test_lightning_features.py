@@ -352,15 +352,18 @@ def test_the_last_checkpoints_are_kept_by_step(run: Run):
 def test_names_of_held_out_metrics_are_checked_at_the_start(tiny_model: str, in_tmp: Path):
     reward = FunctionScorer(lambda prompts, responses: [float(len(response)) for response in responses])
 
-    def train(monitor: str, *more: Callback) -> None:
+    def train(monitor: str, *more: Callback, every: int = 1) -> None:
         prompts = write_prompts(in_tmp)
-        judged = WinRate(prompts, reward, judges={"other": reward}, validation=prompts, responses_per_prompt=1)
+        judges = {"other": reward}
+        judged = WinRate(prompts, reward, judges=judges, validation=prompts, responses_per_prompt=1, every=every)
         data = OfflinePairs(write_pairs(in_tmp), batch_size=4)
         given = [MonitorCheck(), judged, callbacks.EarlyStopping(monitor, stopping_threshold=1e9), *more]
         fit(DPO(PolicyConfig(tiny_model)), data, *given, max_steps=1, limit_val_batches=0)
 
     with pytest.raises(UserError, match=r"monitor=val/win_rte is never logged. Name one of val/reward, .*win_rate_oth"):
         train("val/win_rte")
+    with pytest.raises(UserError, match=r"val/win_rate is logged in every 2th round only .* Set win_rate.every=1\."):
+        train("val/win_rate", every=2)
     train("val/win_rate_other")
 
 

@@ -23,6 +23,7 @@ estimates. At a sampling temperature other than the policy's (1), or with top_p 
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby, islice
 from typing import Any
 
@@ -154,7 +155,11 @@ class Drift(AlignCallback):
         """A fresh response to each example's prompt, with log π."""
         policy = module.policy
         assert policy is not None
+        longest = max(len(example.prompt_ids) for example in examples)
         sampling = self._sampling(data)
+        if policy.positions is not None:  # an example's own response shows that there is room for one
+            room = policy.positions - longest
+            sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         request = SampleRequest(
             prompts=[example.prompt_ids for example in examples],
             keys=[("drift", data.seed, example.source) for example in examples],
@@ -162,7 +167,7 @@ class Drift(AlignCallback):
             sampling=sampling,
             end_ids=data.preference_tokenizer.end_ids(),
         )
-        with data.sampling_with(policy, max(map(len, request.prompts)) + sampling.max_new_tokens) as sampler:
+        with data.sampling_with(policy, longest + sampling.max_new_tokens) as sampler:
             sampled = sampler.sample_in_turn(policy, request)
         fresh = [
             Example(example.prompt_ids, [responses[0].ids], example.source)

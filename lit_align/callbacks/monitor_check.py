@@ -40,6 +40,7 @@ class MonitorCheck(AlignCallback):
                 if _has_own_code(trainer):
                     continue
                 _check_is_logged(trainer, pl_module, name, monitor)
+                _check_is_logged_in_time(trainer, callback)
                 if monitor.startswith("train/"):
                     self._unchecked.append((name, monitor))
 
@@ -83,6 +84,26 @@ def _check_is_logged(trainer: Trainer, module: PreferenceObjective, callback: st
         )
     if monitor.removeprefix("val/") not in known:
         raise _unknown(callback, monitor, [f"val/{name}" for name in known])
+
+
+def _check_is_logged_in_time(trainer: Trainer, callback: EarlyStopping | ModelCheckpoint) -> None:
+    """Check that a metric of `WinRate` is logged in each epoch in which a callback reads it.
+
+    Raises:
+        UserError: it is not.
+    """
+    data = data_module_of(trainer)
+    if data is None or data.validation is not None or not str(callback.monitor).startswith("val/"):
+        return
+    every = [each.every for each in trainer.callbacks if isinstance(each, WinRate) and each.unit == "round"]  # type: ignore[attr-defined]
+    read_every = callback._every_n_epochs if isinstance(callback, ModelCheckpoint) else 1
+    if every and read_every % every[0]:
+        name = type(callback).__name__
+        fix = "" if name == "EarlyStopping" else f", or {name}'s every_n_epochs to a multiple of it"
+        raise UserError(
+            f"{name}: monitor={callback.monitor} is logged in every {every[0]}th round only (win_rate.every), but read "
+            f"in every {read_every}. Set win_rate.every=1{fix}."
+        )
 
 
 def _has_own_code(trainer: Trainer) -> bool:

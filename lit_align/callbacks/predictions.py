@@ -176,6 +176,7 @@ class Predictions(AlignCallback):
             module, sampler, rows, ("predict", self.seed), self.responses_per_prompt
         )
         responses = gather_in_order(trainer, batches, share)
+        self._print_cut(responses)
         scores = None
         if self.scorer is not None:
             scores = gather_in_order(trainer, batches, score_share(self.scorer, prompts, batches, share))
@@ -203,12 +204,23 @@ class Predictions(AlignCallback):
                     f"{self.prompts}: {amount(len(rows) - len(prompts.rows), 'questions')} too long, and a benchmark "
                     "needs an answer to each. Raise data.max_prompt_length, or use data.long_prompts=truncate_left."
                 )
-            return [[response.text for response in group] for group in gather_in_order(module.trainer, batches, share)]
+            responses = gather_in_order(module.trainer, batches, share)
+            self._print_cut(responses)
+            return [[response.text for response in group] for group in responses]
 
         questions = read_questions(self.prompts, benchmark)
         is_chat = bool(module.tokenizer.chat_template)
         answers = ask(questions, self.responses_per_prompt, is_chat, respond)
         return answers_file(questions, answers, benchmark, name)
+
+    def _print_cut(self, responses: Sequence[Sequence[Response]]) -> None:
+        """Print how many responses are cut at the longest length, if any is."""
+        finished = [response.finished for group in responses for response in group]
+        if cut := finished.count(False):
+            print_line(
+                f"cut        {cut} of {amount(len(finished), 'responses')}, at predictions.sampling.max_new_tokens; "
+                "raise it for whole ones"
+            )
 
     def write(self, predicted: Predicted, folder: Path) -> None:
         """Write the rows, as lines or as Parquet."""

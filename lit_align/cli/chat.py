@@ -8,7 +8,7 @@ answer, and `/quit` or Ctrl-D ends the chat.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from lit_align.data.formats.rows import Message, Row
 from lit_align.data.generation import sample_responses
 from lit_align.data.sampling import SampleRequest, Sampling
 from lit_align.data.tokenization import PreferenceTokenizer
+from lit_align.dtypes import dtype_name, fast_dtype
 from lit_align.errors import UserError, amount
 from lit_align.export import configuration_of
+from lit_align.model_files import locate_model, stored_type
 from lit_align.policy import Policy, PolicyConfig
 
 OPTIONS = {
@@ -73,7 +75,8 @@ class Speaker:
         template_args = _template_args_of_run(path) | prompting.template_args
         try:
             config = PolicyConfig(path, tokenizer=prompting.tokenizer, chat_template=prompting.chat_template)
-            policy = Policy.load(config)
+            dtype = fast_dtype(stored_type(locate_model(config)) or torch.float32)
+            policy = Policy.load(replace(config, dtype=dtype_name(dtype)))
         except UserError as error:
             raise UserError(f"chat: {prompting.message(error)}") from error
         device = "cuda" if torch.cuda.is_available() else "cpu"

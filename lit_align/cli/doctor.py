@@ -19,14 +19,16 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from rich.padding import Padding
 from rich.text import Text
 
-from lit_align.callbacks import AlignCallback, DryRun, Order, RunReport
+from lit_align.callbacks import AlignCallback, DryRun, Order, RunReport, WinRate
 from lit_align.callbacks.base import dry_run_of, in_order
 from lit_align.cli.app import AlignCLI
 from lit_align.console import command, print_field, print_line, printable
 from lit_align.data import OnPolicyPairs
+from lit_align.data.base import PairsDataModule
 from lit_align.data.tokenization import in_place
 from lit_align.errors import amount
 from lit_align.logprobs import PreferenceBatch, preferences_of
@@ -42,14 +44,16 @@ class Examination(AlignCallback):
     """Times the batches and prints an example of the first.
 
     Args:
-        checked: Callbacks of which only `setup` runs.
+        checked: Callbacks of which only `setup` runs, and the checks of `WinRate`.
         scratch: Folder of the rounds; all processes use the first one's.
         epochs: trainer.max_epochs of the whole run.
+        limits: trainer.limit_train_batches and trainer.limit_val_batches of the whole run.
     """
 
     order = Order.REPORT
 
-    def __init__(self, checked: list[Callback], scratch: str, epochs: int | None):
+    def __init__(self, checked: list[Callback], scratch: str, epochs: int | None, limits: tuple[Any, Any]):
+        self.limit_train, self.limit_val = limits
         self.checked = checked
         self.scratch = scratch
         self.epochs = epochs
@@ -66,6 +70,20 @@ class Examination(AlignCallback):
             data.prompts_per_round = self.sampled = min(self.prompts, enough_prompts(data, trainer.world_size))
         for callback in self.checked:
             callback.setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read what evaluations will read."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PairsDataModule) and data.validation is not None and self.limit_val != 0:
+            data.read_validation()
+        for callback in self.checked:
+            if isinstance(callback, WinRate):
+                callback.on_fit_start(trainer, pl_module)
+
+    def limited(self, batches: int) -> int:
+        """The batches of an epoch, of which trainer.limit_train_batches is the most, or the share."""
+        limit = self.limit_train
+        return batches if limit is None else min(batches, limit if isinstance(limit, int) else int(batches * limit))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.starts and isinstance(pl_module, PreferenceObjective):
@@ -117,8 +135,9 @@ def examine(args: list[str]) -> None:
         acting = [callback for callback in given if dry_run_of(callback) is DryRun.ACT]
         checked = [callback for callback in given if dry_run_of(callback) is DryRun.CHECK]
         trainer.loggers = [MetricsCSV(scratch)]
+        limits = trainer.limit_train_batches, trainer.limit_val_batches
+        examination = Examination(checked, scratch, trainer.max_epochs, limits)
         trainer.limit_train_batches, trainer.limit_val_batches, trainer.num_sanity_val_steps = BATCHES, 0, 0
-        examination = Examination(checked, scratch, trainer.max_epochs)
         trainer.callbacks = in_order([*acting, Header(), examination])  # type: ignore[attr-defined]
         trainer.fit_loop.max_epochs = 1
         trainer.fit(cli.model, datamodule=cli.datamodule)
@@ -157,7 +176,8 @@ def prompts_of_a_round(data: OnPolicyPairs, rounds: int | None) -> int:
 def enough_prompts(data: OnPolicyPairs, processes: int) -> int:
     """Prompts that fill a batch of the sampler, and the batches that are trained on, unless these need many."""
     together = max(1, data.sampling_batch_size // data.responses_per_prompt)
-    return min(max(together, BATCHES * data.batch_size * processes), 4 * together)
+    batch = data.batch_size * processes
+    return min(max(together, BATCHES * batch), max(4 * together, 2 * batch))
 
 
 class Epoch(NamedTuple):
@@ -179,12 +199,16 @@ class Epoch(NamedTuple):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         each = examination.seconds
         if not isinstance(data, OnPolicyPairs):
-            batches = len(data.train_dataloader())
-            text = f"{amount(batches, 'batches')} of {amount(data.batch_size, 'examples')} per process"
+            loader = data.train_dataloader()
+            if isinstance(loader, CombinedLoader):
+                iter(loader)  # it has no length before
+            batches = examination.limited(len(loader))
+            size = f" of {amount(data.batch_size, 'examples')}" if isinstance(data, PairsDataModule) else ""
+            text = f"{amount(batches, 'batches')}{size} per process"
             return cls(("an epoch", text), batches, {"train": batches * each})
         made = next(row for row in rows if "round/pairs" in row)
         times = examination.prompts / examination.sampled
-        batches = math.ceil(times * made["round/pairs"] / data.batch_size / trainer.world_size)
+        batches = examination.limited(math.ceil(times * made["round/pairs"] / data.batch_size / trainer.world_size))
         made_of = f"{amount(batches, 'batches')} of {amount(data.batch_size, 'pairs')}"
         text = f"{amount(examination.prompts, 'prompts')}, about {made_of} per process"
         sampling = {"sample": times * made["round/seconds_sample"], "score": times * made["round/seconds_score"]}

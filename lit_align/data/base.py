@@ -150,10 +150,11 @@ class PairsDataModule(TokenizingDataModule):
                 raise UserError("validate needs pairs to validate on. Name some: --data.validation=PATH.")
             return []
         if self._validation_examples is None:
-            self._validation_examples = self._held_out("validation", str(self.validation), self._read_validation())
+            self._validation_examples = self._held_out("validation", str(self.validation), self.read_validation())
         return self._loader(self._validation_examples, shuffle=False)
 
-    def _read_validation(self) -> ExampleTable:
+    def read_validation(self) -> ExampleTable:
+        """The examples of data.validation, which is set; read once."""
         if self._validation_read is None:
             given = self.validation
             if isinstance(given, str):
@@ -274,7 +275,7 @@ class PairsDataModule(TokenizingDataModule):
         assert self.trainer is not None
         self.texts.read(self.module, lambda source: self.tokenize(source, "texts"))
         if self.validation is not None and self.trainer.limit_val_batches:
-            self._read_validation()
+            self.read_validation()
 
     def with_texts(self, loader: ExampleLoader) -> ExampleLoader | CombinedLoader:
         """The loader of the preferences, combined with a loader of equal length for each stream of texts."""

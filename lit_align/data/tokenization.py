@@ -156,7 +156,7 @@ class PreferenceTokenizer:
         return None if prompt_ids is None else RowIds(prompt_ids, responses)
 
     def response_ids(self, row: Row) -> list[list[int]]:
-        """Tokens of the responses alone, regardless of the prompt's length.
+        """Tokens of the responses alone, without limits.
 
         Raises:
             UserError: as for `row`, or no tokens of a response spell its text after the prompt.
@@ -168,7 +168,7 @@ class PreferenceTokenizer:
                 f"{row.source}: no tokens of the response spell its text after the prompt. Leave the row out, or begin "
                 "the response with a space or a new line."
             )
-        return [self._cut(ids).tolist() for ids in tokens.responses]
+        return [ids.tolist() for ids in tokens.responses]
 
     def rendering(self, row: Row) -> Rendering:
         """The text of the prompt and of each response, as the chat template renders them; plain text is unchanged."""

@@ -32,8 +32,9 @@ def measure_forgetting(name: str, texts: TokenizedPrompts, likelihoods: Likeliho
     tokenizer.counts.clear()
     tokenized = ((row, tokenizer.row(row)) for row in texts.rows)
     examples = ExampleTable.temporary(Example(*tokens, row.source) for row, tokens in tokenized if tokens is not None)
-    if left_out := len(texts.rows) - len(examples):
-        print_field(f"forgetting {name}", f"{amount(left_out, 'texts')} left out: {listing(tokenizer.counts)}")
+    if tokenizer.counts:
+        used = f"{len(examples)} of {amount(len(texts.rows), 'texts')}"
+        print_field(f"forgetting {name}", f"{used}; {listing(tokenizer.counts)}")
     batches = sampling_batches(examples.lengths.total.tolist(), likelihoods.batch_size)
     share = likelihoods.share(batches, examples.views, f"forgetting {name}")
     logps = torch.tensor(list(gather_in_order(likelihoods.module.trainer, batches, share)), dtype=torch.float64)

@@ -120,8 +120,10 @@ class Evaluator:
             scorer.check(row.prompt for row in prompts.rows)
 
     def check_texts(self, path: str) -> None:
-        """Raise a `UserError` if the texts of the file cannot be read."""
-        self._texts(path)
+        """Raise a `UserError` if the texts of the file cannot be read, or one is too long for the model."""
+        tokenizer = tokenizer_of(self.module)
+        for row in self._texts(path).rows:
+            tokenizer.row(row)
 
     def evaluate(
         self, path: str, name: str, *, texts: Mapping[str, str] | None = None, best_of_n: bool = False
@@ -247,6 +249,7 @@ class Evaluator:
             kl_sampling=self.sampling.described_for(self.policy.temperature) or None,
             scorers=scorers,
             forgetting=forgetting,
+            step=self.module.weights_step,
         )
 
 

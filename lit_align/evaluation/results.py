@@ -25,7 +25,7 @@ from lit_align.evaluation.summary import (
     Summary,
 )
 from lit_align.metrics import best_of_n, best_of_n_kl, distinct_n, self_bleu
-from lit_align.metrics.win_rate import Estimate, compare_rewards, win_rates
+from lit_align.metrics.win_rate import Estimate, compare_rewards, length_gap, win_rates
 
 METRICS = (
     "reward",
@@ -177,6 +177,7 @@ def summarize_scorer(
             win_rate=against_data.win_rate,
             win_rate_ties_as_wins=against_data.win_rate_ties_as_wins,
             win_rate_length_controlled=against_data.win_rate_length_controlled,
+            length_gap=length_gap(policy.lengths, own.lengths),
         )
     parts = {
         part: PartSummary(

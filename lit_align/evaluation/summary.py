@@ -50,6 +50,12 @@ class DataComparison:
     win_rate: Estimate
     win_rate_ties_as_wins: float
     win_rate_length_controlled: Estimate
+    length_gap: float | None = None  # of the policy's responses, in standard deviations
+
+    @property
+    def has_equal_lengths(self) -> bool:
+        """Whether there are enough pairs of about equal length for a win rate at equal length."""
+        return abs(self.length_gap or 0.0) <= GREATEST_GAP
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class Summary:
     length_gap: float | None = None  # to the start's responses, in standard deviations
     kl_sampling: str | None = None  # of the responses that give kl_from_start, where they are not samples of π
     forgetting: dict[str, Forgetting] = field(default_factory=dict)
+    step: int | None = None  # the optimizer step of the policy
 
     @property
     def is_truncated(self) -> bool:

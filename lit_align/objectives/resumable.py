@@ -58,6 +58,7 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
     base_fingerprint: str = ""
     """Identifies the weights of the base model; set when the model is built."""
     _resumed_at: Position | None = None
+    _loaded_step: int | None = None
 
     def setup(self, stage: str) -> None:
         name_checkpoint_in_errors(self.trainer)
@@ -80,6 +81,7 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._loaded_step = checkpoint.get("global_step")
         if not self._is_fitting:
             return
         self.adapt_checkpoint(checkpoint)
@@ -92,6 +94,11 @@ class ResumableModule(L.LightningModule, metaclass=CheckedArguments):
         continue_saving(callbacks, states, self.trainer.ckpt_path or "", self._resumed_at.step)
         self._resumed_at.write_loops(checkpoint)
         self._resumed_at.stop_again(self.trainer)
+
+    @property
+    def weights_step(self) -> int | None:
+        """The optimizer step that the weights are of; outside a fit, None if no checkpoint is loaded."""
+        return self.trainer.global_step if self._is_fitting else self._loaded_step
 
     @property
     def _is_fitting(self) -> bool:

@@ -22,6 +22,7 @@ class SavedObjective:
         proximal: λ at the start; None if the objective has no anchor.
         reference: None if the objective has no anchor.
         refresh: None if the reference is fixed.
+        step: The optimizer step of the checkpoint.
     """
 
     name: str
@@ -33,6 +34,7 @@ class SavedObjective:
     proximal: float | None
     reference: ReferenceConfig | None
     refresh: RefreshRule | None
+    step: int | None = None
 
     @property
     def scores(self) -> bool:
@@ -67,4 +69,5 @@ class SavedObjective:
             proximal=options.get("proximal"),
             reference=None if reference is None else from_fields(ReferenceConfig, reference),
             refresh=None if rule is None else RefreshRule(**rule),
+            step=checkpoint["global_step"],
         )

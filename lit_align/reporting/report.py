@@ -8,6 +8,7 @@ page forbids itself scripts and requests.
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def compared_runs(folders: Sequence[str | Path]) -> list[Run]:
     runs = open_runs(folders)
     for run in runs:
         if not run.scorers:
-            options = "" if "win_rate" in run.configuration else " --win_rate.prompts=PATH --win_rate.scorer=SCORER"
+            has_win_rate = re.search(r"^win_rate:\s*$", run.configuration, re.MULTILINE)  # not null
+            options = "" if has_win_rate else " --win_rate.prompts=PATH --win_rate.scorer=SCORER"
             raise UserError(
                 f"compare: {run.folder} has no summary.json. Evaluate the run: {test_command(run.folder)}{options}"
             )
@@ -110,9 +112,9 @@ def _about(run: Run) -> str:
     elif not run.summary:
         facts.append(["trained", "nothing is recorded yet"])
     if run.summary:
-        facts.append(
-            ["held-out prompts", f"{run.summary.prompts} × {amount(run.summary.responses_per_prompt, 'responses')}"]
-        )
+        step = "" if run.summary.step is None else f", by the policy of step {run.summary.step}"
+        responses = amount(run.summary.responses_per_prompt, "responses")
+        facts.append(["held-out prompts", f"{run.summary.prompts} × {responses}{step}"])
     for place, start in enumerate(run.record.starts if run.record else []):
         facts.append([f"resumed at step {start.step}" if place else "started", f"{start.time}: {start.command}"])
     return table(["", ""], facts, "facts")

@@ -45,7 +45,8 @@ def print_summary(summary: Summary) -> None:
         table = results_table("Against the data set's own responses")
         for name, (scorer, own) in data.items():
             estimates = (own.reward, scorer.reward_end, own.win_rate, own.win_rate_length_controlled)
-            table.add_row(name, *results_cells(*estimates, is_equal=summary.has_equal_lengths))
+            is_equal = own.has_equal_lengths and not summary.is_truncated
+            table.add_row(name, *results_cells(*estimates, is_equal=is_equal))
         print_line(table)
     for line in best_of_n_lines(summary):
         print_line(line)

@@ -52,12 +52,17 @@ def test_a_round_that_ends_before_its_last_batch_moves_lambda_too(tiny_model, in
     assert module.proximal != 0.1
 
 
+def write_gpt2(positions: int) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+    config = GPT2Config(**sizes, n_positions=positions, bos_token_id=None, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained("gpt2")
+    byte_tokenizer().save_pretrained("gpt2")
+
+
 def test_a_policy_with_dropout_that_has_not_moved_has_not_drifted(in_tmp):
     """GPT-2 has dropout by default; both the start and the policy are evaluated without it."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
-    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=0)).save_pretrained("gpt2")
-    byte_tokenizer().save_pretrained("gpt2")
+    write_gpt2(positions=256)
     module = DPO(PolicyConfig("gpt2", dropout=True), optimizer=adamw(0.0))
     fit(module, on_policy(in_tmp), Drift(), logger=MetricsCSV("."))
     (row,) = [row for row in read_metrics("metrics.csv") if "drift/kl_policy_start" in row]
@@ -82,6 +87,14 @@ def test_offline_pairs_are_measured_once_per_prompt(tiny_model, in_tmp, capsys):
     fit(DPO(PolicyConfig(tiny_model)), OfflinePairs("rows.jsonl", pairing=AllPairs()), filtered)
     assert " nats, at temperature 0.7, top_p 0.9\n" in capsys.readouterr().out
     assert sampled == 2 * [[f"rows.jsonl:{line}" for line in range(1, 7)]]
+
+
+def test_a_drift_of_long_prompts_stays_within_the_models_positions(in_tmp):
+    prompts = [{"prompt": "p" * 24, "chosen": " yes", "rejected": f" {i}"} for i in range(4)]
+    (in_tmp / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    write_gpt2(positions=32)
+    module = DPO(PolicyConfig("gpt2"), optimizer=adamw(1e-2))
+    fit(module, OfflinePairs("long.jsonl", batch_size=2), Drift(prompts=2), max_steps=1)
 
 
 def test_drift_is_not_measured_before_the_first_step(tiny_model, in_tmp):

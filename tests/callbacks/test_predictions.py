@@ -1,6 +1,7 @@
 """Answers in the files of AlpacaEval and MT-Bench."""
 
 import json
+import re
 from pathlib import Path
 
 import lightning as L
@@ -29,13 +30,14 @@ def predict(model: str, folder: Path, questions: list[dict], **options) -> str:
     return Path("run", options["out"]).read_text()
 
 
-def test_alpaca_evals_file_has_each_instruction_with_its_answer(tiny_model, in_tmp):
+def test_alpaca_evals_file_has_each_instruction_with_its_answer(tiny_model, in_tmp, capsys):
     questions = [{"instruction": f"Say {i}.", "output": "", "dataset": "helpful_base"} for i in range(3)]
     rows = json.loads(predict(tiny_model, in_tmp, questions, out="a.json", format="alpaca_eval", name="mine"))
     assert [row["instruction"] for row in rows] == ["Say 0.", "Say 1.", "Say 2."]
     assert all(row.keys() == {"instruction", "output", "generator", "dataset"} for row in rows)
     assert {row["generator"] for row in rows} == {"mine"}
     assert any(row["output"] for row in rows)
+    assert re.search(r"cut        \d of 3 responses, at predictions.sampling.max_new_tokens", capsys.readouterr().out)
 
 
 def test_mt_benchs_second_turn_follows_the_models_own_answer(tiny_model, in_tmp, monkeypatch):

@@ -61,6 +61,13 @@ def test_offline_pairs_get_steps_time_memory_and_an_example(tiny_model, in_tmp, 
     assert not Path("run").exists(), "a dry run leaves no files"
 
 
+def test_texts_beside_the_pairs_and_limits_are_counted(tiny_model, in_tmp, capsys):
+    texts = OFFLINE["init_args"] | {"sft": "pairs.jsonl"}
+    config(in_tmp, tiny_model, OFFLINE | {"init_args": texts})
+    main(["doctor", "--config=dpo.yaml", "--model.sft_weight=0.1", "--trainer.limit_train_batches=4"])
+    assert "an epoch        4 batches of 4 examples" in capsys.readouterr().out
+
+
 def test_rounds_are_estimated_from_a_few_prompts(tiny_model, in_tmp, capsys):
     config(in_tmp, tiny_model, ROUNDS)
     main(["doctor", "--config=dpo.yaml"])
@@ -100,6 +107,7 @@ def test_several_processes_try_it_and_the_first_prints(tiny_model, in_tmp, capfd
     [
         ("--data.train=none.jsonl", "none.jsonl"),
         ("--win_rate.prompts=none.jsonl", "none.jsonl"),
+        ("--data.validation=none.jsonl", "none.jsonl"),
         ("--model.beta=-1", "beta=-1.0"),
         ("--model.policy.path=./none", "there is no folder './none'"),
     ],

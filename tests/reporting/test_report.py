@@ -15,7 +15,14 @@ from lit_align.cli import main
 from lit_align.console import console
 from lit_align.errors import UserError
 from lit_align.evaluation.rows import HeldOutRow, ScoredRow, write_held_out
-from lit_align.evaluation.summary import Diversity, Forgetting, PartSummary, ScorerSummary, Summary
+from lit_align.evaluation.summary import (
+    DataComparison,
+    Diversity,
+    Forgetting,
+    PartSummary,
+    ScorerSummary,
+    Summary,
+)
 from lit_align.metrics.win_rate import Estimate
 from lit_align.model_card import model_card
 from lit_align.objectives.saved import SavedObjective
@@ -233,8 +240,11 @@ def test_errors_are_one_paragraph(in_tmp, capsys, command, said):
 def test_a_run_without_a_verdict_cannot_be_compared(tmp_path):
     run = make_run(tmp_path / "a", 0)
     (run / "summary.json").unlink()
-    with pytest.raises(UserError, match=r"python train\.py test --config"):
-        report.compared_runs([run, make_run(tmp_path / "b", 0)])
+    for win_rate, needs_options in (("win_rate: null", True), ("win_rate:\n  prompts: p.jsonl", False)):
+        (run / "config.yaml").write_text(f"seed_everything: 1\n{win_rate}\n")
+        with pytest.raises(UserError, match=r"python train\.py test --config") as error:
+            report.compared_runs([run, make_run(tmp_path / "b", 0)])
+        assert ("--win_rate.prompts=PATH" in str(error.value)) == needs_options
 
 
 def test_commands_in_messages_write_to_the_folder_that_they_name(tmp_path):
@@ -298,6 +308,31 @@ def test_a_kl_of_filtered_samples_says_so_wherever_it_is(tmp_path, capsys):
     objective = SavedObjective("DPO", "", "logp", PolicyConfig("base"), None, 0.1, 0.0, None, None)
     for text in (capsys.readouterr().out, page, model_card(objective, {}, folder, False)):
         assert "(sampled at temperature 0.7)" in " ".join(text.split())
+
+
+def test_the_card_of_another_step_has_no_verdict(tmp_path):
+    folder = make_run(tmp_path / "run", 0)
+    summary = Run(folder, "run").summary
+    assert summary is not None
+    replace(summary, step=20).write(folder)
+    assert "by the policy of step 20" in report.write_report(folder).read_text()
+    objective = SavedObjective("DPO", "", "logp", PolicyConfig("b"), None, 0.1, 0.0, None, None, step=20)
+    assert "held-out prompts, against the start" in model_card(objective, {}, folder, False)
+    card = model_card(replace(objective, step=10), {}, folder, False)
+    assert "against the start" not in card
+    assert "This model is of step 10. The run's results on held-out prompts are of step 20." in card
+
+
+def test_a_comparison_with_the_data_looks_at_the_lengths_of_the_data(tmp_path, capsys):
+    folder = make_run(tmp_path / "run", 0)
+    summary = Run(folder, "run").summary
+    assert summary is not None
+    rate = Estimate(0.6, 0.5, 0.7)
+    for gap, shown in ((3.0, "n/a"), (0.2, "60.0%")):
+        data = DataComparison(rate, rate, 0.6, rate, gap)
+        scorers = {name: replace(each, data=data) for name, each in summary.scorers.items()}
+        print_summary(replace(summary, scorers=scorers))
+        assert shown in capsys.readouterr().out.partition("own responses")[2]
 
 
 @pytest.mark.filterwarnings("error")
