@@ -28,7 +28,7 @@ from lit_align.errors import UserError
 from lit_align.export import export
 from lit_align.objectives import CPO, DPO, EXO, IPO, KTO, MPO, ORPO, SFT, SPPO, AnchoredObjective, RewardModel, SimPO
 from lit_align.policy import LoRAConfig, PolicyConfig
-from lit_align.provenance import check, save
+from lit_align.provenance import check, of_optimizer, save
 
 
 def run(model: str, ckpt_path: str | None = None, objective=DPO, data=None, options=None, also=(), **trainer) -> DPO:
@@ -71,6 +71,10 @@ def test_a_run_of_other_options_does_not_resume(tiny_model, checkpoint, change):
     with pytest.raises(UserError, match="of another run") as error:
         run(tiny_model, checkpoint, max_epochs=2, **changed)
     assert f"  {change}" in str(error.value)
+
+
+def test_an_optimizer_of_matrices_alone_is_identified():
+    assert of_optimizer(partial(torch.optim.Muon, lr=0.1))["model.optimizer.lr"] == 0.1
 
 
 def test_a_change_that_is_accepted_resumes(tiny_model, checkpoint):

@@ -109,6 +109,8 @@ class Predictions(AlignCallback):
         scorer: Scores each response.
         responses_per_prompt: Responses sampled for each prompt.
         sampling: How responses are sampled; None takes the data module's options.
+        columns: Source of each column, as in data.columns.
+        ignore_columns: Columns that are left out, as in data.ignore_columns.
         batch_size: Responses sampled at once.
         seed: Seed of the random streams.
     """
@@ -126,6 +128,8 @@ class Predictions(AlignCallback):
         scorer: Scorer | None = None,
         responses_per_prompt: int = 1,
         sampling: Sampling | None = None,
+        columns: dict[str, str] | None = None,
+        ignore_columns: list[str] | None = None,
         batch_size: int = 128,
         seed: int = 0,
     ):
@@ -141,6 +145,9 @@ class Predictions(AlignCallback):
             raise UserError(
                 f"predictions.scorer has no effect because the file of format={format} has no scores. Leave it out."
             )
+        for option, value in (("columns", columns), ("ignore_columns", ignore_columns)):
+            if format != "rows" and value is not None:
+                raise UserError(f"predictions.{option} has no effect on the rows of format={format}. Leave it out.")
         check_batches("predictions", responses_per_prompt, batch_size)
         check_number("predictions.seed", seed, least=0)
         self.prompts = prompts
@@ -150,6 +157,8 @@ class Predictions(AlignCallback):
         self.scorer = scorer
         self.responses_per_prompt = responses_per_prompt
         self.sampling = sampling
+        self.columns = columns
+        self.ignore_columns = ignore_columns
         self.batch_size = batch_size
         self.seed = seed
 
@@ -171,7 +180,7 @@ class Predictions(AlignCallback):
             if trainer.is_global_zero:
                 self._write(lambda path: path.write_text(text, encoding="utf-8", errors="replace"), folder)
             return
-        rows = read_rows(self.prompts, kind="prompts")
+        rows = read_rows(self.prompts, kind="prompts", columns=self.columns, ignore_columns=self.ignore_columns or ())
         prompts, batches, share = self._respond(
             module, sampler, rows, ("predict", self.seed), self.responses_per_prompt
         )

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lit_align.callbacks.base import AlignCallback
 from lit_align.console import print_field
+from lit_align.data.base import data_module_of
 from lit_align.data.formats.read import read_rows
 from lit_align.data.formats.rows import Rows
 from lit_align.data.given_rows import reading_rows
@@ -49,6 +50,8 @@ class WinRate(AlignCallback):
         best_of: The verdict also gives the best of 2, 4, … up to this many of the start's responses, selected by
             `scorer`; null takes `responses_per_prompt`, without additional samples.
         sampling: How responses are sampled; None takes the data module's options.
+        columns: Source of each column of the prompts' files, as in data.columns.
+        ignore_columns: Columns of these files that are left out, as in data.ignore_columns.
         batch_size: Responses sampled at once.
         shown: Number of prompts that are printed with a response before and after.
         seed: Seed of the random streams, which training never uses.
@@ -72,6 +75,8 @@ class WinRate(AlignCallback):
         responses_per_prompt: int = 4,
         best_of: int | None = None,
         sampling: Sampling | None = None,
+        columns: dict[str, str] | None = None,
+        ignore_columns: list[str] | None = None,
         batch_size: int = 128,
         shown: int = 5,
         seed: int = 0,
@@ -102,6 +107,8 @@ class WinRate(AlignCallback):
         self.responses_per_prompt = responses_per_prompt
         self.best_of = best_of
         self.sampling = sampling
+        self.columns = columns
+        self.ignore_columns = ignore_columns
         self.batch_size = batch_size
         self.shown = shown
         self.seed = seed
@@ -120,6 +127,8 @@ class WinRate(AlignCallback):
             self.scorers,
             responses_per_prompt=self.responses_per_prompt,
             sampling=self.sampling or sampling_of(trainer),
+            columns=self.columns,
+            ignore_columns=self.ignore_columns or (),
             batch_size=self.batch_size,
             own_responses=self.own_responses,
             best_of=self.best_of or self.responses_per_prompt,
@@ -141,9 +150,13 @@ class WinRate(AlignCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report prompts that cannot be answered before training, too."""
         assert self._evaluator is not None
-        for path, name in ((self.validation, "held-out"), (self.prompts, "test")):
-            if path is not None:
-                self._evaluator.check_prompts(path, name)
+        data = data_module_of(trainer)
+        for option, path, name in (("validation", self.validation, "held-out"), ("prompts", self.prompts, "test")):
+            if path is None:
+                continue
+            self._evaluator.check_prompts(path, name)
+            if _is_trained_on(path, data):
+                print_field("caution", f"win_rate.{option}={path} is trained on, so these prompts are not held out")
         for path in self.forgetting.values():
             self._evaluator.check_texts(path)
 
@@ -200,6 +213,17 @@ class WinRate(AlignCallback):
             write_held_out(verdict_file(folder), self.evaluation.rows())
             self.evaluation.summary.write(folder)
             print_evaluation(self.evaluation, self.shown)
+
+
+def _is_trained_on(path: str, data: object) -> bool:
+    """Whether the prompts of a file or a data set are those that a data module trains on."""
+    for name in ("prompts", "train"):
+        given = getattr(data, name, None)
+        if isinstance(given, str) and getattr(data, f"{name}_split", None) is None:
+            exist = Path(given).exists() and Path(path).exists()
+            if given == path or (exist and Path(given).samefile(path)):
+                return True
+    return False
 
 
 def _digest(rows: Rows) -> str:

@@ -24,6 +24,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ class Evaluator:
         module: Its policy is evaluated.
         scorers: By name; the one that training uses is "training".
         responses_per_prompt: n, sampled from the policy and from the start.
+        columns: Source of each column of the prompts' files.
+        ignore_columns: Columns of these files that are left out.
         batch_size: Responses sampled at once.
         own_responses: Compare with the data set's own responses, too.
         best_of: Number of the start's responses of which the verdict takes the best.
@@ -74,6 +77,8 @@ class Evaluator:
         *,
         responses_per_prompt: int,
         sampling: Sampling,
+        columns: Mapping[str, str] | None,
+        ignore_columns: Sequence[str],
         batch_size: int,
         own_responses: bool,
         best_of: int,
@@ -83,6 +88,7 @@ class Evaluator:
         self.scorers = dict(scorers)
         self.responses_per_prompt = responses_per_prompt
         self.sampling = sampling
+        self.reading: dict[str, Any] = {"columns": columns, "ignore_columns": ignore_columns}
         self.batch_size = batch_size
         self.own_responses = own_responses
         self.answering = Answering(module, ("held out", seed), responses_per_prompt, sampling)
@@ -104,8 +110,8 @@ class Evaluator:
             UserError: the file cannot be read.
         """
         if not self.own_responses:
-            return read_rows(path, kind="prompts")
-        rows = read_rows(path, kind="texts", turns="last")
+            return read_rows(path, kind="prompts", **self.reading)
+        rows = read_rows(path, kind="texts", turns="last", **self.reading)
         return replace(rows, rows=Spool(_first_of_each_prompt(rows)))
 
     def check_prompts(self, path: str, name: str) -> None:

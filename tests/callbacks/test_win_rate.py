@@ -203,6 +203,23 @@ def test_testing_a_checkpoint_gives_the_verdict_of_its_run(tiny_model, in_tmp):
     )  # fmt: skip
     again.test(DPO(PolicyConfig(tiny_model)), on_policy(in_tmp), ckpt_path="run.ckpt")
     assert json.loads((in_tmp / "test" / "summary.json").read_text()) == json.loads(first)
+    assert json.loads(first)["step"] == trainer.global_step > 0
+
+
+def test_held_out_prompts_have_columns_and_should_not_be_trained_on(tiny_model, in_tmp, capsys):
+    rows = [{"question": f"Q{i}", "note": "x"} for i in range(4)]
+    (in_tmp / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"columns": {"prompt": "{question}?"}, "ignore_columns": ["note"], "responses_per_prompt": 1}
+    data = on_policy(in_tmp)
+    judged = WinRate("held_out.jsonl", scorer(), **options)
+    fit(DPO(PolicyConfig(tiny_model), optimizer=adamw(3e-2)), data, judged, max_steps=1)
+    assert "caution" not in capsys.readouterr().out
+    assert judged.evaluation is not None
+    assert [row.prompt for row in judged.evaluation.rows()] == ["Q0?", "Q1?", "Q2?", "Q3?"]
+    again = WinRate("prompts.jsonl", scorer(), responses_per_prompt=1)
+    fit(DPO(PolicyConfig(tiny_model), optimizer=adamw(3e-2)), on_policy(in_tmp), again, max_steps=1)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "win_rate.prompts=prompts.jsonl is trained on, so these prompts are not held out" in said
 
 
 def test_test_pairs_are_reported(tiny_model, in_tmp):
@@ -312,6 +329,7 @@ def test_two_processes_share_the_work_and_give_the_same_numbers(tiny_model, in_t
     for processes in (1, 2):
         run_in(processes, run, processes)
     one, two = (json.loads((in_tmp / f"run{n}" / "summary.json").read_text()) for n in (1, 2))
+    assert (one.pop("step"), two.pop("step")) == (4, 2)
     assert one == two
     files = [[Path(f"run{n}/held_out/test.parquet"), *held_out_files(f"run{n}")] for n in (1, 2)]
     for first, second in zip(*files, strict=True):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_align.data.formats.slices import split_slice
+from lit_align.data.formats.slices import split_name, split_slice
 from lit_align.data.formats.sources import load_hub
 from lit_align.errors import UserError
 
@@ -26,9 +26,10 @@ def identity_of(source: str, split: str | None) -> str:
     that changes none of these does not happen by accident. Hidden files are not counted.
     """
     name = source if Path(source).exists() else split_slice(source)[0]
+    name, named = split_name(name)
     source_files = _files(name)
     if source_files is None:
-        return _of_hub(name, split)
+        return _of_hub(name, named or split)
     folder, files = source_files
     states = [path.stat() for path in files]
     is_small = sum(state.st_size for state in states) <= WHOLE

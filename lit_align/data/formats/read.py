@@ -41,8 +41,8 @@ def read_rows(
         path_or_name: A .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow file (texts also as .gz, .bz2, .xz or
             .zst), a list or a glob of files, a folder that `datasets` saved or that was downloaded from the hub, rounds
             that `OnPolicyPairs` stored (a run's folder, or one round's), or a hub name, with a configuration after a
-            colon if needed (openai/summarize_from_feedback:comparisons). A slice may follow: rows.jsonl[:100],
-            rows.jsonl[95%:].
+            colon if needed (openai/summarize_from_feedback:comparisons). A split and a slice may follow:
+            saved[test], rows.jsonl[95%:].
         split: Split of a folder or hub name, or a slice of it (train[:95%]); None is the only one, or else train. For
             rounds scored by several scorers: a part of one scorer's identity.
         kind: Use of the rows. prompts: prompts only. preferences: the better response, then one or more worse ones.

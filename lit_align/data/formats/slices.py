@@ -1,5 +1,6 @@
-"""Slices of a data set: rows.jsonl[:100], train[:95%], [-10:]."""
+"""What the name of a data set may end with: a split (saved[test]), a slice (rows.jsonl[:100], train[:95%], [-10:])."""
 
+import glob
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -10,6 +11,7 @@ from lit_align.data.formats.rows import DataError
 from lit_align.data.formats.spool import Spool
 
 _SLICE = re.compile(r"(?P<name>.*)\[(?P<bounds>[^\[\]]*:[^\[\]]*)\]", re.DOTALL)
+_SPLIT = re.compile(r"(?P<name>[^\[\]]+)\[(?P<split>\w+)\]")
 _BOUND = re.compile(r"\s*(-?\d+(\.\d+)?)(%?)\s*")
 
 
@@ -17,6 +19,12 @@ def split_slice(name: str) -> tuple[str, str | None]:
     """A name without its slice, and the slice's bounds, if it has any."""
     match = _SLICE.fullmatch(name)
     return (match["name"], match["bounds"]) if match else (name, None)
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """A name without its split, and the split, if it has one; `[…]` that matches files is a glob's."""
+    match = _SPLIT.fullmatch(name)
+    return (match["name"], match["split"]) if match and not glob.glob(name) else (name, None)
 
 
 def sliced(records: Iterator[Record], bounds: str | None) -> Iterator[Record]:

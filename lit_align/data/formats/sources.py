@@ -11,7 +11,7 @@ from lit_align.data.formats.files import FILE_KINDS, find_reader, records_of_fil
 from lit_align.data.formats.folders import dataset_records, downloaded_records, is_saved, saved_records
 from lit_align.data.formats.record import Record
 from lit_align.data.formats.rows import DataError
-from lit_align.data.formats.slices import sliced, split_slice
+from lit_align.data.formats.slices import sliced, split_name, split_slice
 from lit_align.data.rounds.stored import find_rounds, read_rounds
 from lit_align.errors import first_line
 
@@ -26,9 +26,12 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 
 
 def read_records(source: str, split: str | None, skipped: Counter[str]) -> Iterator[Record]:
-    """The records of a source, within the slice at the end of its name or of the split's."""
+    """The records of a source, within the split and the slice at the end of its name, and the slice of `split`."""
     name, bounds = (source, None) if Path(source).exists() else split_slice(source)
-    part, part_bounds = split_slice(split or "")
+    name, named = split_name(name)
+    if named and split:
+        raise DataError(f"{source} names a split, and split={split!r} another. Leave one out.")
+    part, part_bounds = split_slice(named or split or "")
     records = sliced(_records(name, part or None, skipped), part_bounds)
     return sliced(records, bounds)
 

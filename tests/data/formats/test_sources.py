@@ -276,6 +276,20 @@ def test_the_configurations_of_a_readme_name_the_files(tmp_path: Path):
     assert "not in the folder" in message_of(lambda: prompts(tmp_path))
 
 
+def test_a_name_may_end_with_a_split_and_a_slice(tmp_path: Path):
+    for name, rows in (("train", PAIRS[:2]), ("test", PAIRS[2:])):
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(rows))
+    assert prompts(tmp_path) == PROMPTS[:2]
+    assert prompts(f"{tmp_path}[test]") == PROMPTS[2:]
+    assert prompts(f"{tmp_path}[test][1:3]") == PROMPTS[3:5]
+    assert "no split 'dev'" in message_of(lambda: prompts(f"{tmp_path}[dev]"))
+    both = message_of(lambda: read_rows(f"{tmp_path}[test]", split="train", kind="prompts"))
+    assert "names a split, and split='train' another" in both
+    assert prompts(f"{tmp_path}/t[er]*.jsonl") == PROMPTS[2:] + PROMPTS[:2], "a glob"
+    (tmp_path / "test.jsonl").rename(tmp_path / "rows_1")
+    assert identity_of(f"{tmp_path}[test]", None) == identity_of(str(tmp_path), None)
+
+
 def test_a_configuration_of_a_readme_may_be_a_folder(tmp_path: Path):
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: big\n  data_dir: data/big\n- config_name: small\n  data_dir: data/small\n"
