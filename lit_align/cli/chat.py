@@ -109,7 +109,8 @@ class Speaker:
             turns = turns[2:]  # a question and its answer
         key = ("chat", self.seed, self.answered)
         end_ids = self.preference_tokenizer.end_ids()
-        request = SampleRequest([ids], [key], 1, self.sampling, end_ids, [not self.is_chat])
+        continued = () if self.is_chat else (key,)
+        request = SampleRequest([ids], [key], 1, self.sampling, end_ids, continued)
         responses = sample_responses(self.model, self.tokenizer, request)
         self.answered += 1
         text = responses[0][0].text

@@ -9,7 +9,7 @@ change every sample.)
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,12 +80,12 @@ class SampleRequest:
     count: int  # responses to each prompt
     sampling: Sampling
     end_ids: Sequence[int]  # tokens that end a response
-    continues: Sequence[bool] = ()  # whether the responses continue each prompt's text; empty: none does
+    continued: Collection[Hashable] = ()  # keys of the prompts whose text the responses continue
 
     def grouped(self, tokens: Sequence[list[int]], tokenizer: Any) -> list[list[Response]]:
         """The responses of each prompt, decoded and cut at stop strings, from the tokens of all responses in order."""
-        continues = self.continues or [False] * len(self.prompts)
-        before = [prompt[-_BEFORE:] if each else [] for prompt, each in zip(self.prompts, continues, strict=True)]
+        each = zip(self.prompts, self.keys, strict=True)
+        before = [prompt[-_BEFORE:] if key in self.continued else [] for prompt, key in each]
         responses = [
             cut(ids, tokenizer, self.sampling.stop, self.end_ids, before[place // self.count])
             for place, ids in enumerate(tokens)

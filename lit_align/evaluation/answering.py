@@ -109,13 +109,14 @@ class Answering:
 
         def request(places: Sequence[int]) -> SampleRequest:
             rows = [prompts.rows[i] for i in places]
+            keys = [(*self.stream, row.source) for row in rows]
             return SampleRequest(
                 prompts=[prompts.ids[i] for i in places],
-                keys=[(*self.stream, row.source) for row in rows],
+                keys=keys,
                 count=self.count,
                 sampling=self.sampling,
                 end_ids=tokenizer.end_ids(),
-                continues=[continues_text(tokenizer.as_chat(row)) for row in rows],
+                continued={key for key, row in zip(keys, rows, strict=True) if continues_text(tokenizer.as_chat(row))},
             )
 
         return compute_share(

@@ -172,7 +172,7 @@ def test_a_spelled_out_end_is_not_doubled_and_one_inside_is_counted():
     for prompt, end in (("Q", EOS), ([{"role": "user", "content": "Q"}], END)):
         assert made.response_ids(Row(prompt, (f"ok{end}",))) == made.response_ids(Row(prompt, ("ok",)))
     assert not made.counts
-    made.response_ids(Row([{"role": "user", "content": "Q"}], (f"ok{END} more",)))
+    made.row(Row([{"role": "user", "content": "Q"}], (f"ok{END} more",)))
     assert made.counts == {"responses with an end token before their end": 1}
 
 

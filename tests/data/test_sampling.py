@@ -103,12 +103,12 @@ def test_a_response_that_continues_a_text_keeps_its_first_space():
     tokens = [space, none[len(prompt) :]]
     assert tokenizer.decode(tokens[0]) == "yes", "the tokenizer leaves out the space"
 
-    def texts(*continues: bool) -> list[str]:
-        request = SampleRequest([prompt] * 2, ["a", "b"], 1, Sampling(), [0], continues)
+    def texts(*continued: str) -> list[str]:
+        request = SampleRequest([prompt] * 2, ["a", "b"], 1, Sampling(), [0], continued)
         return [response.text for (response,) in request.grouped(tokens, tokenizer)]
 
-    assert texts(True, True) == [" yes", "no"]
-    assert texts() == texts(False, False) == ["yes", "no"]
+    assert texts("a", "b") == [" yes", "no"]
+    assert texts() == texts("b") == ["yes", "no"]
 
 
 def cut_token_by_token(ids: list[int], tokenizer: Any, stop: list[str], end_ids: list[int]) -> Response:

@@ -118,13 +118,14 @@ class RoundSamples(Computation[SampleRow]):
 
     def _request(self, number: int) -> SampleRequest:
         prompts = [self.prompts[place] for place in self.batches[number]]
+        keys = [(self.seed, self.round.index, prompt.source) for prompt in prompts]
         return SampleRequest(
             prompts=[prompt.prompt_ids for prompt in prompts],
-            keys=[(self.seed, self.round.index, prompt.source) for prompt in prompts],
+            keys=keys,
             count=self.responses_per_prompt,
             sampling=self.sampling,
             end_ids=self.end_ids,
-            continues=[prompt.continues for prompt in prompts],
+            continued={key for key, prompt in zip(keys, prompts, strict=True) if prompt.continues},
         )
 
     def _rows(self, number: int, sampled: Sequence[Sequence[Response]]) -> list[SampleRow]:
