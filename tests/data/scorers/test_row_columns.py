@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, DatasetDict
 from scoring import message_of
 from tiny import fit, on_policy, write_prompts
 
@@ -81,8 +82,6 @@ def test_rows_with_a_response_are_all_read(in_tmp: Path):
 
 
 def test_rows_may_be_a_split_of_a_saved_data_set(in_tmp: Path):
-    Dataset = pytest.importorskip("datasets").Dataset
-    DatasetDict = pytest.importorskip("datasets").DatasetDict
     parts = {name: Dataset.from_list([{"prompt": name, "answer": name}]) for name in ("train", "test")}
     DatasetDict(parts).save_to_disk("saved")
     assert score(FunctionScorer(equal, rows="saved", rows_split="test"), ["test"], ["test"]) == [1]
